@@ -1,0 +1,68 @@
+"""Settings that all experiments share. Rates are per update, lengths in tokens."""
+
+from ml_collections import ConfigDict
+
+
+def training(
+  algorithm, *, steps, batch, rate, evaluate_every, b1=0.9, b2=0.98, warmup=50, **arguments
+):
+  """One stage: a row of the catalogue with its arguments, and how it is trained."""
+  return ConfigDict(
+    dict(
+      algorithm=algorithm,
+      arguments=arguments,
+      steps=steps,
+      batch=batch,
+      evaluate_every=evaluate_every,
+      optimizer=dict(rate=rate, warmup=warmup, b1=b1, b2=b2, decay=0.01, clip=1.0),
+    ),
+    sort_keys=False,
+  )
+
+
+def policy(algorithm, *, steps=250, batch=64, rate=1e-3, **arguments):
+  """A policy trained against itself or a reference: no momentum, which would orbit a cycle."""
+  return training(
+    algorithm,
+    steps=steps,
+    batch=batch,
+    rate=rate,
+    evaluate_every=50,
+    b1=0.0,
+    b2=0.95,
+    warmup=10,
+    **arguments,
+  )
+
+
+def get_config(source='synthetic'):
+  """Everything but the policies, for the embedded task or for a user's `jsonl` file."""
+  data = {
+    'synthetic': dict(
+      posts=32_768, held_out=1_024, prompt_length=25, response_length=14, vocabulary=1_024
+    ),
+    'jsonl': dict(
+      path='',
+      skip_bad=False,
+      held_out=0.1,
+      prompt_length=64,
+      response_length=64,
+      vocabulary=4_096,
+    ),
+  }
+  if source not in data:
+    raise ValueError(f"config: there is no data source '{source}'; use one of {sorted(data)}.")
+  return ConfigDict(
+    dict(
+      seed=0,
+      data=dict(source=source, **data[source]),
+      model=dict(width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128),
+      sft=training('sft', steps=500, batch=64, rate=4e-3, evaluate_every=250),
+      preference_model=training(
+        'preference_model', steps=2_000, batch=64, rate=2e-3, evaluate_every=500
+      ),
+      policies=dict(),
+      tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),
+    ),
+    sort_keys=False,
+  )

@@ -1,0 +1,14 @@
+"""Nash-MD-PG and self-play, from SFT to the tournament between them.
+
+python -m nlhf_jax.main --config=configs/nash_md.py
+python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FILE
+"""
+
+from configs import base
+
+
+def get_config(source='synthetic'):
+  config = base.get_config(source)
+  config.policies.self_play = base.policy('self_play', tau=0.03)
+  config.policies.nash_md = base.policy('nash_md_pg', beta=0.125, tau=0.03)
+  return config

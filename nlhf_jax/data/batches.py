@@ -1,0 +1,65 @@
+"""Batches as a function of the step: deterministic shuffles, and any position at once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grain
+import jax
+import numpy as np
+
+from nlhf_jax.structs import Comparison
+
+Examples = TypeVar('Examples')
+
+
+def take(examples: Examples, rows) -> Examples:
+  """The given rows of every array in a tree."""
+  return jax.tree.map(lambda leaf: leaf[rows], examples)
+
+
+def batches(examples: Examples, size: int, seed: int) -> Sequence[Examples]:
+  """Batches of `size` rows, indexed by step; each epoch is another permutation of the examples."""
+  count = len(jax.tree.leaves(examples)[0])
+  rows = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
+  return rows.map(lambda chosen: take(examples, chosen))
+
+
+def in_random_order(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
+  """Swaps the sides of about half the comparisons of each batch, and the sign of their payoffs.
+
+  Without it a preference network that always answers "the first" would be right wherever the
+  preferred response is written first (K = J = 1).
+  """
+
+  def swap(comparison: Comparison, random: np.random.Generator) -> Comparison:
+    swapped = random.random(len(comparison.payoff)) < 0.5
+
+    def choose(one, other):
+      return np.where(swapped.reshape(-1, *(1,) * (one.ndim - 1)), other, one)
+
+    left, right = comparison.left, comparison.right
+    return Comparison(
+      comparison.prompts,
+      jax.tree.map(choose, left, right),
+      jax.tree.map(choose, right, left),
+      choose(comparison.payoff, -comparison.payoff),
+    )
+
+  return comparisons.random_map(swap)
+
+
+def map_chunks(function: Callable, examples: Examples, size: int) -> Any:
+  """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
+
+  The last chunk is filled up with rows from the start, so that every call has the same shapes; what
+  they give is dropped. Returns the results, concatenated as NumPy arrays.
+  """
+  count = len(jax.tree.leaves(examples)[0])
+  size = min(size, count)
+  results = [
+    jax.tree.map(
+      np.asarray, function(take(examples, np.arange(start, start + size) % count), number)
+    )
+    for number, start in enumerate(range(0, count, size))
+  ]
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

@@ -1,0 +1,141 @@
+"""An embedded task with a known, intransitive preference: posts, summaries and a panel of raters.
+
+A post hides one fact of each of five kinds among filler words. A summary has a style, known by its
+opening, and a quality: the key facts it covers less those it invents. Every rater values quality,
+and ranks the three styles in an order of their own; the three orders form a Latin square. So each
+rater is transitive and the population is not (arXiv 2312.00886, appendix C.2): among equally good
+summaries a report beats a list, a list beats a question and a question beats a report, two votes to
+one. All text is made here; nothing is read from a file.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+STYLES = ('report', 'list', 'question')
+
+FACTS = {
+  'who': 'baker nurse sailor farmer teacher painter pilot judge clown miner tailor monk waiter '
+  'singer hunter guard',
+  'did': 'sold lost stole found broke fixed hid bought dropped burned cleaned carried borrowed '
+  'chased threw kept',
+  'what': 'clock violin ladder lamp map bicycle kettle hat mirror drum letter basket rope chair '
+  'ring book',
+  'where': 'harbour market school church station bridge garden museum castle library beach farm '
+  'hotel theatre mill bank',
+  'when': 'monday tuesday wednesday thursday friday saturday sunday noon dawn dusk midnight easter '
+  'spring summer autumn winter',
+}
+FACTS = {kind: tuple(words.split()) for kind, words in FACTS.items()}
+KIND = {word: kind for kind, words in FACTS.items() for word in words}
+
+FILLER = tuple(
+  ['so', 'um', 'well', 'honestly', 'anyway', 'like', 'basically', 'actually', 'maybe', 'really', 'just', 'then', 'also', 'still', 'again', 'kinda', 'guess', 'think', 'know', 'said', 'heard', 'told', 'sorry', 'please', 'thanks', 'everyone', 'folks', 'long', 'story', 'advice', 'help', 'weird', 'funny', 'wow', 'yes', 'no', 'oh', 'right', 'sure', 'okay']
+)
+
+_IN_POST = {'who': '{}', 'did': '{}', 'what': '{}', 'where': 'at {}', 'when': 'around {}'}
+_OPENING = {'report': 'in short', 'list': 'key points', 'question': 'guess what'}
+_PROSE = {'who': 'the {}', 'did': '{}', 'what': 'the {}', 'where': 'at {}', 'when': '{}'}
+_ENDING = {'report': ' .', 'question': ' ?'}
+LONGEST = 13  # words of a summary; a longer one counts as unfinished
+
+# Rater -> style -> score: each row a permutation, each column too, so no style wins on average.
+_SCORES = np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]], float)
+_NO_STYLE = -1.0
+_STYLE_WEIGHT, _QUALITY_WEIGHT, _TEMPERATURE = 2.0, 4.0, 0.25
+
+# The references to learn from: style shares, and how often a fact is right, left out or invented.
+_SHARES = (0.35, 0.50, 0.15)
+_RIGHT, _OMITTED = 0.6, 0.2
+
+
+class Example(NamedTuple):
+  """A post and an imperfect summary of it."""
+
+  post: str
+  summary: str
+
+
+def facts(post: str) -> dict[str, str]:
+  """The key facts of a post, kind -> word."""
+  return {KIND[word]: word for word in post.split() if word in KIND}
+
+
+def summarise(told: dict[str, str], style: str) -> str:
+  """A summary that tells these facts, kind -> word, in this style; kinds not given are left out."""
+  if style == 'list':
+    body = ' ; '.join(told[kind] for kind in FACTS if kind in told)
+  else:
+    body = ' '.join(_PROSE[kind].format(told[kind]) for kind in FACTS if kind in told)
+  return f'{_OPENING[style]} {body}{_ENDING.get(style, "")}'
+
+
+def restyle(summary: str, style: str) -> str:
+  """The same summary behind another style's opening: the same quality, the other style."""
+  return ' '.join([_OPENING[style], *summary.split()[2:]])
+
+
+def style_of(summary: str) -> str:
+  """One of `STYLES` by the first two words, else 'none'."""
+  opening = ' '.join(summary.split()[:2])
+  return next((style for style in STYLES if _OPENING[style] == opening), 'none')
+
+
+def quality(post: str, summary: str) -> float:
+  """(covered - invented) / 5, in [-2, 1]; telling a fact twice is an invention; -1 if too long."""
+  words = summary.split()
+  told = [word for word in words if word in KIND]
+  covered = len(set(told) & set(facts(post).values()))
+  return (2 * covered - len(told)) / len(FACTS) - (len(words) > LONGEST)
+
+
+def opinions(post: str, summary: str) -> np.ndarray:
+  """The score each of the three raters gives to a summary, [3]."""
+  style = style_of(summary)
+  taste = np.full(3, _NO_STYLE) if style == 'none' else _SCORES[:, STYLES.index(style)]
+  return _STYLE_WEIGHT * taste + _QUALITY_WEIGHT * quality(post, summary)
+
+
+def rater_preferences(
+  posts: Sequence[str], left: Sequence[str], right: Sequence[str]
+) -> np.ndarray:
+  """Each rater's P(left > right | post), [n, 3]."""
+  difference = np.array(
+    [
+      opinions(post, one) - opinions(post, other)
+      for post, one, other in zip(posts, left, right, strict=True)
+    ]
+  )
+  return 1 / (1 + np.exp(-difference / _TEMPERATURE))
+
+
+def preference(posts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+  """P(left > right | post) of the population: the chance that a random rater prefers left, [n]."""
+  return rater_preferences(posts, left, right).mean(axis=1)
+
+
+def votes(
+  random: np.random.Generator, posts: Sequence[str], left: Sequence[str], right: Sequence[str]
+) -> np.ndarray:
+  """The share of a panel that votes for left: one 0/1 vote sampled from each rater, [n]."""
+  chance = rater_preferences(posts, left, right)
+  return (random.random(chance.shape) < chance).mean(axis=1)
+
+
+def examples(random: np.random.Generator) -> Iterator[Example]:
+  """An endless stream of posts with imperfect reference summaries."""
+  while True:
+    true = {kind: str(random.choice(words)) for kind, words in FACTS.items()}
+    filler = random.choice(FILLER, size=random.integers(9, 18))
+    units = [_IN_POST[kind].format(word) for kind, word in true.items()] + list(filler)
+    post = ' '.join(random.permutation(units))
+
+    told = {}
+    for kind, word in true.items():
+      luck = random.random()
+      if luck < _RIGHT:
+        told[kind] = word
+      elif luck >= _RIGHT + _OMITTED:
+        told[kind] = str(random.choice(FACTS[kind]))
+    yield Example(post, summarise(told, str(random.choice(STYLES, p=_SHARES))))

@@ -1,0 +1,9 @@
+"""What ends a run early without being a fault of the program."""
+
+
+class UserError(Exception):
+  """A mistake in what the user gave; `main` prints it as one sentence, without a traceback."""
+
+
+class Interrupted(Exception):
+  """The user asked to stop; everything needed to go on is saved."""

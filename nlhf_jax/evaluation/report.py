@@ -1,0 +1,77 @@
+"""The report of a run: results, learning curves and responses on one self-contained page."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+SAMPLES = 200
+POINTS = 400
+
+
+def render(
+  results: Mapping[str, Any],
+  metrics: Sequence[Mapping[str, Any]],
+  samples: Sequence[Mapping[str, Any]],
+) -> str:
+  """The page as HTML, holding the first `SAMPLES` samples and thinned learning curves."""
+  content = {
+    'results': results,
+    'curves': _curves(metrics),
+    'samples': samples[:SAMPLES],
+    'samples_total': len(samples),
+  }
+  text = json.dumps(_plain(content), allow_nan=False, separators=(',', ':'))
+  # A response may hold `</script>` or `<!--`, which would end or bend the element around the data;
+  # json.dumps has already escaped everything beyond ASCII, U+2028 and U+2029 among it.
+  for character in '<>&':
+    text = text.replace(character, f'\\u{ord(character):04x}')
+  template = resources.files('nlhf_jax.evaluation').joinpath('report.html')
+  return template.read_text(encoding='utf-8').replace('/*DATA*/', text, 1)
+
+
+def write(
+  path: str | Path,
+  results: Mapping[str, Any],
+  metrics: Sequence[Mapping[str, Any]],
+  samples: Sequence[Mapping[str, Any]],
+) -> None:
+  """Writes the page to `path`."""
+  Path(path).write_text(render(results, metrics, samples), encoding='utf-8')
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """One learning curve per stage and metric, in order of appearance.
+
+  Each is thinned on its own, because a metric that is logged rarely may fall between the strides
+  of one that is logged often.
+  """
+  curves: dict[tuple[str, str], list[tuple[Any, float]]] = {}
+  for row in metrics:
+    for metric, value in row.items():
+      number = value.tolist() if hasattr(value, 'tolist') else value
+      if metric != 'step' and isinstance(number, int | float) and not isinstance(number, bool):
+        curves.setdefault((row['stage'], metric), []).append((row['step'], number))
+  thinned = []
+  for (stage, metric), points in curves.items():
+    kept = points[:: math.ceil(len(points) / POINTS)]
+    if kept[-1] is not points[-1]:
+      kept.append(points[-1])
+    steps, values = zip(*kept, strict=True)
+    thinned.append(
+      {'stage': stage, 'metric': metric, 'points': len(points), 'steps': steps, 'values': values}
+    )
+  return thinned
+
+
+def _plain(value: Any) -> Any:
+  """What JSON can hold: arrays become lists, and numbers that are not finite become null."""
+  if isinstance(value, Mapping):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  if hasattr(value, 'tolist'):
+    return _plain(value.tolist())
+  return None if isinstance(value, float) and not math.isfinite(value) else value

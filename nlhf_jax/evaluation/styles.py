@@ -1,0 +1,70 @@
+"""What the embedded task adds to a tournament: styles, quality, and how exploitable a policy is."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nlhf_jax.data import synthetic
+
+
+def perfect_summaries(post: str) -> list[str]:
+  """A summary with every key fact and no other, in each style."""
+  told = synthetic.facts(post)
+  return [synthetic.summarise(told, style) for style in synthetic.STYLES]
+
+
+def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
+  """Style and quality of each response, and how well each counter-style does against it.
+
+  A counter-style policy answers with another sample of the same policy behind a fixed opening: the
+  same quality, one style.
+
+  Args:
+    record: a record of the tournament, with `prompt` and `responses`.
+    others: another response of each policy to the same prompt.
+  """
+  post, responses = record['prompt'], record['responses']
+  counter = {}
+  for policy, response in responses.items():
+    restyled = [synthetic.restyle(others[policy], style) for style in synthetic.STYLES]
+    chance = synthetic.preference([post] * len(restyled), restyled, [response] * len(restyled))
+    counter[policy] = dict(zip(synthetic.STYLES, chance.tolist(), strict=True))
+  return {
+    'style': {policy: synthetic.style_of(text) for policy, text in responses.items()},
+    'quality': {policy: synthetic.quality(post, text) for policy, text in responses.items()},
+    'counter': counter,
+  }
+
+
+def summarise(records: Sequence[Mapping]) -> dict:
+  """Means of the annotations: shares of styles, quality, the judges' matrices, best counters."""
+  policies = list(records[0]['responses'])
+  shares, quality, counters = {}, {}, {}
+  for policy in policies:
+    styles = [record['style'][policy] for record in records]
+    shares[policy] = {
+      style: styles.count(style) / len(styles) for style in (*synthetic.STYLES, 'none')
+    }
+    quality[policy] = float(np.mean([record['quality'][policy] for record in records]))
+    win_rates = {
+      style: float(np.mean([record['counter'][policy][style] for record in records]))
+      for style in synthetic.STYLES
+    }
+    best = max(win_rates, key=win_rates.get)
+    counters[policy] = {'style': best, 'win_rate': win_rates[best]}
+  matrices = {
+    judge: np.mean([record['perfect'][judge] for record in records], axis=0).tolist()
+    for judge in records[0]['perfect']
+  }
+  return {
+    'styles': list(synthetic.STYLES),
+    'judge_matrix': matrices,
+    'shares': shares,
+    'quality': quality,
+    'counter': counters,
+  }
+
+
+def weakest_edge(matrix: np.ndarray) -> float:
+  """The least of P(report > list), P(list > question), P(question > report); a cycle if > 1/2."""
+  return float(min(matrix[0][1], matrix[1][2], matrix[2][0]))

@@ -1,0 +1,323 @@
+"""An experiment, stage by stage: SFT, comparisons, preference model, policies, tournament."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from nlhf_jax import policies, records, sampling
+from nlhf_jax.build import Experiment, Stage, Training
+from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
+from nlhf_jax.evaluation import report, styles, tournament
+from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.preferences.networks import PreferenceNetwork, make_preference_network
+from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
+from nlhf_jax.structs import Comparison, Mixture, Params, Prompts, Responses
+from nlhf_jax.training import interrupts, loop, measures
+from nlhf_jax.training.steps import initial_state, make_update
+
+CHUNK = 256  # prompts that are scored or judged at once, and that learning curves are measured on
+ROLLOUT_CHUNK = 1024
+
+
+def run(experiment: Experiment, workdir: Path) -> dict:
+  """Runs or resumes the experiment and writes its outcome to `workdir`; returns the results.
+
+  Raises:
+    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+  """
+  corpus = experiment.corpus
+  reference = fine_tune(experiment)
+  train, held_out = collect_comparisons(experiment, reference)
+  network = make_preference_network(
+    experiment.decoder, experiment.width, corpus.tokenizer.sep_token_id
+  )
+  panel = {'learned': train_judge(experiment, network, reference, train, held_out)}
+  if corpus.embedded:
+    panel = {'oracle': judges.of_texts(synthetic.preference, corpus.tokenizer), **panel}
+  players = {'sft': reference}
+  for name in experiment.policies:
+    players[name] = train_policy(experiment, name, reference, panel['learned'])
+  return publish(experiment, workdir, play(experiment, players, panel))
+
+
+def fine_tune(experiment: Experiment) -> Params:
+  """Supervised fine-tuning of a new model on the demonstrations."""
+  score = policies.make_score(experiment.decoder)
+  held_out = experiment.corpus.held_out.demonstrations
+
+  @jax.jit
+  def log_prob(params, demonstrations):
+    return jnp.sum(score(params, demonstrations).left, axis=(1, 2))
+
+  def evaluate(params):
+    total = map_chunks(lambda chunk, _: log_prob(params['policy'], chunk), held_out, CHUNK).sum()
+    return {'held_out_nats_per_token': float(-total / held_out.left.mask.sum())}
+
+  training, stage = experiment.sft, experiment.stages['sft']
+  update = make_update(training.algorithm, score, training.optimizer, measures.of_demonstrations)
+  examples = batches(experiment.corpus.train.demonstrations, training.batch, experiment.seed)
+  params = experiment.decoder.init(stage.key)
+  return fit(stage, training, params, offline(update), examples, evaluate)
+
+
+def collect_comparisons(experiment: Experiment, reference: Params) -> tuple[Comparison, Comparison]:
+  """Judged pairs to train a judge on and to test it: those of the data, or votes.
+
+  On the embedded task each prompt gets two responses of the SFT policy, on which the panel votes.
+  """
+  corpus, stage = experiment.corpus, experiment.stages['votes']
+  if not corpus.embedded:
+    return corpus.train.comparisons, corpus.held_out.comparisons
+  rollout = make_rollout(experiment, [{'policy': 1.0}] * 2)
+  splits = []
+  with timed(stage):
+    for name, split in (('train', corpus.train), ('held_out', corpus.held_out)):
+      path = stage.folder / f'{name}.npz'
+      if not path.exists():
+        key = jax.random.fold_in(stage.key, len(splits))
+        pairs = respond(rollout, {'policy': reference}, split.prompts, key, f'votes, {name}')
+        share = vote(corpus.tokenizer, split.prompts, pairs, key)
+        tokens, mask, *_ = zip(*pairs, strict=True)
+        with records.whole(path) as draft, draft.open('wb') as file:
+          np.savez(file, tokens=tokens, mask=mask, share=share)
+      with np.load(path) as saved:
+        left, right = map(Responses, saved['tokens'], saved['mask'])
+        payoff = np.float32(saved['share'] - 0.5)[:, None, None]
+      splits.append(Comparison(split.prompts, left, right, payoff))
+  return tuple(splits)
+
+
+def vote(tokenizer, prompts: Prompts, pairs: Sequence[Responses], key: jax.Array) -> np.ndarray:
+  """The share of the panel of raters that votes for the left of each pair, [n]."""
+  random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  posts = tokenizers.texts(tokenizer, *prompts)
+  left, right = (tokenizers.texts(tokenizer, *side[:2]) for side in pairs)
+  return synthetic.votes(random, posts, left, right)
+
+
+def train_judge(
+  experiment: Experiment,
+  network: PreferenceNetwork,
+  reference: Params,
+  train: Comparison,
+  held_out: Comparison,
+) -> Judge:
+  """A preference network, going on from the SFT policy's parameters."""
+  training, stage = experiment.preference_model, experiment.stages['preference_model']
+  payoff = judges.make_payoff(network)
+
+  def evaluate(params):
+    judge = partial(payoff, params['policy'])
+    said = map_chunks(lambda chunk, _: judge(chunk), held_out, CHUNK)
+    values = {
+      'held_out_accuracy': np.mean((1 + np.sign(said) * np.sign(held_out.payoff)) / 2),
+      'held_out_squared_error': np.mean((said - held_out.payoff) ** 2),
+    }
+    if experiment.corpus.embedded:
+      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, np.arange(CHUNK)))
+      values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0))
+    return {name: float(value) for name, value in values.items()}
+
+  update = make_update(
+    training.algorithm, network.logit, training.optimizer, measures.of_preferences
+  )
+  examples = in_random_order(batches(train, training.batch, experiment.seed))
+  params = fit(stage, training, network.init(reference), offline(update), examples, evaluate)
+  return partial(payoff, params)
+
+
+def train_policy(experiment: Experiment, name: str, reference: Params, judge: Judge) -> Params:
+  """One policy of the catalogue, from the SFT policy's parameters, judged as it plays."""
+  training, stage = experiment.policies[name], experiment.stages[name]
+  algorithm, held_out = training.algorithm, experiment.corpus.held_out.prompts
+  score = policies.make_score(experiment.decoder)
+  update = make_update(algorithm, score, training.optimizer, measures.of_play)
+  rollout = make_rollout(experiment, [algorithm.left, algorithm.right])
+  against_reference = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
+  watched = take(held_out, np.arange(min(CHUNK, len(held_out.tokens))))
+
+  def step(state, prompts, key):
+    comparison = Comparison(prompts, *rollout(state.params, prompts, key))
+    return update(state, comparison._replace(payoff=judge(comparison)))
+
+  def evaluate(params):
+    payoff = judge(Comparison(watched, *against_reference(params, watched, stage.key)))
+    return {'win_rate_against_reference': float(jnp.mean(payoff)) + 0.5}
+
+  prompts = batches(experiment.corpus.train.prompts, training.batch, experiment.seed)
+  return fit(stage, training, reference, step, prompts, evaluate)
+
+
+def play(
+  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+) -> list[dict]:
+  """The tournament between the players; its records, one a held-out prompt."""
+  corpus, stage = experiment.corpus, experiment.stages['tournament']
+  path = stage.folder / 'samples.jsonl'
+  if path.exists():
+    return records.read(path)
+  count = min(experiment.tournament_prompts, len(corpus.held_out.prompts.tokens))
+  prompts = take(corpus.held_out.prompts, np.arange(count))
+  # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
+  rollout = make_rollout(experiment, [{'policy': 1.0}] * 2, experiment.filters)
+  score = jax.jit(policies.make_score(experiment.decoder))
+  with timed(stage):
+    sides, others, ratios = {}, {}, {}
+    for number, (name, params) in enumerate(players.items()):
+      key = jax.random.fold_in(stage.key, number)
+      label = f'{stage.name}, {name}'
+      sides[name], others[name] = respond(rollout, {'policy': params}, prompts, key, label)
+      of_reference = map_chunks(
+        lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, sides[name]), CHUNK
+      )
+      ratios[name] = (sides[name].log_probs - of_reference).sum(axis=(1, 2))
+    said = {
+      name: tournament.preferences(judge, prompts, list(sides.values()))
+      for name, judge in panel.items()
+    }
+    lines = tournament.make_records(corpus.tokenizer, prompts, sides, ratios, said)
+    if corpus.embedded:
+      others = {
+        name: tokenizers.texts(corpus.tokenizer, *side[:2]) for name, side in others.items()
+      }
+      matrices = {
+        name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()
+      }
+      for row, line in enumerate(lines):
+        line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
+        line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
+    records.write(path, lines)
+  return lines
+
+
+def publish(experiment: Experiment, workdir: Path, lines: Sequence[Mapping]) -> dict:
+  """Writes results, samples, metrics and the report, and prints the tables."""
+  results = tournament.summarise(lines)
+  if experiment.corpus.embedded:
+    results['task'] = styles.summarise(lines)
+  folders = [stage.folder for stage in experiment.stages.values()]
+  curves = [record for folder in folders for record in records.read(folder / 'metrics.jsonl')]
+  stages = {
+    name: records.read_json(stage.folder / 'stage.json')
+    for name, stage in experiment.stages.items()
+    if stage.folder.exists()
+  }
+  last = [record for record in curves if 'held_out_accuracy' in record][-1]
+  judge = {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
+  records.write(workdir / 'samples.jsonl', lines)
+  records.write(workdir / 'metrics.jsonl', curves)
+  records.write_json(workdir / 'results.json', results)
+  page = {'name': experiment.name, 'judge': judge, 'stages': stages, **results}
+  report.write(workdir / 'report.html', page, curves, lines)
+  announce(results, judge)
+  return results
+
+
+def fit(stage: Stage, training: Training, params: Params, step, examples, evaluate) -> Params:
+  """Trains, unless it is done; returns the policy's parameters."""
+  state = initial_state(training.algorithm, params, training.optimizer)
+  with timed(stage, steps=training.steps):
+    state = loop.train(
+      state,
+      step,
+      examples,
+      stage.key,
+      stage=stage.name,
+      steps=training.steps,
+      folder=stage.folder,
+      evaluate=evaluate,
+      evaluate_every=training.evaluate_every,
+    )
+  return state.params['policy']
+
+
+def offline(update):
+  """An update as a step of the loop: the batch is the comparison, and nothing is random."""
+  return lambda state, comparison, key: update(state, comparison)
+
+
+@contextlib.contextmanager
+def timed(stage: Stage, **facts) -> Iterator[None]:
+  """Notes what determined the stage and the seconds it took, once it is done."""
+  start = time.monotonic()
+  yield
+  note = stage.folder / 'stage.json'
+  if not note.exists():
+    seconds = time.monotonic() - start
+    records.write_json(note, {'settings': stage.settings, 'seconds': seconds, **facts})
+
+
+def make_rollout(
+  experiment: Experiment, mixtures: Sequence[Mixture], filters: Filters = UNFILTERED
+) -> Rollout:
+  """A rollout of the experiment's decoder, to its length and stop token."""
+  return sampling.make_rollout(
+    experiment.decoder,
+    mixtures,
+    length=experiment.response_length,
+    stop=experiment.corpus.tokenizer.eos_token_id,
+    filters=filters,
+  )
+
+
+def respond(
+  rollout: Rollout, params: Mapping[str, Params], prompts: Prompts, key: jax.Array, label: str
+) -> tuple[Responses, ...]:
+  """Responses to any number of prompts, a chunk at a time.
+
+  Raises:
+    Interrupted: between chunks, if the user asked to stop.
+  """
+  with tqdm(total=len(prompts.tokens), desc=label, unit='prompt', mininterval=0.5) as bar:
+
+    def one_chunk(chunk, number):
+      interrupts.check()
+      responses = rollout(params, chunk, jax.random.fold_in(key, number))
+      bar.update(min(len(chunk.tokens), bar.total - bar.n))
+      return responses
+
+    return map_chunks(one_chunk, prompts, ROLLOUT_CHUNK)
+
+
+def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
+  """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
+  tokenizer = experiment.corpus.tokenizer
+  posts = tokenizers.texts(tokenizer, *prompts)
+  by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
+  ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
+  sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
+  return tournament.preferences(judge, prompts, sides)
+
+
+def announce(results: Mapping, judge: Mapping) -> None:
+  """Prints the tables of the results."""
+  as_text, policies = tournament.as_text, results['policies']
+  task = results.get('task')
+  if task:
+    for name, matrix in task['judge_matrix'].items():
+      cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
+      cells = [[f'{value:.3f}' for value in row] for row in matrix]
+      print(as_text(f'\nPerfect summaries, {name} judge ({cyclic}):', task['styles'], cells))
+  for name, table in results['tables'].items():
+    title = f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, 95 %:'
+    print(as_text(title, policies, tournament.with_intervals(table)))
+  if not task:
+    print('No oracle is known for this data: the only judge is the one the policies trained on.')
+  print(f'\nHeld-out accuracy of the learned judge: {judge["accuracy"]:.3f}')
+  for name in policies:
+    line = f'{name}: KL to reference {results["kl_to_reference"][name]:.2f} nats'
+    if task:
+      shares = ', '.join(f'{style} {share:.2f}' for style, share in task['shares'][name].items())
+      counter = task['counter'][name]
+      line += f', quality {task["quality"][name]:.2f}, {shares}; best counter-style '
+      line += f'{counter["style"]} wins {counter["win_rate"]:.3f}'
+    print(line)

@@ -1,0 +1,40 @@
+"""Records as lines of JSON, and files that are either whole or not there."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """A path to write to that takes `path`'s place once the block has ended without an error."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f'.{path.name}.draft')
+  yield draft
+  os.replace(draft, path)
+
+
+def read(path: Path) -> list[dict]:
+  """The records of a file, none if there is no file; a last line cut short is left out."""
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().split('\n')[:-1]]
+
+
+def write(path: Path, records: Iterable[Mapping]) -> None:
+  """Writes a file of records."""
+  with whole(path) as draft:
+    draft.write_text(''.join(json.dumps(record) + '\n' for record in records))
+
+
+def write_json(path: Path, value: Mapping) -> None:
+  """Writes one indented value."""
+  with whole(path) as draft:
+    draft.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def read_json(path: Path) -> dict:
+  """The value of a file that `write_json` wrote."""
+  return json.loads(path.read_text())

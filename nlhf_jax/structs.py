@@ -1,0 +1,61 @@
+"""The data that flows between the rooms, and the one dimension alphabet.
+
+B prompts, K left and J right responses a prompt, P prompt length, T response length, S cache
+length, V vocabulary, L layers, D width, N rows (a flattening of B x K), H query heads, G key heads,
+C head size. Lengths are in tokens, log-probabilities in nats, payoffs in win probability minus 1/2.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any  # a nested dict of arrays
+Mixture = Mapping[str, float]  # slot -> weight
+
+
+class Prompts(NamedTuple):
+  """Prompts padded on the left, so that every response starts in the same column."""
+
+  tokens: Int[Array, 'B P']
+  mask: Bool[Array, 'B P']
+
+
+class Responses(NamedTuple):
+  """Responses padded on the right; the mask covers the end-of-sequence token.
+
+  `log_probs` and `entropy` are those of the distribution that sampled each token (nats, zero at
+  padding); responses that come from data have neither.
+  """
+
+  tokens: Int[Array, 'B K T']
+  mask: Bool[Array, 'B K T']
+  log_probs: Float[Array, 'B K T'] | None = None
+  entropy: Float[Array, 'B K T'] | None = None
+
+
+class Comparison(NamedTuple):
+  """Left responses against right responses to the same prompts, and what a judge said.
+
+  `payoff` is antisymmetric, in [-1/2, 1/2] for preferences. Demonstrations have no right side.
+  """
+
+  prompts: Prompts
+  left: Responses
+  right: Responses | None = None
+  payoff: Float[Array, 'B K J'] | None = None
+
+
+class Scores(NamedTuple):
+  """Per-token log-probabilities (nats, zero at padding) that one slot gives to both sides."""
+
+  left: Float[Array, 'B K T']
+  right: Float[Array, 'B J T'] | None = None
+
+
+class TrainState(NamedTuple):
+  """Everything that training changes: one parameter tree a slot, and the optimiser's memory."""
+
+  step: Int[Array, '']
+  params: Mapping[str, Params]
+  optimizer: Any

@@ -1,0 +1,40 @@
+"""Checkpoints of the whole training state; its step is the position in the data as well."""
+
+from pathlib import Path
+
+import jax
+from orbax.checkpoint import v1 as orbax
+
+from nlhf_jax.structs import TrainState
+
+
+class Checkpoints:
+  """The latest checkpoint in a folder. Saves are atomic, and finish in the background."""
+
+  def __init__(self, folder: Path):
+    latest = orbax.training.preservation_policies.LatestN(1)
+    self._checkpointer = orbax.training.Checkpointer(
+      folder.absolute(), preservation_policy=latest, cleanup_tmp_directories=True
+    )
+
+  def save(self, state: TrainState) -> None:
+    """Saves the state unless this step is saved already."""
+    step = int(state.step)
+    latest = self._checkpointer.latest
+    if latest is None or latest.step != step:
+      self._checkpointer.save_async(step, state)
+
+  def restore(self, state: TrainState) -> TrainState:
+    """The latest saved state, laid out as `state` is; `state` itself where nothing is saved."""
+    latest = self._checkpointer.latest
+    if latest is None:
+      return state
+
+    def layout(leaf):
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+    return self._checkpointer.load(latest.step, jax.tree.map(layout, state))
+
+  def close(self) -> None:
+    """Waits for the last save."""
+    self._checkpointer.close()

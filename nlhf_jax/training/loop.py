@@ -1,0 +1,97 @@
+"""The training loop: one for every stage."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.structs import TrainState
+from nlhf_jax.training import interrupts
+from nlhf_jax.training.checkpoints import Checkpoints
+from nlhf_jax.training.metrics import Metrics
+
+Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]
+Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
+
+
+def train(
+  state: TrainState,
+  step: Step,
+  batches: Sequence,
+  key: jax.Array,
+  *,
+  stage: str,
+  steps: int,
+  folder: Path,
+  evaluate: Evaluate,
+  evaluate_every: int,
+  log_every: int = 10,
+) -> TrainState:
+  """Takes the state to `steps` updates, going on from a checkpoint in `folder` if there is one.
+
+  Randomness is `fold_in(key, step)` and a batch is `batches[step]`, so that a run resumed is the
+  same run, bit for bit. Metrics are means over `log_every` steps, and the device waits for the host
+  only once in as many.
+
+  Args:
+    state: the state to start from where there is no checkpoint.
+    step: (state, batch, key) -> (state, scalars); it may donate the state. The scalar `tokens`, if
+      there is one, is logged as `tokens_per_second`.
+    batches: indexed by step.
+    key: the stage's key.
+    stage: its name, for the log.
+    steps: updates in all.
+    folder: where checkpoints and metrics go.
+    evaluate: slot -> parameters to scalars, at every checkpoint.
+    evaluate_every: steps between checkpoints; a multiple of `log_every`.
+    log_every: steps between log records.
+
+  Raises:
+    Interrupted: on Ctrl-C or SIGTERM, after saving a checkpoint.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(folder / 'checkpoints')
+  state = checkpoints.restore(state)
+  first = int(state.step)
+  if first >= steps:
+    checkpoints.close()
+    return state
+  metrics = Metrics(folder, stage, first)
+  pending, since = [], time.monotonic()
+  try:
+    with tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5) as bar:
+      for number in range(first, steps):
+        state, values = step(state, batches[number], jax.random.fold_in(key, number))
+        pending.append(values)
+        bar.update()
+        done = number + 1
+        if done % log_every == 0 or done == steps:
+          record = summary(pending, time.monotonic() - since)
+          pending, since = [], time.monotonic()
+          if done % evaluate_every == 0 or done == steps:
+            record |= evaluate(state.params)
+            checkpoints.save(state)
+            since = time.monotonic()
+          metrics.write(done, record)
+          bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
+        if interrupts.requested() and done < steps:
+          checkpoints.save(state)
+          raise Interrupted(f'{stage}, step {done} of {steps}')
+  finally:
+    metrics.close()
+    checkpoints.close()
+  return state
+
+
+def summary(records: Sequence[Mapping[str, jax.Array]], seconds: float) -> dict[str, float]:
+  """Means of each scalar over the records, and tokens a second."""
+  columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
+  means = {name: float(np.mean(column)) for name, column in columns.items()}
+  if 'tokens' in means:
+    means['tokens_per_second'] = means.pop('tokens') * len(records) / seconds
+  return means

@@ -1,0 +1,56 @@
+"""Initial state and the jitted update: (state, comparison) -> (state, metrics)."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.structs import Comparison, Params, TrainState
+
+Score = Callable[[Params, Comparison], object]
+Measure = Callable[[Comparison, Mapping[str, object]], Mapping[str, jax.Array]]
+Update = Callable[[TrainState, Comparison], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def initial_state(
+  algorithm: Algorithm, params: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """Step 0: every slot starts as a copy of its own of `params`, since updates donate buffers."""
+  slots = {slot: jax.tree.map(jnp.copy, params) for slot in ('policy', *algorithm.references)}
+  return TrainState(jnp.zeros((), jnp.int32), slots, optimizer.init(slots['policy']))
+
+
+def make_update(
+  algorithm: Algorithm, score: Score, optimizer: optax.GradientTransformation, measure: Measure
+) -> Update:
+  """A jitted update of the policy by one gradient, then of every reference by its rule.
+
+  Args:
+    algorithm: the row; its loss sees what `score` says for every slot.
+    score: (parameters, comparison) -> scores. A slot whose scores no one reads costs nothing.
+    optimizer: minimises the mean loss.
+    measure: (comparison, slot -> scores) -> scalars to log.
+
+  Returns:
+    (state, comparison) -> (state, metrics); the state passed in is donated.
+  """
+
+  def update(state, comparison):
+    others = {slot: score(state.params[slot], comparison) for slot in algorithm.references}
+
+    def objective(policy):
+      scores = {'policy': score(policy, comparison), **others}
+      return jnp.mean(algorithm.loss(scores, comparison.payoff)), scores
+
+    policy = state.params['policy']
+    (loss, scores), gradient = jax.value_and_grad(objective, has_aux=True)(policy)
+    change, memory = optimizer.update(gradient, state.optimizer, policy)
+    policy = optax.apply_updates(policy, change)
+    moved = {slot: rule(state.params[slot], policy) for slot, rule in algorithm.references.items()}
+    metrics = {'loss': loss, 'gradient_norm': optax.global_norm(gradient)}
+    metrics |= measure(comparison, scores)
+    return TrainState(state.step + 1, {'policy': policy, **moved}, memory), metrics
+
+  return jax.jit(update, donate_argnums=0)

@@ -30,9 +30,12 @@ FACTS = {
 FACTS = {kind: tuple(words.split()) for kind, words in FACTS.items()}
 KIND = {word: kind for kind, words in FACTS.items() for word in words}
 
-FILLER = tuple(
-  ['so', 'um', 'well', 'honestly', 'anyway', 'like', 'basically', 'actually', 'maybe', 'really', 'just', 'then', 'also', 'still', 'again', 'kinda', 'guess', 'think', 'know', 'said', 'heard', 'told', 'sorry', 'please', 'thanks', 'everyone', 'folks', 'long', 'story', 'advice', 'help', 'weird', 'funny', 'wow', 'yes', 'no', 'oh', 'right', 'sure', 'okay']
+FILLER = (
+  'so um well honestly anyway like basically actually maybe really just then also still again '
+  'kinda guess think know said heard told sorry please thanks everyone folks long story advice '
+  'help weird funny wow yes no oh right sure okay'
 )
+FILLER = tuple(FILLER.split())
 
 _IN_POST = {'who': '{}', 'did': '{}', 'what': '{}', 'where': 'at {}', 'when': 'around {}'}
 _OPENING = {'report': 'in short', 'list': 'key points', 'question': 'guess what'}

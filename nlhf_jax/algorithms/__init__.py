@@ -1,0 +1,1 @@
+"""Algorithms as records: who plays whom, what is minimised, how references move."""

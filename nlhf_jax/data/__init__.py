@@ -1,0 +1,1 @@
+"""Where prompts, responses and comparisons come from."""

@@ -1,0 +1,1 @@
+"""What is measured once policies are trained, and the page that shows it."""

@@ -1,0 +1,1 @@
+"""Judges, and the networks that learn to be one."""

@@ -1,0 +1,1 @@
+"""Updates, the loop, and what it leaves on disk."""

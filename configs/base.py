@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def training(
-  algorithm, *, steps, batch, rate, evaluate_every, b1=0.9, b2=0.98, warmup=50, **arguments
+  algorithm, *, steps, batch, learning_rate, evaluate_every, b1=0.9, b2=0.98, warmup=50, **arguments
 ):
   """One stage: a row of the catalogue with its arguments, and how it is trained."""
   return ConfigDict(
@@ -14,19 +14,21 @@ def training(
       steps=steps,
       batch=batch,
       evaluate_every=evaluate_every,
-      optimizer=dict(rate=rate, warmup=warmup, b1=b1, b2=b2, decay=0.01, clip=1.0),
+      optimizer=dict(
+        learning_rate=learning_rate, warmup=warmup, b1=b1, b2=b2, decay=0.01, clip=1.0
+      ),
     ),
     sort_keys=False,
   )
 
 
-def policy(algorithm, *, steps=250, batch=64, rate=1e-3, **arguments):
+def policy(algorithm, *, steps=250, batch=64, learning_rate=1e-3, **arguments):
   """A policy trained against itself or a reference: no momentum, which would orbit a cycle."""
   return training(
     algorithm,
     steps=steps,
     batch=batch,
-    rate=rate,
+    learning_rate=learning_rate,
     evaluate_every=50,
     b1=0.0,
     b2=0.95,
@@ -57,9 +59,9 @@ def get_config(source='synthetic'):
       seed=0,
       data=dict(source=source, **data[source]),
       model=dict(width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128),
-      sft=training('sft', steps=500, batch=64, rate=4e-3, evaluate_every=250),
+      sft=training('sft', steps=500, batch=64, learning_rate=4e-3, evaluate_every=250),
       preference_model=training(
-        'preference_model', steps=2_000, batch=64, rate=2e-3, evaluate_every=500
+        'preference_model', steps=2_000, batch=64, learning_rate=2e-3, evaluate_every=500
       ),
       policies=dict(),
       tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),

@@ -110,7 +110,7 @@ def make_training(row: ConfigDict) -> Training:
 
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
-  """Every stage of the run. A policy builds on the judge, the judge on the votes, those on SFT."""
+  """Every stage of the run. A policy builds on the judge, and the judge on SFT."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
   path = shared['data'].get('path')
@@ -118,7 +118,7 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
     shared['file'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
   sft = shared | {'sft': plain['sft']}
   judge = sft | {'preference_model': plain['preference_model']}
-  settings = {'sft': sft, 'votes': sft, 'preference_model': judge}
+  settings = {'sft': sft, 'preference_model': judge}
   settings |= {name: judge | {'policy': row} for name, row in plain['policies'].items()}
   settings['tournament'] = judge | {name: plain[name] for name in ('policies', 'tournament')}
 

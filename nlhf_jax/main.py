@@ -1,24 +1,38 @@
 """The command: `python -m nlhf_jax.main --config=configs/nash_md.py [--config.FIELD=VALUE ...]`."""
 
 import difflib
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from nlhf_jax.errors import Interrupted, UserError
+
+# The types that fields have: what to call a value of each, and how to read one.
+_KINDS = {
+  bool: ('True or False', lambda text: {'true': True, 'false': False}[text.lower()]),
+  int: ('a whole number', int),
+  float: ('a number', float),
+  str: ('text', str),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the experiment that the arguments name; returns the exit status."""
   try:
-    settings = parse(arguments)
+    overrides = [argument for argument in arguments if argument.startswith('--config.')]
+    settings = parse([argument for argument in arguments if argument not in overrides])
     if settings.help:
-      print(__doc__, settings.get_help(), sep='\n')
+      print(__doc__, settings.get_help(include_special_flags=False), sep='\n')
     else:
-      run(settings)
+      config = load(settings.config)
+      for override in overrides:
+        apply(override, config, settings.config)
+      run(config, settings)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -28,14 +42,85 @@ def main(arguments: Sequence[str]) -> int:
   return 0
 
 
-def run(settings: flags.FlagValues) -> None:
+def parse(arguments: Sequence[str]) -> flags.FlagValues:
+  """The flags, the overrides of fields left out.
+
+  Raises:
+    UserError: if a flag is unknown, has a bad value or is missing.
+  """
+  settings = flags.FlagValues()
+  for name, text in {
+    'config': 'the experiment: a file with a function get_config, as FILE.py, or FILE.py:SOURCE '
+    'to learn from another source of data; its fields are changed by --config.FIELD=VALUE',
+    'workdir': 'where results go; default runs/<config name>',
+    'stages': 'where trained stages are kept and looked up, to share them between runs; default '
+    '<workdir>/stages',
+  }.items():
+    flags.DEFINE_string(name, None, text, flag_values=settings)
+  flags.DEFINE_bool('help', False, 'show this text', flag_values=settings)
+  try:
+    _, *rest = settings(list(arguments))
+  except flags.Error as error:
+    raise UserError(f'{error} (--help lists the flags)') from None
+  if rest:
+    raise UserError(f"'{rest[0]}' is not a flag; flags start with --.")
+  if not (settings.config or settings.help):
+    raise UserError('--config is missing; try --config=configs/nash_md.py.')
+  return settings
+
+
+def load(name: str) -> ConfigDict:
+  """What the function `get_config` of `FILE.py` gives; `FILE.py:SOURCE` calls it with `SOURCE`.
+
+  Raises:
+    UserError: if there is no such file, function or source.
+  """
+  file, *source = name.split(':', 1)
+  try:
+    contents = runpy.run_path(file)
+    if 'get_config' not in contents:
+      raise UserError(f"--config: '{file}' has no function get_config; try configs/nash_md.py.")
+    return contents['get_config'](*source)
+  except OSError as error:
+    raise UserError(f"--config: cannot read '{file}': {error.strerror}.") from None
+  except (ImportError, SyntaxError) as error:
+    raise UserError(f"--config: cannot load '{file}': {error}.") from None
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
+def apply(override: str, config: ConfigDict, name: str) -> None:
+  """Does what `--config.FIELD=VALUE` says to the config called `name`; a field keeps its type.
+
+  Raises:
+    UserError: if there is no such field, or the value is not of its type.
+  """
+  flag, given, text = override.partition('=')
+  fields = dict(_fields(config, '--config.'))
+  if flag not in fields:
+    nearest = difflib.get_close_matches(flag, fields, n=1, cutoff=0)[0]
+    raise UserError(f'{flag}: {name} has no such field; the nearest is {nearest}.')
+  before = fields[flag]
+  if isinstance(before, ConfigDict):
+    raise UserError(f'{flag} is a section; give a value to a field of it, of {list(before)}.')
+  if not given:
+    raise UserError(f'{flag}: write it with its value, as {flag}={before}.')
+  kind, read = _KINDS[type(before)]
+  try:
+    value = read(text)
+  except (KeyError, ValueError):
+    raise UserError(f"{flag}: '{text}' is not {kind}; the default is {before}.") from None
+  config.update_from_flattened_dict({flag.removeprefix('--config.'): value})
+
+
+def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   """Builds the experiment and runs it in its work directory."""
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   from nlhf_jax import pipeline, records
   from nlhf_jax.build import make_experiment
   from nlhf_jax.training import interrupts
 
-  name = Path(config_flags.get_config_filename(settings['config']).partition(':')[0]).stem
+  name = Path(settings.config.partition(':')[0]).stem
   workdir = Path(settings.workdir or Path('runs') / name)
   stages = Path(settings.stages or workdir / 'stages')
   try:
@@ -44,63 +129,16 @@ def run(settings: flags.FlagValues) -> None:
   except OSError as error:
     raise UserError(f"cannot make the folder '{error.filename}': {error.strerror}.") from None
   with interrupts.deferred():
-    experiment = make_experiment(settings.config, name, stages)
-    records.write_json(workdir / 'config.json', settings.config.to_dict())
+    experiment = make_experiment(config, name, stages)
+    records.write_json(workdir / 'config.json', config.to_dict())
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
     pipeline.run(experiment, workdir)
   print(f'\nReport: {workdir / "report.html"}')
 
 
-def parse(arguments: Sequence[str]) -> flags.FlagValues:
-  """The flags, the config with its overrides among them.
-
-  Raises:
-    UserError: if a flag or field is unknown or has a bad value, or the config cannot be loaded.
-  """
-  overrides = [argument for argument in arguments if argument.startswith('--config.')]
-  settings = _parsed([argument for argument in arguments if argument not in overrides])
-  if settings.help:
-    return settings
-  if settings.config is None:
-    raise UserError('--config is missing; try --config=configs/nash_md.py.')
-  fields = [f'--config.{field}' for field in _fields(settings.config)]
-  for override in overrides:
-    name, given, _ = override.partition('=')
-    if name not in fields:
-      nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
-      raise UserError(f'{name}: there is no such field; the nearest is {nearest}.')
-    if not given:
-      raise UserError(f'{name}: write it with its value, as {name}=VALUE.')
-  return _parsed(arguments)
-
-
-def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
-  settings = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, 'the experiment', flag_values=settings)
-  flags.DEFINE_string(
-    'workdir', None, 'where results go; default runs/<config name>', flag_values=settings
-  )
-  flags.DEFINE_string(
-    'stages',
-    None,
-    'where trained stages are kept and looked up, to share them between runs; default '
-    '<workdir>/stages',
-    flag_values=settings,
-  )
-  flags.DEFINE_bool('help', False, 'show this text', flag_values=settings)
-  try:
-    _, *rest = settings(list(arguments))
-    _ = settings.config  # loading is lazy, and may fail
-  except (flags.Error, OSError, ValueError, TypeError) as error:
-    raise UserError(' '.join(str(error).split())) from None
-  if rest:
-    raise UserError(f"'{rest[0]}' is not a flag; flags start with --.")
-  return settings
-
-
-def _fields(config: ConfigDict, prefix: str = '') -> Iterator[str]:
+def _fields(config: ConfigDict, prefix: str) -> Iterator[tuple[str, Any]]:
   for name, value in config.items():
-    yield prefix + name
+    yield prefix + name, value
     if isinstance(value, ConfigDict):
       yield from _fields(value, f'{prefix}{name}.')
 

@@ -1,4 +1,4 @@
-"""An experiment, stage by stage: SFT, comparisons, preference model, policies, tournament."""
+"""An experiment, stage by stage: SFT, preference model, policies, tournament."""
 
 import contextlib
 import time
@@ -36,11 +36,10 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   """
   corpus = experiment.corpus
   reference = fine_tune(experiment)
-  train, held_out = collect_comparisons(experiment, reference)
   network = make_preference_network(
     experiment.decoder, experiment.width, corpus.tokenizer.sep_token_id
   )
-  panel = {'learned': train_judge(experiment, network, reference, train, held_out)}
+  panel = {'learned': train_judge(experiment, network, reference)}
   if corpus.embedded:
     panel = {'oracle': judges.of_texts(synthetic.preference, corpus.tokenizer), **panel}
   players = {'sft': reference}
@@ -69,50 +68,10 @@ def fine_tune(experiment: Experiment) -> Params:
   return fit(stage, training, params, offline(update), examples, evaluate)
 
 
-def collect_comparisons(experiment: Experiment, reference: Params) -> tuple[Comparison, Comparison]:
-  """Judged pairs to train a judge on and to test it: those of the data, or votes.
-
-  On the embedded task each prompt gets two responses of the SFT policy, on which the panel votes.
-  """
-  corpus, stage = experiment.corpus, experiment.stages['votes']
-  if not corpus.embedded:
-    return corpus.train.comparisons, corpus.held_out.comparisons
-  rollout = make_rollout(experiment, [{'policy': 1.0}] * 2)
-  splits = []
-  with timed(stage):
-    for name, split in (('train', corpus.train), ('held_out', corpus.held_out)):
-      path = stage.folder / f'{name}.npz'
-      if not path.exists():
-        key = jax.random.fold_in(stage.key, len(splits))
-        pairs = respond(rollout, {'policy': reference}, split.prompts, key, f'votes, {name}')
-        share = vote(corpus.tokenizer, split.prompts, pairs, key)
-        tokens, mask, *_ = zip(*pairs, strict=True)
-        with records.whole(path) as draft, draft.open('wb') as file:
-          np.savez(file, tokens=tokens, mask=mask, share=share)
-      with np.load(path) as saved:
-        left, right = map(Responses, saved['tokens'], saved['mask'])
-        payoff = np.float32(saved['share'] - 0.5)[:, None, None]
-      splits.append(Comparison(split.prompts, left, right, payoff))
-  return tuple(splits)
-
-
-def vote(tokenizer, prompts: Prompts, pairs: Sequence[Responses], key: jax.Array) -> np.ndarray:
-  """The share of the panel of raters that votes for the left of each pair, [n]."""
-  random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  posts = tokenizers.texts(tokenizer, *prompts)
-  left, right = (tokenizers.texts(tokenizer, *side[:2]) for side in pairs)
-  return synthetic.votes(random, posts, left, right)
-
-
-def train_judge(
-  experiment: Experiment,
-  network: PreferenceNetwork,
-  reference: Params,
-  train: Comparison,
-  held_out: Comparison,
-) -> Judge:
+def train_judge(experiment: Experiment, network: PreferenceNetwork, reference: Params) -> Judge:
   """A preference network, going on from the SFT policy's parameters."""
   training, stage = experiment.preference_model, experiment.stages['preference_model']
+  train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
   payoff = judges.make_payoff(network)
 
   def evaluate(params):
@@ -123,8 +82,8 @@ def train_judge(
       'held_out_squared_error': np.mean((said - held_out.payoff) ** 2),
     }
     if experiment.corpus.embedded:
-      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, np.arange(CHUNK)))
-      values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0))
+      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(CHUNK)))
+      values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
     return {name: float(value) for name, value in values.items()}
 
   update = make_update(
@@ -143,7 +102,7 @@ def train_policy(experiment: Experiment, name: str, reference: Params, judge: Ju
   update = make_update(algorithm, score, training.optimizer, measures.of_play)
   rollout = make_rollout(experiment, [algorithm.left, algorithm.right])
   against_reference = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
-  watched = take(held_out, np.arange(min(CHUNK, len(held_out.tokens))))
+  watched = take(held_out, slice(CHUNK))
 
   def step(state, prompts, key):
     comparison = Comparison(prompts, *rollout(state.params, prompts, key))
@@ -165,8 +124,7 @@ def play(
   path = stage.folder / 'samples.jsonl'
   if path.exists():
     return records.read(path)
-  count = min(experiment.tournament_prompts, len(corpus.held_out.prompts.tokens))
-  prompts = take(corpus.held_out.prompts, np.arange(count))
+  prompts = take(corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
   rollout = make_rollout(experiment, [{'policy': 1.0}] * 2, experiment.filters)
   score = jax.jit(policies.make_score(experiment.decoder))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from ml_collections import ConfigDict
 
 cache = Path(__file__).parent.parent / '.cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
@@ -20,3 +21,21 @@ def shared() -> Path:
   if not folder.is_dir():
     pytest.skip(f'no real data at {folder}; set NLHF_SHARED to the folder that holds it')
   return folder
+
+
+@pytest.fixture(scope='session')
+def toy():
+  """A function that shrinks a config until a run takes seconds."""
+
+  def shrink(config: ConfigDict) -> ConfigDict:
+    config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
+    for row in (config.sft, config.preference_model, *config.policies.values()):
+      row.update(steps=2, batch=4, evaluate_every=2)
+    config.tournament.prompts = 8
+    if config.data.source == 'synthetic':
+      config.data.update(posts=32, held_out=8)
+    else:
+      config.data.update(prompt_length=16, response_length=14)
+    return config
+
+  return shrink

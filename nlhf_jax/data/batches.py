@@ -1,6 +1,6 @@
 """Batches as a function of the step: deterministic shuffles, and any position at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grain
@@ -17,14 +17,14 @@ def take(examples: Examples, rows) -> Examples:
   return jax.tree.map(lambda leaf: leaf[rows], examples)
 
 
-def batches(examples: Examples, size: int, seed: int) -> Sequence[Examples]:
+def batches(examples: Examples, size: int, seed: int) -> grain.MapDataset:
   """Batches of `size` rows, indexed by step; each epoch is another permutation of the examples."""
   count = len(jax.tree.leaves(examples)[0])
   rows = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
   return rows.map(lambda chosen: take(examples, chosen))
 
 
-def in_random_order(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
+def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
   """Swaps the sides of about half the comparisons of each batch, and the sign of their payoffs.
 
   Without it a preference network that always answers "the first" would be right wherever the

@@ -13,14 +13,11 @@ from nlhf_jax.structs import Comparison, Prompts
 
 
 class Split(NamedTuple):
-  """One part of the data; no prompt is in two parts.
-
-  `comparisons` is None where the judgements are yet to be made, on responses of a policy.
-  """
+  """One part of the data; no prompt is in two parts."""
 
   prompts: Prompts
   demonstrations: Comparison
-  comparisons: Comparison | None
+  comparisons: Comparison
 
 
 class Corpus(NamedTuple):
@@ -35,19 +32,36 @@ class Corpus(NamedTuple):
 def make_synthetic(
   seed: int, posts: int, held_out: int, prompt_length: int, response_length: int, vocabulary: int
 ) -> Corpus:
-  """The embedded task: `posts` posts to train on and `held_out` others, without comparisons."""
-  stream = synthetic.examples(np.random.default_rng(seed))
-  examples = list(itertools.islice(stream, posts + held_out))
-  tokenizer = tokenizers.train((' '.join(example) for example in examples[:4096]), vocabulary)
+  """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
 
-  def split(part):
-    ids = tokenizers.prompt_ids(tokenizer, [example.post for example in part])
-    prompts = tokenizers.pad_prompts(tokenizer, ids, prompt_length)
-    ids = tokenizers.response_ids(tokenizer, [example.summary for example in part])
-    summaries = tokenizers.pad_responses(tokenizer, ids, response_length)
-    return Split(prompts, Comparison(prompts, summaries), None)
+  Raises:
+    UserError: if a length is too short for the texts.
+  """
+  examples = list(itertools.islice(synthetic.examples(seed), posts + held_out))
+  tokenizer = tokenizers.train(synthetic.vocabulary(), vocabulary)
+  texts = synthetic.Example(*zip(*examples, strict=True))
+  share = synthetic.votes(np.random.default_rng(seed), texts.post, texts.left, texts.right)
 
-  return Corpus(tokenizer, split(examples[:posts]), split(examples[posts:]), embedded=True)
+  def responses(column):
+    ids = tokenizers.response_ids(tokenizer, column)
+    _must_fit(ids, 'response_length', response_length)
+    return tokenizers.pad_responses(tokenizer, ids, response_length)
+
+  ids = tokenizers.prompt_ids(tokenizer, texts.post)
+  _must_fit(ids, 'prompt_length', prompt_length)
+  prompts = tokenizers.pad_prompts(tokenizer, ids, prompt_length)
+  whole = Split(
+    prompts,
+    Comparison(prompts, responses(texts.summary)),
+    Comparison(
+      prompts,
+      responses(texts.left),
+      responses(texts.right),
+      np.float32(share - 0.5)[:, None, None],
+    ),
+  )
+  train, tested = np.split(np.arange(posts + held_out), [posts])
+  return Corpus(tokenizer, take(whole, train), take(whole, tested), embedded=True)
 
 
 def make_jsonl(
@@ -74,46 +88,31 @@ def make_jsonl(
     UserError: if the file or a line of it cannot be used, or holds fewer than two prompts.
   """
   numbered = list(sources.read_jsonl(path, skip_bad))
-  records = [record for _, record in numbered]
-  if not records:
-    raise UserError(f'{path}: no comparisons found; one JSON object a line is expected.')
-  tokenizer = tokenizers.train((' '.join(record) for record in records), vocabulary)
-  prompts = tokenizers.prompt_ids(tokenizer, [record.prompt for record in records])
-
-  fits = [len(ids) <= prompt_length for ids in prompts]
-  if not all(fits) and not skip_bad:
-    first = fits.index(False)
-    problem = (
-      f"field 'prompt' has {len(prompts[first])} tokens and leaves no room for a response "
-      f'(config.data.prompt_length is {prompt_length})'
-    )
-    raise sources.bad_line(path, numbered[first][0], problem)
-  reason = f"field 'prompt' is longer than config.data.prompt_length={prompt_length} tokens"
-  sources.report_skipped(path, Counter([reason] * fits.count(False)))
-  records = [record for record, fit in zip(records, fits, strict=True) if fit]
-  prompts = [ids for ids, fit in zip(prompts, fits, strict=True) if fit]
-
-  unique = sorted({record.prompt for record in records})
-  if len(unique) < 2:
-    found = f'{len(unique)} different prompt{"" if len(unique) == 1 else "s"}'
+  if not numbered:
     raise UserError(
-      f'{path}: {found} found; at least two are needed, one to train on, one to test.'
+      f'{path}: no comparisons found; write one JSON object a line, with the fields '
+      f'{", ".join(sources.FIELDS)}.'
     )
-  np.random.default_rng(seed).shuffle(unique)
-  tested = set(unique[: max(1, min(len(unique) - 1, round(held_out * len(unique))))])
+  tokenizer = tokenizers.train((' '.join(record) for _, record in numbered), vocabulary)
+  prompts = tokenizers.prompt_ids(tokenizer, [record.prompt for _, record in numbered])
+  fits = _fits(path, numbered, prompts, prompt_length, skip_bad)
+  prompts = list(itertools.compress(prompts, fits))
+  records = [record for _, record in itertools.compress(numbered, fits)]
+  tested = _tested(path, {record.prompt for record in records}, held_out, seed)
 
-  def responses(texts):
-    ids = tokenizers.response_ids(tokenizer, texts)
+  def responses(field):
+    ids = tokenizers.response_ids(tokenizer, [getattr(record, field) for record in records])
     cut = sum(len(row) > response_length for row in ids)
     if cut:
-      print(f'{path}: cut {cut} of {len(ids)} responses to {response_length} tokens.')
+      length = f'config.data.response_length={response_length}'
+      print(f"{path}: cut {cut} of {len(ids)} texts of field '{field}' to {length} tokens.")
     rows = [row[:response_length] for row in ids]
     return tokenizers.pad_responses(tokenizer, rows, response_length)
 
   encoded = Comparison(
     tokenizers.pad_prompts(tokenizer, prompts, prompt_length),
-    responses([record.chosen for record in records]),
-    responses([record.rejected for record in records]),
+    responses('chosen'),
+    responses('rejected'),
     np.full((len(records), 1, 1), 0.5, np.float32),
   )
 
@@ -129,3 +128,40 @@ def make_jsonl(
 
   train = split(lambda prompt: prompt not in tested)
   return Corpus(tokenizer, train, split(tested.__contains__), embedded=False)
+
+
+def _fits(path, numbered, prompts, length, skip_bad) -> list[bool]:
+  """Which prompts are short enough; unless those that are not are skipped, all have to be."""
+  fits = [len(ids) <= length for ids in prompts]
+  setting = f'config.data.prompt_length={length}'
+  if not (all(fits) or skip_bad):
+    first = fits.index(False)
+    problem = (
+      f"field 'prompt' has {len(prompts[first])} tokens and leaves no room for a response "
+      f'({setting})'
+    )
+    raise sources.bad_line(path, numbered[first][0], problem, 'shorten it, raise that length')
+  reason = f"field 'prompt' leaves no room for a response ({setting} tokens)"
+  sources.report_skipped(path, Counter([reason] * fits.count(False)))
+  return fits
+
+
+def _tested(path, prompts: set[str], share, seed) -> set[str]:
+  """A random share of the prompts: at least one, and not all."""
+  if len(prompts) < 2:
+    found = f'{len(prompts)} different prompt{"" if len(prompts) == 1 else "s"}'
+    raise UserError(
+      f'{path}: {found} found; add some, for at least two are needed: to train on and to test on.'
+    )
+  count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
+  ordered = sorted(prompts)  # a set has another order in every process
+  return {ordered[row] for row in np.random.default_rng(seed).permutation(len(ordered))[:count]}
+
+
+def _must_fit(rows, field, length):
+  longest = max(map(len, rows))
+  if longest > length:
+    raise UserError(
+      f'config.data.{field}={length} is too short; texts of the embedded task have up to {longest} '
+      'tokens (fewer with a larger config.data.vocabulary, down to one a word).'
+    )

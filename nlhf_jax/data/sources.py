@@ -1,6 +1,8 @@
 """Comparisons from a user's file."""
 
+import codecs
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +33,15 @@ def parse(line: str) -> Record:
   """A record from one line of JSON.
 
   Raises:
-    Problem: if the line is not a JSON object with non-empty string fields `FIELDS`.
+    Problem: if the line is not a JSON object with non-empty string fields `FIELDS`, or its two
+      responses are the same: nothing can be learned from a choice between them.
   """
   try:
     value = json.loads(line)
   except json.JSONDecodeError as error:
-    raise Problem('not valid JSON', f' ({error.msg} at column {error.colno})') from None
+    raise Problem('not valid JSON', f' (column {error.colno}: {error.msg})') from None
+  except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+    raise Problem('not valid JSON', f' ({error})') from None
   if not isinstance(value, dict):
     raise Problem('not a JSON object', f' but {type(value).__name__}')
   for field in FIELDS:
@@ -46,14 +51,19 @@ def parse(line: str) -> Record:
       raise Problem(f"field '{field}' is not a string", f' but {type(value[field]).__name__}')
     if not value[field].strip():
       raise Problem(f"field '{field}' is empty")
-  return Record(*(value[field] for field in FIELDS))
+    if re.search('[\ud800-\udfff]', value[field]):
+      raise Problem(f"field '{field}' holds half of a surrogate pair, which is no character")
+  record = Record(*(value[field] for field in FIELDS))
+  if record.chosen == record.rejected:
+    raise Problem("fields 'chosen' and 'rejected' are the same")
+  return record
 
 
 def read_jsonl(path: str, skip_bad: bool) -> Iterator[tuple[int, Record]]:
   """The (line number, record) pairs of a JSON-lines file of `{"prompt", "chosen", "rejected"}`.
 
   Args:
-    path: the file, UTF-8. Blank lines are passed over.
+    path: the file, UTF-8, with or without a byte-order mark. Blank lines are passed over.
     skip_bad: count and pass over lines that cannot be used, instead of raising.
 
   Raises:
@@ -61,9 +71,11 @@ def read_jsonl(path: str, skip_bad: bool) -> Iterator[tuple[int, Record]]:
   """
   skipped = Counter()
   try:
-    lines = Path(path).read_bytes().split(b'\n')
+    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b'\n')
   except OSError as error:
-    raise UserError(f"config.data.path: cannot read '{path}': {error.strerror}.") from None
+    raise UserError(
+      f"config.data.path: cannot read '{path}': {error.strerror}; give a file of JSON lines."
+    ) from None
   for number, line in enumerate(lines, start=1):
     if line.strip():
       try:
@@ -87,11 +99,11 @@ def decoded(line: bytes) -> str:
     raise Problem('not UTF-8', f' (byte {error.start + 1} of the line)') from None
 
 
-def bad_line(path: str, number: int, problem: str) -> UserError:
-  """The sentence for a line that cannot be used, and its remedy."""
+def bad_line(path: str, number: int, problem: str, remedy: str = 'correct it') -> UserError:
+  """The sentence for a line that cannot be used."""
   return UserError(
-    f'{path}, line {number}: {problem}. Correct it, or pass --config.data.skip_bad=True to skip '
-    'and count such lines.'
+    f'{path}, line {number}: {problem}; {remedy}, or pass --config.data.skip_bad=True to skip and '
+    'count such lines.'
   )
 
 

@@ -9,6 +9,7 @@ one. All text is made here; nothing is read from a file.
 """
 
 from collections.abc import Iterator, Sequence
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ FILLER = tuple(FILLER.split())
 _IN_POST = {'who': '{}', 'did': '{}', 'what': '{}', 'where': 'at {}', 'when': 'around {}'}
 _OPENING = {'report': 'in short', 'list': 'key points', 'question': 'guess what'}
 _PROSE = {'who': 'the {}', 'did': '{}', 'what': 'the {}', 'where': 'at {}', 'when': '{}'}
-_ENDING = {'report': ' .', 'question': ' ?'}
+_ENDING = {'report': '.', 'list': '', 'question': '?'}
 LONGEST = 13  # words of a summary; a longer one counts as unfinished
 
 # Rater -> style -> score: each row a permutation, each column too, so no style wins on average.
@@ -48,16 +49,25 @@ _SCORES = np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]], float)
 _NO_STYLE = -1.0
 _STYLE_WEIGHT, _QUALITY_WEIGHT, _TEMPERATURE = 2.0, 4.0, 0.25
 
-# The references to learn from: style shares, and how often a fact is right, left out or invented.
-_SHARES = (0.35, 0.50, 0.15)
-_RIGHT, _OMITTED = 0.6, 0.2
+# Writers tell a fact right with a chance that is their care, else leave it out or invent it. Those
+# of the demonstrations have one care and favourite styles; those whom the panel compares vary.
+_DEMONSTRATION_CARE, _DEMONSTRATION_SHARES = 0.6, (0.35, 0.50, 0.15)
+_COMPARED_CARE, _COMPARED_SHARES = (0.2, 1.0), (1, 1, 1)
 
 
 class Example(NamedTuple):
-  """A post and an imperfect summary of it."""
+  """A post, an imperfect summary to learn from, and two more for the panel to compare."""
 
   post: str
   summary: str
+  left: str
+  right: str
+
+
+def vocabulary() -> list[str]:
+  """Every word of a post or a summary."""
+  frames = [*_IN_POST.values(), *_OPENING.values(), *_PROSE.values(), ';', *_ENDING.values()]
+  return [*KIND, *FILLER, *' '.join(frames).replace('{}', '').split()]
 
 
 def facts(post: str) -> dict[str, str]:
@@ -71,12 +81,16 @@ def summarise(told: dict[str, str], style: str) -> str:
     body = ' ; '.join(told[kind] for kind in FACTS if kind in told)
   else:
     body = ' '.join(_PROSE[kind].format(told[kind]) for kind in FACTS if kind in told)
-  return f'{_OPENING[style]} {body}{_ENDING.get(style, "")}'
+  return ' '.join(filter(None, [_OPENING[style], body, _ENDING[style]]))
 
 
 def restyle(summary: str, style: str) -> str:
-  """The same summary behind another style's opening: the same quality, the other style."""
-  return ' '.join([_OPENING[style], *summary.split()[2:]])
+  """The same summary behind another style's opening: the other style and the same quality.
+
+  A summary without a style keeps its first words, which may be facts, and so may get too long.
+  """
+  words = summary.split()
+  return ' '.join([_OPENING[style], *(words if style_of(summary) == 'none' else words[2:])])
 
 
 def style_of(summary: str) -> str:
@@ -86,7 +100,7 @@ def style_of(summary: str) -> str:
 
 
 def quality(post: str, summary: str) -> float:
-  """(covered - invented) / 5, in [-2, 1]; telling a fact twice is an invention; -1 if too long."""
+  """(covered - invented) / 5, less 1 if too long; at most 1. A fact told twice is an invention."""
   words = summary.split()
   told = [word for word in words if word in KIND]
   covered = len(set(told) & set(facts(post).values()))
@@ -126,19 +140,25 @@ def votes(
   return (random.random(chance.shape) < chance).mean(axis=1)
 
 
-def examples(random: np.random.Generator) -> Iterator[Example]:
-  """An endless stream of posts with imperfect reference summaries."""
-  while True:
-    true = {kind: str(random.choice(words)) for kind, words in FACTS.items()}
-    filler = random.choice(FILLER, size=random.integers(9, 18))
-    units = [_IN_POST[kind].format(word) for kind, word in true.items()] + list(filler)
-    post = ' '.join(random.permutation(units))
+def examples(seed: int) -> Iterator[Example]:
+  """An endless stream of examples."""
+  random = Random(seed)
 
+  def summary(true, care, shares):
     told = {}
     for kind, word in true.items():
       luck = random.random()
-      if luck < _RIGHT:
+      if luck < care:
         told[kind] = word
-      elif luck >= _RIGHT + _OMITTED:
-        told[kind] = str(random.choice(FACTS[kind]))
-    yield Example(post, summarise(told, str(random.choice(STYLES, p=_SHARES))))
+      elif luck < (1 + care) / 2:
+        told[kind] = random.choice(FACTS[kind])
+    return summarise(told, random.choices(STYLES, shares)[0])
+
+  while True:
+    true = {kind: random.choice(words) for kind, words in FACTS.items()}
+    units = [_IN_POST[kind].format(word) for kind, word in true.items()]
+    units += random.choices(FILLER, k=random.randint(9, 17))
+    random.shuffle(units)
+    demonstration = summary(true, _DEMONSTRATION_CARE, _DEMONSTRATION_SHARES)
+    compared = (summary(true, random.uniform(*_COMPARED_CARE), _COMPARED_SHARES) for _ in range(2))
+    yield Example(' '.join(units), demonstration, *compared)

@@ -65,6 +65,6 @@ def summarise(records: Sequence[Mapping]) -> dict:
   }
 
 
-def weakest_edge(matrix: np.ndarray) -> float:
+def weakest_edge(matrix: Sequence[Sequence[float]]) -> float:
   """The least of P(report > list), P(list > question), P(question > report); a cycle if > 1/2."""
   return float(min(matrix[0][1], matrix[1][2], matrix[2][0]))

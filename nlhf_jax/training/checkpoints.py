@@ -9,7 +9,7 @@ from nlhf_jax.structs import TrainState
 
 
 class Checkpoints:
-  """The latest checkpoint in a folder. Saves are atomic, and finish in the background."""
+  """The latest checkpoint in a folder. Saves are atomic."""
 
   def __init__(self, folder: Path):
     latest = orbax.training.preservation_policies.LatestN(1)
@@ -22,7 +22,7 @@ class Checkpoints:
     step = int(state.step)
     latest = self._checkpointer.latest
     if latest is None or latest.step != step:
-      self._checkpointer.save_async(step, state)
+      self._checkpointer.save(step, state)
 
   def restore(self, state: TrainState) -> TrainState:
     """The latest saved state, laid out as `state` is; `state` itself where nothing is saved."""
@@ -36,5 +36,5 @@ class Checkpoints:
     return self._checkpointer.load(latest.step, jax.tree.map(layout, state))
 
   def close(self) -> None:
-    """Waits for the last save."""
+    """Releases the folder."""
     self._checkpointer.close()

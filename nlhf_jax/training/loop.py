@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +23,7 @@ Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
 def train(
   state: TrainState,
   step: Step,
-  batches: Sequence,
+  batches: grain.MapDataset,
   key: jax.Array,
   *,
   stage: str,

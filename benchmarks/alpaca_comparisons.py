@@ -1,0 +1,68 @@
+"""AlpacaEval's judgements of short responses, as JSON lines that a run can learn from.
+
+python benchmarks/alpaca_comparisons.py --shared ../shared --count 2000 --out FILE
+python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FILE \\
+    --config.data.skip_bad=True
+
+The judge is GPT-4; one side is always its own response. Left out: ties, responses with no text, and
+the two models that were made to fool the judge.
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from nlhf_jax import records
+
+CHEATS = ('NullModel', 'gpt4_gamed')
+
+
+def comparisons(shared: Path, count: int) -> list[dict]:
+  """The `count` comparisons whose longest text is shortest.
+
+  Args:
+    shared: the folder that holds `data/alpaca_eval`.
+    count: how many; there are some 8,000.
+
+  Raises:
+    ValueError: if there are fewer.
+  """
+  folder = shared / 'data' / 'alpaca_eval'
+  questions = list(_lines(folder / 'baseline_gpt4_1106_preview.jsonl.gz'))
+  found = []
+  for path in sorted(folder.glob('models/*.jsonl.gz')):
+    if path.name.removesuffix('.jsonl.gz') in CHEATS:
+      continue
+    for judged in _lines(path):
+      question = questions[judged['index']]
+      sides = judged['output'], question['output']
+      if judged['preference'] != 1.5 and all(side.strip() for side in sides):
+        chosen, rejected = sides if judged['preference'] > 1.5 else reversed(sides)
+        texts = {'prompt': question['instruction'], 'chosen': chosen, 'rejected': rejected}
+        found.append(texts)
+  if len(found) < count:
+    raise ValueError(f'{folder} has {len(found)} comparisons, fewer than {count}')
+  return sorted(found, key=lambda texts: max(map(len, texts.values())))[:count]
+
+
+def _lines(path: Path) -> Iterator[dict]:
+  with gzip.open(path, 'rt', encoding='utf-8') as file:
+    yield from map(json.loads, file)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--shared', type=Path, required=True, help='the folder of real data')
+  parser.add_argument('--count', type=int, required=True, help='how many comparisons to write')
+  parser.add_argument('--out', type=Path, required=True, help='the file to write')
+  arguments = parser.parse_args()
+  lines = comparisons(arguments.shared, arguments.count)
+  records.write(arguments.out, lines)
+  longest = max(len(text) for line in lines for text in line.values())
+  print(f'{arguments.out}: {len(lines)} comparisons, of texts of up to {longest} characters')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,192 @@
+"""Texts become two splits of tokens that share no prompt; real judgements do too."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from nlhf_jax.data import corpora, synthetic, tokenizers
+from nlhf_jax.errors import UserError
+
+SYNTHETIC = dict(
+  seed=0, posts=40, held_out=10, prompt_length=25, response_length=14, vocabulary=1024
+)
+JSONL = dict(
+  seed=0, skip_bad=False, held_out=0.3, prompt_length=24, response_length=24, vocabulary=400
+)
+# Ten prompts, of which prompt i has i % 3 + 1 comparisons, in no particular order.
+RECORDS = [
+  {'prompt': f'question {i % 10}', 'chosen': f'good {i} <eos>', 'rejected': f'<pad> {i} \U0001f389'}
+  for i in range(30)
+  if i // 10 <= i % 10 % 3
+]
+
+
+@pytest.fixture
+def make(tmp_path):
+  """A function that writes records to a file and makes a corpus of it."""
+
+  def make(records, **changes):
+    path = tmp_path / 'mine.jsonl'
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    return corpora.make_jsonl(path=str(path), **JSONL | changes)
+
+  return make
+
+
+def prompts(corpus, prompts):
+  return tokenizers.texts(corpus.tokenizer, prompts.tokens, prompts.mask)
+
+
+def comparisons(corpus, split):
+  """The comparisons of a split as text again."""
+  said = split.comparisons
+  assert np.all(said.payoff == 0.5)
+  assert said.payoff.shape == (len(said.prompts.tokens), 1, 1)
+  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
+  return [
+    {'prompt': prompt, 'chosen': left, 'rejected': right}
+    for prompt, left, right in zip(prompts(corpus, said.prompts), *sides, strict=True)
+  ]
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('share', [0.01, 0.3, 0.99])
+def test_every_comparison_is_in_one_split_and_no_prompt_in_two(make, seed, share):
+  corpus = make(RECORDS, seed=seed, held_out=share)
+  parts = [comparisons(corpus, split) for split in (corpus.train, corpus.held_out)]
+  key = lambda record: sorted(record.items())
+  assert sorted([*parts[0], *parts[1]], key=key) == sorted(RECORDS, key=key)
+  train, tested = ({record['prompt'] for record in part} for part in parts)
+  assert not train & tested
+  assert len(tested) == min(max(1, round(share * 10)), 9)
+
+
+def test_a_prompt_is_asked_once_and_its_demonstrations_are_the_chosen_responses(make):
+  corpus = make(RECORDS)
+  for split in (corpus.train, corpus.held_out):
+    records = comparisons(corpus, split)
+    asked = prompts(corpus, split.prompts)
+    assert sorted(asked) == sorted({record['prompt'] for record in records})
+    assert split.demonstrations.right is None
+    shown = tokenizers.texts(corpus.tokenizer, *split.demonstrations.left[:2])
+    assert shown == [record['chosen'] for record in records]
+
+
+@pytest.mark.parametrize('reorder', [list, reversed])
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_lines(make, reorder):
+  def tested(records, seed):
+    corpus = make(records, seed=seed)
+    return set(prompts(corpus, corpus.held_out.prompts))
+
+  assert tested(list(reorder(RECORDS)), 0) == tested(RECORDS, 0)
+  assert len({frozenset(tested(RECORDS, seed)) for seed in range(6)}) > 1
+
+
+def test_long_responses_are_cut_and_counted(make, capsys):
+  long = [{'prompt': f'question {i}', 'chosen': 'a b ' * 40, 'rejected': 'no'} for i in range(3)]
+  corpus = make([*long, *RECORDS])
+  whole = np.concatenate([split.comparisons.left.mask for split in (corpus.train, corpus.held_out)])
+  assert whole.all(axis=(1, 2)).sum() == 3
+  (said,) = capsys.readouterr().out.splitlines()
+  assert said.endswith(
+    "cut 3 of 22 texts of field 'chosen' to config.data.response_length=24 tokens."
+  )
+
+
+LONG = [{'prompt': 'why ' * 40, 'chosen': 'yes', 'rejected': 'no'}]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(make, tmp_path):
+  with pytest.raises(UserError) as refused:
+    make(RECORDS + LONG)
+  sentence = str(refused.value)
+  assert sentence.startswith(f"{tmp_path}/mine.jsonl, line {len(RECORDS) + 1}: field 'prompt' has ")
+  assert 'leaves no room for a response (config.data.prompt_length=24)' in sentence
+  assert 'raise that length' in sentence
+
+
+def test_a_prompt_that_leaves_no_room_is_skipped_and_counted_if_asked(make, capsys):
+  corpus = make(RECORDS + LONG + LONG, skip_bad=True)
+  counts = [len(split.comparisons.payoff) for split in (corpus.train, corpus.held_out)]
+  assert sum(counts) == len(RECORDS)
+  assert "skipped 2 lines: field 'prompt' leaves no room" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('records', 'found'),
+  [
+    ([], 'no comparisons found'),
+    (RECORDS[:1], '1 different prompt found'),
+    ([RECORDS[0] | {'chosen': str(i)} for i in range(5)], '1 different prompt found'),
+  ],
+)
+def test_too_few_comparisons_are_refused(make, tmp_path, records, found):
+  with pytest.raises(UserError, match=f'^{tmp_path}/mine.jsonl: {found}; (write|add) '):
+    make(records)
+
+
+def test_prompts_that_are_all_skipped_are_too_few(make):
+  with pytest.raises(UserError, match='0 different prompts found'):
+    make(LONG, skip_bad=True)
+
+
+def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel():
+  corpus = corpora.make_synthetic(**SYNTHETIC)
+  assert corpus.embedded
+  texts = []
+  for split, count in ((corpus.train, 40), (corpus.held_out, 10)):
+    posts = prompts(corpus, split.prompts)
+    texts.extend(posts)
+    assert len(posts) == count
+    assert all(len(synthetic.facts(post)) == 5 for post in posts)
+    for part in (split.demonstrations, split.comparisons):
+      jax.tree.map(np.testing.assert_array_equal, part.prompts, split.prompts)
+    assert set(np.round(3 * (split.comparisons.payoff + 0.5)).ravel()) <= {0, 1, 2, 3}
+  assert len(set(texts)) == 50
+
+
+def test_the_embedded_task_depends_on_the_seed_alone():
+  one, again, other = (corpora.make_synthetic(**SYNTHETIC | {'seed': seed}) for seed in (0, 0, 1))
+  jax.tree.map(np.testing.assert_array_equal, one[1:3], again[1:3])
+  assert not np.array_equal(one.train.prompts.tokens, other.train.prompts.tokens)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'blamed'),
+  [
+    ('prompt_length', 20, 'prompt_length'),
+    ('prompt_length', 0, 'prompt_length'),
+    ('response_length', 11, 'response_length'),
+    ('vocabulary', 300, 'prompt_length'),
+  ],
+)
+def test_lengths_that_the_embedded_task_does_not_fit_are_refused(field, value, blamed):
+  with pytest.raises(UserError, match=f'^config.data.{blamed}=.* is too short; .* tokens'):
+    corpora.make_synthetic(**SYNTHETIC | {field: value})
+
+
+@pytest.fixture
+def alpaca(shared, monkeypatch):
+  monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+  from benchmarks import alpaca_comparisons
+
+  return lambda count: alpaca_comparisons.comparisons(shared, count)
+
+
+def test_real_judgements_become_a_corpus(alpaca, make):
+  records = alpaca(300)
+  assert len(records) == 300
+  corpus = make(records, held_out=0.1, prompt_length=64, response_length=128, vocabulary=4096)
+  both = [comparisons(corpus, split) for split in (corpus.train, corpus.held_out)]
+  assert sum(map(len, both)) == 300
+  assert min(map(len, both)) > 10
+  key = lambda record: sorted(record.items())
+  assert sorted([*both[0], *both[1]], key=key) == sorted(records, key=key)
+
+
+def test_more_judgements_than_there_are_cannot_be_had(alpaca):
+  with pytest.raises(ValueError, match='fewer than 1000000'):
+    alpaca(1_000_000)

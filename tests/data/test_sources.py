@@ -1,0 +1,116 @@
+"""A user's file: every line is read or refused with the reason, its number and its field."""
+
+import json
+
+import pytest
+
+from nlhf_jax.data import sources
+from nlhf_jax.errors import UserError
+
+GOOD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
+BAD = {
+  'not valid JSON (column 12: Expecting value)': b'{"prompt": oops}',
+  'not valid JSON (column 12: Unterminated string starting at)': b'{"prompt": "cut sho',
+  'not valid JSON (Exceeds the limit': b'{"prompt": ' + b'9' * 5000 + b'}',
+  'not valid JSON (maximum recursion depth': b'[' * 100_000,
+  'not UTF-8 (byte 13 of the line)': '{"prompt": "\u00e9"}'.encode('latin-1'),
+  'not a JSON object but list': json.dumps([GOOD]).encode(),
+  'not a JSON object but str': b'"text"',
+  'not a JSON object but NoneType': b'null',
+  "field 'rejected' is missing; it has ['chosen', 'prompt']": b'{"prompt": "a", "chosen": "b"}',
+  "field 'prompt' is missing; it has []": b'{}',
+  "field 'prompt' is not a string but int": json.dumps({**GOOD, 'prompt': 3}).encode(),
+  "field 'chosen' is not a string but list": json.dumps({**GOOD, 'chosen': [GOOD]}).encode(),
+  "field 'rejected' is not a string but NoneType": json.dumps({**GOOD, 'rejected': None}).encode(),
+  "field 'prompt' is empty": json.dumps({**GOOD, 'prompt': ''}).encode(),
+  "field 'rejected' is empty": json.dumps({**GOOD, 'rejected': ' \t\n\u2003'}).encode(),
+  "field 'chosen' holds half of a surrogate pair": json.dumps(
+    {**GOOD, 'chosen': '\ud83d'}
+  ).encode(),
+  "fields 'chosen' and 'rejected' are the same": json.dumps({**GOOD, 'rejected': 'Hi!'}).encode(),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+  """A function that writes lines to a file and gives its name."""
+
+  def write(*lines, end=b'\n', start=b''):
+    path = tmp_path / 'mine.jsonl'
+    path.write_bytes(start + end.join(lines))
+    return str(path)
+
+  return write
+
+
+def line(**fields):
+  return json.dumps(GOOD | fields, ensure_ascii=False).encode()
+
+
+def read(path, skip_bad=False):
+  return list(sources.read_jsonl(path, skip_bad))
+
+
+@pytest.mark.parametrize(
+  'last', [(), (b'',), (b'', b'  ', b'')], ids=['none', 'one', 'blank lines']
+)
+@pytest.mark.parametrize('end', [b'\n', b'\r\n'], ids=['Unix', 'Windows'])
+@pytest.mark.parametrize('start', [b'', b'\xef\xbb\xbf'], ids=['plain', 'byte-order mark'])
+def test_every_usual_way_to_end_lines_and_files_works(write, start, end, last):
+  path = write(line(), b'', line(chosen='Hi\u2028there \U0001f389'), *last, start=start, end=end)
+  assert read(path) == [
+    (1, sources.Record('Say hi.', 'Hi!', 'No.')),
+    (3, sources.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
+  ]
+
+
+def test_escapes_are_read_and_other_fields_are_passed_over(write):
+  ((_, record),) = read(write(line(chosen='\U0001f389 \u00e9'), end=b''))
+  assert record.chosen == '\U0001f389 \u00e9'
+  escaped = json.dumps(GOOD | {'chosen': '\U0001f389 \u00e9', 'score': 0.5, 'x': None}).encode()
+  assert b'\\ud83c\\udf89' in escaped
+  assert read(write(escaped))[0][1] == record
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'\n', b'\r\n \t\r\n\n', b'\xef\xbb\xbf', b'\xef\xbb\xbf\n']
+)
+def test_a_file_of_blank_lines_has_no_records(write, content):
+  assert read(write(content)) == []
+
+
+@pytest.mark.parametrize('problem', BAD)
+def test_a_bad_line_is_refused_with_its_number_and_a_remedy(write, problem):
+  path = write(line(), b'', BAD[problem], line())
+  with pytest.raises(UserError) as refused:
+    read(path)
+  sentence = str(refused.value)
+  assert sentence.startswith(f'{path}, line 3: {problem}')
+  assert '--config.data.skip_bad=True' in sentence
+  assert len(sentence.splitlines()) == 1
+
+
+def test_bad_lines_are_skipped_and_counted_by_reason_if_asked(write, capsys):
+  path = write(line(), *BAD.values(), line(), *BAD.values())
+  assert [number for number, _ in read(path, skip_bad=True)] == [1, len(BAD) + 2]
+  said = capsys.readouterr().out.splitlines()
+  assert f'{path}: skipped 8 lines: not valid JSON.' in said
+  assert f"{path}: skipped 2 lines: field 'chosen' is not a string." in said
+  assert sum(int(text.split()[2]) for text in said) == 2 * len(BAD)
+
+
+def test_nothing_is_said_where_nothing_is_skipped(write, capsys):
+  read(write(line()), skip_bad=True)
+  assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+  ('name', 'reason'), [('none.jsonl', 'No such file or directory'), ('.', 'Is a directory')]
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
+  path = str(tmp_path / name)
+  with pytest.raises(UserError) as refused:
+    read(path)
+  assert str(refused.value) == (
+    f"config.data.path: cannot read '{path}': {reason}; give a file of JSON lines."
+  )

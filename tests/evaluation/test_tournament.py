@@ -1,0 +1,108 @@
+"""Win rates, their intervals and the tables that show them, on records made by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nlhf_jax.evaluation import tournament
+from nlhf_jax.structs import Prompts, Responses
+
+PROMPTS = 7
+
+
+@pytest.fixture
+def prompts():
+  return Prompts(np.arange(3 * PROMPTS).reshape(PROMPTS, 3), np.ones((PROMPTS, 3), bool))
+
+
+@pytest.fixture
+def sides():
+  random = np.random.default_rng(0)
+  return [
+    Responses(random.integers(0, 50, (PROMPTS, 1, 4)), np.ones((PROMPTS, 1, 4), bool))
+    for _ in range(3)
+  ]
+
+
+def judge(comparison):
+  """An antisymmetric payoff: the larger sum of tokens wins, by how much it is larger."""
+  left, right = comparison.left.tokens, comparison.right.tokens
+  return np.tanh((left.sum(-1)[:, :, None] - right.sum(-1)[:, None, :]) / 50) / 2
+
+
+def test_preferences_are_antisymmetric_around_one_half(prompts, sides):
+  table = tournament.preferences(judge, prompts, sides)
+  assert table.shape == (PROMPTS, 3, 3)
+  np.testing.assert_allclose(table + table.swapaxes(1, 2), 1, atol=1e-12)
+  assert np.all(table[:, range(3), range(3)] == 0.5)
+  assert not np.any(table[:, 0, 1] == 0.5)
+
+
+def test_preferences_are_what_the_judge_says_of_each_pair(prompts, sides, monkeypatch):
+  monkeypatch.setattr(tournament, 'CHUNK', 3)  # a last chunk that has to be filled up
+  table = tournament.preferences(judge, prompts, sides)
+  for row in range(PROMPTS):
+    for i, left in enumerate(sides):
+      for j, right in enumerate(sides):
+        said = np.tanh((left.tokens[row].sum() - right.tokens[row].sum()) / 50) / 2
+        assert table[row, i, j] == pytest.approx(0.5 + said)
+
+
+@pytest.mark.parametrize('count', [2, 3, 50])
+def test_the_interval_is_that_of_students_t(count):
+  values = np.random.default_rng(1).uniform(0.4, 0.6, (count, 2, 2))
+  low, high = tournament.interval(values)
+  # Two values may be so far apart that the interval leaves [0, 1].
+  expected = stats.t.interval(0.95, count - 1, values.mean(0), stats.sem(values))
+  np.testing.assert_allclose((low, high), np.clip(expected, 0, 1), atol=1e-12)
+
+
+def test_the_interval_covers_the_mean_nineteen_times_in_twenty():
+  runs = np.random.default_rng(2).beta(2, 3, (20, 4000))
+  low, high = tournament.interval(runs)
+  assert np.mean((low <= 0.4) & (high >= 0.4)) == pytest.approx(0.95, abs=0.02)
+
+
+def test_one_value_says_nothing_of_the_mean():
+  low, high = tournament.interval(np.array([[[0.5, 0.7], [0.3, 0.5]]]))
+  np.testing.assert_array_equal(low, np.zeros((2, 2)))
+  np.testing.assert_array_equal(high, np.ones((2, 2)))
+
+
+def test_an_interval_stays_within_zero_and_one():
+  low, high = tournament.interval(np.array([[0.0, 0.9], [1.0, 0.9], [1.0, 0.9]]))
+  np.testing.assert_allclose((low, high), [[0, 0.9], [1, 0.9]])
+
+
+def test_results_are_means_over_records():
+  records = [
+    {
+      'responses': {'sft': 'a', 'nash_md': 'b c'},
+      'tokens': {'sft': 2, 'nash_md': 3},
+      'log_ratio': {'sft': 0.0, 'nash_md': ratio},
+      'preferences': {'oracle': [[0.5, chance], [1 - chance, 0.5]]},
+    }
+    for ratio, chance in ((1.0, 0.1), (2.0, 0.2), (6.0, 0.6))
+  ]
+  results = tournament.summarise(records)
+  assert results['policies'] == ['sft', 'nash_md']
+  assert results['comparisons'] == 3
+  assert results['kl_to_reference'] == {'sft': 0, 'nash_md': 3}
+  assert results['length'] == {'sft': 2, 'nash_md': 3}
+  table = results['tables']['oracle']
+  np.testing.assert_allclose(table['win_rate'], [[0.5, 0.3], [0.7, 0.5]])
+  half = stats.t.ppf(0.975, 2) * np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3)
+  np.testing.assert_allclose(table['low'], [[0.5, max(0, 0.3 - half)], [0.7 - half, 0.5]])
+  np.testing.assert_allclose(table['high'], [[0.5, 0.3 + half], [min(1, 0.7 + half), 0.5]])
+
+
+def test_a_table_names_its_rows_and_columns():
+  table = {'win_rate': [[0.5, 0.25], [0.75, 0.5]], 'low': [[0.5, 0], [0.5, 0.5]]}
+  table['high'] = [[0.5, 0.5], [1, 0.5]]
+  text = tournament.as_text('Title', ['sft', 'nash'], tournament.with_intervals(table))
+  title, head, *rows = text.splitlines()
+  assert title == 'Title'
+  assert head.split() == ['sft', 'nash']
+  assert [row.split()[0] for row in rows] == ['sft', 'nash']
+  assert '0.250 [0.000, 0.500]' in rows[0]
+  assert len({len(line) for line in (head, *rows)}) == 1

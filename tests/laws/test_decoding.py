@@ -1,0 +1,119 @@
+"""Law: cached decoding equals teacher forcing, for one slot and for two."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax.models.transformer import Architecture, make_decoder
+from nlhf_jax.policies import log_probs
+from nlhf_jax.sampling import make_rollout
+from nlhf_jax.structs import Prompts
+
+STOP, LENGTH = 2, 7
+SIZES = Architecture(
+  vocabulary=11, width=32, layers=2, heads=4, key_heads=2, head_size=8, hidden=48
+)
+POLICY = {'policy': 1.0}
+MIXTURE = {'policy': 0.7, 'reference': 0.3}
+
+
+@pytest.fixture(scope='module')
+def decoder():
+  return make_decoder(SIZES)
+
+
+@pytest.fixture(scope='module')
+def params(decoder):
+  init = jax.jit(decoder.init)
+  # Twice as large as at the start of training, so that the two slots disagree.
+  return {
+    slot: jax.tree.map(lambda leaf: 2 * leaf, init(jax.random.key(seed)))
+    for seed, slot in enumerate(('policy', 'reference'))
+  }
+
+
+@pytest.fixture(scope='module')
+def prompts():
+  random = np.random.default_rng(0)
+  mask = np.arange(6) >= 6 - np.array([6, 1, 3, 5, 2])[:, None]
+  return Prompts(jnp.asarray(random.integers(3, 11, mask.shape)), jnp.asarray(mask))
+
+
+def teacher_forced(decoder, params, mixture, prompts, responses):
+  """Log-probabilities [B, K, T, V] of the mixture, each prefix read anew and without a cache."""
+  size, count, length = responses.tokens.shape
+  forced = np.zeros((size, count, length, SIZES.vocabulary))
+  for row, sample in itertools.product(range(size), range(count)):
+    prompt = prompts.tokens[row][prompts.mask[row]]
+    tokens = jnp.concatenate([prompt, responses.tokens[row, sample]])[None]
+    for slot, weight in mixture.items():
+      hidden, _ = decoder.read(params[slot], tokens, jnp.ones_like(tokens, bool))
+      logits = decoder.logits(params[slot], hidden[0, len(prompt) - 1 : -1])
+      forced[row, sample] += weight * np.asarray(logits)
+  return np.asarray(jax.nn.log_softmax(forced))
+
+
+@pytest.mark.parametrize('mixtures', [[POLICY], [MIXTURE], [POLICY, MIXTURE]])
+def test_rollout_reports_the_probabilities_of_a_full_recompute(decoder, params, prompts, mixtures):
+  rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
+  sampled = rollout(params, prompts, jax.random.key(3))
+  for mixture, responses in zip(mixtures, sampled, strict=True):
+    mask = np.asarray(responses.mask)
+    forced = teacher_forced(decoder, params, mixture, prompts, responses)
+    chosen = np.take_along_axis(forced, np.asarray(responses.tokens)[..., None], axis=-1)[..., 0]
+    entropy = -(np.exp(forced) * forced).sum(axis=-1)
+    np.testing.assert_allclose(responses.log_probs, np.where(mask, chosen, 0), atol=1e-5)
+    np.testing.assert_allclose(responses.entropy, np.where(mask, entropy, 0), atol=1e-5)
+    assert 0.2 < mask.mean() < 1  # some responses stop early, some run on
+
+
+def test_scoring_a_rollout_gives_back_its_probabilities(decoder, params, prompts):
+  rollout = make_rollout(decoder, [POLICY], length=LENGTH, stop=STOP, count=3)
+  (responses,) = rollout(params, prompts, jax.random.key(4))
+  scored = log_probs(decoder, params['policy'], prompts, responses)
+  np.testing.assert_allclose(scored, responses.log_probs, atol=1e-5)
+
+
+def test_a_response_ends_with_its_stop_token(decoder, params, prompts):
+  rollout = make_rollout(decoder, [MIXTURE], length=LENGTH, stop=STOP, count=8)
+  (responses,) = rollout(params, prompts, jax.random.key(5))
+  tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
+  stops = (tokens == STOP) & mask
+  assert (stops.sum(axis=-1) <= 1).all()
+  lengths = mask.sum(axis=-1)
+  assert (stops.any(axis=-1) | (lengths == LENGTH)).all()
+  np.testing.assert_array_equal(mask, np.arange(LENGTH) < lengths[..., None])
+  assert (tokens[~mask] == STOP).all()
+
+
+def test_the_loop_ends_when_every_response_has(decoder, params, prompts):
+  reads = []
+
+  def read(params, tokens, mask, cache=None):
+    if tokens.shape[1] == 1:
+      jax.debug.callback(lambda: reads.append(1))
+    return decoder.read(params, tokens, mask, cache)
+
+  def logits(params, hidden):
+    return decoder.logits(params, hidden).at[..., STOP].add(1e4)
+
+  stopping = decoder._replace(read=read, logits=logits)
+  rollout = make_rollout(stopping, [POLICY], length=50, stop=STOP)
+  (responses,) = jax.block_until_ready(rollout(params, prompts, jax.random.key(6)))
+  jax.effects_barrier()
+  assert len(reads) == 1
+  assert (np.asarray(responses.mask).sum(axis=-1) == 1).all()
+
+
+def test_another_row_in_the_batch_changes_no_probability(decoder, params, prompts):
+  """Rows of one slot share a batch with rows of two; each has its own cache."""
+  apart = make_rollout(decoder, [POLICY], length=LENGTH, stop=STOP)
+  together = make_rollout(decoder, [POLICY, MIXTURE], length=LENGTH, stop=STOP)
+  (alone,) = apart(params, prompts, jax.random.key(7))
+  first, _ = together(params, prompts, jax.random.key(7))
+  scored = log_probs(decoder, params['policy'], prompts, first)
+  np.testing.assert_allclose(scored, first.log_probs, atol=1e-5)
+  assert alone.tokens.shape == first.tokens.shape

@@ -1,0 +1,122 @@
+"""Padding is invisible: its length and its contents change no probability and no gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax import policies, sampling
+from nlhf_jax.algorithms.losses import cross_entropy, likelihood, policy_gradient
+from nlhf_jax.models.transformer import Architecture, make_decoder
+from nlhf_jax.preferences.networks import make_preference_network
+from nlhf_jax.structs import Comparison, Prompts, Responses
+
+VOCABULARY, WIDTH, SEPARATOR, STOP = 11, 16, 1, 2
+DECODER = make_decoder(
+  Architecture(VOCABULARY, WIDTH, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
+)
+NETWORK = make_preference_network(DECODER, WIDTH, SEPARATOR)
+KEYS = jax.random.split(jax.random.key(0), 3)
+PROMPTS = [[3, 4, 5, 6], [7, 8]]
+LEFT = [[[9, 3, 2], [4, 2]], [[5, 6, 7], [2]]]  # one of them cut before it could stop
+RIGHT = [[[10, 2]], [[3, 4, 2]]]
+
+
+def ragged(rows, length, left):
+  """Rows of tokens padded to `length` with whatever comes, and their mask."""
+  junk = np.random.default_rng(length).integers(0, VOCABULARY, (len(rows), length), np.int32)
+  counts = np.array([len(row) for row in rows])[:, None]
+  places = np.arange(length)
+  mask = places >= length - counts if left else places < counts
+  junk[mask] = np.concatenate(rows)
+  return jnp.asarray(junk), jnp.asarray(mask)
+
+
+def responses(rows, length):
+  padded = ragged([row for of_prompt in rows for row in of_prompt], length, left=False)
+  return Responses(*(leaf.reshape(len(rows), -1, length) for leaf in padded))
+
+
+def comparison(extra):
+  """The same data with `extra` places of padding: before prompts, after responses."""
+  payoff = jnp.array([[[0.2], [-0.3]], [[0.4], [0.1]]])
+  prompts = Prompts(*ragged(PROMPTS, 4 + extra, left=True))
+  return Comparison(prompts, responses(LEFT, 3 + extra), responses(RIGHT, 3 + 2 * extra), payoff)
+
+
+POLICY, REFERENCE = DECODER.init(KEYS[0]), DECODER.init(KEYS[1])
+READOUTS = dict(zip(('token', 'verdict'), jax.random.normal(KEYS[2], (2, WIDTH)), strict=True))
+SCORE = policies.make_score(DECODER)
+
+
+def as_policy(params, data):
+  data = data._replace(right=None)
+  scores = {'policy': SCORE(params, data), 'reference': SCORE(REFERENCE, data)}
+  losses = [policy_gradient(0.1)(scores, data.payoff), likelihood(scores, data.payoff)]
+  return losses, scores['policy'].left
+
+
+def as_preference(params, data):
+  logit = NETWORK.logit(params, data)
+  return [cross_entropy({'policy': logit}, data.payoff)], logit
+
+
+NETWORKS = {
+  'policy': (as_policy, POLICY),
+  'preference': (as_preference, {'backbone': POLICY} | READOUTS),
+}
+
+
+@functools.cache
+def evaluated(name, extra):
+  """The losses an example, the gradient of their means, and what the network says."""
+  network, params = NETWORKS[name]
+
+  def mean(params, data):
+    losses, said = network(params, data)
+    return sum(jnp.mean(loss) for loss in losses), (losses, said)
+
+  gradient, (losses, said) = jax.jit(jax.grad(mean, has_aux=True))(params, comparison(extra))
+  return jax.tree.map(np.array, (losses, gradient, said))
+
+
+def close(padded, tight):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), padded, tight)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_losses_do_not_see_padding(name):
+  close(evaluated(name, 3)[0], evaluated(name, 0)[0])
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_gradients_do_not_see_padding(name):
+  tight, padded = (evaluated(name, extra)[1] for extra in (0, 3))
+  # One scale for all parameters: a gradient that is a small difference is rounded like a large one.
+  scale = max(abs(leaf).max() for leaf in jax.tree.leaves(tight))
+  close(*(jax.tree.map(lambda leaf: leaf / scale, gradient) for gradient in (padded, tight)))
+
+
+def test_log_probabilities_do_not_see_padding_and_are_zero_there():
+  tight, padded = (evaluated('policy', extra)[2] for extra in (0, 3))
+  close(padded[..., :3], tight)
+  assert np.all(padded[..., 3:] == 0)
+  np.testing.assert_array_equal(tight != 0, comparison(0).left.mask)
+
+
+def test_preferences_do_not_see_padding():
+  tight, padded = (evaluated('preference', extra)[2] for extra in (0, 3))
+  assert np.std(tight) > 0.1
+  close(padded, tight)
+
+
+def test_samples_do_not_see_padding():
+  rollout = sampling.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
+  (tight,), (padded,) = (
+    rollout({'policy': POLICY}, comparison(extra).prompts, KEYS[0]) for extra in (0, 3)
+  )
+  np.testing.assert_array_equal(padded.tokens, tight.tokens)
+  np.testing.assert_array_equal(padded.mask, tight.mask)
+  np.testing.assert_allclose(padded.log_probs, tight.log_probs, atol=1e-5)

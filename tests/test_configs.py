@@ -1,0 +1,75 @@
+"""Law: every config builds, and runs from its first stage to its report at toy size."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlhf_jax import pipeline, records
+from nlhf_jax.build import make_experiment
+from nlhf_jax.evaluation import styles, tournament
+
+CONFIGS = sorted(
+  path.stem for path in Path(__file__).parents[1].glob('configs/*.py') if path.stem != 'base'
+)
+OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
+
+
+def run(config, name, folder):
+  pipeline.run(make_experiment(config, name, folder / 'stages'), folder)
+
+
+@pytest.fixture
+def config_of(toy, monkeypatch):
+  monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+  return lambda name, *source: toy(importlib.import_module(f'configs.{name}').get_config(*source))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_runs_to_its_report(name, config_of, tmp_path):
+  config = config_of(name)
+  run(config, name, tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['policies'] == ['sft', *config.policies]
+  assert results['tables'].keys() == {'oracle', 'learned'}
+  assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-5)
+  logged = {record['stage'] for record in records.read(tmp_path / 'metrics.jsonl')}
+  assert logged == {'sft', 'preference_model', *config.policies}
+
+
+def test_every_number_of_the_results_is_a_mean_over_the_samples(config_of, tmp_path):
+  run(config_of('nash_md'), 'nash_md', tmp_path)
+  samples = records.read(tmp_path / 'samples.jsonl')
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results == tournament.summarise(samples) | {'task': styles.summarise(samples)}
+  for judge, table in results['tables'].items():
+    mean = np.mean([sample['preferences'][judge] for sample in samples], axis=0)
+    np.testing.assert_allclose(table['win_rate'], mean, atol=1e-12)
+
+
+def test_running_again_changes_nothing(config_of, tmp_path):
+  run(config_of('nash_md'), 'nash_md', tmp_path)
+  files = [path for path in tmp_path.rglob('*') if path.is_file() and path.suffix != '.html']
+  before = {path: path.read_bytes() for path in files}
+  run(config_of('nash_md'), 'nash_md', tmp_path)
+  assert {path for path in tmp_path.rglob('*') if path.is_file() and path.suffix != '.html'} == set(
+    files
+  )
+  assert {path: path.read_bytes() for path in files} == before
+
+
+def test_own_comparisons_run_to_a_report_without_an_oracle(config_of, tmp_path, capsys):
+  path = tmp_path / 'mine.jsonl'
+  lines = [
+    {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}
+    for number in range(12)
+  ]
+  records.write(path, lines)
+  config = config_of('nash_md', 'jsonl')
+  config.data.path = str(path)
+  run(config, 'nash_md', tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['tables'].keys() == {'learned'}
+  assert 'No oracle' in capsys.readouterr().out

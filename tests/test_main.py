@@ -1,0 +1,199 @@
+"""The command: whatever is wrong with it is said in one sentence, with exit status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nlhf_jax import main
+from nlhf_jax.errors import Interrupted
+
+ROOT = Path(__file__).parents[1]
+CONFIG = '--config=configs/nash_md.py'
+JSONL = f'{CONFIG}:jsonl'
+RECORD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.syspath_prepend(str(ROOT))  # as `python -m` does
+
+
+@pytest.fixture
+def complaint(capsys):
+  """A function that gives the sentence with which the command refuses its arguments."""
+
+  def complaint(*arguments):
+    assert main.main(['main', *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: ')
+    assert said.count('\n') == 1
+    return said.removeprefix('error: ').strip()
+
+  return complaint
+
+
+@pytest.fixture
+def configured(monkeypatch):
+  """A function that gives the config with which the command would run, and the flags."""
+
+  def configured(*arguments):
+    given = []
+    monkeypatch.setattr(main, 'run', lambda *settings: given.extend(settings))
+    assert main.main(['main', *arguments]) == 0
+    return given
+
+  return configured
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], ['--config is missing', '--config=configs/nash_md.py']),
+    (['--config='], ['--config is missing']),
+    (['--config'], ['Missing value', 'config']),
+    (['--config=configs/none.py'], ["'configs/none.py'", 'No such file']),
+    (['--config=configs'], ["'configs'"]),
+    (['--config=nlhf_jax/errors.py'], ["'nlhf_jax/errors.py' has no function get_config"]),
+    ([f'{CONFIG}:foo'], ["'foo'", "['jsonl', 'synthetic']"]),
+    ([CONFIG, 'configs/nash_md.py'], ["'configs/nash_md.py' is not a flag"]),
+    ([CONFIG, '--wrkdir=x'], ["'wrkdir'", 'workdir', '--help']),
+    ([CONFIG, '--steps=3'], ["'steps'", '--help']),
+    ([CONFIG, '--config.sft.stepz=3'], ['--config.sft.stepz', 'nearest is --config.sft.steps.']),
+    ([CONFIG, '--config.stf.steps=3'], ['--config.stf.steps', 'nearest is --config.sft.steps.']),
+    ([JSONL, '--config.data.pth=x'], ['--config.data.pth', 'nearest is --config.data.path.']),
+    (
+      [CONFIG, '--config.data.path=x'],
+      ['--config.data.path: configs/nash_md.py has no such field'],
+    ),
+    ([CONFIG, '--config.=3'], ['no such field']),
+    ([CONFIG, '--config.policies=3'], ['--config.policies is a section', 'nash_md']),
+    ([CONFIG, '--config.sft.arguments=3'], ['--config.sft.arguments is a section']),
+    ([CONFIG, '--config.sft.steps'], ['--config.sft.steps=500']),
+    ([CONFIG, '--config.sft.steps', '3'], ["'3' is not a flag"]),
+    ([CONFIG, '--config.sft.steps='], ["'' is not a whole number", '500']),
+    ([CONFIG, '--config.sft.steps=many'], ['--config.sft.steps', "'many' is not a whole number"]),
+    ([CONFIG, '--config.seed=1.5'], ['--config.seed', "'1.5' is not a whole number"]),
+    ([CONFIG, '--config.sft.optimizer.b1=high'], ["'high' is not a number", '0.9']),
+    ([JSONL, '--config.data.skip_bad=maybe'], ["'maybe' is not True or False"]),
+  ],
+)
+def test_a_mistake_in_the_arguments_is_one_sentence(complaint, arguments, expected):
+  sentence = complaint(*arguments)
+  for part in expected:
+    assert part in sentence
+
+
+@pytest.mark.parametrize(
+  ('content', 'reason'),
+  [
+    ('import no_such_module', "No module named 'no_such_module'."),
+    ('\nall: this is no Python', 'invalid syntax (mine.py, line 2).'),
+  ],
+)
+def test_a_config_that_cannot_be_loaded_is_named_with_the_reason(
+  complaint, tmp_path, content, reason
+):
+  path = tmp_path / 'mine.py'
+  path.write_text(content)
+  assert complaint(f'--config={path}') == f"--config: cannot load '{path}': {reason}"
+
+
+def test_overrides_keep_the_type_of_their_field(configured):
+  config, _ = configured(
+    JSONL,
+    '--config.sft.steps=3',
+    '--config.policies.nash_md.arguments.tau=1',
+    '--config.data.skip_bad=true',
+    '--config.data.path=a=b.jsonl',
+    '--config.seed=-1',
+  )
+  assert config.sft.steps == 3
+  assert config.policies.nash_md.arguments.tau == 1
+  assert isinstance(config.policies.nash_md.arguments.tau, float)
+  assert config.data.skip_bad is True
+  assert config.data.path == 'a=b.jsonl'
+  assert config.seed == -1
+
+
+def test_overrides_work_in_any_order_and_the_last_one_counts(configured):
+  config, settings = configured(
+    '--config.sft.steps=3', '--workdir', 'here', CONFIG, '--config.sft.steps=4'
+  )
+  assert config.sft.steps == 4
+  assert (settings.workdir, settings.stages) == ('here', None)
+
+
+def test_help_is_no_mistake_and_needs_no_config(capsys):
+  assert main.main(['main', '--help']) == 0
+  said = capsys.readouterr()
+  assert said.err == ''
+  for part in ('--config=configs/nash_md.py', '--config.FIELD=VALUE', '--workdir', '--stages'):
+    assert part in said.out
+
+
+def test_stopping_says_how_to_go_on(monkeypatch, capsys):
+  def run(*_):
+    raise Interrupted('sft, step 3 of 5')
+
+  monkeypatch.setattr(main, 'run', run)
+  assert main.main(['main', CONFIG]) == 130
+  assert 'Stopped in sft, step 3 of 5.' in capsys.readouterr().out
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
+  def run(*_):
+    raise ValueError('a bug')
+
+  monkeypatch.setattr(main, 'run', run)
+  with pytest.raises(ValueError, match='a bug'):
+    main.main(['main', CONFIG])
+
+
+def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
+  path = tmp_path / 'file'
+  path.write_text('')
+  sentence = complaint(CONFIG, f'--workdir={path / "run"}')
+  assert sentence.startswith(f"cannot make the folder '{path}")
+
+
+@pytest.mark.parametrize(
+  ('content', 'expected'),
+  [
+    (None, ['cannot read', 'No such file']),
+    ('', ['no comparisons found; write one JSON object a line']),
+    ('\n\r\n', ['no comparisons found']),
+    (json.dumps(RECORD), ['1 different prompt found; add some']),
+    ('\nnot json\n', ['line 2: not valid JSON', 'skip_bad=True']),
+    (json.dumps(RECORD | {'chosen': ['Hi!']}), ["line 1: field 'chosen' is not a string but list"]),
+    (json.dumps(RECORD | {'prompt': 'why ' * 99}), ["line 1: field 'prompt' has", 'no room']),
+  ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expected):
+  path = tmp_path / 'mine.jsonl'
+  if content is not None:
+    path.write_text(content)
+  sentence = complaint(JSONL, f'--config.data.path={path}', f'--workdir={tmp_path}')
+  assert str(path) in sentence
+  for part in expected:
+    assert part in sentence
+
+
+def test_data_without_a_file_asks_for_one(complaint, tmp_path):
+  assert '--config.data.path=FILE' in complaint(JSONL, f'--workdir={tmp_path}')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'status', 'stream'),
+  [(['--help'], 0, 'stdout'), ([CONFIG, '--config.sft.stepz=3'], 2, 'stderr')],
+)
+def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, status, stream):
+  command = [sys.executable, '-m', 'nlhf_jax.main', *arguments]
+  ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+  assert ended.returncode == status
+  said = {'stdout': ended.stdout, 'stderr': ended.stderr}
+  assert '--config' in said.pop(stream)
+  assert list(said.values()) == ['']

@@ -1,0 +1,135 @@
+"""Law: a run cut anywhere and resumed equals the uncut run, bit for bit."""
+
+import json
+import os
+import signal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax.algorithms import catalogue
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
+from nlhf_jax.training import interrupts, loop, measures, optimizers
+from nlhf_jax.training.steps import initial_state, make_update
+
+STEPS, EVERY = 12, 4
+ALGORITHM = catalogue.nash_ema_pg(rate=0.1, tau=0.05)
+
+
+def score(params, comparison):
+  log_p = jax.nn.log_softmax(params['logits'])
+  return Scores(log_p[comparison.left.tokens], log_p[comparison.right.tokens])
+
+
+def make_step():
+  optimizer = optimizers.adamw(0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0)
+  update = make_update(ALGORITHM, score, optimizer, measures.of_play)
+
+  def step(state, prompts, key):
+    def side(key):
+      tokens = jax.random.randint(key, (4, 1, 3), 0, 5)
+      return Responses(tokens, tokens >= 0, jnp.zeros(tokens.shape), jnp.ones(tokens.shape))
+
+    left, right = map(side, jax.random.split(key))
+    payoff = jnp.tanh(jnp.mean(left.tokens - right.tokens, axis=-1, keepdims=True)) / 2
+    return update(state, Comparison(prompts, left, right, payoff))
+
+  state = initial_state(ALGORITHM, {'logits': jnp.arange(5.0)}, optimizer)
+  return state, step
+
+
+class Cut(Exception):
+  """Power failure."""
+
+
+def run(folder, cut=None):
+  """Trains in `folder`; `cut(step)` is called when a batch is fetched."""
+  state, step = make_step()
+
+  def fetch(number):
+    if cut:
+      cut(number)
+    return Prompts(np.full((4, 1), number), np.ones((4, 1), bool))
+
+  return loop.train(
+    state,
+    step,
+    grain.MapDataset.range(STEPS).map(fetch),
+    jax.random.key(1),
+    stage='toy',
+    steps=STEPS,
+    folder=folder,
+    evaluate=lambda params: {'largest': float(jnp.max(params['policy']['logits']))},
+    evaluate_every=EVERY,
+    log_every=2,
+  )
+
+
+def records(folder):
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [
+    {name: value for name, value in json.loads(line).items() if name != 'tokens_per_second'}
+    for line in lines
+  ]
+
+
+def assert_same(one, other):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope='module')
+def uncut(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('uncut')
+  return run(folder), records(folder)
+
+
+@pytest.mark.parametrize('at', [0, 1, 5, 11])
+def test_a_power_failure_changes_nothing(at, uncut, tmp_path):
+  def fail(number):
+    if number == at:
+      raise Cut
+
+  with pytest.raises(Cut):
+    run(tmp_path, fail)
+  assert_same(run(tmp_path), uncut[0])
+  assert records(tmp_path) == uncut[1]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_says_where(number, uncut, tmp_path):
+  def ask(step):
+    if step == 6:
+      os.kill(os.getpid(), number)
+
+  with interrupts.deferred(), pytest.raises(Interrupted, match='toy, step 7 of 12'):
+    run(tmp_path, ask)
+  resumed_at = []
+  assert_same(run(tmp_path, resumed_at.append), uncut[0])
+  assert resumed_at[0] == 7
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path):
+  done = run(tmp_path)
+
+  def never(number):
+    raise AssertionError(f'step {number} came again')
+
+  assert_same(run(tmp_path, never), done)
+
+
+def test_references_move_by_their_rules(uncut):
+  params = uncut[0].params
+  np.testing.assert_array_equal(params['reference']['logits'], np.arange(5.0))
+  assert not np.array_equal(params['average']['logits'], params['policy']['logits'])
+
+
+def test_logs_are_means_over_their_interval(uncut):
+  _, log = uncut
+  assert [record['step'] for record in log] == list(range(2, STEPS + 1, 2))
+  assert ['largest' in record for record in log] == [record['step'] % EVERY == 0 for record in log]
+  assert all(np.isfinite(list(record.values())[2:]).all() for record in log)

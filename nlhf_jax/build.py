@@ -1,9 +1,11 @@
 """From a config to objects; the only module that reads one."""
 
 import hashlib
+import inspect
 import json
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,21 +63,75 @@ class Experiment(NamedTuple):
   filters: Filters
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
-  """The experiment that a config describes; its stages are kept in `folder`.
+# What a number must be, by the name of its field.
+_AT_LEAST_ONE = (
+  'steps batch evaluate_every posts prompt_length response_length prompts width layers heads '
+  'key_heads head_size hidden'
+)
+_RULES = {
+  **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
+  **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
+  **dict.fromkeys(('beta', 'rate'), (lambda value: 0 <= value <= 1, 'in [0, 1]')),
+  **dict.fromkeys(('warmup', 'top_k'), (lambda value: value >= 0, 'at least 0')),
+  **dict.fromkeys(('tau', 'decay'), (lambda value: 0 <= value < math.inf, 'at least 0')),
+  **dict.fromkeys(
+    ('learning_rate', 'clip', 'temperature'), (lambda value: 0 < value < math.inf, 'above 0')
+  ),
+  'top_p': (lambda value: 0 < value <= 1, 'in (0, 1]'),
+  'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),
+  'vocabulary': (lambda value: value >= 259, 'at least 259: all bytes and the special tokens'),
+  'held_out': (
+    lambda value: value >= 1 if isinstance(value, int) else 0 < value < 1,
+    'at least 1 if it is a number of posts, and in (0, 1) if it is a share',
+  ),
+}
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what cannot work before any work is done.
 
   Raises:
-    UserError: if a setting or the data cannot be used.
+    UserError: that names the field, its value and what the value must be.
   """
-  corpus = make_corpus(config)
+
+  def visit(section, prefix):
+    for name, value in section.items():
+      if isinstance(value, ConfigDict):
+        visit(value, f'{prefix}.{name}')
+      elif name in _RULES:
+        holds, words = _RULES[name]
+        if not holds(value):
+          raise UserError(f'{prefix}.{name}={value} must be {words}.')
+
+  visit(config, 'config')
   model = config.model
   if model.heads % model.key_heads:
     raise UserError(
       f'config.model.heads={model.heads} must be a multiple of config.model.key_heads='
       f'{model.key_heads}.'
     )
+  if model.head_size % 2:
+    raise UserError(
+      f'config.model.head_size={model.head_size} must be even; rotary positions pair dimensions.'
+    )
+
+
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+  """The experiment that a config describes; its stages are kept in `folder`.
+
+  Raises:
+    UserError: if a setting or the data cannot be used.
+  """
+  check(config)
+  trainings = {
+    field: make_training(config[field], f'config.{field}') for field in ('sft', 'preference_model')
+  }
+  policies = {
+    name: make_training(row, f'config.policies.{name}') for name, row in config.policies.items()
+  }
+  corpus = make_corpus(config)
+  model = config.model
   decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **model))
-  policies = {name: make_training(row) for name, row in config.policies.items()}
   return Experiment(
     name=name,
     corpus=corpus,
@@ -84,8 +140,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     response_length=config.data.response_length,
     seed=config.seed,
     stages=make_stages(config, folder),
-    sft=make_training(config.sft),
-    preference_model=make_training(config.preference_model),
+    **trainings,
     policies=policies,
     tournament_prompts=config.tournament.prompts,
     filters=Filters(**config.tournament.filters),
@@ -93,20 +148,44 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
 
 
 def make_corpus(config: ConfigDict) -> Corpus:
-  """The data, by `config.data.source`: the name of a `make_*` function of `corpora`."""
+  """The data, by `config.data.source`."""
   settings = config.data.to_dict()
   source = settings.pop('source')
+  makers = {'synthetic': corpora.make_synthetic, 'jsonl': corpora.make_jsonl}
+  if source not in makers or ('path' in settings) != (source == 'jsonl'):
+    raise UserError(
+      f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
+      f'source with the file, as --config=configs/nash_md.py:{" or :".join(makers)}.'
+    )
   if source == 'jsonl' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return _lookup(corpora, f'make_{source}', 'config.data.source')(config.seed, **settings)
+  return makers[source](config.seed, **settings)
 
 
-def make_training(row: ConfigDict) -> Training:
-  """How a stage trains, from `algorithm`, `arguments`, `steps`, `batch` and the optimiser's own."""
-  make_algorithm = _lookup(catalogue, row.algorithm, 'algorithm')
-  optimizer = optimizers.adamw(steps=row.steps, **row.optimizer)
-  algorithm = make_algorithm(**row.arguments)
-  return Training(algorithm, optimizer, row.steps, row.batch, row.evaluate_every)
+def make_training(row: ConfigDict, field: str) -> Training:
+  """How a stage trains, from the section of the config called `field`."""
+  rows = {
+    name: member
+    for name, member in inspect.getmembers(catalogue, inspect.isfunction)
+    if member.__module__ == catalogue.__name__
+  }
+  if row.algorithm not in rows:
+    raise UserError(
+      f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."
+    )
+  takes = list(inspect.signature(rows[row.algorithm]).parameters)
+  if sorted(takes) != sorted(row.arguments):
+    raise UserError(
+      f"{field}.algorithm: '{row.algorithm}' takes {takes}, but {field}.arguments has "
+      f'{list(row.arguments)}; write a config for it, as those in configs/.'
+    )
+  return Training(
+    algorithm=rows[row.algorithm](**row.arguments),
+    optimizer=optimizers.adamw(steps=row.steps, **row.optimizer),
+    steps=row.steps,
+    batch=row.batch,
+    evaluate_every=row.evaluate_every,
+  )
 
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
@@ -129,10 +208,3 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
     return Stage(name, key, folder / f'{name}-{digest}', settings[name])
 
   return {name: stage(name) for name in settings}
-
-
-def _lookup(module, name: str, field: str) -> Callable:
-  """The function of that name in a module, or a sentence that lists those there are."""
-  if not hasattr(module, name):
-    raise UserError(f"{field}: there is no '{name}' in {module.__name__}.")
-  return getattr(module, name)

@@ -72,9 +72,9 @@ def configured(monkeypatch):
     ([CONFIG, '--config.=3'], ['no such field']),
     ([CONFIG, '--config.policies=3'], ['--config.policies is a section', 'nash_md']),
     ([CONFIG, '--config.sft.arguments=3'], ['--config.sft.arguments is a section']),
-    ([CONFIG, '--config.sft.steps'], ['--config.sft.steps=500']),
+    ([CONFIG, '--config.sft.steps'], ['--config.sft.steps=700']),
     ([CONFIG, '--config.sft.steps', '3'], ["'3' is not a flag"]),
-    ([CONFIG, '--config.sft.steps='], ["'' is not a whole number", '500']),
+    ([CONFIG, '--config.sft.steps='], ["'' is not a whole number", '700']),
     ([CONFIG, '--config.sft.steps=many'], ['--config.sft.steps', "'many' is not a whole number"]),
     ([CONFIG, '--config.seed=1.5'], ['--config.seed', "'1.5' is not a whole number"]),
     ([CONFIG, '--config.sft.optimizer.b1=high'], ["'high' is not a number", '0.9']),
@@ -197,3 +197,49 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
   said = {'stdout': ended.stdout, 'stderr': ended.stderr}
   assert '--config' in said.pop(stream)
   assert list(said.values()) == ['']
+
+
+@pytest.mark.parametrize(
+  ('override', 'expected'),
+  [
+    ('sft.steps=0', 'config.sft.steps=0 must be at least 1'),
+    ('preference_model.steps=-1', 'config.preference_model.steps=-1 must be'),
+    ('policies.nash_md.batch=0', 'config.policies.nash_md.batch=0 must be'),
+    ('sft.evaluate_every=0', 'config.sft.evaluate_every=0 must be'),
+    ('policies.nash_md.arguments.tau=-0.1', 'tau=-0.1 must be at least 0'),
+    ('policies.nash_md.arguments.tau=nan', 'tau=nan must be'),
+    ('policies.nash_md.arguments.beta=1.5', 'beta=1.5 must be in [0, 1]'),
+    ('sft.optimizer.learning_rate=0', 'learning_rate=0.0 must be above 0'),
+    ('sft.optimizer.b1=1', 'b1=1.0 must be in [0, 1)'),
+    ('sft.optimizer.clip=0', 'clip=0.0 must be'),
+    ('sft.optimizer.warmup=-1', 'warmup=-1 must be'),
+    ('tournament.prompts=0', 'config.tournament.prompts=0 must be'),
+    ('tournament.filters.temperature=0', 'temperature=0.0 must be above 0'),
+    ('tournament.filters.top_p=0', 'top_p=0.0 must be'),
+    ('tournament.filters.top_k=-1', 'top_k=-1 must be'),
+    ('model.key_heads=3', 'must be a multiple of config.model.key_heads=3'),
+    ('model.key_heads=0', 'config.model.key_heads=0 must be'),
+    ('model.head_size=7', 'config.model.head_size=7 must be even'),
+    ('model.layers=0', 'config.model.layers=0 must be'),
+    ('seed=-1', 'config.seed=-1 must be in'),
+    ('data.prompt_length=0', 'config.data.prompt_length=0 must be'),
+    ('data.vocabulary=100', 'config.data.vocabulary=100 must be at least 259'),
+    ('data.posts=0', 'config.data.posts=0 must be'),
+    ('data.held_out=0', 'config.data.held_out=0 must be'),
+    ('policies.nash_md.algorithm=mixture', "there is no 'mixture' in the catalogue"),
+    ('policies.nash_md.algorithm=self_play', "'self_play' takes ['tau']"),
+    ('data.source=jsonl', '--config=configs/nash_md.py:synthetic or :jsonl'),
+  ],
+)
+def test_a_value_that_cannot_work_is_refused_before_any_work(
+  complaint, tmp_path, override, expected
+):
+  assert expected in complaint(CONFIG, f'--config.{override}', f'--workdir={tmp_path}')
+
+
+@pytest.mark.parametrize('share', ['1', '0', '-0.1'])
+def test_a_share_of_held_out_prompts_is_a_proper_share(complaint, tmp_path, share):
+  said = complaint(
+    JSONL, '--config.data.path=x', f'--config.data.held_out={share}', f'--workdir={tmp_path}'
+  )
+  assert 'in (0, 1) if it is a share' in said

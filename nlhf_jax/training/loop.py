@@ -49,7 +49,7 @@ def train(
     steps: updates in all.
     folder: where checkpoints and metrics go.
     evaluate: slot -> parameters to scalars, at every checkpoint.
-    evaluate_every: steps between checkpoints; a multiple of `log_every`.
+    evaluate_every: steps between checkpoints.
     log_every: steps between log records.
 
   Raises:
@@ -71,10 +71,11 @@ def train(
         pending.append(values)
         bar.update()
         done = number + 1
-        if done % log_every == 0 or done == steps:
+        due = done % evaluate_every == 0 or done == steps
+        if done % log_every == 0 or due:
           record = summary(pending, time.monotonic() - since)
           pending, since = [], time.monotonic()
-          if done % evaluate_every == 0 or done == steps:
+          if due:
             record |= evaluate(state.params)
             checkpoints.save(state)
             since = time.monotonic()

@@ -49,7 +49,7 @@ def make_update(
     change, memory = optimizer.update(gradient, state.optimizer, policy)
     policy = optax.apply_updates(policy, change)
     moved = {slot: rule(state.params[slot], policy) for slot, rule in algorithm.references.items()}
-    metrics = {'loss': loss, 'gradient_norm': optax.global_norm(gradient)}
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
     metrics |= measure(comparison, scores)
     return TrainState(state.step + 1, {'policy': policy, **moved}, memory), metrics
 

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from nlhf_jax.data import synthetic, tokenizers
-from nlhf_jax.models.transformer import Architecture, make_decoder
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.structs import Comparison, Responses
@@ -19,22 +19,23 @@ POSTS = [
 TOKENIZER = tokenizers.train(POSTS, 300)
 
 
-def _responses(ids):
-  """Rows of ids for two prompts, as many a prompt, in no more places than they need."""
+TOLD = [synthetic.facts(post) for post in POSTS]
+LESS = [{kind: word for kind, word in told.items() if kind != 'who'} for told in TOLD]
+LEFT = [[synthetic.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
+RIGHT = [[synthetic.summarise(told, style) for style in synthetic.STYLES] for told in LESS]
+
+
+def _responses(summaries):
+  """Some responses to either prompt, in no more places than they need."""
+  ids = tokenizers.response_ids(TOKENIZER, np.ravel(summaries).tolist())
   padded = tokenizers.pad_responses(TOKENIZER, ids, max(len(row) for row in ids))
-  return Responses(*(leaf.reshape(2, -1, leaf.shape[-1]) for leaf in padded[:2]))
+  return Responses(*(leaf.reshape(len(POSTS), -1, leaf.shape[-1]) for leaf in padded[:2]))
 
 
 def _comparison():
-  """Two prompts, two summaries of either on the left, three others on the right."""
-  told = [synthetic.facts(post) for post in POSTS]
-  less = [{kind: word for kind, word in facts.items() if kind != 'who'} for facts in told]
-  left = [synthetic.summarise(facts, style) for facts in told for style in ('report', 'list')]
-  right = [synthetic.summarise(facts, style) for facts in less for style in synthetic.STYLES]
-  posts = tokenizers.prompt_ids(TOKENIZER, POSTS)
-  prompts = tokenizers.pad_prompts(TOKENIZER, posts, max(len(row) for row in posts))
-  left, right = (_responses(tokenizers.response_ids(TOKENIZER, side)) for side in (left, right))
-  return Comparison(prompts, left, right)
+  ids = tokenizers.prompt_ids(TOKENIZER, POSTS)
+  prompts = tokenizers.pad_prompts(TOKENIZER, ids, max(len(row) for row in ids))
+  return Comparison(prompts, _responses(LEFT), _responses(RIGHT))
 
 
 COMPARISON = _comparison()
@@ -50,15 +51,11 @@ def _arbitrary(comparison):
 
 
 def _learned():
-  sizes = Architecture(
-    vocabulary=len(TOKENIZER), width=8, layers=1, heads=2, key_heads=1, head_size=4, hidden=16
-  )
-  decoder = make_decoder(sizes)
-  network = make_preference_network(decoder, sizes.width, TOKENIZER.sep_token_id)
-  keys = jax.random.split(jax.random.key(0), 3)
-  # The readouts start at zero, where any network is antisymmetric.
-  token, verdict = (jax.random.normal(key, (sizes.width,)) for key in keys[:2])
-  params = network.init(decoder.init(keys[2])) | {'token': token, 'verdict': verdict}
+  decoder = tiny.decoder(len(TOKENIZER))
+  network = make_preference_network(decoder, tiny.WIDTH, TOKENIZER.sep_token_id)
+  # The readouts start at zero, where any network is antisymmetric; large ones are always sure.
+  token, verdict = np.random.default_rng(0).normal(size=(2, tiny.WIDTH)).astype(np.float32) / 5
+  params = network.init(tiny.parameters(decoder, 1)) | {'token': token, 'verdict': verdict}
   return partial(judges.make_payoff(network), params)
 
 
@@ -104,6 +101,13 @@ def test_each_pair_is_judged_as_if_alone(judge):
   np.testing.assert_allclose(judge(COMPARISON), alone, atol=1e-6)
 
 
+def test_what_is_antisymmetric_stays_as_it_is(judge):
+  again = judges.antisymmetric(judge)
+  np.testing.assert_allclose(again(COMPARISON), judge(COMPARISON), atol=1e-6)
+
+
 def test_a_liking_for_the_first_place_leaves_no_trace():
-  payoff = judges.of_texts(synthetic.preference, TOKENIZER)(COMPARISON)
-  np.testing.assert_allclose(JUDGES['of_texts'](COMPARISON), payoff / 2, atol=1e-12)
+  payoff = JUDGES['of_texts'](COMPARISON)
+  for b, k, j in np.ndindex(payoff.shape):
+    chance = synthetic.preference([POSTS[b]], [LEFT[b][k]], [RIGHT[b][j]])
+    np.testing.assert_allclose(payoff[b, k, j], (chance[0] - 0.5) / 2, atol=1e-12)

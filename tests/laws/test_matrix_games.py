@@ -74,6 +74,13 @@ def test_self_play_rests_at_the_regularised_nash(preference, tau, schedule, nash
   assert abs(exploitability(preference, log_pi, tau)) < 1e-9
 
 
+def test_references_move_by_their_rules():
+  references = catalogue.nash_ema_pg(0.25, 0.1).references
+  old, policy = np.array([0.0, 4.0]), np.array([8.0, 0.0])
+  np.testing.assert_array_equal(references['average'](old, policy), [2.0, 3.0])
+  np.testing.assert_array_equal(references['reference'](old, policy), old)
+
+
 @pytest.mark.parametrize('rate', [0.02, 0.3])
 def test_nash_ema_pg_rests_at_the_regularised_nash_with_its_average(rate):
   slots = settled(catalogue.nash_ema_pg(rate, 0.1), exact.AGGREGATE)

@@ -39,6 +39,9 @@ def main(arguments: Sequence[str]) -> int:
   except Interrupted as stopped:
     print(f'Stopped in {stopped}. All is saved: run the same command again to go on.')
     return 130
+  except KeyboardInterrupt:
+    print('Stopped at once. Run the same command again to go on from the last checkpoint.')
+    return 130
   return 0
 
 

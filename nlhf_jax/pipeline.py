@@ -238,7 +238,7 @@ def respond(
   with tqdm(total=len(prompts.tokens), desc=label, unit='prompt', mininterval=0.5) as bar:
 
     def one_chunk(chunk, number):
-      interrupts.check()
+      interrupts.check(label)
       responses = rollout(params, chunk, jax.random.fold_in(key, number))
       bar.update(min(len(chunk.tokens), bar.total - bar.n))
       return responses

@@ -33,7 +33,7 @@ def requested() -> bool:
   return bool(_requested)
 
 
-def check() -> None:
-  """Raises `Interrupted` if the user asked to stop."""
+def check(place: str) -> None:
+  """Raises `Interrupted` with the place reached, if the user asked to stop."""
   if requested():
-    raise Interrupted
+    raise Interrupted(place)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax.errors import Interrupted
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -83,7 +82,7 @@ def train(
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
         if interrupts.requested() and done < steps:
           checkpoints.save(state)
-          raise Interrupted(f'{stage}, step {done} of {steps}')
+          interrupts.check(f'{stage}, step {done} of {steps}')
   finally:
     metrics.close()
     checkpoints.close()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tiny
 from jax import lax
 
 from nlhf_jax.algorithms import catalogue
@@ -116,7 +117,7 @@ def make_settle(algorithm, rate=3.0, steps=5000):
   """
   update = _update(algorithm, rate, one_token)
 
-  @jax.jit
+  @tiny.jit
   def run(payoff, mu):
     def step(last_two, _):
       state, _ = last_two

@@ -56,7 +56,7 @@ def _learned():
   # The readouts start at zero, where any network is antisymmetric; large ones are always sure.
   token, verdict = np.random.default_rng(0).normal(size=(2, tiny.WIDTH)).astype(np.float32) / 5
   params = network.init(tiny.parameters(decoder, 1)) | {'token': token, 'verdict': verdict}
-  return partial(judges.make_payoff(network), params)
+  return partial(tiny.jit(judges.make_payoff(network)), params)
 
 
 def _first_place_counts(posts, left, right):

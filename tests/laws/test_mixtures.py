@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy.special import log_softmax
 
 from nlhf_jax import sampling
@@ -35,7 +36,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
   prompts = Prompts(jnp.full((rows, 1), last), jnp.ones((rows, 1), bool))
   rollout = sampling.make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
   tables = {slot: jnp.asarray(table, jnp.float32) for slot, table in tables.items()}
-  sampled = rollout(tables, prompts, jax.random.key(0))
+  sampled = tiny.jit(rollout)(tables, prompts, jax.random.key(0))
   return [jax.tree.map(lambda leaf: np.array(leaf[:, 0]), responses) for responses in sampled]
 
 

@@ -75,9 +75,7 @@ def evaluated(name, extra):
     losses, said = network(params, data)
     return sum(jnp.mean(loss) for loss in losses), (losses, said)
 
-  # Run once, so that what optimising the program would take is not won back.
-  unoptimised = {'xla_backend_optimization_level': 0}
-  gradient = jax.jit(jax.grad(mean, has_aux=True), compiler_options=unoptimised)
+  gradient = tiny.jit(jax.grad(mean, has_aux=True))
   gradient, (losses, said) = gradient(params, comparison(extra))
   return jax.tree.map(np.array, (losses, gradient, said))
 
@@ -114,6 +112,7 @@ def test_preferences_do_not_see_padding():
 
 def test_samples_do_not_see_padding():
   rollout = sampling.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
+  rollout = tiny.jit(rollout)
   (tight,), (padded,) = (
     rollout({'policy': POLICY}, comparison(extra).prompts, jax.random.key(0)) for extra in (0, 3)
   )

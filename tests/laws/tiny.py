@@ -1,4 +1,6 @@
-"""A decoder as small as can be, with parameters that are quick to make and in no way special."""
+"""A decoder as small as can be, and what makes it quick to compile: tests run a program once."""
+
+from functools import partial
 
 import jax
 import numpy as np
@@ -6,6 +8,9 @@ import numpy as np
 from nlhf_jax.models.transformer import Architecture, make_decoder
 
 WIDTH = 8
+
+# What optimising a program takes is not won back by running it once.
+jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def decoder(vocabulary):
@@ -15,7 +20,7 @@ def decoder(vocabulary):
 
 
 def parameters(decoder, seed):
-  """Normal ones from NumPy: the decoder's own start takes longer to compile than a test to run."""
+  """Normal ones from NumPy, as the decoder's own take longer to compile than a test to run."""
   random = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype),

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 cache = Path(__file__).parent.parent / '.cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+# Toy sizes compile for longer than they run.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()
 

@@ -13,7 +13,7 @@ from nlhf_jax.structs import Comparison, Params
 class PreferenceNetwork(NamedTuple):
   """`init(decoder parameters)` gives parameters; `logit(params, comparison)` gives [B, K, J].
 
-  The logit is that of the order shown, left first; `judges.make_payoff` makes an antisymmetric payoff.
+  The logit is that of the order shown, left first; `judges.make_payoff` asks both orders.
   """
 
   init: Callable[[Params], Params]

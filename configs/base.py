@@ -22,7 +22,7 @@ def training(
   )
 
 
-def policy(algorithm, *, steps=300, batch=64, learning_rate=2e-3, **arguments):
+def policy(algorithm, *, steps=300, batch=64, learning_rate=1e-3, **arguments):
   """A policy trained against itself or a reference: no momentum, which would orbit a cycle."""
   return training(
     algorithm,
@@ -61,9 +61,9 @@ def get_config(source='synthetic'):
       model=dict(width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128),
       sft=training('sft', steps=700, batch=64, learning_rate=4e-3, evaluate_every=350),
       preference_model=training(
-        'preference_model', steps=2_000, batch=64, learning_rate=3e-3, evaluate_every=500
+        'preference_model', steps=5_000, batch=32, learning_rate=2e-3, evaluate_every=500
       ),
-      policies=dict(),
+      policies=ConfigDict(sort_keys=False),
       tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),
     ),
     sort_keys=False,

@@ -164,10 +164,13 @@ def publish(experiment: Experiment, workdir: Path, lines: Sequence[Mapping]) -> 
     results['task'] = styles.summarise(lines)
   folders = [stage.folder for stage in experiment.stages.values()]
   curves = [record for folder in folders for record in records.read(folder / 'metrics.jsonl')]
-  stages = {
+  notes = {
     name: records.read_json(stage.folder / 'stage.json')
     for name, stage in experiment.stages.items()
-    if stage.folder.exists()
+  }
+  stages = {
+    name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
+    for name, note in notes.items()
   }
   last = [record for record in curves if 'held_out_accuracy' in record][-1]
   judge = {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}

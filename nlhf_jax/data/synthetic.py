@@ -50,9 +50,9 @@ _NO_STYLE = -1.0
 _STYLE_WEIGHT, _QUALITY_WEIGHT, _TEMPERATURE = 2.0, 4.0, 0.25
 
 # Writers tell a fact right with a chance that is their care, else leave it out or invent it. Those
-# of the demonstrations have one care and favourite styles; those whom the panel compares vary in care,
-# up to perfection, so that the judge has seen what the policies will become.
-_DEMONSTRATION_CARE, _DEMONSTRATION_SHARES = 0.6, (0.35, 0.40, 0.25)
+# of the demonstrations have one care and favourite styles; those whom the panel compares vary in
+# care, up to perfection, so that the judge has seen what the policies will become.
+_DEMONSTRATION_CARE, _DEMONSTRATION_SHARES = 0.55, (0.35, 0.40, 0.25)
 _COMPARED_CARE, _COMPARED_SHARES = (0.4, 1.0), (1, 1, 1)
 
 

@@ -47,21 +47,23 @@ def get_config(source='synthetic'):
       path='',
       skip_bad=False,
       held_out=0.1,
-      prompt_length=64,
+      prompt_length=128,
       response_length=64,
       vocabulary=4_096,
     ),
   }
   if source not in data:
     raise ValueError(f"config: there is no data source '{source}'; use one of {sorted(data)}.")
+  # Copying facts from a post takes long to learn; a few thousand comparisons are soon overfitted.
+  sft_steps, judge_steps = {'synthetic': (700, 5_000), 'jsonl': (500, 500)}[source]
   return ConfigDict(
     dict(
       seed=0,
       data=dict(source=source, **data[source]),
       model=dict(width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128),
-      sft=training('sft', steps=700, batch=64, learning_rate=4e-3, evaluate_every=350),
+      sft=training('sft', steps=sft_steps, batch=64, learning_rate=4e-3, evaluate_every=250),
       preference_model=training(
-        'preference_model', steps=5_000, batch=32, learning_rate=2e-3, evaluate_every=500
+        'preference_model', steps=judge_steps, batch=32, learning_rate=2e-3, evaluate_every=250
       ),
       policies=ConfigDict(sort_keys=False),
       tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),

@@ -36,14 +36,16 @@ class Training(NamedTuple):
 class Stage(NamedTuple):
   """A piece of work whose outcome is kept: its name, its key, and the folder of its outcome.
 
-  The folder's name carries a digest of all that determines the outcome, the stages it builds on
-  included, so that a finished stage is found again by any run that needs the same one.
+  The folder's name carries a digest of the settings that determine the outcome, those of the stages
+  it builds on included, so that a finished stage is found again by any run that needs the same one.
+  `code` is a digest of this package's source.
   """
 
   name: str
   key: jax.Array
   folder: Path
   settings: Mapping[str, Any]
+  code: str
 
 
 class Experiment(NamedTuple):
@@ -201,10 +203,15 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   settings |= {name: judge | {'policy': row} for name, row in plain['policies'].items()}
   settings['tournament'] = judge | {name: plain[name] for name in ('policies', 'tournament')}
 
+  code = hashlib.sha256()
+  for source in sorted(Path(__file__).parent.rglob('*.py')):
+    code.update(source.read_bytes())
+  code = code.hexdigest()[:10]
+
   def stage(name):
     text = json.dumps(settings[name], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    return Stage(name, key, folder / f'{name}-{digest}', settings[name])
+    return Stage(name, key, folder / f'{name}-{digest}', settings[name], code)
 
   return {name: stage(name) for name in settings}

@@ -45,7 +45,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   players = {'sft': reference}
   for name in experiment.policies:
     players[name] = train_policy(experiment, name, reference, panel['learned'])
-  return publish(experiment, workdir, play(experiment, players, panel))
+  return publish(experiment, workdir, compete(experiment, players, panel))
 
 
 def fine_tune(experiment: Experiment) -> Params:
@@ -116,44 +116,47 @@ def train_policy(experiment: Experiment, name: str, reference: Params, judge: Ju
   return fit(stage, training, reference, step, prompts, evaluate)
 
 
-def play(
+def compete(
   experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """The tournament between the players; its records, one a held-out prompt."""
-  corpus, stage = experiment.corpus, experiment.stages['tournament']
+  stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
-  if path.exists():
-    return records.read(path)
-  prompts = take(corpus.held_out.prompts, slice(experiment.tournament_prompts))
+  with noted(stage):
+    if not path.exists():
+      records.write(path, play(experiment, players, panel))
+  return records.read(path)
+
+
+def play(
+  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+) -> list[dict]:
+  """Lets every player respond to the held-out prompts, and every judge compare the responses."""
+  tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
+  prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
   rollout = make_rollout(experiment, [{'policy': 1.0}] * 2, experiment.filters)
   score = jax.jit(policies.make_score(experiment.decoder))
-  with timed(stage):
-    sides, others, ratios = {}, {}, {}
-    for number, (name, params) in enumerate(players.items()):
-      key = jax.random.fold_in(stage.key, number)
-      label = f'{stage.name}, {name}'
-      sides[name], others[name] = respond(rollout, {'policy': params}, prompts, key, label)
-      of_reference = map_chunks(
-        lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, sides[name]), CHUNK
-      )
-      ratios[name] = (sides[name].log_probs - of_reference).sum(axis=(1, 2))
-    said = {
-      name: tournament.preferences(judge, prompts, list(sides.values()))
-      for name, judge in panel.items()
-    }
-    lines = tournament.make_records(corpus.tokenizer, prompts, sides, ratios, said)
-    if corpus.embedded:
-      others = {
-        name: tokenizers.texts(corpus.tokenizer, *side[:2]) for name, side in others.items()
-      }
-      matrices = {
-        name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()
-      }
-      for row, line in enumerate(lines):
-        line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
-        line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-    records.write(path, lines)
+  sides, others, ratios = {}, {}, {}
+  for number, (name, params) in enumerate(players.items()):
+    key = jax.random.fold_in(stage.key, number)
+    side, other = respond(rollout, {'policy': params}, prompts, key, f'{stage.name}, {name}')
+    of_reference = map_chunks(
+      lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side), CHUNK
+    )
+    sides[name] = side
+    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
+  said = {
+    name: tournament.preferences(judge, prompts, list(sides.values()))
+    for name, judge in panel.items()
+  }
+  lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)
+  if experiment.corpus.embedded:
+    matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
+    for row, line in enumerate(lines):
+      line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
+      line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
   return lines
 
 
@@ -186,7 +189,7 @@ def publish(experiment: Experiment, workdir: Path, lines: Sequence[Mapping]) -> 
 def fit(stage: Stage, training: Training, params: Params, step, examples, evaluate) -> Params:
   """Trains, unless it is done; returns the policy's parameters."""
   state = initial_state(training.algorithm, params, training.optimizer)
-  with timed(stage, steps=training.steps):
+  with noted(stage, steps=training.steps):
     state = loop.train(
       state,
       step,
@@ -207,14 +210,23 @@ def offline(update):
 
 
 @contextlib.contextmanager
-def timed(stage: Stage, **facts) -> Iterator[None]:
-  """Notes what determined the stage and the seconds it took, once it is done."""
+def noted(stage: Stage, **facts) -> Iterator[None]:
+  """Once the stage is done, notes what determined it and the seconds it took.
+
+  Code determines it too, but a change of code does not throw away what took days to train: it is
+  pointed out.
+  """
+  note = stage.folder / 'stage.json'
+  if note.exists():
+    print(f'{stage.name}: found in {stage.folder}')
+    if records.read_json(note)['code'] != stage.code:
+      print('  made by another version of the code; delete the folder to make it again')
   start = time.monotonic()
   yield
-  note = stage.folder / 'stage.json'
   if not note.exists():
     seconds = time.monotonic() - start
-    records.write_json(note, {'settings': stage.settings, 'seconds': seconds, **facts})
+    facts |= {'seconds': seconds, 'code': stage.code, 'settings': stage.settings}
+    records.write_json(note, facts)
 
 
 def make_rollout(

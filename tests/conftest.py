@@ -16,6 +16,11 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()
 
 
+def pytest_collection_modifyitems(items):
+  """The one test that takes minutes goes first, so that the others fill the time beside it."""
+  items.sort(key=lambda item: 'test_embedded_task' not in item.nodeid)
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
   """The folder of real data, which is not part of the project."""

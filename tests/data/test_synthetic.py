@@ -175,9 +175,9 @@ def test_every_post_has_one_fact_of_each_kind():
 
 def test_demonstrations_are_imperfect_and_have_favourite_styles():
   quality = [synthetic.quality(example.post, example.summary) for example in EXAMPLES]
-  assert np.mean(quality) == pytest.approx(0.425, abs=0.04)
+  assert np.mean(quality) == pytest.approx(0.353, abs=0.03)
   styles = Counter(synthetic.style_of(example.summary) for example in EXAMPLES)
-  for style, share in zip(STYLES, (0.35, 0.50, 0.15), strict=True):
+  for style, share in zip(STYLES, (0.35, 0.40, 0.25), strict=True):
     assert styles[style] / len(EXAMPLES) == pytest.approx(share, abs=0.04)
 
 

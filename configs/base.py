@@ -63,7 +63,11 @@ def get_config(source='synthetic'):
       model=dict(width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128),
       sft=training('sft', steps=sft_steps, batch=64, learning_rate=4e-3, evaluate_every=250),
       preference_model=training(
-        'preference_model', steps=judge_steps, batch=32, learning_rate=2e-3, evaluate_every=250
+        'preference_model',
+        steps=judge_steps,
+        batch=32,
+        learning_rate=2e-3,
+        evaluate_every=judge_steps // 10,
       ),
       policies=ConfigDict(sort_keys=False),
       tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),

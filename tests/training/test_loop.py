@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import chex
 import grain
 import jax
 import jax.numpy as jnp
@@ -77,11 +78,6 @@ def records(folder):
   ]
 
 
-def assert_same(one, other):
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 @pytest.fixture(scope='module')
 def uncut(tmp_path_factory):
   folder = tmp_path_factory.mktemp('uncut')
@@ -96,7 +92,7 @@ def test_a_power_failure_changes_nothing(at, uncut, tmp_path):
 
   with pytest.raises(Cut):
     run(tmp_path, fail)
-  assert_same(run(tmp_path), uncut[0])
+  chex.assert_trees_all_equal(run(tmp_path), uncut[0])
   assert records(tmp_path) == uncut[1]
 
 
@@ -109,7 +105,7 @@ def test_a_signal_saves_the_step_and_says_where(number, uncut, tmp_path):
   with interrupts.deferred(), pytest.raises(Interrupted, match='toy, step 7 of 12'):
     run(tmp_path, ask)
   resumed_at = []
-  assert_same(run(tmp_path, resumed_at.append), uncut[0])
+  chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
   assert resumed_at[0] == 7
 
 
@@ -119,7 +115,7 @@ def test_a_finished_stage_is_not_repeated(tmp_path):
   def never(number):
     raise AssertionError(f'step {number} came again')
 
-  assert_same(run(tmp_path, never), done)
+  chex.assert_trees_all_equal(run(tmp_path, never), done)
 
 
 def test_references_move_by_their_rules(uncut):

@@ -1,0 +1,85 @@
+"""Seconds and tokens a second of the parts of one Nash-MD-PG step: rollout, judge, update.
+
+python benchmarks/step.py --config=configs/nash_md.py
+
+Parameters are random: nothing is trained, and responses run to their full length. Medians over 20
+runs, the first ones (compilation) left out. Counted are the tokens of the responses on both sides,
+in the update of the left side only, since the right one is not scored.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from nlhf_jax import main, policies
+from nlhf_jax.build import check, make_corpus, make_training
+from nlhf_jax.data.batches import batches
+from nlhf_jax.models.transformer import Architecture, make_decoder
+from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.networks import make_preference_network
+from nlhf_jax.sampling import make_rollout
+from nlhf_jax.structs import Comparison
+from nlhf_jax.training import measures
+from nlhf_jax.training.steps import initial_state, make_update
+
+
+def seconds(call, runs: int = 20) -> float:
+  """Median seconds of a call, waiting for its results."""
+  times = []
+  for _ in range(runs + 2):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    times.append(time.perf_counter() - start)
+  return statistics.median(times[2:])
+
+
+def measure(config) -> dict[str, tuple[float, float]]:
+  """Part of the step -> (seconds, tokens a second)."""
+  check(config)
+  corpus = make_corpus(config)
+  decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **config.model))
+  training = make_training(config.policies.nash_md, 'config.policies.nash_md')
+  algorithm = training.algorithm
+  params = decoder.init(jax.random.key(0))
+  state = initial_state(algorithm, params, training.optimizer)
+  network = make_preference_network(decoder, config.model.width, corpus.tokenizer.sep_token_id)
+  judge = partial(judges.make_payoff(network), network.init(params))
+  rollout = make_rollout(
+    decoder,
+    [algorithm.left, algorithm.right],
+    length=config.data.response_length,
+    stop=corpus.tokenizer.eos_token_id,
+  )
+  score = policies.make_score(decoder)
+  update = make_update(algorithm, score, training.optimizer, measures.of_play)
+  prompts = batches(corpus.train.prompts, training.batch, 0)[0]
+  comparison = Comparison(prompts, *rollout(state.params, prompts, jax.random.key(1)))
+  judged = comparison._replace(payoff=judge(comparison))
+  left, right = (int(side.mask.sum()) for side in (comparison.left, comparison.right))
+
+  def step():
+    nonlocal state
+    state, metrics = update(state, judged)
+    return metrics
+
+  parts = {
+    'rollout': (lambda: rollout(state.params, prompts, jax.random.key(1)), left + right),
+    'judge': (lambda: judge(comparison), left + right),
+    'update': (step, left),
+  }
+  taken = {name: (seconds(call), tokens) for name, (call, tokens) in parts.items()}
+  return {name: (time, tokens / time) for name, (time, tokens) in taken.items()}
+
+
+if __name__ == '__main__':
+  sys.path.insert(0, str(Path(__file__).parents[1]))
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--config', default='configs/nash_md.py')
+  print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}')
+  for name, (time_taken, rate) in measure(main.load(parser.parse_args().config)).items():
+    print(f'{name:<8} {1e3 * time_taken:7.1f} ms {rate:10,.0f} tokens/s')

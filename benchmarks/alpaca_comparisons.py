@@ -1,6 +1,6 @@
 """AlpacaEval's judgements of short responses, as JSON lines that a run can learn from.
 
-python benchmarks/alpaca_comparisons.py --shared ../shared --count 2000 --out FILE
+python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --count 2000 --out FILE
 python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FILE \\
     --config.data.skip_bad=True
 
@@ -19,17 +19,18 @@ from nlhf_jax import records
 CHEATS = ('NullModel', 'gpt4_gamed')
 
 
-def comparisons(shared: Path, count: int) -> list[dict]:
+def comparisons(folder: Path, count: int) -> list[dict]:
   """The `count` comparisons whose longest text is shortest.
 
   Args:
-    shared: the folder that holds `data/alpaca_eval`.
+    folder: `baseline_gpt4_1106_preview.jsonl.gz`, with `instruction` and `output` on each line, and
+      `models/*.jsonl.gz`, with `index` (of the instruction), `output` and `preference`, which is 1
+      plus the probability that it beats the baseline.
     count: how many; there are some 8,000.
 
   Raises:
     ValueError: if there are fewer.
   """
-  folder = shared / 'data' / 'alpaca_eval'
   questions = list(_lines(folder / 'baseline_gpt4_1106_preview.jsonl.gz'))
   found = []
   for path in sorted(folder.glob('models/*.jsonl.gz')):
@@ -54,11 +55,11 @@ def _lines(path: Path) -> Iterator[dict]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--shared', type=Path, required=True, help='the folder of real data')
+  parser.add_argument('--alpaca-eval', type=Path, required=True, help='the folder of judgements')
   parser.add_argument('--count', type=int, required=True, help='how many comparisons to write')
   parser.add_argument('--out', type=Path, required=True, help='the file to write')
   arguments = parser.parse_args()
-  lines = comparisons(arguments.shared, arguments.count)
+  lines = comparisons(arguments.alpaca_eval, arguments.count)
   records.write(arguments.out, lines)
   longest = max(len(text) for line in lines for text in line.values())
   print(f'{arguments.out}: {len(lines)} comparisons, of texts of up to {longest} characters')

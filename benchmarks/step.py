@@ -1,10 +1,10 @@
-"""Seconds and tokens a second of the parts of one Nash-MD-PG step: rollout, judge, update.
+"""Seconds and tokens a second of the parts of one step: rollout, judge, update.
 
 python benchmarks/step.py --config=configs/nash_md.py
 
-Parameters are random: nothing is trained, and responses run to their full length. Medians over 20
-runs, the first ones (compilation) left out. Counted are the tokens of the responses on both sides,
-in the update of the left side only, since the right one is not scored.
+The last policy of the config is measured at random parameters, whose responses mostly run to their
+full length. Medians over 20 runs, the first ones (compilation) left out. Counted are the tokens of
+the responses on both sides, in the update of the left side only: the right one is not scored.
 """
 
 import argparse
@@ -43,7 +43,8 @@ def measure(config) -> dict[str, tuple[float, float]]:
   check(config)
   corpus = make_corpus(config)
   decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **config.model))
-  training = make_training(config.policies.nash_md, 'config.policies.nash_md')
+  name = list(config.policies)[-1]
+  training = make_training(config.policies[name], f'config.policies.{name}')
   algorithm = training.algorithm
   params = decoder.init(jax.random.key(0))
   state = initial_state(algorithm, params, training.optimizer)

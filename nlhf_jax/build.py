@@ -125,12 +125,23 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     UserError: if a setting or the data cannot be used.
   """
   check(config)
+  for field in ('sft', 'preference_model'):
+    if config[field].algorithm != field:
+      raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {field}.')
   trainings = {
     field: make_training(config[field], f'config.{field}') for field in ('sft', 'preference_model')
   }
   policies = {
     name: make_training(row, f'config.policies.{name}') for name, row in config.policies.items()
   }
+  for name, training in policies.items():
+    if name in ('sft', 'preference_model', 'tournament'):
+      raise UserError(f'config.policies.{name}: this name is taken by a stage; choose another.')
+    if training.algorithm.left is None:
+      row = config.policies[name].algorithm
+      raise UserError(
+        f"config.policies.{name}.algorithm: '{row}' learns from data, not by playing."
+      )
   corpus = make_corpus(config)
   model = config.model
   decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **model))
@@ -194,8 +205,8 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   """Every stage of the run. A policy builds on the judge, and the judge on SFT."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
-  path = shared['data'].get('path')
-  if path:
+  path = shared['data'].pop('path', None)
+  if path:  # the data is what it says, wherever it lies
     shared['file'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
   sft = shared | {'sft': plain['sft']}
   judge = sft | {'preference_model': plain['preference_model']}

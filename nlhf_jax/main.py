@@ -1,6 +1,7 @@
 """The command: `python -m nlhf_jax.main --config=configs/nash_md.py [--config.FIELD=VALUE ...]`."""
 
 import difflib
+import inspect
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
   for name, text in {
     'config': 'the experiment: a file with a function get_config, as FILE.py, or FILE.py:SOURCE '
     'to learn from another source of data; its fields are changed by --config.FIELD=VALUE',
-    'workdir': 'where results go; default runs/<config name>',
+    'workdir': 'where results go; default runs/<config name>, with _SOURCE if one is named',
     'stages': 'where trained stages are kept and looked up, to share them between runs; default '
     '<workdir>/stages',
   }.items():
@@ -78,18 +79,28 @@ def load(name: str) -> ConfigDict:
   Raises:
     UserError: if there is no such file, function or source.
   """
-  file, *source = name.split(':', 1)
+  file, _, source = name.partition(':')
+  arguments = [source] if source else []
+  sys.path.append(str(Path(file).resolve().parents[1]))  # configs import their neighbours
   try:
-    contents = runpy.run_path(file)
-    if 'get_config' not in contents:
-      raise UserError(f"--config: '{file}' has no function get_config; try configs/nash_md.py.")
-    return contents['get_config'](*source)
+    get_config = runpy.run_path(file).get('get_config')
   except OSError as error:
     raise UserError(f"--config: cannot read '{file}': {error.strerror}.") from None
   except (ImportError, SyntaxError) as error:
     raise UserError(f"--config: cannot load '{file}': {error}.") from None
+  if get_config is None:
+    raise UserError(f"--config: '{file}' has no function get_config; try configs/nash_md.py.")
+  try:
+    inspect.signature(get_config).bind(*arguments)
+  except TypeError as error:
+    raise UserError(f"--config={name}: get_config of '{file}': {error}.") from None
+  try:
+    config = get_config(*arguments)
   except ValueError as error:
-    raise UserError(str(error)) from None
+    raise UserError(f'--config={name}: {error}') from None
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"--config={name}: get_config of '{file}' must return a ConfigDict.")
+  return config
 
 
 def apply(override: str, config: ConfigDict, name: str) -> None:
@@ -108,6 +119,8 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
     raise UserError(f'{flag} is a section; give a value to a field of it, of {list(before)}.')
   if not given:
     raise UserError(f'{flag}: write it with its value, as {flag}={before}.')
+  if type(before) not in _KINDS:
+    raise UserError(f'{flag}: a value like {before} can only be changed in {name}.')
   kind, read = _KINDS[type(before)]
   try:
     value = read(text)
@@ -123,18 +136,18 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   from nlhf_jax.build import make_experiment
   from nlhf_jax.training import interrupts
 
-  name = Path(settings.config.partition(':')[0]).stem
+  file, _, source = settings.config.partition(':')
+  name = '_'.join(filter(None, (Path(file).stem, source)))
   workdir = Path(settings.workdir or Path('runs') / name)
   stages = Path(settings.stages or workdir / 'stages')
-  try:
-    for folder in (workdir, stages):
-      folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f"cannot make the folder '{error.filename}': {error.strerror}.") from None
   with interrupts.deferred():
     experiment = make_experiment(config, name, stages)
-    records.write_json(workdir / 'config.json', config.to_dict())
-    experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
+    try:
+      stages.mkdir(parents=True, exist_ok=True)
+      records.write_json(workdir / 'config.json', config.to_dict())
+      experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
+    except OSError as error:
+      raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None
     pipeline.run(experiment, workdir)
   print(f'\nReport: {workdir / "report.html"}')
 

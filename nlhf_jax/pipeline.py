@@ -1,6 +1,7 @@
 """An experiment, stage by stage: SFT, preference model, policies, tournament."""
 
 import contextlib
+import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from nlhf_jax import policies, records, sampling
 from nlhf_jax.build import Experiment, Stage, Training
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import report, styles, tournament
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
@@ -24,8 +26,8 @@ from nlhf_jax.structs import Comparison, Mixture, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.steps import initial_state, make_update
 
-CHUNK = 256  # prompts that are scored or judged at once, and that learning curves are measured on
-ROLLOUT_CHUNK = 1024
+WATCHED = 256  # held-out prompts that learning curves are measured on
+ROLLOUT_CHUNK = 1024  # prompts that are responded to at once
 
 
 def run(experiment: Experiment, workdir: Path) -> dict:
@@ -58,7 +60,7 @@ def fine_tune(experiment: Experiment) -> Params:
     return jnp.sum(score(params, demonstrations).left, axis=(1, 2))
 
   def evaluate(params):
-    total = map_chunks(lambda chunk, _: log_prob(params['policy'], chunk), held_out, CHUNK).sum()
+    total = map_chunks(lambda chunk, _: log_prob(params['policy'], chunk), held_out).sum()
     return {'held_out_nats_per_token': float(-total / held_out.left.mask.sum())}
 
   training, stage = experiment.sft, experiment.stages['sft']
@@ -76,13 +78,13 @@ def train_judge(experiment: Experiment, network: PreferenceNetwork, reference: P
 
   def evaluate(params):
     judge = partial(payoff, params['policy'])
-    said = map_chunks(lambda chunk, _: judge(chunk), held_out, CHUNK)
+    said = map_chunks(lambda chunk, _: judge(chunk), held_out)
     values = {
       'held_out_accuracy': np.mean((1 + np.sign(said) * np.sign(held_out.payoff)) / 2),
       'held_out_squared_error': np.mean((said - held_out.payoff) ** 2),
     }
     if experiment.corpus.embedded:
-      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(CHUNK)))
+      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(WATCHED)))
       values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
     return {name: float(value) for name, value in values.items()}
 
@@ -102,7 +104,7 @@ def train_policy(experiment: Experiment, name: str, reference: Params, judge: Ju
   update = make_update(algorithm, score, training.optimizer, measures.of_play)
   rollout = make_rollout(experiment, [algorithm.left, algorithm.right])
   against_reference = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
-  watched = take(held_out, slice(CHUNK))
+  watched = take(held_out, slice(WATCHED))
 
   def step(state, prompts, key):
     comparison = Comparison(prompts, *rollout(state.params, prompts, key))
@@ -135,14 +137,15 @@ def play(
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
-  rollout = make_rollout(experiment, [{'policy': 1.0}] * 2, experiment.filters)
+  rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
   score = jax.jit(policies.make_score(experiment.decoder))
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(players.items()):
     key = jax.random.fold_in(stage.key, number)
-    side, other = respond(rollout, {'policy': params}, prompts, key, f'{stage.name}, {name}')
+    (pair,) = respond(rollout, {'policy': params}, prompts, key, f'{stage.name}, {name}')
+    side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
     of_reference = map_chunks(
-      lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side), CHUNK
+      lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
     others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
@@ -211,26 +214,55 @@ def offline(update):
 
 @contextlib.contextmanager
 def noted(stage: Stage, **facts) -> Iterator[None]:
-  """Once the stage is done, notes what determined it and the seconds it took.
+  """Notes what determines the stage, and the seconds spent on it in all sessions.
 
   Code determines it too, but a change of code does not throw away what took days to train: it is
   pointed out.
+
+  Raises:
+    UserError: if another process is at work on the stage.
   """
-  note = stage.folder / 'stage.json'
-  if note.exists():
-    print(f'{stage.name}: found in {stage.folder}')
-    if records.read_json(note)['code'] != stage.code:
-      print('  made by another version of the code; delete the folder to make it again')
-  start = time.monotonic()
-  yield
-  if not note.exists():
-    seconds = time.monotonic() - start
-    facts |= {'seconds': seconds, 'code': stage.code, 'settings': stage.settings}
-    records.write_json(note, facts)
+  path = stage.folder / 'stage.json'
+  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
+  with alone(stage.folder):
+    if path.exists():
+      facts = records.read_json(path)
+      print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
+      if facts['code'] != stage.code:
+        print('  begun with another version of the code; delete the folder to make it anew')
+    else:
+      records.write_json(path, facts)
+    start, done = time.monotonic(), facts['done']
+    try:
+      yield
+      facts['done'] = True
+    finally:
+      if not done:
+        facts['seconds'] += time.monotonic() - start
+        records.write_json(path, facts)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+  """Keeps other processes out of a folder, as long as they ask here.
+
+  Raises:
+    UserError: if one is inside.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'another run is at work in {folder}; wait for it to end.') from None
+    yield
 
 
 def make_rollout(
-  experiment: Experiment, mixtures: Sequence[Mixture], filters: Filters = UNFILTERED
+  experiment: Experiment,
+  mixtures: Sequence[Mixture],
+  count: int = 1,
+  filters: Filters = UNFILTERED,
 ) -> Rollout:
   """A rollout of the experiment's decoder, to its length and stop token."""
   return sampling.make_rollout(
@@ -238,6 +270,7 @@ def make_rollout(
     mixtures,
     length=experiment.response_length,
     stop=experiment.corpus.tokenizer.eos_token_id,
+    count=count,
     filters=filters,
   )
 

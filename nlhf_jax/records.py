@@ -1,4 +1,4 @@
-"""Records as lines of JSON, and files that are either whole or not there."""
+"""Records as lines of JSON, and files that a killed process leaves either whole or as they were."""
 
 import contextlib
 import json

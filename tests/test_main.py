@@ -156,8 +156,9 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
   path = tmp_path / 'file'
   path.write_text('')
-  sentence = complaint(CONFIG, f'--workdir={path / "run"}')
-  assert sentence.startswith(f"cannot make the folder '{path}")
+  small = ('--config.data.posts=8', '--config.data.held_out=8')
+  sentence = complaint(CONFIG, *small, f'--workdir={path / "run"}')
+  assert sentence.startswith(f"cannot write to '{path}")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
     (json.dumps(RECORD), ['1 different prompt found; add some']),
     ('\nnot json\n', ['line 2: not valid JSON', 'skip_bad=True']),
     (json.dumps(RECORD | {'chosen': ['Hi!']}), ["line 1: field 'chosen' is not a string but list"]),
-    (json.dumps(RECORD | {'prompt': 'why ' * 99}), ["line 1: field 'prompt' has", 'no room']),
+    (json.dumps(RECORD | {'prompt': 'why ' * 199}), ["line 1: field 'prompt' has", 'no room']),
   ],
 )
 def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expected):
@@ -229,6 +230,7 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
     ('policies.nash_md.algorithm=mixture', "there is no 'mixture' in the catalogue"),
     ('policies.nash_md.algorithm=self_play', "'self_play' takes ['tau']"),
     ('data.source=jsonl', '--config=configs/nash_md.py:synthetic or :jsonl'),
+    ('sft.algorithm=preference_model', 'config.sft.algorithm=preference_model must be sft'),
   ],
 )
 def test_a_value_that_cannot_work_is_refused_before_any_work(

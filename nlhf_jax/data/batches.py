@@ -48,7 +48,7 @@ def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
   return comparisons.random_map(swap)
 
 
-def map_chunks(function: Callable, examples: Examples, size: int) -> Any:
+def map_chunks(function: Callable, examples: Examples, size: int = 256) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
   The last chunk is filled up with rows from the start, so that every call has the same shapes; what

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -32,11 +31,6 @@ def train(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
   return PreTrainedTokenizerFast(
     tokenizer_object=model, pad_token=PAD, eos_token=STOP, sep_token=SEPARATOR
   )
-
-
-def load(folder: Path) -> PreTrainedTokenizerFast:
-  """A tokenizer saved in Hugging Face's layout."""
-  return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def prompt_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:

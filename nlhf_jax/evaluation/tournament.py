@@ -13,8 +13,6 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-CHUNK = 256  # comparisons judged at once
-
 
 def preferences(
   judge: Callable[[Comparison], np.ndarray], prompts: Prompts, sides: Sequence[Responses]
@@ -24,7 +22,7 @@ def preferences(
   for i, left in enumerate(sides):
     for j, right in enumerate(sides[:i]):
       matches = Comparison(prompts, left, right)
-      payoff = map_chunks(lambda chunk, _: judge(chunk), matches, CHUNK)[:, 0, 0]
+      payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
       table[:, i, j] += payoff
       table[:, j, i] -= payoff
   return table
@@ -43,7 +41,8 @@ def make_records(
     tokenizer: turns tokens into text.
     prompts: [n, P].
     sides: policy -> its responses, one a prompt.
-    log_ratios: policy -> log of its probability of each response over the reference's, [n], nats.
+    log_ratios: policy -> log-probability of each response as it was sampled, filters included,
+      less that under the reference, [n], nats.
     said: judge -> `preferences`, policies in the order of `sides`.
   """
   texts = {name: tokenizers.texts(tokenizer, *side[:2]) for name, side in sides.items()}

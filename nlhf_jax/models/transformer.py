@@ -28,7 +28,7 @@ class Architecture(NamedTuple):
   key_heads: int
   head_size: int
   hidden: int
-  rotary_base: float = 10_000.0
+  rotary_base: float
 
 
 class Cache(NamedTuple):

@@ -35,8 +35,8 @@ def train(
   """Takes the state to `steps` updates, going on from a checkpoint in `folder` if there is one.
 
   Randomness is `fold_in(key, step)` and a batch is `batches[step]`, so that a run resumed is the
-  same run, bit for bit. Metrics are means over `log_every` steps, and the device waits for the host
-  only once in as many.
+  same run, bit for bit. Metrics are means over `log_every` steps (fewer, where an evaluation or an
+  interruption ends the interval), and the device waits for the host only once in as many.
 
   Args:
     state: the state to start from where there is no checkpoint.
@@ -76,11 +76,15 @@ def train(
           pending, since = [], time.monotonic()
           if due:
             record |= evaluate(state.params)
+          # In this order: a record without its checkpoint is taken out again, one lost stays lost.
+          metrics.write(done, record)
+          if due:
             checkpoints.save(state)
             since = time.monotonic()
-          metrics.write(done, record)
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
         if interrupts.requested() and done < steps:
+          if pending:
+            metrics.write(done, summary(pending, time.monotonic() - since))
           checkpoints.save(state)
           interrupts.check(f'{stage}, step {done} of {steps}')
   finally:

@@ -173,7 +173,7 @@ def alpaca(shared, monkeypatch):
   monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
   from benchmarks import alpaca_comparisons
 
-  return lambda count: alpaca_comparisons.comparisons(shared, count)
+  return lambda count: alpaca_comparisons.comparisons(shared / 'data' / 'alpaca_eval', count)
 
 
 def test_real_judgements_become_a_corpus(alpaca, make):

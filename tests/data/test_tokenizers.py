@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from nlhf_jax.data import tokenizers
 
@@ -46,7 +47,7 @@ def test_the_first_word_is_the_same_token_as_anywhere_else(tokenizer):
 
 def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
   tokenizer.save_pretrained(tmp_path)
-  loaded = tokenizers.load(tmp_path)
+  loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
   assert len(loaded) == len(tokenizer)
   assert tokenizers.prompt_ids(loaded, TEXTS) == tokenizers.prompt_ids(tokenizer, TEXTS)
   responses = tokenizers.response_ids(loaded, TEXTS)

@@ -38,8 +38,7 @@ def test_preferences_are_antisymmetric_around_one_half(prompts, sides):
   assert not np.any(table[:, 0, 1] == 0.5)
 
 
-def test_preferences_are_what_the_judge_says_of_each_pair(prompts, sides, monkeypatch):
-  monkeypatch.setattr(tournament, 'CHUNK', 3)  # a last chunk that has to be filled up
+def test_preferences_are_what_the_judge_says_of_each_pair(prompts, sides):
   table = tournament.preferences(judge, prompts, sides)
   for row in range(PROMPTS):
     for i, left in enumerate(sides):

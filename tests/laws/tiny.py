@@ -15,7 +15,9 @@ jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 def decoder(vocabulary):
   return make_decoder(
-    Architecture(vocabulary, WIDTH, layers=1, heads=2, key_heads=1, head_size=4, hidden=16)
+    Architecture(
+      vocabulary, WIDTH, layers=1, heads=2, key_heads=1, head_size=4, hidden=16, rotary_base=1e4
+    )
   )
 
 

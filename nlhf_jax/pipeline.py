@@ -306,24 +306,28 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
 
 def announce(results: Mapping, judge: Mapping) -> None:
   """Prints the tables of the results."""
-  as_text, policies = tournament.as_text, results['policies']
-  task = results.get('task')
+  as_text, policies, task = tournament.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
-      print(as_text(f'\nPerfect summaries, {name} judge ({cyclic}):', task['styles'], cells))
+      title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
+      print(as_text(title, task['styles'], task['styles'], cells))
   for name, table in results['tables'].items():
     title = f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, 95 %:'
-    print(as_text(title, policies, tournament.with_intervals(table)))
+    print(as_text(title, policies, policies, tournament.with_intervals(table)))
   if not task:
     print('No oracle is known for this data: the only judge is the one the policies trained on.')
-  print(f'\nHeld-out accuracy of the learned judge: {judge["accuracy"]:.3f}')
-  for name in policies:
-    line = f'{name}: KL to reference {results["kl_to_reference"][name]:.2f} nats'
-    if task:
-      shares = ', '.join(f'{style} {share:.2f}' for style, share in task['shares'][name].items())
-      counter = task['counter'][name]
-      line += f', quality {task["quality"][name]:.2f}, {shares}; best counter-style '
-      line += f'{counter["style"]} wins {counter["win_rate"]:.3f}'
-    print(line)
+
+  columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
+  if task:
+    columns['quality'] = task['quality']
+    for style in (*task['styles'], 'none'):
+      columns[style] = {name: task['shares'][name][style] for name in policies}
+    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in policies}
+  # Rounded before the zero is added, so that no KL is shown as -0.00.
+  cells = [
+    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in policies
+  ]
+  print(as_text('\nPolicies:', policies, list(columns), cells))
+  print(f'\nThe learned judge agrees with {judge["accuracy"]:.1%} of held-out judgements.')

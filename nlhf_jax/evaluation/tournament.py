@@ -96,13 +96,16 @@ def summarise(records: Sequence[Mapping]) -> dict:
   }
 
 
-def as_text(title: str, names: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-  """A square table for the terminal; the row beats the column."""
-  wide = max(map(len, [*names, *(cell for row in cells for cell in row)]))
-  head = max(map(len, names))
+def as_text(
+  title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
+) -> str:
+  """A table for the terminal."""
+  widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+  head = max(map(len, rows))
   lines = [
-    f'  {name:<{head}}' + ''.join(f'  {cell:>{wide}}' for cell in row)
-    for name, row in [('', names), *zip(names, cells, strict=True)]
+    f'  {name:<{head}}'
+    + ''.join(f'  {cell:>{width}}' for cell, width in zip(row, widths, strict=True))
+    for name, row in [('', columns), *zip(rows, cells, strict=True)]
   ]
   return '\n'.join([title, *lines])
 

@@ -5,5 +5,5 @@ from configs import base
 
 def get_config(source='synthetic'):
   config = base.get_config(source)
-  config.policies.nash_ema = base.policy('nash_ema_pg', rate=0.02, tau=0.05)
+  config.policies.nash_ema = base.policy('nash_ema_pg', rate=0.02, tau=0.06)
   return config

@@ -9,6 +9,6 @@ from configs import base
 
 def get_config(source='synthetic'):
   config = base.get_config(source)
-  config.policies.self_play = base.policy('self_play', tau=0.05)
-  config.policies.nash_md = base.policy('nash_md_pg', beta=0.125, tau=0.05)
+  config.policies.self_play = base.policy('self_play', tau=0.06)
+  config.policies.nash_md = base.policy('nash_md_pg', beta=0.125, tau=0.06)
   return config

@@ -43,4 +43,5 @@ def test_nash_md_beats_sft_and_is_hard_to_exploit(tmp_path):
   assert min(task['shares']['nash_md'][style] for style in task['styles']) > 0.1
   assert task['counter']['nash_md']['win_rate'] <= 0.58
   assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-4)
-  assert 0.5 < results['kl_to_reference']['nash_md'] < 10  # 1 / (2 tau) bounds the equilibrium's
+  bound = 1 / (2 * 0.06)  # of the equilibrium, in nats: 1 / (2 tau)
+  assert 0.5 < results['kl_to_reference']['nash_md'] < bound

@@ -55,7 +55,7 @@ def get_config(source='synthetic'):
   if source not in data:
     raise ValueError(f"there is no data source '{source}'; use one of {sorted(data)}.")
   # Copying facts from a post takes long to learn; a few thousand comparisons are soon overfitted.
-  sft_steps, judge_steps = {'synthetic': (700, 5_000), 'jsonl': (500, 500)}[source]
+  sft_steps, judge_steps = {'synthetic': (700, 5_000), 'jsonl': (300, 300)}[source]
   return ConfigDict(
     dict(
       seed=0,
@@ -63,7 +63,7 @@ def get_config(source='synthetic'):
       model=dict(
         width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128, rotary_base=10_000.0
       ),
-      sft=training('sft', steps=sft_steps, batch=64, learning_rate=4e-3, evaluate_every=250),
+      sft=training('sft', steps=sft_steps, batch=64, learning_rate=4e-3, evaluate_every=100),
       preference_model=training(
         'preference_model',
         steps=judge_steps,

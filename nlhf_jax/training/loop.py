@@ -72,7 +72,7 @@ def train(
         done = number + 1
         due = done % evaluate_every == 0 or done == steps
         if done % log_every == 0 or due:
-          record = summary(pending, time.monotonic() - since)
+          record = summary(pending, since)
           pending, since = [], time.monotonic()
           if due:
             record |= evaluate(state.params)
@@ -84,7 +84,7 @@ def train(
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
         if interrupts.requested() and done < steps:
           if pending:
-            metrics.write(done, summary(pending, time.monotonic() - since))
+            metrics.write(done, summary(pending, since))
           checkpoints.save(state)
           interrupts.check(f'{stage}, step {done} of {steps}')
   finally:
@@ -93,10 +93,12 @@ def train(
   return state
 
 
-def summary(records: Sequence[Mapping[str, jax.Array]], seconds: float) -> dict[str, float]:
-  """Means of each scalar over the records, and tokens a second."""
+def summary(records: Sequence[Mapping[str, jax.Array]], since: float) -> dict[str, float]:
+  """Means of each scalar over the records, and tokens a second of monotonic time `since`."""
   columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
   means = {name: float(np.mean(column)) for name, column in columns.items()}
   if 'tokens' in means:
+    # The clock is read now, when the device is known to be done.
+    seconds = time.monotonic() - since
     means['tokens_per_second'] = means.pop('tokens') * len(records) / seconds
   return means

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.5
-# Huge pages: without them a CPU spends much of a training step on page faults of XLA's buffers.
+# Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: run test lint format clean

@@ -214,7 +214,7 @@ def offline(update):
 
 @contextlib.contextmanager
 def noted(stage: Stage, **facts) -> Iterator[None]:
-  """Notes what determines the stage, and the seconds spent on it in all sessions.
+  """Notes what determines the stage and the seconds spent on it; only a kill loses some of them.
 
   Code determines it too, but a change of code does not throw away what took days to train: it is
   pointed out.

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from nlhf_jax import main, policies
-from nlhf_jax.build import check, make_corpus, make_training
+from nlhf_jax.build.language import check, make_corpus, make_training
 from nlhf_jax.data.batches import batches
 from nlhf_jax.models.transformer import Architecture, make_decoder
 from nlhf_jax.preferences import judges

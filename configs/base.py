@@ -58,6 +58,7 @@ def get_config(source='synthetic'):
   sft_steps, judge_steps = {'synthetic': (700, 5_000), 'jsonl': (300, 300)}[source]
   return ConfigDict(
     dict(
+      experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
       model=dict(

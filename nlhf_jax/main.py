@@ -1,6 +1,7 @@
 """The command: `python -m nlhf_jax.main --config=configs/nash_md.py [--config.FIELD=VALUE ...]`."""
 
 import difflib
+import importlib
 import inspect
 import runpy
 import sys
@@ -12,6 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import Interrupted, UserError
+
+KINDS = ('language', 'tabular')
 
 # The types that fields have: what to call a value of each, and how to read one.
 _KINDS = {
@@ -130,25 +133,28 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
-  """Builds the experiment and runs it in its work directory."""
-  # Imported late, so that a mistake in the flags does not wait for all of JAX.
-  from nlhf_jax import pipeline, records
-  from nlhf_jax.build import make_experiment
-  from nlhf_jax.training import interrupts
+  """Starts the experiment that the config describes, by its kind.
 
+  Raises:
+    UserError: if there is no such kind of experiment, or the work directory cannot be written to.
+  """
+  if config.get('experiment') not in KINDS:
+    raise UserError(
+      f"config.experiment='{config.get('experiment')}' must be one of {', '.join(KINDS)}."
+    )
+  # Imported late, so that a mistake in the flags does not wait for all of JAX.
+  experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}')
   file, _, source = settings.config.partition(':')
   name = '_'.join(filter(None, (Path(file).stem, source)))
   workdir = Path(settings.workdir or Path('runs') / name)
   stages = Path(settings.stages or workdir / 'stages')
-  with interrupts.deferred():
-    experiment = make_experiment(config, name, stages)
-    try:
-      stages.mkdir(parents=True, exist_ok=True)
-      records.write_json(workdir / 'config.json', config.to_dict())
-      experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
-    except OSError as error:
-      raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None
-    pipeline.run(experiment, workdir)
+  try:
+    experiment.start(config, name, workdir, stages)
+  except OSError as error:
+    place = Path(error.filename or '/')
+    if not (place.is_relative_to(workdir) or place.is_relative_to(stages)):
+      raise
+    raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None
   print(f'\nReport: {workdir / "report.html"}')
 
 

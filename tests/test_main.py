@@ -102,6 +102,14 @@ def test_a_config_that_cannot_be_loaded_is_named_with_the_reason(
   assert complaint(f'--config={path}') == f"--config: cannot load '{path}': {reason}"
 
 
+def test_a_config_of_no_known_kind_is_told_which_kinds_there_are(complaint, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('from ml_collections import ConfigDict\nget_config = ConfigDict\n')
+  assert complaint(f'--config={path}') == (
+    "config.experiment='None' must be one of language, tabular."
+  )
+
+
 def test_overrides_keep_the_type_of_their_field(configured):
   config, _ = configured(
     JSONL,

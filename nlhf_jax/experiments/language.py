@@ -1,4 +1,4 @@
-"""An experiment, stage by stage: SFT, preference model, policies, tournament."""
+"""Training language models, stage by stage: SFT, preference model, policies, tournament."""
 
 import contextlib
 import fcntl
@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import policies, records, sampling
-from nlhf_jax.build import Experiment, Stage, Training
+from nlhf_jax import display, policies, records, sampling
+from nlhf_jax.build.language import Experiment, Stage, Training, make_experiment
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
 from nlhf_jax.errors import UserError
@@ -28,6 +29,16 @@ from nlhf_jax.training.steps import initial_state, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
 ROLLOUT_CHUNK = 1024  # prompts that are responded to at once
+
+
+def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
+  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  with interrupts.deferred():
+    experiment = make_experiment(config, name, stages)
+    records.write_json(workdir / 'config.json', config.to_dict())
+    stages.mkdir(parents=True, exist_ok=True)
+    experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
+    run(experiment, workdir)
 
 
 def run(experiment: Experiment, workdir: Path) -> dict:
@@ -306,7 +317,7 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
 
 def announce(results: Mapping, judge: Mapping) -> None:
   """Prints the tables of the results."""
-  as_text, policies, task = tournament.as_text, results['policies'], results.get('task')
+  as_text, policies, task = display.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'

@@ -1,9 +1,8 @@
-"""From a config to objects; the only module that reads one."""
+"""The experiments that train language models."""
 
 import hashlib
 import inspect
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.build import rules
 from nlhf_jax.data import corpora
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
@@ -65,47 +65,13 @@ class Experiment(NamedTuple):
   filters: Filters
 
 
-# What a number must be, by the name of its field.
-_AT_LEAST_ONE = (
-  'steps batch evaluate_every posts prompt_length response_length prompts width layers heads '
-  'key_heads head_size hidden'
-)
-_RULES = {
-  **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
-  **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
-  **dict.fromkeys(('beta', 'rate'), (lambda value: 0 <= value <= 1, 'in [0, 1]')),
-  **dict.fromkeys(('warmup', 'top_k'), (lambda value: value >= 0, 'at least 0')),
-  **dict.fromkeys(('tau', 'decay'), (lambda value: 0 <= value < math.inf, 'at least 0')),
-  **dict.fromkeys(
-    ('learning_rate', 'clip', 'temperature'), (lambda value: 0 < value < math.inf, 'above 0')
-  ),
-  'top_p': (lambda value: 0 < value <= 1, 'in (0, 1]'),
-  'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),
-  'vocabulary': (lambda value: value >= 259, 'at least 259: all bytes and the special tokens'),
-  'held_out': (
-    lambda value: value >= 1 if isinstance(value, int) else 0 < value < 1,
-    'at least 1 if it is a number of posts, and in (0, 1) if it is a share',
-  ),
-}
-
-
 def check(config: ConfigDict) -> None:
   """Refuses what cannot work before any work is done.
 
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-
-  def visit(section, prefix):
-    for name, value in section.items():
-      if isinstance(value, ConfigDict):
-        visit(value, f'{prefix}.{name}')
-      elif name in _RULES:
-        holds, words = _RULES[name]
-        if not holds(value):
-          raise UserError(f'{prefix}.{name}={value} must be {words}.')
-
-  visit(config, 'config')
+  rules.check(config)
   model = config.model
   if model.heads % model.key_heads:
     raise UserError(
@@ -215,7 +181,7 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   settings['tournament'] = judge | {name: plain[name] for name in ('policies', 'tournament')}
 
   code = hashlib.sha256()
-  for source in sorted(Path(__file__).parent.rglob('*.py')):
+  for source in sorted(Path(__file__).parents[1].rglob('*.py')):
     code.update(source.read_bytes())
   code = code.hexdigest()[:10]
 

@@ -1,0 +1,255 @@
+"""Solving a game over a few actions: every solver's way to the exact equilibria."""
+
+import io
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nlhf_jax import display, records
+from nlhf_jax.build.tabular import Experiment, Row, make_experiment
+from nlhf_jax.games import choice, exact, plots, report, rlhf, spectrum
+from nlhf_jax.games.game import Game, duality_gap, kl
+from nlhf_jax.games.solve import solve, when
+
+SHOWN = 12  # actions named in the tables
+
+
+class Target(NamedTuple):
+  """What the solvers are measured against, one row a prompt; probabilities' logarithms."""
+
+  nash: Float[Array, 'X K'] | None  # at the price tau; none if it is 0
+  lottery: Float[Array, 'X K']  # without a price
+
+
+def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
+  """Builds the experiment and runs it in its work directory; there are no stages to keep."""
+  del stages
+  with jax.enable_x64(True):
+    experiment = make_experiment(config)
+    records.write_json(workdir / 'config.json', config.to_dict())
+    run(experiment, name, workdir)
+
+
+def run(experiment: Experiment, name: str, workdir: Path) -> dict:
+  """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
+  game = experiment.game
+  target, facts = analyse(experiment)
+  outcomes, lasts = {}, {}
+  with tqdm(experiment.rows.items(), unit='solver') as bar:
+    for label, row in bar:
+      bar.set_description(label)
+      outcomes[label], lasts[label] = follow(row, game, experiment.start, target)
+  results = {'name': name, **facts, 'solvers': outcomes}
+  records.write_json(workdir / 'results.json', results)
+  figures = draw(experiment, results, lasts, target)
+  for title, figure in figures.items():
+    (workdir / f'{title}.png').write_bytes(figure)
+  report.write(workdir / 'report.html', results, figures)
+  announce(results)
+  return results
+
+
+def analyse(experiment: Experiment) -> tuple[Target, dict]:
+  """The exact equilibria of the game, and what can be said of it without any solver."""
+  table, game = experiment.table, experiment.game
+  payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
+  lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
+  nash = None
+  facts = {
+    'game': experiment.name,
+    'notes': list(table.notes),
+    'actions': list(table.names),
+    'tau': tau,
+    'reference': np.exp(game.log_reference).tolist(),
+    'payoff': payoffs.tolist(),
+    'maximal_lottery': lottery.tolist(),
+    'choice': [winners(table.names, payoff) for payoff in payoffs],
+  }
+  if tau > 0:
+    found = jax.jit(jax.vmap(exact.equilibrium))(game)
+    nash = found.log_pi
+    sigma = float(jax.vmap(spectrum.sigma)(game, nash).max())
+    facts['equilibrium'] = np.exp(nash).tolist()
+    facts['equilibrium_gap'] = (2 * found.exploitability).tolist()
+    facts['newton_steps'] = found.steps.tolist()
+    facts['sigma'] = sigma
+    facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
+    uniform = jnp.full_like(game.log_reference, 1 / game.log_reference.shape[-1])
+    sampled = {'uniform': uniform, 'reference': jnp.exp(game.log_reference)}
+    facts['rlhf'] = {
+      name: against_rlhf(jax.vmap(rlhf.compare)(game, sampling))
+      for name, sampling in sampled.items()
+    }
+  return Target(nash, jnp.log(lottery)), facts
+
+
+def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
+  """What rules of social choice make of one payoff matrix."""
+  condorcet = choice.condorcet_winner(payoff)
+  return {
+    'condorcet': None if condorcet is None else names[condorcet],
+    'borda': names[int(choice.borda_scores(payoff).argmax())],
+    'copeland': names[int(choice.copeland_scores(payoff).argmax())],
+    'minimax': names[int(choice.worst_defeats(payoff).argmin())],
+    'three_cycles': choice.three_cycles(payoff),
+    'transitive_share': choice.hodge(payoff).share,
+    'turns': [turn.strength for turn in choice.turns(payoff)],
+  }
+
+
+def against_rlhf(outcome: rlhf.Outcome) -> dict:
+  """The comparison with RLHF as plain numbers, a row a prompt."""
+  return {
+    'reward': outcome.reward.tolist(),
+    'rlhf': np.exp(outcome.log_rlhf).tolist(),
+    'nash_beats_rlhf': outcome.nash_beats_rlhf.tolist(),
+    'rlhf_exploitability': outcome.rlhf_exploitability.tolist(),
+    'nash_exploitability': outcome.nash_exploitability.tolist(),
+  }
+
+
+def follow(
+  row: Row, game: Game, start: Float[Array, 'X K'], target: Target
+) -> tuple[dict, Float[np.ndarray, 'X R K']]:
+  """One solver's course, as means over the prompts, and its iterates as probabilities."""
+  updates = when(row.updates)
+  began = time.perf_counter()
+  run = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
+  run = run.lower(game, start).compile()
+  compiled = time.perf_counter()
+  path = jax.block_until_ready(run(game, start))
+  ended = time.perf_counter()
+  measured = measure(game, path.last, path.average, target)
+  facts = {
+    'updates': row.updates,
+    'seconds': ended - compiled,
+    'compile_seconds': compiled - began,
+    'at': updates.tolist(),
+    **{name: np.asarray(values).mean(axis=0).tolist() for name, values in measured.items()},
+    'last': np.exp(path.last[:, -1]).tolist(),
+    'average': np.exp(path.average[:, -1]).tolist(),
+  }
+  return facts, np.exp(path.last)
+
+
+@jax.jit
+@jax.vmap
+def measure(
+  game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Target
+) -> dict[str, Float[Array, 'R']]:
+  """Everything measured along a course on one prompt.
+
+  Gaps are duality gaps in win probability, those with `tau` with the price; `kl` is KL(equilibrium
+  at tau, iterate) in nats, `distance` the total variation between iterate and maximal lottery.
+  """
+  free = game._replace(tau=jnp.zeros_like(game.tau))
+  measured = {
+    'gap': jax.vmap(partial(duality_gap, free))(last),
+    'average_gap': jax.vmap(partial(duality_gap, free))(average),
+    'distance': abs(jnp.exp(last) - jnp.exp(target.lottery)).sum(axis=1) / 2,
+  }
+  if target.nash is not None:
+    measured['gap_tau'] = jax.vmap(partial(duality_gap, game))(last)
+    measured['average_gap_tau'] = jax.vmap(partial(duality_gap, game))(average)
+    measured['kl'] = jax.vmap(partial(kl, target.nash))(last)
+  return measured
+
+
+def draw(
+  experiment: Experiment, results: Mapping, lasts: Mapping[str, np.ndarray], target: Target
+) -> dict[str, bytes]:
+  """The figures of a run, by the names of their files."""
+  names, solvers = experiment.table.names, results['solvers']
+
+  def curves(name):
+    return {label: (np.array(row['at']), np.array(row[name])) for label, row in solvers.items()}
+
+  figures = {}
+  tau = results['tau']
+  if target.nash is not None:
+    figures['gap_tau'] = plots.convergence(
+      curves('gap_tau'), f'To the equilibrium at τ = {tau:g}', 'duality gap, last iterate'
+    )
+    figures['gap_tau_average'] = plots.convergence(
+      curves('average_gap_tau'), f'The average, to τ = {tau:g}', 'duality gap, average iterate'
+    )
+  figures['gap'] = plots.convergence(
+    curves('gap'), 'To the equilibrium without a price', 'duality gap, last iterate'
+  )
+  figures['gap_average'] = plots.convergence(
+    curves('average_gap'), 'The average, without a price', 'duality gap, average iterate'
+  )
+  marks = {'reference': np.exp(experiment.game.log_reference[0])}
+  if target.nash is not None:
+    marks['Nash at τ'] = np.exp(target.nash[0])
+  marks['Nash'] = np.exp(target.lottery[0])
+  if len(names) == 3:
+    paths = {label: path[0] for label, path in lasts.items()}
+    figures['simplex'] = plots.simplex(paths, names, marks, 'The last iterates')
+  figures['preferences'] = plots.matrix(
+    np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
+  )
+  if target.nash is not None:
+    marks['RLHF'] = np.array(results['rlhf']['uniform']['rlhf'][0])
+  figures['policies'] = plots.bars(marks, names, 'Policies')
+  return {name: as_png(figure) for name, figure in figures.items()}
+
+
+def as_png(figure: Figure) -> bytes:
+  """The figure, at 150 dots an inch."""
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=150)
+  return drawn.getvalue()
+
+
+def announce(results: Mapping) -> None:
+  """Prints what was found."""
+  names, tau = results['actions'], results['tau']
+  for note in results['notes']:
+    print(note)
+  shown = sorted(range(len(names)), key=lambda k: -results['maximal_lottery'][0][k])[:SHOWN]
+  shown.sort()
+  policies = {'reference': results['reference'][0], 'Nash': results['maximal_lottery'][0]}
+  if tau > 0:
+    policies[f'Nash at tau = {tau:g}'] = results['equilibrium'][0]
+    for sampling, outcome in results['rlhf'].items():
+      policies[f'RLHF, {sampling} sampling'] = outcome['rlhf'][0]
+  cells = [[f'{policy[k]:.4f}' for k in shown] for policy in policies.values()]
+  prompts = len(results['reference'])
+  more = f', {len(shown)} of {len(names)} actions' if len(shown) < len(names) else ''
+  first = f' on the first of {prompts} prompts' if prompts > 1 else ''
+  title = f'\n{results["game"]}{first}{more}:'
+  print(display.as_text(title, list(policies), [names[k] for k in shown], cells))
+  say = results['choice'][0]
+  print(
+    f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {say["borda"]}, '
+    f'{say["three_cycles"]} three-cycles, {say["transitive_share"]:.0%} transitive.'
+  )
+  if tau > 0:
+    print(
+      f'Equilibrium at tau = {tau:g} to a duality gap of {max(results["equilibrium_gap"]):.1g} in '
+      f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so that '
+      f'self-play is stable for eta < {results["stable_steps"]["self_play"]:.3g}.'
+    )
+  columns = {'gap last': 'gap', 'average': 'average_gap', 'distance to Nash': 'distance'}
+  if tau > 0:
+    at_tau = {'gap_tau last': 'gap_tau', 'average ': 'average_gap_tau', 'KL to Nash_tau': 'kl'}
+    columns = at_tau | columns
+  rows = results['solvers']
+  cells = [
+    [f'{row[field][-1]:.1e}' for field in columns.values()]
+    + [str(row['updates']), f'{row["seconds"]:.3f}']
+    for row in rows.values()
+  ]
+  title = '\nDuality gaps in win probability, KL in nats, after all updates:'
+  print(display.as_text(title, list(rows), [*columns, 'updates', 'seconds'], cells))

@@ -1,0 +1,85 @@
+"""What a payoff matrix says without any player: winners, transitive and cyclic parts, spectrum.
+
+Functions of NumPy arrays, of one matrix A = P - 1/2 over [K, K].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+
+TOLERANCE = 1e-12  # payoffs below it are ties
+
+
+def condorcet_winner(payoff: np.ndarray) -> int | None:
+  """The action that beats every other one, if there is any."""
+  beaten = (payoff > TOLERANCE).sum(axis=1)
+  winner = int(beaten.argmax())
+  return winner if beaten[winner] == len(payoff) - 1 else None
+
+
+def borda_scores(payoff: np.ndarray) -> np.ndarray:
+  """Mean win probability against all actions, [K]; the largest wins, and a fitted Bradley-Terry
+  reward on evenly sampled pairs ranks alike."""
+  return payoff.mean(axis=1) + 0.5
+
+
+def copeland_scores(payoff: np.ndarray) -> np.ndarray:
+  """Actions beaten less actions that beat it, [K]; the largest wins."""
+  return ((payoff > TOLERANCE).sum(axis=1) - (payoff < -TOLERANCE).sum(axis=1)).astype(float)
+
+
+def worst_defeats(payoff: np.ndarray) -> np.ndarray:
+  """The largest margin by which an action is beaten, [K]; the smallest wins (Simpson, minimax)."""
+  return payoff.max(axis=0)
+
+
+def three_cycles(payoff: np.ndarray) -> int:
+  """The number of triples in which each action beats the next."""
+  beats = (payoff > TOLERANCE).astype(float)
+  return round(np.trace(beats @ beats @ beats) / 3)
+
+
+class Decomposition(NamedTuple):
+  """A = ratings_i - ratings_j + cyclic, orthogonal parts; `share` of |A|^2 is transitive."""
+
+  ratings: np.ndarray
+  cyclic: np.ndarray
+  share: float
+
+
+def hodge(payoff: np.ndarray) -> Decomposition:
+  """The combinatorial Hodge decomposition on the complete graph, all pairs weighing the same.
+
+  Ratings sum to 0; every row of the cyclic part does too. The share of no payoff at all is 1.
+  """
+  ratings = payoff.mean(axis=1)
+  transitive = ratings[:, None] - ratings
+  energy = (payoff**2).sum()
+  share = (transitive**2).sum() / energy if energy > 0 else 1.0
+  return Decomposition(ratings, payoff - transitive, float(share))
+
+
+class Turn(NamedTuple):
+  """strength (u v^T - v u^T): a disc game on an orthonormal pair of directions."""
+
+  strength: float
+  u: np.ndarray
+  v: np.ndarray
+
+
+def turns(payoff: np.ndarray) -> list[Turn]:
+  """A as a sum of disc games, the strongest first, by its real Schur form; zero ones left out.
+
+  The first r of them are the best approximation of rank 2 r among antisymmetric matrices.
+  """
+  form, basis = linalg.schur(payoff, output='real')
+  found, i = [], 0
+  while i < len(payoff) - 1:
+    strength = (form[i, i + 1] - form[i + 1, i]) / 2
+    if abs(strength) > TOLERANCE:
+      u, v = basis[:, i], basis[:, i + 1]
+      found.append(Turn(abs(strength), *((u, v) if strength > 0 else (v, u))))
+      i += 1
+    i += 1
+  return sorted(found, key=lambda turn: -turn.strength)

@@ -1,0 +1,306 @@
+"""Figures of matrix games: gaps, paths in the triangle, payoffs, policies.
+
+Each function returns a `matplotlib.figure.Figure` of its own and leaves pyplot's state alone, so
+that they work without a screen; `figure.savefig(path, dpi=150)` keeps one. Colours go by the order
+of the mapping, and stay apart for colour-blind readers. Left out: curves with error bands.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress, cycle, product
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
+from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import ArrayLike
+
+# Okabe and Ito's, without the yellow that paper swallows.
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#222222', '#8c8c8c')
+LINES = ('-', '--', ':')
+MARKS = ('*', 'D', 's', 'P', 'X', '^')
+INK, GREY, PALE = '#222222', '#6e6e6e', '#e4e4e4'
+CORNERS = np.array([[0, 0], [1, 0], [0.5, np.sqrt(3) / 2]])
+
+
+def convergence(
+  curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+  title: str,
+  label: str,
+  across: str = 'updates',
+  floor: float = 1e-17,
+) -> Figure:
+  """Curves on two log axes, named beside them from the highest end to the lowest.
+
+  Update 0, which such an axis does not have, is left out. What is below the floor, zero or a
+  rounding error with a sign, runs along it, in a band that says so.
+
+  Args:
+    curves: name -> (updates [R], values [R]).
+    title: of the figure.
+    label: of the values, with their unit.
+    across: what the first axis counts.
+    floor: the smallest value shown as it is.
+  """
+  figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
+  axes = _dress(figure.add_subplot(), title)
+  axes.set(xscale='log', yscale='log', xlabel=across, ylabel=label)
+  handles, lowest, highest = [], 1.0, floor
+  for (name, (x, y)), style in zip(curves.items(), _styles(), strict=False):
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    seen = (x > 0) & np.isfinite(y)
+    x, y = x[seen], np.maximum(y[seen], floor)
+    marker = 'o' if len(x) <= 12 else None
+    handles += axes.plot(x, y, label=name, marker=marker, markersize=3.5, **style)
+    lowest, highest = y.min(initial=lowest), y.max(initial=highest)
+  axes.grid(color=PALE, linewidth=0.6)
+  if lowest <= floor:
+    axes.axhspan(floor / 10, floor, color=PALE, zorder=0)
+    note = f'{floor:.0e} or less'.replace('e-0', 'e-')
+    place = {'transform': axes.get_yaxis_transform(), 'va': 'center'}
+    axes.text(0.01, floor / 3, note, fontsize=7.5, color=GREY, **place)
+    lowest = floor / 10
+  # Whole decades, so that there is always a number to read.
+  axes.set_ylim(10 ** np.floor(np.log10(lowest)), 10 ** np.ceil(np.log10(1.01 * highest)))
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_locator(LogLocator(numticks=9))
+    axis.set_minor_locator(NullLocator())
+  handles.sort(key=lambda line: -line.get_ydata()[-1] if len(line.get_ydata()) else np.inf)
+  _legend(figure, handles, 'outside right center')
+  return figure
+
+
+def simplex(
+  paths: Mapping[str, ArrayLike],
+  names: Sequence[str],
+  marks: Mapping[str, ArrayLike],
+  title: str,
+) -> Figure:
+  """Policies over three actions as they move through the triangle, one triangle a path.
+
+  A path darkens along its way. Its points are joined by straight lines, so look at every update.
+
+  Args:
+    paths: name -> probabilities, [R, 3].
+    names: of the three actions, at the corners left, right and top.
+    marks: label -> a policy to mark in every triangle, [3].
+    title: of the figure.
+  """
+  columns = min(len(paths), 4)
+  rows = -(-len(paths) // columns)
+  width = max(2.5 * columns, 4.2)
+  figure = Figure(figsize=(width, 2.4 * rows + 0.8), layout='constrained')
+  figure.suptitle(title, fontsize=11, color=INK)
+  panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+  for (name, path), axes, style in zip(paths.items(), panels, _styles(), strict=False):
+    colour = style['color']
+    _triangle(axes, names)
+    axes.set_title(name, fontsize=9.5, fontweight='bold', color=INK, pad=4)
+    points = np.asarray(path, float) @ CORNERS
+    segments = np.stack([points[:-1], points[1:]], axis=1)
+    way = np.linalg.norm(points[1:] - points[:-1], axis=1).cumsum()
+    fading = LinearSegmentedColormap.from_list(name, [_blend(colour, 0.25), colour])
+    axes.add_collection(LineCollection(segments, array=way, cmap=fading, linewidth=1.2, zorder=2))
+    for marker, place in zip(cycle(MARKS), marks.values(), strict=False):
+      axes.plot(*np.asarray(place, float) @ CORNERS, zorder=4, **_mark(marker))
+    axes.plot(*points[0], zorder=3, **_end('white', 9.0))
+    axes.plot(*points[-1], zorder=5, **_end(colour, 5.0))
+  for axes in panels:
+    axes.remove()
+  handles = [
+    Line2D([], [], label='start', **_end('white', 9.0)),
+    Line2D([], [], label='end', **_end(GREY, 5.0)),
+  ]
+  for marker, label in zip(cycle(MARKS), marks, strict=False):
+    handles.append(Line2D([], [], label=label, **_mark(marker)))
+  _legend(figure, handles, 'outside lower center', ncols=int(width / 1.4))
+  return figure
+
+
+def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
+  """A heat map of win probabilities, row against column; with numbers for up to 12 actions.
+
+  Payoffs above 1/2, which are no probabilities, are shown as they are, around 0.
+
+  Args:
+    payoff: [K, K].
+    names: of the actions.
+    title: of the figure.
+  """
+  payoff = np.asarray(payoff, float)
+  actions, limit = len(payoff), abs(payoff).max(initial=1e-3)
+  centre, label = (0.5, 'row beats column, probability') if limit <= 0.5 else (0.0, 'payoff of row')
+  size = np.clip(0.45 * actions, 2.2, 7)
+  small = np.clip(6.2 * size / actions * 7.5, 4.5, 9)
+  longest = 0.65 / 72 * small * max(map(len, names))  # inches
+  fits = longest < 0.95 * size / actions
+  heading = 0.5 if fits else longest + 0.4
+  figure = Figure(figsize=(size + longest + 1.3, size + heading), layout='constrained')
+  axes = figure.add_subplot()
+  shades = ListedColormap(colormaps['RdBu'](np.linspace(0.1, 0.9, 256)))
+  image = axes.imshow(payoff + centre, cmap=shades, vmin=centre - limit, vmax=centre + limit)
+  axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
+  axes.set_xticks(range(actions), names, rotation=0 if fits else 90)
+  axes.set_yticks(range(actions), names)
+  axes.tick_params(length=0, labelsize=small, labelcolor=INK, labeltop=True, labelbottom=False)
+  axes.spines[:].set_visible(False)
+  axes.set_xticks(np.arange(actions + 1) - 0.5, minor=True)
+  axes.set_yticks(np.arange(actions + 1) - 0.5, minor=True)
+  axes.grid(which='minor', color='white', linewidth=min(2, 12 / actions))
+  axes.tick_params(which='minor', length=0)
+  if actions <= 12:
+    for i, j in product(range(actions), repeat=2):
+      colour = 'white' if abs(payoff[i, j]) > 0.7 * limit else INK
+      number = f'{payoff[i, j] + centre:.2f}'
+      axes.text(j, i, number, color=colour, fontsize=8, ha='center', va='center')
+  bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=18, pad=0.03)
+  bar.set_label(label, fontsize=8.5, color=INK)
+  bar.ax.tick_params(labelsize=8, length=2, color=GREY)
+  bar.outline.set_visible(False)
+  return figure
+
+
+def bars(
+  policies: Mapping[str, ArrayLike], names: Sequence[str], title: str, threshold: float = 0.01
+) -> Figure:
+  """Policies side by side, an action a group.
+
+  Args:
+    policies: name -> probabilities, [K].
+    names: of the actions.
+    title: of the figure.
+    threshold: with more than 12 actions, those that no policy plays more often are summed up in
+      the last group.
+  """
+  table = np.stack([np.asarray(policy, float) for policy in policies.values()])
+  kept = (table > threshold).any(axis=0) | (len(names) <= 12)
+  names, rest = list(compress(names, kept)), table[:, ~kept].sum(axis=1, keepdims=True)
+  if not kept.all():
+    names.append(f'the other {(~kept).sum()}')
+    table = np.hstack([table[:, kept], rest])
+  count, actions = table.shape
+  figure = Figure(figsize=(6.4, 1 + actions * (0.1 + 0.13 * count)), layout='constrained')
+  axes = _dress(figure.add_subplot(), title)
+  thickness = 0.8 / count
+  for i, (policy, row, style) in enumerate(zip(policies, table, _styles(), strict=False)):
+    places = np.arange(actions) + (i - (count - 1) / 2) * thickness
+    drawn = axes.barh(places, row, 0.9 * thickness, color=style['color'], label=policy)
+    texts = ['0' if p == 0 else f'{p:.3f}' if p >= 5e-4 else '< 0.001' for p in row]
+    axes.bar_label(drawn, texts, padding=2, fontsize=7, color=GREY)
+  axes.set_yticks(range(actions), names)
+  axes.set(xlim=(0, 1.12 * table.max()), ylim=(actions - 0.45, -0.55), xlabel='probability')
+  axes.tick_params(axis='y', length=0)
+  axes.spines['left'].set_visible(False)
+  axes.grid(axis='x', color=PALE, linewidth=0.6)
+  _legend(figure, axes.get_legend_handles_labels()[0], 'outside right upper')
+  return figure
+
+
+def sweep(
+  values: ArrayLike,
+  policies: Mapping[str, ArrayLike],
+  names: Sequence[str],
+  title: str,
+  across: str,
+  log: bool = False,
+) -> Figure:
+  """How policies change with a number: the probabilities of the actions stacked, a panel a method.
+
+  Args:
+    values: of the number, [S], increasing.
+    policies: method -> probabilities, [S, K].
+    names: of the actions.
+    title: of the figure.
+    across: what the number is, with its unit.
+    log: whether its axis is logarithmic.
+  """
+  values = np.asarray(values, float)
+  figure = Figure(figsize=(1.4 + 2.6 * len(policies), 3), layout='constrained')
+  figure.suptitle(title, fontsize=11, color=INK)
+  panels = figure.subplots(1, len(policies), squeeze=False, sharey=True)[0]
+  colours = [style['color'] for _, style in zip(names, _styles(), strict=False)]
+  for axes, (method, table) in zip(panels, policies.items(), strict=True):
+    _dress(axes, method)
+    areas = axes.stackplot(
+      values, np.asarray(table, float).T, colors=colours, alpha=0.85, edgecolor='white', linewidth=1
+    )
+    axes.set(xlim=(values[0], values[-1]), ylim=(0, 1), xlabel=across)
+    if log:
+      axes.set_xscale('log')
+  panels[0].set_ylabel('probability')
+  figure.get_layout_engine().set(wspace=0.06)
+  for area, name in zip(areas, names, strict=True):
+    area.set_label(name)
+  _legend(figure, areas[::-1], 'outside right center')
+  return figure
+
+
+def _styles() -> Iterator[dict]:
+  """Colours, then the same dashed, then dotted; every other one thin, to show what it covers."""
+  for line, (i, colour) in cycle(product(LINES, enumerate(COLOURS))):
+    yield {'color': colour, 'linestyle': line, 'linewidth': 1.2 if i % 2 else 2.1}
+
+
+def _dress(axes: Axes, title: str) -> Axes:
+  axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color(GREY)
+  axes.tick_params(labelsize=8.5, labelcolor=INK, length=3)
+  axes.tick_params(which='both', color=GREY)
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.label.set(fontsize=9.5, color=INK)
+  axes.set_axisbelow(True)
+  return axes
+
+
+def _triangle(axes: Axes, names: Sequence[str]) -> None:
+  for share in (0.25, 0.5, 0.75):
+    for turn in range(3):
+      ends = np.roll([[share, 1 - share, 0], [share, 0, 1 - share]], turn, axis=1) @ CORNERS
+      axes.plot(*ends.T, color=PALE, linewidth=0.6, zorder=0)
+  axes.add_patch(Polygon(CORNERS, fill=False, edgecolor=GREY, linewidth=0.9, zorder=1))
+  middle = CORNERS.mean(axis=0)
+  for corner, name, side in zip(CORNERS, names, ('right', 'left', 'center'), strict=True):
+    x, y = middle + 1.06 * (corner - middle)
+    side = 'center' if len(name) > 3 else side
+    axes.text(x, y, name, fontsize=8.5, color=INK, ha=side, va='bottom' if y > 0.5 else 'top')
+  axes.set(xlim=(-0.08, 1.08), ylim=(-0.12, 0.98), aspect='equal')
+  axes.set_axis_off()
+
+
+def _mark(marker: str) -> dict:
+  size = 9 if marker == '*' else 5.5
+  return {
+    'marker': marker,
+    'markersize': size,
+    'color': INK,
+    'markeredgecolor': 'white',
+    'markeredgewidth': 0.6,
+    'linestyle': '',
+  }
+
+
+def _end(colour: str, size: float) -> dict:
+  return {
+    'marker': 'o',
+    'markersize': size,
+    'color': colour,
+    'markeredgecolor': INK,
+    'markeredgewidth': 0.8,
+    'linestyle': '',
+  }
+
+
+def _blend(colour: str, weight: float) -> tuple[float, ...]:
+  """The colour on white, of a weight between 0 and 1."""
+  return LinearSegmentedColormap.from_list('', ['white', colour])(weight)
+
+
+def _legend(figure: Figure, handles: Sequence, place: str, ncols: int = 1) -> None:
+  figure.legend(
+    handles=handles, loc=place, ncols=ncols, frameon=False, fontsize=8.5, labelcolor=INK
+  )

@@ -1,0 +1,145 @@
+"""The report of a tabular run: one page with its tables and figures inside, for a browser."""
+
+import base64
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+# What each figure shows, in words for whoever opens the page first.
+CAPTIONS = {
+  'preferences': 'How often the action of the row is preferred to the action of the column.',
+  'policies': 'What is played: the reference, the equilibria, and what RLHF would choose.',
+  'simplex': 'Each corner is an action, and each point a policy. Solvers start at the ring; colour '
+  'darkens as they go on.',
+  'gap_tau': 'What a best response could still gain on the last iterate, both sides together, when '
+  'leaving the reference costs τ a nat. Lower is better; a flat line has stopped short of the '
+  'equilibrium at τ, and may have been heading for the one without a price.',
+  'gap_tau_average': 'The same for the average of all iterates.',
+  'gap': 'What a best response could still gain on the last iterate when nothing has a price. '
+  'Solvers that pay for leaving the reference stop at the bias which that price causes.',
+  'gap_average': 'The same for the average of all iterates, which is what multiplicative weights '
+  'and fictitious play promise to converge.',
+}
+
+
+def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
+  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
+  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
+  content = ''.join([*_head(results), *_solvers(results), *_figures(figures), *_rlhf(results)])
+  page = template.replace('<!--TITLE-->', html.escape(results['name']))
+  path.write_text(page.replace('<!--CONTENT-->', content), encoding='utf-8')
+
+
+def _head(results: Mapping[str, Any]) -> Iterable[str]:
+  names, choice = results['actions'], results['choice'][0]
+  prompts = len(results['reference'])
+  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
+  yield f'The game <b>{html.escape(results["game"])}</b> of {_count(len(names), "action")}'
+  yield f' on {prompts} prompts, of which the first is shown' if prompts > 1 else ''
+  yield '. ' + _verdict(choice, results['maximal_lottery'][0], names) + '</p>'
+  yield ''.join(f'<p class="note">{html.escape(note)}</p>' for note in results['notes'])
+  facts = {
+    'τ, price of a nat': f'{results["tau"]:g}',
+    'Condorcet winner': choice['condorcet'] or 'none',
+    'Borda winner': choice['borda'],
+    'three-cycles': f'{choice["three_cycles"]:,}',
+    'transitive share': f'{choice["transitive_share"]:.0%}',
+  }
+  if 'sigma' in results:
+    facts['sigma at the equilibrium'] = f'{results["sigma"]:.3g}'
+    facts['self-play is stable for'] = f'eta < {results["stable_steps"]["self_play"]:.3g}'
+    facts['Newton steps'] = str(max(results['newton_steps']))
+  items = (
+    f'<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>' for name, fact in facts.items()
+  )
+  yield f'<dl>{"".join(items)}</dl>'
+
+
+def _verdict(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> str:
+  support = [name for name, share in zip(names, lottery, strict=True) if share > 1e-9]
+  if choice['condorcet']:
+    return (
+      f'<b>{html.escape(choice["condorcet"])}</b> beats every other action, so that always playing '
+      'it is the equilibrium.'
+    )
+  return (
+    'No action beats every other one: whatever is always played loses to something, and the '
+    f'equilibrium mixes {_count(len(support), "action")}.'
+  )
+
+
+def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
+  at_tau = results['tau'] > 0
+  columns = {'gap': 'last iterate', 'average_gap': 'average', 'distance': 'distance to Nash'}
+  if at_tau:
+    columns = {
+      'gap_tau': 'last iterate',
+      'average_gap_tau': 'average',
+      'kl': 'KL to Nash, nats',
+    } | columns
+  rows = [
+    [label]
+    + [f'{row[name][-1]:.1e}' for name in columns]
+    + [f'{row["updates"]:,}', f'{row["seconds"]:.3f}', f'{row["compile_seconds"]:.2f}']
+    for label, row in results['solvers'].items()
+  ]
+  head = ['solver', *columns.values(), 'updates', 'seconds', 'to compile']
+  groups = [('', 1), *([(f'gap at τ = {results["tau"]:g}', 3)] if at_tau else [])]
+  yield '<h2>Solvers</h2><p>Duality gaps in win probability after all updates: what best responses '
+  yield 'could gain, both sides together. Zero is an equilibrium.</p>'
+  yield _table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
+
+
+def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
+  yield '<h2>Figures</h2>'
+  for name in sorted(figures, key=list(CAPTIONS).index):
+    data = base64.b64encode(figures[name]).decode()
+    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="{CAPTIONS[name]}">'
+    yield f'<figcaption>{CAPTIONS[name]} <span class="file">{name}.png</span></figcaption></figure>'
+
+
+def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
+  if 'rlhf' not in results:
+    return
+  rows = []
+  for sampling, outcome in results['rlhf'].items():
+    chosen = max(range(len(results['actions'])), key=outcome['rlhf'][0].__getitem__)
+    rows.append(
+      [
+        sampling,
+        results['actions'][chosen],
+        f'{outcome["rlhf"][0][chosen]:.3f}',
+        f'{outcome["nash_beats_rlhf"][0]:.3f}',
+        f'{outcome["rlhf_exploitability"][0]:.3f}',
+        f'{outcome["nash_exploitability"][0]:.3f}',
+      ]
+    )
+  yield '<h2>RLHF against Nash</h2><p>A Bradley-Terry reward is fitted to the same preferences, on '
+  yield 'pairs of actions drawn from a sampling policy, and maximised at the same τ. The reward, '
+  yield 'and with it the policy, depends on the sampling; the equilibrium does not. The gains are '
+  yield 'what the best counter-action wins beyond one half.</p>'
+  head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash beats it with']
+  yield _table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
+
+
+def _table(
+  groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
+) -> str:
+  above = ''.join(f'<th colspan="{span}" class="group">{name}</th>' for name, span in groups)
+  below = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+  lines = (
+    f'<tr><th scope="row">{html.escape(label)}</th>'
+    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
+    + '</tr>'
+    for label, *cells in rows
+  )
+  return (
+    f'<div class="scroll"><table><thead>{f"<tr>{above}</tr>" if above else ""}<tr>{below}</tr>'
+    f'</thead><tbody>{"".join(lines)}</tbody></table></div>'
+  )
+
+
+def _count(number: int, thing: str) -> str:
+  return f'{number} {thing}' if number == 1 else f'{number} {thing}s'

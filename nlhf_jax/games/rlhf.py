@@ -1,0 +1,66 @@
+"""RLHF against Nash on a matrix: what a fitted reward makes of preferences, and what it loses."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from nlhf_jax.games.exact import equilibrium
+from nlhf_jax.games.game import Game, exploitability, gains
+
+
+class Outcome(NamedTuple):
+  """What both methods make of the same preferences; log-probabilities, gaps in win probability."""
+
+  reward: Float[Array, 'K']  # fitted, 0 for the first action
+  log_rlhf: Float[Array, 'K']
+  log_nash: Float[Array, 'K']
+  nash_beats_rlhf: Float[Array, '']  # P(nash > rlhf)
+  rlhf_exploitability: Float[Array, '']  # max P(y > pi) - 1/2
+  nash_exploitability: Float[Array, '']
+
+
+def bradley_terry_reward(
+  payoff: Float[Array, 'K K'], sampling: Float[Array, 'K'], steps: int = 50
+) -> Float[Array, 'K']:
+  """argmax_r E_{y, y' ~ sampling} P(y > y') log sigmoid(r(y) - r(y')), with r = 0 for action 0.
+
+  The population's maximum-likelihood fit (arXiv 2312.00886, section 3.2 and appendix B): it makes
+  P_r(y > sampling) = P(y > sampling) for every y, so that it ranks as a best response to the data
+  does. Newton's method; the steps are damped, and the fit is concave. Infinite, and not found, if
+  some actions always beat all the others; every action must be sampled.
+  """
+  weight = sampling[:, None] * sampling
+
+  def one(_, reward):
+    said = jax.nn.sigmoid(reward[:, None] - reward)
+    slope = (weight * (payoff + 0.5 - said)).sum(axis=1)
+    pairs = weight * said * (1 - said)
+    curvature = jnp.diag(pairs.sum(axis=1)) - pairs
+    change = jnp.linalg.solve(curvature[1:, 1:], slope[1:])
+    change = change * jnp.minimum(1, 2 / jnp.max(abs(change), initial=0))
+    return reward.at[1:].add(change)
+
+  return lax.fori_loop(0, steps, one, jnp.zeros_like(sampling))
+
+
+def compare(game: Game, sampling: Float[Array, 'K']) -> Outcome:
+  """RLHF on the reward fitted under `sampling`, pi = mu exp(r / tau) / Z, and the Nash policy.
+
+  tau means the same to neither: it is a price in rewards (log-odds) here and in win probability
+  there; what the comparison shows is which actions each prefers.
+  """
+  reward = bradley_terry_reward(game.payoff, sampling)
+  log_rlhf = jax.nn.log_softmax(game.log_reference + reward / game.tau)
+  log_nash = equilibrium(game).log_pi
+  free = game._replace(tau=jnp.zeros_like(game.tau))
+  return Outcome(
+    reward,
+    log_rlhf,
+    log_nash,
+    jnp.exp(log_nash) @ gains(game, log_rlhf) + 0.5,
+    exploitability(free, log_rlhf),
+    exploitability(free, log_nash),
+  )

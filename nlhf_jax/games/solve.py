@@ -1,0 +1,66 @@
+"""Runs a solver, and keeps the policies along its way."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from nlhf_jax.games.game import Game
+from nlhf_jax.games.solvers import Solver
+
+
+class Path(NamedTuple):
+  """Where a solver was after each number of updates asked for, as log-probabilities."""
+
+  updates: Int[Array, 'R']
+  last: Float[Array, 'R K']
+  average: Float[Array, 'R K']  # of the start and the iterates so far
+
+
+def solve(
+  solver: Solver,
+  game: Game,
+  updates: Int[Array | np.ndarray, 'R'],
+  start: Float[Array, 'K'] | None = None,
+  weight=lambda count: 1.0,
+) -> Path:
+  """Runs a solver in one scan; it can be put under `jax.jit` and `jax.vmap`.
+
+  Args:
+    solver: the pair of functions.
+    game: one game.
+    updates: after how many updates to look, increasing, such as `when(10_000)`.
+    start: log-probabilities; the reference by default.
+    weight: what an iterate weighs in the average, by its number of updates; 1 by default.
+
+  Returns:
+    The path; its first row is the start if `updates` begins with 0.
+  """
+  start = game.log_reference if start is None else start
+
+  def one(_, carry):
+    state, average, total = carry
+    state = solver.update(game, state)
+    share = weight(state.count)
+    total = total + share
+    part = share / jnp.where(total > 0, total, 1)
+    average = average + part * (jnp.exp(state.log_pi) - average)
+    return state, average, total
+
+  def stretch(carry, count):
+    carry = lax.fori_loop(0, count, one, carry)
+    state, average, _ = carry
+    return carry, (state.log_pi, jnp.log(average))
+
+  updates = jnp.asarray(updates)
+  carry = solver.init(game, start), jnp.exp(start), jnp.asarray(weight(0), start.dtype)
+  _, (last, average) = lax.scan(stretch, carry, jnp.diff(updates, prepend=0))
+  return Path(updates, last, average)
+
+
+def when(total: int, looks: int = 200) -> np.ndarray:
+  """Numbers of updates to look at: the first `looks`, then evenly spread on a log axis to total."""
+  spread = np.geomspace(1, total + 1, looks).round().astype(np.int32) - 1
+  return np.union1d(np.arange(min(looks, total), dtype=np.int32), spread)

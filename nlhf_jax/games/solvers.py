@@ -1,0 +1,347 @@
+"""Every solver as a pair of functions, after optax: `init` and `update`.
+
+All ideal steps of the field are one line,
+
+    log pi_{t+1} = (1 - k) log pi_t + k log rho + s A pi' + const,
+
+and differ in the pull k, the step s, the opponent pi' and the magnet rho; `step` is that line.
+Whatever a solver is, `unregularised` runs it without a price on leaving the reference, and
+`moving_reference` moves the reference as it goes. Left out: solvers for precision (`exact.py`).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.games.game import Game, gains, log_best_response
+
+
+class State(NamedTuple):
+  """What a solver carries: the number of updates done, the last iterate, and what else it needs."""
+
+  count: Int[Array, '']
+  log_pi: Float[Array, 'K']
+  memory: Any = ()
+
+
+class Solver(NamedTuple):
+  """`init(game, log_pi)` gives the state before the first update; `update` makes one."""
+
+  init: Callable[[Game, Array], State]
+  update: Callable[[Game, State], State]
+
+
+# A step size: a number, or a function of (updates done, tau).
+Step = ArrayLike | Callable[[ArrayLike, ArrayLike], ArrayLike]
+
+
+def step(game: Game, log_pi: Array, opponent: Array, size: ArrayLike, pull: ArrayLike) -> Array:
+  """norm((1 - pull) log_pi + pull log mu + size A opponent).
+
+  What the policy never plays it does not take up, unless the pull is 1 and it is forgotten.
+  """
+  forgotten = jnp.isneginf(log_pi) & (pull > 1 - 1e-6)  # 1 / tau times tau may fall short of 1
+  kept = jnp.where(forgotten, 0, (1 - pull) * log_pi)
+  return jax.nn.log_softmax(kept + pull * game.log_reference + size * gains(game, opponent))
+
+
+def decreasing(count: ArrayLike, tau: ArrayLike) -> ArrayLike:
+  """2 / (tau (t + 2)), of Theorem 1 of arXiv 2312.00886."""
+  return 2 / (tau * (count + 2))
+
+
+def memoryless(update: Callable[[Game, State], Array]) -> Solver:
+  """A solver whose next iterate is a function of the last."""
+  return Solver(
+    lambda game, log_pi: State(jnp.int32(0), log_pi),
+    lambda game, state: State(state.count + 1, update(game, state)),
+  )
+
+
+# --- Combinators ---
+
+
+def unregularised(solver: Solver) -> Solver:
+  """The same solver, leaving the reference for free."""
+
+  def free(game):
+    return game._replace(tau=jnp.zeros_like(game.tau))
+
+  return Solver(
+    lambda game, log_pi: solver.init(free(game), log_pi),
+    lambda game, state: solver.update(free(game), state),
+  )
+
+
+# (updates done, old reference, new iterate) -> new reference, all as log-probabilities
+ReferenceRule = Callable[[Array, Array, Array], Array]
+
+
+def snapshot(every: ArrayLike) -> ReferenceRule:
+  """The reference becomes the policy after every `every` updates."""
+  return lambda count, old, log_pi: jnp.where(count % every == 0, log_pi, old)
+
+
+def ema(rate: ArrayLike) -> ReferenceRule:
+  """log rho <- (1 - rate) log rho + rate log pi + const: `rate` is the weight on the newest."""
+  return lambda count, old, log_pi: jax.nn.log_softmax((1 - rate) * old + rate * log_pi)
+
+
+def moving_reference(solver: Solver, rule: ReferenceRule) -> Solver:
+  """The solver, against a reference that follows it, so that its limit is free of the price."""
+
+  def init(game, log_pi):
+    inner = solver.init(game, log_pi)
+    return State(inner.count, inner.log_pi, (inner, game.log_reference))
+
+  def update(game, state):
+    inner, reference = state.memory
+    inner = solver.update(game._replace(log_reference=reference), inner)
+    return State(inner.count, inner.log_pi, (inner, rule(inner.count, reference, inner.log_pi)))
+
+  return Solver(init, update)
+
+
+# --- Mirror descent ---
+
+
+def nash_md(eta: Step) -> Solver:
+  """Nash-MD (arXiv 2312.00886, eq. 4): opponent and centre are pi^{1-eta tau} mu^{eta tau} / Z.
+
+  At a constant step the mixture rests at the equilibrium for tau / (1 - eta tau), not for tau.
+  """
+
+  def update(game, state):
+    size = _size(eta, game, state)
+    mixture = step(game, state.log_pi, state.log_pi, 0.0, size * game.tau)
+    return step(game, mixture, mixture, size, 0.0)
+
+  return _pulling(eta, memoryless(update))
+
+
+def nash_md_decreasing() -> Solver:
+  """Nash-MD with the step 2 / (tau (t + 2)): KL(pi*, pi_T) <= 8 / (tau^2 (T + 1)) (Theorem 1)."""
+  return nash_md(decreasing)
+
+
+def self_play(eta: Step) -> Solver:
+  """Online mirror descent (arXiv 2312.00886, eq. 8): the opponent is the policy itself.
+
+  The ideal update of online IPO and MTPO too. pi <- pi^{1-eta tau} mu^{eta tau} exp(eta A pi) / Z.
+  """
+
+  def update(game, state):
+    size = _size(eta, game, state)
+    return step(game, state.log_pi, state.log_pi, size, size * game.tau)
+
+  return _pulling(eta, memoryless(update))
+
+
+def mwu(eta: Step) -> Solver:
+  """Multiplicative weights, or Hedge: self-play without a price. Its average converges."""
+  return unregularised(self_play(eta))
+
+
+def sppo(eta: Step) -> Solver:
+  """The ideal update of SPPO (arXiv 2405.00675, eq. 3.2), SPO and DNO, which is `mwu`."""
+  return mwu(eta)
+
+
+def inpo(eta: Step) -> Solver:
+  """The ideal update of INPO (arXiv 2407.00617), whose letter eta is the inverse of the step."""
+  return self_play(lambda *at: 1 / jnp.asarray(eta(*at) if callable(eta) else eta))
+
+
+def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
+  """Nash-EMA: the opponent is the geometric mixture of past policies, `rate` on the newest."""
+
+  def init(game, log_pi):
+    return State(jnp.int32(0), log_pi, log_pi)
+
+  def update(game, state):
+    size = _size(eta, game, state)
+    log_pi = step(game, state.log_pi, state.memory, size, size * game.tau)
+    return State(state.count + 1, log_pi, ema(rate)(state.count, state.memory, log_pi))
+
+  return _pulling(eta, Solver(init, update))
+
+
+def mmd(eta: Step) -> Solver:
+  """Magnetic mirror descent (arXiv 2206.05825): `self_play` with the price taken implicitly.
+
+  pi <- [pi mu^{eta tau} exp(eta A pi)]^{1/(1+eta tau)} / Z, for which no step is too large a pull.
+  """
+  return self_play(_implicit(eta))
+
+
+def mpo(eta: Step, every: ArrayLike) -> Solver:
+  """Magnetic preference optimisation (arXiv 2410.16714): `mmd` whose magnet is reset."""
+  return moving_reference(mmd(eta), snapshot(every))
+
+
+def mmd_ema(eta: Step, rate: ArrayLike) -> Solver:
+  """`mmd` whose magnet is a geometric moving average of the policy."""
+  return moving_reference(mmd(eta), ema(rate))
+
+
+def comal(eta: Step, every: ArrayLike) -> Solver:
+  """COMAL (arXiv 2410.23223): `inpo` whose reference is reset, the letter eta as there.
+
+  It converges only if `every` is enough for the inner problem to be nearly solved.
+  """
+  return moving_reference(inpo(eta), snapshot(every))
+
+
+# --- Prediction ---
+
+
+def optimistic(eta: Step) -> Solver:
+  """Optimistic mirror descent: the last payoff predicts the next; one payoff an update.
+
+  pi_t = prox(centre_t, A pi_{t-1}), centre_{t+1} = prox(centre_t, A pi_t). The ideal update of ONPO
+  (arXiv 2502.16852) with tau = 0, of regularised OMWU (arXiv 2105.15186) otherwise.
+  """
+
+  def init(game, log_pi):
+    return State(jnp.int32(0), log_pi, log_pi)
+
+  def update(game, state):
+    size = _size(eta, game, state)
+    log_pi = step(game, state.memory, state.log_pi, size, size * game.tau)
+    return State(state.count + 1, log_pi, step(game, state.memory, log_pi, size, size * game.tau))
+
+  return _pulling(eta, Solver(init, update))
+
+
+def optimistic_mwu(eta: Step) -> Solver:
+  """`optimistic` without a price."""
+  return unregularised(optimistic(eta))
+
+
+def extragradient(eta: Step) -> Solver:
+  """EGPO (arXiv 2503.08942), or the predictive update (arXiv 2105.15186): look ahead, then step.
+
+  The half step is against the policy, the whole one, from the same centre, against the half step.
+  Linear for eta <= 1 / (tau + 2 max |A|).
+  """
+
+  def update(game, state):
+    size = _size(eta, game, state)
+    half = step(game, state.log_pi, state.log_pi, size, size * game.tau)
+    return step(game, state.log_pi, half, size, size * game.tau)
+
+  return _pulling(eta, memoryless(update))
+
+
+def mirror_prox(eta: Step) -> Solver:
+  """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with the price taken implicitly."""
+  return extragradient(_implicit(eta))
+
+
+# --- Best responses ---
+
+
+def best_response(damping: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> Solver:
+  """pi <- (1 - damping) pi + damping BR(pi), in probabilities; damping 1 is plain iteration.
+
+  `damping` may be a function of the updates done.
+  """
+
+  def update(game, state):
+    rate = jnp.asarray(damping(state.count) if callable(damping) else damping, game.payoff.dtype)
+    pi = (1 - rate) * jnp.exp(state.log_pi) + rate * jnp.exp(log_best_response(game, state.log_pi))
+    return jnp.log(pi)
+
+  return memoryless(update)
+
+
+def smooth_fictitious_play() -> Solver:
+  """Best responses to the average of all past ones; the iterate is that average."""
+  return best_response(lambda count: 1 / (count + 2.0))
+
+
+def fictitious_play() -> Solver:
+  """`smooth_fictitious_play` without a price: pure best responses, the first of equals.
+
+  The start counts as the first response, so that after t updates t + 1 are averaged. They are
+  counted, as a running average would drift from its ties.
+  """
+
+  def init(game, log_pi):
+    return State(jnp.int32(0), log_pi, jnp.exp(log_pi))
+
+  def update(game, state):
+    counts = state.memory + jnp.exp(log_best_response(game, state.log_pi))
+    return State(state.count + 1, jnp.log(counts / counts.sum()), counts)
+
+  return unregularised(Solver(init, update))
+
+
+# --- Regret matching ---
+
+
+def regret_matching() -> Solver:
+  """Play in proportion to positive regrets (Hart and Mas-Colell 2000). The average converges."""
+  return _regrets(lambda regret: regret)
+
+
+def regret_matching_plus() -> Solver:
+  """Regret matching that forgets negative regrets (Tammelin 2014)."""
+  return _regrets(lambda regret: jnp.maximum(regret, 0))
+
+
+def _regrets(kept: Callable[[Array], Array]) -> Solver:
+  def init(game, log_pi):
+    return State(jnp.int32(0), log_pi, jnp.zeros_like(log_pi))
+
+  def update(game, state):
+    # Nothing to subtract: a policy against itself gains pi^T A pi = 0.
+    regret = kept(state.memory + gains(game, state.log_pi))
+    positive = jnp.maximum(regret, 0)
+    total = positive.sum()
+    pi = jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), 1 / len(regret))
+    return State(state.count + 1, jnp.log(pi), regret)
+
+  return Solver(init, update)
+
+
+# --- Step sizes ---
+
+
+def _size(eta: Step, game: Game, state: State) -> ArrayLike:
+  return eta(state.count, game.tau) if callable(eta) else eta
+
+
+def _implicit(eta: Step) -> Step:
+  """The explicit step that does what an implicit one of `eta` does."""
+
+  def size(count, tau):
+    explicit = eta(count, tau) if callable(eta) else eta
+    return explicit / (1 + explicit * tau)
+
+  return size
+
+
+def _pulling(eta: Step, solver: Solver) -> Solver:
+  """The solver, whose `init` refuses a step that pulls beyond the reference (if it can tell)."""
+
+  def init(game, log_pi):
+    first = eta(0, game.tau) if callable(eta) else eta
+    if not any(isinstance(number, jax.core.Tracer) for number in (first, game.tau)):
+      first, tau = float(first), float(game.tau)
+      if not 0 < first < math.inf:
+        raise UserError(f'the step eta={first:.6g} at tau={tau:.6g} must be above 0, and finite.')
+      if first * tau > 1 + 1e-6:
+        raise UserError(
+          f'eta={first:.6g} at tau={tau:.6g} makes eta tau = {first * tau:.6g}, a step beyond the '
+          f'reference; take eta at most {1 / tau:.6g}.'
+        )
+    return solver.init(game, log_pi)
+
+  return Solver(init, solver.update)

@@ -1,0 +1,159 @@
+"""Figures are drawn from whatever solvers leave behind, and hide none of it."""
+
+import jax.numpy as jnp
+import matplotlib.image
+import matplotlib.pyplot
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from nlhf_jax.games import matrices, plots
+
+
+def drawn(figure: Figure, folder) -> np.ndarray:
+  """The pixels of the figure as a file; its legends must not cover its axes."""
+  path = folder / 'figure.png'
+  figure.savefig(path, dpi=50)
+  assert path.read_bytes().startswith(b'\x89PNG\r\n\x1a\n')
+  for legend in figure.legends:
+    for axes in figure.axes:
+      assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+  return matplotlib.image.imread(path)
+
+
+def in_ink(pixels: np.ndarray) -> float:
+  """The share of pixels that are not white."""
+  return (pixels[..., :3] < 0.99).any(axis=-1).mean()
+
+
+@pytest.mark.parametrize('count', [1, 3, 24])
+def test_convergence(count, tmp_path):
+  updates = np.array([0, 1, 10, 100])
+  curves = {f'solver {i}': (updates, 0.1 / (updates + i + 1)) for i in range(count)}
+  figure = plots.convergence(curves, 'title', 'label')
+  assert in_ink(drawn(figure, tmp_path)) > 0.02
+  lines = figure.axes[0].lines
+  assert all(line.get_xdata().min() == 1 for line in lines)
+  assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == count
+  # Named in the order of their right ends.
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == [f'solver {i}' for i in range(count)]
+
+
+def test_zeros_and_rounding_errors_run_along_the_floor(tmp_path):
+  values = jnp.array([1.0, 1e-3, 0, -1e-9, 1e-40])
+  figure = plots.convergence({'a': (np.arange(5), values)}, '', '', floor=1e-20)
+  drawn(figure, tmp_path)
+  axes = figure.axes[0]
+  np.testing.assert_allclose(axes.lines[0].get_ydata(), [1e-3, 1e-20, 1e-20, 1e-20])
+  assert [text.get_text() for text in axes.texts] == ['1e-20 or less']
+  assert axes.get_ylim()[0] == pytest.approx(1e-21)
+
+
+def test_no_floor_is_drawn_where_nothing_reaches_it(tmp_path):
+  figure = plots.convergence({'a': ([1, 2], [1e-3, 2e-3])}, '', '')
+  drawn(figure, tmp_path)
+  assert not figure.axes[0].texts
+  assert figure.axes[0].get_ylim() == pytest.approx((1e-3, 1e-2))
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+  curves = {
+    'ends': ([1, 2, 3], [0.1, np.nan, np.inf]),
+    'never began': ([1, 2, 3], [np.nan] * 3),
+    'start alone': ([0], [0.1]),
+  }
+  figure = plots.convergence(curves, '', '')
+  drawn(figure, tmp_path)
+  assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 0, 0]
+  assert len(figure.legends[0].get_texts()) == 3
+  drawn(plots.convergence({'never began': curves['never began']}, '', ''), tmp_path)
+
+
+@pytest.mark.parametrize('count', [1, 2, 6])
+def test_simplex(count, tmp_path):
+  angle = np.linspace(0, 20, 100)[:, None] + np.array([0, 2.1, 4.2])
+  path = (1 + np.exp(-angle[:, :1] / 10) * np.cos(angle) / 2) / 3
+  path /= path.sum(axis=1, keepdims=True)
+  paths = {f'solver {i}': jnp.asarray(path) for i in range(count)}
+  marks = {'Nash': [1 / 3, 1 / 3, 1 / 3], 'reference': np.array([0.6, 0.3, 0.1])}
+  figure = plots.simplex(paths, ['report', 'list', 'question'], marks, 'title')
+  assert in_ink(drawn(figure, tmp_path)) > 0.01
+  assert [axes.get_title() for axes in figure.axes] == list(paths)
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == ['start', 'end', 'Nash', 'reference']
+  ends = figure.axes[0].lines[-1].get_xydata()[0]
+  np.testing.assert_allclose(ends, path[-1] @ plots.CORNERS)
+
+
+def test_a_path_that_stays_where_it_is(tmp_path):
+  paths = {'still': np.full((5, 3), 1 / 3), 'one point': np.full((1, 3), 1 / 3)}
+  drawn(plots.simplex(paths, ['a', 'b', 'c'], {}, ''), tmp_path)
+
+
+def test_matrix_of_a_few_actions_has_numbers(tmp_path):
+  figure = plots.matrix(matrices.three_raters(), ['report', 'list', 'question'], 'title')
+  drawn(figure, tmp_path)
+  numbers = [text.get_text() for text in figure.axes[0].texts]
+  assert numbers == ['0.50', '0.67', '0.33', '0.33', '0.50', '0.67', '0.67', '0.33', '0.50']
+
+
+def test_matrix_of_many_actions_has_none(tmp_path):
+  names = [f'a long name {i}' for i in range(43)]
+  figure = plots.matrix(jnp.asarray(matrices.random(43)), names, 'title')
+  pixels = drawn(figure, tmp_path)
+  assert max(pixels.shape[:2]) < 600  # at 50 dots an inch
+  axes, bar = figure.axes
+  assert not axes.texts
+  assert [label.get_text() for label in axes.get_yticklabels()] == names
+  assert bar.get_ylabel() == 'row beats column, probability'
+
+
+def test_payoffs_beyond_a_sure_win_are_not_called_probabilities(tmp_path):
+  figure = plots.matrix(2 * matrices.strict_cycle(3), 'abc', '')
+  drawn(figure, tmp_path)
+  assert [text.get_text() for text in figure.axes[0].texts[:3]] == ['0.00', '1.00', '-1.00']
+  assert figure.axes[1].get_ylabel() == 'payoff of row'
+  drawn(plots.matrix(np.zeros((2, 2)), 'ab', ''), tmp_path)
+
+
+def test_bars(tmp_path):
+  policies = {'reference': [0.6, 0.3, 0.1], 'Nash': jnp.array([0.3333, 0.6666, 1e-4])}
+  figure = plots.bars(policies, ['a', 'b', 'c'], 'title')
+  assert in_ink(drawn(figure, tmp_path)) > 0.05
+  axes = figure.axes[0]
+  widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+  np.testing.assert_allclose(widths, [*policies.values()])
+  assert [text.get_text() for text in axes.texts][-1] == '< 0.001'
+
+
+def test_bars_of_many_actions_sum_up_the_rare_ones(tmp_path):
+  uniform = np.full(43, 1 / 43)
+  policy = np.zeros(43)
+  policy[[3, 40]] = 0.25, 0.75
+  names = [f'bot {i}' for i in range(43)]
+  figure = plots.bars({'uniform': uniform, 'Nash': policy}, names, 'title', threshold=0.05)
+  drawn(figure, tmp_path)
+  axes = figure.axes[0]
+  labels = [label.get_text() for label in axes.get_yticklabels()]
+  assert labels == ['bot 3', 'bot 40', 'the other 41']
+  widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+  np.testing.assert_allclose(widths, [[1 / 43, 1 / 43, 41 / 43], [0.25, 0.75, 0]])
+  figure = plots.bars({'uniform': uniform}, names, 'title', threshold=0.02)
+  assert len(figure.axes[0].get_yticklabels()) == 43
+
+
+@pytest.mark.parametrize('log', [False, True])
+def test_sweep(log, tmp_path):
+  values = np.geomspace(0.01, 1, 20)
+  policy = jnp.stack([values / 2, 1 - values, values / 2], axis=1)
+  methods = {'RLHF': policy, 'Nash': policy}
+  figure = plots.sweep(values, methods, ['a', 'b', 'c'], 'title', 'tau', log)
+  assert in_ink(drawn(figure, tmp_path)) > 0.3
+  assert [axes.get_title(loc='left') for axes in figure.axes] == ['RLHF', 'Nash']
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ['c', 'b', 'a']
+
+
+def test_pyplot_is_left_alone():
+  plots.bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
+  assert matplotlib.pyplot.get_fignums() == []

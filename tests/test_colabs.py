@@ -1,0 +1,90 @@
+"""Every notebook runs in a kernel of its own, from the first cell to the last."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+# What the text of a notebook says, as its cells print it.
+FACTS = {
+  'tabular_convergence': (
+    r"Nash equilibrium: \{'report': 0\.333, 'list': 0\.333, 'question': 0\.333\}",
+    r'Nash-MD, constant step +not to 1e-28',
+    r'self-play +20\d\d updates to 1e-28',
+    r'extragradient +\d\d updates to 1e-28',
+    r'Newton +7 updates to 1e-28',
+    r'step 3\.859: exploitability \d\.\de-(29|3\d) after',
+    r'step 4\.716: exploitability 1\.\de-02 after',
+    r'beta 0\.12500   KL 0\.000556 nats',
+    r'beta 0\.50000   KL 0\.009182 nats',
+    r'beta 1\.00000   KL 0\.044081 nats',
+  )
+}
+
+
+class ThisPython(AsyncKernelManager):
+  """Kernels run on the interpreter of the tests, whatever kernels are installed."""
+
+  @property
+  def kernel_spec(self):
+    return KernelSpec(
+      argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
+      display_name='this Python',
+      language='python',
+    )
+
+
+def execute(notebook, **variables):
+  """Runs the notebook in place, in its folder, and returns what its cells printed."""
+  client = NotebookClient(
+    notebook,
+    timeout=300,
+    kernel_manager_class=ThisPython,
+    resources={'metadata': {'path': str(ROOT / 'colabs')}},
+  )
+  client.execute(env=os.environ | {'PYTHONPATH': str(ROOT)} | variables)
+  return ''.join(output.get('text', '') for cell in code(notebook) for output in cell.outputs)
+
+
+def code(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == 'code']
+
+
+def check_figures(notebook):
+  """Every cell that ends in a figure shows it, and no other output that is an object."""
+  for cell in code(notebook):
+    shown = [set(output.data) for output in cell.outputs if 'data' in output]
+    draws = f'\n{cell.source}'.count('\nplots.')
+    assert len(shown) == draws, cell.source
+    assert all('image/png' in kinds for kinds in shown), cell.source
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  assert notebook.metadata.kernelspec.name == 'python3'
+  assert not any(cell.outputs or cell.execution_count for cell in code(notebook))
+  printed = execute(notebook)
+  check_figures(notebook)
+  for fact in FACTS[path.stem]:
+    assert re.search(fact, printed), f'{fact} not in\n{printed}'
+
+
+def test_a_missing_table_is_replaced(tmp_path):
+  notebook = nbformat.read(ROOT / 'colabs' / 'tabular_convergence.ipynb', as_version=4)
+  kept = {'setup', 'table'}
+  notebook.cells = [cell for cell in code(notebook) if kept & {*cell.metadata.get('tags', ())}]
+  printed = execute(notebook, NLHF_SHARED=str(tmp_path))
+  check_figures(notebook)
+  assert f'{tmp_path}/data/games/rrps_bots_43_raw.csv is missing; set `path`' in printed
+  assert re.search(r'Borda winner +wins +64\.3% on average, +0\.0% at worst', printed)
+  assert re.search(r'\nNash +wins .* 50\.0% at worst', printed)

@@ -148,11 +148,10 @@ def test_the_fit_preserves_preferences_to_the_sampling():
 
 def test_other_samplings_of_the_same_support_change_a_reward_gap():
   """Theorem 2, by its construction, at the pair that the fit gets wrong."""
-  changed, sampling = np.array([0.6, 0.3, 0.1]), np.array([0.6, 0.3, 0.1])
-  reward = np.array(fitted(RATERS, sampling))
+  reward = np.array(fitted(RATERS, MU))
   wrong = abs(special.expit(reward[0] - reward[1]) - 0.5 - RATERS[0, 1])
   assert wrong > 0.01
-  changed = sampling / 2
+  changed = MU / 2
   changed[1] += 0.5
   moved = np.array(fitted(RATERS, changed))
   assert abs((moved[0] - moved[1]) - (reward[0] - reward[1])) > 0.01

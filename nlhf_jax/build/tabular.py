@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
       row.solver.init(jax.tree.map(lambda leaf: leaf[0], game), start[0])
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
-  return Experiment(config.game.name, table, game, start, rows)
+  name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
+  return Experiment(name, table, game, start, rows)
 
 
 def make_table(settings: ConfigDict) -> Table:

@@ -22,6 +22,8 @@ from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
 
 SHOWN = 12  # actions named in the tables
+DRAWN = 1500  # updates shown of a trajectory
+TOLERANCE = 1e-22  # exploitability of the equilibria that solvers are measured against
 
 
 class Target(NamedTuple):
@@ -44,14 +46,14 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   target, facts = analyse(experiment)
-  outcomes, lasts = {}, {}
+  outcomes, paths = {}, {}
   with tqdm(experiment.rows.items(), unit='solver') as bar:
     for label, row in bar:
       bar.set_description(label)
-      outcomes[label], lasts[label] = follow(row, game, experiment.start, target)
+      outcomes[label], paths[label] = follow(row, game, experiment.start, target)
   results = {'name': name, **facts, 'solvers': outcomes}
   records.write_json(workdir / 'results.json', results)
-  figures = draw(experiment, results, lasts, target)
+  figures = draw(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   report.write(workdir / 'report.html', results, figures)
@@ -73,10 +75,11 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     'reference': np.exp(game.log_reference).tolist(),
     'payoff': payoffs.tolist(),
     'maximal_lottery': lottery.tolist(),
+    'maximal_lottery_is_unique': list(map(exact.is_only_equilibrium, payoffs, lottery)),
     'choice': [winners(table.names, payoff) for payoff in payoffs],
   }
   if tau > 0:
-    found = jax.jit(jax.vmap(exact.equilibrium))(game)
+    found = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))(game)
     nash = found.log_pi
     sigma = float(jax.vmap(spectrum.sigma)(game, nash).max())
     facts['equilibrium'] = np.exp(nash).tolist()
@@ -121,25 +124,27 @@ def against_rlhf(outcome: rlhf.Outcome) -> dict:
 def follow(
   row: Row, game: Game, start: Float[Array, 'X K'], target: Target
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
-  """One solver's course, as means over the prompts, and its iterates as probabilities."""
-  updates = when(row.updates)
+  """One solver's course, as means over the prompts, and its first iterates as probabilities."""
+  spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
+  updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
   run = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
   run = run.lower(game, start).compile()
   compiled = time.perf_counter()
   path = jax.block_until_ready(run(game, start))
   ended = time.perf_counter()
-  measured = measure(game, path.last, path.average, target)
+  kept = np.isin(updates, spread)
+  measured = measure(game, path.last[:, kept], path.average[:, kept], target)
   facts = {
     'updates': row.updates,
     'seconds': ended - compiled,
     'compile_seconds': compiled - began,
-    'at': updates.tolist(),
+    'at': spread.tolist(),
     **{name: np.asarray(values).mean(axis=0).tolist() for name, values in measured.items()},
     'last': np.exp(path.last[:, -1]).tolist(),
     'average': np.exp(path.average[:, -1]).tolist(),
   }
-  return facts, np.exp(path.last)
+  return facts, np.exp(path.last[:, : len(drawn)])
 
 
 @jax.jit
@@ -166,7 +171,7 @@ def measure(
 
 
 def draw(
-  experiment: Experiment, results: Mapping, lasts: Mapping[str, np.ndarray], target: Target
+  experiment: Experiment, results: Mapping, paths: Mapping[str, np.ndarray], target: Target
 ) -> dict[str, bytes]:
   """The figures of a run, by the names of their files."""
   names, solvers = experiment.table.names, results['solvers']
@@ -194,8 +199,9 @@ def draw(
     marks['Nash at τ'] = np.exp(target.nash[0])
   marks['Nash'] = np.exp(target.lottery[0])
   if len(names) == 3:
-    paths = {label: path[0] for label, path in lasts.items()}
-    figures['simplex'] = plots.simplex(paths, names, marks, 'The last iterates')
+    first = {label: path[0] for label, path in paths.items()}
+    title = f'The iterates of the first {DRAWN:,} updates'
+    figures['simplex'] = plots.simplex(first, names, marks, title)
   figures['preferences'] = plots.matrix(
     np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
   )
@@ -253,3 +259,5 @@ def announce(results: Mapping) -> None:
   ]
   title = '\nDuality gaps in win probability, KL in nats, after all updates:'
   print(display.as_text(title, list(rows), [*columns, 'updates', 'seconds'], cells))
+  if not all(results['maximal_lottery_is_unique']):
+    print('Without a price there are several equilibria; distances to Nash are to one of them.')

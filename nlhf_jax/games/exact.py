@@ -38,8 +38,10 @@ def capped(log_pi: Float[Array, 'K'], change: Float[Array, 'K'], cap: float) -> 
   The logits of actions that are never played grow as 1 / tau; were they capped too, the number of
   steps would grow alike.
   """
-  seen = jnp.maximum(log_pi + change, NEGLIGIBLE) - jnp.maximum(log_pi, NEGLIGIBLE)
-  return change * jnp.minimum(1, cap / jnp.max(abs(seen)))
+  up = cap + jnp.maximum(0, NEGLIGIBLE - log_pi)
+  down = jnp.where(log_pi < NEGLIGIBLE + cap, jnp.inf, cap)
+  room = jnp.where(change > 0, up, down)
+  return change * jnp.minimum(1, jnp.min(room / abs(change)))
 
 
 def newton_step(game: Game, log_pi: Float[Array, 'K'], cap: float = 4.0) -> Float[Array, 'K']:
@@ -174,3 +176,16 @@ def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
     raise UserError(f'the linear program was not solved: {table.message}')
   pi = np.maximum(table.x[:-1], 0)
   return pi / pi.sum()
+
+
+def is_only_equilibrium(payoff: np.ndarray, policy: np.ndarray, tolerance: float = 1e-7) -> bool:
+  """Whether an equilibrium without a price is the only one, as far as `tolerance` can tell.
+
+  It is if no action outside its support does as well against it, and if on its support A has no
+  other kernel: any equilibrium q is supported where (A p)_a = 0, and has (A q)_a = 0 where p_a > 0.
+  """
+  support = policy > tolerance
+  inner = payoff[np.ix_(support, support)]
+  rank = np.linalg.matrix_rank(inner, tol=tolerance)
+  strict = bool((payoff @ policy < -tolerance)[~support].all())
+  return strict and bool(rank == support.sum() - 1)

@@ -90,6 +90,8 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   yield '<h2>Solvers</h2><p>Duality gaps in win probability after all updates: what best responses '
   yield 'could gain, both sides together. Zero is an equilibrium.</p>'
   yield _table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
+  if not all(results['maximal_lottery_is_unique']):
+    yield '<p>Without a price there are several equilibria; distances are to one of them.</p>'
 
 
 def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:

@@ -61,6 +61,5 @@ def solve(
 
 
 def when(total: int, looks: int = 200) -> np.ndarray:
-  """Numbers of updates to look at: the first `looks`, then evenly spread on a log axis to total."""
-  spread = np.geomspace(1, total + 1, looks).round().astype(np.int32) - 1
-  return np.union1d(np.arange(min(looks, total), dtype=np.int32), spread)
+  """Numbers of updates to look at, evenly spread on a log axis: 0, 1, ..., total."""
+  return np.unique(np.geomspace(1, total + 1, looks).round().astype(np.int32) - 1)

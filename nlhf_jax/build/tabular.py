@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.build import rules
 from nlhf_jax.errors import UserError
-from nlhf_jax.games import exact, matrices, solvers, tables
+from nlhf_jax.games import exact, files, matrices, solvers
 from nlhf_jax.games.game import Game, make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
@@ -69,7 +69,7 @@ def make_table(settings: ConfigDict) -> Table:
   if name == 'file':
     if not arguments['path']:
       raise UserError('config.game.path is empty; pass --config.game.path=MATRIX.csv.')
-    return tables.read(**arguments)
+    return files.read(**arguments)
   if 'rewards' in arguments:
     arguments['rewards'] = numbers(arguments['rewards'], 'config.game.rewards')
   payoff = call(functions(matrices, np.ndarray), name, arguments, 'config.game.name', 'config.game')

@@ -1,7 +1,7 @@
 """Games by name, as payoffs A = P - 1/2 over [K, K] in NumPy's double precision.
 
 `A[i, j]` is positive where action i is preferred to action j. Left out: games read from files
-(`tables.py`).
+(`files.py`).
 """
 
 import itertools

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.games import choice, exact, tables
+from nlhf_jax.games import choice, exact, files, tables
 from nlhf_jax.games.game import make_game
 
 ARENA = 'chatbot_arena_2024-03-29'
@@ -33,12 +33,12 @@ def expected(folder):
 
 @pytest.fixture(scope='session')
 def bots(folder):
-  return tables.read(folder / 'games/rrps_bots_43_raw.csv', 'payoffs', tolerance=36.0, scale=1000.0)
+  return files.read(folder / 'games/rrps_bots_43_raw.csv', 'payoffs', tolerance=36.0, scale=1000.0)
 
 
 @pytest.fixture(scope='session')
 def arena(folder):
-  return tables.read(folder / f'games/{ARENA}_win_fraction.csv')
+  return files.read(folder / f'games/{ARENA}_win_fraction.csv')
 
 
 @pytest.fixture(scope='session')
@@ -102,20 +102,18 @@ def test_bots(bots, expected):
 def test_bots_are_refused_without_a_tolerance_for_their_noise(folder):
   path = folder / 'games/rrps_bots_43_raw.csv'
   with pytest.raises(UserError) as error:
-    tables.read(path, 'payoffs')
+    files.read(path, 'payoffs')
   assert str(error.value).startswith(
     f"{path}: row 17 ('inocencio'), column 39 ('sweetrock'): -204.154 and its mirror entry, "
     '239.356, add up to 35.202 instead of 0, which is off by 35.2 with tolerance=1e-06'
   )
-  tables.read(path, 'payoffs', tolerance=35.21)
+  files.read(path, 'payoffs', tolerance=35.21)
   with pytest.raises(UserError, match=r'entries=payoffs'):
-    tables.read(path)
+    files.read(path)
 
 
 def test_half_the_scale_is_a_sure_win(bots, folder):
-  table = tables.read(
-    folder / 'games/rrps_bots_43_raw.csv', 'payoffs', tolerance=36.0, scale=2000.0
-  )
+  table = files.read(folder / 'games/rrps_bots_43_raw.csv', 'payoffs', tolerance=36.0, scale=2000.0)
   assert not any('sure win' in note for note in table.notes)
   np.testing.assert_array_equal(table.payoff, bots.payoff / 2)
 
@@ -166,11 +164,11 @@ def test_arena_from_its_votes(folder, arena, battles):
 
 def test_battle_counts_alone_say_who_met_not_who_won(folder):
   path = folder / f'games/{ARENA}_battle_count.csv'
-  assert not tables.read(path, 'counts').payoff.any()
+  assert not files.read(path, 'counts').payoff.any()
   with pytest.raises(UserError, match='entries=counts'):
-    tables.read(path, 'payoffs')
+    files.read(path, 'payoffs')
   with pytest.raises(UserError, match=r"column 2 \('gpt-4-1106-preview'\): 1585 is no probability"):
-    tables.read(path)
+    files.read(path)
 
 
 @pytest.mark.parametrize('subject', range(1, 9))
@@ -190,7 +188,7 @@ def test_a_list_of_pairs_pools_the_subjects(folder, gambles, tmp_path):
   text = (folder / 'choice/tversky_1969_gambles.csv').read_text()
   path = tmp_path / 'pairs.csv'
   path.write_text(text.replace('x,y,chose_x,chose_y', 'left,right,left_wins,right_wins', 1))
-  table = tables.read(path)
+  table = files.read(path)
   assert table.names == gambles[1].names
   np.testing.assert_allclose(table.payoff, gambles[1].payoff.mean(axis=0), atol=1e-12)
   assert table.notes[0] == 'Columns not used: subject.'
@@ -206,7 +204,7 @@ def test_domains_where_a_population_turns_in_a_circle(folder, expected):
 
 @pytest.mark.parametrize('name', ['celebrities', 'heaviness_1', 'heaviness_2'])
 def test_counts_of_choices(folder, name):
-  table = tables.read(folder / f'choice/eba_{name}.csv', 'counts')
+  table = files.read(folder / f'choice/eba_{name}.csv', 'counts')
   np.testing.assert_array_equal(table.payoff, -table.payoff.T)
   assert abs(table.payoff).max() < 0.5
   if name == 'celebrities':

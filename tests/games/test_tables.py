@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.games import tables
+from nlhf_jax.games import files, tables
 from nlhf_jax.games.game import check_payoff
 
 NAN = np.nan
@@ -256,42 +256,42 @@ GOOD_FILES = {
 @pytest.mark.parametrize('name', GOOD_FILES)
 def test_matrices_in_csv(write, name):
   text, names = GOOD_FILES[name]
-  table = tables.read(write(text))
+  table = files.read(write(text))
   assert table.names == names
   np.testing.assert_allclose(table.payoff, P - 0.5, atol=1e-15)
 
 
 def test_two_actions(write):
   for text in (',0.25\n0.75,\n', 'a,b\n,0.25\n0.75,\n', 'a,,0.25\nb,0.75,\n'):
-    np.testing.assert_array_equal(tables.read(write(text)).payoff, [[0, -0.25], [0.25, 0]])
+    np.testing.assert_array_equal(files.read(write(text)).payoff, [[0, -0.25], [0.25, 0]])
 
 
 def test_the_entries_of_a_matrix_are_what_the_user_says(write):
   rows = [','.join(map(str, row)) for row in WINS]
-  assert tables.read(write(labelled(rows)), 'counts').notes == tables.from_counts(WINS).notes
+  assert files.read(write(labelled(rows)), 'counts').notes == tables.from_counts(WINS).notes
   rows = [','.join(map(str, row)) for row in 4 * P - 2]
-  table = tables.read(write(labelled(rows)), 'payoffs', scale=4.0)
+  table = files.read(write(labelled(rows)), 'payoffs', scale=4.0)
   np.testing.assert_allclose(table.payoff, P - 0.5)
   with pytest.raises(UserError, match=r'0\.5 is a count of wins of an action against itself'):
-    tables.read(write(MATRIX), 'counts')
+    files.read(write(MATRIX), 'counts')
 
 
 def test_actions_named_left_and_right_are_no_list(write):
-  table = tables.read(write(labelled([',0.25', '0.75,'], ('left', 'right'))))
+  table = files.read(write(labelled([',0.25', '0.75,'], ('left', 'right'))))
   assert table.names == ('left', 'right')
 
 
 def test_lists_of_pairs(write):
-  table = tables.read(write(PAIRS))
+  table = files.read(write(PAIRS))
   assert table.names == NAMES
   np.testing.assert_allclose(table.payoff, P - 0.5)
-  pulled = tables.read(write(PAIRS), prior=1.0)
+  pulled = files.read(write(PAIRS), prior=1.0)
   np.testing.assert_allclose(pulled.payoff, tables.from_counts(WINS, prior=1.0).payoff)
 
 
 def test_pairs_add_up_in_both_orders_and_with_ties(write):
   text = 'judge,Right,Left,ties,left_wins,right_wins\nme,b,a,2,3,1\nyou,a,b,0,1,4\nyou,b,c,0,0,0\n'
-  table = tables.read(write(text))
+  table = files.read(write(text))
   assert table.names == ('a', 'b', 'c')
   # a won 3 + 4 and tied 2 of 11.
   np.testing.assert_allclose(table.payoff[0], [0, 8 / 11 - 0.5, 0])
@@ -302,7 +302,7 @@ def test_pairs_add_up_in_both_orders_and_with_ties(write):
 def test_votes(write):
   """The winner by name or by side; a tie is half a vote."""
   votes = 'rock,paper,right\npaper,rock,paper\nrock,paper,tie\nscissors,paper,left\n'
-  table = tables.read(write('left,right,winner\n' + votes))
+  table = files.read(write('left,right,winner\n' + votes))
   assert table.names == NAMES
   np.testing.assert_allclose(
     table.payoff, [[0, -1 / 3, 0], [1 / 3, 0, -0.5], [0, 0.5, 0]], atol=1e-15
@@ -323,9 +323,9 @@ def test_json(write_json, key, entries, value, names):
   """An object says what its numbers are, a list is what the user says."""
   named = {'names': list(names)} if names else {}
   for batch in (value, np.stack([value, value.T])):
-    table = tables.read(write_json({key: batch.tolist(), **named}))
+    table = files.read(write_json({key: batch.tolist(), **named}))
     assert table.names == (names or ('1', '2', '3'))
-    same = tables.read(write_json(batch.tolist()), entries)
+    same = files.read(write_json(batch.tolist()), entries)
     np.testing.assert_array_equal(table.payoff, same.payoff)
     expected = np.stack([P, P.T]) if batch.ndim == 3 else P
     np.testing.assert_allclose(table.payoff, expected - 0.5)
@@ -333,9 +333,9 @@ def test_json(write_json, key, entries, value, names):
 
 def test_json_with_ties_and_missing_entries(write_json):
   wins, ties = [[0, 3], [1, 0]], [[0, 2], [2, 0]]
-  table = tables.read(write_json({'wins': wins, 'ties': ties}), prior=0.5)
+  table = files.read(write_json({'wins': wins, 'ties': ties}), prior=0.5)
   assert table.payoff[0, 1] == pytest.approx(4.5 / 7 - 0.5)
-  table = tables.read(write_json([[None, 0.25], [None, None]]))
+  table = files.read(write_json([[None, 0.25], [None, None]]))
   np.testing.assert_array_equal(table.payoff, [[0, -0.25], [0.25, 0]])
 
 
@@ -343,7 +343,7 @@ def test_json_with_ties_and_missing_entries(write_json):
 def test_npy(tmp_path, dtype):
   for wins in (WINS, np.stack([WINS, WINS.T])):
     np.save(tmp_path / 'mine.npy', wins.astype(dtype))
-    table = tables.read(tmp_path / 'mine.npy', 'counts')
+    table = files.read(tmp_path / 'mine.npy', 'counts')
     np.testing.assert_array_equal(table.payoff, tables.from_counts(wins).payoff)
     assert table.payoff.dtype == np.float64
 
@@ -389,7 +389,7 @@ BAD_CSV = {
 def test_bad_csv(write, words):
   path = write(BAD_CSV[words])
   with pytest.raises(UserError) as error:
-    tables.read(path)
+    files.read(path)
   assert words in str(error.value)
   assert str(error.value).startswith(f'{path}: ')
   assert str(error.value).endswith('.')
@@ -397,7 +397,7 @@ def test_bad_csv(write, words):
 
 def test_of_a_matrix_without_names_one_bad_cell_is_found(write):
   with pytest.raises(UserError, match='line 1, cell 2: "0,5" is not a number; correct it'):
-    tables.read(write(MATRIX.replace('0.25', '"0,5"', 1)))
+    files.read(write(MATRIX.replace('0.25', '"0,5"', 1)))
 
 
 BAD_JSON = {
@@ -432,7 +432,7 @@ BAD_JSON = {
 def test_bad_json(write, words):
   path = write(BAD_JSON[words], 'mine.json')
   with pytest.raises(UserError) as error:
-    tables.read(path)
+    files.read(path)
   assert words in str(error.value)
   assert str(error.value).startswith(f'{path}: ')
 
@@ -448,34 +448,34 @@ def test_bad_npy(tmp_path):
   ):
     np.save(path, array, allow_pickle=True)
     with pytest.raises(UserError, match=words):
-      tables.read(path)
+      files.read(path)
   np.save(path, P)
   whole = path.read_bytes()
   broken = whole.replace(b'(3, 3)', b'(3, 3 ')
   for content in (whole[:-8], whole[:20], broken, b'PK\x03\x04', b'no array'):
     path.write_bytes(content)
     with pytest.raises(UserError, match='no array of numbers'):
-      tables.read(path)
+      files.read(path)
 
 
 def test_files_that_cannot_be_read(tmp_path, write):
   with pytest.raises(UserError, match=r'cannot read .*none\.csv.: No such file or directory; give'):
-    tables.read(tmp_path / 'none.csv')
+    files.read(tmp_path / 'none.csv')
   (tmp_path / 'folder.csv').mkdir()
   with pytest.raises(UserError, match='Is a directory'):
-    tables.read(tmp_path / 'folder.csv')
+    files.read(tmp_path / 'folder.csv')
   for name in ('mine.txt', 'mine', 'mine.npz'):
     with pytest.raises(UserError, match=r'unknown kind; give a \.csv, \.json or \.npy file'):
-      tables.read(write(MATRIX, name))
-  assert tables.read(write(MATRIX, 'MINE.CSV')).payoff.shape == (3, 3)
+      files.read(write(MATRIX, name))
+  assert files.read(write(MATRIX, 'MINE.CSV')).payoff.shape == (3, 3)
 
 
 def test_settings_of_other_entries_are_refused(write):
   with pytest.raises(UserError, match=r'entries=.wins. must be one of probabilities, payoffs, cou'):
-    tables.read(write(MATRIX), 'wins')
+    files.read(write(MATRIX), 'wins')
   for settings, words in (
     (dict(scale=2.0), 'scale=2 is for payoffs, and these are probabilities; leave it at 1, or'),
     (dict(prior=1.0), r'prior=1 is for counts, .* they are that \(entries=counts\)'),
   ):
     with pytest.raises(UserError, match=words):
-      tables.read(write(MATRIX), **settings)
+      files.read(write(MATRIX), **settings)

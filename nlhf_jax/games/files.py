@@ -1,0 +1,312 @@
+"""A user's preferences from a file, as `tables.py` takes them: CSV, JSON or NPY."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.games.tables import Table, from_counts, from_payoffs, from_preferences
+
+ENTRIES = ('probabilities', 'payoffs', 'counts')
+KEYS = {'probabilities': 'probabilities', 'payoffs': 'payoffs', 'wins': 'counts'}  # of JSON
+MISSING = ('', 'na', 'nan')
+LISTS = 'left,right,left_wins,right_wins (and ties if there are any) or left,right,winner'
+
+
+class Contents(NamedTuple):
+  """What a file holds: square numbers of one of the kinds `ENTRIES`, counts perhaps with ties."""
+
+  kind: str
+  values: np.ndarray
+  ties: np.ndarray | None = None
+  names: Sequence[str] = ()
+  notes: tuple[str, ...] = ()
+
+
+def read(
+  path: str | Path,
+  entries: str = 'probabilities',
+  tolerance: float = 1e-6,
+  scale: float = 1.0,
+  prior: float = 0.0,
+) -> Table:
+  """The game in a file, by the end of its name; text is UTF-8.
+
+  .csv: a square matrix, with or without names in its first row and column, where an empty cell is
+    missing. Or a list of pairs with the header left,right,left_wins,right_wins, and perhaps ties;
+    or of votes with the header left,right,winner, which is a name, 'left', 'right' or 'tie'.
+  .json: a matrix or a list of them, one a prompt, where null is missing; or an object with such
+    `probabilities`, `payoffs` or `wins` (perhaps with `ties`), and perhaps `names`.
+  .npy: an array, [K, K] or [X, K, K].
+
+  Args:
+    path: the file.
+    entries: what the numbers are, one of `ENTRIES`; lists and JSON objects say it themselves.
+    tolerance: see `from_preferences` and `from_payoffs`.
+    scale: see `from_payoffs`; left at 1 for other entries.
+    prior: see `from_counts`; left at 0 for other entries.
+
+  Raises:
+    UserError: that names the file, the place in it, what is wrong and the remedy.
+  """
+  path = Path(path)
+  readers = {'.csv': read_csv, '.json': read_json, '.npy': read_npy}
+  ending = path.suffix.lower()
+  if entries not in ENTRIES:
+    raise UserError(f"entries='{entries}' must be one of {', '.join(ENTRIES)}.")
+  if ending not in readers:
+    raise UserError(f"'{path}' is of an unknown kind; give a .csv, .json or .npy file.")
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise UserError(
+      f"cannot read '{path}': {error.strerror}; give a .csv, .json or .npy file."
+    ) from None
+  try:
+    if not data.removeprefix(b'\xef\xbb\xbf').strip():
+      raise UserError('the file is empty; give one with preferences in it.')
+    return make_table(readers[ending](data, entries), tolerance, scale, prior)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+
+
+def make_table(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
+  """The game of a file.
+
+  Raises:
+    UserError: also for a `scale` or a `prior` that the kind of entries does not know.
+  """
+  for name, value, unset, kind in (('scale', scale, 1, 'payoffs'), ('prior', prior, 0, 'counts')):
+    if value != unset and file.kind != kind:
+      raise UserError(
+        f'{name}={value:g} is for {kind}, and these are {file.kind}; leave it at {unset}, or call '
+        f'the numbers {kind} if they are that (entries={kind}).'
+      )
+  if file.kind == 'counts':
+    table = from_counts(file.values, file.ties, prior, file.names)
+  elif file.kind == 'payoffs':
+    table = from_payoffs(file.values, tolerance, scale, file.names)
+  else:
+    table = from_preferences(file.values, tolerance, file.names)
+  return table._replace(notes=file.notes + table.notes)
+
+
+def read_npy(data: bytes, entries: str) -> Contents:
+  """An array that `numpy.save` wrote, of numbers, not of pickled objects."""
+  try:
+    values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+  except Exception as error:  # a broken header can raise what Python's parser can
+    raise UserError(f'no array of numbers ({error}); write it with numpy.save.') from None
+  if values.dtype.kind not in 'iuf':
+    raise UserError(f'the array is of dtype {values.dtype}; save real numbers, such as float64.')
+  return Contents(entries, values.astype(float))
+
+
+def read_json(data: bytes, entries: str) -> Contents:
+  """Nested lists, or an object that says what they are."""
+  try:
+    value = json.loads(decoded(data))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'not valid JSON ({error}); correct it.') from None
+  if isinstance(value, list):
+    return Contents(entries, stack(value))
+  found = value.keys() if isinstance(value, dict) else set()
+  kind = found & KEYS.keys()
+  if len(kind) != 1 or found - kind - {'names'} - ({'ties'} if 'wins' in kind else set()):
+    raise UserError(
+      'give a list of rows, or an object with one of probabilities, payoffs or wins, with ties if '
+      f'there are any beside wins, and with names if there are any; it has {sorted(found)}.'
+    )
+  names = value.get('names', [])
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise UserError('names must be a list of strings.')
+  (key,) = kind
+  ties = stack(value['ties']) if 'ties' in value else None
+  return Contents(KEYS[key], stack(value[key]), ties, names)
+
+
+def stack(value: object) -> np.ndarray:
+  """The numbers of a list of rows, or of a list of those."""
+  first = value[0] if isinstance(value, list) and value else None
+  if not (isinstance(first, list) and first and isinstance(first[0], list)):
+    return np.array(grid(value, ''))
+  grids = [grid(rows, f'prompt {number}, ') for number, rows in enumerate(value, start=1)]
+  for number, rows in enumerate(grids, start=1):
+    if len(rows) != len(grids[0]):
+      raise UserError(
+        f'prompt {number} has {len(rows)} actions, but prompt 1 has {len(grids[0])}; give all '
+        'prompts the same.'
+      )
+  return np.array(grids)
+
+
+def grid(rows: object, where: str) -> list[list[float]]:
+  """The numbers of a square list of rows."""
+  if not isinstance(rows, list) or not rows:
+    raise UserError(f'{where}{json.dumps(rows):.40} must be a list of rows.')
+  for number, row in enumerate(rows, start=1):
+    if not isinstance(row, list) or len(row) != len(rows):
+      what = f'has length {len(row)}' if isinstance(row, list) else f'is {json.dumps(row):.40}'
+      raise UserError(
+        f'{where}row {number} {what}; it must be a list as long as there are rows, {len(rows)}.'
+      )
+  return [
+    [number_of(cell, f'{where}row {i}, column {j}') for j, cell in enumerate(row, start=1)]
+    for i, row in enumerate(rows, start=1)
+  ]
+
+
+def number_of(cell: object, where: str) -> float:
+  """A cell as a number, NaN if it is missing."""
+  if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
+    return np.nan
+  try:
+    if not isinstance(cell, bool | list | dict):
+      return float(cell)
+  except (ValueError, OverflowError):
+    pass
+  raise UserError(f'{where}: {json.dumps(cell):.40} is not a number; correct it.')
+
+
+def decoded(data: bytes) -> str:
+  """The text, without a byte-order mark."""
+  try:
+    return data.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise UserError(f'not UTF-8 (byte {error.start + 1}); save it as UTF-8.') from None
+
+
+def read_csv(data: bytes, entries: str) -> Contents:
+  """A matrix, or a list of pairs or votes."""
+  reader = csv.reader(io.StringIO(decoded(data), newline=''), strict=True)
+  try:
+    lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+  except csv.Error as error:
+    raise UserError(f'line {reader.line_num}: not valid CSV ({error}); correct it.') from None
+  # A row of empty cells is one of a matrix; a blank line is none.
+  lines = [(line, row) for line, row in lines if len(row) > 1 or any(row)] or [(1, [''])]
+  first, header = lines[0]
+  for line, row in lines:
+    if len(row) != len(header):
+      raise UserError(
+        f'line {line} has length {len(row)}, but line {first} has {len(header)}; give all lines '
+        'the same number of cells.'
+      )
+  if len(header) == 1:
+    raise UserError(f'line {first} is one cell; separate cells by commas.')
+  if header[0] and {'left', 'right'} <= {cell.lower() for cell in header}:
+    return read_list(lines)
+  return read_matrix(lines, entries)
+
+
+def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
+  """A square matrix, with or without names."""
+  rows = [row for _, row in lines]
+  header, index = labels(rows)
+  columns = rows[0][index:] if header else []
+  names = [row[0] for row in rows[header:]] if index else columns
+  body = lines[header:]
+  if len(body) != len(rows[0]) - index:
+    raise UserError(
+      f'{len(body)} rows of {len(rows[0]) - index} numbers are not square; give a row and a column '
+      f'to each action, or a list with the header {LISTS}.'
+    )
+  for number, (row, column) in enumerate(zip(names, columns, strict=False), start=1):
+    if row != column:
+      raise UserError(
+        f"row {number} is '{row}', but column {number} is '{column}'; give rows and columns the "
+        'same names in the same order.'
+      )
+  values = [
+    [
+      number_of(cell, f'line {line}, cell {number}')
+      for number, cell in enumerate(row[index:], start=index + 1)
+    ]
+    for line, row in body
+  ]
+  return Contents(entries, np.array(values), names=names)
+
+
+def labels(rows: list[list[str]]) -> tuple[bool, bool]:
+  """Whether the first row and the first column are names: most are words, or both are the same."""
+  corner, top, side = rows[0][0], rows[0][1:], [row[0] for row in rows[1:]]
+  unnumbered = not corner or is_word(corner)
+  same = unnumbered and top == side and '' not in top and len(set(top)) == len(top) > 1
+  header = same or sum(map(is_word, top)) > len(top) / 2
+  index = same or sum(map(is_word, side)) > len(side) / 2
+  # An empty corner leaves room for names beside it and below it.
+  return header or (index and not corner), index or (header and not corner)
+
+
+def is_word(cell: str) -> bool:
+  """Whether a cell is neither a number nor missing."""
+  try:
+    number_of(cell, '')
+  except UserError:
+    return True
+  return False
+
+
+def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
+  """Pairs with their counts, or one vote a line; what is said twice of a pair adds up."""
+  header = [cell.lower() for cell in lines[0][1]]
+  votes, counts = 'winner' in header, {'left_wins', 'right_wins'} <= set(header)
+  if votes == counts or len(set(header)) < len(header):
+    raise UserError(f'a list needs the header {LISTS}; it has {",".join(header)}.')
+  told = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
+  names, found = {}, []
+  for line, row in lines[1:]:
+    cells = dict(zip(header, row, strict=True))
+    left, right = cells['left'], cells['right']
+    if left == right or not left or not right:
+      raise UserError(
+        f"line {line}: '{left}' against '{right}' must be two names; correct it, or remove it."
+      )
+    i, j = (names.setdefault(name, len(names)) for name in (left, right))
+    if votes:
+      found.append((i, j, *vote(left, right, cells['winner'], f'line {line}')))
+    else:
+      found.append((i, j, *(count_of(cells[name], f'line {line}, {name}') for name in told)))
+  if not found:
+    raise UserError('the list has no line below its header; give it pairs.')
+  # A list without ties has none.
+  i, j, left_wins, right_wins, *tied = np.array(found).T
+  at = i.astype(int), j.astype(int)
+  wins, ties = np.zeros((2, len(names), len(names)))
+  np.add.at(wins, at, left_wins)
+  np.add.at(wins, at[::-1], right_wins)
+  for number in tied:
+    np.add.at(ties, at, number)
+    np.add.at(ties, at[::-1], number)
+  unused = [name for name in header if name not in ('left', 'right', *told)]
+  notes = (f'Columns not used: {", ".join(unused)}.',) if unused else ()
+  return Contents('counts', wins, ties, tuple(names), notes)
+
+
+def vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
+  """Wins of the left, wins of the right and ties, of which one is 1."""
+  sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
+  words = {left, right} & sides.keys()
+  if words:
+    raise UserError(
+      f"{where}: the name '{words.pop()}' can be mistaken for the word for a winner; rename it."
+    )
+  sides |= {left: (1, 0, 0), right: (0, 1, 0)}
+  if winner not in sides:
+    raise UserError(
+      f"{where}: the winner '{winner}' must be left, right, tie, '{left}' or '{right}'."
+    )
+  return sides[winner]
+
+
+def count_of(cell: str, where: str) -> float:
+  """A cell as a count."""
+  count = number_of(cell, where)
+  if not 0 <= count < np.inf:
+    raise UserError(f"{where}: '{cell}' is no count; write a finite number of at least 0.")
+  return count

@@ -88,7 +88,9 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     facts['sigma'] = sigma
     facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
     uniform = jnp.full_like(game.log_reference, 1 / game.log_reference.shape[-1])
-    sampled = {'uniform': uniform, 'reference': jnp.exp(game.log_reference)}
+    sampled = {'uniform': uniform}
+    if not np.allclose(uniform, np.exp(game.log_reference)):
+      sampled['reference'] = jnp.exp(game.log_reference)
     facts['rlhf'] = {
       name: against_rlhf(jax.vmap(rlhf.compare)(game, sampling))
       for name, sampling in sampled.items()

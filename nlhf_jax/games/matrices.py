@@ -24,7 +24,7 @@ def rock_paper_scissors(a: float = 0.5, b: float = 0.5, c: float = 0.5) -> np.nd
 def bradley_terry(rewards: ArrayLike) -> np.ndarray:
   """P(i > j) = sigmoid(r_i - r_j)."""
   rewards = np.asarray(rewards, float)
-  return special.expit(rewards[:, None] - rewards) - 0.5
+  return np.tanh((rewards[:, None] - rewards) / 2) / 2  # sigmoid - 1/2, antisymmetric to the bit
 
 
 def additive(rewards: ArrayLike) -> np.ndarray:

@@ -43,6 +43,7 @@ def get_config(game='three_raters'):
       # Probabilities, separated by commas, or 'uniform'.
       reference='0.6, 0.3, 0.1' if game == 'three_raters' else 'uniform',
       start='reference',
+      sampling='0.1, 0.3, 0.6' if game == 'three_raters' else 'uniform',  # of pairs, for RLHF
       only='',  # some of the solvers, separated by commas
       solvers=ConfigDict(
         dict(
@@ -57,7 +58,7 @@ def get_config(game='three_raters'):
           smooth_fictitious_play=row('smooth_fictitious_play'),
           newton=row('newton', updates=50),
           anderson=row('anderson', updates=200, memory=10),
-          proximal_point=row('proximal_point', updates=200, eta=2.0, inner=8),
+          proximal_point=row('proximal_point', updates=60, eta=10.0, inner=8),
           mwu=row('mwu', eta=eta),
           optimistic_mwu=row('optimistic_mwu', eta=eta),
           fictitious_play=row('fictitious_play'),

@@ -17,7 +17,7 @@ from nlhf_jax.errors import Interrupted, UserError
 KINDS = ('language', 'tabular')
 
 # The types that fields have: what to call a value of each, and how to read one.
-_KINDS = {
+_TYPES = {
   bool: ('True or False', lambda text: {'true': True, 'false': False}[text.lower()]),
   int: ('a whole number', int),
   float: ('a number', float),
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f'Stopped in {stopped}. All is saved: run the same command again to go on.')
     return 130
   except KeyboardInterrupt:
-    print('Stopped at once. Run the same command again to go on from the last checkpoint.')
+    print('Stopped at once. Run the same command again; it goes on from what has been saved.')
     return 130
   return 0
 
@@ -122,9 +122,9 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
     raise UserError(f'{flag} is a section; give a value to a field of it, of {list(before)}.')
   if not given:
     raise UserError(f'{flag}: write it with its value, as {flag}={before}.')
-  if type(before) not in _KINDS:
+  if type(before) not in _TYPES:
     raise UserError(f'{flag}: a value like {before} can only be changed in {name}.')
-  kind, read = _KINDS[type(before)]
+  kind, read = _TYPES[type(before)]
   try:
     value = read(text)
   except (KeyError, ValueError):
@@ -151,8 +151,11 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:
-    place = Path(error.filename or '/')
-    if not (place.is_relative_to(workdir) or place.is_relative_to(stages)):
+    # A folder that cannot be made is reported by the first of its parents that is missing.
+    place = error.filename and Path(error.filename)
+    if not place or not any(
+      place.is_relative_to(folder) or folder.is_relative_to(place) for folder in (workdir, stages)
+    ):
       raise
     raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None
   print(f'\nReport: {workdir / "report.html"}')

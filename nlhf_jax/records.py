@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -32,9 +34,20 @@ def write(path: Path, records: Iterable[Mapping]) -> None:
 def write_json(path: Path, value: Mapping) -> None:
   """Writes one indented value."""
   with whole(path) as draft:
-    draft.write_text(json.dumps(value, indent=2) + '\n')
+    draft.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + '\n')
 
 
 def read_json(path: Path) -> dict:
   """The value of a file that `write_json` wrote."""
   return json.loads(path.read_text())
+
+
+def plain(value: Any) -> Any:
+  """What JSON can hold: arrays become lists, and numbers that are not finite become null."""
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(item) for item in value]
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -169,6 +169,11 @@ def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
   assert sentence.startswith(f"cannot write to '{path}")
 
 
+def test_a_folder_with_no_parent_that_can_be_made_is_named(complaint):
+  said = complaint('--config=configs/tabular.py', '--config.only=mwu', '--workdir=/proc/none/run')
+  assert said == "cannot write to '/proc/none': No such file or directory."
+
+
 @pytest.mark.parametrize(
   ('content', 'expected'),
   [

@@ -19,6 +19,12 @@ from nlhf_jax.games.game import Game, make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
 
+# Solvers whose point is the price: at tau = 0 they are another one, or none.
+PRICED = (
+  *('nash_md', 'nash_md_decreasing', 'mmd', 'mpo', 'mmd_ema', 'inpo', 'comal'),
+  *('newton', 'anderson'),
+)
+
 
 class Row(NamedTuple):
   """A solver, and the updates it makes."""
@@ -34,6 +40,7 @@ class Experiment(NamedTuple):
   table: Table
   game: Game  # with a leading axis X
   start: Float[Array, 'X K']  # log-probabilities
+  samplings: Mapping[str, Float[Array, 'X K']]  # from which a reward for RLHF may be fitted
   rows: Mapping[str, Row]
 
 
@@ -52,6 +59,11 @@ def make_experiment(config: ConfigDict) -> Experiment:
   if config.start != 'reference':
     chosen = np.log(policy(config.start, actions, 'config.start'))
     start = jnp.broadcast_to(jnp.asarray(chosen), start.shape)
+  samplings = {'uniform': policy('uniform', actions, ''), config.sampling: None}
+  samplings[config.sampling] = policy(config.sampling, actions, 'config.sampling')
+  samplings = {
+    name: jnp.broadcast_to(jnp.asarray(pi), start.shape) for name, pi in samplings.items()
+  }
   rows = make_rows(config)
   for label, row in rows.items():
     try:
@@ -59,7 +71,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
   name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return Experiment(name, table, game, start, rows)
+  return Experiment(name, table, game, start, samplings, rows)
 
 
 def make_table(settings: ConfigDict) -> Table:
@@ -90,9 +102,9 @@ def make_rows(config: ConfigDict) -> dict[str, Row]:
     row, field = config.solvers[label], f'config.solvers.{label}'
     arguments = dict(row.arguments)
     solver = call(known, row.solver, arguments, f'{field}.solver', f'{field}.arguments')
-    if config.tau == 0 and row.solver in ('newton', 'anderson', 'nash_md_decreasing'):
+    if config.tau == 0 and row.solver in PRICED:
       if label in chosen:
-        raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point.')
+        raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point or mwu.')
       continue
     rows[label] = Row(solver, row.updates)
   return rows

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nlhf_jax import records
+
 SAMPLES = 200
 POINTS = 400
 
@@ -23,7 +25,7 @@ def render(
     'samples': samples[:SAMPLES],
     'samples_total': len(samples),
   }
-  text = json.dumps(_plain(content), allow_nan=False, separators=(',', ':'))
+  text = json.dumps(records.plain(content), allow_nan=False, separators=(',', ':'))
   # A response may hold `</script>` or `<!--`, which would end or bend the element around the data;
   # json.dumps has already escaped everything beyond ASCII, U+2028 and U+2029 among it.
   for character in '<>&':
@@ -64,14 +66,3 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
       {'stage': stage, 'metric': metric, 'points': len(points), 'steps': steps, 'values': values}
     )
   return thinned
-
-
-def _plain(value: Any) -> Any:
-  """What JSON can hold: arrays become lists, and numbers that are not finite become null."""
-  if isinstance(value, Mapping):
-    return {str(key): _plain(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
-  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -45,6 +45,8 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
+  for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in report.CAPTIONS)):
+    (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
   target, facts = analyse(experiment)
   outcomes, paths = {}, {}
   with tqdm(experiment.rows.items(), unit='solver') as bar:
@@ -52,11 +54,11 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
       bar.set_description(label)
       outcomes[label], paths[label] = follow(row, game, experiment.start, target)
   results = {'name': name, **facts, 'solvers': outcomes}
-  records.write_json(workdir / 'results.json', results)
   figures = draw(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   report.write(workdir / 'report.html', results, figures)
+  records.write_json(workdir / 'results.json', results)
   announce(results)
   return results
 
@@ -87,25 +89,30 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     facts['newton_steps'] = found.steps.tolist()
     facts['sigma'] = sigma
     facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
-    uniform = jnp.full_like(game.log_reference, 1 / game.log_reference.shape[-1])
-    sampled = {'uniform': uniform}
-    if not np.allclose(uniform, np.exp(game.log_reference)):
-      sampled['reference'] = jnp.exp(game.log_reference)
-    facts['rlhf'] = {
-      name: against_rlhf(jax.vmap(rlhf.compare)(game, sampling))
-      for name, sampling in sampled.items()
-    }
+    if all(map(choice.has_bradley_terry_fit, payoffs)):
+      facts['rlhf'] = {
+        name: against_rlhf(jax.jit(jax.vmap(rlhf.compare))(game, sampling))
+        for name, sampling in experiment.samplings.items()
+      }
+    else:
+      facts['notes'].append('No finite Bradley-Terry reward fits best, so RLHF is left out.')
   return Target(nash, jnp.log(lottery)), facts
 
 
 def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
   """What rules of social choice make of one payoff matrix."""
-  condorcet = choice.condorcet_winner(payoff)
+  condorcet, even = choice.condorcet_winner(payoff), choice.tie(payoff)
+
+  def best(scores):
+    return [name for name, score in zip(names, scores, strict=True) if score >= max(scores) - even]
+
+  defeats = choice.worst_defeats(payoff)
   return {
     'condorcet': None if condorcet is None else names[condorcet],
-    'borda': names[int(choice.borda_scores(payoff).argmax())],
-    'copeland': names[int(choice.copeland_scores(payoff).argmax())],
-    'minimax': names[int(choice.worst_defeats(payoff).argmin())],
+    'undefeated': [name for name, worst in zip(names, defeats, strict=True) if worst <= even],
+    'borda': best(choice.borda_scores(payoff)),
+    'copeland': best(choice.copeland_scores(payoff)),
+    'minimax': best(-defeats),
     'three_cycles': choice.three_cycles(payoff),
     'transitive_share': choice.hodge(payoff).share,
     'turns': [turn.strength for turn in choice.turns(payoff)],
@@ -130,10 +137,10 @@ def follow(
   spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
   updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
-  run = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
-  run = run.lower(game, start).compile()
+  program = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
+  program = program.lower(game, start).compile()
   compiled = time.perf_counter()
-  path = jax.block_until_ready(run(game, start))
+  path = jax.block_until_ready(program(game, start))
   ended = time.perf_counter()
   kept = np.isin(updates, spread)
   measured = measure(game, path.last[:, kept], path.average[:, kept], target)
@@ -207,8 +214,8 @@ def draw(
   figures['preferences'] = plots.matrix(
     np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
   )
-  if target.nash is not None:
-    marks['RLHF'] = np.array(results['rlhf']['uniform']['rlhf'][0])
+  for sampling, outcome in results.get('rlhf', {}).items():
+    marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
   figures['policies'] = plots.bars(marks, names, 'Policies')
   return {name: as_png(figure) for name, figure in figures.items()}
 
@@ -230,8 +237,8 @@ def announce(results: Mapping) -> None:
   policies = {'reference': results['reference'][0], 'Nash': results['maximal_lottery'][0]}
   if tau > 0:
     policies[f'Nash at tau = {tau:g}'] = results['equilibrium'][0]
-    for sampling, outcome in results['rlhf'].items():
-      policies[f'RLHF, {sampling} sampling'] = outcome['rlhf'][0]
+    for sampling, outcome in results.get('rlhf', {}).items():
+      policies[f'RLHF, pairs from {sampling}'] = outcome['rlhf'][0]
   cells = [[f'{policy[k]:.4f}' for k in shown] for policy in policies.values()]
   prompts = len(results['reference'])
   more = f', {len(shown)} of {len(names)} actions' if len(shown) < len(names) else ''
@@ -240,7 +247,7 @@ def announce(results: Mapping) -> None:
   print(display.as_text(title, list(policies), [names[k] for k in shown], cells))
   say = results['choice'][0]
   print(
-    f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {say["borda"]}, '
+    f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {" = ".join(say["borda"])}, '
     f'{say["three_cycles"]} three-cycles, {say["transitive_share"]:.0%} transitive.'
   )
   if tau > 0:
@@ -249,17 +256,17 @@ def announce(results: Mapping) -> None:
       f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so that '
       f'self-play is stable for eta < {results["stable_steps"]["self_play"]:.3g}.'
     )
-  columns = {'gap last': 'gap', 'average': 'average_gap', 'distance to Nash': 'distance'}
+  columns = {'gap': 'gap last', 'average_gap': 'average', 'distance': 'distance to Nash'}
   if tau > 0:
-    at_tau = {'gap_tau last': 'gap_tau', 'average ': 'average_gap_tau', 'KL to Nash_tau': 'kl'}
+    at_tau = {'gap_tau': 'gap_tau last', 'average_gap_tau': 'average', 'kl': 'KL to Nash_tau'}
     columns = at_tau | columns
   rows = results['solvers']
   cells = [
-    [f'{row[field][-1]:.1e}' for field in columns.values()]
-    + [str(row['updates']), f'{row["seconds"]:.3f}']
+    [f'{row[field][-1]:.1e}' for field in columns] + [str(row['updates']), f'{row["seconds"]:.3f}']
     for row in rows.values()
   ]
-  title = '\nDuality gaps in win probability, KL in nats, after all updates:'
-  print(display.as_text(title, list(rows), [*columns, 'updates', 'seconds'], cells))
+  means = f', means over {prompts} prompts' if prompts > 1 else ''
+  title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
+  print(display.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print('Without a price there are several equilibria; distances to Nash are to one of them.')

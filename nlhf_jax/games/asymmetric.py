@@ -52,8 +52,8 @@ def duality_gap(game: AsymmetricGame, pair: Pair) -> Float[Array, '']:
   return game.tau * (kl(pair.left, reply.left) + kl(pair.right, reply.right))
 
 
-def newton_step(game: AsymmetricGame, pair: Pair, cap: float = 4.0) -> Pair:
-  """One Newton step on the logits of both players, of at most `cap` nats."""
+def newton_step(game: AsymmetricGame, pair: Pair) -> Pair:
+  """One Newton step on the logits of both players, `capped`."""
   x, y = jnp.exp(pair.left), jnp.exp(pair.right)
   reply = log_best_responses(game, pair)
   residual = jnp.concatenate([reply.left - pair.left, reply.right - pair.right])
@@ -70,7 +70,7 @@ def newton_step(game: AsymmetricGame, pair: Pair, cap: float = 4.0) -> Pair:
   mass = shifts * jnp.concatenate([x, y])[:, None]
   amounts = jnp.linalg.solve(mass.T @ solved[:, 1:], mass.T @ solved[:, 0])
   change = solved[:, 0] - solved[:, 1:] @ amounts
-  change = capped(jnp.concatenate([pair.left, pair.right]), change, cap)
+  change = capped(jnp.concatenate([pair.left, pair.right]), change)
   left, right = change[: len(x)], change[len(x) :]
   return Pair(jax.nn.log_softmax(pair.left + left), jax.nn.log_softmax(pair.right + right))
 

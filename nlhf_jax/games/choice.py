@@ -6,14 +6,19 @@ Functions of NumPy arrays, of one matrix A = P - 1/2 over [K, K].
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
-TOLERANCE = 1e-12  # payoffs below it are ties
+TOLERANCE = 1e-12  # payoffs below it are ties, as a share of the largest
+
+
+def tie(payoff: np.ndarray) -> float:
+  """The margin up to which two actions are even."""
+  return TOLERANCE * float(abs(payoff).max())
 
 
 def condorcet_winner(payoff: np.ndarray) -> int | None:
   """The action that beats every other one, if there is any."""
-  beaten = (payoff > TOLERANCE).sum(axis=1)
+  beaten = (payoff > tie(payoff)).sum(axis=1)
   winner = int(beaten.argmax())
   return winner if beaten[winner] == len(payoff) - 1 else None
 
@@ -26,7 +31,7 @@ def borda_scores(payoff: np.ndarray) -> np.ndarray:
 
 def copeland_scores(payoff: np.ndarray) -> np.ndarray:
   """Actions beaten less actions that beat it, [K]; the largest wins."""
-  return ((payoff > TOLERANCE).sum(axis=1) - (payoff < -TOLERANCE).sum(axis=1)).astype(float)
+  return ((payoff > tie(payoff)).sum(axis=1) - (payoff < -tie(payoff)).sum(axis=1)).astype(float)
 
 
 def worst_defeats(payoff: np.ndarray) -> np.ndarray:
@@ -36,7 +41,7 @@ def worst_defeats(payoff: np.ndarray) -> np.ndarray:
 
 def three_cycles(payoff: np.ndarray) -> int:
   """The number of triples in which each action beats the next."""
-  beats = (payoff > TOLERANCE).astype(float)
+  beats = (payoff > tie(payoff)).astype(float)
   return round(np.trace(beats @ beats @ beats) / 3)
 
 
@@ -77,9 +82,17 @@ def turns(payoff: np.ndarray) -> list[Turn]:
   found, i = [], 0
   while i < len(payoff) - 1:
     strength = (form[i, i + 1] - form[i + 1, i]) / 2
-    if abs(strength) > TOLERANCE:
+    if abs(strength) > len(payoff) * tie(payoff):
       u, v = basis[:, i], basis[:, i + 1]
       found.append(Turn(abs(strength), *((u, v) if strength > 0 else (v, u))))
       i += 1
     i += 1
   return sorted(found, key=lambda turn: -turn.strength)
+
+
+def has_bradley_terry_fit(payoff: np.ndarray) -> bool:
+  """Whether rewards that are finite fit best: no group of actions always beats the others."""
+  if abs(payoff).max() > 0.5:
+    return False
+  groups, _ = sparse.csgraph.connected_components(payoff > -0.5, connection='strong')
+  return groups == 1

@@ -45,6 +45,7 @@ def make_game(payoff: ArrayLike, reference: ArrayLike | None = None, tau: float 
   check_reference(reference, actions)
   if not 0 <= tau < np.inf:
     raise UserError(f'tau={tau} must be at least 0, and finite.')
+  reference = reference / reference.sum(axis=-1, keepdims=True)
   batch = payoff.shape[:-2]
   return Game(
     jnp.asarray(payoff),

@@ -60,7 +60,7 @@ def rater_types(e: float = 0.1) -> np.ndarray:
   """Types of raters who each care about one pair of actions (arXiv 2312.00886, section 3.2).
 
   Shares 1/3 - e, 1/3 + e/2, 1/3 + e/2. For |e| < 1/3 the equilibrium is
-  (1/3 + e/2, 1/3 + e/2, 1/3 - e), while the best reward jumps from y1 to y2 as e passes 0.
+  (1/3 + e/2, 1/3 + e/2, 1/3 - e), while the best reward jumps from y2 to y1 as e passes 0.
   """
   # Wins of type 1: y2 over y1; of type 2: y1 over y3; of type 3: y3 over y2.
   wins = ((1, 0), (0, 2), (2, 1))
@@ -123,8 +123,8 @@ def placements(soldiers: int, fields: int) -> np.ndarray:
 def morra(fingers: int = 3) -> np.ndarray:
   """Morra: show some fingers, guess the sum; one right guess alone wins the sum.
 
-  Actions are (shown, guessed of the other), in lexicographic order; payoffs are in sums over
-  2 `fingers` times two.
+  Actions are (shown, guessed of the other), in lexicographic order; a payoff is the
+  sum over 4 `fingers`, at most 1/2.
   """
   moves = np.array(list(itertools.product(range(1, fingers + 1), repeat=2)))
   shown, guessed = moves.T

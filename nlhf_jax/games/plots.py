@@ -144,8 +144,8 @@ def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
   shades = ListedColormap(colormaps['RdBu'](np.linspace(0.1, 0.9, 256)))
   image = axes.imshow(payoff + centre, cmap=shades, vmin=centre - limit, vmax=centre + limit)
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
-  axes.set_xticks(range(actions), names, rotation=0 if fits else 90)
-  axes.set_yticks(range(actions), names)
+  axes.set_xticks(range(actions), _literal(names), rotation=0 if fits else 90)
+  axes.set_yticks(range(actions), _literal(names))
   axes.tick_params(length=0, labelsize=small, labelcolor=INK, labeltop=True, labelbottom=False)
   axes.spines[:].set_visible(False)
   axes.set_xticks(np.arange(actions + 1) - 0.5, minor=True)
@@ -191,7 +191,7 @@ def bars(
     drawn = axes.barh(places, row, 0.9 * thickness, color=style['color'], label=policy)
     texts = ['0' if p == 0 else f'{p:.3f}' if p >= 5e-4 else '< 0.001' for p in row]
     axes.bar_label(drawn, texts, padding=2, fontsize=7, color=GREY)
-  axes.set_yticks(range(actions), names)
+  axes.set_yticks(range(actions), _literal(names))
   axes.set(xlim=(0, 1.12 * table.max()), ylim=(actions - 0.45, -0.55), xlabel='probability')
   axes.tick_params(axis='y', length=0)
   axes.spines['left'].set_visible(False)
@@ -233,7 +233,7 @@ def sweep(
       axes.set_xscale('log')
   panels[0].set_ylabel('probability')
   figure.get_layout_engine().set(wspace=0.06)
-  for area, name in zip(areas, names, strict=True):
+  for area, name in zip(areas, _literal(names), strict=True):
     area.set_label(name)
   _legend(figure, areas[::-1], 'outside right center')
   return figure
@@ -264,7 +264,7 @@ def _triangle(axes: Axes, names: Sequence[str]) -> None:
       axes.plot(*ends.T, color=PALE, linewidth=0.6, zorder=0)
   axes.add_patch(Polygon(CORNERS, fill=False, edgecolor=GREY, linewidth=0.9, zorder=1))
   middle = CORNERS.mean(axis=0)
-  for corner, name, side in zip(CORNERS, names, ('right', 'left', 'center'), strict=True):
+  for corner, name, side in zip(CORNERS, _literal(names), ('right', 'left', 'center'), strict=True):
     x, y = middle + 1.06 * (corner - middle)
     side = 'center' if len(name) > 3 else side
     axes.text(x, y, name, fontsize=8.5, color=INK, ha=side, va='bottom' if y > 0.5 else 'top')
@@ -304,3 +304,8 @@ def _legend(figure: Figure, handles: Sequence, place: str, ncols: int = 1) -> No
   figure.legend(
     handles=handles, loc=place, ncols=ncols, frameon=False, fontsize=8.5, labelcolor=INK
   )
+
+
+def _literal(names: Sequence[str]) -> list[str]:
+  """The names as they are, where a dollar would begin a formula."""
+  return [name.replace('$', r'\$') for name in names]

@@ -20,7 +20,8 @@ CAPTIONS = {
   'gap': 'What a best response could still gain on the last iterate when nothing has a price. '
   'Solvers that pay for leaving the reference stop at the bias which that price causes.',
   'gap_average': 'The same for the average of all iterates, which is what multiplicative weights '
-  'and fictitious play promise to converge.',
+  'and regret matching promise to converge. (The iterate of fictitious play is an average '
+  'already.)',
 }
 
 
@@ -43,7 +44,7 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   facts = {
     'τ, price of a nat': f'{results["tau"]:g}',
     'Condorcet winner': choice['condorcet'] or 'none',
-    'Borda winner': choice['borda'],
+    'Borda winner': ' = '.join(choice['borda']),
     'three-cycles': f'{choice["three_cycles"]:,}',
     'transitive share': f'{choice["transitive_share"]:.0%}',
   }
@@ -64,6 +65,9 @@ def _verdict(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequenc
       f'<b>{html.escape(choice["condorcet"])}</b> beats every other action, so that always playing '
       'it is the equilibrium.'
     )
+  if choice['undefeated']:
+    several = ' and '.join(f'<b>{html.escape(name)}</b>' for name in choice['undefeated'])
+    return f'No action beats {several}, so that always playing it is an equilibrium.'
   return (
     'No action beats every other one: whatever is always played loses to something, and the '
     f'equilibrium mixes {_count(len(support), "action")}.'
@@ -77,7 +81,7 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
     columns = {
       'gap_tau': 'last iterate',
       'average_gap_tau': 'average',
-      'kl': 'KL to Nash, nats',
+      'kl': 'KL to Nash at τ, nats',
     } | columns
   rows = [
     [label]
@@ -88,7 +92,9 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   head = ['solver', *columns.values(), 'updates', 'seconds', 'to compile']
   groups = [('', 1), *([(f'gap at τ = {results["tau"]:g}', 3)] if at_tau else [])]
   yield '<h2>Solvers</h2><p>Duality gaps in win probability after all updates: what best responses '
-  yield 'could gain, both sides together. Zero is an equilibrium.</p>'
+  yield 'could gain, both sides together. Zero is an equilibrium.'
+  prompts = len(results['reference'])
+  yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
   yield _table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
     yield '<p>Without a price there are several equilibria; distances are to one of them.</p>'
@@ -98,7 +104,7 @@ def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(CAPTIONS).index):
     data = base64.b64encode(figures[name]).decode()
-    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="{CAPTIONS[name]}">'
+    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="Figure {name}">'
     yield f'<figcaption>{CAPTIONS[name]} <span class="file">{name}.png</span></figcaption></figure>'
 
 
@@ -121,15 +127,20 @@ def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
   yield '<h2>RLHF against Nash</h2><p>A Bradley-Terry reward is fitted to the same preferences, on '
   yield 'pairs of actions drawn from a sampling policy, and maximised at the same τ. The reward, '
   yield 'and with it the policy, depends on the sampling; the equilibrium does not. The gains are '
-  yield 'what the best counter-action wins beyond one half.</p>'
-  head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash beats it with']
+  yield 'what the best counter-action wins beyond one half. What a nat costs is counted in rewards '
+  yield 'by RLHF and in win probability by the equilibrium, so the same τ keeps them at different '
+  yield 'distances from the reference.'
+  yield ' The first prompt is shown.</p>' if len(results['reference']) > 1 else '</p>'
+  head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash at τ wins']
   yield _table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
 
 
 def _table(
   groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> str:
-  above = ''.join(f'<th colspan="{span}" class="group">{name}</th>' for name, span in groups)
+  above = ''.join(
+    f'<th colspan="{span}" scope="colgroup" class="group">{name}</th>' for name, span in groups
+  )
   below = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
   lines = (
     f'<tr><th scope="row">{html.escape(label)}</th>'
@@ -137,9 +148,10 @@ def _table(
     + '</tr>'
     for label, *cells in rows
   )
+  head_rows = (f'<tr>{above}</tr>' if above else '') + f'<tr>{below}</tr>'
   return (
-    f'<div class="scroll"><table><thead>{f"<tr>{above}</tr>" if above else ""}<tr>{below}</tr>'
-    f'</thead><tbody>{"".join(lines)}</tbody></table></div>'
+    '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
+    f'<thead>{head_rows}</thead><tbody>{"".join(lines)}</tbody></table></div>'
   )
 
 

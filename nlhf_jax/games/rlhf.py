@@ -23,14 +23,14 @@ class Outcome(NamedTuple):
 
 
 def bradley_terry_reward(
-  payoff: Float[Array, 'K K'], sampling: Float[Array, 'K'], steps: int = 50
+  payoff: Float[Array, 'K K'], sampling: Float[Array, 'K']
 ) -> Float[Array, 'K']:
   """argmax_r E_{y, y' ~ sampling} P(y > y') log sigmoid(r(y) - r(y')), with r = 0 for action 0.
 
   The population's maximum-likelihood fit (arXiv 2312.00886, section 3.2 and appendix B): it makes
   P_r(y > sampling) = P(y > sampling) for every y, so that it ranks as a best response to the data
-  does. Newton's method; the steps are damped, and the fit is concave. Infinite, and not found, if
-  some actions always beat all the others; every action must be sampled.
+  does. Fifty capped steps of Newton's method on a concave problem. Every action must be sampled,
+  and `choice.has_bradley_terry_fit` must hold: if not, there is no best reward, and this is none.
   """
   weight = sampling[:, None] * sampling
 
@@ -43,14 +43,14 @@ def bradley_terry_reward(
     change = change * jnp.minimum(1, 2 / jnp.max(abs(change), initial=0))
     return reward.at[1:].add(change)
 
-  return lax.fori_loop(0, steps, one, jnp.zeros_like(sampling))
+  return lax.fori_loop(0, 50, one, jnp.zeros_like(sampling))
 
 
 def compare(game: Game, sampling: Float[Array, 'K']) -> Outcome:
-  """RLHF on the reward fitted under `sampling`, pi = mu exp(r / tau) / Z, and the Nash policy.
+  """RLHF on the reward fitted under `sampling`, pi = mu exp(r / tau) / Z, and the equilibrium.
 
-  tau means the same to neither: it is a price in rewards (log-odds) here and in win probability
-  there; what the comparison shows is which actions each prefers.
+  tau does not mean the same to both: it is a price in rewards (log-odds) here and in win
+  probability there; what the comparison shows is which actions each prefers.
   """
   reward = bradley_terry_reward(game.payoff, sampling)
   log_rlhf = jax.nn.log_softmax(game.log_reference + reward / game.tau)

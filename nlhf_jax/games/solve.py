@@ -1,12 +1,15 @@
 """Runs a solver, and keeps the policies along its way."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 
@@ -24,7 +27,7 @@ def solve(
   game: Game,
   updates: Int[Array | np.ndarray, 'R'],
   start: Float[Array, 'K'] | None = None,
-  weight=lambda count: 1.0,
+  weight: Callable[[ArrayLike], ArrayLike] = lambda count: 1.0,
 ) -> Path:
   """Runs a solver in one scan; it can be put under `jax.jit` and `jax.vmap`.
 
@@ -38,6 +41,8 @@ def solve(
   Returns:
     The path; its first row is the start if `updates` begins with 0.
   """
+  if isinstance(updates, np.ndarray) and (np.diff(updates, prepend=0) < 0).any():
+    raise UserError(f'updates must be increasing from 0 on, not {updates}.')
   start = game.log_reference if start is None else start
 
   def one(_, carry):

@@ -5,8 +5,9 @@ All ideal steps of the field are one line,
     log pi_{t+1} = (1 - k) log pi_t + k log rho + s A pi' + const,
 
 and differ in the pull k, the step s, the opponent pi' and the magnet rho; `step` is that line.
-Whatever a solver is, `unregularised` runs it without a price on leaving the reference, and
-`moving_reference` moves the reference as it goes. Left out: solvers for precision (`exact.py`).
+`unregularised` runs a solver without a price on leaving the reference, if it can do without (the
+step of Theorem 1 and Anderson's method cannot); `moving_reference` moves the reference as it goes.
+Left out: solvers for precision (`exact.py`).
 """
 
 import math
@@ -149,7 +150,10 @@ def mwu(eta: Step) -> Solver:
 
 
 def sppo(eta: Step) -> Solver:
-  """The ideal update of SPPO (arXiv 2405.00675, eq. 3.2), SPO and DNO, which is `mwu`."""
+  """The ideal update of SPPO (arXiv 2405.00675, eq. 3.2), which is `mwu`.
+
+  Of SPO and DNO too, whose letter eta is the inverse of the step.
+  """
   return mwu(eta)
 
 
@@ -240,7 +244,10 @@ def extragradient(eta: Step) -> Solver:
 
 
 def mirror_prox(eta: Step) -> Solver:
-  """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with the price taken implicitly."""
+  """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with the price taken implicitly.
+
+  What the paper calls eta is eta tau here.
+  """
   return extragradient(_implicit(eta))
 
 
@@ -336,11 +343,11 @@ def _pulling(eta: Step, solver: Solver) -> Solver:
     if not any(isinstance(number, jax.core.Tracer) for number in (first, game.tau)):
       first, tau = float(first), float(game.tau)
       if not 0 < first < math.inf:
-        raise UserError(f'the step eta={first:.6g} at tau={tau:.6g} must be above 0, and finite.')
+        raise UserError(f'the step, {first:.6g} at tau={tau:.6g}, must be above 0, and finite.')
       if first * tau > 1 + 1e-6:
         raise UserError(
-          f'eta={first:.6g} at tau={tau:.6g} makes eta tau = {first * tau:.6g}, a step beyond the '
-          f'reference; take eta at most {1 / tau:.6g}.'
+          f'a step of {first:.6g} at tau={tau:.6g} goes {first * tau:.6g} of the way to the '
+          f'reference, beyond it; it must be at most 1 / tau = {1 / tau:.6g}.'
         )
     return solver.init(game, log_pi)
 

@@ -39,6 +39,8 @@ def allowed(sigma: float, tau: float) -> Steps:
 
   With x = eta tau, self-play is stable where (1 - x)^2 + sigma^2 x^2 < 1, and Nash-MD where
   (1 - x)^2 (1 + sigma^2 x^2) < 1; in a strongly turning game the latter holds again close to 1.
+  Nash-MD turns with the spectrum at its own resting point, which a step biases; taken at the
+  equilibrium, its limit is right to first order.
   """
   squared = float(sigma) ** 2
   roots = np.roots([squared, -2 * squared, 1 + squared, -2.0] if squared > 0 else [1.0, -2.0])

@@ -194,6 +194,8 @@ def checked_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
   if len(names) != actions:
     raise UserError(f'there are {len(names)} names for {actions} actions; give each action one.')
   for number, name in enumerate(names):
+    if not name.isprintable():
+      raise UserError(f'the name of action {number + 1}, {name!r}, has control characters in it.')
     if not name:
       raise UserError(f'action {number + 1} has an empty name; give it one.')
     if name in names[:number]:

@@ -211,6 +211,9 @@ BAD_NUMBERS = {
   'there is one action': lambda: tables.from_payoffs(np.zeros((1, 1))),
   'there are 2 names for 3 actions': lambda: tables.from_preferences(P, names=('a', 'b')),
   "actions 1 and 3 are both named 'a'": lambda: tables.from_preferences(P, names=('a', 'b', 'a')),
+  "the name of action 2, 'b\\n', has control characters": lambda: tables.from_preferences(
+    P, names=('a', 'b\n', 'c')
+  ),
   'action 2 has an empty name': lambda: tables.from_preferences(P, names=('a', '', 'b')),
 }
 

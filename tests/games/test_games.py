@@ -282,9 +282,7 @@ def begin(solver, tau):
 
 @pytest.mark.parametrize('make', EXPLICIT)
 def test_steps_beyond_the_reference_are_refused(make):
-  with pytest.raises(
-    UserError, match=r'step of 10\.5 at tau=0\.1 goes 1\.05 .* at most 1 / tau'
-  ):
+  with pytest.raises(UserError, match=r'step of 10\.5 at tau=0\.1 goes 1\.05 .* at most 1 / tau'):
     begin(make(10.5), 0.1)
   begin(make(10.0), 0.1)
   begin(make(10.5), 0.0)

@@ -25,6 +25,13 @@ NEGLIGIBLE = -20.0
 CAP = 4.0  # nats; at 8 one random game in fifty is never solved
 
 
+class Stage(NamedTuple):
+  """What Newton's method remembers: the price it is at, and the gap at the game's own."""
+
+  tau: Float[Array, '']
+  gap: Float[Array, '']  # infinite until the game's own price is reached
+
+
 class Equilibrium(NamedTuple):
   """A policy, what a best response gains on it, and the Newton steps it took."""
 
@@ -66,14 +73,17 @@ def newton() -> Solver:
   """
 
   def init(game, log_pi):
-    return State(jnp.int32(0), log_pi, jnp.maximum(game.tau, abs(game.payoff).max()))
+    tau = jnp.maximum(game.tau, abs(game.payoff).max())
+    gap = jnp.where(tau > game.tau, jnp.inf, exploitability(game, log_pi))
+    return State(jnp.int32(0), log_pi, Stage(tau, gap))
 
   def update(game, state):
-    stage = game._replace(tau=state.memory)
+    tau = state.memory.tau
+    stage = game._replace(tau=tau)
     log_pi = newton_step(stage, state.log_pi)
-    solved = exploitability(stage, log_pi) < 1e-2 * state.memory
-    lower = jnp.maximum(game.tau, state.memory / 4)
-    return State(state.count + 1, log_pi, jnp.where(solved, lower, state.memory))
+    gap = exploitability(stage, log_pi)
+    lower = jnp.where(gap < 1e-2 * tau, jnp.maximum(game.tau, tau / 4), tau)
+    return State(state.count + 1, log_pi, Stage(lower, jnp.where(tau > game.tau, jnp.inf, gap)))
 
   return Solver(init, update)
 
@@ -93,9 +103,7 @@ def equilibrium(game: Game, tolerance: ArrayLike = 1e-12, limit: ArrayLike = 600
   method, fixed = newton(), lax.stop_gradient(game)
 
   def unsolved(state):
-    gap = exploitability(fixed, state.log_pi)
-    left = (state.memory > fixed.tau) | ~(gap <= tolerance)
-    return (fixed.tau > 0) & (state.count < limit) & left
+    return (fixed.tau > 0) & (state.count < limit) & ~(state.memory.gap <= tolerance)
 
   start = method.init(fixed, fixed.log_reference)
   state = lax.while_loop(unsolved, partial(method.update, fixed), start)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.build import rules
+from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
@@ -143,11 +144,7 @@ def make_corpus(config: ConfigDict) -> Corpus:
 
 def make_training(row: ConfigDict, field: str) -> Training:
   """How a stage trains, from the section of the config called `field`."""
-  rows = {
-    name: member
-    for name, member in inspect.getmembers(catalogue, inspect.isfunction)
-    if member.__module__ == catalogue.__name__
-  }
+  rows = functions(catalogue, Algorithm)
   if row.algorithm not in rows:
     raise UserError(
       f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."

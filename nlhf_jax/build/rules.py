@@ -12,7 +12,7 @@ _AT_LEAST_ONE = (
   'count'
 )
 _AT_LEAST_ZERO = 'tau decay prior tolerance'
-_ABOVE_ZERO = 'learning_rate clip temperature eta scale cap a b c'
+_ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
   **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
@@ -23,7 +23,6 @@ _RULES = {
   ),
   **dict.fromkeys(_ABOVE_ZERO.split(), (lambda value: 0 < value < math.inf, 'above 0, and finite')),
   **dict.fromkeys(('top_p', 'damping'), (lambda value: 0 < value <= 1, 'in (0, 1]')),
-  'shrink': (lambda value: 1 < value < math.inf, 'above 1, and finite'),
   'e': (lambda value: abs(value) <= 1 / 3, 'in [-1/3, 1/3]'),
   'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),
   'vocabulary': (lambda value: value >= 259, 'at least 259: all bytes and the special tokens'),

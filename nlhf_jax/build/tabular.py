@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.build import rules
+from nlhf_jax.build.names import functions
 from nlhf_jax.errors import UserError
 from nlhf_jax.games import exact, files, matrices, solvers
 from nlhf_jax.games.game import Game, make_game
@@ -59,10 +59,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
   if config.start != 'reference':
     chosen = np.log(policy(config.start, actions, 'config.start'))
     start = jnp.broadcast_to(jnp.asarray(chosen), start.shape)
-  samplings = {'uniform': policy('uniform', actions, ''), config.sampling: None}
-  samplings[config.sampling] = policy(config.sampling, actions, 'config.sampling')
   samplings = {
-    name: jnp.broadcast_to(jnp.asarray(pi), start.shape) for name, pi in samplings.items()
+    text: jnp.broadcast_to(policy(text, actions, 'config.sampling'), start.shape)
+    for text in ('uniform', config.sampling)
   }
   rows = make_rows(config)
   for label, row in rows.items():
@@ -108,15 +107,6 @@ def make_rows(config: ConfigDict) -> dict[str, Row]:
       continue
     rows[label] = Row(solver, row.updates)
   return rows
-
-
-def functions(module: ModuleType, gives: type) -> dict[str, Callable]:
-  """The public functions of a module that say that they return `gives`."""
-  return {
-    name: member
-    for name, member in inspect.getmembers(module, inspect.isfunction)
-    if inspect.signature(member).return_annotation is gives and not name.startswith('_')
-  }
 
 
 def call(known: Mapping[str, Callable], name: str, arguments: Mapping, field: str, where: str):

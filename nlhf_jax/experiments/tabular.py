@@ -90,8 +90,9 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     facts['sigma'] = sigma
     facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
     if all(map(choice.has_bradley_terry_fit, payoffs)):
+      compare = jax.jit(jax.vmap(rlhf.compare))
       facts['rlhf'] = {
-        name: against_rlhf(jax.jit(jax.vmap(rlhf.compare))(game, sampling))
+        name: against_rlhf(compare(game, sampling))
         for name, sampling in experiment.samplings.items()
       }
     else:

@@ -18,11 +18,11 @@ from scipy import optimize
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
-from nlhf_jax.games.solvers import Solver, State, memoryless
+from nlhf_jax.games.solvers import Solver, State, memoryless, pulled
 
 # A probability of e^-20 moves no gain that matters, so that logits below are free to move.
 NEGLIGIBLE = -20.0
-CAP = 4.0  # nats; at 8 one random game in fifty is never solved
+CAP = 4.0  # nats; at 8 some random games are never solved
 
 
 class Stage(NamedTuple):
@@ -158,8 +158,7 @@ def proximal_point(eta: ArrayLike, inner: int = 8) -> Solver:
 
   def update(game, state):
     tau = game.tau + 1 / eta
-    pull = game.tau / tau
-    centre = jax.nn.log_softmax(state.log_pi + pull * (game.log_reference - state.log_pi))
+    centre = jax.nn.log_softmax(pulled(game, state.log_pi, game.tau / tau))
     stage = Game(game.payoff, centre, tau)
     return lax.fori_loop(0, inner, lambda _, log_pi: newton_step(stage, log_pi), state.log_pi)
 

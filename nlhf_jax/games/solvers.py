@@ -43,13 +43,17 @@ Step = ArrayLike | Callable[[ArrayLike, ArrayLike], ArrayLike]
 
 
 def step(game: Game, log_pi: Array, opponent: Array, size: ArrayLike, pull: ArrayLike) -> Array:
-  """norm((1 - pull) log_pi + pull log mu + size A opponent).
+  """norm((1 - pull) log_pi + pull log mu + size A opponent)."""
+  return jax.nn.log_softmax(pulled(game, log_pi, pull) + size * gains(game, opponent))
+
+
+def pulled(game: Game, log_pi: Array, pull: ArrayLike) -> Array:
+  """(1 - pull) log_pi + pull log mu, not normalised.
 
   What the policy never plays it does not take up, unless the pull is 1 and it is forgotten.
   """
   forgotten = jnp.isneginf(log_pi) & (pull > 1 - 1e-6)  # 1 / tau times tau may fall short of 1
-  kept = jnp.where(forgotten, 0, (1 - pull) * log_pi)
-  return jax.nn.log_softmax(kept + pull * game.log_reference + size * gains(game, opponent))
+  return jnp.where(forgotten, 0, (1 - pull) * log_pi) + pull * game.log_reference
 
 
 def decreasing(count: ArrayLike, tau: ArrayLike) -> ArrayLike:
@@ -119,9 +123,9 @@ def nash_md(eta: Step) -> Solver:
   """
 
   def update(game, state):
-    size = _size(eta, game, state)
-    mixture = step(game, state.log_pi, state.log_pi, 0.0, size * game.tau)
-    return step(game, mixture, mixture, size, 0.0)
+    size = _at(eta, state.count, game.tau)
+    mixture = jax.nn.log_softmax(pulled(game, state.log_pi, size * game.tau))
+    return jax.nn.log_softmax(mixture + size * gains(game, mixture))
 
   return _pulling(eta, memoryless(update))
 
@@ -138,7 +142,7 @@ def self_play(eta: Step) -> Solver:
   """
 
   def update(game, state):
-    size = _size(eta, game, state)
+    size = _at(eta, state.count, game.tau)
     return step(game, state.log_pi, state.log_pi, size, size * game.tau)
 
   return _pulling(eta, memoryless(update))
@@ -159,7 +163,7 @@ def sppo(eta: Step) -> Solver:
 
 def inpo(eta: Step) -> Solver:
   """The ideal update of INPO (arXiv 2407.00617), whose letter eta is the inverse of the step."""
-  return self_play(lambda *at: 1 / jnp.asarray(eta(*at) if callable(eta) else eta))
+  return self_play(lambda count, tau: 1 / jnp.asarray(_at(eta, count, tau)))
 
 
 def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
@@ -169,7 +173,7 @@ def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
     return State(jnp.int32(0), log_pi, log_pi)
 
   def update(game, state):
-    size = _size(eta, game, state)
+    size = _at(eta, state.count, game.tau)
     log_pi = step(game, state.log_pi, state.memory, size, size * game.tau)
     return State(state.count + 1, log_pi, ema(rate)(state.count, state.memory, log_pi))
 
@@ -213,12 +217,15 @@ def optimistic(eta: Step) -> Solver:
   """
 
   def init(game, log_pi):
-    return State(jnp.int32(0), log_pi, log_pi)
+    return State(jnp.int32(0), log_pi, (log_pi, gains(game, log_pi)))
 
   def update(game, state):
-    size = _size(eta, game, state)
-    log_pi = step(game, state.memory, state.log_pi, size, size * game.tau)
-    return State(state.count + 1, log_pi, step(game, state.memory, log_pi, size, size * game.tau))
+    size = _at(eta, state.count, game.tau)
+    centre, gain = state.memory
+    centre = pulled(game, centre, size * game.tau)
+    log_pi = jax.nn.log_softmax(centre + size * gain)
+    gain = gains(game, log_pi)
+    return State(state.count + 1, log_pi, (jax.nn.log_softmax(centre + size * gain), gain))
 
   return _pulling(eta, Solver(init, update))
 
@@ -236,7 +243,7 @@ def extragradient(eta: Step) -> Solver:
   """
 
   def update(game, state):
-    size = _size(eta, game, state)
+    size = _at(eta, state.count, game.tau)
     half = step(game, state.log_pi, state.log_pi, size, size * game.tau)
     return step(game, state.log_pi, half, size, size * game.tau)
 
@@ -321,15 +328,15 @@ def _regrets(kept: Callable[[Array], Array]) -> Solver:
 # --- Step sizes ---
 
 
-def _size(eta: Step, game: Game, state: State) -> ArrayLike:
-  return eta(state.count, game.tau) if callable(eta) else eta
+def _at(eta: Step, count: ArrayLike, tau: ArrayLike) -> ArrayLike:
+  return eta(count, tau) if callable(eta) else eta
 
 
 def _implicit(eta: Step) -> Step:
   """The explicit step that does what an implicit one of `eta` does."""
 
   def size(count, tau):
-    explicit = eta(count, tau) if callable(eta) else eta
+    explicit = _at(eta, count, tau)
     return explicit / (1 + explicit * tau)
 
   return size
@@ -339,7 +346,7 @@ def _pulling(eta: Step, solver: Solver) -> Solver:
   """The solver, whose `init` refuses a step that pulls beyond the reference (if it can tell)."""
 
   def init(game, log_pi):
-    first = eta(0, game.tau) if callable(eta) else eta
+    first = _at(eta, 0, game.tau)
     if not any(isinstance(number, jax.core.Tracer) for number in (first, game.tau)):
       first, tau = float(first), float(game.tau)
       if not 0 < first < math.inf:

@@ -11,7 +11,6 @@ import argparse
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,10 +48,10 @@ def measure(config) -> dict[str, tuple[float, float]]:
   params = decoder.init(jax.random.key(0))
   state = initial_state(algorithm, params, training.optimizer)
   network = make_preference_network(decoder, config.model.width, corpus.tokenizer.sep_token_id)
-  judge = partial(judges.make_payoff(network), network.init(params))
+  judge = judges.of_network(network, network.init(params))
   rollout = make_rollout(
     decoder,
-    [algorithm.left, algorithm.right],
+    [*algorithm.left, *algorithm.right],
     length=config.data.response_length,
     stop=corpus.tokenizer.eos_token_id,
   )
@@ -65,7 +64,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
 
   def step():
     nonlocal state
-    state, metrics = update(state, judged)
+    state, metrics = update(state, judged, jax.random.key(2))
     return metrics
 
   parts = {

@@ -22,23 +22,56 @@ def training(
   )
 
 
-def policy(algorithm, *, steps=300, batch=64, learning_rate=1e-3, **arguments):
-  """A policy trained against itself or a reference: no momentum, which would orbit a cycle."""
-  return training(
+def policy(
+  algorithm,
+  *,
+  steps=300,
+  batch=64,
+  learning_rate=1e-3,
+  b1=0.0,
+  judge='learned',
+  feedback='probability',
+  players='policy',
+  **arguments,
+):
+  """A policy. No momentum by default: in play it would orbit a cycle.
+
+  `judge` is learned, reward or oracle; `feedback` probability or verdict; `players` the slots that
+  enter the tournament, separated by commas.
+  """
+  row = training(
     algorithm,
     steps=steps,
     batch=batch,
     learning_rate=learning_rate,
     evaluate_every=50,
-    b1=0.0,
-    b2=0.95,
+    b1=b1,
+    b2=0.95 if b1 == 0 else 0.98,
     warmup=10,
     **arguments,
   )
+  row.update(judge=judge, feedback=feedback, players=players)
+  return row
+
+
+def offline(algorithm, *, steps=600, learning_rate=5e-4, **arguments):
+  """A policy that learns from a fixed set of comparisons or demonstrations."""
+  return policy(algorithm, steps=steps, learning_rate=learning_rate, b1=0.9, **arguments)
+
+
+def trains(**policies):
+  """The `get_config` of an experiment that trains these policies."""
+
+  def with_policies(source='synthetic'):
+    config = get_config(source)
+    config.policies.update(policies)
+    return config
+
+  return with_policies
 
 
 def get_config(source='synthetic'):
-  """Everything but the policies, for the embedded task or for a user's `jsonl` file."""
+  """Everything but policies and exploiters, for the embedded task or for a user's `jsonl` file."""
   data = {
     'synthetic': dict(
       posts=32_768, held_out=1_024, prompt_length=25, response_length=14, vocabulary=1_024
@@ -72,7 +105,15 @@ def get_config(source='synthetic'):
         learning_rate=2e-3,
         evaluate_every=judge_steps // 10,
       ),
+      reward_model=training(
+        'reward_model',
+        steps=judge_steps,
+        batch=32,
+        learning_rate=2e-3,
+        evaluate_every=judge_steps // 10,
+      ),
       policies=ConfigDict(sort_keys=False),
+      exploiter=ConfigDict(sort_keys=False),
       tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),
     ),
     sort_keys=False,

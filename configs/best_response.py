@@ -2,8 +2,4 @@
 
 from configs import base
 
-
-def get_config(source='synthetic'):
-  config = base.get_config(source)
-  config.policies.best_response = base.policy('best_response', tau=0.06)
-  return config
+get_config = base.trains(best_response=base.policy('best_response', tau=0.06))

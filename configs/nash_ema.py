@@ -1,9 +1,7 @@
-"""Nash-EMA-PG: the policy against the average of its past weights."""
+"""Nash-EMA-PG: against the average of past weights, which competes too."""
 
 from configs import base
 
-
-def get_config(source='synthetic'):
-  config = base.get_config(source)
-  config.policies.nash_ema = base.policy('nash_ema_pg', rate=0.02, tau=0.06)
-  return config
+get_config = base.trains(
+  nash_ema=base.policy('nash_ema_pg', rate=0.02, tau=0.06, players='policy,average')
+)

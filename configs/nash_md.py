@@ -6,9 +6,7 @@ python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FIL
 
 from configs import base
 
-
-def get_config(source='synthetic'):
-  config = base.get_config(source)
-  config.policies.self_play = base.policy('self_play', tau=0.06)
-  config.policies.nash_md = base.policy('nash_md_pg', beta=0.125, tau=0.06)
-  return config
+get_config = base.trains(
+  self_play=base.policy('self_play', tau=0.06),
+  nash_md=base.policy('nash_md_pg', beta=0.125, tau=0.06),
+)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import Interrupted, UserError
 
-KINDS = ('language', 'tabular')
+KINDS = ('language', 'tabular', 'token_game')
 
 # The types that fields have: what to call a value of each, and how to read one.
 _TYPES = {
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     'to learn from another source of data; its fields are changed by --config.FIELD=VALUE',
     'workdir': 'where results go; default runs/<config name>, with _SOURCE if one is named',
     'stages': 'where trained stages are kept and looked up, to share them between runs; default '
-    '<workdir>/stages',
+    'runs/stages, or <workdir>/stages where --workdir is given',
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=settings)
   flags.DEFINE_bool('help', False, 'show this text', flag_values=settings)
@@ -147,7 +147,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   file, _, source = settings.config.partition(':')
   name = '_'.join(filter(None, (Path(file).stem, source)))
   workdir = Path(settings.workdir or Path('runs') / name)
-  stages = Path(settings.stages or workdir / 'stages')
+  stages = Path(settings.stages or (workdir if settings.workdir else Path('runs')) / 'stages')
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:

@@ -36,6 +36,8 @@ def make_score(decoder: Decoder) -> Callable[[Params, Comparison], Scores]:
     left = log_probs(decoder, params, comparison.prompts, comparison.left)
     if comparison.right is None:
       return Scores(left)
+    if comparison.right is comparison.left:  # responses compared with themselves are read once
+      return Scores(left, left)
     return Scores(left, log_probs(decoder, params, comparison.prompts, comparison.right))
 
   return score

@@ -36,7 +36,9 @@ def toy():
 
   def shrink(config: ConfigDict) -> ConfigDict:
     config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
-    for row in (config.sft, config.preference_model, *config.policies.values()):
+    judges = [config.preference_model, config.reward_model]
+    exploiter = [config.exploiter] if config.exploiter else []
+    for row in (config.sft, *judges, *config.policies.values(), *exploiter):
       row.update(steps=2, batch=4, evaluate_every=2)
     config.tournament.prompts = 8
     if config.data.source == 'synthetic':

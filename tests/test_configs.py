@@ -20,8 +20,14 @@ CONFIGS = sorted(
 OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
 
 
-def run(config, name, folder):
-  language.run(make_experiment(config, name, folder / 'stages'), folder)
+def run(config, name, folder, stages=None):
+  language.run(make_experiment(config, name, stages or folder / 'stages'), folder)
+
+
+@pytest.fixture(scope='session')
+def common(tmp_path_factory):
+  """Where configs find the SFT model and the judges of those before."""
+  return tmp_path_factory.mktemp('stages')
 
 
 @pytest.fixture
@@ -31,15 +37,25 @@ def config_of(toy, monkeypatch):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_config_runs_to_its_report(name, config_of, tmp_path):
+def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
   config = config_of(name)
-  run(config, name, tmp_path)
+  run(config, name, tmp_path, common)
   results = json.loads((tmp_path / 'results.json').read_text())
-  assert results['policies'] == ['sft', *config.policies]
+  names = [
+    policy if slot.strip() == 'policy' else f'{policy}_{slot.strip()}'
+    for policy, row in config.policies.items()
+    for slot in row.players.split(',')
+  ]
+  assert results['policies'] == ['sft', *names]
   assert results['tables'].keys() == {'oracle', 'learned'}
   assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-5)
   logged = {record['stage'] for record in records.read(tmp_path / 'metrics.jsonl')}
-  assert logged == {'sft', 'preference_model', *config.policies}
+  asked = {'reward_model'} if 'reward' in {row.judge for row in config.policies.values()} else set()
+  assert logged == {'sft', 'preference_model', *asked, *config.policies}
+  for row in config.policies.values():
+    assert row.steps == 2
+  if config.exploiter:
+    assert results['exploitability'].keys() == {'sft', *names}
 
 
 def test_every_number_of_the_results_is_a_mean_over_the_samples(config_of, tmp_path):

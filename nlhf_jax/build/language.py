@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +13,20 @@ import optax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Architecture, Decoder, make_decoder
+from nlhf_jax.preferences import judges
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
+
+LEARNED = ('sft', 'preference_model', 'reward_model')
+JUDGES = ('learned', 'reward', 'oracle')
+FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
 
 
 class Training(NamedTuple):
@@ -32,6 +37,19 @@ class Training(NamedTuple):
   steps: int
   batch: int
   evaluate_every: int
+
+
+class Policy(NamedTuple):
+  """How a policy trains: on whose word, how that reaches it, and which of its slots then compete.
+
+  `judge` is `learned` (the preference model), `reward` (the reward model) or `oracle`; None where
+  the algorithm asks none.
+  """
+
+  training: Training
+  judge: str | None
+  feedback: Callable[[jax.Array, jax.Array], jax.Array]
+  players: Mapping[str, str]  # name in the tournament -> slot
 
 
 class Stage(NamedTuple):
@@ -61,7 +79,9 @@ class Experiment(NamedTuple):
   stages: Mapping[str, Stage]
   sft: Training
   preference_model: Training
-  policies: Mapping[str, Training]
+  reward_model: Training
+  policies: Mapping[str, Policy]
+  exploiter: Training | None
   tournament_prompts: int
   filters: Filters
 
@@ -92,23 +112,12 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     UserError: if a setting or the data cannot be used.
   """
   check(config)
-  for field in ('sft', 'preference_model'):
+  for field in LEARNED:
     if config[field].algorithm != field:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {field}.')
-  trainings = {
-    field: make_training(config[field], f'config.{field}') for field in ('sft', 'preference_model')
-  }
-  policies = {
-    name: make_training(row, f'config.policies.{name}') for name, row in config.policies.items()
-  }
-  for name, training in policies.items():
-    if name in ('sft', 'preference_model', 'tournament'):
-      raise UserError(f'config.policies.{name}: this name is taken by a stage; choose another.')
-    if training.algorithm.left is None:
-      row = config.policies[name].algorithm
-      raise UserError(
-        f"config.policies.{name}.algorithm: '{row}' learns from data, not by playing."
-      )
+  trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
+  policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
+  exploiter = make_training(config.exploiter, 'config.exploiter') if config.exploiter else None
   corpus = make_corpus(config)
   model = config.model
   decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **model))
@@ -119,9 +128,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     width=model.width,
     response_length=config.data.response_length,
     seed=config.seed,
-    stages=make_stages(config, folder),
+    stages=make_stages(config, policies, folder),
     **trainings,
     policies=policies,
+    exploiter=exploiter,
     tournament_prompts=config.tournament.prompts,
     filters=Filters(**config.tournament.filters),
   )
@@ -142,6 +152,32 @@ def make_corpus(config: ConfigDict) -> Corpus:
   return makers[source](config.seed, **settings)
 
 
+def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
+  """A policy of the section `policies`."""
+  field = f'config.policies.{name}'
+  if name in (*LEARNED, 'tournament', 'exploitability'):
+    raise UserError(f'{field}: this name is taken by a stage; choose another.')
+  if row.algorithm in ('preference_model', 'reward_model'):
+    raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
+  training = make_training(row, field)
+  if row.judge not in JUDGES:
+    raise UserError(f"{field}.judge='{row.judge}' must be one of {', '.join(JUDGES)}.")
+  if row.judge == 'oracle' and config.data.source != 'synthetic':
+    raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
+  if row.feedback not in FEEDBACK:
+    raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
+  if row.feedback == 'verdict' and row.judge == 'reward':
+    raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
+  slots = [slot.strip() for slot in row.players.split(',')]
+  known = ['policy', *training.algorithm.references]
+  for slot in slots:
+    if slot not in known:
+      raise UserError(f"{field}.players: '{slot}' is not a slot of it; choose from {known}.")
+  players = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
+  judge = row.judge if asks_judge(training.algorithm) else None
+  return Policy(training, judge, FEEDBACK[row.feedback], players)
+
+
 def make_training(row: ConfigDict, field: str) -> Training:
   """How a stage trains, from the section of the config called `field`."""
   rows = functions(catalogue, Algorithm)
@@ -155,8 +191,12 @@ def make_training(row: ConfigDict, field: str) -> Training:
       f"{field}.algorithm: '{row.algorithm}' takes {takes}, but {field}.arguments has "
       f'{list(row.arguments)}; write a config for it, as those in configs/.'
     )
+  try:
+    algorithm = rows[row.algorithm](**row.arguments)
+  except UserError as error:
+    raise UserError(f'{field}.arguments: {error}') from None
   return Training(
-    algorithm=rows[row.algorithm](**row.arguments),
+    algorithm=algorithm,
     optimizer=optimizers.adamw(steps=row.steps, **row.optimizer),
     steps=row.steps,
     batch=row.batch,
@@ -164,18 +204,26 @@ def make_training(row: ConfigDict, field: str) -> Training:
   )
 
 
-def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
-  """Every stage of the run. A policy builds on the judge, and the judge on SFT."""
+def make_stages(
+  config: ConfigDict, policies: Mapping[str, Policy], folder: Path
+) -> dict[str, Stage]:
+  """Every stage of the run. A policy builds on the judge it asks, if any, and that on SFT."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
   path = shared['data'].pop('path', None)
   if path:  # the data is what it says, wherever it lies
     shared['file'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-  sft = shared | {'sft': plain['sft']}
-  judge = sft | {'preference_model': plain['preference_model']}
-  settings = {'sft': sft, 'preference_model': judge}
-  settings |= {name: judge | {'policy': row} for name, row in plain['policies'].items()}
-  settings['tournament'] = judge | {name: plain[name] for name in ('policies', 'tournament')}
+  settings = {'sft': shared | {'sft': plain['sft']}}
+  asked = {policy.judge for policy in policies.values()}
+  for model in ('preference_model', *(['reward_model'] if 'reward' in asked else [])):
+    settings[model] = settings['sft'] | {model: plain[model]}
+  ground = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
+  for name, policy in policies.items():
+    settings[name] = settings[ground[policy.judge]] | {'policy': plain['policies'][name]}
+  players = {name: settings[name] for name in ('preference_model', *policies)}
+  settings['tournament'] = players | {'tournament': plain['tournament']}
+  if plain['exploiter']:
+    settings['exploitability'] = players | {'exploiter': plain['exploiter']}
 
   code = hashlib.sha256()
   for source in sorted(Path(__file__).parents[1].rglob('*.py')):

@@ -11,7 +11,10 @@ from scipy import stats
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.games import exact
 from nlhf_jax.structs import Comparison, Prompts, Responses
+
+MANY = 6  # policies in a table, beyond which its columns are numbered
 
 
 def preferences(
@@ -74,7 +77,8 @@ def summarise(records: Sequence[Mapping]) -> dict:
 
   Returns:
     `policies` in order; `tables[judge]` with `win_rate`, `low` and `high` (row beats column, 95 %
-    intervals over prompts); `kl_to_reference` in nats a response and `length` in tokens, by policy.
+    intervals over prompts); `ranking[judge]`, see there; `kl_to_reference` in nats a response and
+    `length` in tokens, by policy.
   """
   policies = list(records[0]['responses'])
   tables = {}
@@ -91,15 +95,62 @@ def summarise(records: Sequence[Mapping]) -> dict:
     'policies': policies,
     'comparisons': len(records),
     'tables': tables,
+    'ranking': {judge: ranking(policies, table['win_rate']) for judge, table in tables.items()},
     'kl_to_reference': means('log_ratio'),
     'length': means('tokens'),
   }
 
 
-def with_intervals(table: Mapping) -> list[list[str]]:
-  """The cells of a table of `summarise` as `win rate [low, high]`."""
-  rows = zip(table['win_rate'], table['low'], table['high'], strict=True)
+def ranking(policies: Sequence[str], win_rate: Sequence[Sequence[float]]) -> list[dict]:
+  """The policies by the maximal lottery of their table, the Nash equilibrium of the meta-game.
+
+  Best first: by the probability in the lottery, then by the win rate against it, which is 1/2 in
+  its support and at most that outside of it.
+  """
+  payoff = np.array(win_rate) - 0.5
+  # Rounding of the means must not look like a payoff that is not antisymmetric.
+  payoff = (payoff - payoff.T) / 2
+  lottery = exact.maximal_lottery(payoff)
+  against = 0.5 + payoff @ lottery
+  order = sorted(range(len(policies)), key=lambda i: (-round(lottery[i], 9), -against[i]))
   return [
-    [f'{mean:.3f} [{low:.3f}, {high:.3f}]' for mean, low, high in zip(*row, strict=True)]
-    for row in rows
+    {'policy': policies[i], 'lottery': float(lottery[i]), 'win_rate': float(against[i])}
+    for i in order
   ]
+
+
+def exploitability(wins: Sequence[Mapping]) -> dict:
+  """player -> judge the exploiter was trained by -> judge that measured: mean and 95 % interval."""
+  found: dict = {}
+  for record in wins:
+    player, trained_by = record['player'], record['trained_by']
+    measured = {}
+    for judge, values in record.items():
+      if judge not in ('player', 'trained_by'):
+        low, high = interval(np.array(values))
+        measured[judge] = {'win_rate': float(np.mean(values)), 'low': low, 'high': high}
+    found.setdefault(player, {})[trained_by] = measured
+  return found
+
+
+def as_cells(
+  policies: Sequence[str], table: Mapping
+) -> tuple[list[str], list[str], list[list[str]]]:
+  """Rows, columns and cells of a table of `summarise`: `win rate [low, high]`.
+
+  With many policies the columns are numbered, and the cells hold the half-width of the interval.
+  """
+  many = len(policies) > MANY
+
+  def cell(mean, low, high):
+    return f'{mean:.3f}±{(high - low) / 2:.3f}' if many else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
+
+  cells = [
+    [cell(*of_pair) for of_pair in zip(*row, strict=True)]
+    for row in zip(table['win_rate'], table['low'], table['high'], strict=True)
+  ]
+  if not many:
+    return list(policies), list(policies), cells
+  numbers = [str(number) for number in range(1, len(policies) + 1)]
+  rows = [f'{number:>2} {name}' for number, name in zip(numbers, policies, strict=True)]
+  return rows, numbers, cells

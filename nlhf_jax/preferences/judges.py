@@ -1,43 +1,50 @@
 """Judges: what says how much one response is preferred to another.
 
-A judge is a function from a comparison to its payoff P(y > y'|x) - 1/2, [B, K, J]. Whatever is
-inside, it is antisymmetric: both orders are asked, here and nowhere else, so that a liking for the
-first place cannot leak into an algorithm.
+A judge is a function from a comparison to its payoff [B, K, J]: P(y > y'|x) - 1/2, or a difference
+of rewards. Whatever is inside, it is antisymmetric: both orders are asked, here and nowhere else,
+so that a liking for the first place cannot leak into an algorithm.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.preferences.networks import PreferenceNetwork
+from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
 
 
 def antisymmetric(one_order: Judge) -> Judge:
-  """(f(y, y') - f(y', y)) / 2."""
+  """(f(y, y') - f(y', y)) / 2. Responses compared with themselves are asked about once an order."""
 
   def payoff(comparison):
+    if comparison.right is comparison.left:
+      said = one_order(comparison)
+      return (said - said.swapaxes(1, 2)) / 2
     swapped = comparison._replace(left=comparison.right, right=comparison.left)
     return (one_order(comparison) - one_order(swapped).swapaxes(1, 2)) / 2
 
   return payoff
 
 
-def make_payoff(network: PreferenceNetwork) -> Callable[[Params, Comparison], Array]:
-  """A jitted (parameters, comparison) -> payoff; a judge, once its parameters are given."""
+def of_network(network: PreferenceNetwork, params: Params) -> Judge:
+  """P(y > y'|x) - 1/2 by a preference network."""
+  return antisymmetric(lambda comparison: jax.nn.sigmoid(network.logit(params, comparison)) - 0.5)
 
-  def payoff(params, comparison):
-    def one_order(comparison):
-      return jax.nn.sigmoid(network.logit(params, comparison)) - 0.5
 
-    return antisymmetric(one_order)(comparison)
+def of_rewards(network: RewardNetwork, params: Params) -> Judge:
+  """r(x, y) - r(x, y') by a reward network."""
 
-  return jax.jit(payoff)
+  def payoff(comparison):
+    left, right = network.score(params, comparison)
+    return left[:, :, None, 0] - right[:, None, :, 0]
+
+  return payoff
 
 
 def of_texts(
@@ -62,3 +69,35 @@ def of_texts(
     return np.reshape(chance, shape) - 0.5
 
   return antisymmetric(one_order)
+
+
+# How a judge's preference reaches the learner: (payoff, key) -> payoff.
+
+
+def probability(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
+  """As it is: the model-based feedback of arXiv 2312.00886, section 7."""
+  del key
+  return payoff
+
+
+def verdict(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
+  """One sampled vote on every pair, +1/2 or -1/2, with the same mean: model-free feedback."""
+  return (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
+
+
+def told(
+  judge: Judge, report: Callable[[Array, Array], Array]
+) -> Callable[[Comparison, Array], Array]:
+  """A judge whose every answer is reported by `probability` or `verdict`: (comparison, key).
+
+  Where responses are compared with themselves, a pair has one verdict, and none on itself.
+  """
+
+  def ask(comparison, key):
+    payoff = report(jnp.asarray(judge(comparison)), key)
+    if comparison.right is comparison.left:
+      upper = jnp.triu(payoff, 1)
+      payoff = upper - upper.swapaxes(1, 2)
+    return payoff
+
+  return ask

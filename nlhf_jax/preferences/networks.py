@@ -1,23 +1,75 @@
-"""Preference networks: a decoder that reads a prompt and two responses and says which is better."""
+"""Networks that judge: a decoder reads a prompt and two responses, or one, and is read out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.models.transformer import Decoder
-from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
 
 class PreferenceNetwork(NamedTuple):
   """`init(decoder parameters)` gives parameters; `logit(params, comparison)` gives [B, K, J].
 
-  The logit is that of the order shown, left first; `judges.make_payoff` asks both orders.
+  The logit is that of the order shown, left first; judges ask both orders.
   """
 
   init: Callable[[Params], Params]
   logit: Callable[[Params, Comparison], Float[Array, 'B K J']]
+
+
+class RewardNetwork(NamedTuple):
+  """`init(decoder parameters)` gives parameters; `score(params, comparison)` gives `Scores` whose
+  one token a response, [B, K, 1] and [B, J, 1], is its reward.
+  """
+
+  init: Callable[[Params], Params]
+  score: Callable[[Params, Comparison], Scores]
+
+
+def with_readouts(backbone: Params, width: int) -> Params:
+  """A decoder's parameters with two readouts that start at zero: the first word is a tie."""
+  return {'backbone': backbone, 'token': jnp.zeros(width), 'verdict': jnp.zeros(width)}
+
+
+def read_out(
+  decoder: Decoder,
+  params: Params,
+  tokens: Int[Array, 'N S'],
+  mask: Bool[Array, 'N S'],
+  side: Int[Array, 'N S'],
+) -> Float[Array, 'N']:
+  """v.h at the last token, plus the sum of u.h over tokens, each times its `side`."""
+  hidden, _ = decoder.read(params['backbone'], tokens, mask)
+  return hidden[:, -1] @ params['verdict'] + jnp.sum(side * (hidden @ params['token']), axis=1)
+
+
+def make_reward_network(decoder: Decoder, width: int, separator: int) -> RewardNetwork:
+  """A decoder that reads `prompt response separator`: as `make_preference_network`, for one."""
+
+  def rewards(params, prompts: Prompts, responses: Responses):
+    count = responses.tokens.shape[1]
+
+    def rows(of_prompt, of_response, of_separator):
+      end = jnp.full((*of_response.shape[:2], 1), of_separator)
+      prompt = jnp.broadcast_to(of_prompt[:, None], (len(of_prompt), count, of_prompt.shape[-1]))
+      return jnp.concatenate([prompt, of_response, end], axis=-1).reshape(
+        len(of_prompt) * count, -1
+      )
+
+    tokens = rows(prompts.tokens, responses.tokens, separator)
+    mask = rows(prompts.mask, responses.mask, True)
+    side = rows(jnp.zeros_like(prompts.mask, int), 1 * responses.mask, 0)
+    return read_out(decoder, params, tokens, mask, side).reshape(-1, count, 1)
+
+  def score(params, comparison):
+    prompts, left, right, _ = comparison
+    return Scores(rewards(params, prompts, left), rewards(params, prompts, right))
+
+  return RewardNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(score))
 
 
 def make_preference_network(decoder: Decoder, width: int, separator: int) -> PreferenceNetwork:
@@ -31,9 +83,6 @@ def make_preference_network(decoder: Decoder, width: int, separator: int) -> Pre
     width: of the decoder's hidden states.
     separator: the token after each response.
   """
-
-  def init(backbone):
-    return {'backbone': backbone, 'token': jnp.zeros(width), 'verdict': jnp.zeros(width)}
 
   def logit(params, comparison):
     prompts, left, right = comparison.prompts, comparison.left, comparison.right
@@ -53,8 +102,6 @@ def make_preference_network(decoder: Decoder, width: int, separator: int) -> Pre
     tokens = rows(prompts.tokens, left.tokens, right.tokens, separator)
     mask = rows(prompts.mask, left.mask, right.mask, True)
     side = rows(jnp.zeros_like(prompts.mask, int), 1 * left.mask, -1 * right.mask, 0)
-    hidden, _ = decoder.read(params['backbone'], tokens, mask)
-    logits = hidden[:, -1] @ params['verdict'] + jnp.sum(side * (hidden @ params['token']), axis=1)
-    return logits.reshape(pairs)
+    return read_out(decoder, params, tokens, mask, side).reshape(pairs)
 
-  return PreferenceNetwork(init, logit)
+  return PreferenceNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(logit))

@@ -1,4 +1,7 @@
-"""What each kind of training logs at every step: (comparison, slot -> scores) -> scalars."""
+"""What each kind of training logs at every step: (comparison, slot -> scores) -> scalars.
+
+The comparison is the whole one; the scores are of what the algorithm selects of it.
+"""
 
 from collections.abc import Mapping
 
@@ -16,24 +19,35 @@ def of_demonstrations(comparison: Comparison, scores: Mapping) -> dict[str, Arra
 
 def of_preferences(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
   """Accuracy: how often the network agrees with the majority of the votes; a tie counts half."""
-  right = jnp.sign(scores['policy']) * jnp.sign(comparison.payoff)
+  return _accuracy(comparison, scores['policy'])
+
+
+def of_rewards(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """The same of a reward network."""
+  left, right = scores['policy']
+  return _accuracy(comparison, left[:, :, None, 0] - right[:, None, :, 0])
+
+
+def _accuracy(comparison, said):
+  right = jnp.sign(said) * jnp.sign(comparison.payoff)
   tokens = jnp.sum(comparison.left.mask) + jnp.sum(comparison.right.mask)
   return {'accuracy': jnp.mean((1 + right) / 2), 'tokens': tokens}
 
 
 def of_play(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
-  """How the policy (left) fares against its opponent (right), and how far it is from home.
+  """How the left responses fare against the right ones, and what they are like.
 
-  `win_rate` in win probability; `kl_to_reference` (an unbiased estimate) and `entropy` in nats, the
-  first a response, the second a token; `response_length` in tokens.
+  `win_rate` in win probability (under a reward model, half more than the mean lead); `entropy` in
+  nats a token, of what was sampled; `response_length` in tokens.
   """
+  del scores
   left, right = comparison.left, comparison.right
-  ratio = jnp.sum(scores['policy'].left - scores['reference'].left, axis=-1)
   tokens = jnp.sum(left.mask)
-  return {
-    'win_rate': jnp.mean(comparison.payoff) + 0.5,
-    'kl_to_reference': jnp.mean(ratio),
-    'entropy': jnp.sum(left.entropy) / tokens,
-    'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)),
-    'tokens': tokens + jnp.sum(right.mask),
-  }
+  values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
+  if comparison.payoff is not None:
+    values['win_rate'] = jnp.mean(comparison.payoff) + 0.5
+  if right is not None:
+    values['tokens'] += jnp.sum(right.mask)
+  if left.entropy is not None:
+    values['entropy'] = jnp.sum(left.entropy) / tokens
+  return values

@@ -1,6 +1,7 @@
-"""Initial state and the jitted update: (state, comparison) -> (state, metrics)."""
+"""Initial state and the jitted update: (state, comparison, key) -> (state, metrics)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from nlhf_jax.structs import Comparison, Params, TrainState
 
 Score = Callable[[Params, Comparison], object]
 Measure = Callable[[Comparison, Mapping[str, object]], Mapping[str, jax.Array]]
-Update = Callable[[TrainState, Comparison], tuple[TrainState, dict[str, jax.Array]]]
+Update = Callable[[TrainState, Comparison, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def initial_state(
@@ -20,6 +21,20 @@ def initial_state(
   """Step 0: every slot starts as a copy of its own of `params`, since updates donate buffers."""
   slots = {slot: jax.tree.map(jnp.copy, params) for slot in ('policy', *algorithm.references)}
   return TrainState(jnp.zeros((), jnp.int32), slots, optimizer.init(slots['policy']))
+
+
+def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any) -> TrainState:
+  """The next state, where a gradient proposes `policy` and leaves the optimiser with `memory`."""
+  updates = state.step + 1
+  proposed = {**state.params, 'policy': policy}
+  params = {slot: rule(slot, proposed, updates) for slot, rule in algorithm.references.items()}
+  taken = algorithm.step(updates)
+  params['policy'], memory = jax.tree.map(
+    lambda new, old: jnp.where(taken, new, old),
+    (policy, memory),
+    (state.params['policy'], state.optimizer),
+  )
+  return TrainState(updates, params, memory)
 
 
 def make_update(
@@ -31,26 +46,25 @@ def make_update(
     algorithm: the row; its loss sees what `score` says for every slot.
     score: (parameters, comparison) -> scores. A slot whose scores no one reads costs nothing.
     optimizer: minimises the mean loss.
-    measure: (comparison, slot -> scores) -> scalars to log.
+    measure: (comparison, slot -> scores of what was selected) -> scalars to log.
 
   Returns:
-    (state, comparison) -> (state, metrics); the state passed in is donated.
+    (state, comparison, key) -> (state, metrics); the state passed in is donated.
   """
 
-  def update(state, comparison):
-    others = {slot: score(state.params[slot], comparison) for slot in algorithm.references}
+  def update(state, comparison, key):
+    selected = algorithm.select(comparison, key)
+    others = {slot: score(state.params[slot], selected) for slot in algorithm.references}
 
     def objective(policy):
-      scores = {'policy': score(policy, comparison), **others}
-      return jnp.mean(algorithm.loss(scores, comparison.payoff)), scores
+      scores = {'policy': score(policy, selected), **others}
+      return jnp.mean(algorithm.loss(scores, selected)), scores
 
     policy = state.params['policy']
     (loss, scores), gradient = jax.value_and_grad(objective, has_aux=True)(policy)
     change, memory = optimizer.update(gradient, state.optimizer, policy)
-    policy = optax.apply_updates(policy, change)
-    moved = {slot: rule(state.params[slot], policy) for slot, rule in algorithm.references.items()}
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
     metrics |= measure(comparison, scores)
-    return TrainState(state.step + 1, {'policy': policy, **moved}, memory), metrics
+    return advance(algorithm, state, optax.apply_updates(policy, change), memory), metrics
 
   return jax.jit(update, donate_argnums=0)

@@ -1,8 +1,12 @@
-"""The exact form of a row: every response is listed and weighed by its probability.
+"""The exact form of a row: every draw is listed and weighed by its probability.
 
-A matrix game is a one-token model whose parameters are logits, one an action. Left out: games in
-which a row is sampled, and sequences longer than two tokens.
+A matrix game is a one-token model whose parameters are logits, one an action. A batch lists every
+tuple of draws that the row's sides could bring, and carries their probabilities where prompts
+would be; the row itself, how it plays and how it is updated, is what training runs. Left out:
+sequences longer than two tokens.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,9 @@ import tiny
 from jax import lax
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.structs import Comparison, Scores, TrainState
+from nlhf_jax.algorithms.algorithm import DATA
+from nlhf_jax.structs import Comparison, Responses, Scores, TrainState
+from nlhf_jax.training.play import make_play
 from nlhf_jax.training.steps import initial_state, make_update
 
 # P[i, j] = P(y_i > y_j), from arXiv 2312.00886. Its table in appendix A has the winner in columns.
@@ -21,6 +27,10 @@ AGGREGATE = np.array([[1 / 2, 2 / 3, 1 / 3], [1 / 3, 1 / 2, 2 / 3], [2 / 3, 1 / 
 ROCK_PAPER_SCISSORS = np.array([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]])
 MU = np.array([0.6, 0.3, 0.1])
 
+# b beats a, c beats b, a beats c: the Nash is (4, 3, 4) / 11. The runs on it start at its own mu.
+CYCLE = np.array([[0.5, 0.1, 0.8], [0.9, 0.5, 0.1], [0.2, 0.9, 0.5]])
+CYCLE_MU = np.array([0.2, 0.5, 0.3])
+
 # Logits of two policies over two tokens of two symbols: the first token, the second after 0, after
 # 1. They differ in one row only, so that a mixture's first token is where its two kinds part.
 TWO_TOKENS = {
@@ -28,11 +38,16 @@ TWO_TOKENS = {
   'reference': np.array([[0, 0], [0, 2], [0, 0]], float),
 }
 
-ROWS = {
-  'self_play': catalogue.self_play(0.1),
-  'nash_md_pg': catalogue.nash_md_pg(0.125, 0.1),
-  'best_response': catalogue.best_response(0.1),
-  'nash_ema_pg': catalogue.nash_ema_pg(0.1, 0.1),
+# Rows that follow a gradient, each with the price of a nat away from each of its slots.
+POLICY_GRADIENTS = {
+  'self_play': (catalogue.self_play(0.1), {'reference': 0.1}),
+  'nash_md_pg': (catalogue.nash_md_pg(0.125, 0.1), {'reference': 0.1}),
+  'best_response': (catalogue.best_response(0.1), {'reference': 0.1}),
+  'rlhf_pg': (catalogue.rlhf_pg(0.1), {'reference': 0.1}),
+  'nash_ema_pg': (catalogue.nash_ema_pg(0.1, 0.1), {'reference': 0.1}),
+  'spo': (catalogue.spo(0.1, 2, 3), {'reference': 0.1}),
+  'mpo': (catalogue.mpo(0.1, 2.0, 1, 10**9), {'magnet': 0.1, 'snapshot': 0.5}),
+  'nash_prox': (catalogue.nash_prox(0.1, 2.0, 0.1), {'reference': 0.1, 'centre': 0.5}),
 }
 
 
@@ -48,21 +63,18 @@ def random_game(seed, actions=4):
   return 0.5 + upper - upper.T
 
 
-def one_token(logits, comparison=None):
-  """Every action as a response, scored by logits [V]."""
-  del comparison
-  log_pi = jax.nn.log_softmax(logits)[None, :, None]
-  return Scores(log_pi, log_pi)
+# What logits say of every response, [V, T] in nats.
 
 
-def two_tokens(logits, comparison=None):
+def one_token(logits):
+  """A response is one action."""
+  return jax.nn.log_softmax(logits)[:, None]
+
+
+def two_tokens(logits):
   """The sequences 00, 01, 10, 11, scored by logits laid out as in `TWO_TOKENS`."""
-  del comparison
   log_pi = jax.nn.log_softmax(logits)
-  first = log_pi[0, jnp.array([0, 0, 1, 1])]
-  second = log_pi[1:].reshape(4)
-  log_pi = jnp.stack([first, second], axis=-1)[None]
-  return Scores(log_pi, log_pi)
+  return jnp.stack([jnp.repeat(log_pi[0], 2), log_pi[1:].ravel()], axis=-1)
 
 
 def mixed(mixture, log_probs):
@@ -70,67 +82,153 @@ def mixed(mixture, log_probs):
   return jax.nn.log_softmax(sum(weight * log_probs[slot] for slot, weight in mixture.items()))
 
 
-def weights(algorithm, scores):
-  """The probability that the row samples each pair of the responses listed, [B, K, J]."""
-  left = mixed(algorithm.left, {slot: s.left.sum(-1) for slot, s in scores.items()})
-  right = mixed(algorithm.right, {slot: s.right.sum(-1) for slot, s in scores.items()})
-  return jnp.exp(left[:, :, None] + right[:, None, :])
+def sampled(algorithm):
+  """The mixtures that the row draws a response from, the left ones first."""
+  return [m for side in (algorithm.left, algorithm.right) if isinstance(side, list) for m in side]
+
+
+def chances(algorithm, log_probs, shares=None):
+  """The probability of every tuple of draws, the first draw the slowest to change.
+
+  Draws from data come first: `shares` [V] of demonstrations, or [V, V] of pairs.
+  """
+  log = jnp.zeros(1) if shares is None else jnp.log(shares).ravel()
+  for mixture in sampled(algorithm):
+    log = (log[:, None] + mixed(mixture, log_probs)).ravel()
+  return jnp.exp(log)
+
+
+def make_listed(algorithm, table=one_token, integrated=False):
+  """(slot -> logits, payoff [V, V], shares) -> the comparison that lists every tuple of draws.
+
+  `integrated` gives every left response its payoff in the mean over the right side, as if that
+  had been sampled without end.
+  """
+
+  def listed(params, payoff, shares=None):
+    log_probs = {slot: table(logits).sum(-1) for slot, logits in params.items()}
+    from_data = [algorithm.left, algorithm.right].count(DATA)
+    draws = from_data + len(sampled(algorithm))
+    places = np.indices((len(payoff),) * draws).reshape(draws, -1).T
+    chance = chances(algorithm, log_probs, shares)
+    one = np.ones((len(places), 1, 1), bool)
+    sides = [Responses(places[:, n, None, None], one) for n in range(draws)]
+    batch = chance
+    if from_data:
+      batch = Comparison(chance, *sides[:from_data])
+    if from_data == 2:
+      batch = batch._replace(payoff=payoff[places[:, 0], places[:, 1]][:, None, None])
+
+    def feedback(comparison, key):
+      del key
+      if integrated:
+        (opponent,) = algorithm.right
+        gain = payoff @ jnp.exp(mixed(opponent, log_probs))
+        return gain[comparison.left.tokens]
+      return payoff[comparison.left.tokens, comparison.right.tokens.swapaxes(1, 2)]
+
+    play = make_play(algorithm, lambda _: lambda *_: sides[from_data:], feedback)
+    return play(params, batch, jax.random.key(0))
+
+  return listed
 
 
 def expected(algorithm):
-  """The same row, with the expectation over its samples for a loss."""
+  """The same row, with its loss weighed by the chances that come in place of prompts."""
 
-  def loss(scores, payoff):
-    chance = lax.stop_gradient(weights(algorithm, scores))
-    return jnp.sum(chance * algorithm.loss(scores, payoff), axis=(1, 2))
+  def loss(scores, comparison):
+    values = algorithm.loss(scores, comparison)
+    chance = comparison.prompts
+    return len(chance) * chance * jnp.mean(values.reshape(len(chance), -1), axis=1)
 
   return algorithm._replace(loss=loss)
 
 
-def _update(algorithm, rate, score):
-  return make_update(expected(algorithm), score, optax.sgd(rate), lambda *_: {})
+def make_score(table=one_token):
+  """The scores of listed responses, whose token says which of the table's they are."""
+
+  def score(logits, comparison):
+    log_pi = table(logits)
+    left, right = comparison.left, comparison.right
+    return Scores(*(side and log_pi[side.tokens[..., 0]] for side in (left, right)))
+
+  return score
 
 
-def _game(payoff):
-  return Comparison(None, None, None, payoff[None])
+def make_exact_update(algorithm, optimizer, table=one_token, integrated=False):
+  """(state, payoff, shares) -> state: the update of training, on every draw at once."""
+  update = make_update(expected(algorithm), make_score(table), optimizer, lambda *_: {})
+  listed = make_listed(algorithm, table, integrated)
+
+  def exact_update(state, payoff, shares=None):
+    return update(state, listed(state.params, payoff, shares), jax.random.key(0))[0]
+
+  return exact_update
 
 
-def make_ascent(algorithm, score=one_token):
-  """(slot -> logits, payoff) -> E[g]: what an update at learning rate one adds to the policy.
+def natural(rate):
+  """The gradient over the probabilities: the natural one, for policies of one token.
 
-  Give it NumPy arrays: an update takes over those of JAX.
+  A policy gradient then moves logits by rate (u - prices), and at a rate of 1 / 4 a square loss of
+  pairs that the policy itself would sample is at its least after one update.
   """
-  update = _update(algorithm, 1.0, score)
+
+  def update(gradient, memory, logits):
+    change = gradient / jax.nn.softmax(logits)
+    return -rate * (change - jnp.mean(change)), memory
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_ascent(algorithm, table=one_token):
+  """(slot -> logits, payoff) -> E[g]: what an update at learning rate one adds to the policy."""
+  update = tiny.jit(make_exact_update(algorithm, optax.sgd(1.0), table))
 
   def ascent(params, payoff):
-    state = TrainState(np.int32(0), params, optax.sgd(1.0).init(params['policy']))
-    return np.array(update(state, _game(payoff))[0].params['policy']) - params['policy']
+    state = TrainState(jnp.int32(0), params, optax.sgd(1.0).init(params['policy']))
+    return np.array(update(state, jnp.asarray(payoff)).params['policy']) - params['policy']
 
   return ascent
 
 
-def make_settle(algorithm, rate=3.0, steps=5000):
-  """(payoff [V, V], mu [V]) -> slot -> log-probabilities, every slot started at mu and run to rest.
+@functools.cache
+def ascent_of(name):
+  """That of one of `POLICY_GRADIENTS`, compiled once."""
+  return make_ascent(POLICY_GRADIENTS[name][0])
 
-  Gradient descent on the logits. Where the payoff turns the policy by i w, it is stable at rates
-  below 2 tau / (tau^2 + w^2), over the largest probability.
+
+def make_run(algorithm, optimizer, steps, integrated=False):
+  """(preference [V, V], start [V], shares) -> the policy after every update [steps, V], and slots.
+
+  Both in log-probabilities. Every slot starts at `start`.
   """
-  update = _update(algorithm, rate, one_token)
+  update = make_exact_update(algorithm, optimizer, integrated=integrated)
 
   @tiny.jit
-  def run(payoff, mu):
-    def step(last_two, _):
-      state, _ = last_two
-      return (update(state, _game(payoff))[0], state.params), None
+  def run(payoff, start, shares):
+    def step(state, _):
+      state = update(state, payoff, shares)
+      return state, jax.nn.log_softmax(state.params['policy'])
 
-    state = initial_state(algorithm, jnp.log(mu), optax.sgd(rate))
-    (state, before), _ = lax.scan(step, (state, state.params), length=steps)
-    moved = jax.tree.map(lambda a, b: jnp.max(abs(a - b)), state.params, before)
-    return jax.tree.map(jax.nn.log_softmax, state.params), moved
+    start = initial_state(algorithm, jnp.log(start), optimizer)
+    state, path = lax.scan(step, start, length=steps)
+    return path, jax.tree.map(jax.nn.log_softmax, state.params)
 
-  def settle(payoff, mu=MU):
-    slots, moved = jax.tree.map(np.array, run(payoff, mu))
-    assert max(moved.values()) < 1e-10, f'not at rest: the last step moved logits by {moved}'
+  def on(preference, start, shares=None):
+    shares = None if shares is None else jnp.asarray(shares)
+    return jax.tree.map(np.array, run(jnp.asarray(preference) - 0.5, jnp.asarray(start), shares))
+
+  return on
+
+
+def make_settle(algorithm, optimizer, steps, integrated=False):
+  """As `make_run`, giving the slots alone, and only if the last update moved nothing."""
+  run = make_run(algorithm, optimizer, steps, integrated)
+
+  def settle(preference, start=MU, shares=None):
+    path, slots = run(preference, start, shares)
+    moved = abs(path[-1] - path[-2]).max()
+    assert moved < 1e-10, f'not at rest: the last step moved a log-probability by {moved:.2g}'
     return slots
 
   return settle

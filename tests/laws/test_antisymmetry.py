@@ -1,7 +1,5 @@
 """Every judge is antisymmetric, finds a response equal to itself, and judges each pair alone."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import tiny
 
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import make_preference_network
+from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.structs import Comparison, Responses
 
 POSTS = [
@@ -50,13 +48,13 @@ def _arbitrary(comparison):
   return np.sin(of_prompt[:, None, None] + 0.3 * of_left[:, :, None] - 0.7 * of_right[:, None])
 
 
-def _learned():
+def _learned(make_network, make_judge):
   decoder = tiny.decoder(len(TOKENIZER))
-  network = make_preference_network(decoder, tiny.WIDTH, TOKENIZER.sep_token_id)
+  network = make_network(decoder, tiny.WIDTH, TOKENIZER.sep_token_id)
   # The readouts start at zero, where any network is antisymmetric; large ones are always sure.
   token, verdict = np.random.default_rng(0).normal(size=(2, tiny.WIDTH)).astype(np.float32) / 5
   params = network.init(tiny.parameters(decoder, 1)) | {'token': token, 'verdict': verdict}
-  return partial(tiny.jit(judges.make_payoff(network)), params)
+  return tiny.jit(make_judge(network, params))
 
 
 def _first_place_counts(posts, left, right):
@@ -66,7 +64,8 @@ def _first_place_counts(posts, left, right):
 
 JUDGES = {
   'antisymmetric': judges.antisymmetric(_arbitrary),
-  'make_payoff': _learned(),
+  'of_network': _learned(make_preference_network, judges.of_network),
+  'of_rewards': _learned(make_reward_network, judges.of_rewards),
   'of_texts': judges.of_texts(_first_place_counts, TOKENIZER),
 }
 

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax import lax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.losses import policy_gradient
+from nlhf_jax.structs import Comparison, Scores
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -32,7 +34,7 @@ def regularised_preference(logits, opponent, preference, mu, tau):
 
 def opponent(algorithm, params):
   slots = jax.tree.map(jax.nn.log_softmax, params)
-  return jnp.exp(exact.mixed(algorithm.right, slots))
+  return jnp.mean(jnp.stack([jnp.exp(exact.mixed(m, slots)) for m in algorithm.right]), axis=0)
 
 
 def finite_difference(f, x, h=1e-5):
@@ -43,11 +45,15 @@ def pairs(payoff):
   """Each pair's probability [V, V] and gradient estimate [V, V, V] at the point above."""
 
   def losses(logits):
-    scores = {slot: exact.one_token(p) for slot, p in (PARAMS | {'policy': logits}).items()}
-    return NASH_MD_PG.loss(scores, jnp.asarray(payoff)[None])[0], scores
+    log_probs = {
+      slot: exact.one_token(p)[None] for slot, p in (PARAMS | {'policy': logits}).items()
+    }
+    scores = {slot: Scores(log_pi, log_pi) for slot, log_pi in log_probs.items()}
+    return NASH_MD_PG.loss(scores, Comparison(None, None, None, jnp.asarray(payoff)[None]))[0]
 
-  estimates, scores = jax.jit(jax.jacobian(losses, has_aux=True))(PARAMS['policy'])
-  return np.array(exact.weights(NASH_MD_PG, scores)[0]), -np.array(estimates)
+  estimates = tiny.jit(jax.jacobian(losses))(PARAMS['policy'])
+  log_probs = jax.tree.map(jax.nn.log_softmax, PARAMS)
+  return np.array(exact.chances(NASH_MD_PG, log_probs)).reshape(3, 3), -np.array(estimates)
 
 
 @pytest.mark.parametrize('baseline', [0.5, 0.0])
@@ -65,17 +71,22 @@ def test_nash_md_pg_follows_the_regularised_preference(baseline):
   np.testing.assert_allclose(gradient, finite_difference(objective, PARAMS['policy']), atol=1e-9)
 
 
-@pytest.mark.parametrize('name', exact.ROWS)
+@pytest.mark.parametrize('name', exact.POLICY_GRADIENTS)
 def test_every_row_follows_the_regularised_preference_against_its_opponent(name):
-  algorithm = exact.ROWS[name]
-  ascent = exact.make_ascent(algorithm)
+  algorithm, prices = exact.POLICY_GRADIENTS[name]
+  ascent = exact.ascent_of(name)
+
+  def objective(logits, params, preference):
+    log_pi = jax.nn.log_softmax(logits)
+    costs = sum(tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in prices.items())
+    return jnp.exp(log_pi) @ (preference @ opponent(algorithm, params) - costs)
+
   for seed in range(3):
-    preference = exact.random_game(seed)
+    preference = exact.random_game(seed, 3)
     random = np.random.default_rng(seed)
-    params = {slot: random.normal(size=4) for slot in ('policy', *algorithm.references)}
-    truth = jax.grad(regularised_preference)(
-      params['policy'], opponent(algorithm, params), preference, params['reference'], 0.1
-    )
+    params = {slot: random.normal(size=3) for slot in ('policy', *algorithm.references)}
+    # The opponent is held still.
+    truth = jax.grad(objective)(params['policy'], params, preference)
     np.testing.assert_allclose(ascent(params, preference - 0.5), truth, atol=1e-12)
 
 
@@ -90,13 +101,13 @@ def test_one_half_is_a_baseline_that_takes_most_of_the_variance(baseline, varian
 
 def test_a_full_kl_in_place_of_the_log_ratio_would_not_regularise():
   # The KL is the same for every response, so it is a baseline: its expected gradient is zero.
-  def full_kl(scores, payoff):
-    log_pi = scores['policy'].left
-    constant = lax.stop_gradient(jnp.exp(log_pi)) * (log_pi - scores['reference'].left)
-    kl = lax.stop_gradient(jnp.sum(constant, axis=1, keepdims=True))
-    return -log_pi * (payoff - TAU * kl)
+  log_pi, log_mu = (jax.nn.log_softmax(PARAMS[slot]) for slot in ('policy', 'reference'))
+  kl = jnp.exp(log_pi) @ (log_pi - log_mu)
 
-  for loss in (full_kl, policy_gradient(tau=0.0)):
+  def full_kl(scores, comparison):
+    return -scores['policy'].left * (comparison.payoff - TAU * kl)
+
+  for loss in (full_kl, policy_gradient(reference=0.0)):
     gradient = exact.make_ascent(NASH_MD_PG._replace(loss=loss))(PARAMS, PREFERENCE - 0.5)
     np.testing.assert_allclose(gradient, PREFERENCE_ALONE, atol=6e-7)
 
@@ -104,10 +115,10 @@ def test_a_full_kl_in_place_of_the_log_ratio_would_not_regularise():
 def credited(credit):
   """The regulariser alone: each token's score times what `credit` makes of the log-ratios."""
 
-  def loss(scores, payoff):
+  def loss(scores, comparison):
     log_pi = scores['policy'].left
     ratio = lax.stop_gradient(log_pi) - scores['reference'].left
-    return TAU * jnp.sum(log_pi * credit(ratio), axis=-1, keepdims=True) + payoff
+    return TAU * jnp.sum(log_pi * credit(ratio), axis=-1, keepdims=True) + comparison.payoff
 
   return loss
 
@@ -126,7 +137,7 @@ SECOND_TOKEN = (0.209987, -0.209987, 0, 0)
 @pytest.mark.parametrize(
   ('loss', 'kl_gradient'),
   [
-    (policy_gradient(TAU), (0.380797, -0.380797, *SECOND_TOKEN)),
+    (policy_gradient(reference=TAU), (0.380797, -0.380797, *SECOND_TOKEN)),
     (credited(whole_response), (0.380797, -0.380797, *SECOND_TOKEN)),
     (credited(own_token), (0, 0, *SECOND_TOKEN)),  # blind to how a token changes the KL after it
   ],
@@ -140,10 +151,10 @@ def test_reward_to_go_gives_the_gradient_of_the_kl_and_own_tokens_alone_do_not(l
 
 def test_the_gradient_of_the_kl_over_two_tokens_is_the_stated_one():
   def kl(logits):
-    log_pi = exact.two_tokens(logits).left[0].sum(-1)
-    log_mu = exact.two_tokens(exact.TWO_TOKENS['reference']).left[0].sum(-1)
+    log_pi = exact.two_tokens(logits).sum(-1)
+    log_mu = exact.two_tokens(exact.TWO_TOKENS['reference']).sum(-1)
     return jnp.exp(log_pi) @ (log_pi - log_mu)
 
-  value, gradient = jax.jit(jax.value_and_grad(kl))(exact.TWO_TOKENS['policy'])
+  value, gradient = tiny.jit(jax.value_and_grad(kl))(exact.TWO_TOKENS['policy'])
   np.testing.assert_allclose(value, 0.761594, atol=6e-7)
   np.testing.assert_allclose(gradient.ravel(), (0.380797, -0.380797, *SECOND_TOKEN), atol=6e-7)

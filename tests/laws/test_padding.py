@@ -9,8 +9,16 @@ import pytest
 import tiny
 
 from nlhf_jax import policies, sampling
-from nlhf_jax.algorithms.losses import cross_entropy, likelihood, policy_gradient
-from nlhf_jax.preferences.networks import make_preference_network
+from nlhf_jax.algorithms.losses import (
+  contrast,
+  cross_entropy,
+  likelihood,
+  policy_gradient,
+  prospect,
+  regression,
+  winner_likelihood,
+)
+from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 VOCABULARY, SEPARATOR, STOP = 11, 1, 2
@@ -46,23 +54,38 @@ def comparison(extra):
 
 
 SCORE = policies.make_score(DECODER)
+REWARDS = make_reward_network(DECODER, tiny.WIDTH, SEPARATOR)
+LOSSES = [
+  policy_gradient(reference=0.1),
+  likelihood,
+  winner_likelihood,
+  contrast(jnp.square, margin=0.5, per_token=True, reference=1.0),
+  contrast(jax.nn.softplus, beta=0.5, reference=1.0),
+  regression(2.0, reference=1.0),
+  prospect(0.5, 2.0, 1.0, reference=1.0),
+]
 
 
 def as_policy(params, data):
-  data = data._replace(right=None)
+  data = data._replace(right=data.left)  # which are then read once
   scores = {'policy': SCORE(params, data), 'reference': SCORE(REFERENCE, data)}
-  losses = [policy_gradient(0.1)(scores, data.payoff), likelihood(scores, data.payoff)]
-  return losses, scores['policy'].left
+  return [loss(scores, data) for loss in LOSSES], scores['policy'].left
 
 
 def as_preference(params, data):
   logit = NETWORK.logit(params, data)
-  return [cross_entropy({'policy': logit}, data.payoff)], logit
+  return [cross_entropy({'policy': logit}, data)], logit
+
+
+def as_reward(params, data):
+  rewards = REWARDS.score(params, data)
+  return [contrast(jax.nn.softplus)({'policy': rewards}, data)], rewards.left - rewards.right[:, :1]
 
 
 NETWORKS = {
   'policy': (as_policy, POLICY),
   'preference': (as_preference, {'backbone': POLICY} | READOUTS),
+  'reward': (as_reward, {'backbone': POLICY} | READOUTS),
 }
 
 
@@ -104,8 +127,9 @@ def test_log_probabilities_do_not_see_padding_and_are_zero_there():
   np.testing.assert_array_equal(tight != 0, comparison(0).left.mask)
 
 
-def test_preferences_do_not_see_padding():
-  tight, padded = (evaluated('preference', extra)[2] for extra in (0, 3))
+@pytest.mark.parametrize('name', ['preference', 'reward'])
+def test_judges_do_not_see_padding(name):
+  tight, padded = (evaluated(name, extra)[2] for extra in (0, 3))
   assert np.std(tight) > 0.1
   close(padded, tight)
 

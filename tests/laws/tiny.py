@@ -9,8 +9,15 @@ from nlhf_jax.models.transformer import Architecture, make_decoder
 
 WIDTH = 8
 
-# What optimising a program takes is not won back by running it once.
-jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+# What optimising, fusing and splitting a program takes is not won back by running it once.
+jit = partial(
+  jax.jit,
+  compiler_options={
+    'xla_backend_optimization_level': 0,
+    'xla_cpu_use_fusion_emitters': False,
+    'xla_cpu_parallel_codegen_split_count': 1,
+  },
+)
 
 
 def decoder(vocabulary):

@@ -37,7 +37,7 @@ def make_step():
 
     left, right = map(side, jax.random.split(key))
     payoff = jnp.tanh(jnp.mean(left.tokens - right.tokens, axis=-1, keepdims=True)) / 2
-    return update(state, Comparison(prompts, left, right, payoff))
+    return update(state, Comparison(prompts, left, right, payoff), key)
 
   state = initial_state(ALGORITHM, {'logits': jnp.arange(5.0)}, optimizer)
   return state, step

@@ -1,0 +1,5 @@
+"""GPO: SPPO on log-odds."""
+
+from configs import base
+
+get_config = base.trains(gpo=base.policy('gpo', batch=32, eta=2.0, samples=5, every=25))

@@ -1,0 +1,5 @@
+"""IPO on the comparisons, log-ratios summed over tokens."""
+
+from configs import base
+
+get_config = base.trains(ipo=base.offline('ipo', tau=0.06))

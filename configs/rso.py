@@ -1,0 +1,7 @@
+"""RSO: rejection sampling from the reference, ranked by the judge."""
+
+from configs import base
+
+get_config = base.trains(
+  rso=base.policy('rso', batch=16, beta=0.5, gamma=0.1, candidates=7, keep=4)
+)

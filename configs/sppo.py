@@ -1,0 +1,7 @@
+"""SPPO: best and worst of five samples, fitted to their win rates."""
+
+from configs import base
+
+get_config = base.trains(
+  sppo=base.policy('sppo', batch=32, eta=5.0, samples=5, every=25, log_z=0.5)
+)

@@ -1,0 +1,71 @@
+"""The catalogue on a language-model game small enough to list, against its exact equilibrium.
+
+python -m nlhf_jax.main --config=configs/token_game.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+STEPS = 1_000
+
+
+def method(algorithm, solver, *, updates=100, steps=STEPS, arguments, **tabular):
+  """A row of the catalogue, and the tabular solver that it is shown beside."""
+  training = base.training(
+    algorithm,
+    steps=steps,
+    batch=320,
+    learning_rate=3e-3,
+    evaluate_every=50,
+    b1=0.0,  # momentum would orbit a cycle
+    b2=0.95,
+    warmup=10,
+    **arguments,
+  )
+  return dict(training=training, tabular=dict(solver=solver, updates=updates, arguments=tabular))
+
+
+def get_config():
+  config = ConfigDict(
+    dict(
+      experiment='token_game',
+      seed=0,
+      tau=0.05,
+      target=0.01,  # the exploitability that counts as solved
+      game=dict(
+        symbols=3, response_length=3, prompts=5, raters=30, styles=1.0, quality=0.3, taste=0.3
+      ),
+      model=dict(
+        width=32, layers=1, heads=4, key_heads=2, head_size=8, hidden=64, rotary_base=10_000.0
+      ),
+      reference=dict(scale=0.5),  # of its embeddings; the smaller, the nearer it is to uniform
+      methods=ConfigDict(sort_keys=False),
+    ),
+    sort_keys=False,
+  )
+  tau = config.get_ref('tau')  # one price, everywhere
+  beta, rate, eta, every = 0.05, 0.05, 0.2, 50
+  config.methods.update(
+    nash_md_pg=method('nash_md_pg', 'nash_md', pull=beta, arguments=dict(beta=beta, tau=tau)),
+    online_ipo=method('online_ipo', 'self_play', eta=1.0, arguments=dict(tau=tau)),
+    inpo=method(
+      'inpo',
+      'inpo',
+      eta=eta,
+      updates=STEPS // every,  # a round is one update of the ideal algorithm
+      arguments=dict(tau=tau, eta=eta, every=every),
+    ),
+    egpo=method('egpo', 'extragradient', eta=0.9, arguments=dict(tau=tau, temperature=1.5)),
+    # An update of the solver is shown as STEPS / 100 steps, over which the average moves by this.
+    nash_ema_pg=method(
+      'nash_ema_pg',
+      'nash_ema',
+      eta=1.0,
+      rate=1 - (1 - rate) ** (STEPS / 100),
+      arguments=dict(rate=rate, tau=tau),
+    ),
+    # Nash-MD whose opponent is the reference alone: the tabular `best_response` replies to itself.
+    best_response=method('best_response', 'nash_md', pull=1.0, arguments=dict(tau=tau)),
+  )
+  return config

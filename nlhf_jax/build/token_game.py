@@ -1,0 +1,146 @@
+"""The experiment that trains language models on a game small enough to list."""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from nlhf_jax.algorithms.algorithm import asks_judge
+from nlhf_jax.build import language, tabular
+from nlhf_jax.build.language import Stage, Training
+from nlhf_jax.build.names import functions
+from nlhf_jax.data.token_game import LETTERS, TokenGame, make_token_game
+from nlhf_jax.errors import UserError
+from nlhf_jax.games import exact, solvers
+from nlhf_jax.games.game import make_game
+from nlhf_jax.games.solvers import Solver
+from nlhf_jax.models.transformer import Architecture, Decoder, make_decoder
+
+MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
+
+
+class Method(NamedTuple):
+  """A row of the catalogue, and the solver of the same game that it is shown beside."""
+
+  training: Training
+  solver: Solver
+  solver_name: str
+  updates: int
+
+
+class Experiment(NamedTuple):
+  """Everything a run needs to know, free of config."""
+
+  name: str
+  game: TokenGame
+  tau: float
+  target: float
+  decoder: Decoder
+  key: jax.Array  # of the reference
+  scale: float  # of the reference's embeddings, which are its head too
+  methods: Mapping[str, Method]
+  stages: Mapping[str, Stage]
+
+
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+  """The experiment that a config describes; its stages are kept in `folder`.
+
+  Raises:
+    UserError: if a setting cannot be used.
+  """
+  check(config)
+  game = make_token_game(seed=config.seed, **config.game)
+  return Experiment(
+    name=name,
+    game=game,
+    tau=config.tau,
+    target=config.target,
+    decoder=make_decoder(Architecture(vocabulary=game.stop + 1, **config.model)),
+    key=named_key(config.seed, 'reference'),
+    scale=config.reference.scale,
+    methods={label: make_method(config, label) for label in config.methods},
+    stages=make_stages(config, folder),
+  )
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what cannot work before any work is done.
+
+  Raises:
+    UserError: that names the field, its value and what the value must be.
+  """
+  language.check(config)
+  game = config.game
+  for field in ('tau', 'target'):
+    if not 0 < config[field] < math.inf:
+      raise UserError(f'config.{field}={config[field]} must be above 0, and finite.')
+  for field in ('styles', 'quality', 'taste'):
+    if not 0 <= game[field] < math.inf:
+      raise UserError(f'config.game.{field}={game[field]} must be at least 0, and finite.')
+  if not 2 <= game.symbols <= len(LETTERS):
+    raise UserError(f'config.game.symbols={game.symbols} must be between 2 and {len(LETTERS)}.')
+  responses = sum(game.symbols**size for size in range(game.response_length + 1))
+  if responses > MOST:
+    raise UserError(
+      f'config.game.symbols={game.symbols} and config.game.response_length='
+      f'{game.response_length} make {responses} responses, of which {MOST} at most can be listed.'
+    )
+  if not config.methods:
+    raise UserError('config.methods is empty; there is nothing to train.')
+
+
+def make_method(config: ConfigDict, label: str) -> Method:
+  """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
+  row, field = config.methods[label], f'config.methods.{label}'
+  training = language.make_training(row.training, f'{field}.training')
+  if not asks_judge(training.algorithm):
+    raise UserError(
+      f"{field}.training.algorithm: '{row.training.algorithm}' learns from data, not by playing."
+    )
+  if training.batch % config.game.prompts:
+    raise UserError(
+      f'{field}.training.batch={training.batch} must be a multiple of config.game.prompts='
+      f'{config.game.prompts}: every batch asks all of them.'
+    )
+  known = functions(solvers, Solver) | functions(exact, Solver)
+  where = f'{field}.tabular'
+  arguments = dict(row.tabular.arguments)
+  if 'pull' in arguments:
+    arguments['eta'] = arguments.pop('pull') / config.tau
+  solver = tabular.call(
+    known, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
+  )
+  try:
+    trial = make_game([[0.0]], tau=config.tau)
+    solver.init(trial, trial.log_reference)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
+  return Method(training, solver, row.tabular.solver, row.tabular.updates)
+
+
+def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
+  """A stage a method."""
+  plain = json.loads(config.to_json_best_effort())
+  shared = {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}
+  code = hashlib.sha256()
+  for source in sorted(Path(__file__).parents[1].rglob('*.py')):
+    code.update(source.read_bytes())
+  code = code.hexdigest()[:10]
+
+  def stage(label):
+    settings = shared | {'training': plain['methods'][label]['training']}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    return Stage(label, named_key(config.seed, label), folder / f'{label}-{digest}', settings, code)
+
+  return {label: stage(label) for label in config.methods}
+
+
+def named_key(seed: int, name: str) -> jax.Array:
+  """The key of what has this name."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,0 +1,255 @@
+"""The figures and the page of the exact language-model game."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from nlhf_jax.games import plots
+
+GAP = 'exploitability at τ, win probability'
+CAPTIONS = {
+  'exploitability': 'What a best response could gain on the policy, leaving the reference at the '
+  'price τ, as training goes on: the mean over the prompts, every response listed. The first mark '
+  'is the reference. Best response learns to beat the reference, and is beaten in turn.',
+  'tabular': 'Each method beside the solver of the same game that has no network, no samples and '
+  'no optimiser. The updates of the solver, on the upper axis, are stretched to the steps of '
+  'training: shapes can be compared, speeds cannot. The pale lines are the other methods.',
+  'styles': 'How often each first symbol is played in reply to the prompt on which the best '
+  'response to the reference is the most exploitable.',
+  'preferences': 'The game on that prompt. Responses are sorted by their first symbol, their '
+  'style: each style wins one of its blocks and loses another.',
+}
+
+
+def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
+  """The figures of a run, by the names of their files; `payoff` is that of the prompt shown."""
+  methods, prompt = results['methods'], results['prompts'][results['shown']]
+  shares = {'reference': results['reference'], 'equilibrium': results['equilibrium'], **methods}
+  names = list(results['reference']['styles'])
+  played = {
+    label: [row['styles'][name][results['shown']] for name in names]
+    for label, row in shares.items()
+  }
+  order = sorted(range(len(payoff)), key=lambda place: results['responses'][place])
+  sorted_names = [results['responses'][place] for place in order]
+  figures = {
+    'exploitability': together(methods, results['target']),
+    'tabular': apart(methods, results['target']),
+    'styles': plots.bars(played, names, f'First symbols, prompt {prompt}'),
+    'preferences': plots.matrix(
+      payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
+    ),
+  }
+  return {name: as_png(figure) for name, figure in figures.items()}
+
+
+def together(methods: Mapping[str, Any], target: float) -> Figure:
+  """Every method's gap against its steps, named at its end."""
+  figure = Figure(figsize=(8, 4.6), layout='constrained')
+  axes = _dress(figure.add_subplot(), 'A transformer on a token game')
+  axes.set(xlabel='training steps', ylabel=GAP)
+  handles = []
+  for (label, row), colour in zip(methods.items(), plots.COLOURS, strict=False):
+    handles += axes.plot(row['at'], row['gap'], color=colour, linewidth=1.8, label=label)
+  _rule(axes, target)
+  axes.set_ylim(*_limits(methods, target))
+  handles.sort(key=lambda line: -line.get_ydata()[-1])
+  figure.legend(
+    handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
+  )
+  return figure
+
+
+def apart(methods: Mapping[str, Any], target: float) -> Figure:
+  """A panel a method, with its tabular solver on an axis of its own."""
+  columns = min(3, len(methods))
+  rows = -(-len(methods) // columns)
+  figure = Figure(figsize=(3.4 * columns + 0.4, 3.1 * rows + 0.5), layout='constrained')
+  grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+  panels = iter(grid.flat)
+  for (label, row), axes, colour in zip(methods.items(), panels, plots.COLOURS, strict=False):
+    _dress(axes, label)
+    axes.set_xlabel('training steps')
+    for other in methods.values():
+      axes.plot(other['at'], other['gap'], color=plots.PALE, linewidth=1, zorder=1)
+    axes.plot(row['at'], row['gap'], color=colour, linewidth=1.9, zorder=3)
+    _rule(axes, target)
+    solver = row['tabular']
+    stretch = row['at'][-1] / solver['at'][-1]
+    axes.plot(
+      np.array(solver['at']) * stretch,
+      np.maximum(solver['gap'], 1e-12),
+      color=plots.INK,
+      linestyle='--',
+      linewidth=1.3,
+      zorder=4,
+    )
+    above = axes.secondary_xaxis(
+      'top', functions=(lambda x, by=stretch: x / by, lambda x, by=stretch: x * by)
+    )
+    above.set_xlabel(f'updates of {solver["solver"]}', fontsize=8.5, color=plots.GREY)
+    above.tick_params(labelsize=7.5, labelcolor=plots.GREY, color=plots.GREY, length=2)
+    above.spines['top'].set_visible(False)
+    above.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_ylim(*_limits(methods, target))
+  for axes in panels:
+    axes.remove()
+  for axes in grid[:, 0]:
+    axes.set_ylabel('exploitability at τ')
+  lines = [
+    Line2D([], [], color=plots.GREY, linewidth=1.9, label='transformer, sampled'),
+    Line2D([], [], color=plots.INK, linewidth=1.3, linestyle='--', label='tabular, exact'),
+  ]
+  figure.legend(
+    handles=lines,
+    loc='outside lower center',
+    ncols=2,
+    frameon=False,
+    fontsize=9,
+    labelcolor=plots.INK,
+  )
+  return figure
+
+
+def _limits(methods: Mapping[str, Any], target: float) -> tuple[float, float]:
+  """The gaps shown: all those of training, and some room."""
+  gaps = [gap for row in methods.values() for gap in row['gap']]
+  return min(target, *gaps) / 2, 1.5 * max(gaps)
+
+
+def _rule(axes: Axes, target: float) -> None:
+  """A line at the target, and a grid."""
+  axes.set_yscale('log')
+  axes.grid(color=plots.PALE, linewidth=0.6)
+  axes.axhline(target, color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+  axes.text(
+    0.01,
+    target,
+    f'{target:g}',
+    transform=axes.get_yaxis_transform(),
+    fontsize=8,
+    color=plots.INK,
+    ha='left',
+    va='bottom',
+  )
+
+
+def _dress(axes: Axes, title: str) -> Axes:
+  axes.set_title(title, fontsize=10.5, color=plots.INK, loc='left', pad=8)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color(plots.GREY)
+  axes.tick_params(which='both', labelsize=8.5, labelcolor=plots.INK, color=plots.GREY, length=3)
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.label.set(fontsize=9.5, color=plots.INK)
+  axes.set_axisbelow(True)
+  return axes
+
+
+def as_png(figure: Figure) -> bytes:
+  """The figure, at 150 dots an inch."""
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=150)
+  return drawn.getvalue()
+
+
+def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+  """The table of a run: its heads, and a row of cells a method."""
+  heads = [
+    'gap at start',
+    'at end',
+    'worst prompt',
+    'KL to equilibrium',
+    'KL to reference',
+    'beats reference',
+    'solved at step',
+    'steps',
+    'seconds',
+    'tabular gap',
+    'updates',
+  ]
+  cells = []
+  for row in results['methods'].values():
+    tabular = row['tabular']
+    cells.append(
+      [
+        f'{row["gap"][0]:.4f}',
+        f'{row["gap"][-1]:.4f}',
+        f'{row["worst_gap"][-1]:.4f}',
+        f'{row["kl"][-1]:.3f}',
+        f'{row["kl_to_reference"][-1]:.3f}',
+        f'{row["win_rate_against_reference"][-1]:.3f}',
+        'never' if row['solved'] is None else f'{row["solved"]:,}',
+        f'{row["at"][-1]:,}',
+        f'{row["seconds"]:.0f}',
+        f'{tabular["gap"][-1]:.1e}',
+        f'{tabular["updates"]:,}',
+      ]
+    )
+  return heads, cells
+
+
+def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
+  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
+  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
+  content = ''.join([*_head(results), *_table(results), *_figures(figures)])
+  page = template.replace('<!--TITLE-->', html.escape(results['name']))
+  path.write_text(page.replace('<!--CONTENT-->', content), encoding='utf-8')
+
+
+def _head(results: Mapping[str, Any]) -> Iterable[str]:
+  methods, target = results['methods'], results['target']
+  solved = [label for label, row in methods.items() if row['gap'][-1] < target]
+  rest = [label for label in methods if label not in solved]
+  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">A transformer learns to reply to '
+  yield f'{len(results["prompts"])} prompts by playing, from samples. There are only '
+  yield f'{len(results["responses"])} replies to each, so that its distance from the equilibrium '
+  yield 'is computed rather than estimated. '
+  yield f'{_named(solved)} end{"s" if len(solved) == 1 else ""} below an exploitability of '
+  yield f'{target:g}; {_named(rest)} {"does" if len(rest) == 1 else "do"} not.</p>'
+  facts = {
+    'τ, price of a nat': f'{results["tau"]:g}',
+    'gap of the reference': f'{results["reference"]["gap"]:.3f}',
+    'of the reply to the reference': f'{results["reply"]["gap"]:.3f}',
+    'of the equilibrium': f'{results["equilibrium"]["gap"]:.0e}',
+    'its KL to the reference': f'{results["equilibrium"]["kl_to_reference"]:.2f} nats',
+  }
+  items = (f'<div><dt>{name}</dt><dd>{fact}</dd></div>' for name, fact in facts.items())
+  yield f'<dl>{"".join(items)}</dl>'
+
+
+def _named(labels: list[str]) -> str:
+  bold = [f'<b>{html.escape(label)}</b>' for label in labels] or ['none']
+  return ' and '.join(filter(None, [', '.join(bold[:-1]), bold[-1]]))
+
+
+def _table(results: Mapping[str, Any]) -> Iterable[str]:
+  heads, cells = columns(results)
+  yield '<h2>Methods</h2><p>Gaps are what a best response could gain, in win probability, at the '
+  yield 'price τ; means over the prompts, unless the worst is named. KL in nats. A method has '
+  yield 'solved the game at the first evaluation from which on it stays below '
+  yield f'{results["target"]:g}.</p>'
+  yield '<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
+  yield ''.join(f'<th scope="col">{head}</th>' for head in ['method', *heads])
+  yield '</tr></thead><tbody>'
+  for label, row in zip(results['methods'], cells, strict=True):
+    yield f'<tr><th scope="row">{html.escape(label)}</th>'
+    yield ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>'
+  yield '</tbody></table></div>'
+
+
+def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
+  yield '<h2>Figures</h2>'
+  for name, figure in figures.items():
+    data = base64.b64encode(figure).decode()
+    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="Figure {name}">'
+    yield f'<figcaption>{CAPTIONS[name]} <span class="file">{name}.png</span></figcaption></figure>'

@@ -1,0 +1,168 @@
+"""The tournament of an experiment, and what is published of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nlhf_jax import display, policies, records
+from nlhf_jax.build.language import Experiment
+from nlhf_jax.data import tokenizers
+from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.evaluation import report, styles, tournament
+from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.structs import Comparison, Params, Prompts
+from nlhf_jax.training import interrupts
+
+
+def compete(
+  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+) -> list[dict]:
+  """The tournament between the players; its records, one a held-out prompt."""
+  stage = experiment.stages['tournament']
+  path = stage.folder / 'samples.jsonl'
+  with noted(stage):
+    if not path.exists():
+      records.write(path, play(experiment, players, panel))
+  return records.read(path)
+
+
+def play(
+  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+) -> list[dict]:
+  """Lets every player respond to the held-out prompts, and every judge compare the responses."""
+  tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
+  prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
+  # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
+  rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
+  score = jax.jit(policies.make_score(experiment.decoder))
+  sides, others, ratios = {}, {}, {}
+  for number, (name, params) in enumerate(players.items()):
+    key = jax.random.fold_in(stage.key, number)
+    (pair,) = respond(rollout, {'policy': params}, prompts, key, f'{stage.name}, {name}')
+    side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
+    of_reference = map_chunks(
+      lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
+    )
+    sides[name] = side
+    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
+  said = {
+    name: tournament.preferences(attended(judge, name), prompts, list(sides.values()))
+    for name, judge in panel.items()
+  }
+  lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)
+  if experiment.corpus.embedded:
+    matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
+    for row, line in enumerate(lines):
+      line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
+      line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
+  return lines
+
+
+def attended(judge: Judge, name: str) -> Judge:
+  """The judge, behind a check whether the user asked to stop."""
+
+  def payoff(comparison):
+    interrupts.check(f'the tournament, {name} judge')
+    return judge(comparison)
+
+  return payoff
+
+
+def publish(
+  experiment: Experiment, workdir: Path, lines: Sequence[Mapping], exploited: Sequence[Mapping]
+) -> dict:
+  """Writes results, samples, metrics and the report, and prints the tables."""
+  results = tournament.summarise(lines)
+  if experiment.corpus.embedded:
+    results['task'] = styles.summarise(lines)
+  if exploited:
+    results['exploitability'] = tournament.exploitability(exploited)
+  folders = [stage.folder for stage in experiment.stages.values()]
+  curves = [record for folder in folders for record in records.read(folder / 'metrics.jsonl')]
+  notes = {
+    name: records.read_json(stage.folder / 'stage.json')
+    for name, stage in experiment.stages.items()
+  }
+  stages = {
+    name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
+    for name, note in notes.items()
+  }
+  judged = [record for record in curves if record['stage'] == 'preference_model']
+  last = [record for record in judged if 'held_out_accuracy' in record][-1]
+  judge = {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
+  records.write(workdir / 'samples.jsonl', lines)
+  records.write(workdir / 'metrics.jsonl', curves)
+  records.write_json(workdir / 'results.json', results)
+  page = {'name': experiment.name, 'judge': judge, 'stages': stages, **results}
+  report.write(workdir / 'report.html', page, curves, lines)
+  announce(results, judge)
+  return results
+
+
+def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
+  """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
+  tokenizer = experiment.corpus.tokenizer
+  posts = tokenizers.texts(tokenizer, *prompts)
+  by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
+  ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
+  sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
+  return tournament.preferences(judge, prompts, sides)
+
+
+def announce(results: Mapping, judge: Mapping) -> None:
+  """Prints the tables of the results."""
+  as_text, policies, task = display.as_text, results['policies'], results.get('task')
+  if task:
+    for name, matrix in task['judge_matrix'].items():
+      cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
+      cells = [[f'{value:.3f}' for value in row] for row in matrix]
+      title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
+      print(as_text(title, task['styles'], task['styles'], cells))
+  for name, table in results['tables'].items():
+    title = f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, 95 %:'
+    print(as_text(title, *tournament.as_cells(policies, table)))
+  if not task:
+    print('No oracle is known for this data: the only judge is the one the policies trained on.')
+  for name, ranked in results['ranking'].items():
+    cells = [[f'{row["lottery"]:.3f}', f'{row["win_rate"]:.3f}'] for row in ranked]
+    title = f'\nBy the maximal lottery of that table, {name} judge:'
+    print(as_text(title, [row['policy'] for row in ranked], ['share', 'wins against it'], cells))
+  if 'exploitability' in results:
+    announce_exploiters(results['exploitability'])
+
+  columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
+  if task:
+    columns['quality'] = task['quality']
+    for style in (*task['styles'], 'none'):
+      columns[style] = {name: task['shares'][name][style] for name in policies}
+    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in policies}
+  # Rounded before the zero is added, so that no KL is shown as -0.00.
+  cells = [
+    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in policies
+  ]
+  print(as_text('\nPolicies:', policies, list(columns), cells))
+  print(f'\nThe learned judge agrees with {judge["accuracy"]:.1%} of held-out judgements.')
+
+
+def announce_exploiters(found: Mapping) -> None:
+  """Prints what exploiters win, by the judge that trained them and the judge that measures."""
+  by_judges = [
+    (trained_by, measured_by)
+    for trained_by, measured in next(iter(found.values())).items()
+    for measured_by in measured
+  ]
+  cells = [
+    [
+      f'{of_player[trained_by][by]["win_rate"]:.3f} [{of_player[trained_by][by]["low"]:.3f}, '
+      f'{of_player[trained_by][by]["high"]:.3f}]'
+      for trained_by, by in by_judges
+    ]
+    for of_player in found.values()
+  ]
+  columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
+  title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
+  print(display.as_text(title, list(found), columns, cells))

@@ -1,0 +1,152 @@
+"""Stages: pieces of work whose outcome is kept, and what they are made of."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from nlhf_jax import policies, records, sampling
+from nlhf_jax.algorithms.algorithm import DATA
+from nlhf_jax.build.language import Experiment, Policy, Stage, Training
+from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.data.corpora import Split
+from nlhf_jax.errors import UserError
+from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
+from nlhf_jax.structs import Mixture, Params, Prompts, Responses
+from nlhf_jax.training import interrupts, loop, measures
+from nlhf_jax.training.play import make_play
+from nlhf_jax.training.steps import initial_state, make_update
+
+ROLLOUT_CHUNK = 1024  # prompts that are responded to at once
+
+
+def fit(
+  stage: Stage, training: Training, params: Params, step, examples, evaluate
+) -> Mapping[str, Params]:
+  """Trains, unless it is done; returns slot -> parameters."""
+  state = initial_state(training.algorithm, params, training.optimizer)
+  with noted(stage, steps=training.steps):
+    state = loop.train(
+      state,
+      step,
+      examples,
+      stage.key,
+      stage=stage.name,
+      steps=training.steps,
+      folder=stage.folder,
+      evaluate=evaluate,
+      evaluate_every=training.evaluate_every,
+    )
+  return state.params
+
+
+def make_step(experiment: Experiment, policy: Policy, judge: Judge | None):
+  """A step of the loop: play, be judged, update."""
+  training = policy.training
+  feedback = judge and judges.told(judge, policy.feedback)
+  play = make_play(training.algorithm, partial(make_rollout, experiment), feedback)
+  score = policies.make_score(experiment.decoder)
+  update = make_update(training.algorithm, score, training.optimizer, measures.of_play)
+
+  def step(state, batch, key):
+    # Playing takes the key folded with 0 and 1.
+    return update(state, play(state.params, batch, key), jax.random.fold_in(key, 2))
+
+  return step
+
+
+def material(policy: Policy, split: Split):
+  """What a policy learns from: comparisons, demonstrations, or prompts to respond to."""
+  algorithm = policy.training.algorithm
+  if algorithm.left != DATA:
+    return split.prompts
+  return split.comparisons if algorithm.right == DATA else split.demonstrations
+
+
+@contextlib.contextmanager
+def noted(stage: Stage, **facts) -> Iterator[None]:
+  """Notes what determines the stage and the seconds spent on it; only a kill loses some of them.
+
+  Code determines it too, but a change of code does not throw away what took days to train: it is
+  pointed out.
+
+  Raises:
+    UserError: if another process is at work on the stage.
+  """
+  path = stage.folder / 'stage.json'
+  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
+  with alone(stage.folder):
+    if path.exists():
+      facts = records.read_json(path)
+      print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
+      if facts['code'] != stage.code:
+        print('  begun with another version of the code; delete the folder to make it anew')
+    else:
+      records.write_json(path, facts)
+    start, done = time.monotonic(), facts['done']
+    try:
+      yield
+      facts['done'] = True
+    finally:
+      if not done:
+        facts['seconds'] += time.monotonic() - start
+        records.write_json(path, facts)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+  """Keeps other processes out of a folder, as long as they ask here.
+
+  Raises:
+    UserError: if one is inside.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'another run is at work in {folder}; wait for it to end.') from None
+    yield
+
+
+def make_rollout(
+  experiment: Experiment,
+  mixtures: Sequence[Mixture],
+  count: int = 1,
+  filters: Filters = UNFILTERED,
+) -> Rollout:
+  """A rollout of the experiment's decoder, to its length and stop token."""
+  return sampling.make_rollout(
+    experiment.decoder,
+    mixtures,
+    length=experiment.response_length,
+    stop=experiment.corpus.tokenizer.eos_token_id,
+    count=count,
+    filters=filters,
+  )
+
+
+def respond(
+  rollout: Rollout, params: Mapping[str, Params], prompts: Prompts, key: jax.Array, label: str
+) -> tuple[Responses, ...]:
+  """Responses to any number of prompts, a chunk at a time.
+
+  Raises:
+    Interrupted: between chunks, if the user asked to stop.
+  """
+  with tqdm(total=len(prompts.tokens), desc=label, unit='prompt', mininterval=0.5) as bar:
+
+    def one_chunk(chunk, number):
+      interrupts.check(label)
+      responses = rollout(params, chunk, jax.random.fold_in(key, number))
+      bar.update(min(len(chunk.tokens), bar.total - bar.n))
+      return responses
+
+    return map_chunks(one_chunk, prompts, ROLLOUT_CHUNK)

@@ -1,0 +1,211 @@
+"""The exact language-model game: what is listed agrees with what is sampled, and runs keep."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nlhf_jax import main, policies, sampling
+from nlhf_jax.build.token_game import make_experiment
+from nlhf_jax.data import token_game
+from nlhf_jax.data.batches import take
+from nlhf_jax.experiments.token_game import (
+  make_listed,
+  make_measured,
+  make_reference,
+  measure,
+  run,
+  solved,
+)
+from nlhf_jax.structs import Comparison
+
+CONFIG = 'configs/token_game.py'
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+  root = Path(__file__).parents[2]
+  monkeypatch.chdir(root)
+  monkeypatch.syspath_prepend(str(root))
+
+
+@pytest.fixture
+def toy():
+  """The config, of which a run takes seconds."""
+  config = main.load(CONFIG)
+  config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
+  for row in config.methods.values():
+    row.training.update(steps=2, batch=10, evaluate_every=2)
+  return config
+
+
+@pytest.fixture
+def experiment(toy, tmp_path):
+  return make_experiment(toy, 'token_game', tmp_path / 'stages')
+
+
+@pytest.fixture
+def sampled(experiment):
+  """Two sides of responses to prompts in some order, with the places of the prompts."""
+  game = experiment.game
+  rollout = sampling.make_rollout(
+    experiment.decoder, [{'policy': 1.0}] * 2, length=3, stop=game.stop, count=40
+  )
+  asked = np.array([3, 0, 4, 2, 1, 1])
+  prompts = jax.tree.map(jnp.asarray, take(game.prompts, asked))
+  sides = rollout({'policy': make_reference(experiment)}, prompts, jax.random.key(1))
+  return asked, Comparison(prompts, *sides)
+
+
+def test_prompts_are_distinct_and_of_several_lengths(experiment):
+  game = experiment.game
+  assert token_game.prompt_texts(game) == ['∅', 'a', 'b', 'c', 'aa']
+  assert game.prompts.mask.sum(axis=1).tolist() == [1, 2, 2, 2, 3]
+  assert game.prompts.mask[:, -1].all()
+
+
+def test_every_response_is_listed_once(experiment):
+  game = experiment.game
+  texts = token_game.response_texts(game)
+  assert len(texts) == len(set(texts)) == game.payoff.shape[-1] == 1 + 3 + 9 + 27
+  lengths = [len(text.replace('∅', '')) for text in texts]
+  assert game.responses.mask[0].sum(axis=1).tolist() == [min(n + 1, 3) for n in lengths]
+
+
+def test_probabilities_of_the_listed_responses_sum_to_one(experiment):
+  prompts, responses = jax.tree.map(jnp.asarray, experiment.game[:2])
+  params = make_reference(experiment)
+  log_probs = jax.jit(partial(policies.log_probs, experiment.decoder))
+  log_pi = log_probs(params, prompts, responses).sum(axis=-1)
+  np.testing.assert_allclose(np.exp(log_pi).sum(axis=1), 1, atol=1e-5)
+  np.testing.assert_allclose(make_listed(experiment)(params), log_pi, atol=1e-4)
+
+
+def places(game, responses):
+  """Where sampled responses stand in the list, by another way than the judge's."""
+  listed = {tuple(row): place for place, row in enumerate(game.responses.tokens[0].tolist())}
+  return np.array([[listed[tuple(row)] for row in rows] for rows in responses.tokens.tolist()])
+
+
+def test_listed_probabilities_are_those_of_sampled_responses(experiment, sampled):
+  asked, comparison = sampled
+  listed = make_listed(experiment)(make_reference(experiment))
+  at = places(experiment.game, comparison.left)
+  assert len(np.unique(at)) > 10
+  np.testing.assert_allclose(
+    comparison.left.log_probs.sum(axis=-1), listed[asked[:, None], at], atol=1e-4
+  )
+  masks = experiment.game.responses.mask[0][at]
+  np.testing.assert_array_equal(comparison.left.mask, masks)
+
+
+def test_the_judge_says_what_the_payoff_matrix_says(experiment, sampled):
+  asked, comparison = sampled
+  game = experiment.game
+  left, right = places(game, comparison.left), places(game, comparison.right)
+  expected = game.payoff[asked[:, None, None], left[:, :, None], right[:, None, :]]
+  said = token_game.make_judge(game)(comparison)
+  np.testing.assert_allclose(said, expected, atol=1e-6)
+  assert abs(expected).max() > 0.2
+
+
+def test_styles_beat_each_other_in_a_cycle_on_every_prompt(experiment):
+  game = experiment.game
+  first = game.responses.tokens[0, :, 0]
+  styles = [first == symbol for symbol in range(3)]
+  for payoff in game.payoff:
+    np.testing.assert_allclose(payoff, -payoff.T, atol=1e-12)
+    wins = [payoff[np.ix_(styles[s], styles[(s + 1) % 3])].mean() for s in range(3)]
+    assert min(wins) > 0.1 or max(wins) < -0.1
+
+
+def test_the_equilibrium_has_no_gap_and_the_reference_has_one(experiment):
+  log_reference = make_listed(experiment)(make_reference(experiment))
+  measured = make_measured(experiment, log_reference)
+  nash = measure(measured, np.asarray(measured.nash))
+  assert nash['worst_gap'] < 1e-15
+  assert nash['kl'] == pytest.approx(0, abs=1e-12)
+  start = measure(measured, log_reference)
+  assert start['gap'] > 0.05
+  assert start['kl_to_reference'] == pytest.approx(0, abs=1e-12)
+  assert start['win_rate_against_reference'] == pytest.approx(0.5)
+
+
+def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_path, capsys):
+  toy.game.response_length = 2
+  for label in list(toy.methods)[1:-1]:
+    del toy.methods[label]
+
+  def once():
+    return run(make_experiment(toy, 'token_game', tmp_path / 'stages'), tmp_path)
+
+  results = once()
+  for row in results['methods'].values():
+    assert row['at'] == [0, 2]
+    assert row['gap'][0] == results['reference']['gap'] > row['gap'][1] > 0
+    assert row['tabular']['gap'][0] == pytest.approx(row['gap'][0])
+  assert results['methods']['best_response']['tabular']['gap'][-1] == pytest.approx(
+    results['reply']['gap']
+  )
+  assert json.loads((tmp_path / 'results.json').read_text())['tau'] == toy.tau
+  assert (tmp_path / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
+  assert (tmp_path / 'report.html').read_text().count('<img') == 4
+  assert 'best_response' in capsys.readouterr().out
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  once()
+  after = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  assert after == before
+
+
+def test_online_ipo_solves_the_game_and_best_response_does_not(toy, tmp_path):
+  toy.game.update(response_length=2, prompts=2)
+  for label in list(toy.methods):
+    if label not in ('online_ipo', 'best_response'):
+      del toy.methods[label]
+      continue
+    toy.methods[label].training.update(steps=400, batch=128, evaluate_every=400)
+  results = run(make_experiment(toy, 'token_game', tmp_path / 'stages'), tmp_path)
+  gaps = {label: row['gap'][-1] for label, row in results['methods'].items()}
+  assert gaps['online_ipo'] < toy.target < 2 * toy.target < gaps['best_response'], gaps
+
+
+@pytest.mark.parametrize(
+  ('gaps', 'expected'),
+  [([0.3, 0.005, 0.02, 0.004, 0.003], 30), ([0.3, 0.005, 0.02, 0.004, 0.02], None), ([0.001], 0)],
+)
+def test_solved_is_for_good(gaps, expected):
+  assert solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
+
+
+def test_one_price_is_that_of_every_method(toy, tmp_path):
+  main.apply('--config.tau=0.1', toy, CONFIG)
+  assert {row.training.arguments.tau for row in toy.methods.values()} == {0.1}
+  make_experiment(toy, 'token_game', tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('override', 'expected'),
+  [
+    ('tau=0', 'config.tau=0.0 must be above 0'),
+    ('target=0', 'config.target=0.0 must be above 0'),
+    ('game.taste=-1', 'config.game.taste=-1.0 must be at least 0'),
+    ('game.symbols=1', 'config.game.symbols=1 must be between 2 and 26'),
+    ('game.response_length=9', 'of which 1000 at most can be listed'),
+    ('game.prompts=7', 'config.game.prompts=7: every batch asks all of them'),
+    ('model.head_size=7', 'config.model.head_size=7 must be even'),
+    ('methods.inpo.training.algorithm=sft', "'sft' takes []"),
+    ('methods.inpo.tabular.solver=impo', "config.methods.inpo.tabular.solver: there is no 'impo'"),
+    ('methods.egpo.tabular.arguments.eta=30', 'config.methods.egpo.tabular: a step of 30'),
+  ],
+)
+def test_a_mistake_is_one_sentence(capsys, tmp_path, override, expected):
+  arguments = ['main', f'--config={CONFIG}', f'--workdir={tmp_path}', f'--config.{override}']
+  assert main.main(arguments) == 2
+  said = capsys.readouterr().err
+  assert expected in said
+  assert said.count('\n') == 1
+  assert not (tmp_path / 'results.json').exists()

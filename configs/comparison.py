@@ -12,7 +12,9 @@ BETAS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 RATES = (0.02, 0.005)  # weight on the newest policy; the paper's are a tenth, in 30 times the steps
 
 
-def get_config():
+def get_config(source='synthetic'):
+  if source != 'synthetic':
+    raise ValueError('the comparison needs the oracle of the embedded task.')
   config = base.get_config()
   config.policies.update(rlhf.get_config().policies)
   config.policies.sp = base.policy('self_play', tau=TAU)
@@ -26,5 +28,15 @@ def get_config():
     config.policies.update(neighbour.get_config().policies)
   config.policies.sp_oracle = base.policy('self_play', judge='oracle', tau=TAU)
   config.policies.md1_oracle = base.policy('nash_md_pg', judge='oracle', beta=BETAS[0], tau=TAU)
-  config.exploiter = base.policy('best_response', steps=200, batch=32, tau=0.0)
+  config.exploiter = base.training(
+    'best_response',
+    steps=200,
+    batch=32,
+    learning_rate=1e-3,
+    evaluate_every=200,
+    b1=0.0,
+    b2=0.95,
+    warmup=10,
+    tau=0.0,
+  )
   return config

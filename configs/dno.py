@@ -2,4 +2,4 @@
 
 from configs import base
 
-get_config = base.trains(dno=base.policy('dno', eta=0.2, every=25))
+get_config = base.trains(dno=base.policy('dno', eta=0.2, every=100))

@@ -2,4 +2,4 @@
 
 from configs import base
 
-get_config = base.trains(gpo=base.policy('gpo', batch=32, eta=2.0, samples=5, every=25))
+get_config = base.trains(gpo=base.policy('gpo', batch=32, eta=1.0, samples=5, every=100))

@@ -2,4 +2,4 @@
 
 from configs import base
 
-get_config = base.trains(onpo=base.policy('onpo', eta=4.0, every=15))
+get_config = base.trains(onpo=base.policy('onpo', eta=1.5, every=15))

@@ -2,4 +2,4 @@
 
 from configs import base
 
-get_config = base.trains(rebel=base.policy('rebel', eta=5.0, every=25))
+get_config = base.trains(rebel=base.policy('rebel', eta=5.0, every=100))

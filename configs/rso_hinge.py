@@ -3,5 +3,5 @@
 from configs import base
 
 get_config = base.trains(
-  rso_hinge=base.policy('rso_hinge', batch=16, beta=0.5, gamma=0.1, candidates=7, keep=4)
+  rso_hinge=base.policy('rso_hinge', batch=16, beta=0.5, gamma=0.1, candidates=15, keep=3)
 )

@@ -2,4 +2,4 @@
 
 from configs import base
 
-get_config = base.trains(spo=base.policy('spo', tau=0.0, queue=4, every=10))
+get_config = base.trains(spo=base.policy('spo', tau=0.06, queue=4, every=10))

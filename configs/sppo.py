@@ -3,5 +3,5 @@
 from configs import base
 
 get_config = base.trains(
-  sppo=base.policy('sppo', batch=32, eta=5.0, samples=5, every=25, log_z=0.5)
+  sppo=base.policy('sppo', batch=32, eta=5.0, samples=5, every=100, log_z=0.5)
 )

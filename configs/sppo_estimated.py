@@ -3,5 +3,5 @@
 from configs import base
 
 get_config = base.trains(
-  sppo_estimated=base.policy('sppo_estimated', batch=32, eta=5.0, samples=5, every=25)
+  sppo_estimated=base.policy('sppo_estimated', batch=32, eta=5.0, samples=5, every=100)
 )

@@ -2,4 +2,6 @@
 
 from configs import base
 
-get_config = base.trains(sppo_pair=base.policy('sppo_pair', batch=32, eta=5.0, samples=5, every=25))
+get_config = base.trains(
+  sppo_pair=base.policy('sppo_pair', batch=32, eta=5.0, samples=5, every=100)
+)

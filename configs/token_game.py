@@ -7,10 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-STEPS = 1_000
 
-
-def method(algorithm, solver, *, updates=100, steps=STEPS, arguments, **tabular):
+def method(algorithm, solver, *, updates=100, steps=1_000, arguments, **tabular):
   """A row of the catalogue, and the tabular solver that it is shown beside."""
   training = base.training(
     algorithm,
@@ -45,7 +43,7 @@ def get_config():
     sort_keys=False,
   )
   tau = config.get_ref('tau')  # one price, everywhere
-  beta, rate, eta, every = 0.05, 0.05, 0.2, 50
+  beta, rate, eta, every, steps = 0.05, 0.1, 0.2, 50, 1_000
   config.methods.update(
     nash_md_pg=method('nash_md_pg', 'nash_md', pull=beta, arguments=dict(beta=beta, tau=tau)),
     online_ipo=method('online_ipo', 'self_play', eta=1.0, arguments=dict(tau=tau)),
@@ -53,16 +51,24 @@ def get_config():
       'inpo',
       'inpo',
       eta=eta,
-      updates=STEPS // every,  # a round is one update of the ideal algorithm
+      updates=steps // every,  # a round is one update of the ideal algorithm
+      steps=steps,
       arguments=dict(tau=tau, eta=eta, every=every),
     ),
-    egpo=method('egpo', 'extragradient', eta=0.9, arguments=dict(tau=tau, temperature=1.5)),
-    # An update of the solver is shown as STEPS / 100 steps, over which the average moves by this.
+    egpo=method(
+      'egpo',
+      'extragradient',
+      eta=0.9,
+      steps=1_500,  # every second one moves the policy
+      arguments=dict(tau=tau, temperature=1.5),
+    ),
+    # An update of the solver is shown as steps / 100 steps, over which the average moves by this.
     nash_ema_pg=method(
       'nash_ema_pg',
       'nash_ema',
       eta=1.0,
-      rate=1 - (1 - rate) ** (STEPS / 100),
+      rate=1 - (1 - rate) ** (steps / 100),
+      steps=steps,
       arguments=dict(rate=rate, tau=tau),
     ),
     # Nash-MD whose opponent is the reference alone: the tabular `best_response` replies to itself.

@@ -59,8 +59,8 @@ def mixture(**weights: float) -> Mixture:
   for slot, weight in weights.items():
     if weight < 0:
       raise UserError(
-        f"the slot '{slot}' would get the weight {weight:g}, which must not be negative; check the "
-        'arguments of the algorithm (eta at least tau, where it has both).'
+        f"the slot '{slot}' would get the weight {weight:g}, which must not be negative: shares "
+        'lie in [0, 1], and eta is at least tau where both set a weight.'
       )
   return {slot: weight for slot, weight in weights.items() if weight}
 

@@ -37,6 +37,7 @@ from nlhf_jax.algorithms.selection import (
   shifted,
   with_mismatch,
 )
+from nlhf_jax.errors import UserError
 
 POLICY, REFERENCE, SNAPSHOT = (
   mixture(**{slot: 1.0}) for slot in ('policy', 'reference', 'snapshot')
@@ -127,9 +128,14 @@ def simpo(beta: float, gamma: float) -> Algorithm:
 def rso(beta: float, gamma: float, candidates: int, keep: int) -> Algorithm:
   """DPO at `gamma` on samples distributed as mu exp(r / beta) / Z (arXiv 2309.06657).
 
-  Of `candidates` from the reference, `keep` are accepted; r is the log-odds against one more. This
-  is the paper's sigmoid-norm on rso-sample-rank.
+  Nearly so where `keep` is far below `candidates`, of which it is accepted; r is the log-odds
+  against one more. This is the paper's sigmoid-norm on rso-sample-rank.
+
+  Raises:
+    UserError: if there are not so many candidates, or those kept make no pair.
   """
+  if not 2 <= keep <= candidates:
+    raise UserError(f'keep={keep} must be at least 2, and at most candidates={candidates}.')
   return Algorithm(
     [REFERENCE] * (1 + candidates),
     LEFT,

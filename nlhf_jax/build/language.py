@@ -1,5 +1,6 @@
 """The experiments that train language models."""
 
+import functools
 import hashlib
 import inspect
 import json
@@ -26,6 +27,9 @@ from nlhf_jax.training import optimizers
 
 LEARNED = ('sft', 'preference_model', 'reward_model')
 JUDGES = ('learned', 'reward', 'oracle')
+# The stage that a judge is the outcome of.
+GROUND = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
+LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
 
 
@@ -77,6 +81,7 @@ class Experiment(NamedTuple):
   response_length: int
   seed: int
   stages: Mapping[str, Stage]
+  exploiters: Mapping[tuple[str, str], Stage]  # by judge and player
   sft: Training
   preference_model: Training
   reward_model: Training
@@ -117,8 +122,13 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {field}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
   policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
-  exploiter = make_training(config.exploiter, 'config.exploiter') if config.exploiter else None
+  players = [player for policy in policies.values() for player in policy.players]
+  for player in players:
+    if players.count(player) > 1 or player == 'sft':
+      raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
+  exploiter = make_exploiter(config)
   corpus = make_corpus(config)
+  settings = stage_settings(config, policies)
   model = config.model
   decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **model))
   return Experiment(
@@ -128,7 +138,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     width=model.width,
     response_length=config.data.response_length,
     seed=config.seed,
-    stages=make_stages(config, policies, folder),
+    stages={name: make_stage(name, of_it, config.seed, folder) for name, of_it in settings.items()},
+    exploiters={
+      pair: make_stage('exploiter', of_it, config.seed, folder)
+      for pair, of_it in exploiter_settings(config, policies, settings).items()
+    },
     **trainings,
     policies=policies,
     exploiter=exploiter,
@@ -166,8 +180,15 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
+  if (row.judge == 'reward') != (row.algorithm == 'rlhf_pg') and row.algorithm != 'rebel':
+    raise UserError(
+      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}': rlhf_pg needs 'reward', "
+      'rebel can do with it, all others learn from probabilities.'
+    )
   if row.feedback == 'verdict' and row.judge == 'reward':
     raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
+  if row.feedback == 'verdict' and row.algorithm in LOG_ODDS:
+    raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
   slots = [slot.strip() for slot in row.players.split(',')]
   known = ['policy', *training.algorithm.references]
   for slot in slots:
@@ -195,19 +216,35 @@ def make_training(row: ConfigDict, field: str) -> Training:
     algorithm = rows[row.algorithm](**row.arguments)
   except UserError as error:
     raise UserError(f'{field}.arguments: {error}') from None
+  except ZeroDivisionError:
+    raise UserError(
+      f"{field}.arguments: '{row.algorithm}' divides by one of them that is 0."
+    ) from None
+  taken = sum(bool(algorithm.step(number)) for number in range(1, row.steps + 1))
   return Training(
     algorithm=algorithm,
-    optimizer=optimizers.adamw(steps=row.steps, **row.optimizer),
+    optimizer=optimizers.adamw(steps=max(taken, 1), **row.optimizer),
     steps=row.steps,
     batch=row.batch,
     evaluate_every=row.evaluate_every,
   )
 
 
-def make_stages(
-  config: ConfigDict, policies: Mapping[str, Policy], folder: Path
-) -> dict[str, Stage]:
-  """Every stage of the run. A policy builds on the judge it asks, if any, and that on SFT."""
+def make_exploiter(config: ConfigDict) -> Training | None:
+  """How exploiters train, if the config has them."""
+  if not config.exploiter:
+    return None
+  training = make_training(config.exploiter, 'config.exploiter')
+  if not asks_judge(training.algorithm) or 'reference' not in training.algorithm.references:
+    raise UserError(
+      f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "
+      'reference, which is whom to exploit; use best_response.'
+    )
+  return training
+
+
+def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[str, dict]:
+  """What determines every stage. A policy builds on the judge it asks, if any, and that on SFT."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
   path = shared['data'].pop('path', None)
@@ -217,23 +254,46 @@ def make_stages(
   asked = {policy.judge for policy in policies.values()}
   for model in ('preference_model', *(['reward_model'] if 'reward' in asked else [])):
     settings[model] = settings['sft'] | {model: plain[model]}
-  ground = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
   for name, policy in policies.items():
-    settings[name] = settings[ground[policy.judge]] | {'policy': plain['policies'][name]}
+    settings[name] = settings[GROUND[policy.judge]] | {'policy': plain['policies'][name]}
   players = {name: settings[name] for name in ('preference_model', *policies)}
   settings['tournament'] = players | {'tournament': plain['tournament']}
-  if plain['exploiter']:
-    settings['exploitability'] = players | {'exploiter': plain['exploiter']}
+  return settings
 
+
+def exploiter_settings(
+  config: ConfigDict, policies: Mapping[str, Policy], settings: Mapping[str, dict]
+) -> dict[tuple[str, str], dict]:
+  """(judge, player) -> what determines the exploiter of that player under that judge."""
+  if not config.exploiter:
+    return {}
+  plain = json.loads(config.to_json_best_effort())
+  whole = {'exploiter': plain['exploiter'], 'prompts': plain['tournament']['prompts']}
+  slots = {'sft': ('sft', 'policy')}
+  for name, policy in policies.items():
+    slots |= {player: (name, slot) for player, slot in policy.players.items()}
+  judges = ('oracle', 'learned') if config.data.source == 'synthetic' else ('learned',)
+  return {
+    (judge, player): whole
+    | {'judge': judge, 'measured_by': settings['preference_model']}
+    | {'player': settings[name], 'slot': slot}
+    for judge in judges
+    for player, (name, slot) in slots.items()
+  }
+
+
+def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> Stage:
+  """A stage of these settings."""
+  text = json.dumps(settings, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  return Stage(name, key, folder / f'{name}-{digest}', settings, code_digest())
+
+
+@functools.cache
+def code_digest() -> str:
+  """A digest of this package's source."""
   code = hashlib.sha256()
   for source in sorted(Path(__file__).parents[1].rglob('*.py')):
     code.update(source.read_bytes())
-  code = code.hexdigest()[:10]
-
-  def stage(name):
-    text = json.dumps(settings[name], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    return Stage(name, key, folder / f'{name}-{digest}', settings[name], code)
-
-  return {name: stage(name) for name in settings}
+  return code.hexdigest()[:10]

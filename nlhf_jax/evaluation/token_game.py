@@ -102,6 +102,7 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
     above.spines['top'].set_visible(False)
     above.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_ylim(*_limits(methods, target))
+    axes.set_xlim(-0.03 * row['at'][-1], 1.03 * row['at'][-1])
   for axes in panels:
     axes.remove()
   for axes in grid[:, 0]:

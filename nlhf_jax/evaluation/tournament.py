@@ -14,7 +14,7 @@ from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.games import exact
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-MANY = 6  # policies in a table, beyond which its columns are numbered
+MANY = 6  # policies, beyond which a table has no room for intervals
 
 
 def preferences(
@@ -127,8 +127,8 @@ def exploitability(wins: Sequence[Mapping]) -> dict:
     measured = {}
     for judge, values in record.items():
       if judge not in ('player', 'trained_by'):
-        low, high = interval(np.array(values))
-        measured[judge] = {'win_rate': float(np.mean(values)), 'low': low, 'high': high}
+        (low,), (high,) = interval(np.array(values)[:, None])
+        measured[judge] = dict(win_rate=float(np.mean(values)), low=float(low), high=float(high))
     found.setdefault(player, {})[trained_by] = measured
   return found
 
@@ -138,12 +138,12 @@ def as_cells(
 ) -> tuple[list[str], list[str], list[list[str]]]:
   """Rows, columns and cells of a table of `summarise`: `win rate [low, high]`.
 
-  With many policies the columns are numbered, and the cells hold the half-width of the interval.
+  With many policies the columns are numbered, and the intervals are left to `results.json`.
   """
   many = len(policies) > MANY
 
   def cell(mean, low, high):
-    return f'{mean:.3f}±{(high - low) / 2:.3f}' if many else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
+    return f'{mean:.3f}' if many else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
 
   cells = [
     [cell(*of_pair) for of_pair in zip(*row, strict=True)]
@@ -154,3 +154,8 @@ def as_cells(
   numbers = [str(number) for number in range(1, len(policies) + 1)]
   rows = [f'{number:>2} {name}' for number, name in zip(numbers, policies, strict=True)]
   return rows, numbers, cells
+
+
+def widest(table: Mapping) -> float:
+  """The largest half-width of the intervals of a table."""
+  return float(np.max(np.array(table['high']) - np.array(table['low']))) / 2

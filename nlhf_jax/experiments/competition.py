@@ -125,6 +125,8 @@ def announce(results: Mapping, judge: Mapping) -> None:
   for name, table in results['tables'].items():
     title = f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, 95 %:'
     print(as_text(title, *tournament.as_cells(policies, table)))
+    if len(policies) > tournament.MANY:
+      print(f'  No interval is wider than ±{tournament.widest(table):.3f}.')
   if not task:
     print('No oracle is known for this data: the only judge is the one the policies trained on.')
   for name, ranked in results['ranking'].items():

@@ -21,6 +21,7 @@ from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts, measures
+from nlhf_jax.training.loop import Evaluate
 from nlhf_jax.training.steps import make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
@@ -50,9 +51,10 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   asked = dict(panel)
   if 'reward_model' in experiment.stages:
     asked['reward'] = train_reward_model(experiment, reference)
+  evaluate = make_evaluate(experiment, reference, panel['learned'])
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
-    slots = train_policy(experiment, name, reference, panel['learned'], asked.get(policy.judge))
+    slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
     players |= {player: slots[slot] for player, slot in policy.players.items()}
   lines = compete(experiment, players, panel)
   exploited = exploit(experiment, players, panel) if experiment.exploiter else []
@@ -129,7 +131,7 @@ def agreement(said: np.ndarray, payoff: np.ndarray) -> dict[str, float]:
 
 
 def train_policy(
-  experiment: Experiment, name: str, reference: Params, watching: Judge, judge: Judge | None
+  experiment: Experiment, name: str, reference: Params, judge: Judge | None, evaluate: Evaluate
 ) -> Mapping[str, Params]:
   """One policy of the catalogue, from the SFT policy's parameters; its slots.
 
@@ -137,25 +139,35 @@ def train_policy(
     experiment: all of it.
     name: of the policy.
     reference: the SFT policy's parameters.
-    watching: the judge of the learning curve.
     judge: whose word the policy trains on, if it needs one.
+    evaluate: gives the learning curve.
   """
-  policy, stage = experiment.policies[name], experiment.stages[name]
-  training = policy.training
+  policy = experiment.policies[name]
+  step = make_step(experiment, policy, judge)
+  examples = batches(
+    material(policy, experiment.corpus.train), policy.training.batch, experiment.seed
+  )
+  return fit(experiment.stages[name], policy.training, reference, step, examples, evaluate)
+
+
+def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Evaluate:
+  """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones."""
   score = policies.make_score(experiment.decoder)
-  ratio = jax.jit(lambda params, chunk: jnp.mean(jnp.sum(score(params, chunk).left, axis=(1, 2))))
-  against_reference = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
-  watched = take(experiment.corpus.held_out.prompts, slice(WATCHED))
+  rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
+  prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
+  key = experiment.stages['sft'].key
+
+  @jax.jit
+  def log_prob(params, comparison):
+    return jnp.mean(jnp.sum(score(params, comparison).left, axis=(1, 2)))
 
   def evaluate(slots):
     both = {'policy': slots['policy'], 'reference': reference}
-    comparison = Comparison(watched, *against_reference(both, watched, stage.key))
-    log_pi = jnp.mean(jnp.sum(comparison.left.log_probs, axis=(1, 2)))
+    left, right = rollout(both, prompts, key)
+    log_pi = jnp.mean(jnp.sum(left.log_probs, axis=(1, 2)))
     return {
-      'win_rate_against_reference': float(jnp.mean(watching(comparison))) + 0.5,
-      'kl_to_reference': float(log_pi - ratio(reference, comparison._replace(right=None))),
+      'win_rate_against_reference': float(jnp.mean(judge(Comparison(prompts, left, right)))) + 0.5,
+      'kl_to_reference': float(log_pi - log_prob(reference, Comparison(prompts, left))),
     }
 
-  step = make_step(experiment, policy, judge)
-  examples = batches(material(policy, experiment.corpus.train), training.batch, experiment.seed)
-  return fit(stage, training, reference, step, examples, evaluate)
+  return evaluate

@@ -106,3 +106,40 @@ def test_a_table_names_its_rows_and_columns():
   assert [row.split()[0] for row in rows] == ['sft', 'nash']
   assert '0.250 [0.000, 0.500]' in rows[0]
   assert len({len(line) for line in (head, *rows)}) == 1
+
+
+def test_the_ranking_is_the_equilibrium_of_the_table():
+  # a beats b by .2, b beats c by .1, c beats a by .3: the lottery is (.1, .3, .2) / .6; d loses.
+  win_rate = [
+    [0.5, 0.7, 0.2, 0.9],
+    [0.3, 0.5, 0.6, 0.8],
+    [0.8, 0.4, 0.5, 0.9],
+    [0.1, 0.2, 0.1, 0.5],
+  ]
+  ranked = tournament.ranking(['a', 'b', 'c', 'd'], win_rate)
+  assert [row['policy'] for row in ranked] == ['b', 'c', 'a', 'd']
+  np.testing.assert_allclose(
+    [row['lottery'] for row in ranked], [1 / 2, 1 / 3, 1 / 6, 0], atol=1e-9
+  )
+  np.testing.assert_allclose(
+    [row['win_rate'] for row in ranked], [0.5, 0.5, 0.5, 0.1 / 6 + 0.2 / 2 + 0.1 / 3], atol=1e-9
+  )
+
+
+def test_many_policies_are_numbered_and_their_widest_interval_is_told():
+  names = [f'policy {number}' for number in range(tournament.MANY + 1)]
+  even = np.full((len(names), len(names)), 0.5)
+  table = {'win_rate': even, 'low': even - 0.1, 'high': even + 0.1}
+  rows, columns, cells = tournament.as_cells(names, table)
+  assert rows[0] == ' 1 policy 0'
+  assert columns == [str(number + 1) for number in range(len(names))]
+  assert cells[2][3] == '0.500'
+  assert tournament.widest(table) == pytest.approx(0.1)
+
+
+def test_what_exploiters_win_is_told_by_player_and_judges():
+  wins = [{'player': 'sft', 'trained_by': 'oracle', 'oracle': [0.6, 0.8], 'learned': [0.5, 0.5]}]
+  found = tournament.exploitability(wins)['sft']['oracle']
+  assert found['oracle']['win_rate'] == pytest.approx(0.7)
+  assert found['oracle']['low'] < 0.6 < 0.8 < found['oracle']['high']
+  assert found['learned'] == {'win_rate': 0.5, 'low': 0.5, 'high': 0.5}

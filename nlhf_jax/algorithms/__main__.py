@@ -8,7 +8,7 @@ from nlhf_jax.algorithms.algorithm import Algorithm, Side, always
 from nlhf_jax.algorithms.naming import shown
 from nlhf_jax.algorithms.selection import unchanged
 
-# A value for every argument that rows take, so that each can be made and shown.
+# Values for the arguments of rows, so that each can be made and shown; others get 1.
 ARGUMENTS = {
   **{'tau': 0.06, 'beta': 0.125, 'eta': 0.18, 'rate': 0.02, 'ratio': 0.25, 'temperature': 2.0},
   **{'every': 25, 'reset': 150, 'samples': 5, 'queue': 4, 'rounds': 2, 'candidates': 7, 'keep': 4},
@@ -35,7 +35,7 @@ def blocks() -> Iterator[str]:
   rows = [make for _, make in rows if inspect.signature(make).return_annotation is Algorithm]
   for make in sorted(rows, key=lambda make: make.__code__.co_firstlineno):
     takes = list(inspect.signature(make).parameters)
-    row = make(**{name: ARGUMENTS[name] for name in takes})
+    row = make(**{name: ARGUMENTS.get(name, 1) for name in takes})
     facts = {
       'left': of_side(row.left),
       'right': of_side(row.right),

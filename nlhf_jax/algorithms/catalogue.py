@@ -35,7 +35,7 @@ from nlhf_jax.algorithms.selection import (
   normalised,
   rejection_sampled,
   shifted,
-  with_mismatch,
+  with_mismatches,
 )
 from nlhf_jax.errors import UserError
 
@@ -74,7 +74,10 @@ def dpo(beta: float) -> Algorithm:
 
 
 def cdpo(beta: float, epsilon: float) -> Algorithm:
-  """DPO on labels softened by a share `epsilon` of flips: (1 - eps) dpo(w, l) + eps dpo(l, w)."""
+  """(1 - eps) dpo(w, l) + eps dpo(l, w): DPO on labels of which a share `epsilon` may be flipped.
+
+  (E. Mitchell, "A note on DPO with noisy preferences", 2023.)
+  """
   loss = contrast(jax.nn.softplus, beta=beta, share=softened(epsilon), reference=1.0)
   return dpo(beta)._replace(loss=loss)
 
@@ -115,7 +118,7 @@ def kto(beta: float, desirable: float, undesirable: float) -> Algorithm:
   z is the KL to the reference, estimated on responses to other prompts (arXiv 2402.01306, eq. 8).
   """
   loss = prospect(beta, desirable, undesirable, reference=1.0)
-  select = in_turn(as_points, with_mismatch)
+  select = in_turn(as_points, with_mismatches)
   return Algorithm(DATA, DATA, loss, {'reference': frozen}, select)
 
 
@@ -165,12 +168,12 @@ def nash_md_pg(beta: float, tau: float) -> Algorithm:
 
 
 def self_play(tau: float) -> Algorithm:
-  """y' ~ pi: Nash-MD-PG at beta = 0; its fixed point is the regularised Nash equilibrium."""
+  """Self-play, y' ~ pi: Nash-MD-PG at beta = 0; rests at the regularised Nash equilibrium."""
   return nash_md_pg(beta=0.0, tau=tau)
 
 
 def best_response(tau: float) -> Algorithm:
-  """y' ~ mu: Nash-MD-PG at beta = 1; its fixed point is proportional to mu exp(P(y > mu) / tau)."""
+  """Best response to y' ~ mu: Nash-MD-PG at beta = 1; rests at mu exp(P(y > mu) / tau) / Z."""
   return nash_md_pg(beta=1.0, tau=tau)
 
 
@@ -261,19 +264,28 @@ def sppo_estimated(eta: float, samples: int, every: int) -> Algorithm:
 
 
 def sppo_pair(eta: float, samples: int, every: int) -> Algorithm:
-  """SPPO with P(y_w > y_l) for P^ of the winner, and 1 - P(y_w > y_l) for the loser."""
+  """SPPO with P(y_w > y_l) for P^ of the winner, and 1 - P(y_w > y_l) for the loser.
+
+  `sppo_single` of the released code, but for its factor 1/2.
+  """
   select = in_turn(best_against_worst, as_points)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
 def gpo(eta: float, samples: int, every: int) -> Algorithm:
-  """GPO: SPPO on scores, log-odds in place of probabilities (arXiv 2410.02197)."""
+  """GPO: SPPO on scores, log-odds in place of probabilities (arXiv 2410.02197).
+
+  The paper's score is a tenth of the log-odds, so its eta is ten times this one.
+  """
   select = in_turn(log_odds, best_and_worst)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
 def rspo(eta: float, samples: int, every: int, forward: float, reverse: float) -> Algorithm:
-  """RSPO: SPPO + forward E exp(min(-rho, 10)) + reverse E rho^2, rho to mu (arXiv 2503.00030)."""
+  """RSPO: SPPO + forward E exp(min(-rho, 10)) + reverse E rho^2, rho to mu (arXiv 2503.00030).
+
+  All are means over the two responses: `forward` and `reverse` are twice the released code's.
+  """
   loss = total(
     (1.0, regression(eta, snapshot=1.0)),
     (forward, importance(10.0, reference=1.0)),

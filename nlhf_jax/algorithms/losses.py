@@ -144,14 +144,14 @@ def regression(eta: float, **anchors: float) -> Loss:
 def prospect(beta: float, desirable: float, undesirable: float, **anchors: float) -> Loss:
   """KTO's: w_D p sigmoid(beta (z - rho)) + w_U (1 - p) sigmoid(beta (rho - z)), p = u + 1/2.
 
-  z = max(0, mean of rho over the mismatched responses), which are the last ones of the left side
-  (`with_mismatch`), is not differentiated. Returns [B, K - 1].
+  z = max(0, mean of rho over the mismatched responses), which are the second half of the left side
+  (`with_mismatches`), is not differentiated. Returns [B, K / 2].
   """
 
   def loss(scores, comparison):
-    ratio = rho(scores, 'left', anchors)
-    z = lax.stop_gradient(jnp.maximum(0, jnp.mean(ratio[:, -1])))
-    lead, p = beta * (ratio[:, :-1] - z), as_share(worth(comparison)[:, :-1])
+    ratio, mismatched = jnp.split(rho(scores, 'left', anchors), 2, axis=1)
+    z = lax.stop_gradient(jnp.maximum(0, jnp.mean(mismatched)))
+    lead, p = beta * (ratio - z), as_share(jnp.split(worth(comparison), 2, axis=1)[0])
     return desirable * p * jax.nn.sigmoid(-lead) + undesirable * (1 - p) * jax.nn.sigmoid(lead)
 
   return loss

@@ -90,16 +90,21 @@ def as_points(comparison: Comparison, key: Array) -> Comparison:
   return Comparison(comparison.prompts, left, None, payoff)
 
 
-def with_mismatch(comparison: Comparison, key: Array) -> Comparison:
-  """Adds, as the last left response, the first one of the next prompt of the batch, with payoff 0.
+def with_mismatches(comparison: Comparison, key: Array) -> Comparison:
+  """Adds, as as many left responses more, those of the next prompt of the batch, with payoff 0.
 
-  It is unrelated to its prompt: what KTO estimates its KL on. A batch needs at least two prompts.
+  They are unrelated to the prompt: what KTO estimates its KL on.
+
+  Raises:
+    UserError: if the batch is a single prompt.
   """
   del key
+  if len(comparison.payoff) < 2:
+    raise UserError('KTO needs responses to other prompts; a batch must have at least 2 prompts.')
   left = jax.tree.map(
-    lambda leaf: jnp.concatenate([leaf, jnp.roll(leaf[:, :1], -1, axis=0)], axis=1), comparison.left
+    lambda leaf: jnp.concatenate([leaf, jnp.roll(leaf, -1, axis=0)], axis=1), comparison.left
   )
-  payoff = jnp.pad(comparison.payoff, ((0, 0), (0, 1), (0, 0)))
+  payoff = jnp.concatenate([comparison.payoff, jnp.zeros_like(comparison.payoff)], axis=1)
   return comparison._replace(left=left, payoff=payoff)
 
 

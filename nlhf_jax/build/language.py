@@ -255,9 +255,11 @@ def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[s
   for model in ('preference_model', *(['reward_model'] if 'reward' in asked else [])):
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
-    settings[name] = settings[GROUND[policy.judge]] | {'policy': plain['policies'][name]}
+    row = {field: value for field, value in plain['policies'][name].items() if field != 'players'}
+    settings[name] = settings[GROUND[policy.judge]] | {'policy': row}
   players = {name: settings[name] for name in ('preference_model', *policies)}
-  settings['tournament'] = players | {'tournament': plain['tournament']}
+  entered = {name: row['players'] for name, row in plain['policies'].items()}
+  settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}
   return settings
 
 
@@ -286,8 +288,12 @@ def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) 
   """A stage of these settings."""
   text = json.dumps(settings, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-  key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-  return Stage(name, key, folder / f'{name}-{digest}', settings, code_digest())
+  return Stage(name, named_key(seed, name), folder / f'{name}-{digest}', settings, code_digest())
+
+
+def named_key(seed: int, name: str) -> jax.Array:
+  """The key of what has this name."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 @functools.cache

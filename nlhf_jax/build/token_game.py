@@ -1,9 +1,7 @@
 """The experiment that trains language models on a game small enough to list."""
 
-import hashlib
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +11,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.build import language, tabular
-from nlhf_jax.build.language import Stage, Training
+from nlhf_jax.build.language import Stage, Training, make_stage, named_key
 from nlhf_jax.build.names import functions
 from nlhf_jax.data.token_game import LETTERS, TokenGame, make_token_game
 from nlhf_jax.errors import UserError
@@ -128,19 +126,7 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   """A stage a method."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}
-  code = hashlib.sha256()
-  for source in sorted(Path(__file__).parents[1].rglob('*.py')):
-    code.update(source.read_bytes())
-  code = code.hexdigest()[:10]
-
-  def stage(label):
-    settings = shared | {'training': plain['methods'][label]['training']}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-    return Stage(label, named_key(config.seed, label), folder / f'{label}-{digest}', settings, code)
-
-  return {label: stage(label) for label in config.methods}
-
-
-def named_key(seed: int, name: str) -> jax.Array:
-  """The key of what has this name."""
-  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  return {
+    label: make_stage(label, shared | {'training': row['training']}, config.seed, folder)
+    for label, row in plain['methods'].items()
+  }

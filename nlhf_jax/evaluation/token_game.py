@@ -2,9 +2,9 @@
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
   'exploitability': 'What a best response could gain on the policy, leaving the reference at the '
   'price τ, as training goes on: the mean over the prompts, every response listed. The first mark '
-  'is the reference. Best response learns to beat the reference, and is beaten in turn.',
+  'is the reference.',
   'tabular': 'Each method beside the solver of the same game that has no network, no samples and '
   'no optimiser. The updates of the solver, on the upper axis, are stretched to the steps of '
   'training: shapes can be compared, speeds cannot. The pale lines are the other methods.',
@@ -50,16 +50,16 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
     ),
   }
-  return {name: as_png(figure) for name, figure in figures.items()}
+  return {name: plots.as_png(figure) for name, figure in figures.items()}
 
 
 def together(methods: Mapping[str, Any], target: float) -> Figure:
   """Every method's gap against its steps, named at its end."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = _dress(figure.add_subplot(), 'A transformer on a token game')
+  axes = plots.dress(figure.add_subplot(), 'A transformer on a token game')
   axes.set(xlabel='training steps', ylabel=GAP)
   handles = []
-  for (label, row), colour in zip(methods.items(), plots.COLOURS, strict=False):
+  for (label, row), colour in zip(methods.items(), cycle(plots.COLOURS), strict=False):
     handles += axes.plot(row['at'], row['gap'], color=colour, linewidth=1.8, label=label)
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
@@ -77,8 +77,9 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
   figure = Figure(figsize=(3.4 * columns + 0.4, 3.1 * rows + 0.5), layout='constrained')
   grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
   panels = iter(grid.flat)
-  for (label, row), axes, colour in zip(methods.items(), panels, plots.COLOURS, strict=False):
-    _dress(axes, label)
+  colours = cycle(plots.COLOURS)
+  for (label, row), axes, colour in zip(methods.items(), panels, colours, strict=False):
+    plots.dress(axes, label)
     axes.set_xlabel('training steps')
     for other in methods.values():
       axes.plot(other['at'], other['gap'], color=plots.PALE, linewidth=1, zorder=1)
@@ -145,24 +146,6 @@ def _rule(axes: Axes, target: float) -> None:
   )
 
 
-def _dress(axes: Axes, title: str) -> Axes:
-  axes.set_title(title, fontsize=10.5, color=plots.INK, loc='left', pad=8)
-  axes.spines[['top', 'right']].set_visible(False)
-  axes.spines[['left', 'bottom']].set_color(plots.GREY)
-  axes.tick_params(which='both', labelsize=8.5, labelcolor=plots.INK, color=plots.GREY, length=3)
-  for axis in (axes.xaxis, axes.yaxis):
-    axis.label.set(fontsize=9.5, color=plots.INK)
-  axes.set_axisbelow(True)
-  return axes
-
-
-def as_png(figure: Figure) -> bytes:
-  """The figure, at 150 dots an inch."""
-  drawn = io.BytesIO()
-  figure.savefig(drawn, format='png', dpi=150)
-  return drawn.getvalue()
-
-
 def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
   """The table of a run: its heads, and a row of cells a method."""
   heads = [
@@ -215,8 +198,8 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'{len(results["prompts"])} prompts by playing, from samples. There are only '
   yield f'{len(results["responses"])} replies to each, so that its distance from the equilibrium '
   yield 'is computed rather than estimated. '
-  yield f'{_named(solved)} end{"s" if len(solved) == 1 else ""} below an exploitability of '
-  yield f'{target:g}; {_named(rest)} {"does" if len(rest) == 1 else "do"} not.</p>'
+  yield f'Below an exploitability of {target:g} in the end: {_named(solved)}. '
+  yield f'Not: {_named(rest)}.</p>'
   facts = {
     'τ, price of a nat': f'{results["tau"]:g}',
     'gap of the reference': f'{results["reference"]["gap"]:.3f}',

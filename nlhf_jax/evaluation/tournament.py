@@ -14,6 +14,7 @@ from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.games import exact
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
+RESAMPLED = 200
 MANY = 6  # policies, beyond which a table has no room for intervals
 
 
@@ -81,12 +82,13 @@ def summarise(records: Sequence[Mapping]) -> dict:
     `length` in tokens, by policy.
   """
   policies = list(records[0]['responses'])
-  tables = {}
+  tables, rankings = {}, {}
   for judge in records[0]['preferences']:
     values = np.array([record['preferences'][judge] for record in records])
     low, high = interval(values)
     win_rate = values.mean(axis=0)
     tables[judge] = {'win_rate': win_rate.tolist(), 'low': low.tolist(), 'high': high.tolist()}
+    rankings[judge] = ranking(policies, values)
 
   def means(field):
     return {name: float(np.mean([record[field][name] for record in records])) for name in policies}
@@ -95,26 +97,41 @@ def summarise(records: Sequence[Mapping]) -> dict:
     'policies': policies,
     'comparisons': len(records),
     'tables': tables,
-    'ranking': {judge: ranking(policies, table['win_rate']) for judge, table in tables.items()},
+    'ranking': rankings,
     'kl_to_reference': means('log_ratio'),
     'length': means('tokens'),
   }
 
 
-def ranking(policies: Sequence[str], win_rate: Sequence[Sequence[float]]) -> list[dict]:
+def ranking(policies: Sequence[str], values: np.ndarray) -> list[dict]:
   """The policies by the maximal lottery of their table, the Nash equilibrium of the meta-game.
 
-  Best first: by the probability in the lottery, then by the win rate against it, which is 1/2 in
-  its support and at most that outside of it.
+  Best first: by the share in the lottery, then by the win rate against it, which is 1/2 in its
+  support and at most that outside of it.
+
+  Args:
+    policies: their names.
+    values: P(row beats column) on each prompt, [n, M, M].
+
+  Returns:
+    `policy`, `lottery` with `low` and `high` (95 % of `RESAMPLED` draws of the prompts, with
+    replacement), and `win_rate`.
   """
-  payoff = np.array(win_rate) - 0.5
-  # Rounding of the means must not look like a payoff that is not antisymmetric.
-  payoff = (payoff - payoff.T) / 2
-  lottery = exact.maximal_lottery(payoff)
-  against = 0.5 + payoff @ lottery
+
+  def lottery_of(rows):
+    payoff = np.mean(rows, axis=0) - 0.5
+    # Rounding of the means must not look like a payoff that is not antisymmetric.
+    return exact.maximal_lottery((payoff - payoff.T) / 2)
+
+  random = np.random.default_rng(0)
+  draws = random.integers(len(values), size=(RESAMPLED, len(values)))
+  low, high = np.quantile([lottery_of(values[rows]) for rows in draws], (0.025, 0.975), axis=0)
+  lottery = lottery_of(values)
+  against = np.mean(values, axis=0) @ lottery
   order = sorted(range(len(policies)), key=lambda i: (-round(lottery[i], 9), -against[i]))
+  columns = {'lottery': lottery, 'low': low, 'high': high, 'win_rate': against}
   return [
-    {'policy': policies[i], 'lottery': float(lottery[i]), 'win_rate': float(against[i])}
+    {'policy': policies[i]} | {name: float(column[i]) for name, column in columns.items()}
     for i in order
   ]
 

@@ -91,9 +91,9 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judged = [record for record in curves if record['stage'] == 'preference_model']
-  last = [record for record in judged if 'held_out_accuracy' in record][-1]
-  judge = {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
+  judge = last_look(curves, 'preference_model')
+  if 'reward_model' in experiment.stages:
+    judge['reward_model_accuracy'] = last_look(curves, 'reward_model')['accuracy']
   records.write(workdir / 'samples.jsonl', lines)
   records.write(workdir / 'metrics.jsonl', curves)
   records.write_json(workdir / 'results.json', results)
@@ -101,6 +101,13 @@ def publish(
   report.write(workdir / 'report.html', page, curves, lines)
   announce(results, judge)
   return results
+
+
+def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
+  """What was measured of a judge on held-out comparisons in the end."""
+  of_stage = [record for record in curves if record['stage'] == stage]
+  last = [record for record in of_stage if 'held_out_accuracy' in record][-1]
+  return {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
 
 
 def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
@@ -115,7 +122,7 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
 
 def announce(results: Mapping, judge: Mapping) -> None:
   """Prints the tables of the results."""
-  as_text, policies, task = display.as_text, results['policies'], results.get('task')
+  as_text, players, task = display.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
@@ -123,15 +130,19 @@ def announce(results: Mapping, judge: Mapping) -> None:
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))
   for name, table in results['tables'].items():
-    title = f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, 95 %:'
-    print(as_text(title, *tournament.as_cells(policies, table)))
-    if len(policies) > tournament.MANY:
-      print(f'  No interval is wider than ±{tournament.widest(table):.3f}.')
+    within = f'95 % intervals within ±{tournament.widest(table):.3f}'
+    title = (
+      f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
+    )
+    print(as_text(title, *tournament.as_cells(players, table)))
   if not task:
-    print('No oracle is known for this data: the only judge is the one the policies trained on.')
+    print('No oracle is known for this data: the only judge is the learned one.')
   for name, ranked in results['ranking'].items():
-    cells = [[f'{row["lottery"]:.3f}', f'{row["win_rate"]:.3f}'] for row in ranked]
-    title = f'\nBy the maximal lottery of that table, {name} judge:'
+    cells = [
+      [f'{row["lottery"]:.3f} [{row["low"]:.3f}, {row["high"]:.3f}]', f'{row["win_rate"]:.3f}']
+      for row in ranked
+    ]
+    title = f'\nBy the maximal lottery of that table, {name} judge, 95 % over prompts:'
     print(as_text(title, [row['policy'] for row in ranked], ['share', 'wins against it'], cells))
   if 'exploitability' in results:
     announce_exploiters(results['exploitability'])
@@ -140,14 +151,16 @@ def announce(results: Mapping, judge: Mapping) -> None:
   if task:
     columns['quality'] = task['quality']
     for style in (*task['styles'], 'none'):
-      columns[style] = {name: task['shares'][name][style] for name in policies}
-    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in policies}
+      columns[style] = {name: task['shares'][name][style] for name in players}
+    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in players}
   # Rounded before the zero is added, so that no KL is shown as -0.00.
   cells = [
-    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in policies
+    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in players
   ]
-  print(as_text('\nPolicies:', policies, list(columns), cells))
+  print(as_text('\nPolicies:', players, list(columns), cells))
   print(f'\nThe learned judge agrees with {judge["accuracy"]:.1%} of held-out judgements.')
+  if 'reward_model_accuracy' in judge:
+    print(f'The reward model agrees with {judge["reward_model_accuracy"]:.1%} of them.')
 
 
 def announce_exploiters(found: Mapping) -> None:

@@ -15,7 +15,7 @@ from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
 from nlhf_jax.evaluation import styles
 from nlhf_jax.experiments.competition import compete, perfect_matrices, publish
 from nlhf_jax.experiments.exploitability import exploit
-from nlhf_jax.experiments.stages import fit, make_rollout, make_step, material
+from nlhf_jax.experiments.stages import fit, make_policy_step, make_rollout, material
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
@@ -143,7 +143,7 @@ def train_policy(
     evaluate: gives the learning curve.
   """
   policy = experiment.policies[name]
-  step = make_step(experiment, policy, judge)
+  step = make_policy_step(experiment, policy, judge)
   examples = batches(
     material(policy, experiment.corpus.train), policy.training.batch, experiment.seed
   )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import grain
 import jax
 from tqdm import tqdm
 
@@ -19,16 +20,21 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
-from nlhf_jax.structs import Mixture, Params, Prompts, Responses
+from nlhf_jax.structs import Comparison, Mixture, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, loop, measures
-from nlhf_jax.training.play import make_play
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.play import Feedback, MakeRollout, make_play
+from nlhf_jax.training.steps import Score, initial_state, make_update
 
 ROLLOUT_CHUNK = 1024  # prompts that are responded to at once
 
 
 def fit(
-  stage: Stage, training: Training, params: Params, step, examples, evaluate
+  stage: Stage,
+  training: Training,
+  params: Params,
+  step: loop.Step,
+  examples: grain.MapDataset,
+  evaluate: loop.Evaluate,
 ) -> Mapping[str, Params]:
   """Trains, unless it is done; returns slot -> parameters."""
   state = initial_state(training.algorithm, params, training.optimizer)
@@ -47,13 +53,13 @@ def fit(
   return state.params
 
 
-def make_step(experiment: Experiment, policy: Policy, judge: Judge | None):
+def make_step(
+  training: Training, score: Score, make_rollout: MakeRollout, feedback: Feedback | None
+) -> loop.Step:
   """A step of the loop: play, be judged, update."""
-  training = policy.training
-  feedback = judge and judges.told(judge, policy.feedback)
-  play = make_play(training.algorithm, partial(make_rollout, experiment), feedback)
-  score = policies.make_score(experiment.decoder)
-  update = make_update(training.algorithm, score, training.optimizer, measures.of_play)
+  algorithm = training.algorithm
+  play = make_play(algorithm, make_rollout, feedback)
+  update = make_update(algorithm, score, training.optimizer, measures.of_play(algorithm))
 
   def step(state, batch, key):
     # Playing takes the key folded with 0 and 1.
@@ -62,7 +68,17 @@ def make_step(experiment: Experiment, policy: Policy, judge: Judge | None):
   return step
 
 
-def material(policy: Policy, split: Split):
+def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None) -> loop.Step:
+  """The step of a policy of the experiment."""
+  return make_step(
+    policy.training,
+    policies.make_score(experiment.decoder),
+    partial(make_rollout, experiment),
+    judge and judges.told(judge, policy.feedback),
+  )
+
+
+def material(policy: Policy, split: Split) -> Comparison | Prompts:
   """What a policy learns from: comparisons, demonstrations, or prompts to respond to."""
   algorithm = policy.training.algorithm
   if algorithm.left != DATA:

@@ -1,6 +1,5 @@
 """Solving a game over a few actions: every solver's way to the exact equilibria."""
 
-import io
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -218,14 +216,7 @@ def draw(
   for sampling, outcome in results.get('rlhf', {}).items():
     marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
   figures['policies'] = plots.bars(marks, names, 'Policies')
-  return {name: as_png(figure) for name, figure in figures.items()}
-
-
-def as_png(figure: Figure) -> bytes:
-  """The figure, at 150 dots an inch."""
-  drawn = io.BytesIO()
-  figure.savefig(drawn, format='png', dpi=150)
-  return drawn.getvalue()
+  return {name: plots.as_png(figure) for name, figure in figures.items()}
 
 
 def announce(results: Mapping) -> None:

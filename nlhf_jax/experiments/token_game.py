@@ -22,14 +22,12 @@ from nlhf_jax.build.token_game import Experiment, Method, make_experiment
 from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
 from nlhf_jax.evaluation import token_game as page
-from nlhf_jax.experiments.stages import fit
+from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.structs import Params
-from nlhf_jax.training import interrupts, measures
-from nlhf_jax.training.play import make_play
-from nlhf_jax.training.steps import make_update
+from nlhf_jax.training import interrupts
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
 LOOKS = 201  # points of a solver's course
@@ -140,13 +138,8 @@ def train(
     length=game.responses.tokens.shape[-1],
     stop=game.stop,
   )
-  play = make_play(training.algorithm, make_rollout, lambda comparison, key: judge(comparison))
   score = policies.make_score(experiment.decoder)
-  update = make_update(training.algorithm, score, training.optimizer, measures.of_play)
-
-  def step(state, prompts, key):
-    # Playing takes the key folded with 0 and 1.
-    return update(state, play(state.params, prompts, key), jax.random.fold_in(key, 2))
+  step = make_step(training, score, make_rollout, lambda comparison, key: judge(comparison))
 
   def evaluate(slots):
     return measure(measured, listed(slots['policy']))

@@ -5,6 +5,7 @@ that they work without a screen; `figure.savefig(path, dpi=150)` keeps one. Colo
 of the mapping, and stay apart for colour-blind readers. Left out: curves with error bands.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, cycle, product
 
@@ -47,7 +48,7 @@ def convergence(
     floor: the smallest value shown as it is.
   """
   figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
-  axes = _dress(figure.add_subplot(), title)
+  axes = dress(figure.add_subplot(), title)
   axes.set(xscale='log', yscale='log', xlabel=across, ylabel=label)
   handles, lowest, highest = [], 1.0, floor
   for (name, (x, y)), style in zip(curves.items(), _styles(), strict=False):
@@ -184,7 +185,7 @@ def bars(
     table = np.hstack([table[:, kept], rest])
   count, actions = table.shape
   figure = Figure(figsize=(6.4, 1 + actions * (0.1 + 0.13 * count)), layout='constrained')
-  axes = _dress(figure.add_subplot(), title)
+  axes = dress(figure.add_subplot(), title)
   thickness = 0.8 / count
   for i, (policy, row, style) in enumerate(zip(policies, table, _styles(), strict=False)):
     places = np.arange(actions) + (i - (count - 1) / 2) * thickness
@@ -224,7 +225,7 @@ def sweep(
   panels = figure.subplots(1, len(policies), squeeze=False, sharey=True)[0]
   colours = [style['color'] for _, style in zip(names, _styles(), strict=False)]
   for axes, (method, table) in zip(panels, policies.items(), strict=True):
-    _dress(axes, method)
+    dress(axes, method)
     areas = axes.stackplot(
       values, np.asarray(table, float).T, colors=colours, alpha=0.85, edgecolor='white', linewidth=1
     )
@@ -245,7 +246,8 @@ def _styles() -> Iterator[dict]:
     yield {'color': colour, 'linestyle': line, 'linewidth': 1.2 if i % 2 else 2.1}
 
 
-def _dress(axes: Axes, title: str) -> Axes:
+def dress(axes: Axes, title: str) -> Axes:
+  """Axes with a title and no frame."""
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(GREY)
@@ -309,3 +311,10 @@ def _legend(figure: Figure, handles: Sequence, place: str, ncols: int = 1) -> No
 def _literal(names: Sequence[str]) -> list[str]:
   """The names as they are, where a dollar would begin a formula."""
   return [name.replace('$', r'\$') for name in names]
+
+
+def as_png(figure: Figure) -> bytes:
+  """The figure, at 150 dots an inch."""
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format='png', dpi=150)
+  return drawn.getvalue()

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nlhf_jax.algorithms.algorithm import LEFT, Algorithm, asks_judge
 from nlhf_jax.structs import Comparison
+from nlhf_jax.training.steps import Measure
 
 
 def of_demonstrations(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
@@ -34,20 +36,24 @@ def _accuracy(comparison, said):
   return {'accuracy': jnp.mean((1 + right) / 2), 'tokens': tokens}
 
 
-def of_play(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+def of_play(algorithm: Algorithm) -> Measure:
   """How the left responses fare against the right ones, and what they are like.
 
-  `win_rate` in win probability (under a reward model, half more than the mean lead); `entropy` in
-  nats a token, of what was sampled; `response_length` in tokens.
+  `payoff`, where a judge compared two sides, in its unit; `entropy` in nats a token, of what was
+  sampled; `response_length` in tokens.
   """
-  del scores
-  left, right = comparison.left, comparison.right
-  tokens = jnp.sum(left.mask)
-  values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
-  if comparison.payoff is not None:
-    values['win_rate'] = jnp.mean(comparison.payoff) + 0.5
-  if right is not None:
-    values['tokens'] += jnp.sum(right.mask)
-  if left.entropy is not None:
-    values['entropy'] = jnp.sum(left.entropy) / tokens
-  return values
+
+  def measure(comparison, scores):
+    del scores
+    left, right = comparison.left, comparison.right
+    tokens = jnp.sum(left.mask)
+    values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
+    if left.entropy is not None:
+      values['entropy'] = jnp.sum(left.entropy) / tokens
+    if algorithm.right not in (None, LEFT):
+      values['tokens'] += jnp.sum(right.mask)
+      if asks_judge(algorithm):
+        values['payoff'] = jnp.mean(comparison.payoff)
+    return values
+
+  return measure

@@ -16,10 +16,10 @@ Play = Callable[[Mapping[str, Params], Any, Array], Comparison]
 # (comparison, key) -> payoff: a judge, and how its preference is reported.
 Feedback = Callable[[Comparison, Array], Float[Array, 'B K J']]
 
+MakeRollout = Callable[[Sequence[Mixture]], Rollout]
 
-def make_play(
-  algorithm: Algorithm, make_rollout: Callable[[Sequence[Mixture]], Rollout], feedback: Feedback
-) -> Play:
+
+def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedback | None) -> Play:
   """A function (slot -> parameters, batch, key) -> comparison.
 
   Args:

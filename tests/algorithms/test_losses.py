@@ -216,8 +216,9 @@ def prospects(mismatched):
 
   The winners' rho are 1.25 and 1, the losers' -.75 and 0, those of the mismatched ones are given.
   """
-  policy = np.array([[1.25, -0.75, mismatched[0]], [1.0, 0.0, mismatched[1]]], np.float32)
-  payoff = jnp.array([[[0.5], [-0.5], [0.0]]] * 2)
+  first, second = mismatched
+  policy = np.array([[1.25, -0.75, first, first], [1.0, 0.0, second, second]], np.float32)
+  payoff = jnp.array([[[0.5], [-0.5], [0.0], [0.0]]] * 2)
   comparison = compared(WIN)._replace(right=None, payoff=payoff)
 
   def values(left):
@@ -240,25 +241,25 @@ def test_kto_measures_from_the_kl_of_mismatched_responses_and_not_from_below_zer
 
   slope = lambda x: 2 * sigmoid(2 * x) * sigmoid(-2 * x)
   desired = [
-    [-1.5 * slope(1.25 - z), 0.5 * slope(-0.75 - z), 0],  # and none through z
-    [-1.5 * slope(1 - z), 0.5 * slope(-z), 0],
+    [-1.5 * slope(1.25 - z), 0.5 * slope(-0.75 - z), 0, 0],  # and none through z
+    [-1.5 * slope(1 - z), 0.5 * slope(-z), 0, 0],
   ]
   is_close(slopes, desired)
 
 
-def test_kto_reads_pairs_and_takes_the_next_prompt_s_winner_for_a_mismatch():
+def test_kto_reads_pairs_and_takes_those_of_the_next_prompt_for_mismatches():
   algorithm = catalogue.kto(2.0, 1.5, 0.5)
   tokens = jnp.array([[[10]], [[20]]])
   prompts = Prompts(jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
   left, right = (Responses(tokens + side, tokens > 0) for side in (0, 1))
   pairs = Comparison(prompts, left, right, jnp.array([[[0.5]], [[-0.5]]]))
   selected = algorithm.select(pairs, jax.random.key(0))
-  np.testing.assert_array_equal(selected.left.tokens[..., 0], [[10, 11, 20], [20, 21, 10]])
+  np.testing.assert_array_equal(selected.left.tokens[..., 0], [[10, 11, 20, 21], [20, 21, 10, 11]])
 
-  # rho is a hundredth of the token: z = .15.
-  ratio = {'policy': Scores(selected.left.tokens / 100), 'reference': Scores(jnp.zeros((2, 3, 1)))}
-  win = lambda rho: 1.5 * sigmoid(-2 * (rho - 0.15))
-  lose = lambda rho: 0.5 * sigmoid(-2 * (0.15 - rho))
+  # rho is a hundredth of the token: z = .155.
+  ratio = {'policy': Scores(selected.left.tokens / 100), 'reference': Scores(jnp.zeros((2, 4, 1)))}
+  win = lambda rho: 1.5 * sigmoid(-2 * (rho - 0.155))
+  lose = lambda rho: 0.5 * sigmoid(-2 * (0.155 - rho))
   desired = [[win(0.1), lose(0.11)], [lose(0.2), win(0.21)]]
   is_close(algorithm.loss(ratio, selected), desired)
 

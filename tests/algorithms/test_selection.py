@@ -21,7 +21,7 @@ from nlhf_jax.algorithms.selection import (
   rejection_sampled,
   shifted,
   unchanged,
-  with_mismatch,
+  with_mismatches,
   worth,
 )
 from nlhf_jax.errors import UserError
@@ -111,14 +111,19 @@ def test_as_points_a_pair_has_a_winner_and_a_loser():
   np.testing.assert_allclose(points.payoff, [[[0.5], [-0.5]], [[-0.2], [0.2]]])
 
 
-def test_a_mismatch_is_the_first_response_to_the_next_prompt():
+def test_mismatches_are_the_responses_to_the_next_prompt():
   points = comparison(
     [[[0.5], [-0.5]], [[0.2], [-0.2]], [[0.1], [-0.1]]], [[1, 2], [3, 4], [5, 6]], [[0]] * 3
   )
-  with_last = with_mismatch(points, KEY)
-  assert_are(with_last.left, [[1, 2, 3], [3, 4, 5], [5, 6, 1]])
-  np.testing.assert_array_equal(with_last.payoff[:, :2], points.payoff)
-  np.testing.assert_array_equal(with_last.payoff[:, 2], np.zeros((3, 1)))
+  both = with_mismatches(points, KEY)
+  assert_are(both.left, [[1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 1, 2]])
+  np.testing.assert_array_equal(both.payoff[:, :2], points.payoff)
+  np.testing.assert_array_equal(both.payoff[:, 2:], np.zeros((3, 2, 1)))
+
+
+def test_one_prompt_has_no_mismatches():
+  with pytest.raises(UserError, match='at least 2 prompts'):
+    with_mismatches(comparison([[[0.5], [-0.5]]], [[1, 2]], [[0]]), KEY)
 
 
 def test_log_odds_are_a_score_of_limited_size():

@@ -14,7 +14,7 @@ from nlhf_jax.structs import Comparison, Mixture, Scores
 Loss = Callable[[Mapping[str, Scores], Comparison], Array]
 
 # Number of the update, from 1 -> whether the policy takes the step that the gradient proposes.
-StepRule = Callable[[Array], Array | bool]
+StepRule = Callable[[Array | int], Array | bool]
 
 # Where the responses of a side come from: one is drawn from each mixture; or `DATA`; or `LEFT`.
 Side = Sequence[Mixture] | str
@@ -22,13 +22,13 @@ DATA = 'data'
 LEFT = 'left'  # the left responses, each of them against all of them
 
 
-def always(update: Array) -> bool:
+def always(update: Array | int) -> bool:
   """Every proposal is taken."""
   del update
   return True
 
 
-def extragradient(update: Array) -> Array:
+def extragradient(update: Array | int) -> Array | bool:
   """Every second proposal is taken; the others only move the references that look ahead."""
   return update % 2 == 0
 

@@ -57,7 +57,8 @@ def of_texts(
     shape = (*left.tokens.shape[:2], right.tokens.shape[1])
 
     def read(tokens, mask, axes):
-      grid = np.array(tokenizers.texts(tokenizer, tokens, mask), dtype=object)
+      texts = tokenizers.texts(tokenizer, np.asarray(tokens), np.asarray(mask))
+      grid = np.array(texts, dtype=object)
       grid = np.expand_dims(grid.reshape(tokens.shape[:-1]), axes)
       return np.broadcast_to(grid, shape).ravel().tolist()
 

@@ -1,0 +1,9 @@
+"""Nash-MD-PG without a model of preferences: the raters themselves cast one vote on every pair."""
+
+from configs import base
+
+get_config = base.trains(
+  nash_md_model_free=base.policy(
+    'nash_md_pg', beta=0.125, tau=0.06, judge='oracle', feedback='verdict'
+  )
+)

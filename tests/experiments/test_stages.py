@@ -1,0 +1,105 @@
+"""A stage is found again by what determines it, and by nothing else."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from nlhf_jax import records
+from nlhf_jax.build.language import make_experiment
+from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import language
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(toy, monkeypatch):
+  """Two policies, one of which asks no judge, and exploiters."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  whole = importlib.import_module('configs.comparison').get_config()
+  for name in list(whole.policies):
+    if name not in ('ema1', 'dpo'):
+      del whole.policies[name]
+  return toy(whole)
+
+
+def folders(config, tmp_path):
+  experiment = make_experiment(config, 'x', tmp_path)
+  named = {name: stage.folder for name, stage in experiment.stages.items()}
+  return named | {pair: stage.folder for pair, stage in experiment.exploiters.items()}
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'kept'),
+  [
+    ('tournament.prompts', 4, ('sft', 'preference_model', 'ema1', 'dpo')),
+    ('exploiter.steps', 3, ('sft', 'preference_model', 'ema1', 'dpo', 'tournament')),
+    (
+      'policies.ema1.players',
+      'policy',
+      ('sft', 'preference_model', 'ema1', 'dpo', ('oracle', 'dpo')),
+    ),
+    ('policies.dpo.steps', 3, ('sft', 'preference_model', 'ema1', ('learned', 'ema1'))),
+    ('preference_model.steps', 3, ('sft', 'dpo')),
+    ('sft.steps', 3, ()),
+    ('seed', 1, ()),
+  ],
+)
+def test_a_stage_is_made_anew_when_what_it_builds_on_changes(config, tmp_path, field, value, kept):
+  before = folders(config, tmp_path)
+  assert len(set(before.values())) == len(before) == 5 + 2 * 4
+  config.update_from_flattened_dict({field: value})
+  after = folders(config, tmp_path)
+  found = {name for name in after if after[name] == before.get(name)}
+  assert set(kept) <= found
+  # What plays the changed players, or is measured otherwise, is not found again.
+  assert 'tournament' not in found or 'tournament' in kept
+  if field in (
+    'tournament.prompts',
+    'exploiter.steps',
+    'preference_model.steps',
+    'sft.steps',
+    'seed',
+  ):
+    assert found == set(kept)
+
+
+def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_path, capsys):
+  run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
+  first = run()
+  wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))
+  assert len(wins) == 2 * 4
+  for path in wins:
+    record = records.read_json(path)
+    found = first['exploitability'][record['player']][record['trained_by']]
+    for judge in ('oracle', 'learned'):
+      assert len(record[judge]) == config.tournament.prompts
+      assert found[judge]['win_rate'] == pytest.approx(sum(record[judge]) / len(record[judge]))
+  gone = wins[0].parent
+  stamps = {path: path.stat().st_mtime_ns for path in wins[1:]}
+  wins[0].unlink()  # as if killed before the last one was measured
+  assert run() == first
+  assert (gone / 'wins.json').exists()
+  assert {path: path.stat().st_mtime_ns for path in wins[1:]} == stamps
+  assert 'Win rate of an exploiter' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'complaint'),
+  [
+    ('policies.ema1.judge', 'reward', "judge='reward' does not go with 'nash_ema_pg'"),
+    ('policies.ema1.players', 'policy,magnet', "'magnet' is not a slot"),
+    ('policies.ema1.arguments.tau', -1.0, 'tau=-1.0 must be at least 0'),
+  ],
+)
+def test_what_does_not_go_together_is_refused(config, tmp_path, field, value, complaint):
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=complaint.replace('(', r'\(')):
+    make_experiment(config, 'x', tmp_path)
+
+
+def test_two_players_of_one_name_are_refused(config, tmp_path):
+  config.policies.ema1_average = config.policies.dpo
+  with pytest.raises(UserError, match="two players would be called 'ema1_average'"):
+    make_experiment(config, 'x', tmp_path)

@@ -5,9 +5,11 @@ of the results is a mean over records, so that it can be recomputed from `sample
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
@@ -19,16 +21,22 @@ MANY = 6  # policies, beyond which a table has no room for intervals
 
 
 def preferences(
-  judge: Callable[[Comparison], np.ndarray], prompts: Prompts, sides: Sequence[Responses]
+  judge: Callable[[Comparison], np.ndarray],
+  prompts: Prompts,
+  sides: Sequence[Responses],
+  label: str | None = None,
 ) -> np.ndarray:
-  """P(side i beats side j) on each prompt, [n, M, M], for one response a side and prompt."""
+  """P(side i beats side j) on each prompt, [n, M, M], for one response a side and prompt.
+
+  With a label there is a progress bar.
+  """
   table = np.full((len(prompts.tokens), len(sides), len(sides)), 0.5)
-  for i, left in enumerate(sides):
-    for j, right in enumerate(sides[:i]):
-      matches = Comparison(prompts, left, right)
-      payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
-      table[:, i, j] += payoff
-      table[:, j, i] -= payoff
+  pairs = list(combinations(range(len(sides)), 2))
+  for j, i in tqdm(pairs, desc=label, unit='pair', disable=label is None, mininterval=0.5):
+    matches = Comparison(prompts, sides[i], sides[j])
+    payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
+    table[:, i, j] += payoff
+    table[:, j, i] -= payoff
   return table
 
 

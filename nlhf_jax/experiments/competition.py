@@ -50,7 +50,9 @@ def play(
     others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
-    name: tournament.preferences(attended(judge, name), prompts, list(sides.values()))
+    name: tournament.preferences(
+      attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+    )
     for name, judge in panel.items()
   }
   lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)

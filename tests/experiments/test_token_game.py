@@ -161,18 +161,6 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   assert after == before
 
 
-def test_online_ipo_solves_the_game_and_best_response_does_not(toy, tmp_path):
-  toy.game.update(response_length=2, prompts=2)
-  for label in list(toy.methods):
-    if label not in ('online_ipo', 'best_response'):
-      del toy.methods[label]
-      continue
-    toy.methods[label].training.update(steps=400, batch=128, evaluate_every=400)
-  results = run(make_experiment(toy, 'token_game', tmp_path / 'stages'), tmp_path)
-  gaps = {label: row['gap'][-1] for label, row in results['methods'].items()}
-  assert gaps['online_ipo'] < toy.target < 2 * toy.target < gaps['best_response'], gaps
-
-
 @pytest.mark.parametrize(
   ('gaps', 'expected'),
   [([0.3, 0.005, 0.02, 0.004, 0.003], 30), ([0.3, 0.005, 0.02, 0.004, 0.02], None), ([0.001], 0)],

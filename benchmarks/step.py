@@ -17,8 +17,8 @@ import jax
 
 from nlhf_jax import main, policies
 from nlhf_jax.build.language import check, make_corpus, make_training
+from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
-from nlhf_jax.models.transformer import Architecture, make_decoder
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.sampling import make_rollout
@@ -41,7 +41,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
   """Part of the step -> (seconds, tokens a second)."""
   check(config)
   corpus = make_corpus(config)
-  decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **config.model))
+  decoder = make_model(config, len(corpus.tokenizer)).decoder
   name = list(config.policies)[-1]
   training = make_training(config.policies[name], f'config.policies.{name}')
   algorithm = training.algorithm

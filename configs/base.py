@@ -95,7 +95,18 @@ def get_config(source='synthetic'):
       seed=0,
       data=dict(source=source, **data[source]),
       model=dict(
-        width=64, layers=2, heads=4, key_heads=2, head_size=16, hidden=128, rotary_base=10_000.0
+        hf='',  # a pretrained model, by its folder or hub name; it has sizes of its own
+        width=64,
+        layers=2,
+        heads=4,
+        key_heads=2,
+        head_size=16,
+        hidden=128,
+        rotary_base=10_000.0,
+        compute='float32',
+        weights='float32',
+        remat='nothing',
+        lora=dict(rank=0, alpha=16.0, targets='query,key,value,out,gate,up,down'),
       ),
       sft=training('sft', steps=sft_steps, batch=64, learning_rate=4e-3, evaluate_every=100),
       preference_model=training(

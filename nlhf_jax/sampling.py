@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax import trees
 from nlhf_jax.models.transformer import Cache, Decoder
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
@@ -34,6 +35,19 @@ class Filters(NamedTuple):
 
 
 UNFILTERED = Filters()
+
+
+class Reader(NamedTuple):
+  """Slots that are read in one pass, and the rows of it: a block a stream.
+
+  A stream is a slot's part in a mixture, (slot, number of the mixture). `of_slots` and `of_streams`
+  are parameters for a block of rows a slot, and a stream.
+  """
+
+  slots: Sequence[str]
+  streams: Sequence[tuple[str, int]]
+  of_slots: Params
+  of_streams: Params
 
 
 def filtered(logits: Float[Array, 'N V'], filters: Filters) -> Float[Array, 'N V']:
@@ -77,49 +91,53 @@ def make_rollout(
     filters: temperature, top-k and top-p.
 
   Returns:
-    (slot -> parameters, prompts [B, P], key) -> one `Responses` [B, count, length] a mixture, with
-    the log-probability of each token under the distribution it was drawn from.
+    (slots, prompts [B, P], key) -> one `Responses` [B, count, length] a mixture, with the
+    log-probability of each token under the distribution it was drawn from. Slots that share a base
+    are read together, so that its weights are read once a token.
   """
   slots = sorted(set().union(*mixtures))
-  streams = {slot: [i for i, mixture in enumerate(mixtures) if slot in mixture] for slot in slots}
 
-  def by_stream(slot, rows):
-    """Splits the rows that a slot reads, or lays out rows for it to read, stream by stream."""
-    return dict(zip(streams[slot], jnp.split(rows, len(streams[slot])), strict=True))
+  def make_readers(params) -> list[Reader]:
+    """One for all slots if they share a base, else one each."""
+    together = [slots] if 'base' in params else [[slot] for slot in slots]
+    readers = []
+    for members in together:
+      streams = [(slot, i) for slot in members for i, mix in enumerate(mixtures) if slot in mix]
+      of_streams = trees.of_blocks(params, [slot for slot, _ in streams])
+      readers.append(Reader(members, streams, trees.of_blocks(params, members), of_streams))
+    return readers
 
-  def read_prompts(params, prompts):
-    """A cache for each slot's rows; the last prompt token is left for the loop to read."""
-    size, places = prompts.tokens.shape
+  def read_prompts(reader, prompts):
+    """A cache for the reader's rows; the last prompt token is left for the loop to read."""
+    (size, places), members = prompts.tokens.shape, len(reader.slots)
+    tokens, mask = (jnp.tile(leaf[:, :-1], (members, 1)) for leaf in prompts)
+    empty = decoder.empty(size * members, places + length)
+    _, cache = decoder.read(reader.of_slots, tokens, mask, empty)
 
     def spread(leaf):
-      return leaf if leaf.ndim == 0 else jnp.repeat(leaf, count, axis=0)
+      """From a block of prompts a slot to a block of prompts x count a stream."""
+      blocks = jnp.split(leaf, members)
+      copies = [blocks[reader.slots.index(slot)] for slot, _ in reader.streams]
+      return jnp.repeat(jnp.concatenate(copies), count, axis=0)
 
-    caches = {}
-    for slot in slots:
-      empty = decoder.empty(size, places + length)
-      tokens, mask = prompts.tokens[:, :-1], prompts.mask[:, :-1]
-      _, cache = decoder.read(params[slot], tokens, mask, empty)
-      copies = [jax.tree.map(spread, cache)] * len(streams[slot])
-      caches[slot] = jax.tree.map(
-        lambda *leaves: leaves[0] if leaves[0].ndim == 0 else jnp.concatenate(leaves), *copies
-      )
-    return caches
+    return jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else spread(leaf), cache)
 
-  def next_logits(params, caches: dict[str, Cache], last):
+  def next_logits(readers, caches: Sequence[Cache], last):
     """Reads each row's last token and mixes what the slots say comes next."""
     last = jnp.split(last, len(mixtures))
     mixed = [0.0] * len(mixtures)
-    caches = dict(caches)
-    for slot in slots:
-      tokens = jnp.concatenate([last[i] for i in streams[slot]])[:, None]
-      hidden, caches[slot] = decoder.read(
-        params[slot], tokens, jnp.ones_like(tokens, bool), caches[slot]
-      )
-      for i, logits in by_stream(slot, decoder.logits(params[slot], hidden[:, 0])).items():
+    grown = []
+    for reader, cache in zip(readers, caches, strict=True):
+      tokens = jnp.concatenate([last[i] for _, i in reader.streams])[:, None]
+      hidden, cache = decoder.read(reader.of_streams, tokens, jnp.ones_like(tokens, bool), cache)
+      grown.append(cache)
+      said = jnp.split(decoder.logits(reader.of_streams, hidden[:, 0]), len(reader.streams))
+      for (slot, i), logits in zip(reader.streams, said, strict=True):
         mixed[i] += mixtures[i][slot] * logits
-    return jnp.concatenate(mixed), caches
+    return jnp.concatenate(mixed), grown
 
   def rollout(params, prompts, key):
+    readers = make_readers(params)
     size = prompts.tokens.shape[0]
     rows = size * count * len(mixtures)
     last = jnp.tile(jnp.repeat(prompts.tokens[:, -1], count), len(mixtures))
@@ -136,7 +154,7 @@ def make_rollout(
 
     def step(loop):
       time, done, last, caches, responses = loop
-      logits, caches = next_logits(params, caches, last)
+      logits, caches = next_logits(readers, caches, last)
       log_p = filtered(logits, filters)
       token = draw(jax.random.fold_in(key, time), log_p).astype(last.dtype)
       chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
@@ -148,8 +166,9 @@ def make_rollout(
       responses = jax.tree.map(lambda old, row: old.at[time].set(row), responses, new)
       return time + 1, done | (new.tokens == stop), new.tokens, caches, responses
 
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, bool), last, read_prompts(params, prompts))
-    *_, responses = lax.while_loop(unfinished, step, (*start, blank))
+    caches = [read_prompts(reader, prompts) for reader in readers]
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(rows, bool), last, caches, blank)
+    *_, responses = lax.while_loop(unfinished, step, start)
 
     def of_stream(leaf):
       return leaf.T.reshape(len(mixtures), size, count, length)

@@ -54,8 +54,18 @@ class Scores(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """Everything that training changes: one parameter tree a slot, and the optimiser's memory."""
+  """What training changes: one parameter tree a slot, and the optimiser's memory.
+
+  `fixed` has the slots that do not move; they are neither copied nor saved. One of them may be
+  `base`: leaves that all slots share, such as the pretrained weights under their adapters.
+  """
 
   step: Int[Array, '']
   params: Mapping[str, Params]
   optimizer: Any
+  fixed: Mapping[str, Params]
+
+  @property
+  def slots(self) -> Mapping[str, Params]:
+    """Every slot, moving or not."""
+    return {**self.fixed, **self.params}

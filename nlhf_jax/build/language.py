@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
+from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
-from nlhf_jax.models.transformer import Architecture, Decoder, make_decoder
 from nlhf_jax.preferences import judges
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
@@ -76,8 +76,7 @@ class Experiment(NamedTuple):
 
   name: str
   corpus: Corpus
-  decoder: Decoder
-  width: int
+  model: Model
   response_length: int
   seed: int
   stages: Mapping[str, Stage]
@@ -129,13 +128,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   exploiter = make_exploiter(config)
   corpus = make_corpus(config)
   settings = stage_settings(config, policies)
-  model = config.model
-  decoder = make_decoder(Architecture(vocabulary=len(corpus.tokenizer), **model))
   return Experiment(
     name=name,
     corpus=corpus,
-    decoder=decoder,
-    width=model.width,
+    model=make_model(config, len(corpus.tokenizer)),
     response_length=config.data.response_length,
     seed=config.seed,
     stages={name: make_stage(name, of_it, config.seed, folder) for name, of_it in settings.items()},
@@ -250,6 +246,8 @@ def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[s
   path = shared['data'].pop('path', None)
   if path:  # the data is what it says, wherever it lies
     shared['file'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+  if config.model.hf:  # and so is a model
+    shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}
   asked = {policy.judge for policy in policies.values()}
   for model in ('preference_model', *(['reward_model'] if 'reward' in asked else [])):

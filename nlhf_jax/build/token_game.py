@@ -18,7 +18,8 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
-from nlhf_jax.models.transformer import Architecture, Decoder, make_decoder
+from nlhf_jax.models import architectures
+from nlhf_jax.models.transformer import Decoder, make_decoder
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
 
@@ -59,7 +60,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     game=game,
     tau=config.tau,
     target=config.target,
-    decoder=make_decoder(Architecture(vocabulary=game.stop + 1, **config.model)),
+    decoder=make_decoder(architectures.small(vocabulary=game.stop + 1, **config.model)),
     key=named_key(config.seed, 'reference'),
     scale=config.reference.scale,
     methods={label: make_method(config, label) for label in config.methods},

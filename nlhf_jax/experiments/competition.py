@@ -37,7 +37,7 @@ def play(
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
-  score = jax.jit(policies.make_score(experiment.decoder))
+  score = jax.jit(policies.make_score(experiment.model.decoder))
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(players.items()):
     key = jax.random.fold_in(stage.key, number)

@@ -63,7 +63,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
 
 def fine_tune(experiment: Experiment) -> Params:
   """Supervised fine-tuning of a new model on the demonstrations."""
-  score = policies.make_score(experiment.decoder)
+  score = policies.make_score(experiment.model.decoder)
   held_out = experiment.corpus.held_out.demonstrations
 
   @jax.jit
@@ -77,8 +77,8 @@ def fine_tune(experiment: Experiment) -> Params:
   training, stage = experiment.sft, experiment.stages['sft']
   update = make_update(training.algorithm, score, training.optimizer, measures.of_demonstrations)
   examples = batches(experiment.corpus.train.demonstrations, training.batch, experiment.seed)
-  params = experiment.decoder.init(stage.key)
-  return fit(stage, training, params, update, examples, evaluate)['policy']
+  params, trains = experiment.model.begin(stage.key), experiment.model.trains
+  return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
 
 def train_judge(experiment: Experiment, reference: Params) -> Judge:
@@ -86,7 +86,7 @@ def train_judge(experiment: Experiment, reference: Params) -> Judge:
   training, stage = experiment.preference_model, experiment.stages['preference_model']
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
   network = make_preference_network(
-    experiment.decoder, experiment.width, experiment.corpus.tokenizer.sep_token_id
+    experiment.model.decoder, experiment.model.sizes.width, experiment.corpus.tokenizer.sep_token_id
   )
 
   def evaluate(params):
@@ -103,7 +103,9 @@ def train_judge(experiment: Experiment, reference: Params) -> Judge:
     training.algorithm, network.logit, training.optimizer, measures.of_preferences
   )
   examples = in_random_order(batches(train, training.batch, experiment.seed))
-  params = fit(stage, training, network.init(reference), update, examples, evaluate)
+  params = fit(
+    stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
+  )
   return judges.of_network(network, params['policy'])
 
 
@@ -112,7 +114,7 @@ def train_reward_model(experiment: Experiment, reference: Params) -> Judge:
   training, stage = experiment.reward_model, experiment.stages['reward_model']
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
   network = make_reward_network(
-    experiment.decoder, experiment.width, experiment.corpus.tokenizer.sep_token_id
+    experiment.model.decoder, experiment.model.sizes.width, experiment.corpus.tokenizer.sep_token_id
   )
 
   def evaluate(params):
@@ -121,7 +123,9 @@ def train_reward_model(experiment: Experiment, reference: Params) -> Judge:
 
   update = make_update(training.algorithm, network.score, training.optimizer, measures.of_rewards)
   examples = batches(train, training.batch, experiment.seed)
-  params = fit(stage, training, network.init(reference), update, examples, evaluate)
+  params = fit(
+    stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
+  )
   return judges.of_rewards(network, params['policy'])
 
 
@@ -147,12 +151,20 @@ def train_policy(
   examples = batches(
     material(policy, experiment.corpus.train), policy.training.batch, experiment.seed
   )
-  return fit(experiment.stages[name], policy.training, reference, step, examples, evaluate)
+  return fit(
+    experiment.stages[name],
+    policy.training,
+    reference,
+    step,
+    examples,
+    evaluate,
+    experiment.model.trains,
+  )
 
 
 def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Evaluate:
   """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones."""
-  score = policies.make_score(experiment.decoder)
+  score = policies.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
   prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
   key = experiment.stages['sft'].key

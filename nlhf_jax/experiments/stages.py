@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import policies, records, sampling
+from nlhf_jax import policies, records, sampling, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import map_chunks
@@ -35,9 +35,25 @@ def fit(
   step: loop.Step,
   examples: grain.MapDataset,
   evaluate: loop.Evaluate,
-) -> Mapping[str, Params]:
-  """Trains, unless it is done; returns slot -> parameters."""
-  state = initial_state(training.algorithm, params, training.optimizer)
+  trains: Callable[[str], bool] = lambda path: True,
+) -> dict[str, Params]:
+  """Trains, unless it is done; returns slot -> parameters.
+
+  Args:
+    stage: what to call it and where to keep it.
+    training: how.
+    params: what every slot starts from.
+    step: of the loop.
+    examples: what it learns from.
+    evaluate: slots to scalars.
+    trains: says of the path of a parameter whether it is trained; all slots share the others.
+  """
+
+  def whole(slots):
+    return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
+
+  own, base = trees.split(params, trains)
+  state = initial_state(training.algorithm, own, training.optimizer, base)
   with noted(stage, steps=training.steps):
     state = loop.train(
       state,
@@ -47,10 +63,10 @@ def fit(
       stage=stage.name,
       steps=training.steps,
       folder=stage.folder,
-      evaluate=evaluate,
+      evaluate=lambda slots: evaluate(whole(slots)),
       evaluate_every=training.evaluate_every,
     )
-  return state.params
+  return whole(state.slots)
 
 
 def make_step(
@@ -63,7 +79,7 @@ def make_step(
 
   def step(state, batch, key):
     # Playing takes the key folded with 0 and 1.
-    return update(state, play(state.params, batch, key), jax.random.fold_in(key, 2))
+    return update(state, play(state.slots, batch, key), jax.random.fold_in(key, 2))
 
   return step
 
@@ -72,7 +88,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
   """The step of a policy of the experiment."""
   return make_step(
     policy.training,
-    policies.make_score(experiment.decoder),
+    policies.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
     judge and judges.told(judge, policy.feedback),
   )
@@ -140,7 +156,7 @@ def make_rollout(
 ) -> Rollout:
   """A rollout of the experiment's decoder, to its length and stop token."""
   return sampling.make_rollout(
-    experiment.decoder,
+    experiment.model.decoder,
     mixtures,
     length=experiment.response_length,
     stop=experiment.corpus.tokenizer.eos_token_id,

@@ -1,12 +1,12 @@
 """A decoder-only transformer with an explicit key-value cache, as pure functions of its parameters.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU and an embedding tied to the head. Flax
-Linen stays inside this folder: the rest of the package sees a `Decoder`, four functions and plain
-nested dicts. Sharding, adapters and pretrained weights are not here.
+One decoder for every family of `architectures.py`. Flax Linen stays inside this folder: the rest of
+the package sees a `Decoder`, four functions and plain nested dicts. Layers are unrolled, so that
+decoding reads each layer's weights where they lie.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,20 +15,27 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import masks
+from nlhf_jax.errors import UserError
+from nlhf_jax.models import lora
+from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.attention import attend
+from nlhf_jax.models.lora import Lora
 from nlhf_jax.structs import Params
 
 
-class Architecture(NamedTuple):
-  """The sizes of a decoder. `hidden` is the width inside the feed-forward block."""
+class Numerics(NamedTuple):
+  """What a decoder computes in, what its weights are kept in, and what backward passes recompute.
 
-  vocabulary: int
-  width: int
-  layers: int
-  heads: int
-  key_heads: int
-  head_size: int
-  hidden: int
-  rotary_base: float
+  `remat` is `nothing`, `layers` (all but each layer's input is computed again) or `dots` (all but
+  the outcomes of matrix products).
+  """
+
+  compute: Any = jnp.float32
+  weights: Any = jnp.float32
+  remat: str = 'nothing'
+
+
+FLOAT32 = Numerics()
 
 
 class Cache(NamedTuple):
@@ -58,108 +65,258 @@ class Decoder(NamedTuple):
   empty: Callable[[int, int], Cache]
 
 
-def rotate(x: Float[Array, 'N T H C'], positions: Int[Array, 'N T'], base: float) -> Array:
-  """Rotary position embedding, pairing dimension i with i + C/2 (arXiv 2104.09864, eq. 34)."""
-  half = x.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[:, :, None, None] * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = x[..., :half], x[..., half:]
+def rotate(x: Float[Array, 'N T H C'], turns: tuple[Array, Array]) -> Float[Array, 'N T H C']:
+  """Rotary position embedding, pairing dimension i with i + C/2 (arXiv 2104.09864, eq. 34).
+
+  `turns` are the cosine and the sine of each token's angles, [N, T, 1, C/2].
+  """
+  cos, sin = turns
+  a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """x W + b, and what its adapter adds, if it has one."""
+
+  size: int
+  bias: bool
+  numerics: Numerics
+  lora: Lora | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    compute, weights, _ = self.numerics
+    shape = (x.shape[-1], self.size)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape, weights)
+    y = x @ kernel.astype(compute)
+    if self.bias:
+      y += self.param('bias', nn.initializers.zeros, (self.size,), weights).astype(compute)
+    if self.lora and self.name in self.lora.targets:
+      if self.is_initializing():
+        # As PEFT begins: uniform within +-1 / sqrt(inputs), and nothing added.
+        initial = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+        self.param('lora_a', initial, (shape[0], self.lora.rank), weights)
+        self.param('lora_b', nn.initializers.zeros, (self.lora.rank, self.size), weights)
+      if self.has_variable('params', 'lora_a'):  # else it is the base that is read
+        a, b = (self.get_variable('params', name).astype(compute) for name in ('lora_a', 'lora_b'))
+        y += lora.delta(x, a, b, self.lora.scale)
+    return y
+
+
+class Norm(nn.Module):
+  """RMSNorm or LayerNorm over the last axis, in float32."""
+
+  sizes: Architecture
+  numerics: Numerics
+
+  @nn.compact
+  def __call__(self, x):
+    sizes, weights = self.sizes, self.numerics.weights
+    initial = nn.initializers.constant(1 - sizes.norm_offset)
+    wide = x.astype(jnp.float32)
+    if sizes.norm == 'layer':
+      wide -= jnp.mean(wide, axis=-1, keepdims=True)
+    wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + sizes.norm_epsilon)
+    wide *= sizes.norm_offset + self.param('scale', initial, x.shape[-1:], weights)
+    if sizes.norm == 'layer':
+      wide += self.param('bias', nn.initializers.zeros, x.shape[-1:], weights)
+    return wide.astype(x.dtype)
 
 
 class Attention(nn.Module):
   """Grouped-query attention over the tokens at hand and, if given, over a cache."""
 
   sizes: Architecture
+  numerics: Numerics
+  lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, positions, visible, past, start):
+  def __call__(self, x, turns, visible, past, start):
     sizes = self.sizes
 
     def heads(count, name):
-      return nn.DenseGeneral((count, sizes.head_size), use_bias=False, name=name)(x)
+      y = Linear(count * sizes.head_size, sizes.input_bias, self.numerics, self.lora, name=name)(x)
+      return y.reshape(*x.shape[:2], count, sizes.head_size)
 
-    query = rotate(heads(sizes.heads, 'query'), positions, sizes.rotary_base)
-    key = rotate(heads(sizes.key_heads, 'key'), positions, sizes.rotary_base)
+    query, key = heads(sizes.heads, 'query'), heads(sizes.key_heads, 'key')
     value = heads(sizes.key_heads, 'value')
+    if sizes.head_norms:
+      query = Norm(sizes, self.numerics, name='query_norm')(query)
+      key = Norm(sizes, self.numerics, name='key_norm')(key)
+    if turns is not None:
+      query, key = rotate(query, turns), rotate(key, turns)
     if past is not None:
       key, value = (
         lax.dynamic_update_slice(old, new, (0, start, 0, 0))
         for old, new in zip(past, (key, value), strict=True)
       )
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=visible[:, None])
-    out = nn.DenseGeneral(sizes.width, axis=(-2, -1), use_bias=False, name='out')(mixed)
-    return out, (key, value)
+    scale = sizes.attention_scale or sizes.head_size**-0.5
+    mixed = attend(query, key, value, visible, scale=scale, cap=sizes.attention_cap)
+    mixed = mixed.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
+    out = Linear(sizes.width, sizes.output_bias, self.numerics, self.lora, name='out')
+    return out(mixed), (key, value)
+
+
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu': lambda x: nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+}
 
 
 class FeedForward(nn.Module):
-  """SwiGLU (arXiv 2002.05202)."""
+  """A hidden layer, gated or not."""
 
   sizes: Architecture
+  numerics: Numerics
+  lora: Lora | None
 
   @nn.compact
   def __call__(self, x):
-    dense = lambda width, name: nn.Dense(width, use_bias=False, name=name)
-    gate = nn.silu(dense(self.sizes.hidden, 'gate')(x))
-    return dense(self.sizes.width, 'down')(gate * dense(self.sizes.hidden, 'up')(x))
+    sizes = self.sizes
+
+    def linear(width, name):
+      return Linear(width, sizes.hidden_bias, self.numerics, self.lora, name=name)
+
+    activate = ACTIVATIONS[sizes.activation]
+    if sizes.gated:
+      hidden = activate(linear(sizes.hidden, 'gate')(x)) * linear(sizes.hidden, 'up')(x)
+    else:
+      hidden = activate(linear(sizes.hidden, 'up')(x))
+    return linear(sizes.width, 'down')(hidden)
+
+
+# What backward passes keep, of what a layer computes.
+REMAT = {
+  'layers': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Transformer(nn.Module):
   """The whole decoder; see `Decoder` for its two methods."""
 
   sizes: Architecture
+  numerics: Numerics
+  lora: Lora | None
 
   def setup(self):
-    sizes = self.sizes
-    initial = nn.initializers.normal(sizes.width**-0.5)
-    self.embed = nn.Embed(sizes.vocabulary, sizes.width, embedding_init=initial)
-    self.attentions = [Attention(sizes) for _ in range(sizes.layers)]
-    self.feed_forwards = [FeedForward(sizes) for _ in range(sizes.layers)]
-    self.attention_norms = [nn.RMSNorm() for _ in range(sizes.layers)]
-    self.feed_forward_norms = [nn.RMSNorm() for _ in range(sizes.layers)]
-    self.final_norm = nn.RMSNorm()
+    sizes, numerics = self.sizes, self.numerics
+
+    def each(make):
+      return [make() for _ in sizes.layers]
+
+    def embedding(count):
+      initial = nn.initializers.normal(sizes.width**-0.5)
+      return nn.Embed(
+        count, sizes.width, numerics.compute, numerics.weights, embedding_init=initial
+      )
+
+    norm = lambda: Norm(sizes, numerics)
+    self.embed = embedding(sizes.vocabulary)
+    if sizes.learned_positions:
+      self.places = embedding(sizes.longest)
+    self.attentions = each(lambda: Attention(sizes, numerics, self.lora))
+    self.feed_forwards = each(lambda: FeedForward(sizes, numerics, self.lora))
+    self.attention_norms, self.feed_forward_norms = each(norm), each(norm)
+    if sizes.post_norms:
+      self.attention_post_norms, self.feed_forward_post_norms = each(norm), each(norm)
+    self.final_norm = norm()
+    if not sizes.tied:
+      self.head = Linear(sizes.vocabulary, False, numerics)
 
   def __call__(self, tokens, mask, cache=None):
+    sizes = self.sizes
     length = tokens.shape[1]
     start = 0 if cache is None else cache.length
     valid = mask if cache is None else lax.dynamic_update_slice(cache.mask, mask, (0, start))
-    positions = lax.dynamic_slice_in_dim(masks.positions(valid), start, length, axis=1)
-    places = start + jnp.arange(length)
-    visible = valid[:, None, :] & (jnp.arange(valid.shape[1]) <= places[:, None])
-
-    x = self.embed(tokens) * self.sizes.width**0.5
-    pairs = []
-    for layer in range(self.sizes.layers):
-      past = None if cache is None else (cache.keys[layer], cache.values[layer])
-      out, pair = self.attentions[layer](
-        self.attention_norms[layer](x), positions, visible, past, start
+    if valid.shape[1] > sizes.longest:
+      raise UserError(
+        f'{valid.shape[1]} tokens are more than the {sizes.longest} that the model has positions '
+        'for; lower config.data.prompt_length or config.data.response_length.'
       )
-      x = x + out
-      x = x + self.feed_forwards[layer](self.feed_forward_norms[layer](x))
+    everywhere = masks.positions(valid)
+    positions = lax.dynamic_slice_in_dim(everywhere, start, length, axis=1)
+    places = start + jnp.arange(length)
+    past = valid[:, None, :] & (jnp.arange(valid.shape[1]) <= places[:, None])
+    # Layers of the same kind share angles and masks.
+    turns = {layer.rotary: self._turns(layer.rotary, positions) for layer in sizes.layers}
+    visible = {None: past} | {
+      layer.window: past & (positions[:, :, None] - everywhere[:, None, :] < layer.window)
+      for layer in sizes.layers
+      if layer.window is not None
+    }
+
+    x = self.embed(tokens)
+    x *= jnp.asarray(sizes.embedding_scale, x.dtype)
+    if sizes.learned_positions:
+      x += self.places(positions)
+    pairs = []
+    for number, layer in enumerate(sizes.layers):
+      shared = (number, turns[layer.rotary], visible[layer.window], start)
+
+      def block(self, x, past, shared=shared):
+        return self._layer(*shared, x, past)
+
+      if cache is None and self.numerics.remat != 'nothing':
+        block = nn.remat(block, prevent_cse=False, policy=REMAT[self.numerics.remat])
+      x, pair = block(
+        self, x, None if cache is None else (cache.keys[number], cache.values[number])
+      )
       pairs.append(pair)
     if cache is not None:
       keys, values = zip(*pairs, strict=True)
       cache = Cache(keys, values, valid, start + length)
     return self.final_norm(x), cache
 
+  def _turns(self, rotary, positions):
+    if rotary is None:
+      return None
+    angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
+    return jnp.cos(angle), jnp.sin(angle)
+
+  def _layer(self, number, turns, visible, start, x, past):
+    out, pair = self.attentions[number](
+      self.attention_norms[number](x), turns, visible, past, start
+    )
+    x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
+    out = self.feed_forwards[number](self.feed_forward_norms[number](x))
+    x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
+    return x, pair
+
+  def all(self, tokens, mask):
+    """Uses every parameter once, so that `init` makes it."""
+    return self.logits(self(tokens, mask)[0])
+
   def logits(self, hidden):
-    return self.embed.attend(hidden).astype(jnp.float32)
+    if self.sizes.tied:
+      logits = hidden @ self.embed.embedding.astype(hidden.dtype).T
+    else:
+      logits = self.head(hidden)
+    logits = logits.astype(jnp.float32)
+    cap = self.sizes.logit_cap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def make_decoder(sizes: Architecture) -> Decoder:
-  """A `Decoder` of the given sizes; `heads` must be a multiple of `key_heads`."""
-  model = Transformer(sizes)
+def make_decoder(
+  sizes: Architecture, numerics: Numerics = FLOAT32, lora: Lora | None = None
+) -> Decoder:
+  """A `Decoder` of the given sizes; `heads` must be a multiple of `key_heads`.
+
+  With `lora`, its parameters have adapters, which change nothing at the start. It reads parameters
+  without them as well: the base as it is.
+  """
+  model = Transformer(sizes, numerics, lora)
 
   def init(key):
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(key, tokens, tokens == 0)['params']
+    params = model.init(key, tokens, tokens == 0, method=Transformer.all)['params']
     # One head a layer starts with queries equal to keys, so that it finds words like the one at
     # hand from the first step. Without it, learning to copy from the prompt is a long plateau.
-    for layer in range(sizes.layers):
+    for layer in range(len(sizes.layers)):
       attention = params[f'attentions_{layer}']
-      same = attention['key']['kernel'][:, 0]
-      attention['query']['kernel'] = attention['query']['kernel'].at[:, 0].set(same)
+      same = attention['key']['kernel'][:, : sizes.head_size]
+      attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
     return params
 
   def read(params, tokens, mask, cache=None):
@@ -169,9 +326,10 @@ def make_decoder(sizes: Architecture) -> Decoder:
     return model.apply({'params': params}, hidden, method='logits')
 
   def empty(rows, places):
-    buffers = lambda: tuple(
-      jnp.zeros((rows, places, sizes.key_heads, sizes.head_size)) for _ in range(sizes.layers)
-    )
+    def buffers():
+      shape = (rows, places, sizes.key_heads, sizes.head_size)
+      return tuple(jnp.zeros(shape, numerics.compute) for _ in sizes.layers)
+
     return Cache(buffers(), buffers(), jnp.zeros((rows, places), bool), jnp.zeros((), jnp.int32))
 
   return Decoder(init, read, logits, empty)

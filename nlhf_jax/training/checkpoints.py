@@ -1,4 +1,4 @@
-"""Checkpoints of the whole training state; its step is the position in the data as well."""
+"""Checkpoints of all that training changes; its step is the position in the data as well."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Checkpoints:
     step = int(state.step)
     latest = self._checkpointer.latest
     if latest is None or latest.step != step:
-      self._checkpointer.save(step, state)
+      self._checkpointer.save(step, state._replace(fixed={}))
 
   def restore(self, state: TrainState) -> TrainState:
     """The latest saved state, laid out as `state` is; `state` itself where nothing is saved."""
@@ -33,7 +33,8 @@ class Checkpoints:
     def layout(leaf):
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-    return self._checkpointer.load(latest.step, jax.tree.map(layout, state))
+    moving = jax.tree.map(layout, state._replace(fixed={}))
+    return self._checkpointer.load(latest.step, moving)._replace(fixed=state.fixed)
 
   def close(self) -> None:
     """Releases the folder."""

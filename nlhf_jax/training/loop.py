@@ -75,7 +75,7 @@ def train(
           record = summary(pending, since)
           pending, since = [], time.monotonic()
           if due:
-            record |= evaluate(state.params)
+            record |= evaluate(state.slots)
           # In this order: a record without its checkpoint is taken out again, one lost stays lost.
           metrics.write(done, record)
           if due:

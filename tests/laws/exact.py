@@ -161,7 +161,7 @@ def make_exact_update(algorithm, optimizer, table=one_token, integrated=False):
   listed = make_listed(algorithm, table, integrated)
 
   def exact_update(state, payoff, shares=None):
-    return update(state, listed(state.params, payoff, shares), jax.random.key(0))[0]
+    return update(state, listed(state.slots, payoff, shares), jax.random.key(0))[0]
 
   return exact_update
 
@@ -185,7 +185,7 @@ def make_ascent(algorithm, table=one_token):
   update = tiny.jit(make_exact_update(algorithm, optax.sgd(1.0), table))
 
   def ascent(params, payoff):
-    state = TrainState(jnp.int32(0), params, optax.sgd(1.0).init(params['policy']))
+    state = TrainState(jnp.int32(0), params, optax.sgd(1.0).init(params['policy']), {})
     return np.array(update(state, jnp.asarray(payoff)).params['policy']) - params['policy']
 
   return ascent
@@ -212,7 +212,7 @@ def make_run(algorithm, optimizer, steps, integrated=False):
 
     start = initial_state(algorithm, jnp.log(start), optimizer)
     state, path = lax.scan(step, start, length=steps)
-    return path, jax.tree.map(jax.nn.log_softmax, state.params)
+    return path, jax.tree.map(jax.nn.log_softmax, state.slots)
 
   def on(preference, start, shares=None):
     shares = None if shares is None else jnp.asarray(shares)

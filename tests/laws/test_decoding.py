@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.models.transformer import Architecture, make_decoder
+from nlhf_jax.models import architectures
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.policies import log_probs
 from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Prompts
 
 STOP, LENGTH = 2, 7
-SIZES = Architecture(
+SIZES = architectures.small(
   vocabulary=11, width=32, layers=2, heads=4, key_heads=2, head_size=8, hidden=48, rotary_base=1e4
 )
 POLICY = {'policy': 1.0}

@@ -181,7 +181,7 @@ def update_gradient(algorithm, score, params, comparison):
   update = make_update(algorithm, score, REMEMBER, lambda *_: {})
   slots = {slot: params[slot] for slot in ('policy', *algorithm.references)}
   # Its second update, as every first one only looks ahead in a row of extragradient steps.
-  state = TrainState(jnp.int32(1), slots, REMEMBER.init(slots['policy']))
+  state = TrainState(jnp.int32(1), slots, REMEMBER.init(slots['policy']), {})
   return update(state, comparison, jax.random.key(0))[0].optimizer
 
 

@@ -23,7 +23,7 @@ def moved(references, updates, step=always):
   after = []
   for update in range(1, updates + 1):
     state = advance(row, state, jnp.float64(update), state.optimizer)
-    after.append({slot: float(value) for slot, value in state.params.items()})
+    after.append({slot: float(value) for slot, value in state.slots.items()})
   return {slot: [params[slot] for params in after] for slot in after[0]}
 
 

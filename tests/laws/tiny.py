@@ -5,7 +5,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from nlhf_jax.models.transformer import Architecture, make_decoder
+from nlhf_jax.models import architectures
+from nlhf_jax.models.transformer import make_decoder
 
 WIDTH = 8
 
@@ -22,7 +23,7 @@ jit = partial(
 
 def decoder(vocabulary):
   return make_decoder(
-    Architecture(
+    architectures.small(
       vocabulary, WIDTH, layers=1, heads=2, key_heads=1, head_size=4, hidden=16, rotary_base=1e4
     )
   )

@@ -119,7 +119,7 @@ def test_a_finished_stage_is_not_repeated(tmp_path):
 
 
 def test_references_move_by_their_rules(uncut):
-  params = uncut[0].params
+  params = uncut[0].slots
   np.testing.assert_array_equal(params['reference']['logits'], np.arange(5.0))
   assert not np.array_equal(params['average']['logits'], params['policy']['logits'])
 

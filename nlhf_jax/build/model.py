@@ -1,0 +1,151 @@
+"""The decoder of an experiment: a new one, or a pretrained one."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from nlhf_jax import trees
+from nlhf_jax.errors import UserError
+from nlhf_jax.models import architectures, hub, lora, sharding, weights
+from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.lora import Lora
+from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.structs import Params
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary_base')
+
+
+class Source(NamedTuple):
+  """A pretrained model: its folder, and the `model_type` of its config."""
+
+  folder: Path
+  family: str
+
+
+class Model(NamedTuple):
+  """A decoder, what its parameters are at the start, and which of them are trained.
+
+  `begin(key)` gives parameters; `trains(path)` says whether one is trained, in the decoder and in
+  the networks made of it. All slots share those that are not.
+  """
+
+  decoder: Decoder
+  sizes: Architecture
+  begin: Callable[[Array], Params]
+  trains: Callable[[str], bool]
+  lora: Lora | None
+  source: Source | None
+
+
+def make_model(config: ConfigDict, vocabulary: int) -> Model:
+  """The model of the section `model`.
+
+  Args:
+    config: all of it.
+    vocabulary: how many tokens the tokenizer has.
+
+  Raises:
+    UserError: if the settings, the pretrained model and the tokenizer do not go together.
+  """
+  section = config.model
+  numerics = make_numerics(section)
+  adapter = make_lora(section.lora)
+  if not section.hf:
+    sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
+    decoder = make_decoder(sizes, numerics, adapter)
+    return Model(decoder, sizes, placed(decoder.init), trains(adapter), adapter, None)
+  folder = hub.locate(section.hf)
+  described = hub.read_config(folder)
+  sizes = architectures.from_config(described)
+  check_fit(config, sizes, vocabulary)
+  decoder = make_decoder(sizes, numerics, adapter)
+  source = Source(folder, described.model_type)
+  return Model(decoder, sizes, loaded(decoder, source), trains(adapter), adapter, source)
+
+
+def make_numerics(section: ConfigDict) -> Numerics:
+  """In what a decoder computes and keeps its weights."""
+  for field in ('compute', 'weights'):
+    if section[field] not in DTYPES:
+      raise UserError(f"config.model.{field}='{section[field]}' must be one of {list(DTYPES)}.")
+  if section.remat not in ('nothing', *REMAT):
+    choices = ', '.join(('nothing', *REMAT))
+    raise UserError(f"config.model.remat='{section.remat}' must be one of {choices}.")
+  return Numerics(DTYPES[section.compute], DTYPES[section.weights], section.remat)
+
+
+def make_lora(section: ConfigDict) -> Lora | None:
+  """The adapters, if there are any."""
+  if section.rank == 0:
+    return None
+  targets = tuple(target.strip() for target in section.targets.split(','))
+  for target in targets:
+    if target not in lora.TARGETS:
+      raise UserError(
+        f"config.model.lora.targets: there is no layer '{target}'; use some of "
+        f'{",".join(lora.TARGETS)}.'
+      )
+  return Lora(section.rank, section.alpha, targets)
+
+
+def trains(adapter: Lora | None) -> Callable[[str], bool]:
+  """Everything or, with adapters, those and what networks put on top of the decoder."""
+  if adapter is None:
+    return lambda path: True
+  return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
+
+
+def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
+  """`init` compiled, its parameters on the mesh from the first."""
+  return jax.jit(lambda key: sharding.as_parameters(init(key)))
+
+
+def loaded(decoder: Decoder, source: Source) -> Callable[[Array], Params]:
+  """Pretrained weights, with new adapters where the decoder has some."""
+
+  def begin(key):
+    shapes = jax.eval_shape(decoder.init, key)
+    adapters, base = trees.split(shapes, lora.is_adapter)
+    base = weights.load(source.folder, source.family, base, sharding.place)
+    if not adapters:
+      return base
+    new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
+    return trees.merged(base, new(key))
+
+  return begin
+
+
+def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
+  """Refuses a tokenizer or texts that are too large for a pretrained model."""
+  if vocabulary > sizes.vocabulary:
+    raise UserError(
+      f"config.model.hf='{config.model.hf}': its tokenizer has {vocabulary} tokens, but its "
+      f'embedding only {sizes.vocabulary}; they do not belong together.'
+    )
+  data = config.data
+  longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
+  if longest > sizes.longest:
+    raise UserError(
+      f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
+      f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
+      'lower prompt_length or response_length.'
+    )
+
+
+def fingerprint(name: str) -> str:
+  """A digest of a pretrained model: of its config, and of the beginning of each of its files."""
+  folder = hub.locate(name)
+  digest = hashlib.sha256((folder / 'config.json').read_bytes())
+  for path in sorted(folder.glob('*.safetensors')):
+    with path.open('rb') as file:
+      digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+      digest.update(file.read(1 << 22))
+  return digest.hexdigest()

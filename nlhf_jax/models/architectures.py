@@ -1,0 +1,239 @@
+"""Decoders as data: what tells one family from another, and where a Hugging Face config says it.
+
+What the six families (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, GPT-2) do differently are fields
+of one record; `transformer.py` has one decoder for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from nlhf_jax.errors import UserError
+
+
+class Llama3Scaling(NamedTuple):
+  """Llama 3.1's longer context: frequencies below `original / low` turns are divided by `factor`,
+  those above `original / high` kept, those between interpolated.
+  """
+
+  factor: float
+  low: float
+  high: float
+  original: int
+
+
+class Rotary(NamedTuple):
+  """Rotary positions (arXiv 2104.09864): dimension i turns base^(-2i/C) radians a place."""
+
+  base: float
+  factor: float = 1.0  # places are divided by it
+  llama3: Llama3Scaling | None = None
+
+  def frequencies(self, size: int) -> Float[np.ndarray, 'half']:
+    """Radians a place of each of the `size`/2 pairs of dimensions."""
+    turns = self.base ** (-np.arange(size // 2) / (size // 2)) / self.factor
+    if self.llama3 is None:
+      return turns.astype(np.float32)
+    factor, low, high, original = self.llama3
+    kept = np.clip((original * turns / (2 * np.pi) - low) / (high - low), 0, 1)
+    return (turns * (kept + (1 - kept) / factor)).astype(np.float32)
+
+
+class Layer(NamedTuple):
+  """What differs between the layers of one decoder."""
+
+  rotary: Rotary | None
+  window: int | None = None  # how many tokens it attends to, itself the last; None: all
+
+
+class Architecture(NamedTuple):
+  """A decoder. `hidden` is the width inside the feed-forward block, `longest` its most tokens."""
+
+  vocabulary: int
+  width: int
+  heads: int
+  key_heads: int
+  head_size: int
+  hidden: int
+  longest: int
+  layers: tuple[Layer, ...]
+  activation: str = 'silu'
+  gated: bool = True  # SwiGLU and GeGLU (arXiv 2002.05202)
+  norm: str = 'rms'
+  norm_epsilon: float = 1e-6
+  norm_offset: float = 0.0  # scales are stored less this
+  head_norms: bool = False  # queries and keys are normalised, head by head
+  post_norms: bool = False  # what attention and feed-forward add is normalised too
+  input_bias: bool = False  # of queries, keys and values
+  output_bias: bool = False
+  hidden_bias: bool = False
+  learned_positions: bool = False
+  embedding_scale: float = 1.0
+  attention_scale: float | None = None  # None: head_size^-1/2
+  attention_cap: float | None = None  # cap tanh(logit / cap)
+  logit_cap: float | None = None
+  tied: bool = True  # the head is the embedding
+
+
+def small(
+  vocabulary: int,
+  width: int,
+  layers: int,
+  heads: int,
+  key_heads: int,
+  head_size: int,
+  hidden: int,
+  rotary_base: float,
+) -> Architecture:
+  """The decoder of the embedded task: Llama's, tied, with embeddings of unit size."""
+  return Architecture(
+    vocabulary=vocabulary,
+    width=width,
+    heads=heads,
+    key_heads=key_heads,
+    head_size=head_size,
+    hidden=hidden,
+    longest=1 << 20,
+    layers=(Layer(Rotary(rotary_base)),) * layers,
+    embedding_scale=width**0.5,
+  )
+
+
+def from_config(config: Any) -> Architecture:
+  """The architecture of a `transformers` config.
+
+  Raises:
+    UserError: if its family, or something it asks for, is not supported.
+  """
+  if config.model_type not in FAMILIES:
+    raise UserError(
+      f"models of type '{config.model_type}' are not supported; use one of {', '.join(FAMILIES)}."
+    )
+  return FAMILIES[config.model_type](config)
+
+
+def _common(config, **differences) -> Architecture:
+  """What Llama and all that came after it have in common."""
+  activation = getattr(config, 'hidden_activation', None) or config.hidden_act
+  return Architecture(
+    vocabulary=config.vocab_size,
+    width=config.hidden_size,
+    heads=config.num_attention_heads,
+    key_heads=config.num_key_value_heads,
+    head_size=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
+    hidden=config.intermediate_size,
+    longest=config.max_position_embeddings,
+    layers=_layers(config),
+    activation=_known(ACTIVATIONS, 'hidden_act', activation),
+    norm_epsilon=config.rms_norm_eps,
+    tied=config.tie_word_embeddings,
+    **differences,
+  )
+
+
+def _llama(config):
+  bias = config.attention_bias
+  return _common(config, input_bias=bias, output_bias=bias, hidden_bias=config.mlp_bias)
+
+
+def _qwen2(config):
+  return _common(config, input_bias=True)
+
+
+def _qwen3(config):
+  bias = config.attention_bias
+  return _common(config, head_norms=True, input_bias=bias, output_bias=bias)
+
+
+def _gemma(config, head_norms):
+  bias = config.attention_bias
+  return _common(
+    config,
+    norm_offset=1.0,
+    head_norms=head_norms,
+    post_norms=True,
+    input_bias=bias,
+    output_bias=bias,
+    embedding_scale=config.hidden_size**0.5,
+    attention_scale=config.query_pre_attn_scalar**-0.5,
+    attention_cap=config.attn_logit_softcapping,
+    logit_cap=config.final_logit_softcapping,
+  )
+
+
+def _gpt2(config):
+  for field in ('scale_attn_by_inverse_layer_idx', 'add_cross_attention'):
+    if getattr(config, field):
+      raise UserError(f'config.json: {field} is not supported for gpt2.')
+  return Architecture(
+    vocabulary=config.vocab_size,
+    width=config.n_embd,
+    heads=config.n_head,
+    key_heads=config.n_head,
+    head_size=config.n_embd // config.n_head,
+    hidden=config.n_inner or 4 * config.n_embd,
+    longest=config.n_positions,
+    layers=(Layer(None),) * config.n_layer,
+    activation=_known(ACTIVATIONS, 'activation_function', config.activation_function),
+    gated=False,
+    norm='layer',
+    norm_epsilon=config.layer_norm_epsilon,
+    input_bias=True,
+    output_bias=True,
+    hidden_bias=True,
+    learned_positions=True,
+    attention_scale=None if config.scale_attn_weights else 1.0,
+    tied=config.tie_word_embeddings,
+  )
+
+
+FAMILIES: dict[str, Callable[[Any], Architecture]] = {
+  'llama': _llama,
+  'mistral': _common,
+  'qwen2': _qwen2,
+  'qwen3': _qwen3,
+  'gemma2': lambda config: _gemma(config, head_norms=False),
+  'gemma3_text': lambda config: _gemma(config, head_norms=True),
+  'gpt2': _gpt2,
+}
+
+ACTIVATIONS = {
+  'silu': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+}
+
+
+def _layers(config) -> tuple[Layer, ...]:
+  """Rotary positions and window of each layer; a config without kinds of layers has but one."""
+  window = getattr(config, 'sliding_window', None)
+  kind = 'full_attention' if window is None else 'sliding_attention'
+  kinds = getattr(config, 'layer_types', None) or [kind] * config.num_hidden_layers
+  windows = {'full_attention': None, 'sliding_attention': window}
+  return tuple(
+    Layer(_rotary(config.rope_parameters, kind), _known(windows, 'layer_types', kind))
+    for kind in kinds
+  )
+
+
+def _rotary(parameters, kind: str) -> Rotary:
+  """Of a kind of layers; some families have the same for all of them."""
+  given = parameters.get(kind, parameters)
+  how = given.get('rope_type', 'default')
+  if given.get('partial_rotary_factor', 1.0) != 1.0:
+    raise UserError('config.json: partial_rotary_factor is not supported.')
+  if how == 'llama3':
+    names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+    return Rotary(given['rope_theta'], llama3=Llama3Scaling(*(given[name] for name in names)))
+  if how not in ('default', 'linear'):
+    raise UserError(f"config.json: rope type '{how}' is not one of default, linear, llama3.")
+  return Rotary(given['rope_theta'], factor=given.get('factor', 1.0) if how == 'linear' else 1.0)
+
+
+def _known(table, field, value):
+  if value not in table:
+    raise UserError(f"config.json: {field}='{value}' is not one of {', '.join(table)}.")
+  return table[value]

@@ -1,0 +1,54 @@
+"""Low-rank adapters (arXiv 2106.09685): W + (alpha / rank) A B, of which only A and B are trained.
+
+An adapter's leaves lie beside the kernel that they change, as `lora_a` and `lora_b`. `Linear` reads
+them where they are: one adapter, or one for each of several equal blocks of rows, so that slots
+which share the kernel share its reading.
+"""
+
+import re
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from nlhf_jax import trees
+from nlhf_jax.structs import Params
+
+TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
+
+
+class Lora(NamedTuple):
+  """`targets` are names of linear layers; the same of every layer of the decoder."""
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  @property
+  def scale(self) -> float:
+    """What A B is multiplied with."""
+    return self.alpha / self.rank
+
+
+def is_adapter(path: str) -> bool:
+  """Whether a parameter belongs to an adapter."""
+  return re.search(r'/lora_[ab]$', path) is not None
+
+
+def delta(x: Array, a: Array, b: Array, scale: float) -> Array:
+  """scale x A B; with a leading axis on A and B, each for its block of the rows of x."""
+  blocks = x.reshape(*a.shape[:-2], -1, x.shape[-1])
+  return scale * (blocks @ a @ b).reshape(*x.shape[:-1], b.shape[-1])
+
+
+def merge(params: Params, scale: float) -> Params:
+  """Parameters of a decoder without adapters that computes the same."""
+  leaves = trees.flat(params)
+  merged = {path: leaf for path, leaf in leaves.items() if not is_adapter(path)}
+  for path, a in leaves.items():
+    if path.endswith('/lora_a'):
+      place = path.removesuffix('/lora_a')
+      kernel = merged[f'{place}/kernel']
+      a, b = (leaf.astype(jnp.float32) for leaf in (a, leaves[f'{place}/lora_b']))
+      merged[f'{place}/kernel'] = (kernel + scale * (a @ b)).astype(kernel.dtype)
+  return trees.nested(merged)

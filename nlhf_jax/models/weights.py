@@ -1,0 +1,297 @@
+"""Weights in the Hugging Face layout: read onto devices tensor by tensor, and written back.
+
+A table a family says which tensor each of our parameters is. Both directions are strict: a tensor
+that is missing, unknown or of another shape is named.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nlhf_jax import records, trees
+from nlhf_jax.errors import UserError
+from nlhf_jax.models.lora import Lora
+from nlhf_jax.structs import Params
+
+INDEX = 'model.safetensors.index.json'
+SHARD = 5 * 10**9  # most bytes in a file that is written
+
+
+class Tensor(NamedTuple):
+  """Where a parameter is: the name of a tensor, and how that is laid out."""
+
+  name: str
+  transposed: bool  # [out, in], as torch has it
+  part: int | None = None  # which third of its last axis, of queries, keys and values in one
+
+
+_LLAMA = {
+  'embed': 'model.embed_tokens',
+  'attention_norms': 'model.layers.{}.input_layernorm',
+  'attentions/query': 'model.layers.{}.self_attn.q_proj',
+  'attentions/key': 'model.layers.{}.self_attn.k_proj',
+  'attentions/value': 'model.layers.{}.self_attn.v_proj',
+  'attentions/out': 'model.layers.{}.self_attn.o_proj',
+  'attentions/query_norm': 'model.layers.{}.self_attn.q_norm',
+  'attentions/key_norm': 'model.layers.{}.self_attn.k_norm',
+  'feed_forward_norms': 'model.layers.{}.post_attention_layernorm',
+  'feed_forwards/gate': 'model.layers.{}.mlp.gate_proj',
+  'feed_forwards/up': 'model.layers.{}.mlp.up_proj',
+  'feed_forwards/down': 'model.layers.{}.mlp.down_proj',
+  'final_norm': 'model.norm',
+  'head': 'lm_head',
+}
+_GEMMA = _LLAMA | {
+  'attention_post_norms': 'model.layers.{}.post_attention_layernorm',
+  'feed_forward_norms': 'model.layers.{}.pre_feedforward_layernorm',
+  'feed_forward_post_norms': 'model.layers.{}.post_feedforward_layernorm',
+}
+_GPT2 = {
+  'embed': 'transformer.wte',
+  'places': 'transformer.wpe',
+  'attention_norms': 'transformer.h.{}.ln_1',
+  **{f'attentions/{name}': 'transformer.h.{}.attn.c_attn' for name in ('query', 'key', 'value')},
+  'attentions/out': 'transformer.h.{}.attn.c_proj',
+  'feed_forward_norms': 'transformer.h.{}.ln_2',
+  'feed_forwards/up': 'transformer.h.{}.mlp.c_fc',
+  'feed_forwards/down': 'transformer.h.{}.mlp.c_proj',
+  'final_norm': 'transformer.ln_f',
+  'head': 'lm_head',
+}
+TABLES = {
+  'llama': _LLAMA,
+  'mistral': _LLAMA,
+  'qwen2': _LLAMA,
+  'qwen3': _LLAMA,
+  'gemma2': _GEMMA,
+  'gemma3_text': _GEMMA,
+  'gpt2': _GPT2,
+}
+_FUSED = ('query', 'key', 'value')
+# Buffers that older files hold; none is a weight.
+_BUFFERS = re.compile(r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$')
+
+
+def tensor(path: str, family: str) -> Tensor:
+  """The tensor that holds the parameter at `path`, as `attentions_0/query/kernel`."""
+  module, kind = path.rsplit('/', 1)
+  number = re.search(r'_(\d+)(/|$)', module)
+  name = TABLES[family][re.sub(r'_\d+(/|$)', r'\1', module)].format(number and number[1])
+  # GPT-2 keeps its matrices as we do, but the head, and those of queries, keys and values in one.
+  transposed = kind == 'kernel' and (family != 'gpt2' or module == 'head')
+  part = _FUSED.index(module.rsplit('/')[-1]) if name.endswith('c_attn') else None
+  return Tensor(f'{name}.{"bias" if kind == "bias" else "weight"}', transposed, part)
+
+
+def load(
+  folder: Path,
+  family: str,
+  shapes: Params,
+  place: Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding],
+) -> Params:
+  """The parameters in the safetensors files of a folder.
+
+  Each device's part of each tensor is read from the file on its own, so that the host holds one at
+  a time.
+
+  Args:
+    folder: with `model.safetensors`, or several files and their index.
+    family: `model_type` of its config.
+    shapes: the shape and dtype of every parameter.
+    place: path and shape of a parameter -> where it goes.
+
+  Raises:
+    UserError: if a file cannot be read, or what it holds is not what the architecture needs.
+  """
+  tied = 'head' not in shapes
+  with contextlib.ExitStack() as stack:
+    files = {
+      name: file
+      for path in _files(folder)
+      for file in [stack.enter_context(_opened(path))]
+      for name in file.keys()  # noqa: SIM118 - it is no dict
+      if not (_BUFFERS.search(name) or (tied and name == 'lm_head.weight'))
+    }
+    slices = {name: file.get_slice(name) for name, file in files.items()}
+    flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
+    flat = {
+      path: (leaf, at._replace(name=_as_in(at.name, slices))) for path, (leaf, at) in flat.items()
+    }
+    _check(folder, flat, slices)
+    return trees.nested(
+      {
+        path: jax.make_array_from_callback(
+          leaf.shape,
+          place(path, leaf),
+          lambda index, leaf=leaf, at=at: _read(slices[at.name], at, index, leaf),
+        )
+        for path, (leaf, at) in flat.items()
+      }
+    )
+
+
+def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
+  """Writes parameters as `load` reads them, in files of about `most` bytes."""
+  whole: dict[str, dict[str | None, str]] = {}
+  flat = trees.flat(params)
+  for path in flat:
+    at = tensor(path, family)
+    whole.setdefault(at.name, {})[at.part] = path
+  groups, size = [[]], 0
+  for name, parts in whole.items():
+    bytes_ = sum(flat[path].size for path in parts.values()) * np.dtype(dtype).itemsize
+    if groups[-1] and size + bytes_ > most:
+      groups.append([])
+      size = 0
+    groups[-1].append(name)
+    size += bytes_
+
+  def written(name):
+    parts = [
+      _turned(np.asarray(flat[path]), tensor(path, family))
+      for _, path in sorted(whole[name].items(), key=str)
+    ]
+    return np.ascontiguousarray(np.concatenate(parts, axis=-1)).astype(dtype)
+
+  folder.mkdir(parents=True, exist_ok=True)
+  where, total = {}, 0
+  for number, names in enumerate(groups, 1):
+    file = (
+      f'model-{number:05}-of-{len(groups):05}.safetensors' if groups[1:] else 'model.safetensors'
+    )
+    content = {name: written(name) for name in names}
+    total += sum(value.nbytes for value in content.values())
+    safetensors.numpy.save_file(content, folder / file, metadata={'format': 'pt'})
+    where |= dict.fromkeys(names, file)
+  if groups[1:]:
+    index = {'metadata': {'total_size': total}, 'weight_map': where}
+    records.write_json(folder / INDEX, index)
+
+
+def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:
+  """Writes the adapter among the parameters as PEFT reads it; `base` names the model it is for."""
+  leaves = trees.flat(params)
+  of_module: dict[str, dict[int | None, tuple]] = {}
+  for path in leaves:
+    if path.endswith('/lora_a'):
+      place = path.removesuffix('/lora_a')
+      at = tensor(f'{place}/kernel', family)
+      pair = tuple(
+        np.asarray(leaves[f'{place}/{name}'], np.float32) for name in ('lora_a', 'lora_b')
+      )
+      of_module.setdefault(at.name.removesuffix('.weight'), {})[at.part] = pair
+  tensors, ranks = {}, {}
+  for module, parts in of_module.items():
+    a, b = parts[None] if None in parts else _as_one(parts)
+    tensors[f'base_model.model.{module}.lora_A.weight'] = np.ascontiguousarray(a.T)
+    tensors[f'base_model.model.{module}.lora_B.weight'] = np.ascontiguousarray(b.T)
+    if a.shape[1] != lora.rank:
+      ranks[module] = a.shape[1]
+  # A name of GPT-2's, such as c_proj, is that of several layers.
+  last = 2 if family == 'gpt2' else 1
+  config = {
+    'peft_type': 'LORA',
+    'task_type': 'CAUSAL_LM',
+    'base_model_name_or_path': base,
+    'r': lora.rank,
+    'lora_alpha': lora.alpha,
+    'lora_dropout': 0.0,
+    'bias': 'none',
+    'fan_in_fan_out': family == 'gpt2',
+    'inference_mode': True,
+    'target_modules': sorted({'.'.join(module.split('.')[-last:]) for module in of_module}),
+    'rank_pattern': ranks,
+    'alpha_pattern': {module: lora.scale * rank for module, rank in ranks.items()},
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  safetensors.numpy.save_file(
+    tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'}
+  )
+  records.write_json(folder / 'adapter_config.json', config)
+
+
+def _as_one(parts: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """One adapter of a matrix, of those of its thirds: side by side, each for its own columns."""
+  a = np.concatenate([a for a, _ in parts.values()], axis=1)
+  size = next(iter(parts.values()))[1].shape[1]
+  b, start = np.zeros((a.shape[1], size * len(_FUSED)), a.dtype), 0
+  for part, (_, of_part) in parts.items():
+    rank = len(of_part)
+    b[start : start + rank, part * size : (part + 1) * size] = of_part
+    start += rank
+  return a, b
+
+
+def _files(folder: Path) -> list[Path]:
+  """The safetensors files of a folder."""
+  index = folder / INDEX
+  if index.exists():
+    try:
+      names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, AttributeError):
+      raise UserError(f'{index}: not an index of safetensors files; download it again.') from None
+    return [folder / name for name in names]
+  whole = folder / 'model.safetensors'
+  if not whole.exists():
+    raise UserError(
+      f'{folder}: there is neither model.safetensors nor {INDEX}; weights in other formats are not '
+      'read, convert them with save_pretrained of transformers.'
+    )
+  return [whole]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      yield file
+  except FileNotFoundError:
+    raise UserError(f'{path}: the index names this file, but it is missing; download it.') from None
+  except safetensors.SafetensorError as error:
+    raise UserError(f'{path}: broken or cut short ({error}); download it again.') from None
+
+
+def _as_in(name: str, slices: Mapping) -> str:
+  """The name as files without a head write it: without the first component."""
+  bare = name.split('.', 1)[1]
+  return bare if name not in slices and bare in slices else name
+
+
+def _check(folder, flat, slices) -> None:
+  """Raises UserError that names what is missing, unknown or misshapen."""
+  needed = {at.name for _, at in flat.values()}
+  problems = [f"'{name}' is missing" for name in sorted(needed - set(slices))]
+  problems += [f"'{name}' is unknown" for name in sorted(set(slices) - needed)]
+  for leaf, at in flat.values():
+    if at.name in slices:
+      shape = (*leaf.shape[:-1], leaf.shape[-1] * (1 if at.part is None else len(_FUSED)))
+      shape, found = shape[::-1] if at.transposed else shape, tuple(slices[at.name].get_shape())
+      if shape != found:
+        problems.append(f"'{at.name}' has shape {found}, not {shape}")
+  if problems:
+    more = f', and {len(problems) - 5} more' if len(problems) > 5 else ''
+    raise UserError(
+      f'{folder}: its weights do not fit its config: {", ".join(problems[:5])}{more}.'
+    )
+
+
+def _read(source, at: Tensor, index: tuple[slice, ...], leaf) -> np.ndarray:
+  """One device's part of a parameter, in its dtype."""
+  starts = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
+  index = [slice(part.start, part.stop) for part in starts]
+  if at.part is not None:
+    shift = at.part * leaf.shape[-1]
+    index[-1] = slice(index[-1].start + shift, index[-1].stop + shift)
+  return _turned(source[tuple(index[::-1] if at.transposed else index)], at).astype(leaf.dtype)
+
+
+def _turned(matrix: np.ndarray, at: Tensor) -> np.ndarray:
+  return matrix.T if at.transposed else matrix

@@ -1,0 +1,116 @@
+"""Every family: the same logits as `transformers`, and the same files back."""
+
+import json
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from nlhf_jax.models import architectures, hub, weights
+from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
+
+NAMES = list(families.FAMILIES)
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def load(folder, numerics=FLOAT32):
+  """Decoder and parameters of a saved model."""
+  config = hub.read_config(folder)
+  decoder = make_decoder(architectures.from_config(config), numerics)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  return decoder, weights.load(folder, config.model_type, shapes, lambda path, leaf: HERE)
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def saved(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param.replace(' ', '_'))
+  return families.save(request.param, folder), folder
+
+
+def rows(length=21):
+  """Two rows of tokens; the second has padding on the left."""
+  tokens = np.random.default_rng(0).integers(67, size=(2, length))
+  mask = np.ones_like(tokens, bool)
+  mask[1, :4] = False
+  return tokens, mask
+
+
+def ours(decoder, params, tokens, mask):
+  def logits(params, tokens, mask):
+    return decoder.logits(params, decoder.read(params, tokens, mask)[0])
+
+  return np.asarray(jax.jit(logits)(params, tokens, mask))
+
+
+def theirs(model, tokens, mask):
+  positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+  with torch.no_grad():
+    return (
+      model(
+        input_ids=torch.tensor(tokens),
+        attention_mask=torch.tensor(mask.astype(int)),
+        position_ids=torch.tensor(positions),
+      )
+      .logits.float()
+      .numpy()
+    )
+
+
+def test_logits_agree_with_transformers(saved):
+  model, folder = saved
+  decoder, params = load(folder)
+  tokens, mask = rows()
+  expected = theirs(model, tokens, mask)
+  assert np.abs(expected[mask]).max() > 1
+  np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
+
+
+def test_cached_decoding_agrees_with_reading_at_once(saved):
+  _, folder = saved
+  decoder, params = load(folder)
+  tokens, mask = rows()
+  read = jax.jit(decoder.read)
+  whole, _ = read(params, tokens, mask)
+  first, cache = read(params, tokens[:, :12], mask[:, :12], decoder.empty(2, 24))
+  parts = [first]
+  for place in range(12, tokens.shape[1]):
+    hidden, cache = read(params, tokens[:, place : place + 1], mask[:, place : place + 1], cache)
+    parts.append(hidden)
+  joined = np.concatenate(parts, axis=1)
+  np.testing.assert_allclose(joined[mask], np.asarray(whole)[mask], atol=2e-4)
+
+
+def test_export_then_import_by_transformers_is_the_identity(saved, tmp_path):
+  model, folder = saved
+  _, params = load(folder)
+  config = hub.read_config(folder)
+  weights.save(tmp_path, config.model_type, params, np.float32, most=20_000)
+  (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
+  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+  before, after = model.state_dict(), again.state_dict()
+  assert before.keys() == after.keys()
+  for name in before:
+    assert torch.equal(before[name], after[name]), name
+  index = json.loads((tmp_path / weights.INDEX).read_text())
+  assert len(set(index['weight_map'].values())) > 1
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_checkpoints_in_bfloat16(name, tmp_path):
+  families.save(name, tmp_path, torch.bfloat16, shard='20KB')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, dtype=torch.float32, attn_implementation='eager'
+  )
+  decoder, params = load(tmp_path)  # what it says, computed in float32
+  tokens, mask = rows()
+  expected = theirs(model, tokens, mask)
+  np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
+  half = Numerics(jnp.bfloat16, jnp.bfloat16)
+  decoder, params = load(tmp_path, half)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
+  error = ours(decoder, params, tokens, mask)[mask] - expected[mask]
+  assert np.sqrt(np.mean(error**2) / np.mean(expected[mask] ** 2)) < 0.05

@@ -1,0 +1,157 @@
+"""Adapters: nothing at the start, each for its own rows, and the same as PEFT's."""
+
+from collections import Counter
+
+import families
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+from test_families import HERE, NAMES, ours, rows, theirs
+
+from nlhf_jax import trees
+from nlhf_jax.models import architectures, hub, lora, weights
+from nlhf_jax.models.lora import Lora
+from nlhf_jax.models.transformer import FLOAT32, make_decoder
+from nlhf_jax.sampling import make_rollout
+from nlhf_jax.structs import Prompts
+
+LORA = Lora(rank=3, alpha=5.0, targets=lora.TARGETS)
+SIZES = architectures.small(
+  vocabulary=11, width=16, layers=2, heads=4, key_heads=2, head_size=4, hidden=24, rotary_base=1e3
+)
+DECODER = make_decoder(SIZES, lora=LORA)
+
+
+def changed(params, seed):
+  """The same with adapters that change something."""
+  random = np.random.default_rng(seed)
+  return trees.nested(
+    {
+      path: jnp.asarray(random.normal(size=leaf.shape, scale=0.3), leaf.dtype)
+      if lora.is_adapter(path)
+      else leaf
+      for path, leaf in trees.flat(params).items()
+    }
+  )
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.jit(DECODER.init)(jax.random.key(0))
+
+
+def some_rows():
+  tokens = np.random.default_rng(1).integers(11, size=(4, 7))
+  return tokens, np.ones_like(tokens, bool)
+
+
+def test_at_the_start_and_without_adapters_it_is_the_base_bit_for_bit(params):
+  _, base = trees.split(params, lora.is_adapter)
+  said = ours(DECODER, params, *some_rows())
+  np.testing.assert_array_equal(said, ours(DECODER, base, *some_rows()))
+  np.testing.assert_array_equal(said, ours(make_decoder(SIZES), base, *some_rows()))
+
+
+def test_each_block_of_rows_has_its_own_adapter(params):
+  slots = dict(policy=changed(params, 1), other=changed(params, 2))
+  base = trees.split(params, lora.is_adapter)[1]
+  own = {slot: trees.split(tree, lora.is_adapter)[0] for slot, tree in slots.items()}
+  tokens, mask = some_rows()
+  together = ours(
+    DECODER, trees.of_blocks({'base': base, **own}, ['policy', 'other']), tokens, mask
+  )
+  for block, slot in enumerate(slots):
+    part = slice(2 * block, 2 * block + 2)
+    alone = ours(DECODER, slots[slot], tokens[part], mask[part])
+    np.testing.assert_allclose(together[part], alone, atol=2e-6)
+  assert np.abs(together[:2] - ours(DECODER, params, tokens[:2], mask[:2])).max() > 0.1
+
+
+def test_merged_it_is_the_same_policy(params):
+  one = changed(params, 1)
+  merged = lora.merge(one, LORA.scale)
+  assert not any(map(lora.is_adapter, trees.flat(merged)))
+  np.testing.assert_allclose(
+    ours(make_decoder(SIZES), merged, *some_rows()), ours(DECODER, one, *some_rows()), atol=1e-5
+  )
+
+
+MIXTURES = [{'policy': 1.0}, {'policy': 0.25, 'reference': 0.75}]
+
+
+def test_the_reference_of_a_mixture_is_the_base_and_never_the_adapted_policy(params):
+  own, base = trees.split(changed(params, 1), lora.is_adapter)
+  still, _ = trees.split(params, lora.is_adapter)
+  slots = {'base': base, 'policy': own, 'reference': still}
+  tokens, mask = some_rows()
+  prompts = Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+  rollout = make_rollout(DECODER, MIXTURES, length=5, stop=10, count=2)
+  _, mixed = rollout(slots, prompts, jax.random.key(3))
+  of_base = np.asarray(said(base, prompts, mixed))
+  of_policy = np.asarray(said(trees.merged(base, own), prompts, mixed))
+  assert np.abs(of_base - of_policy)[np.asarray(mixed.mask)].max() > 0.1
+  log_mix = 0.25 * of_policy + 0.75 * of_base
+  log_mix -= np.logaddexp.reduce(log_mix, axis=-1, keepdims=True)
+  chosen = np.take_along_axis(log_mix, np.asarray(mixed.tokens)[..., None], axis=-1)[..., 0]
+  kept = np.asarray(mixed.mask)
+  np.testing.assert_allclose(np.asarray(mixed.log_probs)[kept], chosen[kept], atol=1e-5)
+
+
+@jax.jit
+def said(params, prompts, responses):
+  """Log-probabilities of every token at each place of the responses, by reading them whole."""
+  count, length = responses.tokens.shape[1:]
+  repeated = jnp.repeat(prompts.tokens, count, axis=0)
+  tokens = jnp.concatenate([repeated, responses.tokens.reshape(-1, length)], axis=1)
+  hidden, _ = DECODER.read(params, tokens, jnp.ones_like(tokens, bool))
+  logits = DECODER.logits(params, hidden[:, -length - 1 : -1])
+  return jax.nn.log_softmax(logits).reshape(*responses.tokens.shape, -1)
+
+
+def products(jaxpr, counts):
+  """How often a matrix of each shape is multiplied with, in a program and all it calls."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      counts[equation.invars[1].aval.shape] += 1
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      products(inner, counts)
+  return counts
+
+
+def test_a_token_reads_the_weights_of_the_base_once(params):
+  own, base = trees.split(params, lora.is_adapter)
+  prompts = Prompts(*map(jnp.asarray, some_rows()))
+  rollout = make_rollout(DECODER, MIXTURES, length=5, stop=10)
+  shape = (SIZES.width, SIZES.hidden)  # of gate and up, in two layers
+
+  def counted(slots):
+    return products(jax.make_jaxpr(rollout)(slots, prompts, jax.random.key(0)).jaxpr, Counter())
+
+  shared = counted({'base': base, 'policy': own, 'reference': own})
+  apart = counted({'policy': params, 'reference': params})
+  once = 2 * len(SIZES.layers)
+  assert shared[shape] == 2 * once  # for the prompts, and in the loop
+  assert apart[shape] == 4 * once
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_adapter_says_the_same_in_peft(name, tmp_path):
+  model = families.save(name, tmp_path / 'base')
+  config = hub.read_config(tmp_path / 'base')
+  decoder = make_decoder(architectures.from_config(config), FLOAT32, LORA)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  adapter, base = trees.split(shapes, lora.is_adapter)
+  loaded = weights.load(tmp_path / 'base', config.model_type, base, lambda path, leaf: HERE)
+  params = changed(trees.merged(loaded, adapter), 5)
+  weights.save_adapter(tmp_path / 'adapter', config.model_type, params, LORA, name)
+  adapted = peft.PeftModel.from_pretrained(model, tmp_path / 'adapter').eval()
+  tokens, mask = rows()
+  expected = theirs(adapted, tokens, mask)
+  np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=2e-4)
+  with adapted.disable_adapter():
+    plain = theirs(adapted, tokens, mask)
+  assert np.abs(expected - plain)[mask].max() > 0.1
+  np.testing.assert_allclose(ours(decoder, loaded, tokens, mask)[mask], plain[mask], atol=1e-4)

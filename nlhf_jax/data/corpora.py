@@ -30,25 +30,41 @@ class Corpus(NamedTuple):
 
 
 def make_synthetic(
-  seed: int, posts: int, held_out: int, prompt_length: int, response_length: int, vocabulary: int
+  seed: int,
+  posts: int,
+  held_out: int,
+  prompt_length: int,
+  response_length: int,
+  vocabulary: int,
+  pretrained: str = '',
 ) -> Corpus:
   """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
 
+  Args:
+    seed: of the texts and the votes.
+    posts: to train on.
+    held_out: posts for testing.
+    prompt_length: most tokens in a post.
+    response_length: most tokens in a summary.
+    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
+    pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+
   Raises:
-    UserError: if a length is too short for the texts.
+    UserError: if a length is too short for the texts, or the tokenizer cannot be used.
   """
   examples = list(itertools.islice(synthetic.examples(seed), posts + held_out))
-  tokenizer = tokenizers.train(synthetic.vocabulary(), vocabulary)
+  tokenizer = _tokenizer(synthetic.vocabulary(), vocabulary, pretrained)
+  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
   texts = synthetic.Example(*zip(*examples, strict=True))
   share = synthetic.votes(np.random.default_rng(seed), texts.post, texts.left, texts.right)
 
   def responses(column):
     ids = tokenizers.response_ids(tokenizer, column)
-    _must_fit(ids, 'response_length', response_length)
+    _must_fit(ids, 'response_length', response_length, hint)
     return tokenizers.pad_responses(tokenizer, ids, response_length)
 
   ids = tokenizers.prompt_ids(tokenizer, texts.post)
-  _must_fit(ids, 'prompt_length', prompt_length)
+  _must_fit(ids, 'prompt_length', prompt_length, hint)
   prompts = tokenizers.pad_prompts(tokenizer, ids, prompt_length)
   whole = Split(
     prompts,
@@ -72,20 +88,23 @@ def make_jsonl(
   prompt_length: int,
   response_length: int,
   vocabulary: int,
+  pretrained: str = '',
 ) -> Corpus:
   """A user's comparisons; SFT imitates the chosen responses.
 
   Args:
     seed: of the split.
-    path: JSON lines of `{"prompt", "chosen", "rejected"}`.
+    path: JSON lines of `{"prompt", "chosen", "rejected"}`, as `sources.parse` has them.
     skip_bad: skip and count lines that cannot be used.
     held_out: the share of prompts kept for testing, with all their comparisons.
     prompt_length: most tokens in a prompt.
     response_length: most tokens in a response; longer ones are cut, and counted.
-    vocabulary: most tokens in the vocabulary.
+    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
+    pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
 
   Raises:
-    UserError: if the file or a line of it cannot be used, or holds fewer than two prompts.
+    UserError: if the file or a line of it cannot be used, or holds fewer than two prompts, or the
+      tokenizer cannot be used.
   """
   numbered = list(sources.read_jsonl(path, skip_bad))
   if not numbered:
@@ -93,8 +112,9 @@ def make_jsonl(
       f'{path}: no comparisons found; write one JSON object a line, with the fields '
       f'{", ".join(sources.FIELDS)}.'
     )
-  tokenizer = tokenizers.train((' '.join(record) for _, record in numbered), vocabulary)
-  prompts = tokenizers.prompt_ids(tokenizer, [record.prompt for _, record in numbered])
+  questions = (record for _, record in numbered if isinstance(record.prompt, str))
+  tokenizer = _tokenizer(map(' '.join, questions), vocabulary, pretrained)
+  numbered, prompts = _encoded(path, numbered, tokenizer, skip_bad)
   fits = _fits(path, numbered, prompts, prompt_length, skip_bad)
   prompts = list(itertools.compress(prompts, fits))
   records = [record for _, record in itertools.compress(numbered, fits)]
@@ -130,6 +150,30 @@ def make_jsonl(
   return Corpus(tokenizer, train, split(tested.__contains__), embedded=False)
 
 
+def _tokenizer(texts, vocabulary, pretrained):
+  if pretrained:
+    return tokenizers.load(pretrained)
+  return tokenizers.train(texts, vocabulary)
+
+
+def _encoded(path, numbered, tokenizer, skip_bad):
+  """The numbered records whose prompts the tokenizer can write, and the token ids of these."""
+  encoded, skipped = [], Counter()
+  for number, record in numbered:
+    prompt = record.prompt
+    if not isinstance(prompt, str):
+      prompt = [message._asdict() for message in prompt]
+    try:
+      encoded.append(((number, record), *tokenizers.prompt_ids(tokenizer, [prompt])))
+    except sources.Problem as problem:
+      if not skip_bad:
+        remedy = 'change it, give a model whose chat template takes it by config.model.hf'
+        raise sources.bad_line(path, number, str(problem), remedy) from None
+      skipped[problem.reason] += 1
+  sources.report_skipped(path, skipped)
+  return [kept for kept, _ in encoded], [ids for _, ids in encoded]
+
+
 def _fits(path, numbered, prompts, length, skip_bad) -> list[bool]:
   """Which prompts are short enough; unless those that are not are skipped, all have to be."""
   fits = [len(ids) <= length for ids in prompts]
@@ -146,7 +190,7 @@ def _fits(path, numbered, prompts, length, skip_bad) -> list[bool]:
   return fits
 
 
-def _tested(path, prompts: set[str], share, seed) -> set[str]:
+def _tested(path, prompts: set[sources.Prompt], share, seed) -> set[sources.Prompt]:
   """A random share of the prompts: at least one, and not all."""
   if len(prompts) < 2:
     found = f'{len(prompts)} different prompt{"" if len(prompts) == 1 else "s"}'
@@ -154,14 +198,14 @@ def _tested(path, prompts: set[str], share, seed) -> set[str]:
       f'{path}: {found} found; add some, for at least two are needed: to train on and to test on.'
     )
   count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
-  ordered = sorted(prompts)  # a set has another order in every process
+  ordered = sorted(prompts, key=sources.messages)  # a set has another order in every process
   return {ordered[row] for row in np.random.default_rng(seed).permutation(len(ordered))[:count]}
 
 
-def _must_fit(rows, field, length):
+def _must_fit(rows, field, length, hint):
   longest = max(map(len, rows))
   if longest > length:
     raise UserError(
       f'config.data.{field}={length} is too short; texts of the embedded task have up to {longest} '
-      'tokens (fewer with a larger config.data.vocabulary, down to one a word).'
+      f'tokens{hint}; raise it.'
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from families import FAMILIES, save
 
 from nlhf_jax.data import corpora, synthetic, tokenizers
 from nlhf_jax.errors import UserError
@@ -190,3 +191,89 @@ def test_real_judgements_become_a_corpus(alpaca, make):
 def test_more_judgements_than_there_are_cannot_be_had(alpaca):
   with pytest.raises(ValueError, match='fewer than 1000000'):
     alpaca(1_000_000)
+
+
+@pytest.fixture(scope='module', params=['llama', 'chatml', 'mistral'])
+def chat(request, tmp_path_factory):
+  """The folder of a tokenizer with a chat template."""
+  return save(tmp_path_factory.mktemp('chat'), *FAMILIES[request.param][0]())
+
+
+def turns(number):
+  said = [f'question {number}', f'answer {number}', 'and why?']
+  roles = ('user', 'assistant', 'user')
+  return [{'role': role, 'content': text} for role, text in zip(roles, said, strict=True)]
+
+
+def test_conversations_become_a_corpus_with_the_tokenizer_of_a_chat_model(make, chat):
+  talks = [
+    {'prompt': turns(i // 2), 'chosen': f'good {i}', 'rejected': f'bad {i}'} for i in range(20)
+  ]
+  corpus = make([*RECORDS, *talks], pretrained=chat, prompt_length=250, response_length=60)
+  assert len(corpus.tokenizer) == len(tokenizers.load(chat))
+  said, asked = [], []
+  for split in (corpus.train, corpus.held_out):
+    read = tokenizers.prompt_texts(corpus.tokenizer, *split.prompts)
+    assert len(set(read)) == len(read)
+    asked.append(set(read))
+    parts = split.comparisons
+    for prompt, chosen in zip(
+      tokenizers.prompt_texts(corpus.tokenizer, *parts.prompts),
+      tokenizers.texts(corpus.tokenizer, *parts.left[:2]),
+      strict=True,
+    ):
+      assert prompt in read
+      said.append((prompt.endswith('and why?'), chosen))
+    stops = (parts.left.tokens == corpus.tokenizer.eos_token_id) & parts.left.mask
+    assert np.all(stops.sum(axis=(1, 2)) == 1)
+  assert not asked[0] & asked[1]
+  assert len(asked[1]) == 6  # 0.3 of ten questions and ten conversations
+  expected = [(False, row['chosen']) for row in RECORDS] + [(True, row['chosen']) for row in talks]
+  assert sorted(said) == sorted(expected)
+
+
+def test_a_conversation_without_a_chat_template_is_refused_or_skipped(make, tmp_path, capsys):
+  talk = {'prompt': turns(0), 'chosen': 'yes', 'rejected': 'no'}
+  with pytest.raises(UserError) as refused:
+    make([*RECORDS, talk])
+  sentence = str(refused.value)
+  where = f'{tmp_path}/mine.jsonl, line {len(RECORDS) + 1}: '
+  assert sentence.startswith(f'{where}there is no chat template for a conversation; ')
+  assert 'give a model whose chat template takes it by config.model.hf' in sentence
+  corpus = make([*RECORDS, talk, talk], skip_bad=True)
+  assert len(corpus.train.prompts.tokens) + len(corpus.held_out.prompts.tokens) == 10
+  assert 'skipped 2 lines: there is no chat template for a conv' in capsys.readouterr().out
+  with pytest.raises(UserError, match='0 different prompts found'):
+    make([talk, talk], skip_bad=True)
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_line_that_cannot_be_used(
+  make, tmp_path
+):
+  folder = save(tmp_path / 'gemma', *FAMILIES['gemma'][0]())
+  talk = {'prompt': [{'role': 'system', 'content': 'a'}, *turns(0)], 'chosen': 'b', 'rejected': 'c'}
+  said = rf'line {len(RECORDS) + 1}: the chat template refuses .* \(no system messages'
+  with pytest.raises(UserError, match=said):
+    make([*RECORDS, talk], pretrained=folder, prompt_length=250, response_length=60)
+
+
+def test_the_embedded_task_can_be_told_to_a_chat_model(chat):
+  told = SYNTHETIC | {'prompt_length': 250, 'response_length': 120}
+  corpus = corpora.make_synthetic(**told, pretrained=chat)
+  own = corpora.make_synthetic(**SYNTHETIC)
+  for split, plain in ((corpus.train, own.train), (corpus.held_out, own.held_out)):
+    read = tokenizers.prompt_texts(corpus.tokenizer, *split.prompts)
+    assert read == prompts(own, plain.prompts)
+    assert comparisons_said(corpus, split) == comparisons_said(own, plain)
+  with pytest.raises(UserError, match=r'^config.data.prompt_length=25 .* \d+ tokens; raise it'):
+    corpora.make_synthetic(**SYNTHETIC, pretrained=chat)
+
+
+def comparisons_said(corpus, split):
+  sides = (split.demonstrations.left, split.comparisons.left, split.comparisons.right)
+  return [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in sides]
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused(make, tmp_path):
+  with pytest.raises(UserError, match=f"^config.model.hf='{tmp_path}' holds no tokenizer"):
+    make(RECORDS, pretrained=str(tmp_path))

@@ -19,9 +19,12 @@ BAD = {
   'not a JSON object but NoneType': b'null',
   "field 'rejected' is missing; it has ['chosen', 'prompt']": b'{"prompt": "a", "chosen": "b"}',
   "field 'prompt' is missing; it has []": b'{}',
-  "field 'prompt' is not a string but int": json.dumps({**GOOD, 'prompt': 3}).encode(),
-  "field 'chosen' is not a string but list": json.dumps({**GOOD, 'chosen': [GOOD]}).encode(),
-  "field 'rejected' is not a string but NoneType": json.dumps({**GOOD, 'rejected': None}).encode(),
+  "field 'prompt' is neither a string nor a list of messages but int": json.dumps(
+    {**GOOD, 'prompt': 3}
+  ).encode(),
+  "field 'rejected' is neither a string nor a list of messages but NoneType": json.dumps(
+    {**GOOD, 'rejected': None}
+  ).encode(),
   "field 'prompt' is empty": json.dumps({**GOOD, 'prompt': ''}).encode(),
   "field 'rejected' is empty": json.dumps({**GOOD, 'rejected': ' \t\n\u2003'}).encode(),
   "field 'chosen' holds half of a surrogate pair": json.dumps(
@@ -29,6 +32,56 @@ BAD = {
   ).encode(),
   "fields 'chosen' and 'rejected' are the same": json.dumps({**GOOD, 'rejected': 'Hi!'}).encode(),
 }
+
+
+def system(content):
+  return {'role': 'system', 'content': content}
+
+
+def user(content):
+  return {'role': 'user', 'content': content}
+
+
+def assistant(content):
+  return {'role': 'assistant', 'content': content}
+
+
+TURNS = [system('Be kind.'), user('Hello?'), assistant('Yes?'), user('Say hi.')]
+MESSAGES = tuple(sources.Message(**message) for message in TURNS)
+BAD_MESSAGES = {
+  "field 'prompt' is empty": {'prompt': []},
+  "a message of field 'prompt' is not a JSON object but str": {'prompt': ['Say hi.']},
+  "a message of field 'prompt' has no 'role'; it has ['content']": {'prompt': [{'content': 'a'}]},
+  "a message of field 'prompt' has no 'content'; it has ['role']": {'prompt': [{'role': 'user'}]},
+  "a message of field 'prompt' has a role that is none of system, user, assistant: 'tool'": {
+    'prompt': [user('a'), {'role': 'tool', 'content': 'b'}]
+  },
+  "a message of field 'prompt' has a role that is none of system, user, assistant: ['user']": {
+    'prompt': [{'role': ['user'], 'content': 'b'}]
+  },
+  "'content' in a message of field 'prompt' is not a string but list": {'prompt': [user(['a'])]},
+  "'content' in a message of field 'prompt' is empty": {'prompt': [user(' ')]},
+  "'content' in a message of field 'chosen' holds half of a surrogate pair": {
+    'chosen': [assistant('\ud83d')]
+  },
+  "field 'prompt' is not user and assistant in turn, from a user to a user": {
+    'prompt': [user('a'), assistant('b')]
+  },
+  "field 'prompt' has a system message that is not the first": {
+    'prompt': [user('a'), system('b'), assistant('c'), user('d')]
+  },
+  "field 'chosen' does not end with a message of the assistant": {'chosen': [user('Say hi.')]},
+  "field 'rejected' has other messages than the prompt before its last": {
+    'rejected': [user('Say bye.'), assistant('No.')]
+  },
+}
+NO_TURNS = (
+  [system('a')],
+  [assistant('a')],
+  [assistant('a'), user('b')],
+  [user('a'), user('b')],
+  [user('a'), assistant('b'), assistant('c'), user('d')],
+)
 
 
 @pytest.fixture
@@ -95,7 +148,7 @@ def test_bad_lines_are_skipped_and_counted_by_reason_if_asked(write, capsys):
   assert [number for number, _ in read(path, skip_bad=True)] == [1, len(BAD) + 2]
   said = capsys.readouterr().out.splitlines()
   assert f'{path}: skipped 8 lines: not valid JSON.' in said
-  assert f"{path}: skipped 2 lines: field 'chosen' is not a string." in said
+  assert f"{path}: skipped 2 lines: field 'prompt' is empty." in said
   assert sum(int(text.split()[2]) for text in said) == 2 * len(BAD)
 
 
@@ -114,3 +167,49 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
   assert str(refused.value) == (
     f"config.data.path: cannot read '{path}': {reason}; give a file of JSON lines."
   )
+
+
+@pytest.mark.parametrize('prompt', ['Say hi.', TURNS], ids=['question', 'conversation'])
+@pytest.mark.parametrize('whole', [False, True], ids=['the last message', 'all messages'])
+def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, prompt, whole):
+  before = TURNS if prompt is TURNS else [user(prompt)]
+  said = {
+    field: [*(before if whole else []), assistant(GOOD[field])] for field in ('chosen', 'rejected')
+  }
+  expected = sources.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
+  path = write(line(prompt=prompt, **said), line(prompt=prompt), json.dumps(said).encode())
+  assert [record for _, record in read(path, skip_bad=True)] == [expected] * (2 + whole)
+
+
+def test_one_question_is_the_same_prompt_however_it_is_written(write):
+  ((_, one), (_, other)) = read(write(line(), line(prompt=[user('Say hi.') | {'name': 'x'}])))
+  assert one == other
+  assert sources.messages(one.prompt) == (sources.Message('user', 'Say hi.'),)
+
+
+def test_a_conversation_can_be_looked_up(write):
+  ((_, record),) = read(write(line(prompt=TURNS)))
+  assert record.prompt == MESSAGES
+  assert record.prompt in {MESSAGES}
+  assert sources.messages(record.prompt) == MESSAGES
+
+
+@pytest.mark.parametrize('problem', BAD_MESSAGES)
+def test_bad_messages_are_refused_with_what_is_wrong_with_them(problem):
+  with pytest.raises(sources.Problem) as refused:
+    sources.parse(json.dumps(GOOD | BAD_MESSAGES[problem]))
+  assert str(refused.value).startswith(problem)
+
+
+@pytest.mark.parametrize('turns', NO_TURNS)
+def test_turns_in_another_order_are_refused(turns):
+  with pytest.raises(sources.Problem, match="field 'prompt' is not user and assistant in turn"):
+    sources.parse(json.dumps(GOOD | {'prompt': turns}))
+
+
+def test_a_missing_prompt_is_that_of_the_chosen_conversation_and_must_be_that_of_the_other():
+  said = {'chosen': [user('a'), assistant('b')], 'rejected': [user('A'), assistant('c')]}
+  with pytest.raises(sources.Problem, match="field 'rejected' has other messages than the prompt"):
+    sources.parse(json.dumps(said))
+  with pytest.raises(sources.Problem, match="field 'prompt' is missing"):
+    sources.parse(json.dumps(said | {'chosen': [assistant('b')]}))

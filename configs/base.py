@@ -95,7 +95,7 @@ def get_config(source='synthetic'):
       seed=0,
       data=dict(source=source, **data[source]),
       model=dict(
-        hf='',  # a pretrained model, by its folder or hub name; it has sizes of its own
+        hf='',  # a pretrained model, by its folder or hub name: with its own sizes and tokenizer
         width=64,
         layers=2,
         heads=4,

@@ -159,7 +159,7 @@ def make_corpus(config: ConfigDict) -> Corpus:
     )
   if source == 'jsonl' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return makers[source](config.seed, **settings)
+  return makers[source](config.seed, pretrained=config.model.hf, **settings)
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from nlhf_jax import trees
+from nlhf_jax import hub, trees
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import architectures, hub, lora, sharding, weights
+from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
@@ -63,11 +63,10 @@ def make_model(config: ConfigDict, vocabulary: int) -> Model:
     decoder = make_decoder(sizes, numerics, adapter)
     return Model(decoder, sizes, placed(decoder.init), trains(adapter), adapter, None)
   folder = hub.locate(section.hf)
-  described = hub.read_config(folder)
-  sizes = architectures.from_config(described)
+  family, sizes = architectures.read(folder)
   check_fit(config, sizes, vocabulary)
   decoder = make_decoder(sizes, numerics, adapter)
-  source = Source(folder, described.model_type)
+  source = Source(folder, family)
   return Model(decoder, sizes, loaded(decoder, source), trains(adapter), adapter, source)
 
 

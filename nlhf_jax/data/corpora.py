@@ -36,7 +36,7 @@ def make_synthetic(
   prompt_length: int,
   response_length: int,
   vocabulary: int,
-  pretrained: str = '',
+  pretrained: str,
 ) -> Corpus:
   """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
 
@@ -88,7 +88,7 @@ def make_jsonl(
   prompt_length: int,
   response_length: int,
   vocabulary: int,
-  pretrained: str = '',
+  pretrained: str,
 ) -> Corpus:
   """A user's comparisons; SFT imitates the chosen responses.
 

@@ -19,10 +19,8 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import huggingface_hub
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -31,8 +29,10 @@ os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # it misses PyT
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nlhf_jax import hub
 from nlhf_jax.data.sources import Problem
 from nlhf_jax.errors import UserError
+from nlhf_jax.hub import first_line
 from nlhf_jax.structs import Prompts, Responses
 
 PAD, STOP, SEPARATOR = '<pad>', '<eos>', '<sep>'
@@ -89,7 +89,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     UserError: if there is no such tokenizer, its files or its template cannot be used, it has no
       end-of-sequence token, or it reads special tokens in plain text.
   """
-  folder = Path(name) if Path(name).is_dir() else _downloaded(name)
+  folder = hub.locate(name)
   tokenizer = _loaded(name, folder)
   if tokenizer.eos_token is None:
     raise UserError(
@@ -108,20 +108,6 @@ def load(name: str) -> PreTrainedTokenizerFast:
     tokenizer.sep_token = tokenizer.eos_token
   _must_keep_apart(name, tokenizer)
   return tokenizer
-
-
-def _downloaded(name) -> Path:
-  try:
-    # Only text: no weights, and nothing that could be a pickle.
-    return Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.txt', '*.jinja'])
-    )
-  except (OSError, ValueError) as error:  # not there, not reachable, or no name at all
-    raise UserError(
-      f"config.model.hf='{name}' is no folder, and the Hugging Face hub did not give it "
-      f'({_first_line(error)}); download it where there is a network, as '
-      f'`hf download {name} --local-dir DIR`, and give DIR.'
-    ) from None
 
 
 def _loaded(name, folder) -> PreTrainedTokenizerFast:
@@ -145,7 +131,7 @@ def _loaded(name, folder) -> PreTrainedTokenizerFast:
     raise
   except Exception as error:  # whatever the code that the files lead to trips over
     raise UserError(
-      f"config.model.hf='{name}': its tokenizer cannot be read ({_first_line(error)}); download "
+      f"config.model.hf='{name}': its tokenizer cannot be read ({first_line(error)}); download "
       'the files again.'
     ) from None
   if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -154,10 +140,6 @@ def _loaded(name, folder) -> PreTrainedTokenizerFast:
       "used; choose a model with a tokenizer.json that 'tokenizers' reads."
     )
   return tokenizer
-
-
-def _first_line(error) -> str:
-  return next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')
 
 
 def _settle(tokenizer) -> None:
@@ -232,7 +214,7 @@ def _rendered(tokenizer, messages) -> str:
       messages, tokenize=False, add_generation_prompt=messages[-1]['role'] == 'user'
     )
   except Exception as error:  # a template is a program of somebody else's
-    raise Problem('the chat template refuses the messages', f' ({_first_line(error)})') from None
+    raise Problem('the chat template refuses the messages', f' ({first_line(error)})') from None
 
 
 def _one_of(words: Iterable[str]) -> re.Pattern:

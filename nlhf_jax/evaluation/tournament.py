@@ -67,7 +67,7 @@ def make_records(
       'log_ratio': {name: float(column[row]) for name, column in log_ratios.items()},
       'preferences': {judge: table[row].tolist() for judge, table in said.items()},
     }
-    for row, prompt in enumerate(tokenizers.texts(tokenizer, *prompts))
+    for row, prompt in enumerate(tokenizers.prompt_texts(tokenizer, *prompts))
   ]
 
 

@@ -115,7 +115,7 @@ def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
 def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
   """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
-  posts = tokenizers.texts(tokenizer, *prompts)
+  posts = tokenizers.prompt_texts(tokenizer, *prompts)
   by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
   ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
   sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]

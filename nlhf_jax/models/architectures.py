@@ -5,12 +5,15 @@ of one record; `transformer.py` has one decoder for all of them.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from transformers import AutoConfig
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.hub import first_line
 
 
 class Llama3Scaling(NamedTuple):
@@ -99,6 +102,23 @@ def small(
     layers=(Layer(Rotary(rotary_base)),) * layers,
     embedding_scale=width**0.5,
   )
+
+
+def read(folder: Path) -> tuple[str, Architecture]:
+  """The `model_type` and the architecture of a model, whichever release of transformers wrote it.
+
+  Raises:
+    UserError: if there is no config, or it is not of a family that is supported.
+  """
+  if not (folder / 'config.json').is_file():
+    raise UserError(f"{folder}: there is no config.json; give a model's folder.")
+  try:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return config.model_type, from_config(config)
+  except UserError as error:
+    raise UserError(f'{folder}: {error}') from None
+  except Exception as error:  # whatever the file leads to
+    raise UserError(f'{folder}/config.json cannot be used: {first_line(error)}.') from None
 
 
 def from_config(config: Any) -> Architecture:

@@ -56,16 +56,15 @@ def of_texts(
     prompts, left, right = comparison.prompts, comparison.left, comparison.right
     shape = (*left.tokens.shape[:2], right.tokens.shape[1])
 
-    def read(tokens, mask, axes):
-      texts = tokenizers.texts(tokenizer, np.asarray(tokens), np.asarray(mask))
-      grid = np.array(texts, dtype=object)
+    def read(texts, tokens, mask, axes):
+      grid = np.array(texts(tokenizer, np.asarray(tokens), np.asarray(mask)), dtype=object)
       grid = np.expand_dims(grid.reshape(tokens.shape[:-1]), axes)
       return np.broadcast_to(grid, shape).ravel().tolist()
 
     chance = preference(
-      read(prompts.tokens, prompts.mask, (1, 2)),
-      read(left.tokens, left.mask, 2),
-      read(right.tokens, right.mask, 1),
+      read(tokenizers.prompt_texts, prompts.tokens, prompts.mask, (1, 2)),
+      read(tokenizers.texts, left.tokens, left.mask, 2),
+      read(tokenizers.texts, right.tokens, right.mask, 1),
     )
     return np.reshape(chance, shape) - 0.5
 

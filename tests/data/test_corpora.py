@@ -12,10 +12,22 @@ from nlhf_jax.data import corpora, synthetic, tokenizers
 from nlhf_jax.errors import UserError
 
 SYNTHETIC = dict(
-  seed=0, posts=40, held_out=10, prompt_length=25, response_length=14, vocabulary=1024
+  seed=0,
+  posts=40,
+  held_out=10,
+  prompt_length=25,
+  response_length=14,
+  vocabulary=1024,
+  pretrained='',
 )
 JSONL = dict(
-  seed=0, skip_bad=False, held_out=0.3, prompt_length=24, response_length=24, vocabulary=400
+  seed=0,
+  skip_bad=False,
+  held_out=0.3,
+  prompt_length=24,
+  response_length=24,
+  vocabulary=400,
+  pretrained='',
 )
 # Ten prompts, of which prompt i has i % 3 + 1 comparisons, in no particular order.
 RECORDS = [
@@ -259,14 +271,14 @@ def test_a_conversation_that_the_chat_template_refuses_is_a_line_that_cannot_be_
 
 def test_the_embedded_task_can_be_told_to_a_chat_model(chat):
   told = SYNTHETIC | {'prompt_length': 250, 'response_length': 120}
-  corpus = corpora.make_synthetic(**told, pretrained=chat)
+  corpus = corpora.make_synthetic(**told | {'pretrained': chat})
   own = corpora.make_synthetic(**SYNTHETIC)
   for split, plain in ((corpus.train, own.train), (corpus.held_out, own.held_out)):
     read = tokenizers.prompt_texts(corpus.tokenizer, *split.prompts)
     assert read == prompts(own, plain.prompts)
     assert comparisons_said(corpus, split) == comparisons_said(own, plain)
   with pytest.raises(UserError, match=r'^config.data.prompt_length=25 .* \d+ tokens; raise it'):
-    corpora.make_synthetic(**SYNTHETIC, pretrained=chat)
+    corpora.make_synthetic(**SYNTHETIC | {'pretrained': chat})
 
 
 def comparisons_said(corpus, split):

@@ -11,6 +11,7 @@ from families import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama,
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
+from nlhf_jax import hub
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.sources import Problem
 from nlhf_jax.errors import UserError
@@ -407,7 +408,7 @@ def test_a_name_on_the_hub_is_a_folder_once_it_is_downloaded(tmp_path, monkeypat
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
   assert tokenizers.load('somebody/something').eos_token == '<|im_end|>'
-  assert asked == [('somebody/something', ['*.json', '*.txt', '*.jinja'])]
+  assert asked == [('somebody/something', list(hub.WANTED))]
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from nlhf_jax.models import architectures, hub, weights
+from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
 
 NAMES = list(families.FAMILIES)
@@ -19,10 +19,10 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 def load(folder, numerics=FLOAT32):
   """Decoder and parameters of a saved model."""
-  config = hub.read_config(folder)
-  decoder = make_decoder(architectures.from_config(config), numerics)
+  family, sizes = architectures.read(folder)
+  decoder = make_decoder(sizes, numerics)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
-  return decoder, weights.load(folder, config.model_type, shapes, lambda path, leaf: HERE)
+  return decoder, weights.load(folder, family, shapes, lambda path, leaf: HERE)
 
 
 @pytest.fixture(scope='module', params=NAMES)
@@ -87,8 +87,8 @@ def test_cached_decoding_agrees_with_reading_at_once(saved):
 def test_export_then_import_by_transformers_is_the_identity(saved, tmp_path):
   model, folder = saved
   _, params = load(folder)
-  config = hub.read_config(folder)
-  weights.save(tmp_path, config.model_type, params, np.float32, most=20_000)
+  family, _ = architectures.read(folder)
+  weights.save(tmp_path, family, params, np.float32, most=20_000)
   (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
   again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
   before, after = model.state_dict(), again.state_dict()

@@ -12,7 +12,7 @@ import pytest
 from test_families import HERE, NAMES, ours, rows, theirs
 
 from nlhf_jax import trees
-from nlhf_jax.models import architectures, hub, lora, weights
+from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
 from nlhf_jax.sampling import make_rollout
@@ -140,13 +140,13 @@ def test_a_token_reads_the_weights_of_the_base_once(params):
 @pytest.mark.parametrize('name', NAMES)
 def test_an_adapter_says_the_same_in_peft(name, tmp_path):
   model = families.save(name, tmp_path / 'base')
-  config = hub.read_config(tmp_path / 'base')
-  decoder = make_decoder(architectures.from_config(config), FLOAT32, LORA)
+  family, sizes = architectures.read(tmp_path / 'base')
+  decoder = make_decoder(sizes, FLOAT32, LORA)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   adapter, base = trees.split(shapes, lora.is_adapter)
-  loaded = weights.load(tmp_path / 'base', config.model_type, base, lambda path, leaf: HERE)
+  loaded = weights.load(tmp_path / 'base', family, base, lambda path, leaf: HERE)
   params = changed(trees.merged(loaded, adapter), 5)
-  weights.save_adapter(tmp_path / 'adapter', config.model_type, params, LORA, name)
+  weights.save_adapter(tmp_path / 'adapter', family, params, LORA, name)
   adapted = peft.PeftModel.from_pretrained(model, tmp_path / 'adapter').eval()
   tokens, mask = rows()
   expected = theirs(adapted, tokens, mask)

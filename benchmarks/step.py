@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from nlhf_jax import main, policies
+from nlhf_jax import policies
 from nlhf_jax.build.language import check, make_corpus, make_training
 from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
@@ -81,5 +81,5 @@ if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--config', default='configs/nash_md.py')
   print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}')
-  for name, (time_taken, rate) in measure(main.load(parser.parse_args().config)).items():
+  for name, (time_taken, rate) in measure(command.load(parser.parse_args().config)).items():
     print(f'{name:<8} {1e3 * time_taken:7.1f} ms {rate:10,.0f} tokens/s')

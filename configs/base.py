@@ -94,6 +94,7 @@ def get_config(source='synthetic'):
       experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
+      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all the devices that the others leave
       model=dict(
         hf='',  # a pretrained model, by its folder or hub name: with its own sizes and tokenizer
         width=64,

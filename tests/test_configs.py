@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax import main, records
+from nlhf_jax import command, records
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.evaluation import styles, tournament
 from nlhf_jax.experiments import language
@@ -15,7 +15,7 @@ from nlhf_jax.experiments import language
 CONFIGS = sorted(
   path.stem
   for path in Path(__file__).parents[1].glob('configs/*.py')
-  if path.stem != 'base' and main.load(str(path)).experiment == 'language'
+  if path.stem != 'base' and command.load(str(path)).experiment == 'language'
 )
 OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
 

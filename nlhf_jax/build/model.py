@@ -1,5 +1,6 @@
 """The decoder of an experiment: a new one, or a pretrained one."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -68,6 +69,27 @@ def make_model(config: ConfigDict, vocabulary: int) -> Model:
   decoder = make_decoder(sizes, numerics, adapter)
   source = Source(folder, family)
   return Model(decoder, sizes, loaded(decoder, source), trains(adapter), adapter, source)
+
+
+def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
+  """The mesh of the section `mesh`, in force within a `with`; of one device there is none.
+
+  Raises:
+    UserError: if the mesh does not fit the devices, or a batch does not fit the mesh.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  if mesh.size == 1:
+    return contextlib.nullcontext()
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  sections = {name: config[name] for name in ('sft', 'preference_model', 'reward_model')}
+  sections |= {f'policies.{name}': row for name, row in config.policies.items()}
+  for name, row in sections.items():
+    if row.batch % parts:
+      raise UserError(
+        f'config.{name}.batch={row.batch} must be a multiple of the {parts} parts that the mesh '
+        f'has for examples (data x fsdp); change it, or config.mesh.'
+      )
+  return jax.set_mesh(mesh)
 
 
 def make_numerics(section: ConfigDict) -> Numerics:

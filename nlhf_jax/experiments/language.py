@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import policies, records
 from nlhf_jax.build.language import Experiment, make_experiment
+from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
 from nlhf_jax.evaluation import styles
@@ -29,7 +30,7 @@ WATCHED = 256  # held-out prompts that learning curves are measured on
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  with interrupts.deferred():
+  with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.corpora import Split
 from nlhf_jax.errors import UserError
+from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
@@ -58,7 +59,7 @@ def fit(
     state = loop.train(
       state,
       step,
-      examples,
+      examples.map(sharding.place_rows),
       stage.key,
       stage=stage.name,
       steps=training.steps,

@@ -88,10 +88,12 @@ def as_parameters(tree: Any) -> Any:
 
 def as_rows(x: Array, *rest: str | None) -> Array:
   """Inside a compiled program: the first axis of x is split over examples, the others as said."""
-  if not _on_mesh():
-    return x
-  axes = (ROWS, *rest, *(None,) * (x.ndim - 1 - len(rest)))
-  return lax.with_sharding_constraint(x, spec(axes, x.shape))
+  return as_axes(x, ROWS, *rest, *(None,) * (x.ndim - 1 - len(rest)))
+
+
+def as_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+  """Inside a compiled program: each axis of x is split over that of the mesh."""
+  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if _on_mesh() else x
 
 
 def place(path: str, leaf: Any) -> jax.sharding.Sharding:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import masks
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import lora
+from nlhf_jax.models import lora, sharding
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.attention import attend
 from nlhf_jax.models.lora import Lora
@@ -145,6 +145,7 @@ class Attention(nn.Module):
       key = Norm(sizes, self.numerics, name='key_norm')(key)
     if turns is not None:
       query, key = rotate(query, turns), rotate(key, turns)
+    query, key, value = (sharding.as_rows(x, None, 'tensor') for x in (query, key, value))
     if past is not None:
       key, value = (
         lax.dynamic_update_slice(old, new, (0, start, 0, 0))
@@ -247,7 +248,9 @@ class Transformer(nn.Module):
       if layer.window is not None
     }
 
-    x = self.embed(tokens)
+    # A row of the table comes whole, from wherever it lies.
+    table = sharding.as_axes(self.embed.embedding.astype(self.numerics.compute), 'tensor', None)
+    x = sharding.as_rows(jnp.take(table, tokens, axis=0))
     x *= jnp.asarray(sizes.embedding_scale, x.dtype)
     if sizes.learned_positions:
       x += self.places(positions)
@@ -282,7 +285,7 @@ class Transformer(nn.Module):
     x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
     out = self.feed_forwards[number](self.feed_forward_norms[number](x))
     x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
-    return x, pair
+    return sharding.as_rows(x), pair
 
   def all(self, tokens, mask):
     """Uses every parameter once, so that `init` makes it."""
@@ -328,7 +331,8 @@ def make_decoder(
   def empty(rows, places):
     def buffers():
       shape = (rows, places, sizes.key_heads, sizes.head_size)
-      return tuple(jnp.zeros(shape, numerics.compute) for _ in sizes.layers)
+      empty = [jnp.zeros(shape, numerics.compute) for _ in sizes.layers]
+      return tuple(sharding.as_rows(buffer, None, 'tensor') for buffer in empty)
 
     return Cache(buffers(), buffers(), jnp.zeros((rows, places), bool), jnp.zeros((), jnp.int32))
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nlhf_jax import main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 
@@ -33,6 +32,6 @@ def test_every_row_that_trains_a_policy_has_a_config():
   trained = set()
   for path in ROOT.glob('configs/*.py'):
     if path.stem != 'base':
-      config = main.load(str(path))
+      config = command.load(str(path))
       trained |= {row.algorithm for row in config.get('policies', {}).values()}
   assert ROWS.keys() - trained == {'sft', 'preference_model', 'reward_model'}

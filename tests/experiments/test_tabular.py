@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax import main
+from nlhf_jax import command, main
 from nlhf_jax.build.tabular import make_experiment
 from nlhf_jax.experiments import tabular
 from nlhf_jax.games import matrices
@@ -97,10 +97,10 @@ def test_games_of_other_sizes_run(solved, game):
 
 
 def test_every_game_of_the_config_can_be_built():
-  config = main.load('configs/tabular.py')
+  config = command.load('configs/tabular.py')
   for game, arguments in runpy.run_path('configs/tabular.py')['GAMES'].items():
     if game != 'file':
-      built = make_experiment(main.load(f'configs/tabular.py:{game}'))
+      built = make_experiment(command.load(f'configs/tabular.py:{game}'))
       assert built.name == game
       assert list(built.rows) == list(config.solvers)
       assert len(built.table.names) == arguments.get('actions', built.game.payoff.shape[-1])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import main, policies, sampling
+from nlhf_jax import command, main, policies, sampling
 from nlhf_jax.build.token_game import make_experiment
 from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
@@ -36,7 +36,7 @@ def at_the_root(monkeypatch):
 @pytest.fixture
 def toy():
   """The config, of which a run takes seconds."""
-  config = main.load(CONFIG)
+  config = command.load(CONFIG)
   config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
   for row in config.methods.values():
     row.training.update(steps=2, batch=10, evaluate_every=2)
@@ -170,7 +170,7 @@ def test_solved_is_for_good(gaps, expected):
 
 
 def test_one_price_is_that_of_every_method(toy, tmp_path):
-  main.apply('--config.tau=0.1', toy, CONFIG)
+  command.apply('--config.tau=0.1', toy, CONFIG)
   assert {row.training.arguments.tau for row in toy.methods.values()} == {0.1}
   make_experiment(toy, 'token_game', tmp_path)
 

@@ -56,11 +56,12 @@ FAMILIES = {
 }
 
 
-def save(name, folder, dtype=torch.float32, shard='1GB'):
+def save(name, folder, dtype=torch.float32, shard='1GB', **changes):
   """Saves a model of the family to a folder, and returns it."""
   torch.manual_seed(0)
   config = FAMILIES[name]()
-  config.attn_implementation = 'eager'
+  for field, value in changes.items():
+    setattr(config, field, value)
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager')
   with torch.no_grad():  # norms and biases too, which start at one and at zero
     for parameter in model.parameters():

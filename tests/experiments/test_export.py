@@ -1,0 +1,138 @@
+"""A pretrained model, from its folder through training to folders that others load."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import peft
+import pretrained
+import pytest
+import torch
+import transformers
+
+from nlhf_jax import export, policies
+from nlhf_jax.build.language import make_experiment
+from nlhf_jax.experiments import language
+from nlhf_jax.experiments.export import of_player, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, toy):
+  """A finished run of Nash-MD with adapters: the experiment, its results and their folder."""
+  folder = tmp_path_factory.mktemp('pretrained')
+  pretrained.save(folder / 'model')
+  pretrained.write_comparisons(folder / 'comparisons.jsonl')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT))
+    config = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
+  config.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
+  config.model.hf = str(folder / 'model')
+  config.model.lora.rank = 2
+  del config.policies.self_play
+  config.policies.nash_md.optimizer.update(learning_rate=0.05, warmup=0)
+  experiment = make_experiment(config, 'pretrained', folder / 'stages')
+  results = language.run(experiment, folder / 'run')
+  return experiment, results, folder
+
+
+def log_probs_of(experiment, params):
+  """What a policy says of the chosen responses, [n, T], and which of them are real."""
+  prompts, left, *_ = experiment.corpus.held_out.comparisons
+  said = jax.jit(lambda params: policies.log_probs(experiment.model.decoder, params, prompts, left))
+  return np.asarray(said(params))[:, 0], left.mask[:, 0]
+
+
+def of_torch(model, experiment):
+  prompts, left, *_ = experiment.corpus.held_out.comparisons
+  tokens = np.concatenate([prompts.tokens, left.tokens[:, 0]], axis=1)
+  mask = np.concatenate([prompts.mask, left.mask[:, 0]], axis=1)
+  positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+  with torch.no_grad():
+    logits = model.eval()(
+      input_ids=torch.tensor(tokens),
+      attention_mask=torch.tensor(mask.astype(int)),
+      position_ids=torch.tensor(positions),
+    ).logits.float()
+  length = left.tokens.shape[-1]
+  log_p = torch.log_softmax(logits[:, -length - 1 : -1], dim=-1).numpy()
+  return np.take_along_axis(log_p, tokens[:, -length:, None], axis=-1)[..., 0]
+
+
+def agree(model, experiment, params):
+  ours, kept = log_probs_of(experiment, params)
+  np.testing.assert_allclose(of_torch(model, experiment)[kept], ours[kept], atol=2e-4)
+
+
+def test_a_pretrained_model_plays_the_tournament(trained):
+  _, results, folder = trained
+  assert results['policies'] == ['sft', 'nash_md']
+  asked = [json.loads(line)['prompt'] for line in (folder / 'run' / 'samples.jsonl').open()]
+  talks = [prompt for prompt in asked if 'assistant' in prompt]
+  assert all(prompt.startswith('tell ') for prompt in set(asked) - set(talks))
+  assert all('again' in prompt for prompt in talks)
+
+
+def test_adapters_are_all_that_training_changes_and_saves(trained):
+  experiment, _, folder = trained
+  size = sum(
+    path.stat().st_size for path in experiment.stages['nash_md'].folder.rglob('*') if path.is_file()
+  )
+  assert size < (folder / 'model' / 'model.safetensors').stat().st_size
+
+
+def test_an_adapter_is_exported_and_says_the_same_in_peft(trained, tmp_path):
+  experiment, _, folder = trained
+  params = of_player(experiment, 'nash_md')
+  write(experiment, params, tmp_path / 'adapter', merged=False)
+  base = transformers.AutoModelForCausalLM.from_pretrained(folder / 'model')
+  plain = of_torch(base, experiment)
+  adapted = peft.PeftModel.from_pretrained(base, tmp_path / 'adapter')
+  agree(adapted, experiment, params)
+  assert np.abs(of_torch(adapted, experiment) - plain).max() > 1e-3
+
+
+def test_a_merged_model_is_exported_with_all_that_lay_beside_its_weights(trained, tmp_path):
+  experiment, _, folder = trained
+  params = of_player(experiment, 'nash_md')
+  write(experiment, params, tmp_path / 'merged', merged=True)
+  agree(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged'), experiment, params)
+  for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
+    assert (tmp_path / 'merged' / name).read_bytes() == (folder / 'model' / name).read_bytes()
+
+
+def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
+  config = toy(importlib.import_module('configs.nash_md').get_config())
+  experiment = make_experiment(config, 'toy', tmp_path)
+  params = experiment.model.begin(jax.random.key(0))
+  write(experiment, params, tmp_path / 'model', merged=False)
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'model')
+  agree(model, experiment, params)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'model')
+  assert len(tokenizer) == model.config.vocab_size
+  assert model.config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--to=there'], '--player is missing'),
+    (['--player=nash_md'], '--to is missing'),
+    (['--player=nobody', '--to=there'], 'must be one of sft, self_play, nash_md'),
+    (['--player=nash_md', '--to=there'], "its stage 'sft' is not done"),
+    (['--player=nash_md', '--to=.'], 'is not empty'),
+    (['--player=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
+  ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'something').touch()
+  config = f'--config={ROOT}/configs/nash_md.py'
+  small = ['--config.data.posts=8', '--config.data.held_out=4']
+  assert export.main(['export', config, *small, *arguments]) == 2
+  error = capsys.readouterr().err
+  assert said in error
+  assert error.count('\n') == 1

@@ -1,6 +1,7 @@
 """What the commands have in common: flags, a config and its changes, and how a run ends."""
 
 import difflib
+import importlib
 import inspect
 import runpy
 import sys
@@ -28,6 +29,8 @@ FLAGS = {
   'workdir': 'where results go; default runs/<config name>, with _SOURCE if one is named',
   'stages': 'where trained stages are kept and looked up, to share them between runs; default '
   'runs/stages, or <workdir>/stages where --workdir is given',
+  'cluster': 'to run as one of several processes, each started alike: auto on a TPU pod, on Slurm '
+  'and others that JAX knows; else HOST:PORT,COUNT,NUMBER, the address being that of number 0',
 }
 
 
@@ -55,6 +58,9 @@ def run(
       config = load(settings.config)
       for override in overrides:
         apply(override, config, settings.config)
+      if settings.cluster:
+        # Imported late, so that a mistake in the flags does not wait for all of JAX.
+        importlib.import_module('nlhf_jax.processes').join(settings.cluster)
       work(config, settings)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -4,18 +4,34 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nlhf_jax import processes
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-  """A path to write to that takes `path`'s place once the block has ended without an error."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f'.{path.name}.draft')
-  yield draft
-  os.replace(draft, path)
+  """A path to write to that takes `path`'s place once the block has ended without an error.
+
+  Of several processes only the first one's does; all go on from there together.
+  """
+  with processes.first_alone(str(path)) as mine:
+    if mine:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      draft = path.with_name(f'.{path.name}.draft')
+      yield draft
+      os.replace(draft, path)
+    else:
+      with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
+
+
+def exists(path: Path) -> bool:
+  """Whether there is a file; the same answer in every process."""
+  return processes.of_first(path.exists())
 
 
 def read(path: Path) -> list[dict]:

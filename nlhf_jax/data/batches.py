@@ -7,6 +7,7 @@ import grain
 import jax
 import numpy as np
 
+from nlhf_jax import processes
 from nlhf_jax.structs import Comparison
 
 Examples = TypeVar('Examples')
@@ -57,9 +58,7 @@ def map_chunks(function: Callable, examples: Examples, size: int = 256) -> Any:
   count = len(jax.tree.leaves(examples)[0])
   size = min(size, count)
   results = [
-    jax.tree.map(
-      np.asarray, function(take(examples, np.arange(start, start + size) % count), number)
-    )
+    processes.fetch(function(take(examples, np.arange(start, start + size) % count), number))
     for number, start in enumerate(range(0, count, size))
   ]
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

@@ -41,7 +41,8 @@ def write(
   samples: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes the page to `path`."""
-  Path(path).write_text(render(results, metrics, samples), encoding='utf-8')
+  with records.whole(Path(path)) as draft:
+    draft.write_text(render(results, metrics, samples), encoding='utf-8')
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ def compete(
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
   with noted(stage):
-    if not path.exists():
+    if not records.exists(path):
       records.write(path, play(experiment, players, panel))
   return records.read(path)
 

@@ -11,7 +11,7 @@ import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import policies, records, sampling, trees
+from nlhf_jax import policies, processes, records, sampling, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import map_chunks
@@ -54,7 +54,7 @@ def fit(
     return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
 
   own, base = trees.split(params, trains)
-  state = initial_state(training.algorithm, own, training.optimizer, base)
+  state = sharding.put(initial_state(training.algorithm, own, training.optimizer, base))
   with noted(stage, steps=training.steps):
     state = loop.train(
       state,
@@ -116,7 +116,7 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
   with alone(stage.folder):
-    if path.exists():
+    if records.exists(path):
       facts = records.read_json(path)
       print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
       if facts['code'] != stage.code:
@@ -143,7 +143,8 @@ def alone(folder: Path) -> Iterator[None]:
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('w') as lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if processes.is_first():
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(f'another run is at work in {folder}; wait for it to end.') from None
     yield

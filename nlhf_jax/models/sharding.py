@@ -103,6 +103,11 @@ def place(path: str, leaf: Any) -> jax.sharding.Sharding:
   return NamedSharding(jax.sharding.get_mesh(), of_parameter(path, leaf.shape))
 
 
+def put(tree: Any) -> Any:
+  """Puts parameters, optimisers' memories and the like where the table says."""
+  return jax.jit(as_parameters)(tree) if _on_mesh() else tree
+
+
 def place_rows(examples: Any) -> Any:
   """Puts a batch, whole in every process, on the mesh by rows; each process puts its own rows."""
   if not _on_mesh():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from nlhf_jax import processes
 from nlhf_jax.data import tokenizers
 from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
@@ -57,7 +58,7 @@ def of_texts(
     shape = (*left.tokens.shape[:2], right.tokens.shape[1])
 
     def read(texts, tokens, mask, axes):
-      grid = np.array(texts(tokenizer, np.asarray(tokens), np.asarray(mask)), dtype=object)
+      grid = np.array(texts(tokenizer, *processes.fetch((tokens, mask))), dtype=object)
       grid = np.expand_dims(grid.reshape(tokens.shape[:-1]), axes)
       return np.broadcast_to(grid, shape).ravel().tolist()
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from nlhf_jax import processes
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -71,7 +72,8 @@ def train(
         bar.update()
         done = number + 1
         due = done % evaluate_every == 0 or done == steps
-        if done % log_every == 0 or due:
+        logged = done % log_every == 0 or due
+        if logged:
           record = summary(pending, since)
           pending, since = [], time.monotonic()
           if due:
@@ -82,7 +84,9 @@ def train(
             checkpoints.save(state)
             since = time.monotonic()
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
-        if interrupts.requested() and done < steps:
+        # Processes agree where they stop, but not at every step, for that waits for the device.
+        asked = (logged or jax.process_count() == 1) and processes.of_any(interrupts.requested())
+        if asked and done < steps:
           if pending:
             metrics.write(done, summary(pending, since))
           checkpoints.save(state)

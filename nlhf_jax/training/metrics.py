@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from nlhf_jax import records
+from nlhf_jax import processes, records
 
 
 class Metrics:
@@ -19,11 +19,15 @@ class Metrics:
     path = folder / 'metrics.jsonl'
     records.write(path, [record for record in records.read(path) if record['step'] <= step])
     self._stage = stage
-    self._lines = path.open('a')
-    self._board = SummaryWriter(str(folder), purge_step=step + 1)
+    self._writes = processes.is_first()
+    if self._writes:
+      self._lines = path.open('a')
+      self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds a record; `step` is the number of updates done."""
+    if not self._writes:
+      return
     self._lines.write(json.dumps({'stage': self._stage, 'step': step, **values}) + '\n')
     self._lines.flush()
     for name, value in values.items():
@@ -31,5 +35,6 @@ class Metrics:
 
   def close(self) -> None:
     """Flushes both files."""
-    self._lines.close()
-    self._board.close()
+    if self._writes:
+      self._lines.close()
+      self._board.close()

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Several processes on this machine, as on several machines:
+#   launch/local.sh COUNT --config=configs/nash_md.py [flags of nlhf_jax.main]
+set -euo pipefail
+count=${1:?'give the number of processes first, as launch/local.sh 2 --config=configs/nash_md.py'}
+shift
+port=$((20000 + RANDOM % 20000))
+export JAX_CPU_COLLECTIVES_IMPLEMENTATION=${JAX_CPU_COLLECTIVES_IMPLEMENTATION:-gloo}
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # one that fails takes the others with it
+for ((number = 0; number < count; number++)); do
+  "${PYTHON:-python3}" -m nlhf_jax.main --cluster="127.0.0.1:$port,$count,$number" "$@" &
+done
+for ((number = 0; number < count; number++)); do
+  wait -n
+done

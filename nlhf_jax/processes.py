@@ -1,0 +1,76 @@
+"""Several processes that run the same program: what each of them may do, and what they agree on.
+
+All compute; the first one writes files and prints. Whatever decides what is computed next is asked
+here, so that it has one answer. With a single process nothing is asked and nothing waits.
+"""
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nlhf_jax.errors import UserError
+
+
+def join(cluster: str) -> None:
+  """Joins the other processes: `auto` where JAX knows the cluster, else `HOST:PORT,COUNT,NUMBER`.
+
+  Raises:
+    UserError: if it is neither.
+  """
+  if cluster == 'auto':
+    jax.distributed.initialize()
+  else:
+    try:
+      address, count, number = cluster.split(',')
+      count, number = int(count), int(number)
+    except ValueError:
+      raise UserError(
+        f"--cluster='{cluster}' is neither auto nor HOST:PORT,COUNT,NUMBER, as 10.0.0.1:1234,4,0."
+      ) from None
+    jax.distributed.initialize(address, count, number)
+  if not is_first():
+    os.environ['TQDM_DISABLE'] = '1'  # read as tqdm is imported, which is later
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - it stays open to the end
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes and prints."""
+  return jax.process_index() == 0
+
+
+def of_first(answer: bool) -> bool:
+  """What the first process answers."""
+  if jax.process_count() == 1:
+    return answer
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+
+
+def of_any(answer: bool) -> bool:
+  """Whether any process answers yes."""
+  if jax.process_count() == 1:
+    return answer
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(answer))))
+
+
+@contextlib.contextmanager
+def first_alone(place: str):
+  """Inside, says whether to do what only the first process does; all leave together."""
+  yield is_first()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(place)
+
+
+def fetch(tree: Any) -> Any:
+  """Arrays as NumPy, whole in every process."""
+
+  def whole(leaf):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+  return jax.tree.map(whole, tree)

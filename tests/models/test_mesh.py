@@ -1,0 +1,61 @@
+"""Law: sharded equals unsharded, on every mesh of eight devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import on_meshes
+import pytest
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.models import sharding
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope='module')
+def outcomes():
+  """What the program says of one device and of every mesh, then the same two with adapters."""
+  program = subprocess.run(
+    [sys.executable, HERE / 'on_meshes.py'],
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    cwd=HERE.parents[1],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert program.returncode == 0, program.stderr[-3000:]
+  return [json.loads(line) for line in program.stdout.splitlines()]
+
+
+def equal(one, other):
+  assert one['sampled'] == other['sampled']
+  np.testing.assert_allclose(one['params'], other['params'], atol=2e-6)
+
+
+def test_every_mesh_samples_and_learns_what_one_device_does(outcomes):
+  alone, *meshes = outcomes[:-2]
+  assert len(meshes) == len(on_meshes.MESHES) == 10
+  for outcome in meshes:
+    equal(alone, outcome)
+
+
+def test_adapters_on_a_mesh_learn_what_they_do_on_one_device(outcomes):
+  equal(*outcomes[-2:])
+
+
+def test_what_a_device_holds_falls_with_fsdp_and_tensor(outcomes):
+  alone, *meshes = outcomes[:-2]
+  for (_, fsdp, tensor), outcome in zip(on_meshes.MESHES, meshes, strict=True):
+    # Norms, a few numbers each, are whole everywhere.
+    assert outcome['held'] == pytest.approx(alone['held'] / (fsdp * tensor), rel=0.02, abs=1500)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused():
+  count = jax.device_count()
+  with pytest.raises(UserError, match=f'fsdp=3 .* must be the {count} devices'):
+    sharding.make_mesh(0, 3, 1)

@@ -1,7 +1,8 @@
 """A program for eight simulated devices: Nash-MD on every mesh of them, and on one device.
 
-Prints one line of JSON a mesh, the first being that of one device: what was sampled, the parameters
-after training, and the bytes of parameters and optimiser that the first device holds.
+Prints one line of JSON a mesh, the first being that of one device: the parameters after training,
+the bytes of parameters and optimiser that the first device holds and, of some meshes, what was
+sampled.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import itertools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -19,8 +19,7 @@ from nlhf_jax.models import architectures, lora, sharding
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
 from nlhf_jax.sampling import make_rollout
-from nlhf_jax.structs import Comparison, Prompts
-from nlhf_jax.training import measures
+from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.steps import initial_state, make_update
 
 SIZES = architectures.small(
@@ -34,36 +33,51 @@ MESHES = [
 ]
 
 
-def learn(mesh, adapter):
-  """Two steps of Nash-MD, waiting for each program."""
+def started(decoder):
+  """Parameters of no particular distribution, as NumPy."""
+  random = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype),
+    jax.eval_shape(decoder.init, jax.random.key(0)),
+  )
+
+
+def learn(mesh, adapter=None):
+  """Two updates of Nash-MD on the same responses, and a rollout where there is time for it."""
   with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
     decoder = make_decoder(SIZES, FLOAT32, adapter)
-    params = sharding.put(jax.jit(decoder.init)(jax.random.key(0)))
+    params = started(decoder)
     own, base = trees.split(params, lora.is_adapter) if adapter else (params, {})
+    base = sharding.put(base)
     optimizer = optax.adam(1e-2, eps=1e-2)  # at the usual one it makes signs of rounding errors
     state = sharding.put(initial_state(ALGORITHM, own, optimizer, base))
-    tokens = np.random.default_rng(0).integers(2, 16, (8, 5)).astype(np.int32)
-    prompts = sharding.place_rows(Prompts(tokens, tokens > 0))
-    rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
+    random = np.random.default_rng(0)
+    tokens = random.integers(2, 16, (8, 15)).astype(np.int32)
+    sides = [
+      Responses(side[:, None], side[:, None] > 3) for side in (tokens[:, :5], tokens[:, 5:10])
+    ]
+    payoff = np.float32(random.uniform(-0.5, 0.5, (8, 1, 1)))
+    prompts = Prompts(tokens[:, 10:], tokens[:, 10:] > 2)
+    comparison = sharding.place_rows(Comparison(prompts, *sides, payoff))
     score = policies.make_score(decoder)
-    update = make_update(ALGORITHM, score, optimizer, measures.of_play(ALGORITHM))
-    sampled = []
+    update = make_update(ALGORITHM, score, optimizer, lambda *_: {})
     for step in range(2):
-      left, right = jax.block_until_ready(rollout(state.slots, prompts, jax.random.key(step)))
-      lead = jnp.mean(left.tokens, -1) - jnp.mean(right.tokens, -1)
-      comparison = Comparison(prompts, left, right, jnp.tanh(lead)[:, :, None] / 2)
       state, _ = jax.block_until_ready(update(state, comparison, jax.random.key(step)))
-      sampled += [np.asarray(left.tokens).tolist(), np.asarray(right.tokens).tolist()]
     moved = jax.tree.leaves((state.params, state.optimizer))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in moved)
-    params = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
+    params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
+    sampled = []
+    if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
+      rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
+      sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
+      sampled = [np.asarray(side.tokens).tolist() for side in sides]
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}
 
 
 if __name__ == '__main__':
-  print(json.dumps(learn(None, None)), flush=True)
+  print(json.dumps(learn(None)), flush=True)
   for sizes in MESHES:
-    print(json.dumps(learn(sharding.make_mesh(*sizes), None)), flush=True)
+    print(json.dumps(learn(sharding.make_mesh(*sizes))), flush=True)
   adapter = Lora(2, 4.0, lora.TARGETS)
   print(json.dumps(learn(None, adapter)), flush=True)
   print(json.dumps(learn(sharding.make_mesh(2, 2, 2), adapter)), flush=True)

@@ -15,6 +15,8 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 
 HERE = Path(__file__).parent
+# The programs run for less time than it takes to optimise them.
+FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +24,7 @@ def outcomes():
   """What the program says of one device and of every mesh, then the same two with adapters."""
   program = subprocess.run(
     [sys.executable, HERE / 'on_meshes.py'],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+    env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
     cwd=HERE.parents[1],
     capture_output=True,
     text=True,
@@ -33,7 +35,7 @@ def outcomes():
 
 
 def equal(one, other):
-  assert one['sampled'] == other['sampled']
+  assert other['sampled'] in ([], one['sampled'])
   np.testing.assert_allclose(one['params'], other['params'], atol=2e-6)
 
 
@@ -42,6 +44,7 @@ def test_every_mesh_samples_and_learns_what_one_device_does(outcomes):
   assert len(meshes) == len(on_meshes.MESHES) == 10
   for outcome in meshes:
     equal(alone, outcome)
+  assert sum(bool(outcome['sampled']) for outcome in meshes) == 3
 
 
 def test_adapters_on_a_mesh_learn_what_they_do_on_one_device(outcomes):

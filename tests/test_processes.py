@@ -1,0 +1,61 @@
+"""Several processes on this machine, started as on several machines: the same run as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nlhf_jax import main
+
+ROOT = Path(__file__).parents[1]
+TOY = """
+  --config=configs/dpo.py --config.data.posts=64 --config.data.held_out=16
+  --config.model.width=16 --config.model.layers=1 --config.model.heads=2 --config.model.key_heads=1
+  --config.model.head_size=8 --config.model.hidden=16 --config.sft.steps=4 --config.sft.batch=8
+  --config.preference_model.steps=2 --config.preference_model.batch=8
+  --config.policies.dpo.steps=2 --config.policies.dpo.batch=8 --config.reward_model.batch=8
+  --config.tournament.prompts=16
+"""
+
+
+def launch(count, folder, *more):
+  """Runs `launch/local.sh`; what it printed."""
+  done = subprocess.run(
+    [ROOT / 'launch' / 'local.sh', str(count), *TOY.split(), f'--workdir={folder}', *more],
+    env=os.environ | {'PYTHON': sys.executable},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done.stdout
+
+
+def lines(folder, name):
+  return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_two_processes_are_one(tmp_path):
+  launch(1, tmp_path / 'one')
+  said = launch(2, tmp_path / 'two')
+  assert said.count('Report:') == 1  # one writes, and one speaks
+  one, two = (lines(tmp_path / folder, 'samples.jsonl') for folder in ('one', 'two'))
+  assert [line['responses'] for line in one] == [line['responses'] for line in two]
+  one, two = (lines(tmp_path / folder, 'metrics.jsonl') for folder in ('one', 'two'))
+  assert len(one) == len(two)
+  for alone, together in zip(one, two, strict=True):
+    for name in alone.keys() - {'stage', 'tokens_per_second'}:
+      assert together[name] == pytest.approx(alone[name], abs=1e-4), name
+  again = launch(2, tmp_path / 'two')
+  assert again.count('found in') == 4  # all is kept
+
+
+@pytest.mark.parametrize('cluster', ['somewhere', '127.0.0.1:1,two,0', '127.0.0.1:1,2'])
+def test_a_cluster_that_is_none_is_told_in_a_sentence(cluster, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert main.main(['main', '--config=configs/tabular.py', f'--cluster={cluster}']) == 2
+  assert f"--cluster='{cluster}' is neither auto nor" in capsys.readouterr().err

@@ -40,9 +40,10 @@ class Model(NamedTuple):
 
   decoder: Decoder
   sizes: Architecture
+  numerics: Numerics
+  lora: Lora | None
   begin: Callable[[Array], Params]
   trains: Callable[[str], bool]
-  lora: Lora | None
   source: Source | None
 
 
@@ -59,16 +60,24 @@ def make_model(config: ConfigDict, vocabulary: int) -> Model:
   section = config.model
   numerics = make_numerics(section)
   adapter = make_lora(section.lora)
-  if not section.hf:
+  source = None
+  if section.hf:
+    folder = hub.locate(section.hf)
+    family, sizes = architectures.read(folder)
+    source = Source(folder, family)
+  else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
-    decoder = make_decoder(sizes, numerics, adapter)
-    return Model(decoder, sizes, placed(decoder.init), trains(adapter), adapter, None)
-  folder = hub.locate(section.hf)
-  family, sizes = architectures.read(folder)
   check_fit(config, sizes, vocabulary)
   decoder = make_decoder(sizes, numerics, adapter)
-  source = Source(folder, family)
-  return Model(decoder, sizes, loaded(decoder, source), trains(adapter), adapter, source)
+  begin = loaded(decoder, source) if source else placed(decoder.init)
+  return Model(decoder, sizes, numerics, adapter, begin, trains(adapter), source)
+
+
+def make_unfilled(config: ConfigDict) -> Model:
+  """The model without a tokenizer, as large as that may make it."""
+  if not config.model.hf:
+    return make_model(config, config.data.vocabulary)
+  return make_model(config, 1)
 
 
 def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
@@ -162,9 +171,11 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
 
 
 def fingerprint(name: str) -> str:
-  """A digest of a pretrained model: of its config, and of the beginning of each of its files."""
+  """A digest of a pretrained model: its config, its tokenizer, and how each of its files begins."""
   folder = hub.locate(name)
-  digest = hashlib.sha256((folder / 'config.json').read_bytes())
+  digest = hashlib.sha256()
+  for path in sorted(folder.glob('*.json')) + sorted(folder.glob('*.jinja')):
+    digest.update(path.read_bytes())
   for path in sorted(folder.glob('*.safetensors')):
     with path.open('rb') as file:
       digest.update(json.dumps([path.name, path.stat().st_size]).encode())

@@ -56,7 +56,8 @@ def measure(config) -> dict[str, tuple[float, float]]:
     stop=corpus.tokenizer.eos_token_id,
   )
   score = policies.make_score(decoder)
-  update = make_update(algorithm, score, training.optimizer, measures.of_play(algorithm))
+  measure = measures.of_play(algorithm)
+  update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
   comparison = Comparison(prompts, *rollout(state.params, prompts, jax.random.key(1)))
   judged = comparison._replace(payoff=judge(comparison))

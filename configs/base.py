@@ -13,9 +13,17 @@ def training(
       arguments=arguments,
       steps=steps,
       batch=batch,
+      accumulate=1,  # parts of a batch that are learned from one after the other, to save memory
       evaluate_every=evaluate_every,
       optimizer=dict(
-        learning_rate=learning_rate, warmup=warmup, b1=b1, b2=b2, decay=0.01, clip=1.0
+        name='adamw',  # or adafactor, rmsprop: with b1=0
+        learning_rate=learning_rate,
+        warmup=warmup,
+        b1=b1,
+        b2=b2,
+        decay=0.01,
+        clip=1.0,
+        rounding='nearest',  # or stochastic, kahan: of updates to weights in bfloat16
       ),
     ),
     sort_keys=False,

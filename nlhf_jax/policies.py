@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
+
+MOST_LOGITS = 1 << 26  # that exist at once, in 256 MiB
 
 
 def log_probs(
@@ -23,10 +26,39 @@ def log_probs(
   tokens = rows(prompts.tokens, responses.tokens)
   hidden, _ = decoder.read(params, tokens, rows(prompts.mask, responses.mask))
   # The state at each token predicts the next one, so the head reads T places, not P + T.
-  logits = decoder.logits(params, hidden[:, -length - 1 : -1])
-  chosen = jnp.take_along_axis(logits, tokens[:, -length:, None], axis=-1)[..., 0]
-  log_p = (chosen - jax.nn.logsumexp(logits, axis=-1)).reshape(responses.tokens.shape)
-  return jnp.where(responses.mask, log_p, 0.0)
+  log_p = of_next(decoder, params, hidden[:, -length - 1 : -1], tokens[:, -length:])
+  return jnp.where(responses.mask, log_p.reshape(responses.tokens.shape), 0.0)
+
+
+def of_next(
+  decoder: Decoder, params: Params, hidden: Float[Array, 'N T D'], tokens: Int[Array, 'N T']
+) -> Float[Array, 'N T']:
+  """log pi of the tokens, in nats, each from the hidden state that predicts it.
+
+  Where there would be more than `MOST_LOGITS` logits, they are made some places at a time, and made
+  again in the backward pass, so that [N, T, V] never exists.
+  """
+
+  def of_places(hidden, tokens):
+    logits = decoder.logits(params, hidden)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+  rows, length = tokens.shape
+  vocabulary = jax.eval_shape(decoder.logits, params, hidden).shape[-1]
+  at_once = max(MOST_LOGITS // (rows * vocabulary), 1)
+  if length <= at_once:
+    return of_places(hidden, tokens)
+
+  def in_chunks(x):
+    padding = ((0, 0), (0, -length % at_once)) + ((0, 0),) * (x.ndim - 2)
+    chunks = jnp.pad(x, padding).reshape(rows, -1, at_once, *x.shape[2:])
+    return jnp.swapaxes(chunks, 0, 1)
+
+  # The loop keeps the recomputation apart by itself.
+  one_chunk = jax.checkpoint(lambda chunk: of_places(*chunk), prevent_cse=False)
+  log_p = lax.map(one_chunk, (in_chunks(hidden), in_chunks(tokens)))
+  return jnp.swapaxes(log_p, 0, 1).reshape(rows, -1)[:, :length]
 
 
 def make_score(decoder: Decoder) -> Callable[[Params, Comparison], Scores]:

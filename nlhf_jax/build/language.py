@@ -29,6 +29,7 @@ LEARNED = ('sft', 'preference_model', 'reward_model')
 JUDGES = ('learned', 'reward', 'oracle')
 # The stage that a judge is the outcome of.
 GROUND = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
+BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
 
@@ -40,6 +41,7 @@ class Training(NamedTuple):
   optimizer: optax.GradientTransformation
   steps: int
   batch: int
+  accumulate: int
   evaluate_every: int
 
 
@@ -216,14 +218,34 @@ def make_training(row: ConfigDict, field: str) -> Training:
     raise UserError(
       f"{field}.arguments: '{row.algorithm}' divides by one of them that is 0."
     ) from None
+  check_accumulation(row, field)
   taken = sum(bool(algorithm.step(number)) for number in range(1, row.steps + 1))
+  try:
+    optimizer = optimizers.make_optimizer(steps=max(taken, 1), **row.optimizer)
+  except UserError as error:
+    raise UserError(f'{field}.optimizer.{error}') from None
   return Training(
     algorithm=algorithm,
-    optimizer=optimizers.adamw(steps=max(taken, 1), **row.optimizer),
+    optimizer=optimizer,
     steps=row.steps,
     batch=row.batch,
+    accumulate=row.accumulate,
     evaluate_every=row.evaluate_every,
   )
+
+
+def check_accumulation(row: ConfigDict, field: str) -> None:
+  """Refuses batches that cannot be learned from part by part."""
+  if row.batch % row.accumulate:
+    raise UserError(
+      f'{field}.batch={row.batch} must be a multiple of {field}.accumulate={row.accumulate}: '
+      'a batch is learned from in that many equal parts.'
+    )
+  if row.accumulate > 1 and row.algorithm in BATCHWISE:
+    raise UserError(
+      f"{field}.accumulate={row.accumulate}: '{row.algorithm}' measures every response against "
+      'the mean of its batch, which a part does not have; set accumulate=1.'
+    )
 
 
 def make_exploiter(config: ConfigDict) -> Training | None:

@@ -76,7 +76,13 @@ def fine_tune(experiment: Experiment) -> Params:
     return {'held_out_nats_per_token': float(-total / held_out.left.mask.sum())}
 
   training, stage = experiment.sft, experiment.stages['sft']
-  update = make_update(training.algorithm, score, training.optimizer, measures.of_demonstrations)
+  update = make_update(
+    training.algorithm,
+    score,
+    training.optimizer,
+    measures.of_demonstrations,
+    training.accumulate,
+  )
   examples = batches(experiment.corpus.train.demonstrations, training.batch, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
@@ -101,7 +107,11 @@ def train_judge(experiment: Experiment, reference: Params) -> Judge:
     return values
 
   update = make_update(
-    training.algorithm, network.logit, training.optimizer, measures.of_preferences
+    training.algorithm,
+    network.logit,
+    training.optimizer,
+    measures.of_preferences,
+    training.accumulate,
   )
   examples = in_random_order(batches(train, training.batch, experiment.seed))
   params = fit(
@@ -122,7 +132,13 @@ def train_reward_model(experiment: Experiment, reference: Params) -> Judge:
     judge = judges.of_rewards(network, params['policy'])
     return agreement(map_chunks(lambda chunk, _: judge(chunk), held_out), held_out.payoff)
 
-  update = make_update(training.algorithm, network.score, training.optimizer, measures.of_rewards)
+  update = make_update(
+    training.algorithm,
+    network.score,
+    training.optimizer,
+    measures.of_rewards,
+    training.accumulate,
+  )
   examples = batches(train, training.batch, experiment.seed)
   params = fit(
     stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains

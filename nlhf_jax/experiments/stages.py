@@ -76,7 +76,8 @@ def make_step(
   """A step of the loop: play, be judged, update."""
   algorithm = training.algorithm
   play = make_play(algorithm, make_rollout, feedback)
-  update = make_update(algorithm, score, training.optimizer, measures.of_play(algorithm))
+  measure = measures.of_play(algorithm)
+  update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
   def step(state, batch, key):
     # Playing takes the key folded with 0 and 1.

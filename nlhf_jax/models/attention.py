@@ -1,25 +1,84 @@
-"""Attention: one function, whatever computes it."""
+"""Attention: one function, and the kernel that fits what is at hand.
+
+The program that XLA makes of the definition takes everything, and is what the others are held to.
+Flash kernels never hold the logits [N, H, T, S]: cuDNN's on NVIDIA, splash attention on TPU.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
+
+from nlhf_jax.models import sharding
+
+LANES = 128  # of a TPU: what sizes are multiples of
+LARGEST_BLOCK = 512  # of queries, and of keys, that the TPU kernel has at hand at once
+
+
+class Sight(NamedTuple):
+  """What each query sees.
+
+  `visible` says it. Where tokens are read as a whole, without a cache, `real` marks those that are
+  no padding, and says the same with less: a query sees the real tokens up to its own, the last
+  `window` of them where there is one.
+  """
+
+  visible: Bool[Array, 'N T S']
+  real: Bool[Array, 'N S'] | None = None
+  window: int | None = None
 
 
 def attend(
   query: Float[Array, 'N T H C'],
   key: Float[Array, 'N S G C'],
   value: Float[Array, 'N S G C'],
-  visible: Bool[Array, 'N T S'],
+  sight: Sight,
   *,
   scale: float,
   cap: float | None,
 ) -> Float[Array, 'N T H C']:
   """Each query's mean of the values it sees, weighted by softmax(scale q.k), each head in a group.
 
-  `cap` bounds logits softly, cap tanh(logit / cap), as Gemma 2 does.
+  `cap` bounds logits softly, cap tanh(logit / cap), as Gemma 2 does. What queries at padding get is
+  finite, and means nothing.
   """
+  kernel = KERNELS[fitting(platform(), query, key, sight, cap)]
+  return kernel(query, key, value, sight, scale=scale, cap=cap)
+
+
+def platform() -> str:
+  """`tpu`, `cuda` (NVIDIA's from Ampere on), or what else JAX runs on."""
+  device = jax.devices()[0]
+  if 'cuda' in device.client.platform_version and float(device.compute_capability) >= 8:
+    return 'cuda'
+  return device.platform
+
+
+def fitting(platform: str, query: Array, key: Array, sight: Sight, cap: float | None) -> str:
+  """The kernel for arrays of these shapes and types: `xla`, `cudnn` or `splash`.
+
+  cuDNN takes 16-bit types, heads of at most 128 in multiples of 8, even lengths and no cap; splash
+  attention takes whole sequences from 128 tokens, and heads of a multiple of 128.
+  """
+  (_, length, _, size), places = query.shape, key.shape[1]
+  if platform == 'cuda' and cap is None and query.dtype in (jnp.bfloat16, jnp.float16):
+    even = length % 2 == 0 and places % 2 == 0  # or there is no gradient
+    return 'cudnn' if even and size % 8 == 0 and size <= 128 else 'xla'
+  if platform == 'tpu' and sight.real is not None:
+    return 'splash' if length >= LANES and size % LANES == 0 else 'xla'
+  return 'xla'
+
+
+def with_xla(query, key, value, sight, *, scale, cap, implementation='xla'):
+  """`attend` by its definition; `implementation` is that of `jax.nn.dot_product_attention`."""
+  visible = sight.visible
   if cap is None:
-    return jax.nn.dot_product_attention(query, key, value, mask=visible[:, None], scale=scale)
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=visible[:, None], scale=scale, implementation=implementation
+    )
   rows, length, heads, size = query.shape
   groups = key.shape[2]
   grouped = query.reshape(rows, length, groups, heads // groups, size)
@@ -29,3 +88,79 @@ def attend(
   weights = jax.nn.softmax(jnp.where(visible[:, None, None], logits, least), axis=-1)
   mixed = jnp.einsum('nghts,nsgc->ntghc', weights.astype(value.dtype), value)
   return mixed.reshape(rows, length, heads, size)
+
+
+def with_splash(query, key, value, sight, *, scale, cap, interpret=False):
+  """`attend` by splash attention, each device for its own rows and heads.
+
+  `interpret` runs the kernel without a TPU, slowly.
+  """
+  by_rows = partial(_splash, window=sight.window, scale=scale, cap=cap, interpret=interpret)
+  if not jax.sharding.get_abstract_mesh().empty:  # XLA cannot split the kernel by itself
+    heads = sharding.spec((sharding.ROWS, None, 'tensor', None), key.shape)
+    rows = sharding.spec((sharding.ROWS, None), sight.real.shape)
+    by_rows = jax.shard_map(
+      by_rows, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )
+  return by_rows(query, key, value, sight.real)
+
+
+def _splash(query, key, value, real, *, window, scale, cap, interpret):
+  # Only TPUs need them, and they take a quarter of a second to import.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  length = query.shape[1]
+  padded = length + -length % LANES
+  if window is not None and window < length:
+    # The kernel counts places, and a window counts real tokens: they go side by side.
+    order = jnp.argsort(real, axis=1, stable=True)
+    query, key, value, real = (_ordered(x, order) for x in (query, key, value, real))
+    mask = masks.LocalMask((padded, padded), (window - 1, 0), 0)
+  else:
+    order = None
+    mask = masks.CausalMask((padded, padded))
+
+  def filled(x):
+    """[N, T, ...], with padding up to a length that the kernel takes."""
+    return jnp.pad(x, ((0, 0), (0, padded - length)) + ((0, 0),) * (x.ndim - 2))
+
+  def by_heads(x):
+    return jnp.swapaxes(filled(x), 1, 2)
+
+  block = math.gcd(padded, LARGEST_BLOCK)
+  kernel = splash.make_splash_mha(
+    masks.MultiHeadMask([mask] * query.shape[2]),
+    block_sizes=splash.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=block,
+      block_q_dq=block,
+      block_kv_dq=block,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    attn_logits_soft_cap=cap,
+    interpret=interpret,
+  )
+  # Real tokens see real ones, and padding sees padding: a row that saw nothing would be no number.
+  segments = filled(real.astype(jnp.int32))
+  scaled = (scale * query).astype(query.dtype)
+  mixed = jax.vmap(kernel)(
+    by_heads(scaled), by_heads(key), by_heads(value), splash.SegmentIds(segments, segments)
+  )
+  mixed = jnp.swapaxes(mixed, 1, 2)[:, :length]
+  return mixed if order is None else _ordered(mixed, jnp.argsort(order, axis=1))
+
+
+def _ordered(x: Shaped[Array, 'N T *rest'], order: Array) -> Shaped[Array, 'N T *rest']:
+  return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+KERNELS = {
+  'xla': with_xla,
+  'cudnn': partial(with_xla, implementation='cudnn'),
+  'splash': with_splash,
+}

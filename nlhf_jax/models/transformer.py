@@ -18,7 +18,7 @@ from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import lora, sharding
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.models.attention import attend
+from nlhf_jax.models.attention import Sight, attend
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.structs import Params
 
@@ -131,7 +131,7 @@ class Attention(nn.Module):
   lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, turns, visible, past, start):
+  def __call__(self, x, turns, sight, past, start):
     sizes = self.sizes
 
     def heads(count, name):
@@ -152,7 +152,7 @@ class Attention(nn.Module):
         for old, new in zip(past, (key, value), strict=True)
       )
     scale = sizes.attention_scale or sizes.head_size**-0.5
-    mixed = attend(query, key, value, visible, scale=scale, cap=sizes.attention_cap)
+    mixed = attend(query, key, value, sight, scale=scale, cap=sizes.attention_cap)
     mixed = mixed.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
     out = Linear(sizes.width, sizes.output_bias, self.numerics, self.lora, name='out')
     return out(mixed), (key, value)
@@ -242,11 +242,11 @@ class Transformer(nn.Module):
     past = valid[:, None, :] & (jnp.arange(valid.shape[1]) <= places[:, None])
     # Layers of the same kind share angles and masks.
     turns = {layer.rotary: self._turns(layer.rotary, positions) for layer in sizes.layers}
-    visible = {None: past} | {
-      layer.window: past & (positions[:, :, None] - everywhere[:, None, :] < layer.window)
-      for layer in sizes.layers
-      if layer.window is not None
-    }
+    real = mask if cache is None else None
+    sights = {None: Sight(past, real)}
+    for window in {layer.window for layer in sizes.layers} - {None}:
+      near = positions[:, :, None] - everywhere[:, None, :] < window
+      sights[window] = Sight(past & near, real, window)
 
     # A row of the table comes whole, from wherever it lies.
     table = sharding.as_axes(self.embed.embedding.astype(self.numerics.compute), 'tensor', None)
@@ -256,13 +256,13 @@ class Transformer(nn.Module):
       x += self.places(positions)
     pairs = []
     for number, layer in enumerate(sizes.layers):
-      shared = (number, turns[layer.rotary], visible[layer.window], start)
+      shared = (number, turns[layer.rotary], sights[layer.window], start)
 
       def block(self, x, past, shared=shared):
         return self._layer(*shared, x, past)
 
       if cache is None and self.numerics.remat != 'nothing':
-        block = nn.remat(block, prevent_cse=False, policy=REMAT[self.numerics.remat])
+        block = nn.remat(block, policy=REMAT[self.numerics.remat])
       x, pair = block(
         self, x, None if cache is None else (cache.keys[number], cache.values[number])
       )
@@ -278,10 +278,8 @@ class Transformer(nn.Module):
     angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
     return jnp.cos(angle), jnp.sin(angle)
 
-  def _layer(self, number, turns, visible, start, x, past):
-    out, pair = self.attentions[number](
-      self.attention_norms[number](x), turns, visible, past, start
-    )
+  def _layer(self, number, turns, sight, start, x, past):
+    out, pair = self.attentions[number](self.attention_norms[number](x), turns, sight, past, start)
     x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
     out = self.feed_forwards[number](self.feed_forward_norms[number](x))
     x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)

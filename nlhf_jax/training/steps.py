@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
@@ -60,8 +61,56 @@ def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any
   return TrainState(updates, params, memory, state.fixed)
 
 
+def in_parts(
+  differentiate: Callable[[Comparison], tuple[tuple[jax.Array, Any], Params]],
+  comparison: Comparison,
+  count: int,
+) -> tuple[tuple[jax.Array, Any], Params]:
+  """What `differentiate` gives for the whole, one part of the examples after the other.
+
+  Args:
+    differentiate: comparison -> ((mean loss, scores of every example), gradient).
+    comparison: of B examples, a multiple of `count`.
+    count: of parts.
+
+  Returns:
+    ((mean loss, scores), gradient), the gradient summed up in float32.
+  """
+  # Responses that are compared with themselves are read once: each part has to know that as well.
+  themselves = comparison.right is comparison.left
+  if themselves:
+    comparison = comparison._replace(right=None)
+
+  def split(leaf):
+    # Every count-th example, so that no part lies on a few of the devices only.
+    return leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
+
+  def joined(leaf):
+    return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
+
+  def of_part(part):
+    part = part._replace(right=part.left) if themselves else part
+    (loss, scores), gradient = differentiate(part)
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) / count
+    return jax.tree.map(wide, (loss, gradient)), scores
+
+  def add(total, part):
+    share, scores = of_part(part)
+    return jax.tree.map(jnp.add, total, share), scores
+
+  parts = jax.tree.map(split, comparison)
+  share, _ = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), share)
+  (loss, gradient), scores = lax.scan(add, zeros, parts)
+  return (loss, jax.tree.map(joined, scores)), gradient
+
+
 def make_update(
-  algorithm: Algorithm, score: Score, optimizer: optax.GradientTransformation, measure: Measure
+  algorithm: Algorithm,
+  score: Score,
+  optimizer: optax.GradientTransformation,
+  measure: Measure,
+  accumulate: int = 1,
 ) -> Update:
   """A jitted update of the policy by one gradient, then of every reference by its rule.
 
@@ -70,15 +119,15 @@ def make_update(
     score: (parameters, comparison) -> scores. A slot whose scores no one reads costs nothing.
     optimizer: minimises the mean loss.
     measure: (comparison, slot -> scores of what was selected) -> scalars to log.
+    accumulate: in how many equal parts, one after the other, the gradient of what was selected is
+      computed. The loss of an example must not depend on the others.
 
   Returns:
     (state, comparison, key) -> (state, metrics); what moves of the state passed in is donated.
   """
 
-  @partial(jax.jit, donate_argnums=0)
-  def moved(moving, fixed, comparison, key):
-    state = moving._replace(fixed=fixed)
-    selected = algorithm.select(comparison, key)
+  def differentiate(state, selected):
+    """((mean loss, slot -> scores), gradient)."""
     others = {
       slot: score(trees.of_slot(state.slots, slot), selected) for slot in algorithm.references
     }
@@ -88,8 +137,17 @@ def make_update(
       scores = {'policy': score(trees.of_slot(slots, 'policy'), selected), **others}
       return jnp.mean(algorithm.loss(scores, selected)), scores
 
+    return jax.value_and_grad(objective, has_aux=True)(state.params['policy'])
+
+  @partial(jax.jit, donate_argnums=0)
+  def moved(moving, fixed, comparison, key):
+    state = moving._replace(fixed=fixed)
+    selected = algorithm.select(comparison, key)
+    if accumulate == 1:
+      (loss, scores), gradient = differentiate(state, selected)
+    else:
+      (loss, scores), gradient = in_parts(partial(differentiate, state), selected, accumulate)
     policy = state.params['policy']
-    (loss, scores), gradient = jax.value_and_grad(objective, has_aux=True)(policy)
     change, memory = optimizer.update(gradient, state.optimizer, policy)
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
     metrics |= measure(comparison, scores)

@@ -27,7 +27,9 @@ def score(params, comparison):
 
 
 def make_step():
-  optimizer = optimizers.adamw(0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0)
+  optimizer = optimizers.make_optimizer(
+    'adamw', 0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0, rounding='nearest'
+  )
   update = make_update(ALGORITHM, score, optimizer, measures.of_play(ALGORITHM))
 
   def step(state, prompts, key):

@@ -182,7 +182,10 @@ def test_a_folder_with_no_parent_that_can_be_made_is_named(complaint):
     ('\n\r\n', ['no comparisons found']),
     (json.dumps(RECORD), ['1 different prompt found; add some']),
     ('\nnot json\n', ['line 2: not valid JSON', 'skip_bad=True']),
-    (json.dumps(RECORD | {'chosen': ['Hi!']}), ["line 1: field 'chosen' is not a string but list"]),
+    (
+      json.dumps(RECORD | {'chosen': 5}),
+      ["line 1: field 'chosen' is neither a string nor a list of messages but int"],
+    ),
     (json.dumps(RECORD | {'prompt': 'why ' * 199}), ["line 1: field 'prompt' has", 'no room']),
   ],
 )

@@ -3,8 +3,9 @@
 What stays between the steps (weights, optimiser) follows from shapes and the sharding table. What a
 step needs beside it is read from the memory analysis of the compiled update and rollout, at two and
 at three layers, and extended to all of them: layers are alike, and need the same each. They are
-compiled for CPUs, whose attention keeps more than that of accelerators, and which multiply bfloat16
-in float32: what it says of activations is rather too much than too little.
+compiled for CPUs, which multiply in float32; of a model that computes in bfloat16 half is counted.
+Attention keeps its logits there, as the kernels of accelerators do not: what is said of long
+sequences is rather too much than too little.
 """
 
 import math
@@ -29,6 +30,8 @@ from nlhf_jax.training.play import make_play
 from nlhf_jax.training.steps import initial_state, make_update
 
 DEPTHS = (2, 3)
+# Without it CPUs keep what is to be computed again in the backward pass.
+OPTIONS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 
 
 class Need(NamedTuple):
@@ -75,20 +78,24 @@ def of_policy(config: ConfigDict, model: Model, training: Training) -> Need:
     own, base = split(model)
     judge = held(own) if base else held(own) + held(base)
   few, more = (step_of(config, at_depth(model, depth), training) for depth in DEPTHS)
-  depth = len(model.sizes.layers)
+  depth, share = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
 
   def extended(low, high):
     a_layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
-    return round(low + max(a_layer, 0) * (depth - DEPTHS[0]))
+    return share * (low + max(a_layer, 0) * (depth - DEPTHS[0]))
 
   update, rollout = (extended(low, high) for low, high in zip(few, more, strict=True))
-  return Need(slots, held(state.optimizer), judge, update, rollout)
+  # Gradients are as wide as the weights, whatever is computed in.
+  wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - share, 0)
+  update += wider * held(state.params['policy'])
+  return Need(slots, held(state.optimizer), judge, round(update), round(rollout))
 
 
 def at_depth(model: Model, depth: int) -> Model:
-  """The model with its first layers alone."""
+  """The model with its first layers alone, in float32."""
   sizes = model.sizes._replace(layers=model.sizes.layers[:depth])
-  return model._replace(sizes=sizes, decoder=make_decoder(sizes, model.numerics, model.lora))
+  numerics = model.numerics._replace(compute=jnp.float32, weights=jnp.float32)
+  return model._replace(sizes=sizes, decoder=make_decoder(sizes, numerics, model.lora))
 
 
 def laid_out(tree: Any) -> Any:
@@ -183,16 +190,16 @@ def laid_out_rows(tree: Any) -> Any:
 
 def temporary(lowered: Any) -> int:
   """Bytes that a program needs on each device, beside its arguments."""
-  used = lowered.compile().memory_analysis()
+  used = lowered.compile(OPTIONS).memory_analysis()
   return used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
 
 
 def announce(needs: Mapping[str, Need], shape: str, memory: float) -> None:
   """Prints the table."""
-  heads = ('slots', 'optimizer', 'judge', 'update', 'rollout', 'peak', f'of {memory:g} GB')
+  heads = (*Need._fields, 'peak', f'of {memory:g} GB')
   cells = [
     [
-      *(f'{value / 1e9:.2f}' for value in (*need, need.peak)),
+      *(f'{value / 1e9:.4g}' for value in (*need, need.peak)),
       'fits' if need.peak <= memory * 1e9 else 'does NOT fit',
     ]
     for need in needs.values()
@@ -212,10 +219,17 @@ def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int
     )
     if config.model.weights == 'float32':
       ways.append('--config.model.weights=bfloat16')
+  if need.rollout > need.update and mesh['fsdp'] > 1:
+    ways.append(
+      f'--config.mesh.tensor={devices} --config.mesh.fsdp=1 (rollouts need no whole weights then)'
+    )
   if need.update >= need.rollout:
     if config.model.compute == 'float32':
       ways.append('--config.model.compute=bfloat16')
     if config.model.remat == 'nothing':
       ways.append('--config.model.remat=layers (activations computed again)')
-  ways.append(f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples at once)')
+    twice = 2 * row.accumulate
+    ways.append(f'--config.policies.{name}.accumulate={twice} (updates from smaller parts)')
+  else:
+    ways.append(f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples at once)')
   print(f'\nTo make {name} smaller:', *ways, sep='\n  ')

@@ -1,0 +1,70 @@
+"""Memory is planned without any: what stays is exact, and what does not fit is said."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from nlhf_jax import plan
+
+ROOT = Path(__file__).parents[2]
+SMALL = ['--config.data.response_length=8', '--config.policies.online_ipo.batch=8']
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  """A model of which there is nothing but the config."""
+  folder = tmp_path_factory.mktemp('planned')
+  transformers.LlamaConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+  ).save_pretrained(folder)
+  return folder
+
+
+def needs(config, *more):
+  """The numbers of online IPO in megabytes, and all that was printed."""
+  command = [sys.executable, '-m', 'nlhf_jax.plan', '--config=configs/online_ipo.py', *SMALL, *more]
+  command += [f'--config.model.hf={config}']
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  row = re.search(r'^ +online_ipo +(.*)$', done.stdout, re.MULTILINE)[1].split()
+  return [1e3 * float(number) for number in row[:6]], done.stdout
+
+
+def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
+  (slots, optimizer, judge, update, rollout, peak), said = needs(
+    config, '--devices=4', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--memory=0.0001'
+  )
+  layer = 4 * 64 * 64 + 3 * 64 * 128
+  a_slot = 4 * (512 * 64 + 6 * layer) / 4 / 1e6  # megabytes in float32, a quarter on each device
+  assert slots == pytest.approx(2 * a_slot, abs=0.02)  # policy and reference
+  assert optimizer == pytest.approx(2 * a_slot, abs=0.02)
+  assert judge == pytest.approx(a_slot, abs=0.02)
+  assert peak == pytest.approx(slots + optimizer + judge + max(update, rollout), abs=0.05)
+  assert 'fsdp=4' in said
+  assert 'does NOT fit' in said
+  assert '(rollouts need no whole weights then)' in said
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--config=configs/tabular.py'], 'trains no policies'),
+    (['--config=configs/nash_md.py', '--devices=many'], '--devices is a whole number'),
+    (['--config=configs/nash_md.py', '--memory=0'], '--memory above 0'),
+  ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, said, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  assert plan.main(['plan', *arguments]) == 2
+  assert said in capsys.readouterr().err

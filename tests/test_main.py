@@ -219,7 +219,7 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
 @pytest.mark.parametrize(
   ('override', 'expected'),
   [
-    ('sft.steps=0', 'config.sft.steps=0 must be at least 1'),
+    ('policies.nash_md.steps=0', 'config.policies.nash_md.steps=0 must be at least 1'),
     ('preference_model.steps=-1', 'config.preference_model.steps=-1 must be'),
     ('policies.nash_md.batch=0', 'config.policies.nash_md.batch=0 must be'),
     ('sft.evaluate_every=0', 'config.sft.evaluate_every=0 must be'),

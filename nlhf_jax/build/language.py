@@ -204,6 +204,9 @@ def make_training(row: ConfigDict, field: str) -> Training:
     raise UserError(
       f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."
     )
+  least = 0 if row.algorithm == 'sft' else 1  # the model may be one to start from as it is
+  if row.steps < least:
+    raise UserError(f'{field}.steps={row.steps} must be at least {least}.')
   takes = list(inspect.signature(rows[row.algorithm]).parameters)
   if sorted(takes) != sorted(row.arguments):
     raise UserError(

@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 from nlhf_jax.errors import UserError
 
 _AT_LEAST_ONE = (
-  'steps batch evaluate_every posts prompt_length response_length prompts width layers heads '
+  'batch evaluate_every posts prompt_length response_length prompts width layers heads '
   'key_heads head_size hidden updates every inner memory actions raters soldiers fields fingers '
-  'count reset queue rounds candidates keep accumulate'
+  'count reset queue rounds candidates keep accumulate fsdp '
+  'tensor'
 )
-_AT_LEAST_ZERO = 'tau decay prior tolerance gamma alpha delta weight forward reverse'
+_AT_LEAST_ZERO = 'tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
 _ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c desirable undesirable'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),

@@ -32,6 +32,7 @@ def trained(tmp_path_factory, toy):
   config.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
   config.model.hf = str(folder / 'model')
   config.model.lora.rank = 2
+  config.sft.steps = 0
   del config.policies.self_play
   config.policies.nash_md.optimizer.update(learning_rate=0.05, warmup=0)
   experiment = make_experiment(config, 'pretrained', folder / 'stages')

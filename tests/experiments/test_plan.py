@@ -53,7 +53,7 @@ def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
   assert peak == pytest.approx(slots + optimizer + judge + max(update, rollout), abs=0.05)
   assert 'fsdp=4' in said
   assert 'does NOT fit' in said
-  assert '(rollouts need no whole weights then)' in said
+  assert '--config.model.compute=bfloat16' in said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import LlamaConfig
 
-from nlhf_jax import records
+from nlhf_jax import processes, records
 from nlhf_jax.build.language import Experiment, make_experiment
 from nlhf_jax.build.model import DTYPES, make_mesh
 from nlhf_jax.errors import UserError
@@ -84,12 +84,13 @@ def write(experiment: Experiment, params: Params, to: Path, merged: bool) -> Non
   if model.source is None:
     params, config = as_llama(params, model.sizes, tokenizer)
     weights.save(to, 'llama', params, np.float32)
-    config.save_pretrained(to)
-    tokenizer.save_pretrained(to)
+    if processes.is_first():
+      config.save_pretrained(to)
+      tokenizer.save_pretrained(to)
   else:
     dtype = dtype_of(model.source.folder)
     weights.save(to, model.source.family, params, DTYPES[dtype])
-    for path in model.source.folder.iterdir():
+    for path in model.source.folder.iterdir() if processes.is_first() else ():
       if path.is_file() and not path.name.endswith(('.safetensors', weights.INDEX)):
         shutil.copyfile(path, to / path.name)
   print(f'\nModel: {to}')

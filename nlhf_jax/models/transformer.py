@@ -116,7 +116,8 @@ class Norm(nn.Module):
     wide = x.astype(jnp.float32)
     if sizes.norm == 'layer':
       wide -= jnp.mean(wide, axis=-1, keepdims=True)
-    scale = sizes.norm_offset + self.param('scale', initial, x.shape[-1:], weights)
+    scale = self.param('scale', initial, x.shape[-1:], weights).astype(jnp.float32)
+    scale += sizes.norm_offset
     wide *= scale * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + sizes.norm_epsilon)
     if sizes.norm == 'layer':
       wide += self.param('bias', nn.initializers.zeros, x.shape[-1:], weights)

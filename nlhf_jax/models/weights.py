@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax import records, trees
+from nlhf_jax import processes, records, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.structs import Params
@@ -140,7 +140,7 @@ def load(
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
   """Writes parameters as `load` reads them, in files of about `most` bytes."""
-  whole: dict[str, dict[str | None, str]] = {}
+  whole: dict[str, dict[int | None, str]] = {}
   flat = trees.flat(params)
   for path in flat:
     at = tensor(path, family)
@@ -156,12 +156,11 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
   def written(name):
     parts = [
-      _turned(np.asarray(flat[path]), tensor(path, family))
+      _turned(processes.fetch(flat[path]), tensor(path, family))
       for _, path in sorted(whole[name].items(), key=str)
     ]
     return np.ascontiguousarray(np.concatenate(parts, axis=-1)).astype(dtype)
 
-  folder.mkdir(parents=True, exist_ok=True)
   where, total = {}, 0
   for number, names in enumerate(groups, 1):
     file = (
@@ -169,7 +168,8 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
     )
     content = {name: written(name) for name in names}
     total += sum(value.nbytes for value in content.values())
-    safetensors.numpy.save_file(content, folder / file, metadata={'format': 'pt'})
+    with records.whole(folder / file) as draft:
+      safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
     where |= dict.fromkeys(names, file)
   if groups[1:]:
     index = {'metadata': {'total_size': total}, 'weight_map': where}
@@ -185,7 +185,7 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
       place = path.removesuffix('/lora_a')
       at = tensor(f'{place}/kernel', family)
       pair = tuple(
-        np.asarray(leaves[f'{place}/{name}'], np.float32) for name in ('lora_a', 'lora_b')
+        np.float32(processes.fetch(leaves[f'{place}/{name}'])) for name in ('lora_a', 'lora_b')
       )
       of_module.setdefault(at.name.removesuffix('.weight'), {})[at.part] = pair
   tensors, ranks = {}, {}
@@ -211,10 +211,8 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
     'rank_pattern': ranks,
     'alpha_pattern': {module: lora.scale * rank for module, rank in ranks.items()},
   }
-  folder.mkdir(parents=True, exist_ok=True)
-  safetensors.numpy.save_file(
-    tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'}
-  )
+  with records.whole(folder / 'adapter_model.safetensors') as draft:
+    safetensors.numpy.save_file(tensors, draft, metadata={'format': 'pt'})
   records.write_json(folder / 'adapter_config.json', config)
 
 

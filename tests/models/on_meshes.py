@@ -8,18 +8,22 @@ sampled.
 import contextlib
 import itertools
 import json
+import tempfile
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from nlhf_jax import policies, trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.models import architectures, lora, sharding
+from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
 from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
+from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.steps import initial_state, make_update
 
 SIZES = architectures.small(
@@ -74,6 +78,50 @@ def learn(mesh, adapter=None):
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}
 
 
+def travel(folder):
+  """A checkpoint and a model's files, from one mesh to another; how much is read at a time."""
+  decoder, optimizer = make_decoder(SIZES), optax.adam(1e-2)
+  params = started(decoder)
+
+  def begun(seed):
+    moved = jax.tree.map(lambda leaf: leaf + np.float32(seed), params)
+    return sharding.put(initial_state(ALGORITHM, moved, optimizer))
+
+  read = weights._read
+  largest = []
+
+  def watched(*arguments):
+    part = read(*arguments)
+    largest.append(part.nbytes)
+    return part
+
+  weights._read = watched
+  with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+    state = begun(1)._replace(step=jnp.int32(5))
+    saved = Checkpoints(folder / 'checkpoints')
+    saved.save(state)
+    saved.close()
+    weights.save(folder / 'model', 'llama', state.params['policy'], np.float32)
+  before = jax.tree.map(np.asarray, state.params['policy'])
+  with jax.set_mesh(sharding.make_mesh(1, 8, 1)):
+    restored = Checkpoints(folder / 'checkpoints')
+    after = restored.restore(begun(0))
+    restored.close()
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+    loaded = weights.load(folder / 'model', 'llama', shapes, sharding.place)
+  return {
+    'step': int(after.step),
+    'same': [equal_trees(before, after.params['policy']), equal_trees(before, loaded)],
+    'parts': len(after.params['policy']['embed']['embedding'].sharding.device_set),
+    'largest': max(largest),
+    'whole': max(leaf.nbytes for leaf in jax.tree.leaves(before)),
+  }
+
+
+def equal_trees(one, other):
+  return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, jax.tree.map(np.asarray, other))))
+
+
 if __name__ == '__main__':
   print(json.dumps(learn(None)), flush=True)
   for sizes in MESHES:
@@ -81,3 +129,5 @@ if __name__ == '__main__':
   adapter = Lora(2, 4.0, lora.TARGETS)
   print(json.dumps(learn(None, adapter)), flush=True)
   print(json.dumps(learn(sharding.make_mesh(2, 2, 2), adapter)), flush=True)
+  with tempfile.TemporaryDirectory() as folder:
+    print(json.dumps(travel(Path(folder))), flush=True)

@@ -21,7 +21,7 @@ FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization
 
 @pytest.fixture(scope='module')
 def outcomes():
-  """What the program says of one device and of every mesh, then the same two with adapters."""
+  """What the program says: of one device and every mesh, of two with adapters, of travelling."""
   program = subprocess.run(
     [sys.executable, HERE / 'on_meshes.py'],
     env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
@@ -40,7 +40,7 @@ def equal(one, other):
 
 
 def test_every_mesh_samples_and_learns_what_one_device_does(outcomes):
-  alone, *meshes = outcomes[:-2]
+  alone, *meshes = outcomes[:-3]
   assert len(meshes) == len(on_meshes.MESHES) == 10
   for outcome in meshes:
     equal(alone, outcome)
@@ -48,14 +48,22 @@ def test_every_mesh_samples_and_learns_what_one_device_does(outcomes):
 
 
 def test_adapters_on_a_mesh_learn_what_they_do_on_one_device(outcomes):
-  equal(*outcomes[-2:])
+  equal(*outcomes[-3:-1])
 
 
 def test_what_a_device_holds_falls_with_fsdp_and_tensor(outcomes):
-  alone, *meshes = outcomes[:-2]
+  alone, *meshes = outcomes[:-3]
   for (_, fsdp, tensor), outcome in zip(on_meshes.MESHES, meshes, strict=True):
     # Norms, a few numbers each, are whole everywhere.
     assert outcome['held'] == pytest.approx(alone['held'] / (fsdp * tensor), rel=0.02, abs=1500)
+
+
+def test_checkpoints_and_files_go_from_one_mesh_to_another(outcomes):
+  travelled = outcomes[-1]
+  assert travelled['step'] == 5
+  assert travelled['same'] == [True, True]
+  assert travelled['parts'] == 8
+  assert travelled['largest'] <= travelled['whole'] / 8  # a part of a tensor at a time
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():

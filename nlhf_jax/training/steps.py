@@ -12,6 +12,7 @@ from jax import lax
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.references import frozen
+from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 
 Score = Callable[[Params, Comparison], object]
@@ -152,7 +153,7 @@ def make_update(
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
     metrics |= measure(comparison, scores)
     state = advance(algorithm, state, optax.apply_updates(policy, change), memory)
-    return state._replace(fixed={}), metrics
+    return sharding.as_parameters(state._replace(fixed={})), metrics
 
   def update(state, comparison, key):
     moving, metrics = moved(state._replace(fixed={}), dict(state.fixed), comparison, key)

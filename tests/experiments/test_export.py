@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -14,6 +15,8 @@ import transformers
 
 from nlhf_jax import export, policies
 from nlhf_jax.build.language import make_experiment
+from nlhf_jax.build.model import make_model
+from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import language
 from nlhf_jax.experiments.export import of_player, write
 
@@ -115,6 +118,27 @@ def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'model')
   assert len(tokenizer) == model.config.vocab_size
   assert model.config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+  ('changes', 'vocabulary', 'said'),
+  [
+    ({}, 4097, 'its tokenizer has 4097 tokens, but its embedding only 4096'),
+    ({'data.prompt_length': 60}, 500, 'more than the 64 that the model has positions for'),
+    ({'model.lora.targets': 'query,heads'}, 500, "there is no layer 'heads'"),
+    ({'model.compute': 'float16'}, 500, "config.model.compute='float16' must be one of"),
+    ({'model.remat': 'all'}, 500, "config.model.remat='all' must be one of nothing, layers, dots"),
+  ],
+)
+def test_a_model_that_does_not_fit_is_refused(trained, toy, changes, vocabulary, said):
+  folder = trained[-1]
+  config = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
+  config.data.update(prompt_length=16, response_length=8)
+  config.model.hf = str(folder / 'model')
+  config.model.lora.rank = 2
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=re.escape(said)):
+    make_model(config, vocabulary)
 
 
 @pytest.mark.parametrize(

@@ -69,29 +69,39 @@ def test_logits_agree_with_transformers(saved):
   np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
 
 
-def test_cached_decoding_agrees_with_reading_at_once(saved):
-  _, folder = saved
-  decoder, params = load(folder)
-  tokens, mask = rows()
+def by_cache(decoder, params, tokens, mask):
+  """Hidden states of the prompt at once, and then token by token."""
   read = jax.jit(decoder.read)
-  whole, _ = read(params, tokens, mask)
   first, cache = read(params, tokens[:, :12], mask[:, :12], decoder.empty(2, 24))
   parts = [first]
   for place in range(12, tokens.shape[1]):
     hidden, cache = read(params, tokens[:, place : place + 1], mask[:, place : place + 1], cache)
     parts.append(hidden)
-  joined = np.concatenate(parts, axis=1)
+  return np.concatenate(parts, axis=1)
+
+
+def test_cached_decoding_agrees_with_reading_at_once(saved):
+  _, folder = saved
+  decoder, params = load(folder)
+  tokens, mask = rows()
+  whole, _ = jax.jit(decoder.read)(params, tokens, mask)
+  joined = by_cache(decoder, params, tokens, mask)
   np.testing.assert_allclose(joined[mask], np.asarray(whole)[mask], atol=2e-4)
+
+
+def exported(folder, again):
+  """What `transformers` reads of an export of the model in a folder: its tensors."""
+  _, params = load(folder)
+  family, _ = architectures.read(folder)
+  weights.save(again, family, params, np.float32, most=20_000)
+  (again / 'config.json').write_text((folder / 'config.json').read_text())
+  model = transformers.AutoModelForCausalLM.from_pretrained(again, local_files_only=True)
+  return model.state_dict()
 
 
 def test_export_then_import_by_transformers_is_the_identity(saved, tmp_path):
   model, folder = saved
-  _, params = load(folder)
-  family, _ = architectures.read(folder)
-  weights.save(tmp_path, family, params, np.float32, most=20_000)
-  (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
-  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
-  before, after = model.state_dict(), again.state_dict()
+  before, after = model.state_dict(), exported(folder, tmp_path)
   assert before.keys() == after.keys()
   for name in before:
     assert torch.equal(before[name], after[name]), name

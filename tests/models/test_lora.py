@@ -137,16 +137,22 @@ def test_a_token_reads_the_weights_of_the_base_once(params):
   assert apart[shape] == 4 * once
 
 
+def with_adapter(base, folder):
+  """A saved model and an adapter, which is written to a folder: decoder, parameters, base."""
+  family, sizes = architectures.read(base)
+  decoder = make_decoder(sizes, FLOAT32, LORA)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  adapter, kept = trees.split(shapes, lora.is_adapter)
+  loaded = weights.load(base, family, kept, lambda path, leaf: HERE)
+  params = changed(trees.merged(loaded, adapter), 5)
+  weights.save_adapter(folder, family, params, LORA, str(base))
+  return decoder, params, loaded
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_an_adapter_says_the_same_in_peft(name, tmp_path):
   model = families.save(name, tmp_path / 'base')
-  family, sizes = architectures.read(tmp_path / 'base')
-  decoder = make_decoder(sizes, FLOAT32, LORA)
-  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
-  adapter, base = trees.split(shapes, lora.is_adapter)
-  loaded = weights.load(tmp_path / 'base', family, base, lambda path, leaf: HERE)
-  params = changed(trees.merged(loaded, adapter), 5)
-  weights.save_adapter(tmp_path / 'adapter', family, params, LORA, name)
+  decoder, params, loaded = with_adapter(tmp_path / 'base', tmp_path / 'adapter')
   adapted = peft.PeftModel.from_pretrained(model, tmp_path / 'adapter').eval()
   tokens, mask = rows()
   expected = theirs(adapted, tokens, mask)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from nlhf_jax import policies
+from nlhf_jax import command, policies
 from nlhf_jax.build.language import check, make_corpus, make_training
 from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches

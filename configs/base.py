@@ -23,7 +23,7 @@ def training(
         b2=b2,
         decay=0.01,
         clip=1.0,
-        rounding='nearest',  # or stochastic, kahan: of updates to weights in bfloat16
+        rounding='stochastic',  # or kahan, nearest: of updates to weights in bfloat16
       ),
     ),
     sort_keys=False,
@@ -134,7 +134,9 @@ def get_config(source='synthetic'):
       ),
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
-      tournament=dict(prompts=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)),
+      tournament=dict(
+        prompts=1_024, batch=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)
+      ),
     ),
     sort_keys=False,
   )

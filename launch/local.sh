@@ -6,10 +6,15 @@ count=${1:?'give the number of processes first, as launch/local.sh 2 --config=co
 shift
 port=$((20000 + RANDOM % 20000))
 export JAX_CPU_COLLECTIVES_IMPLEMENTATION=${JAX_CPU_COLLECTIVES_IMPLEMENTATION:-gloo}
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT  # one that fails takes the others with it
+trap '' INT # Ctrl-C is for the processes, which stop at a safe place
+trap 'kill -TERM $(jobs -p)' TERM
 for ((number = 0; number < count; number++)); do
   "${PYTHON:-python3}" -m nlhf_jax.main --cluster="127.0.0.1:$port,$count,$number" "$@" &
 done
 for ((number = 0; number < count; number++)); do
-  wait -n
+  if wait -n; then continue; else status=$?; fi
+  # One that fails leaves the others waiting for it.
+  for ((second = 0; second < 10 && $(jobs -pr | wc -l) > 0; second++)); do sleep 1; done
+  kill -KILL $(jobs -pr) 2>/dev/null || true
+  exit "$status"
 done

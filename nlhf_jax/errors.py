@@ -7,3 +7,8 @@ class UserError(Exception):
 
 class Interrupted(Exception):
   """The user asked to stop; everything needed to go on is saved."""
+
+
+def first_line(error: Exception) -> str:
+  """What an error says first, to go into a sentence."""
+  return next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')

@@ -29,6 +29,10 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(
       f"config.experiment='{config.get('experiment')}' must be one of {', '.join(KINDS)}."
     )
+  if settings.cluster and config.experiment != 'language':
+    raise UserError(
+      f'--cluster: the experiment {config.experiment} runs in one process; leave it out.'
+    )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}')
   name, workdir, stages = command.places(settings)

@@ -13,26 +13,28 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import UserError, first_line
 
 
 def join(cluster: str) -> None:
   """Joins the other processes: `auto` where JAX knows the cluster, else `HOST:PORT,COUNT,NUMBER`.
 
   Raises:
-    UserError: if it is neither.
+    UserError: if it is neither, or there are no others to join.
   """
-  if cluster == 'auto':
-    jax.distributed.initialize()
-  else:
+  given = ()
+  if cluster != 'auto':
     try:
       address, count, number = cluster.split(',')
-      count, number = int(count), int(number)
+      given = (address, int(count), int(number))
     except ValueError:
       raise UserError(
         f"--cluster='{cluster}' is neither auto nor HOST:PORT,COUNT,NUMBER, as 10.0.0.1:1234,4,0."
       ) from None
-    jax.distributed.initialize(address, count, number)
+  try:
+    jax.distributed.initialize(*given)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f"--cluster='{cluster}': {first_line(error)}.") from None
   if not is_first():
     os.environ['TQDM_DISABLE'] = '1'  # read as tqdm is imported, which is later
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - it stays open to the end

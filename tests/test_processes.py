@@ -16,7 +16,7 @@ TOY = """
   --config.model.width=16 --config.model.layers=1 --config.model.heads=2 --config.model.key_heads=1
   --config.model.head_size=8 --config.model.hidden=16 --config.sft.steps=4 --config.sft.batch=8
   --config.preference_model.steps=2 --config.preference_model.batch=8
-  --config.policies.dpo.steps=2 --config.policies.dpo.batch=8 --config.reward_model.batch=8
+  --config.policies.dpo.steps=2 --config.policies.dpo.batch=8
   --config.tournament.prompts=16
 """
 

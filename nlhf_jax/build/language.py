@@ -21,6 +21,7 @@ from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
+from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
@@ -89,6 +90,7 @@ class Experiment(NamedTuple):
   policies: Mapping[str, Policy]
   exploiter: Training | None
   tournament_prompts: int
+  tournament_batch: int  # prompts that are responded to at once
   filters: Filters
 
 
@@ -128,6 +130,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     if players.count(player) > 1 or player == 'sft':
       raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
   exploiter = make_exploiter(config)
+  of_policies = {f'policies.{name}': policy.training for name, policy in policies.items()}
+  check_mesh(trainings | of_policies | ({'exploiter': exploiter} if exploiter else {}))
   corpus = make_corpus(config)
   settings = stage_settings(config, policies)
   return Experiment(
@@ -145,8 +149,20 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     policies=policies,
     exploiter=exploiter,
     tournament_prompts=config.tournament.prompts,
+    tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
   )
+
+
+def check_mesh(trainings: Mapping[str, Training]) -> None:
+  """Refuses batches that the mesh in force cannot split."""
+  parts = sharding.examples_apart()
+  for field, training in trainings.items():
+    if training.batch // training.accumulate % parts:
+      raise UserError(
+        f'config.{field}.batch={training.batch}, in {training.accumulate} parts, cannot be split '
+        f'over the {parts} devices that have examples of their own (data x fsdp of config.mesh).'
+      )
 
 
 def make_corpus(config: ConfigDict) -> Corpus:
@@ -187,6 +203,14 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
   if row.feedback == 'verdict' and row.algorithm in LOG_ODDS:
     raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
+  averages = [
+    slot for slot, rule in training.algorithm.references.items() if rule.__name__.startswith('ema(')
+  ]
+  if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
+    raise UserError(
+      f"{field}: its slot '{averages[0]}' is an average, which moves too little for "
+      "config.model.weights='bfloat16'; use float32, or adapters."
+    )
   slots = [slot.strip() for slot in row.players.split(',')]
   known = ['policy', *training.algorithm.references]
   for slot in slots:

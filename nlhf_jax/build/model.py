@@ -2,8 +2,7 @@
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +24,9 @@ SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary
 
 
 class Source(NamedTuple):
-  """A pretrained model: its folder, and the `model_type` of its config."""
+  """A pretrained model: its name, its folder, and the `model_type` of its config."""
 
+  name: str
   folder: Path
   family: str
 
@@ -47,12 +47,13 @@ class Model(NamedTuple):
   source: Source | None
 
 
-def make_model(config: ConfigDict, vocabulary: int) -> Model:
+def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.WANTED) -> Model:
   """The model of the section `model`.
 
   Args:
     config: all of it.
     vocabulary: how many tokens the tokenizer has.
+    files: what to download of a pretrained model.
 
   Raises:
     UserError: if the settings, the pretrained model and the tokenizer do not go together.
@@ -62,12 +63,15 @@ def make_model(config: ConfigDict, vocabulary: int) -> Model:
   adapter = make_lora(section.lora)
   source = None
   if section.hf:
-    folder = hub.locate(section.hf)
+    folder = hub.locate(section.hf, files)
     family, sizes = architectures.read(folder)
-    source = Source(folder, family)
+    name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
+    source = Source(name, folder, family)
   else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
   check_fit(config, sizes, vocabulary)
+  if adapter and not sizes.gated and adapter.targets == ('gate',):
+    raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
   decoder = make_decoder(sizes, numerics, adapter)
   begin = loaded(decoder, source) if source else placed(decoder.init)
   return Model(decoder, sizes, numerics, adapter, begin, trains(adapter), source)
@@ -77,27 +81,18 @@ def make_unfilled(config: ConfigDict) -> Model:
   """The model without a tokenizer, as large as that may make it."""
   if not config.model.hf:
     return make_model(config, config.data.vocabulary)
-  return make_model(config, 1)
+  return make_model(config, 1, ['config.json'])
 
 
 def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
   """The mesh of the section `mesh`, in force within a `with`; of one device there is none.
 
   Raises:
-    UserError: if the mesh does not fit the devices, or a batch does not fit the mesh.
+    UserError: if the mesh does not fit the devices.
   """
   mesh = sharding.make_mesh(**config.mesh)
   if mesh.size == 1:
     return contextlib.nullcontext()
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
-  sections = {name: config[name] for name in ('sft', 'preference_model', 'reward_model')}
-  sections |= {f'policies.{name}': row for name, row in config.policies.items()}
-  for name, row in sections.items():
-    if row.batch % parts:
-      raise UserError(
-        f'config.{name}.batch={row.batch} must be a multiple of the {parts} parts that the mesh '
-        f'has for examples (data x fsdp); change it, or config.mesh.'
-      )
   return jax.set_mesh(mesh)
 
 
@@ -116,6 +111,8 @@ def make_lora(section: ConfigDict) -> Lora | None:
   """The adapters, if there are any."""
   if section.rank == 0:
     return None
+  if section.alpha <= 0:
+    raise UserError(f'config.model.lora.alpha={section.alpha} must be above 0.')
   targets = tuple(target.strip() for target in section.targets.split(','))
   for target in targets:
     if target not in lora.TARGETS:
@@ -171,13 +168,10 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
 
 
 def fingerprint(name: str) -> str:
-  """A digest of a pretrained model: its config, its tokenizer, and how each of its files begins."""
+  """A digest of a pretrained model: of all files that are read of it."""
   folder = hub.locate(name)
   digest = hashlib.sha256()
-  for path in sorted(folder.glob('*.json')) + sorted(folder.glob('*.jinja')):
-    digest.update(path.read_bytes())
-  for path in sorted(folder.glob('*.safetensors')):
+  for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):
     with path.open('rb') as file:
-      digest.update(json.dumps([path.name, path.stat().st_size]).encode())
-      digest.update(file.read(1 << 22))
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()

@@ -31,8 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nlhf_jax import hub
 from nlhf_jax.data.sources import Problem
-from nlhf_jax.errors import UserError
-from nlhf_jax.hub import first_line
+from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.structs import Prompts, Responses
 
 PAD, STOP, SEPARATOR = '<pad>', '<eos>', '<sep>'

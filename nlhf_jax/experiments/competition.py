@@ -41,7 +41,14 @@ def play(
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(players.items()):
     key = jax.random.fold_in(stage.key, number)
-    (pair,) = respond(rollout, {'policy': params}, prompts, key, f'{stage.name}, {name}')
+    (pair,) = respond(
+      rollout,
+      {'policy': params},
+      prompts,
+      key,
+      f'{stage.name}, {name}',
+      experiment.tournament_batch,
+    )
     side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
     of_reference = map_chunks(
       lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)

@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import LlamaConfig
 
-from nlhf_jax import processes, records
-from nlhf_jax.build.language import Experiment, make_experiment
+from nlhf_jax import hub, processes, records
+from nlhf_jax.build.language import Experiment, check, make_experiment
 from nlhf_jax.build.model import DTYPES, make_mesh
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import fine_tune, train_policy
@@ -37,6 +37,7 @@ def start(config: ConfigDict, name: str, stages: Path, player: str, to: Path, me
   """
   if to.exists() and any(to.iterdir()):
     raise UserError(f"--to='{to}' is not empty; give a new folder.")
+  check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     write(experiment, of_player(experiment, player), to, merged)
@@ -75,7 +76,7 @@ def write(experiment: Experiment, params: Params, to: Path, merged: bool) -> Non
   if model.lora and not merged:
     if model.source is None:
       raise UserError('an adapter of a new model is of use to no one; pass --merged=True.')
-    base = str(model.source.folder.absolute())
+    base = model.source.name
     weights.save_adapter(to, model.source.family, params, model.lora, base)
     print(f'\nAdapter of {base}: {to}')
     return
@@ -90,8 +91,9 @@ def write(experiment: Experiment, params: Params, to: Path, merged: bool) -> Non
   else:
     dtype = dtype_of(model.source.folder)
     weights.save(to, model.source.family, params, DTYPES[dtype])
-    for path in model.source.folder.iterdir() if processes.is_first() else ():
-      if path.is_file() and not path.name.endswith(('.safetensors', weights.INDEX)):
+    texts = [path for pattern in hub.TEXTS for path in model.source.folder.glob(pattern)]
+    for path in texts if processes.is_first() else ():
+      if not path.name.endswith('.index.json'):
         shutil.copyfile(path, to / path.name)
   print(f'\nModel: {to}')
 

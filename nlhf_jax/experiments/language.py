@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import policies, records
-from nlhf_jax.build.language import Experiment, make_experiment
+from nlhf_jax import policies, processes, records
+from nlhf_jax.build.language import Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
@@ -30,11 +30,13 @@ WATCHED = 256  # held-out prompts that learning curves are measured on
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)
-    experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
+    if processes.is_first():
+      experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
     run(experiment, workdir)
 
 
@@ -188,15 +190,22 @@ def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Ev
 
   @jax.jit
   def log_prob(params, comparison):
-    return jnp.mean(jnp.sum(score(params, comparison).left, axis=(1, 2)))
+    return jnp.sum(score(params, comparison).left, axis=(1, 2))
 
   def evaluate(slots):
     both = {'policy': slots['policy'], 'reference': reference}
-    left, right = rollout(both, prompts, key)
-    log_pi = jnp.mean(jnp.sum(left.log_probs, axis=(1, 2)))
+
+    def play(chunk, number):
+      left, right = rollout(both, chunk, jax.random.fold_in(key, number))
+      log_ratio = jnp.sum(left.log_probs, axis=(1, 2)) - log_prob(
+        reference, Comparison(chunk, left)
+      )
+      return judge(Comparison(chunk, left, right)), log_ratio
+
+    payoff, log_ratio = map_chunks(play, prompts, experiment.tournament_batch)
     return {
-      'win_rate_against_reference': float(jnp.mean(judge(Comparison(prompts, left, right)))) + 0.5,
-      'kl_to_reference': float(log_pi - log_prob(reference, Comparison(prompts, left))),
+      'win_rate_against_reference': float(payoff.mean()) + 0.5,
+      'kl_to_reference': float(log_ratio.mean()),
     }
 
   return evaluate

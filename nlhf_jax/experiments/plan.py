@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from nlhf_jax import display, policies, sampling, trees
-from nlhf_jax.algorithms.algorithm import DATA, asks_judge
+from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build import language
 from nlhf_jax.build.language import Training
 from nlhf_jax.build.model import Model, make_mesh, make_unfilled
@@ -39,27 +39,36 @@ class Need(NamedTuple):
 
   slots: int
   optimizer: int
-  judge: int
+  kept: int  # judges, and players that are done
   update: int  # gradients and activations
   rollout: int  # caches and activations
 
   @property
   def peak(self) -> int:
     """What stays, and the larger of what the two parts of a step need."""
-    return self.slots + self.optimizer + self.judge + max(self.update, self.rollout)
+    return self.slots + self.optimizer + self.kept + max(self.update, self.rollout)
 
 
 def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   """Prints what every policy of a config needs, of `memory` gigabytes on each of the devices."""
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
+  language.check(config)
   with make_mesh(config):
     model = make_unfilled(config)
+    own, _ = split(model)
+    trainings = {
+      name: language.make_training(row, f'config.policies.{name}')
+      for name, row in config.policies.items()
+    }
+    judges = 1 + any(row.judge == 'reward' for row in config.policies.values())
+    # A judge is as large as what is trained; the base is there but once.
+    kept = judges * held(own)
     needs = {}
-    for name, row in config.policies.items():
-      training = language.make_training(row, f'config.policies.{name}')
+    for name, training in trainings.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)
-      needs[name] = of_policy(config, model, training)
+      needs[name] = of_policy(config, model, training, kept)
+      kept += held(own) * len(config.policies[name].players.split(','))
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
   announce(needs, shape, memory)
@@ -69,14 +78,10 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   return needs
 
 
-def of_policy(config: ConfigDict, model: Model, training: Training) -> Need:
-  """What a policy needs at its full depth."""
+def of_policy(config: ConfigDict, model: Model, training: Training, kept: int) -> Need:
+  """What a policy needs at its full depth, beside `kept` bytes of judges and finished players."""
   state = state_of(model, training)
   slots = held(state.params) + held(state.fixed)
-  judge = 0
-  if asks_judge(training.algorithm):
-    own, base = split(model)
-    judge = held(own) if base else held(own) + held(base)
   few, more = (step_of(config, at_depth(model, depth), training) for depth in DEPTHS)
   depth, share = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
 
@@ -88,7 +93,7 @@ def of_policy(config: ConfigDict, model: Model, training: Training) -> Need:
   # Gradients are as wide as the weights, whatever is computed in.
   wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - share, 0)
   update += wider * held(state.params['policy'])
-  return Need(slots, held(state.optimizer), judge, round(update), round(rollout))
+  return Need(slots, held(state.optimizer), kept, round(update), round(rollout))
 
 
 def at_depth(model: Model, depth: int) -> Model:
@@ -149,9 +154,8 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   batch = laid_out_rows(batch_of(config, training))
   played = jax.jit(play).lower(state.slots, batch, key)
   comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  update = make_update(
-    algorithm, policies.make_score(decoder), training.optimizer, measures.of_play(algorithm)
-  )
+  score, measure = policies.make_score(decoder), measures.of_play(algorithm)
+  update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
   return temporary(updated), temporary(played)
 
@@ -212,7 +216,8 @@ def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int
   row, ways = config.policies[name], []
   mesh = jax.tree.map(int, dict(config.mesh))
   if mesh['fsdp'] * mesh['tensor'] < devices:
-    ways.append(f'--config.mesh.fsdp={devices // mesh["tensor"]} (all parameters in as many parts)')
+    parts = devices // mesh['tensor']
+    ways.append(f'--config.mesh.fsdp={parts} --config.mesh.data=0 (all parameters in parts)')
   if need.slots + need.optimizer > max(need.update, need.rollout) and not model.lora:
     ways.append(
       '--config.model.lora.rank=16 (adapters: one copy of the weights, a small optimiser)'
@@ -221,7 +226,8 @@ def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int
       ways.append('--config.model.weights=bfloat16')
   if need.rollout > need.update and mesh['fsdp'] > 1:
     ways.append(
-      f'--config.mesh.tensor={devices} --config.mesh.fsdp=1 (rollouts need no whole weights then)'
+      f'--config.mesh.tensor={devices} --config.mesh.fsdp=1 --config.mesh.data=0 '
+      '(rollouts need no whole weights then)'
     )
   if need.update >= need.rollout:
     if config.model.compute == 'float32':

@@ -26,8 +26,6 @@ from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.play import Feedback, MakeRollout, make_play
 from nlhf_jax.training.steps import Score, initial_state, make_update
 
-ROLLOUT_CHUNK = 1024  # prompts that are responded to at once
-
 
 def fit(
   stage: Stage,
@@ -54,7 +52,9 @@ def fit(
     return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
 
   own, base = trees.split(params, trains)
-  state = sharding.put(initial_state(training.algorithm, own, training.optimizer, base))
+  state = initial_state(training.algorithm, own, training.optimizer, base)
+  # What does not move lies where it should, and is not copied.
+  state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
   with noted(stage, steps=training.steps):
     state = loop.train(
       state,
@@ -143,11 +143,14 @@ def alone(folder: Path) -> Iterator[None]:
   """
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('w') as lock:
+    taken = False
     try:
       if processes.is_first():
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(f'another run is at work in {folder}; wait for it to end.') from None
+      taken = True
+    if processes.of_any(taken):
+      raise UserError(f'another run is at work in {folder}; wait for it to end.')
     yield
 
 
@@ -169,9 +172,14 @@ def make_rollout(
 
 
 def respond(
-  rollout: Rollout, params: Mapping[str, Params], prompts: Prompts, key: jax.Array, label: str
+  rollout: Rollout,
+  params: Mapping[str, Params],
+  prompts: Prompts,
+  key: jax.Array,
+  label: str,
+  batch: int,
 ) -> tuple[Responses, ...]:
-  """Responses to any number of prompts, a chunk at a time.
+  """Responses to any number of prompts, `batch` of them at a time.
 
   Raises:
     Interrupted: between chunks, if the user asked to stop.
@@ -184,4 +192,4 @@ def respond(
       bar.update(min(len(chunk.tokens), bar.total - bar.n))
       return responses
 
-    return map_chunks(one_chunk, prompts, ROLLOUT_CHUNK)
+    return map_chunks(one_chunk, prompts, batch)

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from transformers import AutoConfig
 
-from nlhf_jax.errors import UserError
-from nlhf_jax.hub import first_line
+from nlhf_jax.errors import UserError, first_line
 
 
 class Llama3Scaling(NamedTuple):

@@ -6,6 +6,7 @@ hidden units). A mesh is in force between `jax.set_mesh` and the end of the run;
 functions here leave things as they are. An axis that does not divide a size is not used for it.
 """
 
+import math
 import re
 from typing import Any
 
@@ -54,7 +55,7 @@ def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
 
   def fits(axis, size):
     names = (axis,) if isinstance(axis, str) else axis or ()
-    return size % int(np.prod([sizes[name] for name in names])) == 0
+    return size % math.prod(sizes[name] for name in names) == 0
 
   return PartitionSpec(
     *(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True))
@@ -72,6 +73,13 @@ def of_parameter(path: str, shape: tuple[int, ...]) -> PartitionSpec:
 
 def _on_mesh() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
+
+
+def examples_apart() -> int:
+  """How many devices have examples of their own."""
+  return (
+    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROWS) if _on_mesh() else 1
+  )
 
 
 def as_parameters(tree: Any) -> Any:
@@ -114,9 +122,9 @@ def place_rows(examples: Any) -> Any:
     return examples
   mesh = jax.sharding.get_mesh()
 
-  def put(leaf):
+  def placed(leaf):
     leaf = np.asarray(leaf)
     where = NamedSharding(mesh, spec((ROWS, *(None,) * (leaf.ndim - 1)), leaf.shape))
     return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
-  return jax.tree.map(put, examples)
+  return jax.tree.map(placed, examples)

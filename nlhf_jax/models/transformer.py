@@ -16,15 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax import masks
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import lora, sharding
+from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.attention import Sight, attend
-from nlhf_jax.models.lora import Lora
+from nlhf_jax.models.lora import Lora, delta
 from nlhf_jax.structs import Params
 
 
 class Numerics(NamedTuple):
   """What a decoder computes in, what its weights are kept in, and what backward passes recompute.
+
+  Adapters are kept in float32, whatever the weights under them are.
 
   `remat` is `nothing`, `layers` (all but each layer's input is computed again) or `dots` (all but
   the outcomes of matrix products).
@@ -95,11 +97,11 @@ class Linear(nn.Module):
       if self.is_initializing():
         # As PEFT begins: uniform within +-1 / sqrt(inputs), and nothing added.
         initial = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-        self.param('lora_a', initial, (shape[0], self.lora.rank), weights)
-        self.param('lora_b', nn.initializers.zeros, (self.lora.rank, self.size), weights)
+        self.param('lora_a', initial, (shape[0], self.lora.rank))
+        self.param('lora_b', nn.initializers.zeros, (self.lora.rank, self.size))
       if self.has_variable('params', 'lora_a'):  # else it is the base that is read
         a, b = (self.get_variable('params', name).astype(compute) for name in ('lora_a', 'lora_b'))
-        y += lora.delta(x, a, b, self.lora.scale)
+        y += delta(x, a, b, self.lora.scale)
     return y
 
 

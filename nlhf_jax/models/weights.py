@@ -169,7 +169,8 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
     content = {name: written(name) for name in names}
     total += sum(value.nbytes for value in content.values())
     with records.whole(folder / file) as draft:
-      safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
+      if processes.is_first():
+        safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
     where |= dict.fromkeys(names, file)
   if groups[1:]:
     index = {'metadata': {'total_size': total}, 'weight_map': where}

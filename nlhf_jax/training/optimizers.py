@@ -82,11 +82,13 @@ SCALES = {
 }
 
 
+def wide(tree: Params) -> Params:
+  """Leaves of fewer bits as float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """The same for parameters and gradients of fewer bits; its updates are float32."""
-
-  def wide(tree):
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
   def update(updates, state, params):
     return inner.update(wide(updates), state, wide(params))

@@ -14,6 +14,7 @@ from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.references import frozen
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
+from nlhf_jax.training import optimizers
 
 Score = Callable[[Params, Comparison], object]
 Measure = Callable[[Comparison, Mapping[str, object]], Mapping[str, jax.Array]]
@@ -150,7 +151,7 @@ def make_update(
       (loss, scores), gradient = in_parts(partial(differentiate, state), selected, accumulate)
     policy = state.params['policy']
     change, memory = optimizer.update(gradient, state.optimizer, policy)
-    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(gradient)}
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.wide(gradient))}
     metrics |= measure(comparison, scores)
     state = advance(algorithm, state, optax.apply_updates(policy, change), memory)
     return sharding.as_parameters(state._replace(fixed={})), metrics

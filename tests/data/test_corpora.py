@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from families import FAMILIES, save
+from chats import FAMILIES, save
 
 from nlhf_jax.data import corpora, synthetic, tokenizers
 from nlhf_jax.errors import UserError

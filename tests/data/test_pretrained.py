@@ -7,7 +7,7 @@ import json
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from families import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama, save
+from chats import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama, save
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 

@@ -39,6 +39,9 @@ def config_of(toy, monkeypatch):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
   config = config_of(name)
+  for policy in list(config.policies)[3:]:  # the rows of the comparison have configs of their own
+    if policy not in ('ema1', 'sp_oracle'):
+      del config.policies[policy]
   run(config, name, tmp_path, common)
   results = json.loads((tmp_path / 'results.json').read_text())
   names = [

@@ -131,7 +131,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
   exploiter = make_exploiter(config)
   of_policies = {f'policies.{name}': policy.training for name, policy in policies.items()}
-  check_mesh(trainings | of_policies | ({'exploiter': exploiter} if exploiter else {}))
+  asked = {policy.judge for policy in policies.values()}
+  learned = {
+    name: it for name, it in trainings.items() if name != 'reward_model' or 'reward' in asked
+  }
+  check_mesh(learned | of_policies | ({'exploiter': exploiter} if exploiter else {}))
   corpus = make_corpus(config)
   settings = stage_settings(config, policies)
   return Experiment(
@@ -158,7 +162,7 @@ def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
   parts = sharding.examples_apart()
   for field, training in trainings.items():
-    if training.batch // training.accumulate % parts:
+    if training.steps and training.batch // training.accumulate % parts:
       raise UserError(
         f'config.{field}.batch={training.batch}, in {training.accumulate} parts, cannot be split '
         f'over the {parts} devices that have examples of their own (data x fsdp of config.mesh).'

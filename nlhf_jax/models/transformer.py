@@ -252,7 +252,8 @@ class Transformer(nn.Module):
       sights[window] = Sight(past & near, real, window)
 
     # A row of the table comes whole, from wherever it lies.
-    table = sharding.as_axes(self.embed.embedding.astype(self.numerics.compute), 'tensor', None)
+    table = jnp.asarray(self.embed.embedding, self.numerics.compute)
+    table = sharding.as_axes(table, 'tensor', None)
     x = sharding.as_rows(jnp.take(table, tokens, axis=0))
     x *= jnp.asarray(sizes.embedding_scale, x.dtype)
     if sizes.learned_positions:

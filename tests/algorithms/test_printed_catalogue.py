@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nlhf_jax import command
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 

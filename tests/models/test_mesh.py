@@ -19,7 +19,6 @@ HERE = Path(__file__).parent
 FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
 
 
-@pytest.fixture(scope='module')
 def outcomes():
   """What the program says: of one device and every mesh, of two with adapters, of travelling."""
   program = subprocess.run(
@@ -39,28 +38,17 @@ def equal(one, other):
   np.testing.assert_allclose(one['params'], other['params'], atol=2e-6)
 
 
-def test_every_mesh_samples_and_learns_what_one_device_does(outcomes):
-  alone, *meshes = outcomes[:-3]
+def test_sharded_equals_unsharded_and_takes_its_share_of_memory():
+  alone, *meshes, adapter, adapter_on_mesh, travelled = outcomes()
   assert len(meshes) == len(on_meshes.MESHES) == 10
-  for outcome in meshes:
-    equal(alone, outcome)
   assert sum(bool(outcome['sampled']) for outcome in meshes) == 3
-
-
-def test_adapters_on_a_mesh_learn_what_they_do_on_one_device(outcomes):
-  equal(*outcomes[-3:-1])
-
-
-def test_what_a_device_holds_falls_with_fsdp_and_tensor(outcomes):
-  alone, *meshes = outcomes[:-3]
   for (_, fsdp, tensor), outcome in zip(on_meshes.MESHES, meshes, strict=True):
+    equal(alone, outcome)
     # Norms, a few numbers each, are whole everywhere.
     assert outcome['held'] == pytest.approx(alone['held'] / (fsdp * tensor), rel=0.02, abs=1500)
+  equal(adapter, adapter_on_mesh)
 
-
-def test_checkpoints_and_files_go_from_one_mesh_to_another(outcomes):
-  travelled = outcomes[-1]
-  assert travelled['step'] == 5
+  assert travelled['step'] == 5  # a checkpoint and a model's files, from one mesh to another
   assert travelled['same'] == [True, True]
   assert travelled['parts'] == 8
   assert travelled['largest'] <= travelled['whole'] / 8  # a part of a tensor at a time

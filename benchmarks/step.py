@@ -59,7 +59,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
   measure = measures.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
-  comparison = Comparison(prompts, *rollout(state.params, prompts, jax.random.key(1)))
+  comparison = Comparison(prompts, *rollout(state.slots, prompts, jax.random.key(1)))
   judged = comparison._replace(payoff=judge(comparison))
   left, right = (int(side.mask.sum()) for side in (comparison.left, comparison.right))
 
@@ -69,7 +69,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
     return metrics
 
   parts = {
-    'rollout': (lambda: rollout(state.params, prompts, jax.random.key(1)), left + right),
+    'rollout': (lambda: rollout(state.slots, prompts, jax.random.key(1)), left + right),
     'judge': (lambda: judge(comparison), left + right),
     'update': (step, left),
   }

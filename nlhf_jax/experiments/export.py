@@ -1,4 +1,4 @@
-"""Trained policies as folders that `transformers`, vLLM and `peft` load."""
+"""Trained policies as folders in the Hugging Face layout, for `transformers` and `peft`."""
 
 import json
 import shutil

@@ -121,10 +121,9 @@ def gemma():
   return model, {'bos_token': '<bos>', 'eos_token': '<eos>', 'chat_template': GEMMA}
 
 
-def mistral():
-  model = pieces(['<s>', '</s>', '[INST]', '[/INST]'])
-  model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-  model.decoder = decoders.Sequence(
+def without_first_space():
+  """As SentencePiece decodes: the space that it put before the text is taken off again."""
+  return decoders.Sequence(
     [
       decoders.Replace('▁', ' '),
       decoders.ByteFallback(),
@@ -132,20 +131,19 @@ def mistral():
       decoders.Strip(content=' ', left=1),
     ]
   )
+
+
+def mistral():
+  model = pieces(['<s>', '</s>', '[INST]', '[/INST]'])
+  model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+  model.decoder = without_first_space()
   return model, {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': MISTRAL}
 
 
 def llama2():
   model = pieces(['<s>', '</s>'])
   model.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
-  model.decoder = decoders.Sequence(
-    [
-      decoders.Replace('▁', ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      decoders.Strip(content=' ', left=1),
-    ]
-  )
+  model.decoder = without_first_space()
   return model, {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': LLAMA2}
 
 

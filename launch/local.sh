@@ -7,12 +7,20 @@ shift
 port=$((20000 + RANDOM % 20000))
 export JAX_CPU_COLLECTIVES_IMPLEMENTATION=${JAX_CPU_COLLECTIVES_IMPLEMENTATION:-gloo}
 trap '' INT # Ctrl-C is for the processes, which stop at a safe place
-trap 'kill -TERM $(jobs -p)' TERM
+stopped=0
+trap 'stopped=1; kill -TERM $(jobs -pr)' TERM
 for ((number = 0; number < count; number++)); do
   "${PYTHON:-python3}" -m nlhf_jax.main --cluster="127.0.0.1:$port,$count,$number" "$@" &
 done
-for ((number = 0; number < count; number++)); do
-  if wait -n; then continue; else status=$?; fi
+while ((count > 0)); do
+  status=0
+  wait -n || status=$?
+  if ((stopped)); then # it is the signal that ended the waiting
+    stopped=0
+    continue
+  fi
+  count=$((count - 1))
+  if ((status == 0)); then continue; fi
   # One that fails leaves the others waiting for it.
   for ((second = 0; second < 10 && $(jobs -pr | wc -l) > 0; second++)); do sleep 1; done
   kill -KILL $(jobs -pr) 2>/dev/null || true

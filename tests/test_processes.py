@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,32 +16,38 @@ ROOT = Path(__file__).parents[1]
 TOY = """
   --config=configs/dpo.py --config.data.posts=64 --config.data.held_out=16
   --config.model.width=16 --config.model.layers=1 --config.model.heads=2 --config.model.key_heads=1
-  --config.model.head_size=8 --config.model.hidden=16 --config.sft.steps=4 --config.sft.batch=8
+  --config.model.head_size=8 --config.model.hidden=16 --config.sft.steps=40 --config.sft.batch=8
   --config.preference_model.steps=2 --config.preference_model.batch=8
   --config.policies.dpo.steps=2 --config.policies.dpo.batch=8
   --config.tournament.prompts=16
 """
 
 
-def launch(count, folder, *more):
-  """Runs `launch/local.sh`; what it printed."""
-  done = subprocess.run(
+def begin(count, folder, *more):
+  """Starts `launch/local.sh`."""
+  return subprocess.Popen(
     [ROOT / 'launch' / 'local.sh', str(count), *TOY.split(), f'--workdir={folder}', *more],
     env=os.environ | {'PYTHON': sys.executable},
     cwd=ROOT,
-    capture_output=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
     text=True,
-    check=False,
   )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return done.stdout
+
+
+def launch(count, folder, *more):
+  """Runs it; what it printed."""
+  program = begin(count, folder, *more)
+  said, _ = program.communicate()
+  assert program.returncode == 0, said[-3000:]
+  return said
 
 
 def lines(folder, name):
   return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one_and_go_on_where_they_were_stopped(tmp_path):
   launch(1, tmp_path / 'one')
   said = launch(2, tmp_path / 'two')
   assert said.count('Report:') == 1  # one writes, and one speaks
@@ -50,8 +58,20 @@ def test_two_processes_are_one(tmp_path):
   for alone, together in zip(one, two, strict=True):
     for name in alone.keys() - {'stage', 'tokens_per_second'}:
       assert together[name] == pytest.approx(alone[name], abs=1e-4), name
-  again = launch(2, tmp_path / 'two')
-  assert again.count('found in') == 4  # all is kept
+
+  program = begin(2, tmp_path / 'cut')
+  deadline = time.monotonic() + 300
+  while not list((tmp_path / 'cut').glob('stages/sft-*/metrics.jsonl')):
+    assert program.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  program.send_signal(signal.SIGTERM)
+  said, _ = program.communicate(timeout=120)
+  assert program.returncode == 130, said[-3000:]
+  assert said.count('run the same command again') == 1  # they stop together
+  launch(2, tmp_path / 'cut')
+  for name in ('results.json', 'samples.jsonl'):
+    assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
 
 
 @pytest.mark.parametrize('cluster', ['somewhere', '127.0.0.1:1,two,0', '127.0.0.1:1,2'])

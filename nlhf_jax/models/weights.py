@@ -99,8 +99,8 @@ def load(
 ) -> Params:
   """The parameters in the safetensors files of a folder.
 
-  Each device's part of each tensor is read from the file on its own, so that the host holds one at
-  a time.
+  One file is open at a time, and each device's part of each tensor is read from it on its own: the
+  host holds no more than that of what is not its device's.
 
   Args:
     folder: with `model.safetensors`, or several files and their index.
@@ -112,30 +112,29 @@ def load(
     UserError: if a file cannot be read, or what it holds is not what the architecture needs.
   """
   tied = 'head' not in shapes
-  with contextlib.ExitStack() as stack:
-    files = {
-      name: file
-      for path in _files(folder)
-      for file in [stack.enter_context(_opened(path))]
-      for name in file.keys()  # noqa: SIM118 - it is no dict
-      if not (_BUFFERS.search(name) or (tied and name == 'lm_head.weight'))
-    }
-    slices = {name: file.get_slice(name) for name, file in files.items()}
-    flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
-    flat = {
-      path: (leaf, at._replace(name=_as_in(at.name, slices))) for path, (leaf, at) in flat.items()
-    }
-    _check(folder, flat, slices)
-    return trees.nested(
-      {
-        path: jax.make_array_from_callback(
-          leaf.shape,
-          place(path, leaf),
-          lambda index, leaf=leaf, at=at: _read(slices[at.name], at, index, leaf),
-        )
-        for path, (leaf, at) in flat.items()
-      }
-    )
+  files, found = {}, {}  # where each tensor is, and its shape
+  for path in _files(folder):
+    with _opened(path) as file:
+      for name in file.keys():  # noqa: SIM118 - it is no dict
+        if not (_BUFFERS.search(name) or (tied and name == 'lm_head.weight')):
+          files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
+  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
+  flat = {
+    path: (leaf, at._replace(name=_as_in(at.name, found))) for path, (leaf, at) in flat.items()
+  }
+  _check(folder, flat, found)
+  params = {}
+  for path in sorted(set(files.values())):
+    with _opened(path) as file:
+      for name, (leaf, at) in flat.items():
+        if files[at.name] == path:
+          source = file.get_slice(at.name)
+          params[name] = jax.make_array_from_callback(
+            leaf.shape,
+            place(name, leaf),
+            lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
+          )
+  return trees.nested({path: params[path] for path in flat})
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
@@ -258,23 +257,23 @@ def _opened(path: Path) -> Iterator[Any]:
     raise UserError(f'{path}: broken or cut short ({error}); download it again.') from None
 
 
-def _as_in(name: str, slices: Mapping) -> str:
+def _as_in(name: str, found: Mapping) -> str:
   """The name as files without a head write it: without the first component."""
   bare = name.split('.', 1)[1]
-  return bare if name not in slices and bare in slices else name
+  return bare if name not in found and bare in found else name
 
 
-def _check(folder, flat, slices) -> None:
+def _check(folder, flat, found) -> None:
   """Raises UserError that names what is missing, unknown or misshapen."""
   needed = {at.name for _, at in flat.values()}
-  problems = [f"'{name}' is missing" for name in sorted(needed - set(slices))]
-  problems += [f"'{name}' is unknown" for name in sorted(set(slices) - needed)]
+  problems = [f"'{name}' is missing" for name in sorted(needed - set(found))]
+  problems += [f"'{name}' is unknown" for name in sorted(set(found) - needed)]
   for leaf, at in flat.values():
-    if at.name in slices:
+    if at.name in found:
       shape = (*leaf.shape[:-1], leaf.shape[-1] * (1 if at.part is None else len(_FUSED)))
-      shape, found = shape[::-1] if at.transposed else shape, tuple(slices[at.name].get_shape())
-      if shape != found:
-        problems.append(f"'{at.name}' has shape {found}, not {shape}")
+      shape = shape[::-1] if at.transposed else shape
+      if shape != found[at.name]:
+        problems.append(f"'{at.name}' has shape {found[at.name]}, not {shape}")
   if problems:
     more = f', and {len(problems) - 5} more' if len(problems) > 5 else ''
     raise UserError(

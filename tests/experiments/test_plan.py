@@ -56,6 +56,21 @@ def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
   assert '--config.model.compute=bfloat16' in said
 
 
+def test_what_is_advised_makes_it_smaller(config):
+  before, _ = needs(config, '--devices=1')
+  after, _ = needs(
+    config,
+    '--devices=1',
+    '--config.model.remat=layers',
+    '--config.model.lora.rank=2',
+    '--config.policies.online_ipo.accumulate=2',
+    '--config.policies.online_ipo.batch=4',
+  )
+  shares = [low / high for low, high in zip(after, before, strict=True)]
+  for share, most in zip(shares, (0.6, 0.1, 0.1, 0.5, 0.7, 0.6), strict=True):
+    assert share < most
+
+
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [

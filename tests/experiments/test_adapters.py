@@ -1,0 +1,86 @@
+"""Adapters through every stage of a run: fine-tuned, judged, trained, exploited."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pretrained
+import pytest
+
+from nlhf_jax import trees
+from nlhf_jax.build.language import make_experiment
+from nlhf_jax.experiments import language
+from nlhf_jax.models import lora
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory, toy):
+  folder = tmp_path_factory.mktemp('adapters')
+  pretrained.save(folder / 'model')
+  pretrained.write_comparisons(folder / 'comparisons.jsonl')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(ROOT))
+    config = importlib.import_module('configs.nash_md').get_config('jsonl')
+    config.exploiter = importlib.import_module('configs.comparison').get_config().exploiter
+  toy(config)
+  config.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
+  config.model.hf = str(folder / 'model')
+  config.model.lora.rank = 2
+  del config.policies.self_play
+  for row in (config.sft, config.policies.nash_md):
+    row.optimizer.update(learning_rate=0.05, warmup=0)
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  experiment = make_experiment(config, 'adapters', folder / 'stages')
+  return experiment, language.run(experiment, folder)
+
+
+def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
+  experiment, _ = trained
+  reference = language.fine_tune(experiment)
+  slots = language.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
+  own, base = trees.split(slots['reference'], lora.is_adapter)
+  assert any(np.any(leaf) for path, leaf in trees.flat(own).items() if path.endswith('lora_b'))
+  moved, same = trees.split(slots['policy'], lora.is_adapter)
+  loaded = trees.split(experiment.model.begin(jax.random.key(0)), lora.is_adapter)[1]
+  for path, leaf in trees.flat(loaded).items():
+    np.testing.assert_array_equal(trees.flat(base)[path], leaf)
+    np.testing.assert_array_equal(trees.flat(same)[path], leaf)
+  tuned = trees.flat(trees.split(reference, lora.is_adapter)[0])
+  for path, leaf in trees.flat(own).items():
+    np.testing.assert_array_equal(tuned[path], leaf)
+  assert any(np.any(trees.flat(moved)[path] != leaf) for path, leaf in tuned.items())
+
+
+def test_every_player_is_exploited_by_adapters_of_its_own(trained):
+  experiment, results = trained
+  assert set(results['exploitability']) == {'sft', 'nash_md'}
+  for stage in experiment.exploiters.values():
+    assert len(json.loads((stage.folder / 'wins.json').read_text())['learned']) > 0
+    saved = list(stage.folder.rglob('checkpoints/*'))
+    assert sum(path.stat().st_size for path in stage.folder.rglob('*') if path.is_file()) < 10**6
+    assert saved
+
+
+def test_another_model_is_another_experiment(config, tmp_path):
+  folders = lambda: {
+    name: stage.folder for name, stage in make_experiment(config, 'x', tmp_path).stages.items()
+  }
+  before = folders()
+  assert folders() == before
+  weights = Path(config.model.hf) / 'model.safetensors'
+  kept = weights.read_bytes()
+  try:
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    after = folders()
+  finally:
+    weights.write_bytes(kept)
+  assert not set(before.values()) & set(after.values())

@@ -1,0 +1,67 @@
+"""Importing a model takes no more memory than the model, its largest tensor and one shard."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import jax
+
+from nlhf_jax.models import architectures, weights
+from nlhf_jax.models.transformer import make_decoder
+
+def of_process(field):
+  return 1024 * int(next(
+    line.split()[1] for line in open('/proc/self/status') if line.startswith(field)
+  ))
+
+folder = Path(sys.argv[1])
+family, sizes = architectures.read(folder)
+shapes = jax.eval_shape(make_decoder(sizes).init, jax.random.key(0))
+here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+jax.block_until_ready(jax.device_put(jax.numpy.zeros(3), here))
+if sys.argv[2] == 'write':
+  zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
+  weights.save(folder, family, zeros, 'float32', most=int(sys.argv[3]))
+else:
+  before = of_process('VmRSS')
+  Path('/proc/self/clear_refs').write_text('5')  # the peak starts here
+  params = jax.block_until_ready(weights.load(folder, family, shapes, lambda path, leaf: here))
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+  print(of_process('VmHWM') - before - held, held, largest)
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='only Linux tells the peak')
+def test_the_host_holds_one_tensor_and_one_file_at_a_time(tmp_path):
+  (tmp_path / 'config.json').write_text(
+    '{"model_type": "llama", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 2048, '
+    '"num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 64, '
+    '"rms_norm_eps": 1e-5, "tie_word_embeddings": true}'
+  )
+  shard = 40 * 10**6
+
+  def run(what):
+    done = subprocess.run(
+      [sys.executable, '-c', PROGRAM, str(tmp_path), what, str(shard)],
+      cwd=Path(__file__).parents[2],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+  run('write')
+  files = list(tmp_path.glob('*.safetensors'))
+  assert len(files) > 4
+  beside, held, largest = map(int, re.findall(r'-?\d+', run('read')))
+  assert held > 2 * (largest + shard)
+  assert beside < largest + max(file.stat().st_size for file in files)

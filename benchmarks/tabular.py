@@ -16,19 +16,17 @@ zero-sum games in general find two policies, where one is enough.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,19 +112,10 @@ def timed(call: Callable, runs: int) -> tuple[list[float], object]:
 # --- Peers ---
 
 
-def make_peers() -> None:
-  """Makes the peers' environment, if it is not there with the versions asked for."""
-  python, stamp = PEERS / 'bin' / 'python', PEERS / 'installed'
-  if not stamp.exists() or stamp.read_text().split() != REQUIREMENTS:
-    print(f'Installing {", ".join(REQUIREMENTS)} in {PEERS}', flush=True)
-    subprocess.run([sys.executable, '-m', 'venv', '--clear', PEERS], check=True)
-    subprocess.run([python, '-m', 'pip', 'install', '--quiet', *REQUIREMENTS], check=True)
-    stamp.write_text('\n'.join(REQUIREMENTS))
-
-
 def script(*arguments, **options) -> subprocess.CompletedProcess:
   """Runs `tabular_peers.py` in the peers' environment."""
-  command = [PEERS / 'bin' / 'python', ROOT / 'benchmarks' / 'tabular_peers.py', *arguments]
+  python = environments.make(PEERS, REQUIREMENTS)
+  command = [python, ROOT / 'benchmarks' / 'tabular_peers.py', *arguments]
   return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -369,33 +358,11 @@ def human(seconds: float) -> str:
   return f'{seconds / 1e-9:.3g} ns'
 
 
-def machine() -> dict:
-  """What the figures depend on."""
-  models = [
-    line.split(':')[1].strip()
-    for line in (
-      Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    ).splitlines()
-    if line.startswith('model name')
-  ]
-  return {
-    'date': date.today().isoformat(),
-    'cpu': models[0] if models else platform.processor(),
-    'cpus': os.cpu_count(),
-    'device': jax.devices()[0].device_kind,
-    'load': os.getloadavg()[0],
-    'python': platform.python_version(),
-    'jax': jax.__version__,
-    'numpy': np.__version__,
-    'peers': json.loads(script('versions', check=True).stdout),
-  }
-
-
 def main(letters: list[str]) -> None:
   """Measures and prints the cases asked for; writes them if they are all."""
-  make_peers()
   jax.config.update('jax_enable_compilation_cache', False)  # or compiling would seem free
-  found = {'machine': machine(), 'cases': []}
+  versions = json.loads(script('versions', check=True).stdout)
+  found = {'machine': environments.machine() | {'peers': versions}, 'cases': []}
   print(json.dumps(found['machine'], indent=2), flush=True)
   with jax.enable_x64(True):
     for letter in letters:

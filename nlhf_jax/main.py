@@ -34,8 +34,10 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f'--cluster: the experiment {config.experiment} runs in one process; leave it out.'
     )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
+  programs = importlib.import_module('nlhf_jax.programs')
   experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}')
   name, workdir, stages = command.places(settings)
+  programs.keep(stages.parent / 'programs')
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:

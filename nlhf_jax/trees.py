@@ -35,8 +35,8 @@ def of_slot(slots: Mapping[str, Any], slot: str) -> Any:
   return merged(slots['base'], slots[slot]) if 'base' in slots else slots[slot]
 
 
-def of_blocks(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
-  """Parameters for rows in equal blocks, a slot each: own leaves stacked, the base as it is.
+def of_turns(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
+  """Parameters for rows that take turns: own leaves of the slots stacked, the base as it is.
 
   Without a base, all names have to be the same.
   """

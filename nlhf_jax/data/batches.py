@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from nlhf_jax import processes
-from nlhf_jax.structs import Comparison
+from nlhf_jax.structs import Comparison, Prompts, Responses
 
 Examples = TypeVar('Examples')
+
+SHORTEST = 32  # tokens that no batch is cut below
 
 
 def take(examples: Examples, rows) -> Examples:
@@ -23,6 +25,35 @@ def batches(examples: Examples, size: int, seed: int) -> grain.MapDataset:
   count = len(jax.tree.leaves(examples)[0])
   rows = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
   return rows.map(lambda chosen: take(examples, chosen))
+
+
+def trimmed(batch: Comparison | Prompts) -> Comparison | Prompts:
+  """The batch without padding that all of its rows have, as far as lengths can be halved.
+
+  Few lengths are left then, and a program for each. Both sides keep one length.
+  """
+  if isinstance(batch, Prompts):
+    start = -_halved(batch.mask[:, ::-1])
+    return jax.tree.map(lambda leaf: leaf[:, start:], batch)
+  sides = [side for side in (batch.left, batch.right) if side is not None]
+  masks = [side.mask.reshape(-1, side.mask.shape[-1]) for side in sides]
+  end = _halved(np.concatenate(masks))
+
+  def shorter(side):
+    return side and Responses(*(leaf if leaf is None else leaf[..., :end] for leaf in side))
+
+  return batch._replace(
+    prompts=trimmed(batch.prompts), left=shorter(batch.left), right=shorter(batch.right)
+  )
+
+
+def _halved(mask: np.ndarray) -> int:
+  """The length [N, L] halved as often as the tokens of every row, from the first, leave room."""
+  length = mask.shape[1]
+  needed = max(np.flatnonzero(mask.any(axis=0))[-1:] + 1, default=0)
+  while length % 2 == 0 and length // 2 >= max(needed, SHORTEST):
+    length //= 2
+  return int(length)
 
 
 def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:

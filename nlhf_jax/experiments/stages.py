@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nlhf_jax import policies, processes, records, sampling, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
-from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.data.batches import map_chunks, trimmed
 from nlhf_jax.data.corpora import Split
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
@@ -59,7 +59,7 @@ def fit(
     state = loop.train(
       state,
       step,
-      examples.map(sharding.place_rows),
+      examples.map(trimmed).map(sharding.place_rows),
       stage.key,
       stage=stage.name,
       steps=training.steps,

@@ -5,6 +5,7 @@ Flash kernels never hold the logits [N, H, T, S]: cuDNN's on NVIDIA, splash atte
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,26 +16,35 @@ from jaxtyping import Array, Bool, Float, Shaped
 from nlhf_jax.models import sharding
 
 LANES = 128  # of a TPU: what sizes are multiples of
+LEAST = float(jnp.finfo(jnp.float32).min)  # the logit of what is not seen
+QUERIES = 64  # that are worth going over fewer keys for
 LARGEST_BLOCK = 512  # of queries, and of keys, that the TPU kernel has at hand at once
 
 
 class Sight(NamedTuple):
   """What each query sees.
 
-  `visible` says it. Where tokens are read as a whole, without a cache, `real` marks those that are
-  no padding, and says the same with less: a query sees the real tokens up to its own, the last
-  `window` of them where there is one.
+  `visible` says it; `real`, which marks what is no padding, says the same with less: a query sees
+  the real tokens up to its own, the last `window` of them where there is one.
   """
 
-  visible: Bool[Array, 'N T S']
-  real: Bool[Array, 'N S'] | None = None
+  visible: Bool[Array, 'N T T']
+  real: Bool[Array, 'N T']
   window: int | None = None
+
+
+class Part(NamedTuple):
+  """Keys and values that lie together, heads first, each for an equal run of adjoining rows."""
+
+  key: Float[Array, 'M G S C']
+  value: Float[Array, 'M G S C']
+  visible: Bool[Array, '#M S']
 
 
 def attend(
   query: Float[Array, 'N T H C'],
-  key: Float[Array, 'N S G C'],
-  value: Float[Array, 'N S G C'],
+  key: Float[Array, 'N T G C'],
+  value: Float[Array, 'N T G C'],
   sight: Sight,
   *,
   scale: float,
@@ -45,8 +55,48 @@ def attend(
   `cap` bounds logits softly, cap tanh(logit / cap), as Gemma 2 does. What queries at padding get is
   finite, and means nothing.
   """
-  kernel = KERNELS[fitting(platform(), query, key, sight, cap)]
+  kernel = KERNELS[fitting(platform(), query, cap)]
   return kernel(query, key, value, sight, scale=scale, cap=cap)
+
+
+def attend_parts(
+  query: Float[Array, 'N H C'], parts: Sequence[Part], *, scale: float, cap: float | None
+) -> Float[Array, 'N H C']:
+  """`attend` for one query a row over all that the parts hold; row n sees row n // (N / M) of each.
+
+  Each part is attended to on its own, so that what rows share is read once for all of them, and the
+  outcomes are weighted with the sums of their exponentials.
+  """
+  rows, heads, size = query.shape
+
+  def of_part(part):
+    """(largest logit, sum of exponentials, weighted sum of values), [N, H] and [N, H, C]."""
+    count, groups = part.key.shape[:2]
+    grouped = query.reshape(count, rows // count, groups, heads // groups, size)
+    grouped = grouped.swapaxes(1, 2).reshape(count, groups, -1, size)
+    logits = jnp.einsum('mgqc,mgsc->mgqs', grouped, part.key, preferred_element_type=jnp.float32)
+    logits = jnp.where(part.visible[:, None, None], capped(scale * logits, cap), LEAST)
+    top = jnp.max(logits, axis=-1)
+    weights = jnp.exp(logits - top[..., None])
+    mixed = jnp.einsum(
+      'mgqs,mgsc->mgqc',
+      weights.astype(part.value.dtype),
+      part.value,
+      preferred_element_type=jnp.float32,
+    )
+
+    def by_rows(x):
+      x = x.reshape(count, groups, rows // count, heads // groups, *x.shape[3:])
+      return x.swapaxes(1, 2).reshape(rows, heads, *x.shape[4:])
+
+    return by_rows(top), by_rows(jnp.sum(weights, axis=-1)), by_rows(mixed)
+
+  tops, sums, mixed = zip(*map(of_part, parts), strict=True)
+  top = jnp.max(jnp.stack(tops), axis=0)
+  shares = [jnp.exp(of_part - top) for of_part in tops]
+  total = sum(share * part for share, part in zip(shares, sums, strict=True))
+  value = sum(share[..., None] * part for share, part in zip(shares, mixed, strict=True))
+  return (value / total[..., None]).astype(query.dtype)
 
 
 def platform() -> str:
@@ -57,37 +107,56 @@ def platform() -> str:
   return device.platform
 
 
-def fitting(platform: str, query: Array, key: Array, sight: Sight, cap: float | None) -> str:
+def fitting(platform: str, query: Array, cap: float | None) -> str:
   """The kernel for arrays of these shapes and types: `xla`, `cudnn` or `splash`.
 
   cuDNN takes 16-bit types, heads of at most 128 in multiples of 8, even lengths and no cap; splash
   attention takes whole sequences from 128 tokens, and heads of a multiple of 128.
   """
-  (_, length, _, size), places = query.shape, key.shape[1]
+  _, length, _, size = query.shape
   if platform == 'cuda' and cap is None and query.dtype in (jnp.bfloat16, jnp.float16):
-    even = length % 2 == 0 and places % 2 == 0  # or there is no gradient
+    even = length % 2 == 0  # or there is no gradient
     return 'cudnn' if even and size % 8 == 0 and size <= 128 else 'xla'
-  if platform == 'tpu' and sight.real is not None:
+  if platform == 'tpu':
     return 'splash' if length >= LANES and size % LANES == 0 else 'xla'
   return 'xla'
 
 
-def with_xla(query, key, value, sight, *, scale, cap, implementation='xla'):
-  """`attend` by its definition; `implementation` is that of `jax.nn.dot_product_attention`."""
-  visible = sight.visible
-  if cap is None:
-    return jax.nn.dot_product_attention(
-      query, key, value, mask=visible[:, None], scale=scale, implementation=implementation
-    )
+def with_xla(query, key, value, sight, *, scale, cap):
+  """`attend` by its definition, some queries at a time, each time over the keys up to the last."""
   rows, length, heads, size = query.shape
   groups = key.shape[2]
-  grouped = query.reshape(rows, length, groups, heads // groups, size)
-  logits = jnp.einsum('ntghc,nsgc->nghts', grouped, key, preferred_element_type=jnp.float32)
-  logits = cap * jnp.tanh(scale * logits / cap)
-  least = jnp.finfo(jnp.float32).min
-  weights = jax.nn.softmax(jnp.where(visible[:, None, None], logits, least), axis=-1)
-  mixed = jnp.einsum('nghts,nsgc->ntghc', weights.astype(value.dtype), value)
-  return mixed.reshape(rows, length, heads, size)
+  query = jnp.moveaxis(query.reshape(rows, length, groups, heads // groups, size), 1, 3)
+  key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
+
+  def of_block(start, stop):
+    logits = jnp.einsum(
+      'ngrtc,ngsc->ngrts',
+      query[:, :, :, start:stop],
+      key[:, :, :stop],
+      preferred_element_type=jnp.float32,
+    )
+    visible = sight.visible[:, None, None, start:stop, :stop]
+    weights = jax.nn.softmax(jnp.where(visible, capped(scale * logits, cap), LEAST), axis=-1)
+    return jnp.einsum('ngrts,ngsc->ngrtc', weights.astype(value.dtype), value[:, :, :stop])
+
+  count = min(max(length // QUERIES, 1), 4)
+  ends = [length * number // count for number in range(count + 1)]
+  mixed = jnp.concatenate([of_block(*ends[n : n + 2]) for n in range(count)], axis=3)
+  return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size)
+
+
+def with_cudnn(query, key, value, sight, *, scale, cap):
+  """`attend` by cuDNN's flash attention."""
+  del cap  # there is none, or another kernel fits
+  return jax.nn.dot_product_attention(
+    query, key, value, mask=sight.visible[:, None], scale=scale, implementation='cudnn'
+  )
+
+
+def capped(logits: Array, cap: float | None) -> Array:
+  """The logits, softly bounded."""
+  return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def with_splash(query, key, value, sight, *, scale, cap, interpret=False):
@@ -161,6 +230,6 @@ def _ordered(x: Shaped[Array, 'N T *rest'], order: Array) -> Shaped[Array, 'N T 
 
 KERNELS = {
   'xla': with_xla,
-  'cudnn': partial(with_xla, implementation='cudnn'),
+  'cudnn': with_cudnn,
   'splash': with_splash,
 }

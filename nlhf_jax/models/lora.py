@@ -1,8 +1,8 @@
 """Low-rank adapters (arXiv 2106.09685): W + (alpha / rank) A B, of which only A and B are trained.
 
 An adapter's leaves lie beside the kernel that they change, as `lora_a` and `lora_b`. `Linear` reads
-them where they are: one adapter, or one for each of several equal blocks of rows, so that slots
-which share the kernel share its reading.
+them where they are: one adapter, or several that rows take turns with, so that slots which share
+the kernel share its reading.
 """
 
 import re
@@ -36,9 +36,12 @@ def is_adapter(path: str) -> bool:
 
 
 def delta(x: Array, a: Array, b: Array, scale: float) -> Array:
-  """scale x A B; with a leading axis on A and B, each for its block of the rows of x."""
-  blocks = x.reshape(*a.shape[:-2], -1, x.shape[-1])
-  return scale * (blocks @ a @ b).reshape(*x.shape[:-1], b.shape[-1])
+  """scale x A B for rows x [N, T, D]; with a leading axis on A and B, one row in so many has each."""
+  if a.ndim == 2:
+    return scale * (x @ a @ b)
+  turns = x.reshape(-1, len(a), *x.shape[1:])
+  low = jnp.einsum('nstd,sdr->nstr', turns, a)
+  return scale * jnp.einsum('nstr,sre->nste', low, b).reshape(*x.shape[:-1], b.shape[-1])
 
 
 def merge(params: Params, scale: float) -> Params:

@@ -6,6 +6,7 @@ decoding reads each layer's weights where they lie.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.models.attention import Sight, attend
+from nlhf_jax.models.attention import Part, Sight, attend, attend_parts
 from nlhf_jax.models.lora import Lora, delta
 from nlhf_jax.structs import Params
 
@@ -40,31 +41,65 @@ class Numerics(NamedTuple):
 FLOAT32 = Numerics()
 
 
-class Cache(NamedTuple):
-  """Keys and values of the tokens read so far, one pair of buffers a layer.
+class Reading(NamedTuple):
+  """Keys and values of tokens that were read as a whole, a pair a layer; `mask` marks real ones.
 
-  `mask` says which of the S places hold a real token; the next token goes to place `length`.
+  They lie as decoding reads them, heads first.
   """
 
-  keys: tuple[Float[Array, 'N S G C'], ...]
-  values: tuple[Float[Array, 'N S G C'], ...]
-  mask: Bool[Array, 'N S']
+  keys: tuple[Float[Array, 'N G P C'], ...]
+  values: tuple[Float[Array, 'N G P C'], ...]
+  mask: Bool[Array, 'N P']
+
+
+class Cache(NamedTuple):
+  """What rows that go on from prompts attend to, one token after the other.
+
+  The prompts' keys and values lie once, however many rows go on from each: row n of N from prompt
+  n // (N / M). Of each row's own S places, `length` are taken.
+  """
+
+  prompts: Reading  # of M prompts
+  keys: tuple[Float[Array, 'N G S C'], ...]
+  values: tuple[Float[Array, 'N G S C'], ...]
   length: Int[Array, '']
 
 
 class Decoder(NamedTuple):
   """A decoder as functions.
 
-  `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T], cache)` gives hidden
-  states [N, T, D] and the cache grown by T tokens (without a cache, it attends within the tokens
-  and the cache is None); `logits(params, hidden [..., D])` gives float32 logits [..., V];
-  `empty(rows, places)` gives an empty cache.
+  `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T])` gives hidden states
+  [N, T, D] and the `Reading`; `extend(params, tokens [N], cache)` reads one more token a row and
+  gives hidden states [N, D] and the cache grown by them; `logits(params, hidden [..., D])` gives
+  float32 logits [..., V].
   """
 
   init: Callable[[Array], Params]
-  read: Callable[..., tuple[Array, Cache | None]]
+  read: Callable[[Params, Array, Array], tuple[Array, Reading]]
+  extend: Callable[[Params, Array, Cache], tuple[Array, Cache]]
   logits: Callable[[Params, Array], Array]
-  empty: Callable[[int, int], Cache]
+
+
+def begin(prompts: Reading, rows: int, places: int) -> Cache:
+  """A cache for `rows` rows, a multiple of the prompts, with room for `places` tokens each."""
+
+  def buffers(like):
+    _, groups, _, size = like.shape
+    empty = jnp.zeros((rows, groups, places, size), like.dtype)
+    return sharding.as_rows(empty, 'tensor')
+
+  keys, values = (tuple(map(buffers, pair)) for pair in (prompts.keys, prompts.values))
+  return Cache(prompts, keys, values, jnp.zeros((), jnp.int32))
+
+
+def grown(cache: Cache, places: int) -> Cache:
+  """The same cache with room for `places` tokens a row."""
+
+  def longer(buffer):
+    return jnp.pad(buffer, ((0, 0), (0, 0), (0, places - buffer.shape[2]), (0, 0)))
+
+  keys, values = (tuple(map(longer, pair)) for pair in (cache.keys, cache.values))
+  return cache._replace(keys=keys, values=values)
 
 
 def rotate(x: Float[Array, 'N T H C'], turns: tuple[Array, Array]) -> Float[Array, 'N T H C']:
@@ -127,14 +162,14 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention over the tokens at hand and, if given, over a cache."""
+  """Grouped-query attention: `look` says over what, and what is kept of keys and values."""
 
   sizes: Architecture
   numerics: Numerics
   lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, turns, sight, past, start):
+  def __call__(self, x, turns, look):
     sizes = self.sizes
 
     def heads(count, name):
@@ -149,16 +184,11 @@ class Attention(nn.Module):
     if turns is not None:
       query, key = rotate(query, turns), rotate(key, turns)
     query, key, value = (sharding.as_rows(x, None, 'tensor') for x in (query, key, value))
-    if past is not None:
-      key, value = (
-        lax.dynamic_update_slice(old, new, (0, start, 0, 0))
-        for old, new in zip(past, (key, value), strict=True)
-      )
     scale = sizes.attention_scale or sizes.head_size**-0.5
-    mixed = attend(query, key, value, sight, scale=scale, cap=sizes.attention_cap)
+    mixed, kept = look(query, key, value, scale=scale, cap=sizes.attention_cap)
     mixed = mixed.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
     out = Linear(sizes.width, sizes.output_bias, self.numerics, self.lora, name='out')
-    return out(mixed), (key, value)
+    return out(mixed), kept
 
 
 ACTIVATIONS = {
@@ -229,28 +259,63 @@ class Transformer(nn.Module):
     if not sizes.tied:
       self.head = Linear(sizes.vocabulary, False, numerics)
 
-  def __call__(self, tokens, mask, cache=None):
+  def __call__(self, tokens, mask):
+    """Reads tokens as a whole."""
+    length, positions = mask.shape[1], masks.positions(mask)
+    past = mask[:, None, :] & jnp.tri(length, dtype=bool)
+    # Layers of the same kind share masks.
+    sights = {None: Sight(past, mask)}
+    for window in self._windows():
+      near = positions[:, :, None] - positions[:, None, :] < window
+      sights[window] = Sight(past & near, mask, window)
+
+    def look(number, query, key, value, **how):
+      mixed = attend(query, key, value, sights[self.sizes.layers[number].window], **how)
+      return mixed, tuple(jnp.swapaxes(x, 1, 2) for x in (key, value))
+
+    remat = REMAT.get(self.numerics.remat)
+    hidden, keys, values = self._through(tokens, positions, length, look, remat)
+    return hidden, Reading(keys, values, mask)
+
+  def extend(self, tokens, cache):
+    """Reads one more token a row."""
+    prompts, length = cache.prompts, cache.length
+    size, places = prompts.mask.shape[1], cache.keys[0].shape[2]
+    before = jnp.sum(prompts.mask, axis=1)  # real tokens of each prompt
+    taken = jnp.arange(places) <= length
+    seen = {None: (prompts.mask, taken[None])}
+    for window in self._windows():
+      near = before[:, None] + length - masks.positions(prompts.mask) < window
+      recent = length - jnp.arange(places) < window
+      seen[window] = (prompts.mask & near, (taken & recent)[None])
+
+    def look(number, query, key, value, **how):
+      def added(buffers, new):
+        return lax.dynamic_update_slice(buffers[number], jnp.swapaxes(new, 1, 2), (0, 0, length, 0))
+
+      key, value = added(cache.keys, key), added(cache.values, value)
+      of_prompts, own = seen[self.sizes.layers[number].window]
+      parts = [
+        Part(prompts.keys[number], prompts.values[number], of_prompts),
+        Part(key, value, own),
+      ]
+      return attend_parts(query[:, 0], parts, **how)[:, None], (key, value)
+
+    positions = jnp.repeat(before + length, len(tokens) // len(before))[:, None]
+    hidden, keys, values = self._through(tokens[:, None], positions, size + places, look)
+    return hidden[:, 0], Cache(prompts, keys, values, length + 1)
+
+  def _windows(self):
+    return {layer.window for layer in self.sizes.layers} - {None}
+
+  def _through(self, tokens, positions, longest, look, remat=None):
+    """Hidden states, and what each layer's `look` keeps of keys and values."""
     sizes = self.sizes
-    length = tokens.shape[1]
-    start = 0 if cache is None else cache.length
-    valid = mask if cache is None else lax.dynamic_update_slice(cache.mask, mask, (0, start))
-    if valid.shape[1] > sizes.longest:
+    if longest > sizes.longest:
       raise UserError(
-        f'{valid.shape[1]} tokens are more than the {sizes.longest} that the model has positions '
+        f'{longest} tokens are more than the {sizes.longest} that the model has positions '
         'for; lower config.data.prompt_length or config.data.response_length.'
       )
-    everywhere = masks.positions(valid)
-    positions = lax.dynamic_slice_in_dim(everywhere, start, length, axis=1)
-    places = start + jnp.arange(length)
-    past = valid[:, None, :] & (jnp.arange(valid.shape[1]) <= places[:, None])
-    # Layers of the same kind share angles and masks.
-    turns = {layer.rotary: self._turns(layer.rotary, positions) for layer in sizes.layers}
-    real = mask if cache is None else None
-    sights = {None: Sight(past, real)}
-    for window in {layer.window for layer in sizes.layers} - {None}:
-      near = positions[:, :, None] - everywhere[:, None, :] < window
-      sights[window] = Sight(past & near, real, window)
-
     # A row of the table comes whole, from wherever it lies.
     table = jnp.asarray(self.embed.embedding, self.numerics.compute)
     table = sharding.as_axes(table, 'tensor', None)
@@ -258,23 +323,17 @@ class Transformer(nn.Module):
     x *= jnp.asarray(sizes.embedding_scale, x.dtype)
     if sizes.learned_positions:
       x += self.places(positions)
+    # Layers of the same kind share angles.
+    turns = {layer.rotary: self._turns(layer.rotary, positions) for layer in sizes.layers}
     pairs = []
     for number, layer in enumerate(sizes.layers):
-      shared = (number, turns[layer.rotary], sights[layer.window], start)
 
-      def block(self, x, past, shared=shared):
-        return self._layer(*shared, x, past)
+      def block(self, x, number=number, turns=turns[layer.rotary]):
+        return self._layer(number, x, turns, partial(look, number))
 
-      if cache is None and self.numerics.remat != 'nothing':
-        block = nn.remat(block, policy=REMAT[self.numerics.remat])
-      x, pair = block(
-        self, x, None if cache is None else (cache.keys[number], cache.values[number])
-      )
+      x, pair = (nn.remat(block, policy=remat) if remat else block)(self, x)
       pairs.append(pair)
-    if cache is not None:
-      keys, values = zip(*pairs, strict=True)
-      cache = Cache(keys, values, valid, start + length)
-    return self.final_norm(x), cache
+    return self.final_norm(x), *zip(*pairs, strict=True)
 
   def _turns(self, rotary, positions):
     if rotary is None:
@@ -282,8 +341,8 @@ class Transformer(nn.Module):
     angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
     return jnp.cos(angle), jnp.sin(angle)
 
-  def _layer(self, number, turns, sight, start, x, past):
-    out, pair = self.attentions[number](self.attention_norms[number](x), turns, sight, past, start)
+  def _layer(self, number, x, turns, look):
+    out, pair = self.attentions[number](self.attention_norms[number](x), turns, look)
     x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
     out = self.feed_forwards[number](self.feed_forward_norms[number](x))
     x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
@@ -324,18 +383,13 @@ def make_decoder(
       attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
     return params
 
-  def read(params, tokens, mask, cache=None):
-    return model.apply({'params': params}, tokens, mask, cache)
+  def read(params, tokens, mask):
+    return model.apply({'params': params}, tokens, mask)
+
+  def extend(params, tokens, cache):
+    return model.apply({'params': params}, tokens, cache, method='extend')
 
   def logits(params, hidden):
     return model.apply({'params': params}, hidden, method='logits')
 
-  def empty(rows, places):
-    def buffers():
-      shape = (rows, places, sizes.key_heads, sizes.head_size)
-      empty = [jnp.zeros(shape, numerics.compute) for _ in sizes.layers]
-      return tuple(sharding.as_rows(buffer, None, 'tensor') for buffer in empty)
-
-    return Cache(buffers(), buffers(), jnp.zeros((rows, places), bool), jnp.zeros((), jnp.int32))
-
-  return Decoder(init, read, logits, empty)
+  return Decoder(init, read, extend, logits)

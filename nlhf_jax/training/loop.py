@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax import processes
+from nlhf_jax import processes, programs
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -38,6 +38,7 @@ def train(
   Randomness is `fold_in(key, step)` and a batch is `batches[step]`, so that a run resumed is the
   same run, bit for bit. Metrics are means over `log_every` steps (fewer, where an evaluation or an
   interruption ends the interval), and the device waits for the host only once in as many.
+  `programs`, of those compiled so far, should soon stand still: a step that takes others is slow.
 
   Args:
     state: the state to start from where there is no checkpoint.
@@ -74,7 +75,7 @@ def train(
         due = done % evaluate_every == 0 or done == steps
         logged = done % log_every == 0 or due
         if logged:
-          record = summary(pending, since)
+          record = summary(pending, since) | {'programs': programs.built()}
           pending, since = [], time.monotonic()
           if due:
             record |= evaluate(state.slots)

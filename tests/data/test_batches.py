@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
+from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take, trimmed
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 COUNT, SIZE = 12, 4
@@ -116,3 +116,32 @@ def test_chunks_give_the_result_of_the_whole_with_calls_of_one_shape(comparisons
   assert numbers == tuple(range(-(-COUNT // min(size, COUNT))))
   assert all(shape == shapes[0] for shape in shapes)
   assert shapes[0].payoff[0] == min(size, COUNT)
+
+
+def padded(lengths, width, left):
+  mask = np.arange(width) < np.array(lengths)[..., None]
+  mask = mask[..., ::-1] if left else mask
+  return np.where(mask, 7, 0), mask
+
+
+@pytest.mark.parametrize(
+  ('longest', 'width'), [(1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)]
+)
+def test_padding_that_all_rows_have_is_cut_to_a_half_or_a_quarter(longest, width):
+  prompts = Prompts(*padded([longest, 1], 128, left=True))
+  cut = trimmed(prompts)
+  assert cut.tokens.shape == (2, width)
+  assert cut.mask.sum() == longest + 1
+  np.testing.assert_array_equal(cut.tokens, prompts.tokens[:, -width:])
+  sides = [Responses(*padded([[5], [n]], 128, left=False)) for n in (3, longest)]
+  batch = trimmed(Comparison(prompts, *sides, np.zeros((2, 1, 1))))
+  for whole, side in zip(sides, (batch.left, batch.right), strict=True):
+    assert side.tokens.shape == (2, 1, width)
+    assert side.mask.sum() == whole.mask.sum()
+    assert side.log_probs is None
+  assert trimmed(Comparison(prompts, sides[1])).left.tokens.shape == (2, 1, width)
+
+
+def test_short_and_odd_lengths_stay_as_they_are():
+  for width in (25, 75):
+    assert trimmed(Prompts(*padded([1, 2], width, left=True))).tokens.shape == (2, width)

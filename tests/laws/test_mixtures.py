@@ -5,28 +5,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from scipy.special import log_softmax
 
 from nlhf_jax import sampling
-from nlhf_jax.models.transformer import Cache, Decoder
+from nlhf_jax.models.transformer import Decoder, Reading
 from nlhf_jax.structs import Prompts
 
 ROWS = 20_000
 HALF = {'policy': 0.5, 'reference': 0.5}
 
 
-def _read(table, tokens, mask, cache=None):
-  del mask
-  return table[tokens], cache
-
-
-def _empty(rows, places):
-  return Cache((), (), jnp.zeros((rows, places), bool), jnp.zeros((), jnp.int32))
-
-
 # A model that looks the next token's logits up in a table [V, V] by the last token alone.
-BIGRAM = Decoder(init=None, read=_read, logits=lambda table, hidden: hidden, empty=_empty)
+BIGRAM = Decoder(
+  init=None,
+  read=lambda table, tokens, mask: (table[tokens], Reading((), (), mask)),
+  extend=lambda table, tokens, cache: (table[tokens], cache),
+  logits=lambda table, hidden: hidden,
+)
 
 
 def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
@@ -36,7 +31,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
   prompts = Prompts(jnp.full((rows, 1), last), jnp.ones((rows, 1), bool))
   rollout = sampling.make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
   tables = {slot: jnp.asarray(table, jnp.float32) for slot, table in tables.items()}
-  sampled = tiny.jit(rollout)(tables, prompts, jax.random.key(0))
+  sampled = rollout(tables, prompts, jax.random.key(0))
   return [jax.tree.map(lambda leaf: np.array(leaf[:, 0]), responses) for responses in sampled]
 
 
@@ -161,16 +156,30 @@ def test_responses_end_with_the_stop_token_and_are_as_long_as_they_should_be():
 CHANCES = np.array([0, 0.5, 0, 0.3, 0.2, 0], np.float32)
 
 
-def test_draws_are_as_frequent_as_they_are_likely():
+@pytest.mark.parametrize('symbols', [6, 64, 1_000])
+def test_draws_are_as_frequent_as_they_are_likely(symbols):
+  chances = np.resize(CHANCES, symbols)
+  chances = chances / chances.sum()
   with np.errstate(divide='ignore'):
-    log_p = np.log(CHANCES)
-  tokens = sampling.draw(jax.random.key(0), jnp.tile(log_p, (ROWS, 1)))
-  assert_frequencies(np.bincount(tokens, minlength=len(CHANCES)), CHANCES)
+    logits = np.log(chances) + 3
+  drawn = sampling.draw(jax.random.uniform(jax.random.key(0), (ROWS,)), jnp.tile(logits, (ROWS, 1)))
+  assert_frequencies(np.bincount(drawn.token, minlength=symbols), chances)
+  np.testing.assert_allclose(np.exp(drawn.log_prob), chances[drawn.token], rtol=1e-5)
+  some = chances[chances > 0]
+  np.testing.assert_allclose(drawn.entropy, -np.sum(some * np.log(some)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(('extreme', 'token'), [(0, 1), (np.nextafter(np.float32(1), 0), 4)])
-def test_no_random_number_draws_a_token_of_no_probability(monkeypatch, extreme, token):
-  monkeypatch.setattr(jax.random, 'uniform', lambda key, shape: jnp.full(shape, extreme, float))
-  chances = np.array([CHANCES, CHANCES * 1.9, CHANCES * 0.3])  # rounding differs with the sum
-  tokens = sampling.draw(jax.random.key(0), jnp.log(chances))
-  np.testing.assert_array_equal(tokens, token)
+@pytest.mark.parametrize('symbols', [6, 66, 300])
+def test_no_random_number_draws_a_token_of_no_probability(symbols):
+  below_one = np.nextafter(np.float32(1), np.float32(0))
+  spread = np.tile(CHANCES, symbols // len(CHANCES))
+  last = np.flatnonzero(spread)[-1]
+  uniform = np.linspace(0, 1, 2_000, endpoint=False, dtype=np.float32)
+  uniform = np.concatenate([uniform, [below_one]])
+  for scale in (1, 1.9, 0.3, 1e-3):  # rounding differs with the sum
+    logits = np.tile(np.log(np.maximum(spread * scale, 1e-38)), (len(uniform), 1))
+    logits[:, spread == 0] = -np.inf
+    drawn = sampling.draw(jnp.asarray(uniform), jnp.asarray(logits, jnp.float32))
+    assert np.all(spread[drawn.token] > 0)
+    assert np.all(np.diff(drawn.token) >= 0)
+    assert (drawn.token[0], drawn.token[-1]) == (1, last)

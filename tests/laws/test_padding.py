@@ -136,7 +136,6 @@ def test_judges_do_not_see_padding(name):
 
 def test_samples_do_not_see_padding():
   rollout = sampling.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
-  rollout = tiny.jit(rollout)
   (tight,), (padded,) = (
     rollout({'policy': POLICY}, comparison(extra).prompts, jax.random.key(0)) for extra in (0, 3)
   )

@@ -112,34 +112,24 @@ def test_cudnn_becomes_a_program_for_nvidia():
   assert '__cudnn$fmhaScaleBiasSoftmaxBackward(' in program
 
 
-def fitting(platform, length=128, places=None, dtype=jnp.bfloat16, size=128, whole=True, cap=None):
-  def like(length, heads):
-    return jnp.zeros((ROWS, length, heads, size), dtype)
-
-  sight = sight_of(np.ones((ROWS, length), bool))
-  sight = sight if whole else sight._replace(real=None)
-  return attention.fitting(
-    platform, like(length, HEADS), like(places or length, GROUPS), sight, cap
-  )
+def fitting(platform, length=128, dtype=jnp.bfloat16, size=128, cap=None):
+  return attention.fitting(platform, jnp.zeros((ROWS, length, HEADS, size), dtype), cap)
 
 
 def test_cudnn_is_for_nvidia_and_for_what_it_can_do():
   assert fitting('cuda') == 'cudnn'
   assert fitting('cuda', size=72) == 'cudnn'
-  assert fitting('cuda', length=32, places=64, whole=False) == 'cudnn'
   assert fitting('cuda', dtype=jnp.float32) == 'xla'
   assert fitting('cuda', cap=50.0) == 'xla'
   assert fitting('cuda', size=256) == 'xla'
   assert fitting('cuda', size=20) == 'xla'
   assert fitting('cuda', length=129) == 'xla'
-  assert fitting('cuda', length=1, places=64, whole=False) == 'xla'
   assert fitting('rocm') == 'xla'
 
 
 def test_splash_attention_is_for_tpus_and_for_whole_sequences():
   assert fitting('tpu') == 'splash'
   assert fitting('tpu', length=1_000, dtype=jnp.float32, size=256, cap=50.0) == 'splash'
-  assert fitting('tpu', whole=False) == 'xla'
   assert fitting('tpu', length=100) == 'xla'
   assert fitting('tpu', size=64) == 'xla'
 

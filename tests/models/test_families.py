@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from nlhf_jax.models import architectures, weights
-from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
+from nlhf_jax.models.transformer import FLOAT32, Numerics, begin, grown, make_decoder
 
 NAMES = list(families.FAMILIES)
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -71,13 +71,14 @@ def test_logits_agree_with_transformers(saved):
 
 def by_cache(decoder, params, tokens, mask):
   """Hidden states of the prompt at once, and then token by token."""
-  read = jax.jit(decoder.read)
-  first, cache = read(params, tokens[:, :12], mask[:, :12], decoder.empty(2, 24))
-  parts = [first]
+  first, prompts = jax.jit(decoder.read)(params, tokens[:, :12], mask[:, :12])
+  cache, parts = begin(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
+  extend = jax.jit(decoder.extend)
   for place in range(12, tokens.shape[1]):
-    hidden, cache = read(params, tokens[:, place : place + 1], mask[:, place : place + 1], cache)
+    cache = grown(cache, 10) if place == 15 else cache
+    hidden, cache = extend(params, tokens[:, place], cache)
     parts.append(hidden)
-  return np.concatenate(parts, axis=1)
+  return np.stack(parts, axis=1)
 
 
 def test_cached_decoding_agrees_with_reading_at_once(saved):

@@ -75,7 +75,11 @@ def run(folder, cut=None):
 def records(folder):
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return [
-    {name: value for name, value in json.loads(line).items() if name != 'tokens_per_second'}
+    {
+      name: value
+      for name, value in json.loads(line).items()
+      if name not in ('tokens_per_second', 'programs')
+    }
     for line in lines
   ]
 

@@ -1,0 +1,390 @@
+"""Seconds of a step of Nash-MD and of its parts, beside TRL, and against what the machine can do.
+
+python benchmarks/training.py [--model small] [--batches 8 32]
+
+Both train the same random Llama on prompts and responses of 64 tokens, which random models hardly
+ever end early; a reward model of a few thousand parameters judges. Every measurement is a process
+of its own, one after the other. Times are medians, after the steps that compile. TRL runs in an
+environment that is made if it is missing. Writes benchmarks/results/training_MODEL.json.
+
+Floors: the arithmetic of a part at the rate of the machine's largest matrix product and, where
+each token waits for the one before, weights and caches at the rate at which memory is read,
+whichever takes longer. Arithmetic is counted as MaxText does: products of matrices, attention as
+if it were causal, nothing that is computed again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import environments
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import LlamaConfig
+
+from nlhf_jax import policies, sampling, trees
+from nlhf_jax.algorithms import catalogue
+from nlhf_jax.build.language import Training
+from nlhf_jax.experiments.stages import make_step
+from nlhf_jax.models import architectures, lora
+from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.lora import TARGETS, Lora
+from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
+from nlhf_jax.structs import Comparison, Prompts, Responses
+from nlhf_jax.training import measures
+from nlhf_jax.training.optimizers import make_optimizer
+from nlhf_jax.training.steps import initial_state, make_update
+
+ROOT = Path(__file__).parents[1]
+REQUIREMENTS = (
+  'torch==2.13.0', 'trl==1.13.0', 'transformers==5.23.0', 'datasets==5.2.0', 'accelerate==1.15.0'
+)  # fmt: skip
+PEERS = ROOT / '.cache' / 'trl'
+OPTIMIZER = dict(
+  name='adamw',
+  learning_rate=1e-5,
+  steps=10**6,
+  warmup=0,
+  b1=0.9,
+  b2=0.98,
+  decay=0.01,
+  clip=1.0,
+  rounding='stochastic',
+)
+
+MODELS = {
+  'small': dict(
+    vocab_size=4096,
+    hidden_size=256,
+    intermediate_size=688,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    max_position_embeddings=512,
+    tie_word_embeddings=False,
+  ),
+  # Llama 3.2 1B, untied as TRL's is not.
+  '1b': dict(
+    vocab_size=128_256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=2048,
+    tie_word_embeddings=True,
+  ),
+}
+JUDGE = dict(
+  hidden_size=32,
+  intermediate_size=64,
+  num_hidden_layers=1,
+  num_attention_heads=2,
+  num_key_value_heads=2,
+)
+
+
+# Dense operations a second in bfloat16, by the makers' data sheets, for the usual MFU.
+PEAKS = {
+  'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA H100 80GB HBM3': 989e12,
+  'NVIDIA H200': 989e12,
+  'TPU v5 lite': 197e12,
+  'TPU v6 lite': 918e12,
+}
+
+
+class Settings(NamedTuple):
+  """What is measured; lengths in tokens."""
+
+  model: dict
+  batch: int
+  judge: dict = JUDGE
+  prompt_length: int = 64
+  response_length: int = 64
+  share: float = 0.125  # of the reference in the mixture
+  tau: float = 0.1
+  compute: str = 'float32'
+  runs: int = 7
+  threads: int = os.cpu_count() or 1
+
+
+def architecture(fields: dict) -> Architecture:
+  """Of a Llama's config."""
+  return architectures.from_config(LlamaConfig(**fields))
+
+
+# --- Ours ---
+
+
+def ours(settings: Settings, play_alone: bool = False) -> dict:
+  """Part -> seconds of each run; and what compiling took, and memory.
+
+  `play_alone` leaves adapters and the training of judges out.
+  """
+  compiling = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: 'backend_compile' in event and compiling.append(seconds)
+  )
+  compute = jnp.dtype(settings.compute)
+  numerics = Numerics(compute, compute)
+  stop, size = settings.model['vocab_size'] - 1, settings.batch
+  random = np.random.default_rng(0)
+
+  def tokens(*shape):
+    return jnp.asarray(random.integers(stop, size=shape), jnp.int32)
+
+  prompts = tokens(size, settings.prompt_length)
+  prompts = Prompts(prompts, jnp.ones_like(prompts, bool))
+  small = make_decoder(architecture(settings.model | settings.judge), numerics)
+  network = make_reward_network(small, settings.judge['hidden_size'], stop)
+  rewards = judges.of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
+  judge = jax.jit(lambda comparison: jax.nn.sigmoid(rewards(comparison)) - 0.5)
+
+  parts = {}
+  kinds = {'': None, ' with LoRA': Lora(16, 32.0, TARGETS)}
+  for kind, adapter in list(kinds.items())[: 1 if play_alone else 2]:
+    decoder = make_decoder(architecture(settings.model), numerics, adapter)
+    for name, taken in of_play(settings, decoder, prompts, judge, stop).items():
+      parts[name + kind] = taken
+  if not play_alone:
+    sides = [tokens(size, 1, settings.response_length) for _ in range(2)]
+    sides = [Responses(side, jnp.ones_like(side, bool)) for side in sides]
+    pairs = Comparison(prompts, *sides, jnp.full((size, 1, 1), 0.5))
+    parts |= of_judges(settings, make_decoder(architecture(settings.model), numerics), pairs, stop)
+  return {
+    'parts': parts,
+    'compiling': sum(compiling),
+    'programs': len(compiling),
+    'peak': environments.peak_memory(),
+  }
+
+
+def of_play(settings, decoder, prompts, judge, stop) -> dict[str, list[float]]:
+  """The parts of a step of Nash-MD."""
+  algorithm, key = catalogue.nash_md_pg(settings.share, settings.tau), jax.random.key(2)
+  own, base = trees.split(jax.jit(decoder.init)(jax.random.key(0)), lora.is_adapter)
+  own, base = (own, base) if own else (base, {})
+  optimizer = make_optimizer(**OPTIMIZER)
+  state = initial_state(algorithm, own, optimizer, base)
+  make = partial(sampling.make_rollout, decoder, length=settings.response_length, stop=stop)
+  both, alone = make([*algorithm.left, *algorithm.right]), make([*algorithm.left, *algorithm.left])
+  comparison = Comparison(prompts, *both(state.slots, prompts, key))
+  comparison = comparison._replace(payoff=judge(comparison))
+  score, training = policies.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
+  update = make_update(algorithm, score, optimizer, measures.of_play(algorithm))
+  step = make_step(training, score, make, lambda comparison, key: judge(comparison))
+
+  def moving(change, *given):
+    def call():
+      nonlocal state
+      state, metrics = change(state, *given, key)
+      return metrics
+
+    return call
+
+  calls = {
+    'rollout': lambda: both(state.slots, prompts, key),
+    'self-play rollout': lambda: alone(state.slots, prompts, key),
+    'judge': lambda: judge(comparison),
+    'update': moving(update, comparison),
+    'step': moving(step, prompts),
+  }
+  return {name: timed(call, settings.runs) for name, call in calls.items()}
+
+
+def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
+  """A step of the training of each kind of judge."""
+  params, key = jax.jit(decoder.init)(jax.random.key(0)), jax.random.key(2)
+  optimizer, width, parts = make_optimizer(**OPTIMIZER), settings.model['hidden_size'], {}
+  rewards, preferences = (
+    make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
+  )
+  for name, row, network, score, measure in (
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, measures.of_rewards),
+    (
+      'preference model',
+      catalogue.preference_model(),
+      preferences,
+      preferences.logit,
+      measures.of_preferences,
+    ),
+  ):
+    state = initial_state(row, network.init(params), optimizer)
+    update = make_update(row, score, optimizer, measure)
+
+    def call(update=update):
+      nonlocal state
+      state, metrics = update(state, pairs, key)
+      return metrics
+
+    parts[name] = timed(call, settings.runs)
+  return parts
+
+
+def timed(call: Callable, runs: int) -> list[float]:
+  """Seconds of each run, waiting for its results; the first two do not count."""
+  seconds = []
+  for _ in range(runs + 2):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - start)
+  return seconds[2:]
+
+
+# --- What the machine can do ---
+
+
+def ceilings(compute: str) -> dict[str, float]:
+  """Operations a second of a large product, and bytes a second of reading and of copying."""
+  on_cpu = jax.default_backend() == 'cpu'
+  square = jnp.ones((4096 if on_cpu else 8192,) * 2, compute)
+  long = jnp.ones(2**27 if on_cpu else 2**30, jnp.float32)
+  product, total, copy = (jax.jit(f) for f in (lambda x: x @ x, jnp.sum, lambda x: x + 1))
+  return {
+    'matmul': 2 * len(square) ** 3 / min(timed(lambda: product(square), 5)),
+    'read': long.nbytes / min(timed(lambda: total(long), 5)),
+    'copy': 2 * long.nbytes / min(timed(lambda: copy(long), 5)),
+  }
+
+
+class Work(NamedTuple):
+  """What a part cannot do without; tokens are those of the responses."""
+
+  operations: float
+  bytes: float = 0.0
+  tokens: int = 0
+
+  def seconds(self, ceiling: dict[str, float]) -> float:
+    """The time that the machine takes for it at the least."""
+    return max(self.operations / ceiling['matmul'], self.bytes / ceiling['read'])
+
+
+def works(settings: Settings) -> dict[str, Work]:
+  """Part -> its work."""
+  sizes = architecture(settings.model)
+  rows, prompt, response = settings.batch, settings.prompt_length, settings.response_length
+  heads, groups = (count * sizes.head_size for count in (sizes.heads, sizes.key_heads))
+  layer = sizes.width * (2 * heads + 2 * groups + 3 * sizes.hidden)
+  weights, head = len(sizes.layers) * layer, sizes.width * sizes.vocabulary
+
+  def reading(length, heads_at):
+    """Operations of reading rows of `length` tokens, with logits at some places."""
+    attention = 2 * len(sizes.layers) * heads * length**2  # half of all pairs
+    return rows * (2 * weights * length + 2 * head * heads_at + attention)
+
+  def decoding(streams, slots):
+    """Operations and bytes of all streams after the prompts, which each slot reads once."""
+    keys = response * prompt + response**2 / 2  # that a row attends to, over its steps
+    row = 2 * (weights + head) * response + 4 * len(sizes.layers) * heads * keys
+    operations = slots * reading(prompt, 1) + streams * rows * row
+    wide = jnp.dtype(settings.compute).itemsize
+    # What streams of a slot have in common, the prompt, is read once.
+    own, shared = streams * rows * response**2 / 2, slots * rows * response * prompt
+    caches = 2 * len(sizes.layers) * groups * (own + shared)
+    bytes_ = wide * (slots * response * (weights + head) + caches)
+    return Work(operations, bytes_, 2 * rows * response)
+
+  whole = prompt + response
+  scores, pair = reading(whole, response), reading(whole + response + 2, 0)
+  return {
+    'rollout': decoding(3, 2),
+    'self-play rollout': decoding(2, 1),
+    'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
+    'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),
+    'preference model': Work(3 * pair, 0, 2 * rows * response),
+  }
+
+
+# --- Results ---
+
+
+def table(found: dict) -> str:
+  """For people: a row a part, with its ratio to the peer's and its share of the floor."""
+  lines = []
+  for batch, case in found['batches'].items():
+    lines.append(f'\nBatch {batch}:')
+    lines.append(''.join(f'{head:>14}' for head in HEADS))
+    for name, part in case.items():
+      if 'seconds' not in part:
+        continue
+      peer, floor = part.get('peer'), part.get('floor')
+      cells = [f'{1e3 * part["seconds"]:,.0f}', f'+-{100 * part["spread"]:.0f} %']
+      cells += [f'{1e3 * peer:,.0f}', f'{peer / part["seconds"]:.1f}'] if peer else ['', '']
+      cells += [f'{100 * floor / part["seconds"]:.0f} %'] if floor else ['']
+      lines.append(f'{name:>28}' + ''.join(f'{cell:>14}' for cell in cells))
+  return '\n'.join(lines)
+
+
+HEADS = ('              part', 'ms', 'spread', 'TRL, ms', 'times faster', 'of the floor')
+
+
+def measure(model: str, batch: int, compute: str, ceiling: dict, python: Path | None) -> dict:
+  """All parts at one batch: seconds, spread, the peer's seconds and the floor."""
+  settings = Settings(MODELS[model], batch, compute=compute)
+  given = json.dumps(settings._asdict())
+  own = environments.said([sys.executable, __file__, '--only', given])
+  peers = {}
+  for what in ('nash_md', 'reward') if python else ():
+    script = ROOT / 'benchmarks' / 'training_peers.py'
+    peers[what] = environments.said([python, script, what, given])
+  by_peer = {name: taken for peer in peers.values() for name, taken in peer['parts'].items()}
+  work, case = works(settings), {}
+  for name, taken in own['parts'].items():
+    median = statistics.median(taken)
+    case[name] = {'seconds': median, 'spread': (max(taken) - min(taken)) / 2 / median}
+    if name in by_peer:
+      case[name]['peer'] = statistics.median(by_peer[name][1:])
+    if name in work:
+      case[name] |= {
+        'floor': work[name].seconds(ceiling),
+        'tokens_per_second': work[name].tokens / median,
+        'operations_per_second': work[name].operations / median,
+      }
+      if (peak := PEAKS.get(jax.devices()[0].device_kind)) and not work[name].bytes:
+        case[name]['mfu'] = case[name]['operations_per_second'] / peak
+  whole = ('rollout', 'update')
+  case['step']['floor'] = sum(case[part]['floor'] for part in whole)
+  peaks = {what: peer['peak'] for what, peer in peers.items()}
+  return case | {
+    'compiling': {'seconds': own['compiling'], 'spread': 0.0},
+    'memory': {'programs': own['programs'], 'ours': own['peak'], **peaks},
+  }
+
+
+def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
+  """Measures, prints and writes all batches."""
+  python = None if alone else environments.make(PEERS, REQUIREMENTS)
+  ceiling = ceilings(compute)
+  found = {'machine': environments.machine(), 'model': model, 'ceilings': ceiling, 'batches': {}}
+  print(json.dumps(found, indent=2), flush=True)
+  for batch in batches:
+    found['batches'][batch] = measure(model, batch, compute, ceiling, python)
+  print(table(found))
+  path = ROOT / 'benchmarks' / 'results' / f'training_{model}.json'
+  path.write_text(json.dumps(found, indent=2) + '\n')
+  print(f'\nWrote {path.relative_to(ROOT)}')
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--model', choices=MODELS, default='small')
+  parser.add_argument('--batches', type=int, nargs='+', default=[8, 32])
+  parser.add_argument('--compute', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--alone', action='store_true', help='without TRL')
+  parser.add_argument('--only', help=argparse.SUPPRESS)  # the settings of one process
+  asked = parser.parse_args()
+  if asked.only:
+    print(json.dumps(ours(Settings(**json.loads(asked.only)))))
+  else:
+    main(asked.model, asked.batches, asked.compute, asked.alone)

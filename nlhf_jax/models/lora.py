@@ -36,7 +36,7 @@ def is_adapter(path: str) -> bool:
 
 
 def delta(x: Array, a: Array, b: Array, scale: float) -> Array:
-  """scale x A B for rows x [N, T, D]; with a leading axis on A and B, one row in so many has each."""
+  """scale x A B for rows x [N, T, D]; with a leading axis on A and B, rows take turns with them."""
   if a.ndim == 2:
     return scale * (x @ a @ b)
   turns = x.reshape(-1, len(a), *x.shape[1:])

@@ -73,7 +73,7 @@ MODELS = {
     max_position_embeddings=512,
     tie_word_embeddings=False,
   ),
-  # Llama 3.2 1B, untied as TRL's is not.
+  # As Llama 3.2 1B.
   '1b': dict(
     vocab_size=128_256,
     hidden_size=2048,
@@ -329,7 +329,9 @@ def table(found: dict) -> str:
 HEADS = ('              part', 'ms', 'spread', 'TRL, ms', 'times faster', 'of the floor')
 
 
-def measure(model: str, batch: int, compute: str, ceiling: dict, python: Path | None) -> dict:
+def measure(
+  model: str, batch: int, compute: str, device: str, ceiling: dict, python: Path | None
+) -> dict:
   """All parts at one batch: seconds, spread, the peer's seconds and the floor."""
   settings = Settings(MODELS[model], batch, compute=compute)
   given = json.dumps(settings._asdict())
@@ -351,7 +353,7 @@ def measure(model: str, batch: int, compute: str, ceiling: dict, python: Path | 
         'tokens_per_second': work[name].tokens / median,
         'operations_per_second': work[name].operations / median,
       }
-      if (peak := PEAKS.get(jax.devices()[0].device_kind)) and not work[name].bytes:
+      if (peak := PEAKS.get(device)) and not work[name].bytes:
         case[name]['mfu'] = case[name]['operations_per_second'] / peak
   whole = ('rollout', 'update')
   case['step']['floor'] = sum(case[part]['floor'] for part in whole)
@@ -365,11 +367,14 @@ def measure(model: str, batch: int, compute: str, ceiling: dict, python: Path | 
 def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
   """Measures, prints and writes all batches."""
   python = None if alone else environments.make(PEERS, REQUIREMENTS)
-  ceiling = ceilings(compute)
-  found = {'machine': environments.machine(), 'model': model, 'ceilings': ceiling, 'batches': {}}
+  # Asked in a process of its own, which gives the device back.
+  told = environments.said([sys.executable, __file__, '--ceilings', '--compute', compute])
+  ceiling, found = told['ceilings'], told | {'model': model, 'batches': {}}
   print(json.dumps(found, indent=2), flush=True)
   for batch in batches:
-    found['batches'][batch] = measure(model, batch, compute, ceiling, python)
+    found['batches'][batch] = measure(
+      model, batch, compute, found['machine']['device'], ceiling, python
+    )
   print(table(found))
   path = ROOT / 'benchmarks' / 'results' / f'training_{model}.json'
   path.write_text(json.dumps(found, indent=2) + '\n')
@@ -382,9 +387,12 @@ if __name__ == '__main__':
   parser.add_argument('--batches', type=int, nargs='+', default=[8, 32])
   parser.add_argument('--compute', choices=['float32', 'bfloat16'], default='float32')
   parser.add_argument('--alone', action='store_true', help='without TRL')
+  parser.add_argument('--ceilings', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--only', help=argparse.SUPPRESS)  # the settings of one process
   asked = parser.parse_args()
   if asked.only:
     print(json.dumps(ours(Settings(**json.loads(asked.only)))))
+  elif asked.ceilings:
+    print(json.dumps({'machine': environments.machine(), 'ceilings': ceilings(asked.compute)}))
   else:
     main(asked.model, asked.batches, asked.compute, asked.alone)

@@ -7,18 +7,14 @@ shift
 port=$((20000 + RANDOM % 20000))
 export JAX_CPU_COLLECTIVES_IMPLEMENTATION=${JAX_CPU_COLLECTIVES_IMPLEMENTATION:-gloo}
 trap '' INT # Ctrl-C is for the processes, which stop at a safe place
-stopped=0
-trap 'stopped=1; kill -TERM $(jobs -pr)' TERM
+trap 'kill -TERM $(jobs -pr) 2>/dev/null || true' TERM
 for ((number = 0; number < count; number++)); do
   "${PYTHON:-python3}" -m nlhf_jax.main --cluster="127.0.0.1:$port,$count,$number" "$@" &
 done
 while ((count > 0)); do
   status=0
-  wait -n || status=$?
-  if ((stopped)); then # it is the signal that ended the waiting
-    stopped=0
-    continue
-  fi
+  wait -n -p ended || status=$?
+  if [[ -z ${ended:-} ]]; then continue; fi # a signal ended the waiting
   count=$((count - 1))
   if ((status == 0)); then continue; fi
   # One that fails leaves the others waiting for it.

@@ -37,7 +37,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   programs = importlib.import_module('nlhf_jax.programs')
   experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}')
   name, workdir, stages = command.places(settings)
-  programs.keep(stages.parent / 'programs')
+  programs.keep(Path(settings.workdir or 'runs') / 'programs')
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:

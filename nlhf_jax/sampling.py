@@ -6,8 +6,8 @@ prefix (arXiv 2312.00886, appendix F.1). All mixtures asked for share the loop, 
 the prompts once, and one batch a token, whatever number of mixtures it takes part in.
 
 The loop is compiled, and comes back to the host when its caches are full, to have them grow, and
-when at most half of its prompts have a response that is not done, to go on with those. Within
-another compiled program it only grows.
+when at most a quarter of its prompts have a response that is not done, to go on with those: one
+program for each size of both. On a mesh, and within another compiled program, it only grows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,9 @@ from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
 Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]]
 
-PLACES = 32  # of the first caches; the next ones are twice as long
-PROMPTS = 8  # a device; fewer are not gone on with on their own
+# Each step by four, so that there are few programs.
+PLACES = 32  # of the first caches; the next ones are four times as long
+PROMPTS = 8  # fewer are not gone on with on their own; else a quarter of them
 BLOCK = 64  # tokens whose probabilities are added up together
 
 
@@ -103,23 +104,35 @@ def draw(uniform: Float[Array, '...'], logits: Float[Array, '... V']) -> Drawn:
   weights = jnp.exp(logits - top)
   unused = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
   blocks = jnp.pad(weights, unused).reshape(*weights.shape[:-1], -1, BLOCK)
-  sums = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-  total = sums[..., -1]
-  threshold = uniform * total
-
-  def at(x, index):
-    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
-
-  block = jnp.sum(sums <= threshold[..., None], axis=-1)
-  rest = threshold - jnp.where(block > 0, at(sums, jnp.maximum(block - 1, 0)), 0)
-  within = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-  within = jnp.cumsum(within, axis=-1)
-  # Sums of sums are rounded otherwise: what is left may be a little more than the block has.
-  rest = jnp.minimum(rest, within[..., -1] * (1 - 2.0**-22))
-  token = BLOCK * block + jnp.sum(within <= rest[..., None], axis=-1)
+  sums = jnp.sum(blocks, axis=-1)
+  total = jnp.sum(sums, axis=-1)
+  block, rest = _place(sums, uniform * total)
+  within, _ = _place(_at(blocks, block[..., None], axis=-2), rest)
+  token = BLOCK * block + within
   log_total = jnp.log(total) + top[..., 0]
   expected = jnp.sum(jnp.where(weights > 0, weights * logits, 0), axis=-1) / total
-  return Drawn(token, at(logits, token) - log_total, log_total - expected)
+  return Drawn(token, _at(logits, token) - log_total, log_total - expected)
+
+
+def _place(
+  weights: Float[Array, '... n'], threshold: Float[Array, '...']
+) -> tuple[Int[Array, '...'], Float[Array, '...']]:
+  """Whose share of the weights' sum the threshold falls in, and how far into it.
+
+  However sums are rounded, the weight there is above zero.
+  """
+  sums = jnp.cumsum(weights, axis=-1)
+  threshold = jnp.minimum(threshold, sums[..., -1] * (1 - 2.0**-22))
+  index = jnp.sum(sums <= threshold[..., None], axis=-1)
+  places = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), -1)
+  index = _at(lax.cummax(places, axis=places.ndim - 1), index)
+  before = jnp.where(index > 0, _at(sums, jnp.maximum(index - 1, 0)), 0)
+  return index, jnp.maximum(threshold - before, 0)
+
+
+def _at(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
+  """The entry of each row that its index names, along an axis that goes."""
+  return jnp.squeeze(jnp.take_along_axis(x, index[..., None], axis=axis), axis)
 
 
 def make_rollout(
@@ -257,7 +270,7 @@ def make_rollout(
     size = len(loop.which)
     chosen = jnp.argsort(jnp.all(loop.done, axis=1), stable=True)[:least]
     which, done, last = (leaf[chosen] for leaf in (loop.which, loop.done, loop.last))
-    caches = _of_prompts(loop.caches, size, lambda rows: sharding.as_rows(rows[chosen]))
+    caches = _of_prompts(loop.caches, size, lambda rows: rows[chosen])
     written = jax.tree.map(lambda leaf: leaf[:, chosen], loop.written)
     return Loop(loop.time, which, done, last, caches, written)
 
@@ -276,13 +289,14 @@ def make_rollout(
 
   def rollout(params, prompts, key):
     size, whole, ends = len(prompts.tokens), None, ends_of(length)
-    on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, key)))
-    loop = started(params, prompts, key, places=ends[0] - 1)
+    given = jax.tree.leaves((params, prompts, key))
+    on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in given)
+    loop = started(params, prompts, key, places=max(ends[0] - 1, 1))
     for end in ends:
       if end != ends[0]:
         loop = with_room(loop, places=end - 1)
       while True:
-        least = half_of(len(loop.which)) if on_host and length > PLACES else 0
+        least = fewest(len(loop.which)) if on_host and length > PLACES else 0
         loop, (live, time) = gone_on(params, loop, key, size, end, least)
         if not least or int(time) == end or int(live) == 0:
           break
@@ -296,19 +310,18 @@ def make_rollout(
 
 
 def ends_of(length: int) -> list[int]:
-  """At how many tokens caches are full: each of them has twice the room of the one before."""
+  """At how many tokens caches are full: each of them has four times the room of the one before."""
   ends, room = [], PLACES
   while room + 1 < length:
     ends.append(room + 1)
-    room *= 2
+    room *= 4
   return [*ends, length]
 
 
-def half_of(size: int) -> int:
+def fewest(size: int) -> int:
   """How few live prompts are gone on with on their own, of so many; 0 where that is never done."""
-  apart = sharding.examples_apart()
-  half = size // 2
-  return half if half >= PROMPTS * apart and half % apart == 0 else 0
+  least = size // 4
+  return least if least >= PROMPTS and not sharding.on_mesh() else 0
 
 
 def _of_prompts(tree, size: int, change: Callable[[Array], Array]):

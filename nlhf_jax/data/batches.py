@@ -51,7 +51,7 @@ def _halved(mask: np.ndarray) -> int:
   """The length [N, L] halved as often as the tokens of every row, from the first, leave room."""
   length = mask.shape[1]
   needed = max(np.flatnonzero(mask.any(axis=0))[-1:] + 1, default=0)
-  while length % 2 == 0 and length // 2 >= max(needed, SHORTEST):
+  while length % 4 == 0 and length // 2 >= max(needed, SHORTEST):  # kernels like even lengths
     length //= 2
   return int(length)
 

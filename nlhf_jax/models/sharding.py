@@ -65,26 +65,27 @@ def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
 def of_parameter(path: str, shape: tuple[int, ...]) -> PartitionSpec:
   """Where a parameter, or what an optimiser keeps of it, lies."""
   for pattern, axes in TABLE:
-    # An adapter a block of rows has an axis more, in front.
+    # Adapters that rows take turns with have an axis more, in front.
     if re.search(pattern, path) and len(shape) >= len(axes):
       return spec((None,) * (len(shape) - len(axes)) + axes, shape)
   return PartitionSpec()
 
 
-def _on_mesh() -> bool:
+def on_mesh() -> bool:
+  """Whether there is a mesh in force."""
   return not jax.sharding.get_abstract_mesh().empty
 
 
 def examples_apart() -> int:
   """How many devices have examples of their own."""
   return (
-    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROWS) if _on_mesh() else 1
+    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROWS) if on_mesh() else 1
   )
 
 
 def as_parameters(tree: Any) -> Any:
   """Inside a compiled program: parameters, optimisers' memories and the like lie by the table."""
-  if not _on_mesh():
+  if not on_mesh():
     return tree
 
   def constrained(path, leaf):
@@ -101,24 +102,24 @@ def as_rows(x: Array, *rest: str | None) -> Array:
 
 def as_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
   """Inside a compiled program: each axis of x is split over that of the mesh."""
-  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if _on_mesh() else x
+  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if on_mesh() else x
 
 
 def place(path: str, leaf: Any) -> jax.sharding.Sharding:
   """Where a parameter is to be put as it is read."""
-  if not _on_mesh():
+  if not on_mesh():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return NamedSharding(jax.sharding.get_mesh(), of_parameter(path, leaf.shape))
 
 
 def put(tree: Any) -> Any:
   """Puts parameters, optimisers' memories and the like where the table says."""
-  return jax.jit(as_parameters)(tree) if _on_mesh() else tree
+  return jax.jit(as_parameters)(tree) if on_mesh() else tree
 
 
 def place_rows(examples: Any) -> Any:
   """Puts a batch, whole in every process, on the mesh by rows; each process puts its own rows."""
-  if not _on_mesh():
+  if not on_mesh():
     return examples
   mesh = jax.sharding.get_mesh()
 

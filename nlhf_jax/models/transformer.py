@@ -228,7 +228,7 @@ REMAT = {
 
 
 class Transformer(nn.Module):
-  """The whole decoder; see `Decoder` for its two methods."""
+  """The whole decoder; see `Decoder` for its methods."""
 
   sizes: Architecture
   numerics: Numerics

@@ -37,7 +37,8 @@ def train(
 
   Randomness is `fold_in(key, step)` and a batch is `batches[step]`, so that a run resumed is the
   same run, bit for bit. Metrics are means over `log_every` steps (fewer, where an evaluation or an
-  interruption ends the interval), and the device waits for the host only once in as many.
+  interruption ends the interval); but for what the step itself asks of the host, the device waits
+  for it only once in as many.
   `programs`, of those compiled so far, should soon stand still: a step that takes others is slow.
 
   Args:

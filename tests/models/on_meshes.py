@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nlhf_jax import policies, trees
+from nlhf_jax import policies, sampling, trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.steps import initial_state, make_update
@@ -72,7 +71,10 @@ def learn(mesh, adapter=None):
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
-      rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
+      sampling.PLACES = 2  # so that caches grow
+      rollout = sampling.make_rollout(
+        decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1
+      )
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}

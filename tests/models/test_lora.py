@@ -11,7 +11,7 @@ import peft
 import pytest
 from test_families import HERE, NAMES, ours, rows, theirs
 
-from nlhf_jax import trees
+from nlhf_jax import sampling, trees
 from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
@@ -96,6 +96,23 @@ def test_the_reference_of_a_mixture_is_the_base_and_never_the_adapted_policy(par
   chosen = np.take_along_axis(log_mix, np.asarray(mixed.tokens)[..., None], axis=-1)[..., 0]
   kept = np.asarray(mixed.mask)
   np.testing.assert_allclose(np.asarray(mixed.log_probs)[kept], chosen[kept], atol=1e-5)
+
+
+def test_prompts_that_are_done_are_left_behind_with_their_adapters(params, monkeypatch):
+  own, base = trees.split(changed(params, 1), lora.is_adapter)
+  other, _ = trees.split(changed(params, 2), lora.is_adapter)
+  slots = {'base': base, 'policy': own, 'reference': other}
+  tokens = np.random.default_rng(3).integers(11, size=(16, 3))
+  prompts, key = Prompts(jnp.asarray(tokens), jnp.ones((16, 3), bool)), jax.random.key(4)
+  logits = lambda params, hidden: DECODER.logits(params, hidden).at[..., 10].add(3)
+  stopping = DECODER._replace(logits=logits)
+  make = lambda: make_rollout(stopping, MIXTURES, length=12, stop=10, count=2)
+  expected = jax.jit(make())(slots, prompts, key)  # in one program, all together
+  monkeypatch.setattr(sampling, 'PROMPTS', 4)
+  monkeypatch.setattr(sampling, 'PLACES', 2)
+  for one, said in zip(expected, make()(slots, prompts, key), strict=True):
+    np.testing.assert_array_equal(said.tokens, one.tokens)
+    np.testing.assert_allclose(said.log_probs, one.log_probs, atol=3e-5)
 
 
 @jax.jit

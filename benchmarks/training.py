@@ -47,7 +47,8 @@ from nlhf_jax.training.steps import initial_state, make_update
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = (
-  'torch==2.13.0', 'trl==1.13.0', 'transformers==5.23.0', 'datasets==5.2.0', 'accelerate==1.15.0'
+  'torch==2.13.0', 'trl==1.13.0', 'transformers==5.23.0', 'datasets==5.2.0', 'accelerate==1.15.0',
+  'requests==2.34.2'
 )  # fmt: skip
 PEERS = ROOT / '.cache' / 'trl'
 OPTIMIZER = dict(

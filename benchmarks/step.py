@@ -10,10 +10,10 @@ the responses on both sides, in the update of the left side only: the right one 
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import jax
+from training import timed
 
 from nlhf_jax import command, policies
 from nlhf_jax.build.language import check, make_corpus, make_training
@@ -25,16 +25,6 @@ from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import initial_state, make_update
-
-
-def seconds(call, runs: int = 20) -> float:
-  """Median seconds of a call, waiting for its results."""
-  times = []
-  for _ in range(runs + 2):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - start)
-  return statistics.median(times[2:])
 
 
 def measure(config) -> dict[str, tuple[float, float]]:
@@ -73,7 +63,9 @@ def measure(config) -> dict[str, tuple[float, float]]:
     'judge': (lambda: judge(comparison), left + right),
     'update': (step, left),
   }
-  taken = {name: (seconds(call), tokens) for name, (call, tokens) in parts.items()}
+  taken = {
+    name: (statistics.median(timed(call, 20)), tokens) for name, (call, tokens) in parts.items()
+  }
   return {name: (time, tokens / time) for name, (time, tokens) in taken.items()}
 
 

@@ -1,7 +1,8 @@
 """RLHF: a reward model and a policy gradient on it; tau is in log-odds a nat.
 
-At 0.5 some runs win more (0.72 against SFT), and others find the reward model's errors and end in
-noise, 11 nats away; at less most of them do.
+In single runs 0.06 ended in noise, far from SFT; 0.25 won 0.62 against SFT; 0.5 won 0.72 in one,
+and in another, which differed in rounding alone, found the reward model's errors and ended in
+noise; 1.0 won 0.65.
 """
 
 from configs import base

@@ -165,7 +165,7 @@ def with_splash(query, key, value, sight, *, scale, cap, interpret=False):
   `interpret` runs the kernel without a TPU, slowly.
   """
   by_rows = partial(_splash, window=sight.window, scale=scale, cap=cap, interpret=interpret)
-  if not jax.sharding.get_abstract_mesh().empty:  # XLA cannot split the kernel by itself
+  if sharding.on_mesh():  # XLA cannot split the kernel by itself
     heads = sharding.spec((sharding.ROWS, None, 'tensor', None), key.shape)
     rows = sharding.spec((sharding.ROWS, None), sight.real.shape)
     by_rows = jax.shard_map(

@@ -1,9 +1,11 @@
 """A small chat model with random weights, as it would be downloaded, and comparisons to learn."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 
+import pytest
 import transformers
 
 from nlhf_jax.data import tokenizers
@@ -43,3 +45,18 @@ def save(folder, family='llama'):
   tokenizer.save_pretrained(folder)
   transformers.GenerationConfig(eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
   return model
+
+
+def config(folder, toy):
+  """Of a toy run of Nash-MD with adapters on such a model, which is written to the folder first."""
+  save(folder / 'model')
+  write_comparisons(folder / 'comparisons.jsonl')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[2]))
+    made = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
+  made.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
+  made.model.hf = str(folder / 'model')
+  made.model.lora.rank = 2
+  del made.policies.self_play
+  made.policies.nash_md.optimizer.update(learning_rate=0.05, warmup=0)
+  return made

@@ -1,6 +1,6 @@
 """Adapters through every stage of a run: fine-tuned, judged, trained, exploited."""
 
-import importlib
+import copy
 import json
 from pathlib import Path
 
@@ -14,25 +14,15 @@ from nlhf_jax.build.language import make_experiment
 from nlhf_jax.experiments import language
 from nlhf_jax.models import lora
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory, toy):
-  folder = tmp_path_factory.mktemp('adapters')
-  pretrained.save(folder / 'model')
-  pretrained.write_comparisons(folder / 'comparisons.jsonl')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(ROOT))
-    config = importlib.import_module('configs.nash_md').get_config('jsonl')
-    config.exploiter = importlib.import_module('configs.comparison').get_config().exploiter
-  toy(config)
-  config.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
-  config.model.hf = str(folder / 'model')
-  config.model.lora.rank = 2
-  del config.policies.self_play
-  for row in (config.sft, config.policies.nash_md):
-    row.optimizer.update(learning_rate=0.05, warmup=0)
+  config = pretrained.config(tmp_path_factory.mktemp('adapters'), toy)
+  config.sft.optimizer.update(learning_rate=0.05, warmup=0)
+  config.exploiter = copy.deepcopy(config.policies.nash_md)
+  config.exploiter.algorithm = 'best_response'
+  del config.exploiter.arguments['beta']
+  config.exploiter.arguments.tau = 0.0
   return config
 
 

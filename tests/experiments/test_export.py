@@ -27,17 +27,8 @@ ROOT = Path(__file__).parents[2]
 def trained(tmp_path_factory, toy):
   """A finished run of Nash-MD with adapters: the experiment, its results and their folder."""
   folder = tmp_path_factory.mktemp('pretrained')
-  pretrained.save(folder / 'model')
-  pretrained.write_comparisons(folder / 'comparisons.jsonl')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(ROOT))
-    config = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
-  config.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
-  config.model.hf = str(folder / 'model')
-  config.model.lora.rank = 2
+  config = pretrained.config(folder, toy)
   config.sft.steps = 0
-  del config.policies.self_play
-  config.policies.nash_md.optimizer.update(learning_rate=0.05, warmup=0)
   experiment = make_experiment(config, 'pretrained', folder / 'stages')
   results = language.run(experiment, folder / 'run')
   return experiment, results, folder

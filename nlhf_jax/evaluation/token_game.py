@@ -21,6 +21,7 @@ CAPTIONS = {
   'exploitability': 'What a best response could gain on the policy, leaving the reference at the '
   'price τ, as training goes on: the mean over the prompts, every response listed. The first mark '
   'is the reference.',
+  'time': 'The same against the seconds of training, compiling included and measuring left out.',
   'tabular': 'Each method beside the solver of the same game that has no network, no samples and '
   'no optimiser. The updates of the solver, on the upper axis, are stretched to the steps of '
   'training: shapes can be compared, speeds cannot. The pale lines are the other methods.',
@@ -43,7 +44,8 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
   order = sorted(range(len(payoff)), key=lambda place: results['responses'][place])
   sorted_names = [results['responses'][place] for place in order]
   figures = {
-    'exploitability': together(methods, results['target']),
+    'exploitability': together(methods, results['target'], 'at', 'training steps'),
+    'time': together(methods, results['target'], 'seconds', 'seconds of training'),
     'tabular': apart(methods, results['target']),
     'styles': plots.bars(played, names, f'First symbols, prompt {prompt}'),
     'preferences': plots.matrix(
@@ -53,14 +55,14 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
   return {name: plots.as_png(figure) for name, figure in figures.items()}
 
 
-def together(methods: Mapping[str, Any], target: float) -> Figure:
-  """Every method's gap against its steps, named at its end."""
+def together(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
+  """Every method's gap along one of its columns, which the axis calls `label`."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
   axes = plots.dress(figure.add_subplot(), 'A transformer on a token game')
-  axes.set(xlabel='training steps', ylabel=GAP)
+  axes.set(xlabel=label, ylabel=GAP)
   handles = []
-  for (label, row), colour in zip(methods.items(), cycle(plots.COLOURS), strict=False):
-    handles += axes.plot(row['at'], row['gap'], color=colour, linewidth=1.8, label=label)
+  for (name, row), colour in zip(methods.items(), cycle(plots.COLOURS), strict=False):
+    handles += axes.plot(row[along], row['gap'], color=colour, linewidth=1.8, label=name)
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
   handles.sort(key=lambda line: -line.get_ydata()[-1])
@@ -174,7 +176,7 @@ def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         f'{row["win_rate_against_reference"][-1]:.3f}',
         'never' if row['solved'] is None else f'{row["solved"]:,}',
         f'{row["at"][-1]:,}',
-        f'{row["seconds"]:.0f}',
+        f'{row["seconds"][-1]:.0f}',
         f'{tabular["gap"][-1]:.1e}',
         f'{tabular["updates"]:,}',
       ]

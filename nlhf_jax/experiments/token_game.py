@@ -171,7 +171,8 @@ def summarise(
   reference = described(np.asarray(measured.game.log_reference))
   methods = {}
   for label, params in trained.items():
-    looks = [record for record in history(experiment, label) if 'worst_gap' in record]
+    logged = history(experiment, label)
+    looks = [record for record in logged if 'worst_gap' in record]
     at = [0, *(record['step'] for record in looks)]
     course = {
       name: [start, *(record[name] for record in looks)]
@@ -182,7 +183,7 @@ def summarise(
       'at': at,
       **course,
       'solved': solved(at, course['gap'], experiment.target),
-      'seconds': records.read_json(experiment.stages[label].folder / 'stage.json')['seconds'],
+      'seconds': [0.0, *seconds_at(at[1:], logged)],
       'styles': described(listed(params))['styles'],
       'tabular': follow(experiment.methods[label], measured),
     }
@@ -198,6 +199,13 @@ def summarise(
     'equilibrium': described(np.asarray(measured.nash)),
     'methods': methods,
   }
+
+
+def seconds_at(steps: Sequence[int], logged: Sequence[Mapping]) -> list[float]:
+  """Seconds of training until each step, compiling included, measuring not."""
+  at = [record['step'] for record in logged]
+  spent = np.diff(at, prepend=0) * [record['seconds_per_step'] for record in logged]
+  return np.interp(steps, at, np.cumsum(spent)).tolist()
 
 
 def solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:

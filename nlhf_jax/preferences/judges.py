@@ -38,6 +38,11 @@ def of_network(network: PreferenceNetwork, params: Params) -> Judge:
   return antisymmetric(lambda comparison: jax.nn.sigmoid(network.logit(params, comparison)) - 0.5)
 
 
+def of_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
+  """The same by a network whose logits are antisymmetric already: one order says it all."""
+  return lambda comparison: jnp.tanh(network.logit(params, comparison) / 2) / 2
+
+
 def of_rewards(network: RewardNetwork, params: Params) -> Judge:
   """r(x, y) - r(x, y') by a reward network."""
 

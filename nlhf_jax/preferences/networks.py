@@ -30,9 +30,9 @@ class RewardNetwork(NamedTuple):
   score: Callable[[Params, Comparison], Scores]
 
 
-def with_readouts(backbone: Params, width: int) -> Params:
+def with_readouts(backbone: Params, *shape: int) -> Params:
   """A decoder's parameters with two readouts that start at zero: the first word is a tie."""
-  return {'backbone': backbone, 'token': jnp.zeros(width), 'verdict': jnp.zeros(width)}
+  return {'backbone': backbone, 'token': jnp.zeros(shape), 'verdict': jnp.zeros(shape)}
 
 
 def read_out(
@@ -41,35 +41,80 @@ def read_out(
   tokens: Int[Array, 'N S'],
   mask: Bool[Array, 'N S'],
   side: Int[Array, 'N S'],
-) -> Float[Array, 'N']:
+) -> Float[Array, 'N *out']:
   """v.h at the last token, plus the sum of u.h over tokens, each times its `side`."""
   hidden, _ = decoder.read(params['backbone'], tokens, mask)
-  return hidden[:, -1] @ params['verdict'] + jnp.sum(side * (hidden @ params['token']), axis=1)
+  said = hidden @ params['token']
+  side = side.reshape(*side.shape, *(1,) * (said.ndim - 2))
+  return hidden[:, -1] @ params['verdict'] + jnp.sum(side * said, axis=1)
+
+
+def one_a_row(
+  prompts: Prompts, responses: Responses, separator: int
+) -> tuple[Int[Array, 'N S'], Bool[Array, 'N S'], Int[Array, 'N S']]:
+  """Tokens, mask and side of `prompt response separator`, every response in a row of its own."""
+  count = responses.tokens.shape[1]
+
+  def rows(of_prompt, of_response, of_separator):
+    end = jnp.full((*of_response.shape[:2], 1), of_separator)
+    prompt = jnp.broadcast_to(of_prompt[:, None], (len(of_prompt), count, of_prompt.shape[-1]))
+    return jnp.concatenate([prompt, of_response, end], axis=-1).reshape(len(of_prompt) * count, -1)
+
+  return (
+    rows(prompts.tokens, responses.tokens, separator),
+    rows(prompts.mask, responses.mask, True),
+    rows(jnp.zeros_like(prompts.mask, int), 1 * responses.mask, 0),
+  )
 
 
 def make_reward_network(decoder: Decoder, width: int, separator: int) -> RewardNetwork:
   """A decoder that reads `prompt response separator`: as `make_preference_network`, for one."""
 
   def rewards(params, prompts: Prompts, responses: Responses):
-    count = responses.tokens.shape[1]
-
-    def rows(of_prompt, of_response, of_separator):
-      end = jnp.full((*of_response.shape[:2], 1), of_separator)
-      prompt = jnp.broadcast_to(of_prompt[:, None], (len(of_prompt), count, of_prompt.shape[-1]))
-      return jnp.concatenate([prompt, of_response, end], axis=-1).reshape(
-        len(of_prompt) * count, -1
-      )
-
-    tokens = rows(prompts.tokens, responses.tokens, separator)
-    mask = rows(prompts.mask, responses.mask, True)
-    side = rows(jnp.zeros_like(prompts.mask, int), 1 * responses.mask, 0)
-    return read_out(decoder, params, tokens, mask, side).reshape(-1, count, 1)
+    said = read_out(decoder, params, *one_a_row(prompts, responses, separator))
+    return said.reshape(*responses.tokens.shape[:2], 1)
 
   def score(params, comparison):
     prompts, left, right, _ = comparison
     return Scores(rewards(params, prompts, left), rewards(params, prompts, right))
 
   return RewardNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(score))
+
+
+def make_embedding_network(
+  decoder: Decoder, width: int, separator: int, *, planes: int
+) -> PreferenceNetwork:
+  """A general preference model: K responses are judged by reading each of them once.
+
+  Every response is a point v in `planes` planes, and the logit is the sum over planes of the area
+  that two of them span, v_1 v'_2 - v_2 v'_1 (arXiv 2410.02197, section 4). It is antisymmetric as
+  it is, one plane can hold a cycle, and d planes every preference over 2 d responses.
+
+  Args:
+    decoder: as of `make_preference_network`, as are the arguments after it.
+    planes: how many; 1 or more.
+  """
+
+  def init(backbone):
+    # At zero, an area has no slope.
+    points = jax.random.normal(jax.random.key(0), (width, 2 * planes)) / width**0.5
+    return with_readouts(backbone, width, 2 * planes) | {'verdict': points}
+
+  @jax.jit
+  def points(params, prompts, responses):
+    said = read_out(decoder, params, *one_a_row(prompts, responses, separator))
+    return said.reshape(*responses.tokens.shape[:2], 2, planes)
+
+  def area(one, other):
+    return jnp.einsum('bkp,bjp->bkj', one[:, :, 0], other[:, :, 1])
+
+  def logit(params, comparison):
+    prompts, left, right = comparison.prompts, comparison.left, comparison.right
+    one = points(params, prompts, left)
+    other = one if right is left else points(params, prompts, right)
+    return area(one, other) - area(other, one).swapaxes(1, 2)
+
+  return PreferenceNetwork(init, logit)
 
 
 def make_preference_network(decoder: Decoder, width: int, separator: int) -> PreferenceNetwork:

@@ -44,7 +44,7 @@ def train(
   Args:
     state: the state to start from where there is no checkpoint.
     step: (state, batch, key) -> (state, scalars); it may donate the state. The scalar `tokens`, if
-      there is one, is logged as `tokens_per_second`.
+      there is one, is logged as `tokens_per_second`, beside `seconds_per_step`.
     batches: indexed by step.
     key: the stage's key.
     stage: its name, for the log.
@@ -100,11 +100,11 @@ def train(
 
 
 def summary(records: Sequence[Mapping[str, jax.Array]], since: float) -> dict[str, float]:
-  """Means of each scalar over the records, and tokens a second of monotonic time `since`."""
+  """Means of each scalar over the records, and their pace in monotonic time `since`."""
   columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
   means = {name: float(np.mean(column)) for name, column in columns.items()}
+  # The clock is read now, when the device is known to be done.
+  seconds = (time.monotonic() - since) / len(records)
   if 'tokens' in means:
-    # The clock is read now, when the device is known to be done.
-    seconds = time.monotonic() - since
-    means['tokens_per_second'] = means.pop('tokens') * len(records) / seconds
-  return means
+    means['tokens_per_second'] = means.pop('tokens') / seconds
+  return means | {'seconds_per_step': seconds}

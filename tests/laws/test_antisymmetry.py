@@ -1,5 +1,7 @@
 """Every judge is antisymmetric, finds a response equal to itself, and judges each pair alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,11 @@ import tiny
 
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
+from nlhf_jax.preferences.networks import (
+  make_embedding_network,
+  make_preference_network,
+  make_reward_network,
+)
 from nlhf_jax.structs import Comparison, Responses
 
 POSTS = [
@@ -51,9 +57,10 @@ def _arbitrary(comparison):
 def _learned(make_network, make_judge):
   decoder = tiny.decoder(len(TOKENIZER))
   network = make_network(decoder, tiny.WIDTH, TOKENIZER.sep_token_id)
+  params, random = network.init(tiny.parameters(decoder, 1)), np.random.default_rng(0)
   # The readouts start at zero, where any network is antisymmetric; large ones are always sure.
-  token, verdict = np.random.default_rng(0).normal(size=(2, tiny.WIDTH)).astype(np.float32) / 5
-  params = network.init(tiny.parameters(decoder, 1)) | {'token': token, 'verdict': verdict}
+  for readout in ('token', 'verdict'):
+    params[readout] = random.normal(size=params[readout].shape).astype(np.float32) / 5
   return tiny.jit(make_judge(network, params))
 
 
@@ -66,6 +73,7 @@ JUDGES = {
   'antisymmetric': judges.antisymmetric(_arbitrary),
   'of_network': _learned(make_preference_network, judges.of_network),
   'of_rewards': _learned(make_reward_network, judges.of_rewards),
+  'of_embeddings': _learned(partial(make_embedding_network, planes=2), judges.of_embeddings),
   'of_texts': judges.of_texts(_first_place_counts, TOKENIZER),
 }
 

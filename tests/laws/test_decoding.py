@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import sampling
+from nlhf_jax import programs, sampling
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.policies import log_probs
@@ -117,15 +117,19 @@ def test_the_loop_ends_when_every_response_has(counted, params, prompts):
   assert (np.asarray(responses.mask).sum(axis=-1) == 1).all()
 
 
-def test_prompts_that_are_done_are_left_behind_and_caches_grow(counted, params, monkeypatch):
-  decoder, steps = counted
+@pytest.fixture
+def many(decoder):
+  """24 prompts, and how a decoder ends responses after 5 tokens in the mean."""
 
-  def logits(params, hidden):  # so that responses are 5 tokens long in the mean
+  def logits(params, hidden):
     return decoder.logits(params, hidden).at[..., STOP].add(3)
 
-  random = np.random.default_rng(1)
-  prompts = jnp.asarray(random.integers(3, 11, (24, 4)))
-  prompts, key = Prompts(prompts, jnp.ones_like(prompts, bool)), jax.random.key(8)
+  tokens = jnp.asarray(np.random.default_rng(1).integers(3, 11, (24, 4)))
+  return Prompts(tokens, jnp.ones_like(tokens, bool)), logits
+
+
+def test_prompts_that_are_done_are_left_behind_and_caches_grow(counted, many, params, monkeypatch):
+  (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)
   expected = jax.jit(make())(params, prompts, key)  # in one program, all together
@@ -142,6 +146,18 @@ def test_prompts_that_are_done_are_left_behind_and_caches_grow(counted, params, 
     np.testing.assert_array_equal(one.mask, other.mask)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=3e-5)
     np.testing.assert_allclose(one.entropy, other.entropy, atol=3e-5)
+
+
+def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monkeypatch):
+  monkeypatch.setattr(sampling, 'PROMPTS', 6)
+  monkeypatch.setattr(sampling, 'PLACES', 4)
+  prompts, logits = many
+  rollout = make_rollout(decoder._replace(logits=logits), [POLICY], length=20, stop=STOP)
+  built = []
+  for number in range(16):
+    jax.block_until_ready(rollout(params, prompts, jax.random.key(number)))
+    built.append(programs.built())
+  assert built[5] == built[-1]
 
 
 def test_a_response_of_one_token(decoder, params, prompts):

@@ -78,7 +78,7 @@ def records(folder):
     {
       name: value
       for name, value in json.loads(line).items()
-      if name not in ('tokens_per_second', 'programs')
+      if name not in ('tokens_per_second', 'seconds_per_step', 'programs')
     }
     for line in lines
   ]

@@ -1,0 +1,49 @@
+"""Exploitability against seconds, of methods on the token game, in one plot.
+
+python benchmarks/quality.py
+
+The methods of configs/token_game.py that aim at its equilibrium from pairs of responses, and SPPO,
+which has no price tau and so aims at another one. Writes benchmarks/results/quality.json and .png.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import environments
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import token_game  # noqa: E402
+from nlhf_jax.experiments import token_game as experiment  # noqa: E402
+
+RESULTS = ROOT / 'benchmarks' / 'results'
+METHODS = ('nash_md_pg', 'online_ipo', 'inpo', 'egpo')
+
+
+def main() -> None:
+  """Trains all of them, one after the other, and keeps their courses."""
+  config = token_game.get_config()
+  rows = {label: config.methods[label] for label in METHODS}
+  rows['sppo'] = token_game.method(
+    'sppo', 'sppo', eta=1.0, updates=20, arguments=dict(eta=1.0, samples=5, every=50, log_z=0.5)
+  )
+  del config.methods
+  config.methods = rows
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = Path(folder)
+    experiment.start(config, 'quality', workdir, workdir / 'stages')
+    results = json.loads((workdir / 'results.json').read_text())
+    (RESULTS / 'quality.png').write_bytes((workdir / 'time.png').read_bytes())
+  courses = {
+    label: {name: row[name] for name in ('at', 'seconds', 'gap', 'solved')}
+    for label, row in results['methods'].items()
+  }
+  found = {'machine': environments.machine(), 'target': results['target'], 'methods': courses}
+  (RESULTS / 'quality.json').write_text(json.dumps(found, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,117 @@
+"""How good a judge is: beside people's votes, with the sides swapped, and where lengths differ.
+
+Functions of NumPy arrays over n comparisons. What a judge makes of one prompt's responses all
+together, cycles among them, is in `transitivity`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+SURE = 1e-6  # probabilities are kept this far from 0 and 1 in logarithms
+BINS = 10
+
+
+class Judged(NamedTuple):
+  """What was said of n comparisons.
+
+  `shown` and `swapped` are the judge's P(left > right), asked with the left response first and with
+  the right one first; `votes` is the share of people's votes for the left one, 1/2 for a tie;
+  `lengths` [n, 2] are those of both responses, in whatever unit.
+  """
+
+  shown: np.ndarray
+  swapped: np.ndarray
+  votes: np.ndarray
+  lengths: np.ndarray
+
+  @property
+  def chance(self) -> np.ndarray:
+    """P(left > right), the mean over the orders."""
+    return (self.shown + self.swapped) / 2
+
+
+def summarise(judged: Judged) -> dict[str, object]:
+  """All scalars, and the calibration curve, as plain numbers."""
+  low, high = accuracy_interval(judged)
+  return {
+    'comparisons': len(judged.votes),
+    'accuracy': accuracy(judged),
+    'accuracy_interval': [low, high],
+    'log_loss': log_loss(judged.chance, judged.votes),
+    'brier': float(np.mean((judged.chance - judged.votes) ** 2)),
+    'calibration_error': calibration_error(judged),
+    'consistency': consistency(judged),
+    'first_place': float(np.mean(judged.shown - judged.swapped) / 2),
+    'longer': longer(judged.chance, judged.lengths),
+    'longer_votes': longer(judged.votes, judged.lengths),
+    'calibration': [bin_._asdict() for bin_ in calibration(judged)],
+  }
+
+
+def right(judged: Judged) -> np.ndarray:
+  """1 where the judge sides with most votes, 0 where not, 1/2 where either of them has a tie."""
+  return (1 + np.sign(judged.chance - 0.5) * np.sign(judged.votes - 0.5)) / 2
+
+
+def accuracy(judged: Judged) -> float:
+  """How often the judge sides with most votes; a tie counts half."""
+  return float(np.mean(right(judged)))
+
+
+def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
+  """Clopper and Pearson's interval of the accuracy; ties, half of a success, are rounded up."""
+  wins, count = int(np.ceil(right(judged).sum())), len(judged.votes)
+  interval = stats.binomtest(wins, count).proportion_ci(level, 'exact')
+  return float(interval.low), float(interval.high)
+
+
+def log_loss(chance: np.ndarray, votes: np.ndarray) -> float:
+  """Cross-entropy of the votes under the judge, nats a comparison; ln 2 for one that never says."""
+  chance = np.clip(chance, SURE, 1 - SURE)
+  return float(-np.mean(votes * np.log(chance) + (1 - votes) * np.log1p(-chance)))
+
+
+class Bin(NamedTuple):
+  """Comparisons that a judge is about equally sure of: how sure, how many votes it is right by."""
+
+  chance: float
+  votes: float
+  count: int
+
+
+def calibration(judged: Judged) -> list[Bin]:
+  """How often the side that a judge prefers is voted for, by how sure of it the judge is.
+
+  Sides are renamed so that the judge prefers the left one; where it prefers none, votes count half
+  for either. Bins are equally wide from 1/2 to 1, and those of no comparison are left out.
+  """
+  preferred = np.sign(judged.chance - 0.5)
+  chance = 0.5 + preferred * (judged.chance - 0.5)
+  votes = 0.5 + preferred * (judged.votes - 0.5)
+  places = np.minimum(((chance - 0.5) * 2 * BINS).astype(int), BINS - 1)
+  members = [places == place for place in range(BINS)]
+  return [
+    Bin(float(chance[at].mean()), float(votes[at].mean()), int(at.sum()))
+    for at in members
+    if at.any()
+  ]
+
+
+def calibration_error(judged: Judged) -> float:
+  """Mean distance between how sure the judge is and how often it is right (the usual ECE)."""
+  bins = calibration(judged)
+  return float(sum(abs(b.chance - b.votes) * b.count for b in bins) / len(judged.votes))
+
+
+def consistency(judged: Judged) -> float:
+  """How often a judge prefers the same response in both orders; a tie in one counts half."""
+  return float(np.mean((1 + np.sign(judged.shown - 0.5) * np.sign(judged.swapped - 0.5)) / 2))
+
+
+def longer(chance: np.ndarray, lengths: np.ndarray) -> float:
+  """Mean probability given to the longer response, where one is longer; 1/2 where none ever is."""
+  difference = lengths[:, 0] - lengths[:, 1]
+  of_longer = np.where(difference > 0, chance, 1 - chance)[difference != 0]
+  return float(np.mean(of_longer)) if len(of_longer) else 0.5

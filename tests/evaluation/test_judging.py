@@ -1,0 +1,92 @@
+"""What is said of judges, held to values by hand, scikit-learn's, and a known population."""
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from nlhf_jax.evaluation import judging, transitivity
+from nlhf_jax.evaluation.judging import Judged
+
+
+def by_hand():
+  """Right, wrong, a tie of the judge, a tie of the votes; the second one changes with the order."""
+  return Judged(
+    shown=np.array([0.9, 0.7, 0.6, 0.8]),
+    swapped=np.array([0.7, 0.4, 0.4, 0.6]),
+    votes=np.array([1.0, 0.0, 1.0, 0.5]),
+    lengths=np.array([[5, 3], [2, 4], [7, 7], [1, 9]]),
+  )
+
+
+def test_four_comparisons_by_hand():
+  found = judging.summarise(by_hand())
+  chance = [0.8, 0.55, 0.5, 0.7]
+  assert found['comparisons'] == 4
+  assert found['accuracy'] == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+  loss = np.log(0.8) + np.log(0.45) + np.log(0.5) + (np.log(0.7) + np.log(0.3)) / 2
+  assert found['log_loss'] == pytest.approx(-loss / 4)
+  squares = [(p - v) ** 2 for p, v in zip(chance, [1, 0, 1, 0.5], strict=True)]
+  assert found['brier'] == pytest.approx(np.mean(squares))
+  assert found['consistency'] == 2 / 4
+  assert found['first_place'] == pytest.approx((0.2 + 0.3 + 0.2 + 0.2) / 8)
+  assert found['longer'] == pytest.approx((0.8 + 0.45 + 0.3) / 3)
+  assert found['longer_votes'] == pytest.approx((1 + 1 + 0.5) / 3)
+  errors = [abs(0.8 - 1), abs(0.55 - 0), 0, abs(0.7 - 0.5)]
+  assert found['calibration_error'] == pytest.approx(np.mean(errors))
+
+
+def test_the_interval_holds_the_accuracy_as_often_as_it_says():
+  random, truth, covered = np.random.default_rng(0), 0.7, 0
+  for _ in range(400):
+    right = random.random(60) < truth
+    votes = np.where(right, 1.0, 0.0)
+    judged = Judged(np.full(60, 0.8), np.full(60, 0.8), votes, np.ones((60, 2)))
+    low, high = judging.accuracy_interval(judged)
+    covered += low <= truth <= high
+  assert covered >= stats.binom(400, 0.95).ppf(1e-4)  # exact intervals cover at least so often
+
+
+def test_a_judge_that_says_what_is_true_is_calibrated_and_one_twice_as_sure_is_not():
+  random = np.random.default_rng(1)
+  logits = random.normal(size=20_000)
+  votes = (random.random(20_000) < special.expit(logits)).astype(float)
+  lengths = random.integers(1, 9, (20_000, 2))
+  true, sure = (
+    Judged(special.expit(by * logits), special.expit(by * logits), votes, lengths) for by in (1, 3)
+  )
+  assert judging.calibration_error(true) < 0.01
+  assert judging.calibration_error(sure) > 0.1
+  assert judging.accuracy(sure) == judging.accuracy(true)
+  assert judging.log_loss(sure.chance, votes) > judging.log_loss(true.chance, votes)
+  for bin_ in judging.calibration(true):
+    assert abs(bin_.chance - bin_.votes) < 5 * (0.25 / bin_.count) ** 0.5
+  assert judging.longer(true.chance, lengths) == pytest.approx(0.5, abs=0.01)
+
+
+def test_sides_can_be_named_either_way():
+  judged = by_hand()
+  other = Judged(1 - judged.swapped, 1 - judged.shown, 1 - judged.votes, judged.lengths[:, ::-1])
+  one, two = judging.summarise(judged), judging.summarise(other)
+  assert one.pop('calibration') == [pytest.approx(bin_) for bin_ in two.pop('calibration')]
+  for name in one:
+    assert one[name] == pytest.approx(two[name]), name
+
+
+def test_a_probability_of_zero_costs_a_lot_but_is_a_number():
+  loss = judging.log_loss(np.array([0.0]), np.array([1.0]))
+  assert loss == pytest.approx(-np.log(judging.SURE))
+  assert judging.longer(np.array([0.9]), np.array([[3, 3]])) == 0.5
+
+
+def test_cycles_are_found_where_they_are():
+  cycle = np.array([[0, 0.3, -0.3], [-0.3, 0, 0.3], [0.3, -0.3, 0]])
+  scores = np.array([0.2, 0.0, -0.1])
+  order = scores[:, None] - scores
+  found = transitivity.summarise(np.stack([cycle, order]))
+  assert found == {
+    'prompts': 2,
+    'responses': 3,
+    'three_cycles': 0.5,
+    'cyclic_energy': pytest.approx(0.5),
+    'condorcet': 0.5,
+  }

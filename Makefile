@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
@@ -19,6 +19,12 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+# On an idle machine; a GPU has a line of its own in benchmarks/README.md.
+bench: $(VENV)/installed
+	for name in training optimisations growth startup quality tabular; do \
+	  $(BIN)/python benchmarks/$$name.py || exit 1; \
+	done
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix-only --quiet .

@@ -116,7 +116,7 @@ class Settings(NamedTuple):
   share: float = 0.125  # of the reference in the mixture
   tau: float = 0.1
   compute: str = 'float32'
-  runs: int = 7
+  runs: int = 5
   threads: int = os.cpu_count() or 1
 
 
@@ -260,11 +260,17 @@ def ceilings(compute: str) -> dict[str, float]:
 
 
 class Work(NamedTuple):
-  """What a part cannot do without; tokens are those of the responses."""
+  """What a part cannot do without; tokens are those of the responses.
+
+  `forwards` counts tokens that a model reads, of which TRL, without a cache for mixtures or beside
+  gradient checkpointing, has `forwards_uncached`.
+  """
 
   operations: float
   bytes: float = 0.0
   tokens: int = 0
+  forwards: int = 0
+  forwards_uncached: int = 0
 
   def seconds(self, ceiling: dict[str, float]) -> float:
     """The time that the machine takes for it at the least."""
@@ -294,7 +300,9 @@ def works(settings: Settings) -> dict[str, Work]:
     own, shared = streams * rows * response**2 / 2, slots * rows * response * prompt
     caches = 2 * len(sizes.layers) * groups * (own + shared)
     bytes_ = wide * (slots * response * (weights + head) + caches)
-    return Work(operations, bytes_, 2 * rows * response)
+    read = rows * (slots * prompt + streams * (response - 1))
+    again = rows * streams * (prompt * response + response * (response - 1) // 2)
+    return Work(operations, bytes_, 2 * rows * response, read, again)
 
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
@@ -354,7 +362,13 @@ def measure(
         'tokens_per_second': work[name].tokens / median,
         'operations_per_second': work[name].operations / median,
       }
-      if (peak := PEAKS.get(device)) and not work[name].bytes:
+      if work[name].bytes:
+        case[name] |= {
+          'share_of_copy': work[name].bytes / median / ceiling['copy'],
+          'forwards_per_token': work[name].forwards / work[name].tokens,
+          'forwards_per_token_uncached': work[name].forwards_uncached / work[name].tokens,
+        }
+      elif peak := PEAKS.get(device):
         case[name]['mfu'] = case[name]['operations_per_second'] / peak
   whole = ('rollout', 'update')
   case['step']['floor'] = sum(case[part]['floor'] for part in whole)

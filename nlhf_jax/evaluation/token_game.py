@@ -1,6 +1,5 @@
 """The figures and the page of the exact language-model game."""
 
-import base64
 import html
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nlhf_jax import display
 from nlhf_jax.games import plots
 
 GAP = 'exploitability at τ, win probability'
@@ -224,18 +224,10 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'price τ; means over the prompts, unless the worst is named. KL in nats. A method has '
   yield 'solved the game at the first evaluation from which on it stays below '
   yield f'{results["target"]:g}.</p>'
-  yield '<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
-  yield ''.join(f'<th scope="col">{head}</th>' for head in ['method', *heads])
-  yield '</tr></thead><tbody>'
-  for label, row in zip(results['methods'], cells, strict=True):
-    yield f'<tr><th scope="row">{html.escape(label)}</th>'
-    yield ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>'
-  yield '</tbody></table></div>'
+  yield display.as_html(list(results['methods']), heads, cells)
 
 
 def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
   yield '<h2>Figures</h2>'
   for name, figure in figures.items():
-    data = base64.b64encode(figure).decode()
-    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="Figure {name}">'
-    yield f'<figcaption>{CAPTIONS[name]} <span class="file">{name}.png</span></figcaption></figure>'
+    yield display.as_figure(name, figure, CAPTIONS[name])

@@ -1,11 +1,12 @@
 """The report of a tabular run: one page with its tables and figures inside, for a browser."""
 
-import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from nlhf_jax import display
 
 # What each figure shows, in words for whoever opens the page first.
 CAPTIONS = {
@@ -103,9 +104,7 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
 def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(CAPTIONS).index):
-    data = base64.b64encode(figures[name]).decode()
-    yield f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="Figure {name}">'
-    yield f'<figcaption>{CAPTIONS[name]} <span class="file">{name}.png</span></figcaption></figure>'
+    yield display.as_figure(name, figures[name], CAPTIONS[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:

@@ -1,0 +1,166 @@
+"""The figures and the page of judges that are compared with each other."""
+
+import html
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nlhf_jax import display, records
+from nlhf_jax.games import plots
+
+HEADS = (
+  'accuracy',
+  '95 % interval',
+  'log-loss',
+  'Brier',
+  'calibration error',
+  'same in both orders',
+  'first place',
+  'for the longer',
+  'people for the longer',
+)
+CAPTIONS = {
+  'learning': 'Agreement with the majority of votes as training goes on: on what is learned from '
+  '(thin, a mean over some batches) and on the held-out comparisons.',
+  'loss': 'Log-loss on the held-out comparisons; ln 2 is what knowing nothing costs.',
+  'sizes': 'Agreement in the end against the parameters of the network.',
+  'calibration': 'How often the side that a judge prefers is voted for, by how sure of it the '
+  'judge is. Areas of the marks go by how many comparisons they stand for.',
+}
+
+
+def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
+  """The figures of a run, by the names of their files."""
+  judges, first = results['judges'], next(iter(results['sets']))
+  figures = {
+    'learning': learning(judges),
+    'loss': losses(results, first),
+    'calibration': calibration(results['sets'][first]),
+  }
+  if len({row['parameters'] for row in judges.values()}) > 1:
+    figures['sizes'] = sizes(judges)
+  return {name: plots.as_png(figure) for name, figure in figures.items()}
+
+
+def learning(judges: Mapping[str, Any]) -> Figure:
+  """Accuracy against steps, in training and held out."""
+  figure = Figure(figsize=(8, 4.4), layout='constrained')
+  axes = plots.dress(figure.add_subplot(), 'Learning to judge')
+  axes.set(xlabel='training steps', ylabel='accuracy')
+  for (name, row), colour in zip(judges.items(), cycle(plots.COLOURS), strict=False):
+    curve = row['curve']
+    axes.plot(curve['at'], curve['train_accuracy'], color=colour, linewidth=0.8, alpha=0.6)
+    axes.plot(curve['at'], curve['accuracy'], color=colour, linewidth=2, marker='o', label=name)
+  axes.axhline(0.5, color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+  axes.grid(color=plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  return figure
+
+
+def losses(results: Mapping[str, Any], test: str) -> Figure:
+  """Held-out log-loss against steps, with those that do not learn as lines."""
+  figure = Figure(figsize=(8, 4.4), layout='constrained')
+  axes = plots.dress(figure.add_subplot(), f'Log-loss, {test}')
+  axes.set(xlabel='training steps', ylabel='log-loss, nats a comparison')
+  for (name, row), colour in zip(results['judges'].items(), cycle(plots.COLOURS), strict=False):
+    curve = row['curve']
+    axes.plot(curve['at'], curve['log_loss'], color=colour, linewidth=2, marker='o', label=name)
+  still = [name for name in results['sets'][test] if name not in results['judges']]
+  for name, line in zip(still, cycle(('--', ':', '-.')), strict=False):
+    loss = results['sets'][test][name]['log_loss']
+    axes.axhline(loss, color=plots.GREY, linewidth=1.2, linestyle=line, label=name)
+  axes.grid(color=plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  return figure
+
+
+def sizes(judges: Mapping[str, Any]) -> Figure:
+  """Accuracy in the end against parameters, in training and held out."""
+  figure = Figure(figsize=(6.4, 4.2), layout='constrained')
+  axes = plots.dress(figure.add_subplot(), 'Size')
+  axes.set(xscale='log', xlabel='parameters', ylabel='accuracy')
+  for kind, colour in zip(
+    sorted({row['network'] for row in judges.values()}), plots.COLOURS, strict=False
+  ):
+    rows = [row for row in judges.values() if row['network'] == kind]
+    rows.sort(key=lambda row: row['parameters'])
+    at = [row['parameters'] for row in rows]
+    for name, style in (('accuracy', 'o-'), ('train_accuracy', 'o:')):
+      last = [row['curve'][name][-1] for row in rows]
+      said = kind if name == 'accuracy' else f'{kind}, in training'
+      axes.plot(at, last, style, color=colour, label=said)
+  axes.grid(color=plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  return figure
+
+
+def calibration(said: Mapping[str, Any]) -> Figure:
+  """How often each is right, by how sure it is."""
+  figure = Figure(figsize=(6.4, 4.6), layout='constrained')
+  axes = plots.dress(figure.add_subplot(), 'Calibration')
+  axes.set(xlabel='probability given to the preferred side', ylabel='votes for it')
+  axes.plot([0.5, 1], [0.5, 1], color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+  for (name, row), colour in zip(said.items(), cycle(plots.COLOURS), strict=False):
+    bins = row['calibration']
+    x, y = ([bin_[field] for bin_ in bins] for field in ('chance', 'votes'))
+    areas = [200 * bin_['count'] / row['comparisons'] for bin_ in bins]
+    axes.plot(x, y, color=colour, linewidth=1.4, label=name)
+    axes.scatter(x, y, s=areas, color=colour, alpha=0.6)
+  axes.grid(color=plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  return figure
+
+
+def cells(said: Mapping[str, Any]) -> list[list[str]]:
+  """A row of `HEADS` for each judge of one set of comparisons."""
+  return [
+    [
+      f'{row["accuracy"]:.3f}',
+      '{:.3f} to {:.3f}'.format(*row['accuracy_interval']),
+      f'{row["log_loss"]:.3f}',
+      f'{row["brier"]:.3f}',
+      f'{row["calibration_error"]:.3f}',
+      f'{row["consistency"]:.3f}',
+      f'{row["first_place"]:+.3f}',
+      f'{row["longer"]:.3f}',
+      f'{row["longer_votes"]:.3f}',
+    ]
+    for row in said.values()
+  ]
+
+
+def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
+  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
+  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
+  page = template.replace('<!--TITLE-->', html.escape(results['name']))
+  with records.whole(path) as draft:
+    draft.write_text(page.replace('<!--CONTENT-->', ''.join(_content(results, figures))))
+
+
+def _content(results: Mapping[str, Any], figures: Mapping[str, bytes]) -> Iterable[str]:
+  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
+  yield f'{len(results["judges"])} judges learn from the same '
+  yield f'{results["comparisons"]:,} comparisons.</p>'
+  for test, said in results['sets'].items():
+    count = next(iter(said.values()))['comparisons']
+    yield f'<h2>{html.escape(test)}</h2><p>{count:,} comparisons. Log-loss in nats. First place is '
+    yield 'what being shown first adds to the probability of a response; the last columns say how '
+    yield 'often the longer response is preferred, by the judge and by people.</p>'
+    yield display.as_html(list(said), HEADS, cells(said))
+  if results['transitivity']:
+    yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
+    yield 'beats the next, the share of what a judge says that no scores can say, and how often '
+    yield 'one response beats all others.</p>'
+    heads = ['triples that are cycles', 'cyclic energy', 'Condorcet winners']
+    rows = [
+      [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
+      for row in results['transitivity'].values()
+    ]
+    yield display.as_html(list(results['transitivity']), heads, rows)
+  yield '<h2>Figures</h2>'
+  for name, figure in figures.items():
+    yield display.as_figure(name, figure, CAPTIONS[name])

@@ -1,7 +1,7 @@
 """AlpacaEval's judgements of short responses, as JSON lines that a run can learn from.
 
 python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --count 2000 --out FILE
-python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FILE \\
+python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE \\
     --config.data.skip_bad=True
 
 The judge is GPT-4; one side is always its own response. Left out: ties, responses with no text, and

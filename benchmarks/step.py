@@ -30,7 +30,7 @@ from nlhf_jax.training.steps import initial_state, make_update
 def measure(config) -> dict[str, tuple[float, float]]:
   """Part of the step -> (seconds, tokens a second)."""
   check(config)
-  corpus = make_corpus(config)
+  corpus = make_corpus(config, Path('runs') / 'stages')
   decoder = make_model(config, len(corpus.tokenizer)).decoder
   name = list(config.policies)[-1]
   training = make_training(config.policies[name], f'config.policies.{name}')

@@ -79,13 +79,16 @@ def trains(**policies):
 
 
 def get_config(source='synthetic'):
-  """Everything but policies and exploiters, for the embedded task or for a user's `jsonl` file."""
+  """Everything but policies and exploiters, for the embedded task or for a user's `file`."""
   data = {
     'synthetic': dict(
       posts=32_768, held_out=1_024, prompt_length=25, response_length=14, vocabulary=1_024
     ),
-    'jsonl': dict(
-      path='',
+    'file': dict(
+      path='',  # files, folders or hub names, separated by commas
+      form='comparisons',  # of the rows: one of nlhf_jax.data.forms, for all or one each
+      split='',  # of the splits of a folder or a name, this one
+      part='1/1',  # 2/3: the second of three disjoint parts of the prompts
       skip_bad=False,
       held_out=0.1,
       prompt_length=128,
@@ -96,7 +99,7 @@ def get_config(source='synthetic'):
   if source not in data:
     raise ValueError(f"there is no data source '{source}'; use one of {sorted(data)}.")
   # Copying facts from a post takes long to learn; a few thousand comparisons are soon overfitted.
-  sft_steps, judge_steps = {'synthetic': (700, 5_000), 'jsonl': (300, 300)}[source]
+  sft_steps, judge_steps = {'synthetic': (700, 5_000), 'file': (300, 300)}[source]
   return ConfigDict(
     dict(
       experiment='language',

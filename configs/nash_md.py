@@ -1,7 +1,7 @@
 """Nash-MD-PG and self-play, from SFT to the tournament between them.
 
 python -m nlhf_jax.main --config=configs/nash_md.py
-python -m nlhf_jax.main --config=configs/nash_md.py:jsonl --config.data.path=FILE
+python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE
 """
 
 from configs import base

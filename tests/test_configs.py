@@ -89,7 +89,7 @@ def test_own_comparisons_run_to_a_report_without_an_oracle(config_of, tmp_path, 
     for number in range(12)
   ]
   records.write(path, lines)
-  config = config_of('nash_md', 'jsonl')
+  config = config_of('nash_md', 'file')
   config.data.path = str(path)
   run(config, 'nash_md', tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())

@@ -12,7 +12,7 @@ from nlhf_jax.errors import Interrupted
 
 ROOT = Path(__file__).parents[1]
 CONFIG = '--config=configs/nash_md.py'
-JSONL = f'{CONFIG}:jsonl'
+FILE = f'{CONFIG}:file'
 RECORD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
 
 
@@ -58,13 +58,13 @@ def configured(monkeypatch):
     (['--config=configs/none.py'], ["'configs/none.py'", 'No such file']),
     (['--config=configs'], ["'configs'"]),
     (['--config=nlhf_jax/errors.py'], ["'nlhf_jax/errors.py' has no function get_config"]),
-    ([f'{CONFIG}:foo'], ["'foo'", "['jsonl', 'synthetic']"]),
+    ([f'{CONFIG}:foo'], ["'foo'", "['file', 'synthetic']"]),
     ([CONFIG, 'configs/nash_md.py'], ["'configs/nash_md.py' is not a flag"]),
     ([CONFIG, '--wrkdir=x'], ["'wrkdir'", 'workdir', '--help']),
     ([CONFIG, '--steps=3'], ["'steps'", '--help']),
     ([CONFIG, '--config.sft.stepz=3'], ['--config.sft.stepz', 'nearest is --config.sft.steps.']),
     ([CONFIG, '--config.stf.steps=3'], ['--config.stf.steps', 'nearest is --config.sft.steps.']),
-    ([JSONL, '--config.data.pth=x'], ['--config.data.pth', 'nearest is --config.data.path.']),
+    ([FILE, '--config.data.pth=x'], ['--config.data.pth', 'nearest is --config.data.path.']),
     (
       [CONFIG, '--config.data.path=x'],
       ['--config.data.path: configs/nash_md.py has no such field'],
@@ -78,7 +78,7 @@ def configured(monkeypatch):
     ([CONFIG, '--config.sft.steps=many'], ['--config.sft.steps', "'many' is not a whole number"]),
     ([CONFIG, '--config.seed=1.5'], ['--config.seed', "'1.5' is not a whole number"]),
     ([CONFIG, '--config.sft.optimizer.b1=high'], ["'high' is not a number", '0.9']),
-    ([JSONL, '--config.data.skip_bad=maybe'], ["'maybe' is not True or False"]),
+    ([FILE, '--config.data.skip_bad=maybe'], ["'maybe' is not True or False"]),
   ],
 )
 def test_a_mistake_in_the_arguments_is_one_sentence(complaint, arguments, expected):
@@ -112,7 +112,7 @@ def test_a_config_of_no_known_kind_is_told_which_kinds_there_are(complaint, tmp_
 
 def test_overrides_keep_the_type_of_their_field(configured):
   config, _ = configured(
-    JSONL,
+    FILE,
     '--config.sft.steps=3',
     '--config.policies.nash_md.arguments.tau=1',
     '--config.data.skip_bad=true',
@@ -178,8 +178,8 @@ def test_a_folder_with_no_parent_that_can_be_made_is_named(complaint):
   ('content', 'expected'),
   [
     (None, ['cannot read', 'No such file']),
-    ('', ['no comparisons found; write one JSON object a line']),
-    ('\n\r\n', ['no comparisons found']),
+    ('', ['no rows found; write one JSON object a line']),
+    ('\n\r\n', ['no rows found']),
     (json.dumps(RECORD), ['1 different prompt found; add some']),
     ('\nnot json\n', ['line 2: not valid JSON', 'skip_bad=True']),
     (
@@ -193,14 +193,14 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
   path = tmp_path / 'mine.jsonl'
   if content is not None:
     path.write_text(content)
-  sentence = complaint(JSONL, f'--config.data.path={path}', f'--workdir={tmp_path}')
+  sentence = complaint(FILE, f'--config.data.path={path}', f'--workdir={tmp_path}')
   assert str(path) in sentence
   for part in expected:
     assert part in sentence
 
 
 def test_data_without_a_file_asks_for_one(complaint, tmp_path):
-  assert '--config.data.path=FILE' in complaint(JSONL, f'--workdir={tmp_path}')
+  assert '--config.data.path=FILE' in complaint(FILE, f'--workdir={tmp_path}')
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
     ('data.held_out=0', 'config.data.held_out=0 must be'),
     ('policies.nash_md.algorithm=mixture', "there is no 'mixture' in the catalogue"),
     ('policies.nash_md.algorithm=self_play', "'self_play' takes ['tau']"),
-    ('data.source=jsonl', '--config=configs/nash_md.py:synthetic or :jsonl'),
+    ('data.source=file', '--config=configs/nash_md.py:synthetic or :file'),
     ('sft.algorithm=preference_model', 'config.sft.algorithm=preference_model must be sft'),
   ],
 )
@@ -262,6 +262,6 @@ def test_a_value_that_cannot_work_is_refused_before_any_work(
 @pytest.mark.parametrize('share', ['1', '0', '-0.1'])
 def test_a_share_of_held_out_prompts_is_a_proper_share(complaint, tmp_path, share):
   said = complaint(
-    JSONL, '--config.data.path=x', f'--config.data.held_out={share}', f'--workdir={tmp_path}'
+    FILE, '--config.data.path=x', f'--config.data.held_out={share}', f'--workdir={tmp_path}'
   )
   assert 'in (0, 1) if it is a share' in said

@@ -18,7 +18,7 @@ from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
-from nlhf_jax.data import corpora
+from nlhf_jax.data import corpora, sources
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
@@ -136,7 +136,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     name: it for name, it in trainings.items() if name != 'reward_model' or 'reward' in asked
   }
   check_mesh(learned | of_policies | ({'exploiter': exploiter} if exploiter else {}))
-  corpus = make_corpus(config)
+  corpus = make_corpus(config, folder)
   settings = stage_settings(config, policies)
   return Experiment(
     name=name,
@@ -169,19 +169,26 @@ def check_mesh(trainings: Mapping[str, Training]) -> None:
       )
 
 
-def make_corpus(config: ConfigDict) -> Corpus:
-  """The data, by `config.data.source`."""
+def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
+  """The data, by `config.data.source`; what is tokenised is kept in `folder`."""
   settings = config.data.to_dict()
   source = settings.pop('source')
-  makers = {'synthetic': corpora.make_synthetic, 'jsonl': corpora.make_jsonl}
-  if source not in makers or ('path' in settings) != (source == 'jsonl'):
+  makers = {'synthetic': corpora.make_synthetic, 'file': corpora.make_file}
+  if source not in makers or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
       f'source with the file, as --config=configs/nash_md.py:{" or :".join(makers)}.'
     )
-  if source == 'jsonl' and not settings['path']:
+  if source == 'file' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return makers[source](config.seed, pretrained=config.model.hf, **settings)
+  corpus = makers[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
+  for kind in ('comparisons', 'demonstrations') if config.sft.steps else ('comparisons',):
+    if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
+      raise UserError(
+        f"config.data.path='{config.data.path}' has too few {kind}: some have to be trained on "
+        'and others tested on; name another source beside it, as PATH,PATH.'
+      )
+  return corpus
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
@@ -298,7 +305,7 @@ def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[s
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
   path = shared['data'].pop('path', None)
   if path:  # the data is what it says, wherever it lies
-    shared['file'] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    shared['file'] = sources.digest(sources.locate_all(path, config.data.split))
   if config.model.hf:  # and so is a model
     shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}

@@ -1,59 +1,94 @@
-"""Batches as a function of the step: deterministic shuffles, and any position at once."""
+"""Batches as a function of the step: deterministic shuffles, few lengths, any position at once.
 
+A run that resumes asks for the batch of its next step; there is nothing to save. Examples of like
+length come together, for padding is computed like anything else, and lengths are few, for each has
+a program of its own.
+"""
+
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import jax
 import numpy as np
 
 from nlhf_jax import processes
-from nlhf_jax.structs import Comparison, Prompts, Responses
+from nlhf_jax.structs import Comparison, Prompts
 
-Examples = TypeVar('Examples')
+Tree = TypeVar('Tree')
 
 SHORTEST = 32  # tokens that no batch is cut below
+WINDOW = 32  # batches whose examples are put together by length
 
 
-def take(examples: Examples, rows) -> Examples:
+class Examples(NamedTuple):
+  """Examples that are read as they are needed.
+
+  `lengths` are the tokens of each one's prompt and of its longest response, [n, 2], and `longest`
+  what they may be. `read(rows, widths)` gives rows, padded to such a pair of lengths; row -1 is
+  nothing but padding.
+  """
+
+  lengths: np.ndarray
+  longest: tuple[int, int]
+  read: Callable[[np.ndarray, tuple[int, int]], Comparison | Prompts]
+
+  def all(self) -> Comparison | Prompts:
+    """All of them at once."""
+    return self.read(np.arange(len(self.lengths)), self.longest)
+
+
+def take(examples: Tree, rows) -> Tree:
   """The given rows of every array in a tree."""
   return jax.tree.map(lambda leaf: leaf[rows], examples)
 
 
-def batches(examples: Examples, size: int, seed: int) -> grain.MapDataset:
-  """Batches of `size` rows, indexed by step; each epoch is another permutation of the examples."""
-  count = len(jax.tree.leaves(examples)[0])
-  rows = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
-  return rows.map(lambda chosen: take(examples, chosen))
+def batches(
+  examples: Examples, size: int, seed: int, here: np.ndarray | None = None
+) -> grain.MapDataset:
+  """Batches of `size` rows, indexed by step; each epoch is another permutation of the examples.
 
+  Of so many batches in a row as an epoch has, at most `WINDOW`, the examples are put together by
+  length; where all have one length nothing moves.
 
-def trimmed(batch: Comparison | Prompts) -> Comparison | Prompts:
-  """The batch without padding that all of its rows have, as far as lengths can be halved.
-
-  Few lengths are left then, and a program for each. Both sides keep one length.
+  Args:
+    examples: to draw from.
+    size: rows of a batch.
+    seed: of the permutations.
+    here: which rows of a batch this process needs, [size]; it leaves the others empty. All, if none
+      are given.
   """
-  if isinstance(batch, Prompts):
-    start = -_halved(batch.mask[:, ::-1])
-    return jax.tree.map(lambda leaf: leaf[:, start:], batch)
-  sides = [side for side in (batch.left, batch.right) if side is not None]
-  masks = [side.mask.reshape(-1, side.mask.shape[-1]) for side in sides]
-  end = _halved(np.concatenate(masks))
-
-  def shorter(side):
-    return side and Responses(*(leaf if leaf is None else leaf[..., :end] for leaf in side))
-
-  return batch._replace(
-    prompts=trimmed(batch.prompts), left=shorter(batch.left), right=shorter(batch.right)
+  count = len(examples.lengths)
+  widths = np.stack(
+    [_widths(*column) for column in zip(examples.lengths.T, examples.longest, strict=True)], axis=1
   )
+  drawn = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
+  window = max(min(WINDOW, count // size), 1)
+
+  @functools.lru_cache(maxsize=2)
+  def together(number):
+    rows = np.concatenate([drawn[number * window + i] for i in range(window)])
+    # The shorter responses and then the shorter prompts first, else in the order they were drawn.
+    order = np.lexsort((widths[rows, 0], widths[rows, 1])).reshape(window, size)
+    # A batch comes when the last of its examples is drawn: short and long ones in turn.
+    return rows[order[np.argsort(order.max(axis=1))]]
+
+  def read(step, _):
+    rows = together(step // window)[step % window]
+    longest = tuple(widths[rows].max(axis=0).tolist())
+    return examples.read(rows if here is None else np.where(here, rows, -1), longest)
+
+  return drawn.map_with_index(read)
 
 
-def _halved(mask: np.ndarray) -> int:
-  """The length [N, L] halved as often as the tokens of every row, from the first, leave room."""
-  length = mask.shape[1]
-  needed = max(np.flatnonzero(mask.any(axis=0))[-1:] + 1, default=0)
-  while length % 4 == 0 and length // 2 >= max(needed, SHORTEST):  # kernels like even lengths
-    length //= 2
-  return int(length)
+def _widths(lengths: np.ndarray, longest: int) -> np.ndarray:
+  """What to pad each length to: the longest, halved as often as there is room."""
+  widths, width = np.full(lengths.shape, longest), longest
+  while width % 4 == 0 and width // 2 >= SHORTEST:  # kernels like even lengths
+    width //= 2
+    widths[lengths <= width] = width
+  return widths
 
 
 def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
@@ -80,7 +115,7 @@ def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
   return comparisons.random_map(swap)
 
 
-def map_chunks(function: Callable, examples: Examples, size: int = 256) -> Any:
+def map_chunks(function: Callable, examples: Tree, size: int = 256) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
   The last chunk is filled up with rows from the start, so that every call has the same shapes; what

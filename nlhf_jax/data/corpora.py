@@ -1,32 +1,45 @@
 """What a run learns from: demonstrations, comparisons and prompts, tokenised and split in two."""
 
+import functools
+import hashlib
 import itertools
-from collections import Counter
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlhf_jax.data import sources, synthetic, tokenizers
-from nlhf_jax.data.batches import take
+from nlhf_jax.data import readings, sources, synthetic, tokenised, tokenizers
+from nlhf_jax.data.batches import Examples
+from nlhf_jax.data.readings import Entry, Reading
+from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.tokenised import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
 
+NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
+
 
 class Split(NamedTuple):
-  """One part of the data; no prompt is in two parts."""
+  """One part of the data; no prompt is in two parts. What is trained on is read as it is needed."""
 
-  prompts: Prompts
-  demonstrations: Comparison
-  comparisons: Comparison
+  prompts: Examples | Prompts
+  demonstrations: Examples | Comparison
+  comparisons: Examples | Comparison
 
 
 class Corpus(NamedTuple):
-  """A tokenizer, and the two splits. `embedded` says that the raters and their oracle are known."""
+  """A tokenizer, and the two splits. `embedded` says that the raters and their oracle are known.
+
+  `account` says what became of the rows: how many there were, were dropped and were cut, and why.
+  """
 
   tokenizer: Any
   train: Split
   held_out: Split
   embedded: bool
+  account: dict[str, Any]
 
 
 def make_synthetic(
@@ -37,6 +50,7 @@ def make_synthetic(
   response_length: int,
   vocabulary: int,
   pretrained: str,
+  folder: Path,
 ) -> Corpus:
   """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
 
@@ -48,149 +62,195 @@ def make_synthetic(
     response_length: most tokens in a summary.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
     pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+    folder: where tokenised texts are kept.
 
   Raises:
     UserError: if a length is too short for the texts, or the tokenizer cannot be used.
   """
-  examples = list(itertools.islice(synthetic.examples(seed), posts + held_out))
-  tokenizer = _tokenizer(synthetic.vocabulary(), vocabulary, pretrained)
-  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
-  texts = synthetic.Example(*zip(*examples, strict=True))
-  share = synthetic.votes(np.random.default_rng(seed), texts.post, texts.left, texts.right)
 
-  def responses(column):
-    ids = tokenizers.response_ids(tokenizer, column)
-    _must_fit(ids, 'response_length', response_length, hint)
-    return tokenizers.pad_responses(tokenizer, ids, response_length)
+  def entries():
+    records = itertools.islice(synthetic.records(seed), posts + held_out)
+    return ((0, number, record) for number, record in enumerate(records, start=1))
 
-  ids = tokenizers.prompt_ids(tokenizer, texts.post)
-  _must_fit(ids, 'prompt_length', prompt_length, hint)
-  prompts = tokenizers.pad_prompts(tokenizer, ids, prompt_length)
-  whole = Split(
-    prompts,
-    Comparison(prompts, responses(texts.summary)),
-    Comparison(
-      prompts,
-      responses(texts.left),
-      responses(texts.right),
-      np.float32(share - 0.5)[:, None, None],
-    ),
+  what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}
+  tokenizer, said = _kept(
+    folder, what, entries, synthetic.vocabulary, vocabulary, pretrained, lambda *_: None
   )
-  train, tested = np.split(np.arange(posts + held_out), [posts])
-  return Corpus(tokenizer, take(whole, train), take(whole, tested), embedded=True)
+  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
+  for field, length, texts in (
+    ('prompt_length', prompt_length, said.prompts),
+    ('response_length', response_length, said.responses),
+  ):
+    longest = texts.lengths(np.arange(len(texts.ends) - 1)).max()
+    if longest > length:
+      raise UserError(
+        f'config.data.{field}={length} is too short; texts of the embedded task have up to '
+        f'{longest} tokens{hint}; raise it.'
+      )
+  lengths = prompt_length, response_length
+  tested = np.arange(posts + held_out) >= posts
+  return _corpus(tokenizer, said, said.records, tested, lengths, embedded=True)
 
 
-def make_jsonl(
+def make_file(
   seed: int,
   path: str,
+  form: str,
+  split: str,
+  part: str,
   skip_bad: bool,
   held_out: float,
   prompt_length: int,
   response_length: int,
   vocabulary: int,
   pretrained: str,
+  folder: Path,
 ) -> Corpus:
-  """A user's comparisons; SFT imitates the chosen responses.
+  """A user's data. SFT imitates the demonstrations or, without any, the responses preferred.
 
   Args:
-    seed: of the split.
-    path: JSON lines of `{"prompt", "chosen", "rejected"}`, as `sources.parse` has them.
-    skip_bad: skip and count lines that cannot be used.
-    held_out: the share of prompts kept for testing, with all their comparisons.
+    seed: of the split in two.
+    path: files, folders and names on the hub, as `sources.locate` has them, separated by commas.
+    form: of the rows, a name in `forms.FORMS`; one for all sources, or one each.
+    split: which of a source's own splits to read; one for all sources, or one each.
+    part: which of some disjoint parts of the prompts to keep, as `1/3`.
+    skip_bad: skip and count rows that cannot be used.
+    held_out: the share of prompts kept for testing, with all that was said to them.
     prompt_length: most tokens in a prompt.
     response_length: most tokens in a response; longer ones are cut, and counted.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
     pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+    folder: where tokenised texts are kept.
 
   Raises:
-    UserError: if the file or a line of it cannot be used, or holds fewer than two prompts, or the
+    UserError: if a source or a row of it cannot be used, there are fewer than two prompts, or the
       tokenizer cannot be used.
   """
-  numbered = list(sources.read_jsonl(path, skip_bad))
-  if not numbered:
-    raise UserError(
-      f'{path}: no comparisons found; write one JSON object a line, with the fields '
-      f'{", ".join(sources.FIELDS)}.'
-    )
-  questions = (record for _, record in numbered if isinstance(record.prompt, str))
-  tokenizer = _tokenizer(map(' '.join, questions), vocabulary, pretrained)
-  numbered, prompts = _encoded(path, numbered, tokenizer, skip_bad)
-  fits = _fits(path, numbered, prompts, prompt_length, skip_bad)
-  prompts = list(itertools.compress(prompts, fits))
-  records = [record for _, record in itertools.compress(numbered, fits)]
-  tested = _tested(path, {record.prompt for record in records}, held_out, seed)
+  found = readings.locate(path, form, split)
 
-  def responses(field):
-    ids = tokenizers.response_ids(tokenizer, [getattr(record, field) for record in records])
-    cut = sum(len(row) > response_length for row in ids)
-    if cut:
-      length = f'config.data.response_length={response_length}'
-      print(f"{path}: cut {cut} of {len(ids)} texts of field '{field}' to {length} tokens.")
-    rows = [row[:response_length] for row in ids]
-    return tokenizers.pad_responses(tokenizer, rows, response_length)
+  def refuse(file, number, problem, remedy):
+    if not skip_bad:
+      raise readings.unusable(readings.place(found, file, number), str(problem), remedy)
 
-  encoded = Comparison(
-    tokenizers.pad_prompts(tokenizer, prompts, prompt_length),
-    responses('chosen'),
-    responses('rejected'),
-    np.full((len(records), 1, 1), 0.5, np.float32),
+  what = {
+    'sources': sources.digest(reading.source for reading in found),
+    'forms': [reading.form.__name__ for reading in found],
+    'skip_bad': skip_bad,
+  }
+  entries = functools.partial(readings.read, found)
+  texts = functools.partial(_texts, entries, refuse)
+  tokenizer, said = _kept(folder, what, entries, texts, vocabulary, pretrained, refuse)
+  if not said.account['rows']:
+    raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
+  readings.announce(path, said.account['dropped'])
+  fit = _fitting(found, said, prompt_length, skip_bad)
+  readings.announce(path, fit.dropped)
+  prompts = _part(said, fit.records, part)
+  tested = _tested(path, prompts, held_out, seed)
+  rows = fit.records[np.isin(fit.records['prompt'], prompts)]
+  corpus = _corpus(
+    tokenizer,
+    said,
+    rows,
+    np.isin(rows['prompt'], tested),
+    (prompt_length, response_length),
+    embedded=False,
   )
-
-  def split(wanted):
-    rows = [i for i, record in enumerate(records) if wanted(record.prompt)]
-    first_of = {records[i].prompt: i for i in reversed(rows)}
-    part = take(encoded, rows)
-    return Split(
-      take(encoded.prompts, sorted(first_of.values())),
-      part._replace(right=None, payoff=None),
-      part,
+  corpus.account['dropped'].update(fit.dropped)
+  if corpus.account['cut']:
+    print(
+      f'{path}: cut {corpus.account["cut"]} of {corpus.account["responses"]} responses to '
+      f'config.data.response_length={response_length} tokens.'
     )
-
-  train = split(lambda prompt: prompt not in tested)
-  return Corpus(tokenizer, train, split(tested.__contains__), embedded=False)
+  return corpus
 
 
-def _tokenizer(texts, vocabulary, pretrained):
-  if pretrained:
-    return tokenizers.load(pretrained)
-  return tokenizers.train(texts, vocabulary)
+def _texts(entries: Callable[[], Iterator[Entry]], refuse: Refuse) -> Iterator[str]:
+  """The texts of questions and their answers, to train a tokenizer on."""
+  for file, number, said in entries():
+    if isinstance(said, Problem):
+      refuse(file, number, said, 'correct it')
+    elif isinstance(said.prompt, str):
+      yield ' '.join(filter(None, (said.prompt, said.left, said.right, said.demonstration)))
 
 
-def _encoded(path, numbered, tokenizer, skip_bad):
-  """The numbered records whose prompts the tokenizer can write, and the token ids of these."""
-  encoded, skipped = [], Counter()
-  for number, record in numbered:
-    prompt = record.prompt
-    if not isinstance(prompt, str):
-      prompt = [message._asdict() for message in prompt]
-    try:
-      encoded.append(((number, record), *tokenizers.prompt_ids(tokenizer, [prompt])))
-    except sources.Problem as problem:
-      if not skip_bad:
-        remedy = 'change it, give a model whose chat template takes it by config.model.hf'
-        raise sources.bad_line(path, number, str(problem), remedy) from None
-      skipped[problem.reason] += 1
-  sources.report_skipped(path, skipped)
-  return [kept for kept, _ in encoded], [ids for _, ids in encoded]
+def _kept(
+  folder: Path,
+  what: Mapping[str, Any],
+  entries: Callable[[], Iterator[Entry]],
+  texts: Callable[[], Iterable[str]],
+  vocabulary: int,
+  pretrained: str,
+  refuse: Refuse,
+) -> tuple[Any, Tokenised]:
+  """The tokenizer and the tokenised records, from `folder` if they were made before.
+
+  They are found again by all that determines them: `what` says so of the records.
+  """
+  tokenizer = tokenizers.load(pretrained) if pretrained else None
+  by = {'vocabulary': vocabulary} if tokenizer is None else tokenizers.settings(tokenizer)
+  everything = json.dumps([what, by, _code()], sort_keys=True)
+  name = hashlib.sha256(everything.encode()).hexdigest()[:10]
+  place, own = folder / f'data-{name}', 'tokenizer.json'
+
+  def write(draft):
+    known = tokenizer
+    if known is None:
+      known = tokenizers.train(texts(), vocabulary)
+      (draft / own).write_text(tokenizers.stored(known))
+    tokenised.write(draft, entries(), known, refuse)
+
+  tokenised.once(place, write)
+  if tokenizer is None:
+    tokenizer = tokenizers.restore((place / own).read_text())
+  return tokenizer, tokenised.read(place)
 
 
-def _fits(path, numbered, prompts, length, skip_bad) -> list[bool]:
-  """Which prompts are short enough; unless those that are not are skipped, all have to be."""
-  fits = [len(ids) <= length for ids in prompts]
+@functools.cache
+def _code() -> str:
+  """A digest of the code that makes tokens of texts."""
+  code = hashlib.sha256()
+  for file in sorted(Path(__file__).parent.glob('*.py')):
+    code.update(file.read_bytes())
+  return code.hexdigest()
+
+
+class _Fitting(NamedTuple):
+  records: np.ndarray
+  dropped: dict[str, int]
+
+
+def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: bool) -> _Fitting:
+  """The records whose prompts are short enough; unless others are skipped, all have to be."""
+  lengths = said.prompts.lengths(said.records['prompt'])
+  fits = lengths <= length
   setting = f'config.data.prompt_length={length}'
-  if not (all(fits) or skip_bad):
-    first = fits.index(False)
+  if not (fits.all() or skip_bad):
+    first = said.records[~fits][0]
     problem = (
-      f"field 'prompt' has {len(prompts[first])} tokens and leaves no room for a response "
-      f'({setting})'
+      f"field 'prompt' has {lengths[~fits][0]} tokens and leaves no room for a response ({setting})"
     )
-    raise sources.bad_line(path, numbered[first][0], problem, 'shorten it, raise that length')
+    where = readings.place(found, int(first['file']), int(first['number']))
+    raise readings.unusable(where, problem, 'shorten it, raise that length')
   reason = f"field 'prompt' leaves no room for a response ({setting} tokens)"
-  sources.report_skipped(path, Counter([reason] * fits.count(False)))
-  return fits
+  long = int((~fits).sum())
+  return _Fitting(said.records[fits], {reason: long} if long else {})
 
 
-def _tested(path, prompts: set[sources.Prompt], share, seed) -> set[sources.Prompt]:
+def _part(said: Tokenised, records: np.ndarray, part: str) -> np.ndarray:
+  """The prompts of a part, in an order that is not that of the records.
+
+  Raises:
+    UserError: if `part` is not a number of so many.
+  """
+  number, _, count = (text.strip() for text in part.partition('/'))
+  if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    raise UserError(f"config.data.part='{part}' must be like 1/3, the first of three parts.")
+  prompts = np.unique(records['prompt'])
+  return prompts[np.argsort(said.ranks[prompts])][int(number) - 1 :: int(count)]
+
+
+def _tested(path: str, prompts: np.ndarray, share: float, seed: int) -> np.ndarray:
   """A random share of the prompts: at least one, and not all."""
   if len(prompts) < 2:
     found = f'{len(prompts)} different prompt{"" if len(prompts) == 1 else "s"}'
@@ -198,14 +258,76 @@ def _tested(path, prompts: set[sources.Prompt], share, seed) -> set[sources.Prom
       f'{path}: {found} found; add some, for at least two are needed: to train on and to test on.'
     )
   count = min(max(round(share * len(prompts)), 1), len(prompts) - 1)
-  ordered = sorted(prompts, key=sources.messages)  # a set has another order in every process
-  return {ordered[row] for row in np.random.default_rng(seed).permutation(len(ordered))[:count]}
+  return prompts[np.random.default_rng(seed).permutation(len(prompts))[:count]]
 
 
-def _must_fit(rows, field, length, hint):
-  longest = max(map(len, rows))
-  if longest > length:
-    raise UserError(
-      f'config.data.{field}={length} is too short; texts of the embedded task have up to {longest} '
-      f'tokens{hint}; raise it.'
+def _corpus(
+  tokenizer: Any,
+  said: Tokenised,
+  records: np.ndarray,
+  tested: np.ndarray,
+  lengths: tuple[int, int],
+  embedded: bool,
+) -> Corpus:
+  """The records in two splits: those of which `tested` says so are held out."""
+  given = (records['demonstration'] >= 0).any()
+
+  def examples(rows):
+    compared = rows[rows['left'] >= 0]
+    shown = rows['demonstration']
+    if not given:
+      preferred = np.where(rows['preference'] > 0.5, rows['left'], rows['right'])
+      shown = np.where(rows['preference'] == 0.5, -1, preferred)
+    alone = rows.copy()
+    alone['left'], alone['right'] = shown, -1
+    asked = alone[np.sort(np.unique(rows['prompt'], return_index=True)[1])]
+    asked['left'] = -1
+    make = functools.partial(_examples, tokenizer, said, lengths)
+    return Split(
+      make(asked, lambda batch: batch.prompts),
+      make(alone[shown >= 0], lambda batch: batch._replace(right=None, payoff=None)),
+      make(compared, lambda batch: batch),
     )
+
+  train, held_out = examples(records[~tested]), examples(records[tested])
+  counts = {
+    name: dict(zip(Split._fields, (len(part.lengths) for part in split), strict=True))
+    for name, split in (('train', train), ('held_out', held_out))
+  }
+  responses = np.concatenate([records[field] for field in tokenised.TEXTS])
+  responses = responses[responses >= 0]
+  compared = records['preference'][records['left'] >= 0]
+  account = said.account | counts
+  account |= {
+    'cut': int((said.responses.lengths(responses) > lengths[1]).sum()),
+    'responses': len(responses),
+    'ties': int((compared == 0.5).sum()),
+    'graded': int(((compared > 0) & (compared < 1) & (compared != 0.5)).sum()),
+  }
+  return Corpus(tokenizer, train, Split(*(part.all() for part in held_out)), embedded, account)
+
+
+def _examples(tokenizer, said: Tokenised, lengths, records: np.ndarray, of: Callable) -> Examples:
+  """Records that are read and padded as they are needed; `of` takes what is wanted of each."""
+  prompt_length, response_length = lengths
+  sides = [said.responses.lengths(records[side]) for side in ('left', 'right')]
+  needed = [
+    said.prompts.lengths(records['prompt']),
+    np.minimum(np.maximum(*sides), response_length),
+  ]
+
+  table = np.append(records, np.array([NOTHING], records.dtype))  # which is row -1
+
+  def read(rows, widths):
+    chosen = table[rows]
+    prompts = said.prompts.take(chosen['prompt'], prompt_length)
+    left, right = (said.responses.take(chosen[side], response_length) for side in ('left', 'right'))
+    batch = Comparison(
+      tokenizers.pad_prompts(tokenizer, prompts, widths[0]),
+      tokenizers.pad_responses(tokenizer, left, widths[1]),
+      tokenizers.pad_responses(tokenizer, right, widths[1]),
+      np.float32(chosen['preference'] - 0.5)[:, None, None],
+    )
+    return of(batch)
+
+  return Examples(np.stack(needed, axis=1), (prompt_length, response_length), read)

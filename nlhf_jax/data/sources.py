@@ -1,183 +1,166 @@
-"""Comparisons from a user's file."""
+"""Where rows come from: a file, a folder of files, or a dataset by its name on the hub."""
 
-import codecs
-import json
+import hashlib
+import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from nlhf_jax.errors import UserError
+import huggingface_hub
 
-FIELDS = ('prompt', 'chosen', 'rejected')
-ROLES = ('system', 'user', 'assistant')
+from nlhf_jax.data import rows
+from nlhf_jax.data.rows import KINDS
+from nlhf_jax.errors import UserError, first_line
 
-
-class Message(NamedTuple):
-  """One turn of a conversation; `role` is one of `ROLES`."""
-
-  role: str
-  content: str
+# What folders hold beside data, of `datasets` and of TensorFlow Datasets.
+NOTES = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
+PREPARED = 'features.json'  # lies beside the array records of TensorFlow Datasets
 
 
-Prompt = str | tuple[Message, ...]  # a question, or a conversation that is more than one question
+class Source(NamedTuple):
+  """Files of one kind, in a fixed order; `split` is what array records beside them are called."""
+
+  name: str
+  files: tuple[Path, ...]
+  split: str = ''
 
 
-class Record(NamedTuple):
-  """One judgement: `chosen` was preferred to `rejected`."""
-
-  prompt: Prompt
-  chosen: str
-  rejected: str
-
-
-class Problem(Exception):
-  """Why one line cannot be used; `reason` is what lines with the same problem share."""
-
-  def __init__(self, reason: str, detail: str = ''):
-    super().__init__(reason + detail)
-    self.reason = reason
-
-
-def parse(line: str) -> Record:
-  """A record from one line of JSON.
-
-  A field is text or a list of messages `{"role", "content"}`. That of a prompt has a system message
-  first or none, then user and assistant in turn, a user last. That of a response is the assistant's
-  message, or the whole conversation: the prompt, then that message. The prompt may then be missing.
-
-  Raises:
-    Problem: if the line is not a JSON object with such fields `FIELDS`, or its two responses are
-      the same: nothing can be learned from a choice between them.
-  """
-  try:
-    value = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise Problem('not valid JSON', f' (column {error.colno}: {error.msg})') from None
-  except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-    raise Problem('not valid JSON', f' ({error})') from None
-  if not isinstance(value, dict):
-    raise Problem('not a JSON object', f' but {type(value).__name__}')
-  whole = value.get('chosen')
-  if 'prompt' not in value and isinstance(whole, list) and len(whole) > 1:
-    value = {**value, 'prompt': whole[:-1]}
-  for field in FIELDS:
-    if field not in value:
-      raise Problem(f"field '{field}' is missing", f'; it has {sorted(value)}')
-  prompt = _prompt(value['prompt'])
-  record = Record(prompt, *(_response(field, value[field], prompt) for field in FIELDS[1:]))
-  if record.chosen == record.rejected:
-    raise Problem("fields 'chosen' and 'rejected' are the same")
-  return record
-
-
-def messages(prompt: Prompt) -> tuple[Message, ...]:
-  """The prompt as a conversation."""
-  return (Message('user', prompt),) if isinstance(prompt, str) else prompt
-
-
-def _prompt(value) -> Prompt:
-  said = _messages('prompt', value)
-  turns = [message.role for message in said if message.role != 'system']
-  if turns != (['user', 'assistant'] * len(said))[: len(turns)] or len(turns) % 2 == 0:
-    raise Problem("field 'prompt' is not user and assistant in turn, from a user to a user")
-  if any(message.role == 'system' for message in said[1:]):
-    raise Problem("field 'prompt' has a system message that is not the first")
-  return said[0].content if len(said) == 1 else said
-
-
-def _response(field, value, prompt) -> str:
-  *before, last = _messages(field, value, role='assistant')
-  if last.role != 'assistant':
-    raise Problem(f"field '{field}' does not end with a message of the assistant")
-  if before and tuple(before) != messages(prompt):
-    raise Problem(f"field '{field}' has other messages than the prompt before its last")
-  return last.content
-
-
-def _messages(field, value, role='user') -> tuple[Message, ...]:
-  """A field as messages; text is one message of this role."""
-  if isinstance(value, str):
-    return (Message(role, _text(f"field '{field}'", value)),)
-  if not isinstance(value, list):
-    detail = f' but {type(value).__name__}'
-    raise Problem(f"field '{field}' is neither a string nor a list of messages", detail)
-  if not value:
-    raise Problem(f"field '{field}' is empty")
-  return tuple(_message(f"a message of field '{field}'", message) for message in value)
-
-
-def _message(name, value) -> Message:
-  if not isinstance(value, dict):
-    raise Problem(f'{name} is not a JSON object', f' but {type(value).__name__}')
-  for key in Message._fields:
-    if key not in value:
-      raise Problem(f"{name} has no '{key}'", f'; it has {sorted(value)}')
-  if value['role'] not in ROLES:
-    raise Problem(f'{name} has a role that is none of {", ".join(ROLES)}', f': {value["role"]!r}')
-  return Message(value['role'], _text(f"'content' in {name}", value['content']))
-
-
-def _text(name, value) -> str:
-  if not isinstance(value, str):
-    raise Problem(f'{name} is not a string', f' but {type(value).__name__}')
-  if not value.strip():
-    raise Problem(f'{name} is empty')
-  if re.search('[\ud800-\udfff]', value):
-    raise Problem(f'{name} holds half of a surrogate pair, which is no character')
-  return value
-
-
-def read_jsonl(path: str, skip_bad: bool) -> Iterator[tuple[int, Record]]:
-  """The (line number, record) pairs of a JSON-lines file of `{"prompt", "chosen", "rejected"}`.
+def locate(name: str, split: str) -> Source:
+  """The files of a source.
 
   Args:
-    path: the file, UTF-8, with or without a byte-order mark. Blank lines are passed over.
-    skip_bad: count and pass over lines that cannot be used, instead of raising.
+    name: a file, a folder (of files, or as `datasets` saved it, or as TensorFlow Datasets prepared
+      it), or `OWNER/NAME` on the Hugging Face hub, whose files are downloaded. No code of a dataset
+      is run.
+    split: which files of a folder: `train` are `train.jsonl`, `train-00000-of-00002.parquet`, and
+      all below a folder `train`; `a/train` those that are of both.
 
   Raises:
-    UserError: if the file cannot be read or, unless `skip_bad`, at the first bad line.
+    UserError: if there is nothing of that name, no file that can be read, or more than one split
+      and none is named.
   """
-  skipped = Counter()
+  path = Path(name)
+  if path.is_file() or (path.suffix and rows.kind(path) in KINDS and not path.is_dir()):
+    return Source(name, (path,))  # one that is missing is missed by who reads it
+  if not path.is_dir():
+    path = _downloaded(name, split)
+  if (path / PREPARED).is_file():
+    records = sorted(path.glob('*.array_record*'))
+    splits = sorted({file.name.partition('.')[0].rpartition('-')[2] for file in records})
+    chosen = _one_split(name, [(one,) for one in splits], split)[0][0]
+    files = [file for file in records if file.name.partition('.')[0].endswith(f'-{chosen}')]
+    return Source(name, (path / PREPARED, *files), chosen)
+  files = _files(path)
+  if not files:
+    raise UserError(f"config.data.path: '{name}' holds no data; give files of {', '.join(KINDS)}.")
+  chosen = _one_split(name, [_parts(file.relative_to(path)) for file in files], split)
+  return Source(name, tuple(file for file in files if _parts(file.relative_to(path)) in chosen))
+
+
+def _files(folder: Path) -> list[Path]:
+  """The data files of the first kind that there are some of, in order."""
+  found = [
+    Path(place, name)
+    for place, _, names in os.walk(folder)
+    for name in names
+    if name not in NOTES and not name.startswith('.')
+  ]
+  for kind in ('.parquet', '.arrow', '.jsonl', '.json'):
+    if files := sorted(file for file in found if rows.kind(file) == kind):
+      return files
+  return []
+
+
+def _parts(file: Path) -> tuple[str, ...]:
+  """What may name the split of a file: the folders it is in, and its own name without a number."""
+  stem = file.name.partition('.')[0]
+  return (*file.parts[:-1], re.sub(r'-\d+-of-\d+$', '', stem))
+
+
+def _one_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
+  """Those of the splits that `split` means, which may be left out where there is one."""
+  known = sorted({'/'.join(parts) for parts in of_files})
+  if split:
+    wanted = split.split('/')
+    found = [parts for parts in of_files if all(part in parts for part in wanted)]
+  else:
+    found = list(of_files) if len(known) == 1 else []
+  if not found:
+    problem = f"='{split}' is none" if split else ' has to be one'
+    raise UserError(f"config.data.split{problem} of those of '{name}': {', '.join(known)[:500]}.")
+  return found
+
+
+def _downloaded(name: str, split: str) -> Path:
+  last = f'*{split.split("/")[-1]}' if split else ''
+  wanted = [f'{last}*{kind}{packed}' for kind in KINDS for packed in ('', '.gz')]
   try:
-    lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b'\n')
-  except OSError as error:
+    return Path(huggingface_hub.snapshot_download(name, repo_type='dataset', allow_patterns=wanted))
+  except (OSError, ValueError) as error:  # not there, not reachable, or no name at all
     raise UserError(
-      f"config.data.path: cannot read '{path}': {error.strerror}; give a file of JSON lines."
+      f"config.data.path: cannot read '{name}': No such file or directory, and the Hugging Face "
+      f'hub did not give it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
     ) from None
-  for number, line in enumerate(lines, start=1):
-    if line.strip():
-      try:
-        yield number, parse(decoded(line))
-      except Problem as problem:
-        if not skip_bad:
-          raise bad_line(path, number, str(problem)) from None
-        skipped[problem.reason] += 1
-  report_skipped(path, skipped)
 
 
-def decoded(line: bytes) -> str:
-  """The line as text.
+def locate_all(names: str, splits: str) -> list[Source]:
+  """The sources of these names, separated by commas; one split for all of them, or one for each.
 
   Raises:
-    Problem: if it is not UTF-8.
+    UserError: as `locate`, or if there are other numbers of both.
   """
-  try:
-    return line.decode()
-  except UnicodeDecodeError as error:
-    raise Problem('not UTF-8', f' (byte {error.start + 1} of the line)') from None
+  names = [name.strip() for name in names.split(',')]
+  return [locate(*pair) for pair in zip(names, for_each('split', splits, len(names)), strict=True)]
 
 
-def bad_line(path: str, number: int, problem: str, remedy: str = 'correct it') -> UserError:
-  """The sentence for a line that cannot be used."""
-  return UserError(
-    f'{path}, line {number}: {problem}; {remedy}, or pass --config.data.skip_bad=True to skip and '
-    'count such lines.'
-  )
+def for_each(field: str, values: str, count: int) -> list[str]:
+  """The values of a setting, separated by commas, for so many sources; one is for all of them.
+
+  Raises:
+    UserError: if there is neither one nor so many.
+  """
+  given = [value.strip() for value in values.split(',')]
+  if len(given) not in (1, count):
+    raise UserError(
+      f"config.data.{field}='{values}' names {len(given)} for {count} sources; give one for all, "
+      'or one for each.'
+    )
+  return given * count if len(given) == 1 else given
 
 
-def report_skipped(path: str, skipped: Counter) -> None:
-  """Says how many lines were skipped, and why."""
-  for reason, count in sorted(skipped.items()):
-    print(f'{path}: skipped {count} line{"s" if count > 1 else ""}: {reason}.')
+def digest(sources: Iterable[Source]) -> str:
+  """A digest of what the files say, wherever they lie.
+
+  Raises:
+    UserError: if one cannot be read.
+  """
+  digests = [_digest(file) for source in sources for file in source.files]
+  if len(digests) == 1:
+    return digests[0]
+  return hashlib.sha256(' '.join(digests).encode()).hexdigest()
+
+
+def _digest(file: Path) -> str:
+  with rows.readable(file), file.open('rb') as opened:
+    return hashlib.file_digest(opened, 'sha256').hexdigest()
+
+
+def read(source: Source) -> Iterator[tuple[int, int, Any]]:
+  """All rows: the number of the file, that of the row in it from 1, and what `rows.read` gives.
+
+  Raises:
+    UserError: if a file cannot be read.
+  """
+  if source.split and source.files[0].name == PREPARED:
+    for number, value in rows.prepared(source.files[0].parent, source.split):
+      yield 0, number, value
+    return
+  for index, file in enumerate(source.files):
+    for number, value in rows.read(file):
+      yield index, number, value
+
+
+def place(source: Source, file: int, number: int) -> str:
+  """How to call the place of a row."""
+  return f'{source.files[file]}, {rows.noun(source.files[file])} {number}'

@@ -8,11 +8,14 @@ summaries a report beats a list, a list beats a question and a question beats a 
 one. All text is made here; nothing is read from a file.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
+
+from nlhf_jax.data.forms import Record
 
 STYLES = ('report', 'list', 'question')
 
@@ -139,6 +142,17 @@ def votes(
   """The share of a panel that votes for left: one 0/1 vote sampled from each rater, [n]."""
   chance = rater_preferences(posts, left, right)
   return (random.random(chance.shape) < chance).mean(axis=1)
+
+
+def records(seed: int) -> Iterator[Record]:
+  """An endless stream of examples, with what a panel of three says of the two compared."""
+  random, stream = np.random.default_rng(seed), examples(seed)
+  while True:
+    some = list(itertools.islice(stream, 256))
+    posts, summaries, left, right = zip(*some, strict=True)
+    shares = votes(random, posts, left, right).tolist()
+    for post, summary, one, other, share in zip(posts, summaries, left, right, shares, strict=True):
+      yield Record(post, one, other, share, 3, summary)
 
 
 def examples(seed: int) -> Iterator[Example]:

@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -30,9 +30,11 @@ os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # it misses PyT
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nlhf_jax import hub
-from nlhf_jax.data.sources import Problem
+from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.structs import Prompts, Responses
+
+Row = Sequence[int] | np.ndarray  # token ids of one text
 
 PAD, STOP, SEPARATOR = '<pad>', '<eos>', '<sep>'
 
@@ -65,6 +67,26 @@ def train(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     show_progress=False,
   )
   model.train_from_iterator((f' {text}' for text in texts), trainer)
+  return _own(model)
+
+
+def restore(text: str) -> PreTrainedTokenizerFast:
+  """A tokenizer of `train`, from what `stored` gave."""
+  return _own(tokenizers.Tokenizer.from_str(text))
+
+
+def stored(tokenizer: PreTrainedTokenizerFast) -> str:
+  """The vocabulary and the rules of a tokenizer, as text."""
+  return tokenizer.backend_tokenizer.to_str()
+
+
+def settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+  """All that determines what a tokenizer makes of a text."""
+  own = {'model': stored(tokenizer), 'template': tokenizer.chat_template}
+  return own | {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+
+
+def _own(model) -> PreTrainedTokenizerFast:
   return PreTrainedTokenizerFast(
     tokenizer_object=model,
     pad_token=PAD,
@@ -341,7 +363,7 @@ def response_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
   ]
 
 
-def pad_prompts(tokenizer, rows: Sequence[Sequence[int]], length: int) -> Prompts:
+def pad_prompts(tokenizer, rows: Sequence[Row], length: int) -> Prompts:
   """Rows of ids to the right of padding, [n, length].
 
   Raises:
@@ -351,7 +373,7 @@ def pad_prompts(tokenizer, rows: Sequence[Sequence[int]], length: int) -> Prompt
   return Prompts(_filled(tokenizer, rows, mask), mask)
 
 
-def pad_responses(tokenizer, rows: Sequence[Sequence[int]], length: int) -> Responses:
+def pad_responses(tokenizer, rows: Sequence[Row], length: int) -> Responses:
   """Rows of ids to the left of padding, as one response a prompt: [n, 1, length].
 
   Raises:
@@ -365,7 +387,8 @@ def _filled(tokenizer, rows, mask):
   if mask.sum() < sum(map(len, rows)):
     raise ValueError(f'a row of {max(map(len, rows))} tokens does not fit into {mask.shape[1]}')
   tokens = np.full(mask.shape, tokenizer.pad_token_id, np.int32)
-  tokens[mask] = [token for row in rows for token in row]
+  if len(rows):
+    tokens[mask] = np.concatenate(rows, dtype=np.int32, casting='unsafe')
   return tokens
 
 

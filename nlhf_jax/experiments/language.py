@@ -12,11 +12,17 @@ from nlhf_jax import policies, processes, records
 from nlhf_jax.build.language import Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
-from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take
+from nlhf_jax.data.batches import in_random_order, map_chunks, take
 from nlhf_jax.evaluation import styles
 from nlhf_jax.experiments.competition import compete, perfect_matrices, publish
 from nlhf_jax.experiments.exploitability import exploit
-from nlhf_jax.experiments.stages import fit, make_policy_step, make_rollout, material
+from nlhf_jax.experiments.stages import (
+  batches_of,
+  fit,
+  make_policy_step,
+  make_rollout,
+  material,
+)
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
@@ -34,6 +40,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
+    records.write_json(workdir / 'data.json', experiment.corpus.account)
     stages.mkdir(parents=True, exist_ok=True)
     if processes.is_first():
       experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
@@ -85,7 +92,7 @@ def fine_tune(experiment: Experiment) -> Params:
     measures.of_demonstrations,
     training.accumulate,
   )
-  examples = batches(experiment.corpus.train.demonstrations, training.batch, experiment.seed)
+  examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
@@ -115,7 +122,7 @@ def train_judge(experiment: Experiment, reference: Params) -> Judge:
     measures.of_preferences,
     training.accumulate,
   )
-  examples = in_random_order(batches(train, training.batch, experiment.seed))
+  examples = in_random_order(batches_of(train, training, experiment.seed))
   params = fit(
     stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
   )
@@ -141,7 +148,7 @@ def train_reward_model(experiment: Experiment, reference: Params) -> Judge:
     measures.of_rewards,
     training.accumulate,
   )
-  examples = batches(train, training.batch, experiment.seed)
+  examples = batches_of(train, training, experiment.seed)
   params = fit(
     stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
   )
@@ -167,9 +174,7 @@ def train_policy(
   """
   policy = experiment.policies[name]
   step = make_policy_step(experiment, policy, judge)
-  examples = batches(
-    material(policy, experiment.corpus.train), policy.training.batch, experiment.seed
-  )
+  examples = batches_of(material(policy, experiment.corpus.train), policy.training, experiment.seed)
   return fit(
     experiment.stages[name],
     policy.training,

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from nlhf_jax import policies, processes, records, sampling, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
-from nlhf_jax.data.batches import map_chunks, trimmed
+from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.data.corpora import Split
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
-from nlhf_jax.structs import Comparison, Mixture, Params, Prompts, Responses
+from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.play import Feedback, MakeRollout, make_play
 from nlhf_jax.training.steps import Score, initial_state, make_update
@@ -59,7 +59,7 @@ def fit(
     state = loop.train(
       state,
       step,
-      examples.map(trimmed).map(sharding.place_rows),
+      examples.map(sharding.place_rows),
       stage.key,
       stage=stage.name,
       steps=training.steps,
@@ -96,7 +96,12 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
   )
 
 
-def material(policy: Policy, split: Split) -> Comparison | Prompts:
+def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
+  """Batches for a stage, of which each process reads the rows that its devices hold."""
+  return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
+
+
+def material(policy: Policy, split: Split) -> Examples:
   """What a policy learns from: comparisons, demonstrations, or prompts to respond to."""
   algorithm = policy.training.algorithm
   if algorithm.left != DATA:

@@ -117,8 +117,19 @@ def put(tree: Any) -> Any:
   return jax.jit(as_parameters)(tree) if on_mesh() else tree
 
 
+def rows_here(count: int) -> np.ndarray:
+  """Which of so many rows some device of this process holds, [count]."""
+  here = np.ones(count, bool)
+  if on_mesh():
+    where = NamedSharding(jax.sharding.get_mesh(), spec((ROWS,), here.shape))
+    here[:] = False
+    for (rows,) in where.addressable_devices_indices_map(here.shape).values():
+      here[rows] = True
+  return here
+
+
 def place_rows(examples: Any) -> Any:
-  """Puts a batch, whole in every process, on the mesh by rows; each process puts its own rows."""
+  """Puts a batch on the mesh by rows; each process puts its own rows, and has to have those."""
   if not on_mesh():
     return examples
   mesh = jax.sharding.get_mesh()

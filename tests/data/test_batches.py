@@ -1,12 +1,13 @@
 """A batch is a function of the step, and whatever is done in chunks is as if done at once."""
 
+import itertools
 from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data.batches import batches, in_random_order, map_chunks, take, trimmed
+from nlhf_jax.data.batches import Examples, batches, in_random_order, map_chunks, take
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 COUNT, SIZE = 12, 4
@@ -29,27 +30,36 @@ def comparisons():
   )
 
 
+@pytest.fixture
+def examples(comparisons):
+  """The same, all of the longest lengths."""
+
+  def read(rows, widths):
+    assert widths == (2, 3)
+    return take(comparisons, rows)
+
+  return Examples(np.tile([2, 3], (COUNT, 1)), (2, 3), read)
+
+
 def rows(batch):
   return batch.prompts.tokens[:, 0].tolist()
 
 
-def test_a_step_has_the_same_batch_whatever_was_asked_before(comparisons):
-  one, other = (batches(comparisons, SIZE, seed=3) for _ in range(2))
+def test_a_step_has_the_same_batch_whatever_was_asked_before(examples):
+  one, other = (batches(examples, SIZE, seed=3) for _ in range(2))
   forwards = [rows(one[step]) for step in range(10)]
   backwards = [rows(other[step]) for step in reversed(range(10))]
   assert forwards == backwards[::-1]
   assert rows(one[10**6]) == rows(other[10**6])
 
 
-def test_another_seed_gives_another_order(comparisons):
-  assert rows(batches(comparisons, COUNT, seed=0)[0]) != rows(
-    batches(comparisons, COUNT, seed=1)[0]
-  )
+def test_another_seed_gives_another_order(examples):
+  assert rows(batches(examples, COUNT, seed=0)[0]) != rows(batches(examples, COUNT, seed=1)[0])
 
 
 @pytest.mark.parametrize('size', [1, SIZE, 5, 2 * COUNT])
-def test_an_epoch_has_every_example_once(comparisons, size):
-  source = batches(comparisons, size, seed=0)
+def test_an_epoch_has_every_example_once(examples, size):
+  source = batches(examples, size, seed=0)
   steps = range(-(-3 * COUNT // size))
   drawn = [row for step in steps for row in rows(source[step])][: 3 * COUNT]
   epochs = [drawn[start : start + COUNT] for start in range(0, 3 * COUNT, COUNT)]
@@ -57,15 +67,15 @@ def test_an_epoch_has_every_example_once(comparisons, size):
   assert len({tuple(epoch) for epoch in epochs}) == 3, 'an epoch repeats the order of another'
 
 
-def test_a_batch_holds_whole_comparisons(comparisons):
-  batch = batches(comparisons, SIZE, seed=0)[7]
+def test_a_batch_holds_whole_comparisons(examples, comparisons):
+  batch = batches(examples, SIZE, seed=0)[7]
   expected = take(comparisons, np.array(rows(batch)))
   jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
-def test_sides_swap_together_with_the_sign_of_the_payoff(comparisons):
+def test_sides_swap_together_with_the_sign_of_the_payoff(examples, comparisons):
   for step in range(5):
-    batch = in_random_order(batches(comparisons, SIZE, seed=0))[step]
+    batch = in_random_order(batches(examples, SIZE, seed=0))[step]
     swapped = batch.payoff[:, 0, 0] < 0
     kept = take(comparisons, np.array(rows(batch)))
     for side, straight, crossed in (
@@ -84,8 +94,8 @@ def test_sides_swap_together_with_the_sign_of_the_payoff(comparisons):
     np.testing.assert_array_equal(abs(batch.payoff), kept.payoff)
 
 
-def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(comparisons):
-  source = in_random_order(batches(comparisons, COUNT, seed=0))
+def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(examples):
+  source = in_random_order(batches(examples, COUNT, seed=0))
   times = Counter()
   for step in range(40):
     batch = source[step]
@@ -94,8 +104,8 @@ def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(comparisons)
   assert sum(times.values()) / (40 * COUNT) == pytest.approx(0.5, abs=0.08)
 
 
-def test_which_sides_swap_depends_on_the_step_alone(comparisons):
-  one, other = (in_random_order(batches(comparisons, SIZE, seed=0)) for _ in range(2))
+def test_which_sides_swap_depends_on_the_step_alone(examples):
+  one, other = (in_random_order(batches(examples, SIZE, seed=0)) for _ in range(2))
   forwards = [one[step].payoff for step in range(8)]
   backwards = [other[step].payoff for step in reversed(range(8))]
   np.testing.assert_array_equal(forwards, backwards[::-1])
@@ -118,30 +128,76 @@ def test_chunks_give_the_result_of_the_whole_with_calls_of_one_shape(comparisons
   assert shapes[0].payoff[0] == min(size, COUNT)
 
 
-def padded(lengths, width, left):
-  mask = np.arange(width) < np.array(lengths)[..., None]
-  mask = mask[..., ::-1] if left else mask
-  return np.where(mask, 7, 0), mask
+def lengths_only(lengths, longest, seen=None):
+  """Examples that are nothing but lengths; of each batch, the widths asked for are noted."""
+
+  def read(rows, widths):
+    if seen is not None:
+      seen.append((rows, widths))
+    return Prompts(rows[:, None], np.ones((len(rows), 1), bool))
+
+  return Examples(np.array(lengths), longest, read)
 
 
 @pytest.mark.parametrize(
-  ('longest', 'width'), [(1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)]
+  ('length', 'width'), [(0, 32), (1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)]
 )
-def test_padding_that_all_rows_have_is_cut_to_a_half_or_a_quarter(longest, width):
-  prompts = Prompts(*padded([longest, 1], 128, left=True))
-  cut = trimmed(prompts)
-  assert cut.tokens.shape == (2, width)
-  assert cut.mask.sum() == longest + 1
-  np.testing.assert_array_equal(cut.tokens, prompts.tokens[:, -width:])
-  sides = [Responses(*padded([[5], [n]], 128, left=False)) for n in (3, longest)]
-  batch = trimmed(Comparison(prompts, *sides, np.zeros((2, 1, 1))))
-  for whole, side in zip(sides, (batch.left, batch.right), strict=True):
-    assert side.tokens.shape == (2, 1, width)
-    assert side.mask.sum() == whole.mask.sum()
-    assert side.log_probs is None
-  assert trimmed(Comparison(prompts, sides[1])).left.tokens.shape == (2, 1, width)
+def test_a_batch_is_as_wide_as_its_longest_needs_halved_as_often_as_there_is_room(length, width):
+  seen = []
+  batches(lengths_only([[1, 1], [length, 1], [1, length]], (128, 128), seen), 3, seed=0)[0]
+  assert seen[0][1] == (width, width)
 
 
 def test_short_and_odd_lengths_stay_as_they_are():
-  for width in (25, 75):
-    assert trimmed(Prompts(*padded([1, 2], width, left=True))).tokens.shape == (2, width)
+  seen = []
+  batches(lengths_only([[1, 2], [2, 1]], (25, 75), seen), 2, seed=0)[0]
+  assert seen[0][1] == (25, 75)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_examples_of_like_length_come_together_once_an_epoch_in_few_shapes(seed):
+  random = np.random.default_rng(seed)
+  lengths = random.choice([20, 100, 400], (1200, 2), p=[0.6, 0.3, 0.1])
+  seen = []
+  source = batches(lengths_only(lengths, (512, 512), seen), 8, seed=seed)
+  for step in range(128):  # four windows of 32 batches
+    source[step]
+  for start in range(0, 128, 32):
+    drawn = np.concatenate([rows for rows, _ in seen[start : start + 32]])
+    assert len(set(drawn.tolist())) == 256  # each once in less than an epoch
+  widths = [widths for _, widths in seen]
+  assert set(widths) <= set(itertools.product([32, 128, 512], repeat=2))
+  tokens = sum(8 * sum(pair) for pair in widths)
+  needed = sum(lengths[rows].sum() for rows, _ in seen)
+  assert tokens < 1.6 * needed
+  # In the order they are drawn, few batches are without a long one.
+  plain = [lengths[rows].max() for rows in np.arange(1200).reshape(-1, 8)]
+  assert np.mean(np.array(plain) == 400) > 0.7
+  # Short and long batches take turns.
+  long = np.array([max(pair) == 512 for pair in widths])
+  assert 8 < long.sum() < 64
+  assert all(long[start : start + 32].any() for start in range(0, 128, 32))
+  assert (np.diff(long.astype(int)) != 0).sum() > 8
+
+
+def test_what_a_batch_holds_depends_on_the_step_alone_with_lengths_too():
+  lengths = np.random.default_rng(0).choice([20, 100, 400], (300, 2))
+  one, other = (batches(lengths_only(lengths, (512, 512)), 8, seed=3) for _ in range(2))
+  forwards = [one[step].tokens for step in range(90)]
+  backwards = [other[step].tokens for step in reversed(range(90))]
+  np.testing.assert_array_equal(forwards, backwards[::-1])
+
+
+def test_processes_read_their_own_rows_and_agree_on_widths_and_order():
+  lengths = np.random.default_rng(0).choice([20, 100], (64, 2))
+  first = np.arange(8) < 4
+  seen = {}
+  for name, here in (('all', None), ('first', first), ('second', ~first)):
+    seen[name] = []
+    source = batches(lengths_only(lengths, (128, 128), seen[name]), 8, 0, here)
+    for step in range(8):
+      source[step]
+  for whole, one, other in zip(*seen.values(), strict=True):
+    assert whole[1] == one[1] == other[1]
+    np.testing.assert_array_equal(np.where(first, whole[0], -1), one[0])
+    np.testing.assert_array_equal(np.where(first, -1, whole[0]), other[0])

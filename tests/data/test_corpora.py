@@ -9,6 +9,7 @@ import pytest
 from chats import FAMILIES, save
 
 from nlhf_jax.data import corpora, synthetic, tokenizers
+from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
 
 SYNTHETIC = dict(
@@ -20,8 +21,11 @@ SYNTHETIC = dict(
   vocabulary=1024,
   pretrained='',
 )
-JSONL = dict(
+FILE = dict(
   seed=0,
+  form='comparisons',
+  split='',
+  part='1/1',
   skip_bad=False,
   held_out=0.3,
   prompt_length=24,
@@ -44,18 +48,30 @@ def make(tmp_path):
   def make(records, **changes):
     path = tmp_path / 'mine.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return corpora.make_jsonl(path=str(path), **JSONL | changes)
+    return corpora.make_file(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
 
   return make
 
 
+@pytest.fixture
+def make_synthetic(tmp_path):
+  """A function that makes a corpus of the embedded task."""
+  return lambda **changes: corpora.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
+
+
+def whole(part):
+  """Examples or arrays as arrays."""
+  return part.all() if isinstance(part, Examples) else part
+
+
 def prompts(corpus, prompts):
+  prompts = whole(prompts)
   return tokenizers.texts(corpus.tokenizer, prompts.tokens, prompts.mask)
 
 
 def comparisons(corpus, split):
   """The comparisons of a split as text again."""
-  said = split.comparisons
+  said = whole(split.comparisons)
   assert np.all(said.payoff == 0.5)
   assert said.payoff.shape == (len(said.prompts.tokens), 1, 1)
   sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
@@ -83,8 +99,8 @@ def test_a_prompt_is_asked_once_and_its_demonstrations_are_the_chosen_responses(
     records = comparisons(corpus, split)
     asked = prompts(corpus, split.prompts)
     assert sorted(asked) == sorted({record['prompt'] for record in records})
-    assert split.demonstrations.right is None
-    shown = tokenizers.texts(corpus.tokenizer, *split.demonstrations.left[:2])
+    assert whole(split.demonstrations).right is None
+    shown = tokenizers.texts(corpus.tokenizer, *whole(split.demonstrations).left[:2])
     assert shown == [record['chosen'] for record in records]
 
 
@@ -101,12 +117,11 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_lines(make, reord
 def test_long_responses_are_cut_and_counted(make, capsys):
   long = [{'prompt': f'question {i}', 'chosen': 'a b ' * 40, 'rejected': 'no'} for i in range(3)]
   corpus = make([*long, *RECORDS])
-  whole = np.concatenate([split.comparisons.left.mask for split in (corpus.train, corpus.held_out)])
-  assert whole.all(axis=(1, 2)).sum() == 3
+  masks = [whole(split.comparisons).left.mask for split in (corpus.train, corpus.held_out)]
+  assert np.concatenate(masks).all(axis=(1, 2)).sum() == 3
   (said,) = capsys.readouterr().out.splitlines()
-  assert said.endswith(
-    "cut 3 of 22 texts of field 'chosen' to config.data.response_length=24 tokens."
-  )
+  assert said.endswith('cut 3 of 44 responses to config.data.response_length=24 tokens.')
+  assert (corpus.account['cut'], corpus.account['responses']) == (3, 44)
 
 
 LONG = [{'prompt': 'why ' * 40, 'chosen': 'yes', 'rejected': 'no'}]
@@ -123,15 +138,16 @@ def test_a_prompt_that_leaves_no_room_is_refused(make, tmp_path):
 
 def test_a_prompt_that_leaves_no_room_is_skipped_and_counted_if_asked(make, capsys):
   corpus = make(RECORDS + LONG + LONG, skip_bad=True)
-  counts = [len(split.comparisons.payoff) for split in (corpus.train, corpus.held_out)]
+  counts = [len(whole(split.comparisons).payoff) for split in (corpus.train, corpus.held_out)]
   assert sum(counts) == len(RECORDS)
-  assert "skipped 2 lines: field 'prompt' leaves no room" in capsys.readouterr().out
+  assert list(corpus.account['dropped'].values()) == [2]
+  assert "skipped 2 rows: field 'prompt' leaves no room" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
   ('records', 'found'),
   [
-    ([], 'no comparisons found'),
+    ([], 'no rows found'),
     (RECORDS[:1], '1 different prompt found'),
     ([RECORDS[0] | {'chosen': str(i)} for i in range(5)], '1 different prompt found'),
   ],
@@ -146,11 +162,12 @@ def test_prompts_that_are_all_skipped_are_too_few(make):
     make(LONG, skip_bad=True)
 
 
-def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel():
-  corpus = corpora.make_synthetic(**SYNTHETIC)
+def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synthetic):
+  corpus = make_synthetic()
   assert corpus.embedded
   texts = []
   for split, count in ((corpus.train, 40), (corpus.held_out, 10)):
+    split = type(split)(*map(whole, split))
     posts = prompts(corpus, split.prompts)
     texts.extend(posts)
     assert len(posts) == count
@@ -161,10 +178,12 @@ def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel():
   assert len(set(texts)) == 50
 
 
-def test_the_embedded_task_depends_on_the_seed_alone():
-  one, again, other = (corpora.make_synthetic(**SYNTHETIC | {'seed': seed}) for seed in (0, 0, 1))
-  jax.tree.map(np.testing.assert_array_equal, one[1:3], again[1:3])
-  assert not np.array_equal(one.train.prompts.tokens, other.train.prompts.tokens)
+def test_the_embedded_task_depends_on_the_seed_alone(make_synthetic):
+  one, again, other = (make_synthetic(seed=seed) for seed in (0, 0, 1))
+  for part in range(3):
+    jax.tree.map(np.testing.assert_array_equal, whole(one.train[part]), whole(again.train[part]))
+  jax.tree.map(np.testing.assert_array_equal, one.held_out, again.held_out)
+  assert not np.array_equal(whole(one.train.prompts).tokens, whole(other.train.prompts).tokens)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +195,11 @@ def test_the_embedded_task_depends_on_the_seed_alone():
     ('vocabulary', 300, 'prompt_length'),
   ],
 )
-def test_lengths_that_the_embedded_task_does_not_fit_are_refused(field, value, blamed):
+def test_lengths_that_the_embedded_task_does_not_fit_are_refused(
+  make_synthetic, field, value, blamed
+):
   with pytest.raises(UserError, match=f'^config.data.{blamed}=.* is too short; .* tokens'):
-    corpora.make_synthetic(**SYNTHETIC | {field: value})
+    make_synthetic(**{field: value})
 
 
 @pytest.fixture
@@ -225,10 +246,10 @@ def test_conversations_become_a_corpus_with_the_tokenizer_of_a_chat_model(make, 
   assert len(corpus.tokenizer) == len(tokenizers.load(chat))
   said, asked = [], []
   for split in (corpus.train, corpus.held_out):
-    read = tokenizers.prompt_texts(corpus.tokenizer, *split.prompts)
+    read = tokenizers.prompt_texts(corpus.tokenizer, *whole(split.prompts))
     assert len(set(read)) == len(read)
     asked.append(set(read))
-    parts = split.comparisons
+    parts = whole(split.comparisons)
     for prompt, chosen in zip(
       tokenizers.prompt_texts(corpus.tokenizer, *parts.prompts),
       tokenizers.texts(corpus.tokenizer, *parts.left[:2]),
@@ -253,8 +274,8 @@ def test_a_conversation_without_a_chat_template_is_refused_or_skipped(make, tmp_
   assert sentence.startswith(f'{where}there is no chat template for a conversation; ')
   assert 'give a model whose chat template takes it by config.model.hf' in sentence
   corpus = make([*RECORDS, talk, talk], skip_bad=True)
-  assert len(corpus.train.prompts.tokens) + len(corpus.held_out.prompts.tokens) == 10
-  assert 'skipped 2 lines: there is no chat template for a conv' in capsys.readouterr().out
+  assert sum(corpus.account[split]['prompts'] for split in ('train', 'held_out')) == 10
+  assert 'skipped 2 rows: there is no chat template for a conv' in capsys.readouterr().out
   with pytest.raises(UserError, match='0 different prompts found'):
     make([talk, talk], skip_bad=True)
 
@@ -269,20 +290,20 @@ def test_a_conversation_that_the_chat_template_refuses_is_a_line_that_cannot_be_
     make([*RECORDS, talk], pretrained=folder, prompt_length=250, response_length=60)
 
 
-def test_the_embedded_task_can_be_told_to_a_chat_model(chat):
-  told = SYNTHETIC | {'prompt_length': 250, 'response_length': 120}
-  corpus = corpora.make_synthetic(**told | {'pretrained': chat})
-  own = corpora.make_synthetic(**SYNTHETIC)
+def test_the_embedded_task_can_be_told_to_a_chat_model(chat, make_synthetic):
+  corpus = make_synthetic(prompt_length=250, response_length=120, pretrained=chat)
+  own = make_synthetic()
   for split, plain in ((corpus.train, own.train), (corpus.held_out, own.held_out)):
-    read = tokenizers.prompt_texts(corpus.tokenizer, *split.prompts)
+    read = tokenizers.prompt_texts(corpus.tokenizer, *whole(split.prompts))
     assert read == prompts(own, plain.prompts)
     assert comparisons_said(corpus, split) == comparisons_said(own, plain)
   with pytest.raises(UserError, match=r'^config.data.prompt_length=25 .* \d+ tokens; raise it'):
-    corpora.make_synthetic(**SYNTHETIC | {'pretrained': chat})
+    make_synthetic(pretrained=chat)
 
 
 def comparisons_said(corpus, split):
-  sides = (split.demonstrations.left, split.comparisons.left, split.comparisons.right)
+  compared = whole(split.comparisons)
+  sides = (whole(split.demonstrations).left, compared.left, compared.right)
   return [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in sides]
 
 

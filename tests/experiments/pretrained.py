@@ -53,7 +53,7 @@ def config(folder, toy):
   write_comparisons(folder / 'comparisons.jsonl')
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2]))
-    made = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
+    made = toy(importlib.import_module('configs.nash_md').get_config('file'))
   made.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
   made.model.hf = str(folder / 'model')
   made.model.lora.rank = 2

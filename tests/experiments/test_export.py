@@ -123,7 +123,7 @@ def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
 )
 def test_a_model_that_does_not_fit_is_refused(trained, toy, changes, vocabulary, said):
   folder = trained[-1]
-  config = toy(importlib.import_module('configs.nash_md').get_config('jsonl'))
+  config = toy(importlib.import_module('configs.nash_md').get_config('file'))
   config.data.update(prompt_length=16, response_length=8)
   config.model.hf = str(folder / 'model')
   config.model.lora.rank = 2

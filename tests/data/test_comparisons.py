@@ -1,10 +1,10 @@
-"""A user's file: every line is read or refused with the reason, its number and its field."""
+"""Our own form in JSON lines: every line is read, or refused with its number and its field."""
 
 import json
 
 import pytest
 
-from nlhf_jax.data import sources
+from nlhf_jax.data import forms, readings, rows
 from nlhf_jax.errors import UserError
 
 GOOD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
@@ -47,7 +47,7 @@ def assistant(content):
 
 
 TURNS = [system('Be kind.'), user('Hello?'), assistant('Yes?'), user('Say hi.')]
-MESSAGES = tuple(sources.Message(**message) for message in TURNS)
+MESSAGES = tuple(forms.Message(**message) for message in TURNS)
 BAD_MESSAGES = {
   "field 'prompt' is empty": {'prompt': []},
   "a message of field 'prompt' is not a JSON object but str": {'prompt': ['Say hi.']},
@@ -101,7 +101,12 @@ def line(**fields):
 
 
 def read(path, skip_bad=False):
-  return list(sources.read_jsonl(path, skip_bad))
+  """(number, record) of every line that can be used."""
+  records = list(readings.records(path, 'comparisons', '', skip_bad))
+  entries = readings.read(readings.locate(path, 'comparisons', ''))
+  found = [(number, said) for _, number, said in entries if isinstance(said, forms.Record)]
+  assert [record for _, record in found] == records
+  return found
 
 
 @pytest.mark.parametrize(
@@ -112,14 +117,14 @@ def read(path, skip_bad=False):
 def test_every_usual_way_to_end_lines_and_files_works(write, start, end, last):
   path = write(line(), b'', line(chosen='Hi\u2028there \U0001f389'), *last, start=start, end=end)
   assert read(path) == [
-    (1, sources.Record('Say hi.', 'Hi!', 'No.')),
-    (3, sources.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
+    (1, forms.Record('Say hi.', 'Hi!', 'No.')),
+    (3, forms.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
   ]
 
 
 def test_escapes_are_read_and_other_fields_are_passed_over(write):
   ((_, record),) = read(write(line(chosen='\U0001f389 \u00e9'), end=b''))
-  assert record.chosen == '\U0001f389 \u00e9'
+  assert record.left == '\U0001f389 \u00e9'
   escaped = json.dumps(GOOD | {'chosen': '\U0001f389 \u00e9', 'score': 0.5, 'x': None}).encode()
   assert b'\\ud83c\\udf89' in escaped
   assert read(write(escaped))[0][1] == record
@@ -147,8 +152,8 @@ def test_bad_lines_are_skipped_and_counted_by_reason_if_asked(write, capsys):
   path = write(line(), *BAD.values(), line(), *BAD.values())
   assert [number for number, _ in read(path, skip_bad=True)] == [1, len(BAD) + 2]
   said = capsys.readouterr().out.splitlines()
-  assert f'{path}: skipped 8 lines: not valid JSON.' in said
-  assert f"{path}: skipped 2 lines: field 'prompt' is empty." in said
+  assert f'{path}: skipped 8 rows: not valid JSON.' in said
+  assert f"{path}: skipped 2 rows: field 'prompt' is empty." in said
   assert sum(int(text.split()[2]) for text in said) == 2 * len(BAD)
 
 
@@ -157,15 +162,14 @@ def test_nothing_is_said_where_nothing_is_skipped(write, capsys):
   assert capsys.readouterr().out == ''
 
 
-@pytest.mark.parametrize(
-  ('name', 'reason'), [('none.jsonl', 'No such file or directory'), ('.', 'Is a directory')]
-)
+@pytest.mark.parametrize(('name', 'reason'), [('none.jsonl', 'No such file or directory')])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
   path = str(tmp_path / name)
   with pytest.raises(UserError) as refused:
     read(path)
   assert str(refused.value) == (
-    f"config.data.path: cannot read '{path}': {reason}; give a file of JSON lines."
+    f"config.data.path: cannot read '{path}': {reason}; give a file, a folder of files, or the "
+    'name of a dataset on the hub.'
   )
 
 
@@ -176,7 +180,7 @@ def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, pr
   said = {
     field: [*(before if whole else []), assistant(GOOD[field])] for field in ('chosen', 'rejected')
   }
-  expected = sources.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
+  expected = forms.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
   path = write(line(prompt=prompt, **said), line(prompt=prompt), json.dumps(said).encode())
   assert [record for _, record in read(path, skip_bad=True)] == [expected] * (2 + whole)
 
@@ -184,32 +188,32 @@ def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, pr
 def test_one_question_is_the_same_prompt_however_it_is_written(write):
   ((_, one), (_, other)) = read(write(line(), line(prompt=[user('Say hi.') | {'name': 'x'}])))
   assert one == other
-  assert sources.messages(one.prompt) == (sources.Message('user', 'Say hi.'),)
+  assert forms.messages(one.prompt) == (forms.Message('user', 'Say hi.'),)
 
 
 def test_a_conversation_can_be_looked_up(write):
   ((_, record),) = read(write(line(prompt=TURNS)))
   assert record.prompt == MESSAGES
   assert record.prompt in {MESSAGES}
-  assert sources.messages(record.prompt) == MESSAGES
+  assert forms.messages(record.prompt) == MESSAGES
 
 
 @pytest.mark.parametrize('problem', BAD_MESSAGES)
 def test_bad_messages_are_refused_with_what_is_wrong_with_them(problem):
-  with pytest.raises(sources.Problem) as refused:
-    sources.parse(json.dumps(GOOD | BAD_MESSAGES[problem]))
+  with pytest.raises(rows.Problem) as refused:
+    forms.comparisons(GOOD | BAD_MESSAGES[problem])
   assert str(refused.value).startswith(problem)
 
 
 @pytest.mark.parametrize('turns', NO_TURNS)
 def test_turns_in_another_order_are_refused(turns):
-  with pytest.raises(sources.Problem, match="field 'prompt' is not user and assistant in turn"):
-    sources.parse(json.dumps(GOOD | {'prompt': turns}))
+  with pytest.raises(rows.Problem, match="field 'prompt' is not user and assistant in turn"):
+    forms.comparisons(GOOD | {'prompt': turns})
 
 
 def test_a_missing_prompt_is_that_of_the_chosen_conversation_and_must_be_that_of_the_other():
   said = {'chosen': [user('a'), assistant('b')], 'rejected': [user('A'), assistant('c')]}
-  with pytest.raises(sources.Problem, match="field 'rejected' has other messages than the prompt"):
-    sources.parse(json.dumps(said))
-  with pytest.raises(sources.Problem, match="field 'prompt' is missing"):
-    sources.parse(json.dumps(said | {'chosen': [assistant('b')]}))
+  with pytest.raises(rows.Problem, match="field 'rejected' has other messages than the prompt"):
+    forms.comparisons(said)
+  with pytest.raises(rows.Problem, match="field 'prompt' is missing"):
+    forms.comparisons(said | {'chosen': [assistant('b')]})

@@ -1,0 +1,281 @@
+"""Every published form on rows in the very layout in which it was published."""
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+
+from nlhf_jax.data import forms, readings
+from nlhf_jax.data.forms import Message, Record
+from nlhf_jax.data.rows import Problem
+
+POST = {
+  'id': 't3_1abcde',
+  'subreddit': 'relationships',
+  'title': 'I lost my violin',
+  'post': 'It was on the train.\n\nWhat now?',
+}
+ASKED = (
+  'SUBREDDIT: r/relationships\n\nTITLE: I lost my violin\n\n'
+  'POST: It was on the train.\n\nWhat now?\n\nTL;DR:'
+)
+OPENAI = {
+  'info': POST | {'site': None, 'article': None},
+  'summaries': [
+    {'text': ' Lost a violin.', 'policy': 'sup2', 'note': ''},
+    {'text': ' Trains, what now?', 'policy': 'ref', 'note': 'short'},
+  ],
+  'choice': 1,
+  'worker': 'x1',
+  'batch': 'batch3',
+  'split': 'train',
+  'extra': {'confidence': None},
+}
+NEWS = {
+  'id': 'f00',
+  'post': None,
+  'title': None,
+  'subreddit': None,
+  'site': 'cnndm',
+  'article': 'It rained.',
+}
+
+
+def said(*turns):
+  """A transcript as Anthropic has them."""
+  names = ('Human', 'Assistant')
+  return ''.join(f'\n\n{names[i % 2]}: {text}' for i, text in enumerate(turns))
+
+
+def talk(*turns):
+  roles = ('user', 'assistant')
+  return [{'content': text, 'role': roles[i % 2]} for i, text in enumerate(turns)]
+
+
+ULTRAFEEDBACK = {
+  'prompt': 'Say hi.',
+  'prompt_id': '00ff',
+  'chosen': talk('Say hi.', 'Hi!'),
+  'rejected': talk('Say hi.', 'No.'),
+  'messages': talk('Say hi.', 'Hi!'),
+  'score_chosen': 8.5,
+  'score_rejected': 3.0,
+}
+ALPACA = {
+  'instruction': 'Say hi.',
+  'output_1': 'Hi!',
+  'generator_1': 'gpt4_1106_preview',
+  'dataset': 'helpful_base',
+  'output_2': 'No.',
+  'generator_2': 'phi-2',
+  'annotator': 'weighted_alpaca_eval_gpt4_turbo',
+  'preference': 1.25,
+  'price_per_example': 0.01,
+  'time_per_example': 0.5,
+  'raw_completion': {'text': 'm'},
+}
+PANDALM = {
+  'idx': 0,
+  'motivation_app': 'Grammarly',
+  'cmp_key': 'bloom-7b_llama-7b',
+  'instruction': 'Rewrite it.',
+  'input': 'It it rains.',
+  'response1': 'It rains.',
+  'response2': 'Rain.',
+  'annotator1': 1,
+  'annotator2': 2,
+  'annotator3': 0,
+}
+LLMBAR = {'input': 'Say hi.', 'output_1': 'Hi!', 'output_2': 'No.', 'label': 2}
+AUTOJ = {
+  'scenario': 'chitchat',
+  'label': 2,
+  'prompt': 'Say hi.',
+  'response 1': 'Hi!',
+  'response 2': 'No.',
+}
+TURNS = (Message('user', 'Hello?'), Message('assistant', 'Yes?'), Message('user', 'Say hi.'))
+READ = [
+  ('tldr_comparisons', OPENAI, Record(ASKED, 'Lost a violin.', 'Trains, what now?', 0.0)),
+  (
+    'tldr_comparisons',
+    OPENAI | {'info': NEWS, 'choice': 0},
+    Record('Article:\nIt rained.\n\nTL;DR:', 'Lost a violin.', 'Trains, what now?', 1.0),
+  ),
+  (
+    'tldr_posts',
+    POST | {'summary': 'violin gone'},
+    Record(ASKED, demonstration='violin gone'),
+  ),
+  (
+    'hh',
+    {'chosen': said('Say hi.', 'Hi!'), 'rejected': said('Say hi.', 'No.')},
+    Record('Say hi.', 'Hi!', 'No.'),
+  ),
+  (
+    'hh',
+    {
+      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+    },
+    Record(TURNS, 'Hi!', 'No.'),
+  ),
+  (
+    'hh_transcripts',
+    {
+      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+    },
+    Record(said('Hello?', 'Yes?', 'Say hi.') + '\n\nAssistant:', 'Hi!', 'No.'),
+  ),
+  ('ultrafeedback', ULTRAFEEDBACK, Record('Say hi.', 'Hi!', 'No.')),
+  ('ultrafeedback', ULTRAFEEDBACK | {'score_rejected': 8.5}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('prompts', ULTRAFEEDBACK, Record('Say hi.')),
+  ('prompts', {'prompt': [message._asdict() for message in TURNS]}, Record(TURNS)),
+  ('comparisons', {'chosen': talk('a', 'b'), 'rejected': talk('a', 'c')}, Record('a', 'b', 'c')),
+  (
+    'comparisons',
+    {'prompt': talk('a'), 'chosen': talk('a', 'b')[1:], 'rejected': talk('a', 'c')[1:]},
+    Record('a', 'b', 'c'),
+  ),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 0.7, 'votes': 10},
+    Record('a', 'b', 'c', 0.7, 10),
+  ),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 0, 'votes': None},
+    Record('a', 'b', 'c', 0.0),
+  ),
+  ('demonstrations', {'prompt': 'a', 'response': 'b'}, Record('a', demonstration='b')),
+  ('alpaca_eval', ALPACA, Record('Say hi.', 'Hi!', 'No.', 0.75)),
+  ('alpaca_eval', ALPACA | {'preference': 0}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('alpaca_eval', ALPACA | {'preference': 1.5}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('llmbar', LLMBAR, Record('Say hi.', 'Hi!', 'No.', 0.0)),
+  ('pandalm', PANDALM, Record('Rewrite it.\n\nIt it rains.', 'It rains.', 'Rain.', 0.5, 3)),
+  (
+    'pandalm',
+    PANDALM | {'input': '', 'annotator3': 1},
+    Record('Rewrite it.', 'It rains.', 'Rain.', 2 / 3, 3),
+  ),
+  ('autoj', AUTOJ, Record('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('autoj', AUTOJ | {'label': 1}, Record('Say hi.', 'Hi!', 'No.', 0.0)),
+  (
+    'embedded',
+    {'post': 'a', 'summary': 'b', 'left': 'c', 'right': 'c', 'votes_left': 2, 'votes': 3},
+    Record('a', 'c', 'c', 2 / 3, 3, 'b'),
+  ),
+]
+REFUSED = [
+  ('tldr_comparisons', OPENAI | {'choice': 2}, "field 'choice' is none of 0, 1: 2"),
+  ('tldr_comparisons', OPENAI | {'choice': True}, "field 'choice' is none of 0, 1: True"),
+  ('tldr_comparisons', OPENAI | {'summaries': OPENAI['summaries'][:1]}, 'is not a list of two'),
+  ('tldr_comparisons', OPENAI | {'summaries': ['a', 'b']}, "'text' of summary 0 is missing"),
+  ('tldr_comparisons', OPENAI | {'info': 'x'}, "field 'info' is not a JSON object but str"),
+  ('tldr_comparisons', OPENAI | {'info': POST | {'post': ''}}, "field 'post' is empty"),
+  ('tldr_posts', POST, "field 'summary' is missing"),
+  (
+    'hh',
+    {'chosen': said('a', 'b', 'c', 'd'), 'rejected': said('a', 'x', 'c', 'e')},
+    "field 'rejected' has other messages than the prompt before its last",
+  ),
+  (
+    'hh',
+    {'chosen': said('a', 'b'), 'rejected': said('a', 'b', 'c', 'd')},
+    "field 'rejected' has other messages than the prompt before its last",
+  ),
+  ('hh', {'chosen': said('a', ''), 'rejected': said('a', 'b')}, "of field 'chosen' is empty"),
+  ('hh', {'chosen': 'a', 'rejected': 'b'}, "field 'chosen' does not begin with"),
+  ('hh', {'chosen': said('a'), 'rejected': said('a')}, 'is not a question and an answer'),
+  ('hh', {'chosen': said('a', 'b', 'c'), 'rejected': said('a', 'b', 'd')}, 'not user and assis'),
+  (
+    'hh_transcripts',
+    {'chosen': said('a', 'b'), 'rejected': said('x', 'b')},
+    "field 'rejected' has other messages",
+  ),
+  ('hh_transcripts', {'chosen': 'a', 'rejected': 'b'}, 'is not a question and an answer'),
+  ('ultrafeedback', {**ULTRAFEEDBACK, 'score_chosen': None}, 'is not a number but NoneType'),
+  ('graded', {'prompt': 'a', 'left': 'b', 'right': 'c'}, "field 'preference' is missing"),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 1.01},
+    "field 'preference' is not a number in [0, 1]: 1.01",
+  ),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': float('nan')},
+    "field 'preference' is not a number in [0, 1]: nan",
+  ),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': True},
+    "field 'preference' is not a number but bool",
+  ),
+  (
+    'graded',
+    {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 1, 'votes': 1.5},
+    "field 'votes' is not a whole number",
+  ),
+  ('demonstrations', {'prompt': 'a'}, "field 'response' is missing; it has ['prompt']"),
+  ('prompts', {'text': 'a'}, "field 'prompt' is missing"),
+  ('alpaca_eval', ALPACA | {'preference': None}, "field 'preference' is not a number but NoneType"),
+  ('alpaca_eval', ALPACA | {'preference': False}, "field 'preference' is not a number but bool"),
+  ('alpaca_eval', ALPACA | {'output_2': 'Hi!'}, "'output_1' and 'output_2' are the same"),
+  ('llmbar', LLMBAR | {'label': 0}, "field 'label' is none of 1, 2: 0"),
+  ('pandalm', {**PANDALM, 'annotator2': '1'}, "field 'annotator2' is none of 1, 2, 0: '1'"),
+  ('autoj', AUTOJ | {'response 2': None}, "field 'response 2' is not a string but NoneType"),
+]
+
+
+@pytest.mark.parametrize(('form', 'row', 'record'), READ)
+def test_a_row_is_read_as_it_was_published(form, row, record):
+  assert forms.FORMS[form](row) == record
+
+
+@pytest.mark.parametrize(('form', 'row', 'problem'), REFUSED)
+def test_a_row_that_cannot_be_used_is_refused_with_its_field(form, row, problem):
+  with pytest.raises(Problem) as refused:
+    forms.FORMS[form](row)
+  assert problem in str(refused.value)
+
+
+def test_every_form_is_tested_on_rows_that_it_reads():
+  assert {form for form, *_ in READ} == set(forms.FORMS)
+
+
+def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
+  folder = shared / 'data' / 'alpaca_eval'
+  path = folder / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
+  records = list(readings.records(str(path), 'alpaca_eval', '', skip_bad=True))
+  with gzip.open(path) as file:
+    rows = json.load(file)
+  expected = {row['instruction']: 2 - row['preference'] for row in rows}
+  assert len(records) > 0.99 * len(rows)
+  for record in records:
+    assert record.preference == pytest.approx(expected[record.prompt], abs=1e-12)
+
+
+def test_llmbar_is_read_whole(shared):
+  path = shared / 'data' / 'llmbar' / 'Natural.json.gz'
+  records = list(readings.records(str(path), 'llmbar', '', skip_bad=False))
+  assert len(records) == 100
+  assert {record.preference for record in records} == {0.0, 1.0}
+
+
+def test_pandalm_keeps_what_each_person_said(shared):
+  path = shared / 'data' / 'pandalm' / 'testset-v1.json.gz'
+  records = list(readings.records(str(path), 'pandalm', '', skip_bad=True))
+  assert len(records) > 900
+  assert {record.votes for record in records} == {3}
+  assert {round(6 * record.preference) for record in records} == set(range(7))
+
+
+def test_auto_j_has_ties_and_its_summaries_the_same_form(shared):
+  data = shared / 'data'
+  path = f'{data}/autoj_pairs/pairs_a.jsonl.gz,{data}/tldr_pairs/pairs_00-11.jsonl'
+  records = list(readings.records(path, 'autoj', '', skip_bad=True))
+  counts = Counter(record.preference for record in records)
+  assert set(counts) == {0.0, 0.5, 1.0}
+  assert 500 < counts.total() <= 512

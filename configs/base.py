@@ -135,6 +135,19 @@ def get_config(source='synthetic'):
         learning_rate=2e-3,
         evaluate_every=judge_steps // 10,
       ),
+      embedding_model=ConfigDict(
+        dict(
+          training(
+            'preference_model',
+            steps=judge_steps,
+            batch=32,
+            learning_rate=2e-3,
+            evaluate_every=judge_steps // 10,
+          ),
+          planes=4,  # a response is a point in so many
+        )
+      ),
+      judges='learned',  # that sit in the tournament: some of learned, reward, embedding
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
       tournament=dict(

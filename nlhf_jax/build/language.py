@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,16 @@ from nlhf_jax.preferences import judges
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
 
-LEARNED = ('sft', 'preference_model', 'reward_model')
-JUDGES = ('learned', 'reward', 'oracle')
-# The stage that a judge is the outcome of.
-GROUND = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
+# Judges that are trained, and the stages that they are the outcome of.
+TRAINED = {
+  'learned': 'preference_model',
+  'reward': 'reward_model',
+  'embedding': 'embedding_model',
+}
+JUDGES = (*TRAINED, 'oracle')
+LEARNED = ('sft', *TRAINED.values())
+# The rows that stages other than those of their own name train by.
+ROWS = {'embedding_model': 'preference_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
@@ -49,8 +55,7 @@ class Training(NamedTuple):
 class Policy(NamedTuple):
   """How a policy trains: on whose word, how that reaches it, and which of its slots then compete.
 
-  `judge` is `learned` (the preference model), `reward` (the reward model) or `oracle`; None where
-  the algorithm asks none.
+  `judge` is one of `JUDGES`; None where the algorithm asks none.
   """
 
   training: Training
@@ -85,8 +90,9 @@ class Experiment(NamedTuple):
   stages: Mapping[str, Stage]
   exploiters: Mapping[tuple[str, str], Stage]  # by judge and player
   sft: Training
-  preference_model: Training
-  reward_model: Training
+  judges: Mapping[str, Training]  # by the stage's name, those that are needed
+  planes: int  # of the embedding model
+  panel: Sequence[str]  # the judges of the tournament; the last one's word makes learning curves
   policies: Mapping[str, Policy]
   exploiter: Training | None
   tournament_prompts: int
@@ -121,8 +127,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   check(config)
   for field in LEARNED:
-    if config[field].algorithm != field:
-      raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {field}.')
+    row = ROWS.get(field, field)
+    if config[field].algorithm != row:
+      raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
   policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
   players = [player for policy in policies.values() for player in policy.players]
@@ -131,13 +138,12 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
   exploiter = make_exploiter(config)
   of_policies = {f'policies.{name}': policy.training for name, policy in policies.items()}
-  asked = {policy.judge for policy in policies.values()}
-  learned = {
-    name: it for name, it in trainings.items() if name != 'reward_model' or 'reward' in asked
-  }
-  check_mesh(learned | of_policies | ({'exploiter': exploiter} if exploiter else {}))
+  panel, sft = make_panel(config), trainings.pop('sft')
+  needed = stages_of_judges(panel, policies)
+  judges = {stage: training for stage, training in trainings.items() if stage in needed}
+  check_mesh({'sft': sft} | judges | of_policies | ({'exploiter': exploiter} if exploiter else {}))
   corpus = make_corpus(config, folder)
-  settings = stage_settings(config, policies)
+  settings = stage_settings(config, policies, panel)
   return Experiment(
     name=name,
     corpus=corpus,
@@ -147,15 +153,33 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     stages={name: make_stage(name, of_it, config.seed, folder) for name, of_it in settings.items()},
     exploiters={
       pair: make_stage('exploiter', of_it, config.seed, folder)
-      for pair, of_it in exploiter_settings(config, policies, settings).items()
+      for pair, of_it in exploiter_settings(config, policies, panel, settings).items()
     },
-    **trainings,
+    sft=sft,
+    judges=judges,
+    planes=config.embedding_model.planes,
+    panel=panel,
     policies=policies,
     exploiter=exploiter,
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
   )
+
+
+def make_panel(config: ConfigDict) -> list[str]:
+  """The judges of the tournament: the oracle, if it is known, and those of `config.judges`."""
+  panel = [name.strip() for name in config.judges.split(',')]
+  for name in panel:
+    if name not in TRAINED or panel.count(name) > 1:
+      raise UserError(f"config.judges='{config.judges}' must be some of {', '.join(TRAINED)}.")
+  return ['oracle', *panel] if config.data.source == 'synthetic' else panel
+
+
+def stages_of_judges(panel: Sequence[str], policies: Mapping[str, Policy]) -> list[str]:
+  """The stages of all judges that someone asks."""
+  asked = {*panel, *(policy.judge for policy in policies.values())}
+  return [stage for judge, stage in TRAINED.items() if judge in asked]
 
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
@@ -196,7 +220,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   field = f'config.policies.{name}'
   if name in (*LEARNED, 'tournament', 'exploitability'):
     raise UserError(f'{field}: this name is taken by a stage; choose another.')
-  if row.algorithm in ('preference_model', 'reward_model'):
+  if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
   training = make_training(row, field)
   if row.judge not in JUDGES:
@@ -299,7 +323,9 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   return training
 
 
-def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[str, dict]:
+def stage_settings(
+  config: ConfigDict, policies: Mapping[str, Policy], panel: Sequence[str]
+) -> dict[str, dict]:
   """What determines every stage. A policy builds on the judge it asks, if any, and that on SFT."""
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
@@ -309,20 +335,23 @@ def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[s
   if config.model.hf:  # and so is a model
     shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}
-  asked = {policy.judge for policy in policies.values()}
-  for model in ('preference_model', *(['reward_model'] if 'reward' in asked else [])):
+  for model in stages_of_judges(panel, policies):
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'players'}
-    settings[name] = settings[GROUND[policy.judge]] | {'policy': row}
-  players = {name: settings[name] for name in ('preference_model', *policies)}
+    settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
+  of_panel = [TRAINED[judge] for judge in panel if judge in TRAINED]
+  players = {name: settings[name] for name in (*of_panel, *policies)}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
   settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}
   return settings
 
 
 def exploiter_settings(
-  config: ConfigDict, policies: Mapping[str, Policy], settings: Mapping[str, dict]
+  config: ConfigDict,
+  policies: Mapping[str, Policy],
+  panel: Sequence[str],
+  settings: Mapping[str, dict],
 ) -> dict[tuple[str, str], dict]:
   """(judge, player) -> what determines the exploiter of that player under that judge."""
   if not config.exploiter:
@@ -332,12 +361,12 @@ def exploiter_settings(
   slots = {'sft': ('sft', 'policy')}
   for name, policy in policies.items():
     slots |= {player: (name, slot) for player, slot in policy.players.items()}
-  judges = ('oracle', 'learned') if config.data.source == 'synthetic' else ('learned',)
+  measured_by = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
   return {
     (judge, player): whole
-    | {'judge': judge, 'measured_by': settings['preference_model']}
+    | {'judge': judge, 'measured_by': measured_by}
     | {'player': settings[name], 'slot': slot}
-    for judge in judges
+    for judge in panel
     for player, (name, slot) in slots.items()
   }
 

@@ -12,27 +12,34 @@ import numpy as np
 
 from nlhf_jax.data import readings, sources, synthetic, tokenised, tokenizers
 from nlhf_jax.data.batches import Examples
+from nlhf_jax.data.forms import Record
 from nlhf_jax.data.readings import Entry, Reading
 from nlhf_jax.data.rows import Problem
 from nlhf_jax.data.tokenised import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
 
+KINDS = ('prompts', 'demonstrations', 'comparisons')
 NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
 
 
 class Split(NamedTuple):
-  """One part of the data; no prompt is in two parts. What is trained on is read as it is needed."""
+  """One part of the data; no prompt is in two parts. What is trained on is read as it is needed.
+
+  `places` says where each of the comparisons was found: file and row, [n, 2].
+  """
 
   prompts: Examples | Prompts
   demonstrations: Examples | Comparison
   comparisons: Examples | Comparison
+  places: np.ndarray
 
 
 class Corpus(NamedTuple):
   """A tokenizer, and the two splits. `embedded` says that the raters and their oracle are known.
 
   `account` says what became of the rows: how many there were, were dropped and were cut, and why.
+  `entries()` reads them again, as texts.
   """
 
   tokenizer: Any
@@ -40,6 +47,15 @@ class Corpus(NamedTuple):
   held_out: Split
   embedded: bool
   account: dict[str, Any]
+  entries: Callable[[], Iterator[Entry]]
+
+  def texts(self, split: Split) -> list[Record]:
+    """The comparisons of a split, as they were written."""
+    wanted = {tuple(place) for place in split.places.tolist()}
+    found = {
+      (file, number): said for file, number, said in self.entries() if (file, number) in wanted
+    }
+    return [found[tuple(place)] for place in split.places.tolist()]
 
 
 def make_synthetic(
@@ -89,7 +105,7 @@ def make_synthetic(
       )
   lengths = prompt_length, response_length
   tested = np.arange(posts + held_out) >= posts
-  return _corpus(tokenizer, said, said.records, tested, lengths, embedded=True)
+  return _corpus(tokenizer, said, said.records, tested, lengths, entries, embedded=True)
 
 
 def make_file(
@@ -154,6 +170,7 @@ def make_file(
     rows,
     np.isin(rows['prompt'], tested),
     (prompt_length, response_length),
+    entries,
     embedded=False,
   )
   corpus.account['dropped'].update(fit.dropped)
@@ -267,6 +284,7 @@ def _corpus(
   records: np.ndarray,
   tested: np.ndarray,
   lengths: tuple[int, int],
+  entries: Callable[[], Iterator[Entry]],
   embedded: bool,
 ) -> Corpus:
   """The records in two splits: those of which `tested` says so are held out."""
@@ -287,11 +305,12 @@ def _corpus(
       make(asked, lambda batch: batch.prompts),
       make(alone[shown >= 0], lambda batch: batch._replace(right=None, payoff=None)),
       make(compared, lambda batch: batch),
+      np.stack([compared['file'], compared['number']], axis=1),
     )
 
   train, held_out = examples(records[~tested]), examples(records[tested])
   counts = {
-    name: dict(zip(Split._fields, (len(part.lengths) for part in split), strict=True))
+    name: {kind: len(part.lengths) for kind, part in zip(KINDS, split[:3], strict=True)}
     for name, split in (('train', train), ('held_out', held_out))
   }
   responses = np.concatenate([records[field] for field in tokenised.TEXTS])
@@ -304,7 +323,8 @@ def _corpus(
     'ties': int((compared == 0.5).sum()),
     'graded': int(((compared > 0) & (compared < 1) & (compared != 0.5)).sum()),
   }
-  return Corpus(tokenizer, train, Split(*(part.all() for part in held_out)), embedded, account)
+  held_out = Split(*(part.all() for part in held_out[:3]), held_out.places)
+  return Corpus(tokenizer, train, held_out, embedded, account, entries)
 
 
 def _examples(tokenizer, said: Tokenised, lengths, records: np.ndarray, of: Callable) -> Examples:

@@ -100,15 +100,13 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judge = last_look(curves, 'preference_model')
-  if 'reward_model' in experiment.stages:
-    judge['reward_model_accuracy'] = last_look(curves, 'reward_model')['accuracy']
+  judges = {stage: last_look(curves, stage) for stage in experiment.judges}
   records.write(workdir / 'samples.jsonl', lines)
   records.write(workdir / 'metrics.jsonl', curves)
   records.write_json(workdir / 'results.json', results)
-  page = {'name': experiment.name, 'judge': judge, 'stages': stages, **results}
+  page = {'name': experiment.name, 'judges': judges, 'stages': stages, **results}
   report.write(workdir / 'report.html', page, curves, lines)
-  announce(results, judge)
+  announce(results, judges)
   return results
 
 
@@ -129,7 +127,7 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
   return tournament.preferences(judge, prompts, sides)
 
 
-def announce(results: Mapping, judge: Mapping) -> None:
+def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
   as_text, players, task = display.as_text, results['policies'], results.get('task')
   if task:
@@ -167,9 +165,11 @@ def announce(results: Mapping, judge: Mapping) -> None:
     [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in players
   ]
   print(as_text('\nPolicies:', players, list(columns), cells))
-  print(f'\nThe learned judge agrees with {judge["accuracy"]:.1%} of held-out judgements.')
-  if 'reward_model_accuracy' in judge:
-    print(f'The reward model agrees with {judge["reward_model_accuracy"]:.1%} of them.')
+  if judges:
+    print()
+  for name, row in judges.items():
+    name = name.replace('_', ' ')
+    print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
 
 
 def announce_exploiters(found: Mapping) -> None:

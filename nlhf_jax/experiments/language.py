@@ -5,17 +5,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax import policies, processes, records
-from nlhf_jax.build.language import Experiment, check, make_experiment
+from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
-from nlhf_jax.data.batches import in_random_order, map_chunks, take
-from nlhf_jax.evaluation import styles
-from nlhf_jax.experiments.competition import compete, perfect_matrices, publish
+from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.experiments.competition import compete, publish
 from nlhf_jax.experiments.exploitability import exploit
+from nlhf_jax.experiments.judging import WATCHED, make_kind, train_judge
 from nlhf_jax.experiments.stages import (
   batches_of,
   fit,
@@ -25,13 +24,10 @@ from nlhf_jax.experiments.stages import (
 )
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
-from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts, measures
 from nlhf_jax.training.loop import Evaluate
 from nlhf_jax.training.steps import make_update
-
-WATCHED = 256  # held-out prompts that learning curves are measured on
 
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
@@ -54,14 +50,11 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   reference = fine_tune(experiment)
-  panel = {'learned': train_judge(experiment, reference)}
-  if experiment.corpus.embedded:
-    oracle = judges.of_texts(synthetic.preference, experiment.corpus.tokenizer)
-    panel = {'oracle': oracle, **panel}
-  asked = dict(panel)
-  if 'reward_model' in experiment.stages:
-    asked['reward'] = train_reward_model(experiment, reference)
-  evaluate = make_evaluate(experiment, reference, panel['learned'])
+  asked = make_judges(experiment, reference)
+  panel = {name: asked[name] for name in experiment.panel}
+  if 'reward' in panel:
+    panel['reward'] = judges.by_bradley_terry(panel['reward'])
+  evaluate = make_evaluate(experiment, reference, panel[experiment.panel[-1]])
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
     slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
@@ -97,67 +90,16 @@ def fine_tune(experiment: Experiment) -> Params:
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
 
-def train_judge(experiment: Experiment, reference: Params) -> Judge:
-  """A preference network, going on from the SFT policy's parameters."""
-  training, stage = experiment.preference_model, experiment.stages['preference_model']
-  train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
-  network = make_preference_network(
-    experiment.model.decoder, experiment.model.sizes.width, experiment.corpus.tokenizer.sep_token_id
-  )
-
-  def evaluate(params):
-    judge = judges.of_network(network, params['policy'])
-    said = map_chunks(lambda chunk, _: judge(chunk), held_out)
-    values = agreement(said, held_out.payoff)
-    values['held_out_squared_error'] = float(np.mean((said - held_out.payoff) ** 2))
-    if experiment.corpus.embedded:
-      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(WATCHED)))
-      values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
-    return values
-
-  update = make_update(
-    training.algorithm,
-    network.logit,
-    training.optimizer,
-    measures.of_preferences,
-    training.accumulate,
-  )
-  examples = in_random_order(batches_of(train, training, experiment.seed))
-  params = fit(
-    stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
-  )
-  return judges.of_network(network, params['policy'])
-
-
-def train_reward_model(experiment: Experiment, reference: Params) -> Judge:
-  """A reward network on the same comparisons, going on from the SFT policy's parameters."""
-  training, stage = experiment.reward_model, experiment.stages['reward_model']
-  train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
-  network = make_reward_network(
-    experiment.model.decoder, experiment.model.sizes.width, experiment.corpus.tokenizer.sep_token_id
-  )
-
-  def evaluate(params):
-    judge = judges.of_rewards(network, params['policy'])
-    return agreement(map_chunks(lambda chunk, _: judge(chunk), held_out), held_out.payoff)
-
-  update = make_update(
-    training.algorithm,
-    network.score,
-    training.optimizer,
-    measures.of_rewards,
-    training.accumulate,
-  )
-  examples = batches_of(train, training, experiment.seed)
-  params = fit(
-    stage, training, network.init(reference), update, examples, evaluate, experiment.model.trains
-  )
-  return judges.of_rewards(network, params['policy'])
-
-
-def agreement(said: np.ndarray, payoff: np.ndarray) -> dict[str, float]:
-  """How often a judge agrees with the majority of the votes; a tie counts half."""
-  return {'held_out_accuracy': float(np.mean((1 + np.sign(said) * np.sign(payoff)) / 2))}
+def make_judges(experiment: Experiment, reference: Params) -> dict[str, Judge]:
+  """Name -> judge: the oracle, if it is known, and those that are trained."""
+  asked = {}
+  if experiment.corpus.embedded:
+    asked['oracle'] = judges.of_texts(synthetic.preference, experiment.corpus.tokenizer)
+  for name, stage in TRAINED.items():
+    if stage in experiment.judges:
+      kind = make_kind(experiment, stage)
+      asked[name] = kind.judge(train_judge(experiment, stage, reference))
+  return asked
 
 
 def train_policy(

@@ -57,18 +57,17 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   with make_mesh(config):
     model = make_unfilled(config)
     own, _ = split(model)
-    trainings = {
-      name: language.make_training(row, f'config.policies.{name}')
-      for name, row in config.policies.items()
+    policies = {
+      name: language.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    judges = 1 + any(row.judge == 'reward' for row in config.policies.values())
+    judges = len(language.stages_of_judges(language.make_panel(config), policies))
     # A judge is as large as what is trained; the base is there but once.
     kept = judges * held(own)
     needs = {}
-    for name, training in trainings.items():
+    for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)
-      needs[name] = of_policy(config, model, training, kept)
-      kept += held(own) * len(config.policies[name].players.split(','))
+      needs[name] = of_policy(config, model, policy.training, kept)
+      kept += held(own) * len(policy.players)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
   announce(needs, shape, memory)

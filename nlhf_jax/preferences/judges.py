@@ -53,6 +53,11 @@ def of_rewards(network: RewardNetwork, params: Params) -> Judge:
   return payoff
 
 
+def by_bradley_terry(rewards: Judge) -> Judge:
+  """P(y > y'|x) - 1/2 = 1/(1 + exp(r' - r)) - 1/2 of a judge that gives differences of rewards."""
+  return lambda comparison: jnp.tanh(rewards(comparison) / 2) / 2
+
+
 def of_texts(
   preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray], tokenizer
 ) -> Judge:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from nlhf_jax import hub
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.sources import Problem
+from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError
 
 TEXTS = [

@@ -153,7 +153,7 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   )
   assert json.loads((tmp_path / 'results.json').read_text())['tau'] == toy.tau
   assert (tmp_path / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
-  assert (tmp_path / 'report.html').read_text().count('<img') == 4
+  assert (tmp_path / 'report.html').read_text().count('<img') == 5
   assert 'best_response' in capsys.readouterr().out
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
   once()

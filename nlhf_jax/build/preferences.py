@@ -1,0 +1,73 @@
+"""The experiment that trains judges, of several kinds and sizes, on the same comparisons."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from nlhf_jax.build import language
+from nlhf_jax.build.model import SIZES
+from nlhf_jax.data import readings
+from nlhf_jax.data.forms import Record
+from nlhf_jax.data.sources import for_each
+from nlhf_jax.errors import UserError
+
+
+class Experiment(NamedTuple):
+  """Everything a run needs to know, free of config.
+
+  `sizes` has an experiment for each size of the network; `tests` sets of comparisons that nothing
+  is learned from, by name.
+  """
+
+  name: str
+  sizes: Mapping[str, language.Experiment]
+  tests: Mapping[str, Sequence[Record]]
+
+
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+  """The experiment that a config describes; its stages are kept in `folder`.
+
+  Raises:
+    UserError: if a setting or the data cannot be used.
+  """
+  if config.policies:
+    raise UserError('config.policies: this experiment trains judges alone; leave policies out.')
+  if not config.sizes:
+    raise UserError('config.sizes is empty; there is nothing to train.')
+  sizes = {}
+  for label, changes in config.sizes.items():
+    unknown = sorted(set(changes) - set(SIZES))
+    if unknown:
+      raise UserError(f"config.sizes.{label}: '{unknown[0]}' is none of {', '.join(SIZES)}.")
+    if changes and config.model.hf:
+      raise UserError(
+        f'config.sizes.{label}: config.model.hf has a size of its own; leave it empty.'
+      )
+    sized = copy.deepcopy(config)
+    sized.model.update(changes)
+    sizes[label] = language.make_experiment(sized, name, folder)
+  return Experiment(name, sizes, make_tests(config.tests))
+
+
+def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
+  """Name of a source -> its comparisons, for all sources of the section.
+
+  Raises:
+    UserError: if one of them cannot be read, or has no comparisons.
+  """
+  if not section.path:
+    return {}
+  paths = [path.strip() for path in section.path.split(',')]
+  forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
+  tests = {}
+  for path, form, split in zip(paths, forms, splits, strict=True):
+    records = readings.records(path, form, split, skip_bad=section.skip_bad)
+    compared = [record for record in records if record.left is not None]
+    if not compared:
+      raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")
+    name = Path(path).name
+    tests[name if name not in tests else path] = compared
+  return tests

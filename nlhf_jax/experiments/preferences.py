@@ -1,0 +1,229 @@
+"""Training judges of several kinds and sizes on the same comparisons, and comparing them.
+
+Beside them stand judges that read nothing and, on the embedded task, the raters themselves.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from nlhf_jax import display, records
+from nlhf_jax.build import language
+from nlhf_jax.build.model import make_mesh
+from nlhf_jax.build.preferences import Experiment, make_experiment
+from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.data.corpora import Corpus
+from nlhf_jax.data.forms import Record, messages
+from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
+from nlhf_jax.evaluation.baselines import Texts
+from nlhf_jax.evaluation.judging import Judged
+from nlhf_jax.experiments.competition import perfect_matrices
+from nlhf_jax.experiments.judging import WATCHED, Kind, make_kind, swapped, train_judge
+from nlhf_jax.experiments.language import fine_tune
+from nlhf_jax.structs import Comparison, Params, Prompts, Responses
+from nlhf_jax.training import interrupts
+
+HELD_OUT = 'held out'
+FEWEST = 3  # responses to a prompt that can go round in a circle
+MOST = 16
+
+
+class Test(NamedTuple):
+  """Comparisons to test on, as tokens and as texts."""
+
+  comparisons: Comparison
+  texts: Texts
+
+
+def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
+  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  with interrupts.deferred(), make_mesh(config):
+    experiment = make_experiment(config, name, stages)
+    records.write_json(workdir / 'config.json', config.to_dict())
+    run(experiment, workdir)
+
+
+def run(experiment: Experiment, workdir: Path) -> dict:
+  """Trains or finds every judge, and writes results, plots and the report to `workdir`.
+
+  Raises:
+    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+  """
+  first = next(iter(experiment.sizes.values()))
+  corpus, several = first.corpus, len(experiment.sizes) > 1
+  known = as_texts(corpus.texts(corpus.train))
+  tests = {HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.texts(corpus.held_out)))}
+  tests |= {name: make_test(first, asked) for name, asked in experiment.tests.items()}
+  groups = make_groups(first)
+  said, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
+  for size, of_size in experiment.sizes.items():
+    reference = fine_tune(of_size)
+    for stage in of_size.judges:
+      kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
+      label = stage.replace('_', ' ') + (f', {size}' if several else '')
+      logged = records.read(of_size.stages[stage].folder / 'metrics.jsonl')
+      curves += [record | {'stage': label} for record in logged]
+      judges[label] = {
+        'network': stage.replace('_', ' '),
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+        'seconds': records.read_json(of_size.stages[stage].folder / 'stage.json')['seconds'],
+        'curve': curve(logged),
+      }
+      for test, asked in tests.items():
+        said[test][label] = judging.summarise(ask(kind, params, asked))
+      payoffs = ask_all(of_size, kind, params, groups)
+      if payoffs is not None:
+        cycles[label] = transitivity.summarise(payoffs)
+  for label, preference in make_baselines(corpus, known, first.seed).items():
+    for test, asked in tests.items():
+      if label != 'raters' or test == HELD_OUT:
+        chance = preference(asked.texts)
+        judged = Judged(chance, chance, asked.texts.votes, baselines.lengths(asked.texts))
+        said[test][label] = judging.summarise(judged)
+  results = {
+    'name': experiment.name,
+    'comparisons': len(known.votes),
+    'sets': said,
+    'judges': judges,
+    'transitivity': cycles,
+  }
+  publish(workdir, results, curves)
+  return results
+
+
+def as_texts(asked: Sequence[Record]) -> Texts:
+  """Comparisons in columns."""
+  prompts = ['\n'.join(turn.content for turn in messages(record.prompt)) for record in asked]
+  left, right, votes = zip(*((r.left, r.right, r.preference) for r in asked), strict=True)
+  return Texts(prompts, left, right, np.array(votes))
+
+
+def make_test(experiment: language.Experiment, asked: Sequence[Record]) -> Test:
+  """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
+  sides = [
+    encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
+  ]
+  votes = np.array([record.preference for record in asked], np.float32)
+  prompts = encoded_prompts(experiment, [record.prompt for record in asked])
+  return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
+
+
+def encoded(experiment: language.Experiment, texts: Sequence[str]) -> Responses:
+  """One response a prompt."""
+  tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
+  ids = tokenizers.response_ids(tokenizer, texts)
+  return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
+
+
+def encoded_prompts(experiment: language.Experiment, prompts: Sequence) -> Prompts:
+  """The prompts, the last tokens of those that are too long."""
+  tokenizer = experiment.corpus.tokenizer
+  length = experiment.corpus.held_out.prompts.tokens.shape[1]
+  written = [
+    prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt] for prompt in prompts
+  ]
+  ids = tokenizers.prompt_ids(tokenizer, written)
+  return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
+
+
+def make_groups(experiment: language.Experiment) -> Comparison | None:
+  """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
+  corpus, found = experiment.corpus, {}
+  for record in corpus.texts(corpus.held_out):
+    found.setdefault(record.prompt, {}).update(dict.fromkeys((record.left, record.right)))
+  counts = Counter(min(len(texts), MOST) for texts in found.values() if len(texts) >= FEWEST)
+  if not counts:
+    return None
+  count = counts.most_common(1)[0][0]
+  kept = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
+  kept = dict(list(kept.items())[:WATCHED])
+  flat = encoded(experiment, [text for texts in kept.values() for text in texts])
+  responses = jax.tree.map(lambda leaf: leaf.reshape(len(kept), count, -1), flat)
+  return Comparison(encoded_prompts(experiment, list(kept)), responses)
+
+
+def ask(kind: Kind, params: Params, test: Test) -> Judged:
+  """What a judge says of every comparison, in both orders."""
+  shown = kind.shown(params)
+
+  def both(chunk, _):
+    interrupts.check('the comparison of judges')
+    return shown(chunk), swapped(shown, chunk)
+
+  one, other = map_chunks(both, test.comparisons)
+  lengths = baselines.lengths(test.texts)
+  return Judged(one[:, 0, 0], other[:, 0, 0], test.texts.votes, lengths)
+
+
+def ask_all(
+  experiment: language.Experiment, kind: Kind, params: Params, groups: Comparison | None
+) -> np.ndarray | None:
+  """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
+
+  On the embedded task those are perfect summaries, one a style.
+  """
+  shown = kind.shown(params)
+
+  def both(chunk):
+    interrupts.check('the comparison of judges')
+    return (shown(chunk) + swapped(shown, chunk)) / 2 - 0.5
+
+  if experiment.corpus.embedded:
+    prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
+    return perfect_matrices(experiment, both, prompts) - 0.5
+  if groups is None:
+    return None
+  return map_chunks(lambda chunk, _: both(chunk._replace(right=chunk.left)), groups, size=8)
+
+
+def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:
+  """Name -> a preference over texts that no network has."""
+  found = {
+    'always the longer': baselines.always_the_longer(known),
+    'bag of words': baselines.bag_of_words(known, seed),
+  }
+  if corpus.embedded:
+    found['raters'] = lambda asked: synthetic.preference(asked.prompts, asked.left, asked.right)
+  return found
+
+
+def curve(logged: Sequence[Mapping]) -> dict[str, list[float]]:
+  """At each look at held-out comparisons: accuracy, log-loss and, since the last, training's."""
+  found = {'at': [], 'accuracy': [], 'log_loss': [], 'train_accuracy': []}
+  since = []
+  for record in logged:
+    since.append(record['accuracy'])
+    if 'held_out_accuracy' in record:
+      found['at'].append(record['step'])
+      found['accuracy'].append(record['held_out_accuracy'])
+      found['log_loss'].append(record['held_out_log_loss'])
+      found['train_accuracy'].append(float(np.mean(since)))
+      since = []
+  return found
+
+
+def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
+  """Writes results, metrics, plots and the report, and prints the tables."""
+  figures = judge_page.draw(results)
+  for name, figure in figures.items():
+    with records.whole(workdir / f'{name}.png') as draft:
+      draft.write_bytes(figure)
+  records.write(workdir / 'metrics.jsonl', curves)
+  records.write_json(workdir / 'results.json', results)
+  judge_page.write(workdir / 'report.html', results, figures)
+  for test, said in results['sets'].items():
+    count = next(iter(said.values()))['comparisons']
+    title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
+    print(display.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
+  if results['transitivity']:
+    rows = results['transitivity']
+    names = ('three_cycles', 'cyclic_energy', 'condorcet')
+    cells = [[f'{row[name]:.3f}' for name in names] for row in rows.values()]
+    title = '\nAll responses to a prompt against each other, shares:'
+    print(display.as_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))

@@ -30,7 +30,7 @@ from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Prompts, Responses
 
 ROOT = Path(__file__).parents[1]
-RUNS = 5
+RUNS = 3
 BATCH = 32
 POLICY, MIXTURE = {'policy': 1.0}, {'policy': 0.875, 'reference': 0.125}
 
@@ -105,7 +105,8 @@ def of_rollouts() -> list[Case]:
   both, alone, mixture = (
     small.rollout(mixtures) for mixtures in ([POLICY, MIXTURE], [POLICY], [MIXTURE])
   )
-  long, many = (partial(small.rollout([POLICY, MIXTURE], 256), prompts) for _ in range(2))
+  half = jax.tree.map(lambda leaf: leaf[: BATCH // 2], prompts)
+  long, many = (partial(small.rollout([POLICY, MIXTURE], 256), half) for _ in range(2))
   ending = setting(vocab_size=128)
   uneven, even = (partial(ending.rollout([POLICY, MIXTURE], 256), ending.prompts) for _ in 'ab')
   few = jax.tree.map(lambda leaf: leaf[:8], prompts)
@@ -129,7 +130,7 @@ def of_rollouts() -> list[Case]:
       lambda: (alone(prompts), mixture(prompts)),
     ),
     Case(
-      'caches that grow, 256 tokens',
+      'caches that grow (16 prompts, 256 tokens)',
       1.3,
       'attention scans 148 places on average, not 255, and is half of a step',
       'kept',
@@ -137,7 +138,7 @@ def of_rollouts() -> list[Case]:
       under(sampling, many, PLACES=1 << 20),
     ),
     Case(
-      'done prompts left behind, a token in 128 ends a response, 256 tokens',
+      'done prompts left behind (256 tokens, of which one in 128 ends a response)',
       1.5,
       'a prompt lives to the end of the longer of two geometric lengths: 158 tokens of 256',
       'kept, on one device',

@@ -79,7 +79,7 @@ def asked_of_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np
   kinds = (type(None), UserError, Interrupted)
   kind = int(multihost_utils.broadcast_one_to_all(np.asarray(kinds.index(type(problem)))))
   if kind:
-    raise problem or kinds[kind]('what the first process says')
+    raise problem or kinds[kind]('what the first process does; see there')
   return np.asarray(multihost_utils.broadcast_one_to_all(said))
 
 

@@ -112,7 +112,7 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
 
   async def ask_all(requests, tell, ending):
     with cache.opened(endpoint.cache) as kept:
-      names = [cache.name_of(endpoint.url, request) for request in requests]
+      names = [cache.name_of(endpoint.url.rstrip('/'), request) for request in requests]
       left = []
       for place, name in enumerate(names):
         found = cache.get(kept, name)

@@ -19,11 +19,13 @@ from tqdm import tqdm
 from nlhf_jax import processes
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.preferences.endpoint import Endpoint, Failure, make_ask
-from nlhf_jax.preferences.templates import Template
+from nlhf_jax.preferences.templates import Answer, Template
 
 RECENT = 100  # questions over which the unusable ones are counted
 GRACE = 5.0  # seconds that an interruption waits for answers on their way
 PATIENCE = 2.0  # seconds before there is a progress bar
+
+Pair = tuple[str, str, str]  # prompt, left, right
 
 
 class Remote(NamedTuple):
@@ -32,11 +34,11 @@ class Remote(NamedTuple):
   `preference(prompts, left, right)` is what `judges.of_texts` takes: P(left > right), [n], NaN for
   the unusable ones. It may be called from any thread; calls are answered in turn.
 
-  `counts()` says what happened so far in this process, for metrics: questions `asked` (`requests`
-  are those sent, retries included) and `kept` (answered from the cache), how many of them were
-  `unusable` and of each reason, verdicts `in_both_orders` and how many of those `disagree`, in
-  which the same place won twice; `prompt_tokens` and `response_tokens` of what was asked, and their
-  `cost`, if there are prices.
+  `counts()` says what happened so far in this process, for metrics; what never happened is not in
+  it: questions `asked` (in so many `requests`, retries included) and answered from what was `kept`;
+  how many were `unusable`, and of each reason; pairs with verdicts `in_both_orders`, and those of
+  them that `disagree`, in which the same place won twice; `prompt_tokens` and `response_tokens` of
+  the answers to what was asked, and their `cost`, if there are prices.
   """
 
   preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
@@ -73,61 +75,27 @@ def make_remote(
   ask = make_ask(endpoint, counts)
   fields = {**template.sampling, **(sampling or {})}
   fields = {name: value for name, value in fields.items() if value is not None}
-  recent: deque[bool] = deque(maxlen=RECENT)  # unusable or not
-  waiting: dict[tuple[str, str, str], float] = {}  # verdicts whose other order is yet to come
-  thread = ThreadPoolExecutor(1, 'judge')  # notebooks have a loop of their own in theirs
+  verdict, note_orders = _verdicts(endpoint, template, tolerated, counts), _orders(counts)
+  thread = ThreadPoolExecutor(1, 'judge')  # a notebook has a loop of its own in its thread
 
-  def request(pair):
-    return {'model': endpoint.model, 'messages': template.messages(*pair), **fields}
-
-  def verdict(outcome) -> float:
-    """P(left > right), or NaN; counted."""
-    said = None if isinstance(outcome, Failure) else template.read(outcome)
-    recent.append(said is None)
-    if said is not None:
-      return said
-    reason, detail = (
-      outcome if isinstance(outcome, Failure) else ('unreadable', f'{outcome.text[:80]!r}')
-    )
-    counts.update(['unusable', reason])
-    if sum(recent) > tolerated * RECENT:
-      raise UserError(
-        f"the judge '{endpoint.model}' at {endpoint.url} gave no usable verdict on {sum(recent)} "
-        f'of the last {len(recent)} questions, more than the share {tolerated:g} of {RECENT} that '
-        f'is tolerated (the last one: {reason}, {detail}). Its answers are kept: mend what is '
-        'wrong and run again.'
-      )
-    return np.nan
-
-  def note_order(pair, said):
-    prompt, left, right = pair
-    other = waiting.pop((prompt, right, left), None)
-    if other is None:
-      waiting[pair] = said
-    elif not np.isnan(said + other):
-      counts['in_both_orders'] += 1
-      counts['disagree'] += (said - 0.5) * (other - 0.5) > 0
-
-  def judge(pairs, ending) -> dict[tuple[str, str, str], float]:
-    said = {}
+  def judge(pairs: Sequence[Pair], ending) -> dict[Pair, float]:
+    requests = [
+      {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
+    ]
     bar = tqdm(total=len(pairs), desc=endpoint.model, unit='answer', delay=PATIENCE, leave=False)
+    said = {}
 
     def tell(place, outcome, kept):
-      counts['kept' if kept else 'asked'] += 1
-      if not (kept or isinstance(outcome, Failure)):
-        counts['prompt_tokens'] += outcome.prompt_tokens
-        counts['response_tokens'] += outcome.response_tokens
-      said[pairs[place]] = verdict(outcome)
+      said[pairs[place]] = verdict(outcome, kept)
       bar.update()
 
     with bar:
-      ask([request(pair) for pair in pairs], tell, ending)
+      ask(requests, tell, ending)
     if len(said) < len(pairs):
       raise Interrupted(
         f"asking the judge '{endpoint.model}', {len(said)} of {len(pairs)} questions"
       )
-    for pair in pairs:
-      note_order(pair, said[pair])
+    note_orders(said)
     return said
 
   def answered(prompts, left, right) -> np.ndarray:
@@ -149,13 +117,57 @@ def make_remote(
   def preference(prompts, left, right):
     return processes.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
 
-  def summary():
-    costs = {}
-    if prices:
-      costs['cost'] = sum(
-        price * counts[name] / 1e6
-        for price, name in zip(prices, ('prompt_tokens', 'response_tokens'), strict=True)
-      )
-    return dict(counts) | costs
+  def so_far():
+    if not prices:
+      return dict(counts)
+    tokens = counts['prompt_tokens'], counts['response_tokens']
+    return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
-  return Remote(preference, summary)
+  return Remote(preference, so_far)
+
+
+def _verdicts(
+  endpoint: Endpoint, template: Template, tolerated: float, counts: Counter
+) -> Callable[[Answer | Failure, bool], float]:
+  """A function (outcome, kept) -> P(left > right), NaN if unusable; too many raise."""
+  recent: deque[bool] = deque(maxlen=RECENT)  # unusable or not
+
+  def verdict(outcome, kept):
+    counts['kept' if kept else 'asked'] += 1
+    if isinstance(outcome, Failure):
+      said, (reason, detail) = None, outcome
+    else:
+      said, reason, detail = template.read(outcome), 'unreadable', repr(outcome.text[:80])
+      if not kept:
+        counts['prompt_tokens'] += outcome.prompt_tokens
+        counts['response_tokens'] += outcome.response_tokens
+    recent.append(said is None)
+    if said is not None:
+      return said
+    counts.update(['unusable', reason])
+    if sum(recent) > tolerated * RECENT:
+      raise UserError(
+        f"the judge '{endpoint.model}' at {endpoint.url} gave no usable verdict on {sum(recent)} "
+        f'of the last {len(recent)} questions, more than the share {tolerated:g} of {RECENT} that '
+        f'is tolerated (the last one: {reason}, {detail}). Its answers are kept: mend what is '
+        'wrong and run again.'
+      )
+    return np.nan
+
+  return verdict
+
+
+def _orders(counts: Counter) -> Callable[[Mapping[Pair, float]], None]:
+  """A function that is shown verdicts, and counts the pairs that it has seen in both orders."""
+  waiting: dict[Pair, float] = {}  # those whose other order is yet to come
+
+  def note(said):
+    for (prompt, left, right), here in said.items():
+      there = waiting.pop((prompt, right, left), None)
+      if there is None:
+        waiting[prompt, left, right] = here
+      elif not np.isnan(here + there):
+        counts['in_both_orders'] += 1
+        counts['disagree'] += int((here - 0.5) * (there - 0.5) > 0)
+
+  return note

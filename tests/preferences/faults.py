@@ -58,11 +58,12 @@ def serve(behave: Callable[[str, int], Reply]) -> Iterator[Served]:
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
       content = body['messages'][-1]['content']
+      headers = {name.lower(): value for name, value in self.headers.items()}
       with lock:
         now[0] += 1
         before = sum(seen.content == content for seen in served.seen)
         served.at_once.append(now[0])
-        served.seen.append(Seen(time.monotonic(), content, body, dict(self.headers)))
+        served.seen.append(Seen(time.monotonic(), content, body, headers))
       reply = behave(content, before)
       time.sleep(reply.delay)
       with lock:

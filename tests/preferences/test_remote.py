@@ -268,8 +268,17 @@ def test_an_interruption_does_not_wait_for_long(tmp_path, monkeypatch):
     assert len(served.seen) <= 8
 
 
+def test_long_work_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(remote, 'PATIENCE', 0.0)
+  with serve(likes_longer) as served:
+    make(served, tmp_path).preference(*MANY)
+  assert '/40 [' in capsys.readouterr().err
+
+
 def test_ctrl_c_outside_of_a_run_stops_at_once(tmp_path):
-  with serve(signalling(signal.SIGINT, 6)) as served:
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  with contextlib.ExitStack() as stack, serve(signalling(signal.SIGINT, 6)) as served:
+    stack.callback(signal.signal, signal.SIGINT, before)
     judge = make(served, tmp_path, concurrency=3)
     with pytest.raises(KeyboardInterrupt):
       judge.preference(*MANY)

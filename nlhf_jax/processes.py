@@ -7,13 +7,14 @@ here, so that it has one answer. With a single process nothing is asked and noth
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.errors import Interrupted, UserError, first_line
 
 
 def join(cluster: str) -> None:
@@ -57,6 +58,29 @@ def of_any(answer: bool) -> bool:
   if jax.process_count() == 1:
     return answer
   return bool(np.any(multihost_utils.process_allgather(np.asarray(answer))))
+
+
+def asked_of_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+  """The numbers that `work` gives in the first process, which alone does it, in float32 in all.
+
+  With a single process they stay as they are.
+
+  Raises:
+    UserError, Interrupted: in all processes, if `work` does.
+  """
+  if jax.process_count() == 1:
+    return work()
+  said, problem = np.zeros(shape, np.float32), None
+  if is_first():
+    try:
+      said = np.asarray(work(), np.float32)
+    except (UserError, Interrupted) as error:
+      problem = error
+  kinds = (type(None), UserError, Interrupted)
+  kind = int(multihost_utils.broadcast_one_to_all(np.asarray(kinds.index(type(problem)))))
+  if kind:
+    raise problem or kinds[kind]('what the first process does; see there')
+  return np.asarray(multihost_utils.broadcast_one_to_all(said))
 
 
 @contextlib.contextmanager

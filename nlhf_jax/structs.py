@@ -37,7 +37,8 @@ class Responses(NamedTuple):
 class Comparison(NamedTuple):
   """Left responses against right responses to the same prompts, and what a judge said.
 
-  `payoff` is antisymmetric, in [-1/2, 1/2] for preferences. Demonstrations have no right side.
+  `payoff` is antisymmetric, in [-1/2, 1/2] for preferences; NaN where a judge has no usable answer.
+  Demonstrations have no right side.
   """
 
   prompts: Prompts

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,45 @@ def test_two_processes_are_one_and_go_on_where_they_were_stopped(tmp_path):
   assert 'sft: going on in' in launch(2, tmp_path / 'cut')
   for name in ('results.json', 'samples.jsonl'):
     assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
+
+
+ASKS = """
+import sys
+import numpy as np
+from nlhf_jax import processes
+from nlhf_jax.errors import Interrupted, UserError
+processes.join(sys.argv[1])
+mine = 0.5 if processes.is_first() else 7.5
+said = [processes.asked_of_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
+for kind in (UserError, Interrupted):
+  def fail():
+    raise kind('no luck')
+  try:
+    processes.asked_of_first(fail, (2,))
+  except Exception as error:
+    said.append(type(error).__name__)
+print(said, file=sys.stderr)
+"""
+
+
+def test_what_the_first_process_asks_all_know():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  programs = [
+    subprocess.Popen(
+      [sys.executable, '-c', ASKS, f'{address},2,{number}'],
+      cwd=ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  for program in programs:
+    _, said = program.communicate(timeout=300)
+    assert program.returncode == 0, said
+    assert said.splitlines()[-1] == "[[0.5, nan], 'UserError', 'Interrupted']"
 
 
 @pytest.mark.parametrize('cluster', ['somewhere', '127.0.0.1:1,two,0', '127.0.0.1:1,2'])

@@ -40,6 +40,20 @@ def worth(comparison: Comparison) -> Float[Array, 'B K']:
   return jnp.mean(comparison.payoff, axis=2)
 
 
+def judged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
+  """The comparison without what no judge could say, and the weight of each prompt in the mean.
+
+  A prompt with a payoff that is NaN weighs 0, since its worths are not known either, and its
+  payoffs become 0; the others weigh the same, 1 on average over all. If none is left, all weigh 0.
+  """
+  if comparison.payoff is None:
+    return comparison, jnp.ones(len(comparison.left.tokens))
+  known = ~jnp.any(jnp.isnan(comparison.payoff), axis=(1, 2))
+  payoff = jnp.where(known[:, None, None], comparison.payoff, 0.0)
+  weight = known / jnp.maximum(jnp.mean(known, dtype=payoff.dtype), 1 / len(known))
+  return comparison._replace(payoff=payoff), weight
+
+
 def pick(responses: Responses, places: Int[Array, 'B N']) -> Responses:
   """The responses at the given places along K."""
   return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, places[:, :, None], axis=1), responses)

@@ -61,7 +61,10 @@ def by_bradley_terry(rewards: Judge) -> Judge:
 def of_texts(
   preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray], tokenizer
 ) -> Judge:
-  """A judge that reads text: `preference(prompts, left, right)` gives P(left > right), [n]."""
+  """A judge that reads text: `preference(prompts, left, right)` gives P(left > right), [n].
+
+  NaN is for what it cannot say; in either order it makes the payoff of the pair NaN.
+  """
 
   def one_order(comparison):
     prompts, left, right = comparison.prompts, comparison.left, comparison.right
@@ -92,8 +95,12 @@ def probability(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K 
 
 
 def verdict(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
-  """One sampled vote on every pair, +1/2 or -1/2, with the same mean: model-free feedback."""
-  return (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
+  """One sampled vote on every pair, +1/2 or -1/2, with the same mean: model-free feedback.
+
+  Where there is no preference, NaN, there is no vote.
+  """
+  vote = (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
+  return jnp.where(jnp.isnan(payoff), payoff, vote)
 
 
 def told(

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nlhf_jax import processes, programs
+from nlhf_jax.errors import Interrupted
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -43,8 +44,9 @@ def train(
 
   Args:
     state: the state to start from where there is no checkpoint.
-    step: (state, batch, key) -> (state, scalars); it may donate the state. The scalar `tokens`, if
-      there is one, is logged as `tokens_per_second`, beside `seconds_per_step`.
+    step: (state, batch, key) -> (state, scalars); it may donate the state, unless it raises
+      `Interrupted`. The scalar `tokens`, if there is one, is logged as `tokens_per_second`, beside
+      `seconds_per_step`.
     batches: indexed by step.
     key: the stage's key.
     stage: its name, for the log.
@@ -55,7 +57,7 @@ def train(
     log_every: steps between log records.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM, after saving a checkpoint.
+    Interrupted: on Ctrl-C or SIGTERM, or where the step does, after saving a checkpoint.
   """
   folder.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(folder / 'checkpoints')
@@ -69,7 +71,14 @@ def train(
   try:
     with tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5) as bar:
       for number in range(first, steps):
-        state, values = step(state, batches[number], jax.random.fold_in(key, number))
+        try:
+          state, values = step(state, batches[number], jax.random.fold_in(key, number))
+        except Interrupted:
+          # A judge that is waited for stops before the update has begun: the state is as it was.
+          if pending:
+            metrics.write(number, summary(pending, since))
+          checkpoints.save(state)
+          raise
         pending.append(values)
         bar.update()
         done = number + 1

@@ -39,8 +39,8 @@ def _accuracy(comparison, said):
 def of_play(algorithm: Algorithm) -> Measure:
   """How the left responses fare against the right ones, and what they are like.
 
-  `payoff`, where a judge compared two sides, in its unit; `entropy` in nats a token, of what was
-  sampled; `response_length` in tokens.
+  `payoff`, where a judge compared two sides, in its unit, over the pairs that have one; `entropy`
+  in nats a token, of what was sampled; `response_length` in tokens.
   """
 
   def measure(comparison, scores):
@@ -53,7 +53,7 @@ def of_play(algorithm: Algorithm) -> Measure:
     if algorithm.right not in (None, LEFT):
       values['tokens'] += jnp.sum(right.mask)
       if asks_judge(algorithm):
-        values['payoff'] = jnp.mean(comparison.payoff)
+        values['payoff'] = jnp.nanmean(comparison.payoff)
     return values
 
   return measure

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxtyping import Array, Float
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.references import frozen
+from nlhf_jax.algorithms.selection import judged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 from nlhf_jax.training import optimizers
@@ -64,15 +66,17 @@ def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any
 
 
 def in_parts(
-  differentiate: Callable[[Comparison], tuple[tuple[jax.Array, Any], Params]],
+  differentiate: Callable[[Comparison, jax.Array], tuple[tuple[jax.Array, Any], Params]],
   comparison: Comparison,
+  weight: Float[Array, 'B'],
   count: int,
 ) -> tuple[tuple[jax.Array, Any], Params]:
   """What `differentiate` gives for the whole, one part of the examples after the other.
 
   Args:
-    differentiate: comparison -> ((mean loss, scores of every example), gradient).
+    differentiate: (comparison, weight) -> ((mean loss, scores of every example), gradient).
     comparison: of B examples, a multiple of `count`.
+    weight: of each of them.
     count: of parts.
 
   Returns:
@@ -91,8 +95,9 @@ def in_parts(
     return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
 
   def of_part(part):
+    part, weight = part
     part = part._replace(right=part.left) if themselves else part
-    (loss, scores), gradient = differentiate(part)
+    (loss, scores), gradient = differentiate(part, weight)
     wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) / count
     return jax.tree.map(wide, (loss, gradient)), scores
 
@@ -100,7 +105,7 @@ def in_parts(
     share, scores = of_part(part)
     return jax.tree.map(jnp.add, total, share), scores
 
-  parts = jax.tree.map(split, comparison)
+  parts = jax.tree.map(split, (comparison, weight))
   share, _ = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), share)
   (loss, gradient), scores = lax.scan(add, zeros, parts)
@@ -116,6 +121,8 @@ def make_update(
 ) -> Update:
   """A jitted update of the policy by one gradient, then of every reference by its rule.
 
+  Prompts with a payoff that is NaN have no part in it: it is that of the others alone.
+
   Args:
     algorithm: the row; its loss sees what `score` says for every slot.
     score: (parameters, comparison) -> scores. A slot whose scores no one reads costs nothing.
@@ -128,7 +135,7 @@ def make_update(
     (state, comparison, key) -> (state, metrics); what moves of the state passed in is donated.
   """
 
-  def differentiate(state, selected):
+  def differentiate(state, selected, weight):
     """((mean loss, slot -> scores), gradient)."""
     others = {
       slot: score(trees.of_slot(state.slots, slot), selected) for slot in algorithm.references
@@ -137,18 +144,21 @@ def make_update(
     def objective(policy):
       slots = {**state.slots, 'policy': policy}
       scores = {'policy': score(trees.of_slot(slots, 'policy'), selected), **others}
-      return jnp.mean(algorithm.loss(scores, selected)), scores
+      loss = algorithm.loss(scores, selected)
+      return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 
     return jax.value_and_grad(objective, has_aux=True)(state.params['policy'])
 
   @partial(jax.jit, donate_argnums=0)
   def moved(moving, fixed, comparison, key):
     state = moving._replace(fixed=fixed)
-    selected = algorithm.select(comparison, key)
+    known, weight = judged(comparison)
+    selected = algorithm.select(known, key)
     if accumulate == 1:
-      (loss, scores), gradient = differentiate(state, selected)
+      (loss, scores), gradient = differentiate(state, selected, weight)
     else:
-      (loss, scores), gradient = in_parts(partial(differentiate, state), selected, accumulate)
+      of_part = partial(differentiate, state)
+      (loss, scores), gradient = in_parts(of_part, selected, weight, accumulate)
     policy = state.params['policy']
     change, memory = optimizer.update(gradient, state.optimizer, policy)
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.wide(gradient))}

@@ -134,11 +134,12 @@ def test_parts_of_responses_compared_with_themselves_are_read_once():
   comparison = some_comparison(ROWS['rspo'])
   comparison = comparison._replace(right=comparison.left)
 
-  def differentiate(part):
+  def differentiate(part, weight):
     assert part.right is part.left
+    assert weight.shape == (len(comparison.payoff) // 3,)
     return (jnp.mean(part.payoff), part.left.tokens), {}
 
-  (_, tokens), _ = in_parts(differentiate, comparison, 3)
+  (_, tokens), _ = in_parts(differentiate, comparison, jnp.ones(BATCH), 3)
   np.testing.assert_array_equal(tokens, comparison.left.tokens)
 
 
@@ -146,7 +147,7 @@ def test_parts_take_less_memory():
   comparison = some_comparison(ROWS['dpo'], batch=64, length=20)
   params, read = some_parameters(0), policies.make_score(DECODER)
 
-  def differentiate(part):
+  def differentiate(part, weight):
     def total(params):
       scores = read(params, part)
       return jnp.mean(scores.left) - jnp.mean(scores.right), scores
@@ -154,7 +155,9 @@ def test_parts_take_less_memory():
     return jax.value_and_grad(total, has_aux=True)(params)
 
   def temporary(run):
-    return jax.jit(run).lower(comparison).compile().memory_analysis().temp_size_in_bytes
+    return (
+      jax.jit(run).lower(comparison, jnp.ones(64)).compile().memory_analysis().temp_size_in_bytes
+    )
 
   parts = temporary(partial(in_parts, differentiate, count=8))
   assert parts < 0.3 * temporary(differentiate)

@@ -115,6 +115,33 @@ def test_a_signal_saves_the_step_and_says_where(number, uncut, tmp_path):
   assert resumed_at[0] == 7
 
 
+def test_a_step_that_is_interrupted_is_the_first_to_come_again(uncut, tmp_path):
+  state, step = make_step()
+
+  def waits(state, prompts, key):
+    if prompts == 7:
+      raise Interrupted('asking the judge')
+    return step(state, None, key)
+
+  with pytest.raises(Interrupted, match='asking the judge'):
+    loop.train(
+      state,
+      waits,
+      grain.MapDataset.range(STEPS),
+      jax.random.key(1),
+      stage='toy',
+      steps=STEPS,
+      folder=tmp_path,
+      evaluate=lambda params: {},
+      evaluate_every=EVERY,
+      log_every=2,
+    )
+  assert [record['step'] for record in records(tmp_path)] == [2, 4, 6, 7]
+  resumed_at = []
+  chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
+  assert resumed_at[0] == 7
+
+
 def test_a_finished_stage_is_not_repeated(tmp_path):
   done = run(tmp_path)
 

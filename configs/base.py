@@ -44,8 +44,8 @@ def policy(
 ):
   """A policy. No momentum by default: in play it would orbit a cycle.
 
-  `judge` is learned, reward or oracle; `feedback` probability or verdict; `players` the slots that
-  enter the tournament, separated by commas.
+  `judge` is learned, reward, oracle or pairrm; `feedback` probability or verdict; `players` the
+  slots that enter the tournament, separated by commas.
   """
   row = training(
     algorithm,
@@ -132,6 +132,8 @@ def get_config(source='synthetic'):
         learning_rate=2e-3,
         evaluate_every=judge_steps // 10,
       ),
+      # Published weights of a judge, by their folder or hub name; read where a policy asks it.
+      pairrm=dict(hf='llm-blender/PairRM-hf', batch=16, compute='float32'),
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
       tournament=dict(

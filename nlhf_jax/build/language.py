@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
+from nlhf_jax.build import judges as published
 from nlhf_jax.build import rules
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
@@ -23,13 +24,14 @@ from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
 
 LEARNED = ('sft', 'preference_model', 'reward_model')
-JUDGES = ('learned', 'reward', 'oracle')
-# The stage that a judge is the outcome of.
-GROUND = {'learned': 'preference_model', 'reward': 'reward_model', 'oracle': 'sft', None: 'sft'}
+JUDGES = ('learned', 'reward', 'oracle', 'pairrm')
+# The stage that a judge is the outcome of; others are not of this run.
+GROUND = {'learned': 'preference_model', 'reward': 'reward_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
@@ -49,8 +51,8 @@ class Training(NamedTuple):
 class Policy(NamedTuple):
   """How a policy trains: on whose word, how that reaches it, and which of its slots then compete.
 
-  `judge` is `learned` (the preference model), `reward` (the reward model) or `oracle`; None where
-  the algorithm asks none.
+  `judge` is `learned` (the preference model), `reward` (the reward model), `oracle` or `pairrm`;
+  None where the algorithm asks none.
   """
 
   training: Training
@@ -92,6 +94,7 @@ class Experiment(NamedTuple):
   tournament_prompts: int
   tournament_batch: int  # prompts that are responded to at once
   filters: Filters
+  pairrm: Callable[[], Judge] | None  # reads its weights; None where no policy asks it
 
 
 def check(config: ConfigDict) -> None:
@@ -155,6 +158,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
+    pairrm=(
+      functools.partial(published.make_pairrm, config, corpus.tokenizer)
+      if 'pairrm' in asked
+      else None
+    ),
   )
 
 
@@ -307,7 +315,10 @@ def stage_settings(config: ConfigDict, policies: Mapping[str, Policy]) -> dict[s
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'players'}
-    settings[name] = settings[GROUND[policy.judge]] | {'policy': row}
+    settings[name] = settings[GROUND.get(policy.judge, 'sft')] | {'policy': row}
+    if policy.judge == 'pairrm':
+      weights = fingerprint(config.pairrm.hf, published.FIELD)
+      settings[name] |= {'pairrm': [weights, config.pairrm.compute]}
   players = {name: settings[name] for name in ('preference_model', *policies)}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
   settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}

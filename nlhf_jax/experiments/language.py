@@ -54,12 +54,15 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   asked = dict(panel)
   if 'reward_model' in experiment.stages:
     asked['reward'] = train_reward_model(experiment, reference)
+  if experiment.pairrm:
+    asked['pairrm'] = experiment.pairrm()
   evaluate = make_evaluate(experiment, reference, panel['learned'])
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
     slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
     players |= {player: slots[slot] for player, slot in policy.players.items()}
-  lines = compete(experiment, players, panel)
+  jury = {name: judge for name, judge in asked.items() if name != 'reward'}  # not in win rates
+  lines = compete(experiment, players, jury)
   exploited = exploit(experiment, players, panel) if experiment.exploiter else []
   return publish(experiment, workdir, lines, exploited)
 

@@ -44,8 +44,8 @@ def policy(
 ):
   """A policy. No momentum by default: in play it would orbit a cycle.
 
-  `judge` is learned, reward or oracle; `feedback` probability or verdict; `players` the slots that
-  enter the tournament, separated by commas.
+  `judge` is learned, reward, oracle or pairrm; `feedback` probability or verdict; `players` the
+  slots that enter the tournament, separated by commas.
   """
   row = training(
     algorithm,
@@ -147,7 +147,23 @@ def get_config(source='synthetic'):
           planes=4,  # a response is a point in so many
         )
       ),
-      judges='learned',  # that sit in the tournament: some of learned, reward, embedding
+      # Published weights of a judge, by their folder or hub name.
+      pairrm=dict(hf='llm-blender/PairRM-hf', batch=16, compute='float32'),
+      # A language model behind an OpenAI-compatible endpoint; answers are kept beside the stages.
+      remote=dict(
+        url='',
+        model='',
+        key='OPENAI_API_KEY',  # the environment variable that holds it; empty for none
+        template='summaries',  # or a pairwise prompt of the file below, as pair-v2
+        prompts='',  # in the layout of FastChat's judge_prompts.jsonl
+        concurrency=16,
+        per_minute=0.0,  # requests; 0 for no limit
+        timeout=120.0,
+        retries=6,
+        tolerated=0.2,  # share of unusable answers above which the run ends
+      ),
+      # That sit in the tournament: some of learned, reward, embedding, pairrm, remote.
+      judges='learned',
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
       tournament=dict(

@@ -12,12 +12,13 @@ TEXTS = ('*.json', '*.jinja', '*.txt')
 WANTED = (*TEXTS, 'model*.safetensors')
 
 
-def locate(name: str, files: Sequence[str] = WANTED) -> Path:
+def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.hf') -> Path:
   """The folder of a model: `name` itself, or its copy in the local cache, downloaded if need be.
 
   Args:
     name: of a folder, or `OWNER/MODEL`.
     files: patterns of what is downloaded.
+    field: of the config, that has the name.
 
   Raises:
     UserError: if it is no folder, and no model that the hub gives.
@@ -28,7 +29,7 @@ def locate(name: str, files: Sequence[str] = WANTED) -> Path:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
   except (OSError, ValueError) as error:  # not there, not reachable, or no name at all
     raise UserError(
-      f"config.model.hf='{name}' is no folder, and the Hugging Face hub did not give it "
+      f"{field}='{name}' is no folder, and the Hugging Face hub did not give it "
       f'({first_line(error)}); download it where there is a network, as '
       f'`hf download {name} --local-dir DIR`, and give DIR.'
     ) from None

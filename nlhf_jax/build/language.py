@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
+from nlhf_jax.build.judges import GIVEN
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora, sources
@@ -23,6 +24,7 @@ from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
+from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
 
@@ -32,7 +34,7 @@ TRAINED = {
   'reward': 'reward_model',
   'embedding': 'embedding_model',
 }
-JUDGES = (*TRAINED, 'oracle')
+JUDGES = (*TRAINED, *GIVEN, 'oracle')
 LEARNED = ('sft', *TRAINED.values())
 # The rows that stages other than those of their own name train by.
 ROWS = {'embedding_model': 'preference_model'}
@@ -98,6 +100,7 @@ class Experiment(NamedTuple):
   tournament_prompts: int
   tournament_batch: int  # prompts that are responded to at once
   filters: Filters
+  given: Mapping[str, Callable[[], Judge]]  # judges from outside that someone asks
 
 
 def check(config: ConfigDict) -> None:
@@ -139,8 +142,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   exploiter = make_exploiter(config)
   of_policies = {f'policies.{name}': policy.training for name, policy in policies.items()}
   panel, sft = make_panel(config), trainings.pop('sft')
-  needed = stages_of_judges(panel, policies)
-  judges = {stage: training for stage, training in trainings.items() if stage in needed}
+  asked = {*panel, *(policy.judge for policy in policies.values())}
+  judges = {stage: trainings[stage] for stage in stages_of_judges(asked)}
   check_mesh({'sft': sft} | judges | of_policies | ({'exploiter': exploiter} if exploiter else {}))
   corpus = make_corpus(config, folder)
   settings = stage_settings(config, policies, panel)
@@ -164,6 +167,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
+    given={
+      name: functools.partial(it.make, config, corpus.tokenizer, folder)
+      for name, it in GIVEN.items()
+      if name in asked
+    },
   )
 
 
@@ -171,14 +179,14 @@ def make_panel(config: ConfigDict) -> list[str]:
   """The judges of the tournament: the oracle, if it is known, and those of `config.judges`."""
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
-    if name not in TRAINED or panel.count(name) > 1:
-      raise UserError(f"config.judges='{config.judges}' must be some of {', '.join(TRAINED)}.")
+    if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
+      known = ', '.join((*TRAINED, *GIVEN))
+      raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
   return ['oracle', *panel] if config.data.source == 'synthetic' else panel
 
 
-def stages_of_judges(panel: Sequence[str], policies: Mapping[str, Policy]) -> list[str]:
-  """The stages of all judges that someone asks."""
-  asked = {*panel, *(policy.judge for policy in policies.values())}
+def stages_of_judges(asked: Collection[str | None]) -> list[str]:
+  """The stages of those judges that are trained."""
   return [stage for judge, stage in TRAINED.items() if judge in asked]
 
 
@@ -335,16 +343,26 @@ def stage_settings(
   if config.model.hf:  # and so is a model
     shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}
-  for model in stages_of_judges(panel, policies):
+  for model in stages_of_judges({*panel, *(policy.judge for policy in policies.values())}):
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'players'}
     settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
-  of_panel = [TRAINED[judge] for judge in panel if judge in TRAINED]
-  players = {name: settings[name] for name in (*of_panel, *policies)}
+    if policy.judge in GIVEN:
+      settings[name] |= {policy.judge: GIVEN[policy.judge].settings(config)}
+  players = settings_of_panel(config, panel, settings)
+  players |= {name: settings[name] for name in policies}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
   settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}
   return settings
+
+
+def settings_of_panel(
+  config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
+) -> dict[str, object]:
+  """What determines the word of each judge of the tournament."""
+  trained = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
+  return trained | {judge: GIVEN[judge].settings(config) for judge in panel if judge in GIVEN}
 
 
 def exploiter_settings(
@@ -361,7 +379,7 @@ def exploiter_settings(
   slots = {'sft': ('sft', 'policy')}
   for name, policy in policies.items():
     slots |= {player: (name, slot) for player, slot in policy.players.items()}
-  measured_by = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
+  measured_by = settings_of_panel(config, panel, settings)
   return {
     (judge, player): whole
     | {'judge': judge, 'measured_by': measured_by}

@@ -167,9 +167,9 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str, field: str = 'config.model.hf') -> str:
   """A digest of a pretrained model: of all files that are read of it."""
-  folder = hub.locate(name)
+  folder = hub.locate(name, field=field)
   digest = hashlib.sha256()
   for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):
     with path.open('rb') as file:

@@ -10,15 +10,17 @@ _AT_LEAST_ONE = (
   'batch evaluate_every posts prompt_length response_length prompts width layers heads '
   'key_heads head_size hidden updates every inner memory actions raters soldiers fields fingers '
   'count reset queue rounds candidates keep accumulate fsdp '
-  'tensor planes'
+  'tensor planes concurrency'
 )
-_AT_LEAST_ZERO = 'tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
-_ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c desirable undesirable'
+_AT_LEAST_ZERO = (
+  'retries per_minute tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
+)
+_ABOVE_ZERO = 'timeout learning_rate clip temperature eta scale a b c desirable undesirable'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
   **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
   **dict.fromkeys(
-    ('rate', 'cyclic', 'ratio', 'log_z'), (lambda value: 0 <= value <= 1, 'in [0, 1]')
+    ('rate', 'cyclic', 'ratio', 'log_z', 'tolerated'), (lambda value: 0 <= value <= 1, 'in [0, 1]')
   ),
   **dict.fromkeys(('warmup', 'top_k'), (lambda value: value >= 0, 'at least 0')),
   **dict.fromkeys(

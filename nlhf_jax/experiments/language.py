@@ -91,8 +91,8 @@ def fine_tune(experiment: Experiment) -> Params:
 
 
 def make_judges(experiment: Experiment, reference: Params) -> dict[str, Judge]:
-  """Name -> judge: the oracle, if it is known, and those that are trained."""
-  asked = {}
+  """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
+  asked = {name: make() for name, make in experiment.given.items()}
   if experiment.corpus.embedded:
     asked['oracle'] = judges.of_texts(synthetic.preference, experiment.corpus.tokenizer)
   for name, stage in TRAINED.items():

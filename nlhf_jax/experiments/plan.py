@@ -60,7 +60,8 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
     policies = {
       name: language.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    judges = len(language.stages_of_judges(language.make_panel(config), policies))
+    asked = {*language.make_panel(config), *(policy.judge for policy in policies.values())}
+    judges = len(language.stages_of_judges(asked))
     # A judge is as large as what is trained; the base is there but once.
     kept = judges * held(own)
     needs = {}

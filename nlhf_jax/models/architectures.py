@@ -4,7 +4,7 @@ What the six families (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, GPT-2) do di
 of one record; `transformer.py` has one decoder for all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ def _common(config, **differences) -> Architecture:
     hidden=config.intermediate_size,
     longest=config.max_position_embeddings,
     layers=_layers(config),
-    activation=_known(ACTIVATIONS, 'hidden_act', activation),
+    activation=known(ACTIVATIONS, 'hidden_act', activation),
     norm_epsilon=config.rms_norm_eps,
     tied=config.tie_word_embeddings,
     **differences,
@@ -195,7 +195,7 @@ def _gpt2(config):
     hidden=config.n_inner or 4 * config.n_embd,
     longest=config.n_positions,
     layers=(Layer(None),) * config.n_layer,
-    activation=_known(ACTIVATIONS, 'activation_function', config.activation_function),
+    activation=known(ACTIVATIONS, 'activation_function', config.activation_function),
     gated=False,
     norm='layer',
     norm_epsilon=config.layer_norm_epsilon,
@@ -233,7 +233,7 @@ def _layers(config) -> tuple[Layer, ...]:
   kinds = getattr(config, 'layer_types', None) or [kind] * config.num_hidden_layers
   windows = {'full_attention': None, 'sliding_attention': window}
   return tuple(
-    Layer(_rotary(config.rope_parameters, kind), _known(windows, 'layer_types', kind))
+    Layer(_rotary(config.rope_parameters, kind), known(windows, 'layer_types', kind))
     for kind in kinds
   )
 
@@ -252,7 +252,8 @@ def _rotary(parameters, kind: str) -> Rotary:
   return Rotary(given['rope_theta'], factor=given.get('factor', 1.0) if how == 'linear' else 1.0)
 
 
-def _known(table, field, value):
+def known(table: Mapping[str, Any], field: str, value: str) -> Any:
+  """What the table has for a value of a field of config.json, or UserError."""
   if value not in table:
     raise UserError(f"config.json: {field}='{value}' is not one of {', '.join(table)}.")
   return table[value]

@@ -66,6 +66,38 @@ _GPT2 = {
   'final_norm': 'transformer.ln_f',
   'head': 'lm_head',
 }
+
+
+def _deberta(model: str) -> dict[str, str]:
+  """Of an encoder that goes by this name."""
+  layer = f'{model}.encoder.layer.{{}}'
+  return {
+    'embed': f'{model}.embeddings.word_embeddings',
+    'absolute': f'{model}.embeddings.position_embeddings',
+    'types': f'{model}.embeddings.token_type_embeddings',
+    'widen': f'{model}.embeddings.embed_proj',
+    'embed_norm': f'{model}.embeddings.LayerNorm',
+    'relative': f'{model}.encoder.rel_embeddings',
+    'relative_norm': f'{model}.encoder.LayerNorm',
+    'convolution': f'{model}.encoder.conv.conv',
+    'convolution_norm': f'{model}.encoder.conv.LayerNorm',
+    'attentions/query': f'{layer}.attention.self.query_proj',
+    'attentions/key': f'{layer}.attention.self.key_proj',
+    'attentions/value': f'{layer}.attention.self.value_proj',
+    'attentions/place_key': f'{layer}.attention.self.pos_key_proj',
+    'attentions/place_query': f'{layer}.attention.self.pos_query_proj',
+    'attentions/out': f'{layer}.attention.output.dense',
+    'attention_norms': f'{layer}.attention.output.LayerNorm',
+    'feed_forwards/up': f'{layer}.intermediate.dense',
+    'feed_forwards/down': f'{layer}.output.dense',
+    'feed_forward_norms': f'{layer}.output.LayerNorm',
+  }
+
+
+_PAIRRM = {f'encoder/{path}': name for path, name in _deberta('pretrained_model').items()} | {
+  'head/hidden': 'head_layer.1',
+  'head/score': 'head_layer.4',
+}
 TABLES = {
   'llama': _LLAMA,
   'mistral': _LLAMA,
@@ -74,10 +106,12 @@ TABLES = {
   'gemma2': _GEMMA,
   'gemma3_text': _GEMMA,
   'gpt2': _GPT2,
+  'deberta-v2': _deberta('deberta'),
+  'pairrm': _PAIRRM,
 }
 _FUSED = ('query', 'key', 'value')
 # Buffers that older files hold; none is a weight.
-_BUFFERS = re.compile(r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$')
+_BUFFERS = re.compile(r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$')
 
 
 def tensor(path: str, family: str) -> Tensor:
@@ -111,13 +145,9 @@ def load(
   Raises:
     UserError: if a file cannot be read, or what it holds is not what the architecture needs.
   """
-  tied = 'head' not in shapes
-  files, found = {}, {}  # where each tensor is, and its shape
-  for path in _files(folder):
-    with _opened(path) as file:
-      for name in file.keys():  # noqa: SIM118 - it is no dict
-        if not (_BUFFERS.search(name) or (tied and name == 'lm_head.weight')):
-          files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
+  files, found = _found(folder)
+  if 'head' not in shapes:  # it is the embedding
+    found.pop('lm_head.weight', None)
   flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
   flat = {
     path: (leaf, at._replace(name=_as_in(at.name, found))) for path, (leaf, at) in flat.items()
@@ -244,6 +274,26 @@ def _files(folder: Path) -> list[Path]:
       'read, convert them with save_pretrained of transformers.'
     )
   return [whole]
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every tensor in the safetensors files of a folder.
+
+  Raises:
+    UserError: if a file cannot be read.
+  """
+  return _found(folder)[1]
+
+
+def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
+  """Name -> file, and name -> shape, of every tensor that is a weight."""
+  files, found = {}, {}
+  for path in _files(folder):
+    with _opened(path) as file:
+      for name in file.keys():  # noqa: SIM118 - it is no dict
+        if not _BUFFERS.search(name):
+          files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
+  return files, found
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ so that a liking for the first place cannot leak into an algorithm.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,22 @@ def by_bradley_terry(rewards: Judge) -> Judge:
   return lambda comparison: jnp.tanh(rewards(comparison) / 2) / 2
 
 
+def spelled(
+  comparison: Comparison, tokenizer: Any
+) -> tuple[list[str], list[list[str]], list[list[str]]]:
+  """The texts of a comparison: B prompts, and K left and J right responses to each."""
+  prompts, left, right = comparison[:3]
+
+  def sides(responses):
+    tokens, mask = processes.fetch((responses.tokens, responses.mask))
+    texts = tokenizers.texts(tokenizer, tokens, mask)
+    return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
+
+  asked = tokenizers.prompt_texts(tokenizer, *processes.fetch((prompts.tokens, prompts.mask)))
+  ours = sides(left)
+  return asked, ours, ours if right is left else sides(right)
+
+
 def of_texts(
   preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray], tokenizer
 ) -> Judge:
@@ -67,20 +84,15 @@ def of_texts(
   """
 
   def one_order(comparison):
-    prompts, left, right = comparison.prompts, comparison.left, comparison.right
-    shape = (*left.tokens.shape[:2], right.tokens.shape[1])
-
-    def read(texts, tokens, mask, axes):
-      grid = np.array(texts(tokenizer, *processes.fetch((tokens, mask))), dtype=object)
-      grid = np.expand_dims(grid.reshape(tokens.shape[:-1]), axes)
-      return np.broadcast_to(grid, shape).ravel().tolist()
-
-    chance = preference(
-      read(tokenizers.prompt_texts, prompts.tokens, prompts.mask, (1, 2)),
-      read(tokenizers.texts, left.tokens, left.mask, 2),
-      read(tokenizers.texts, right.tokens, right.mask, 1),
-    )
-    return np.reshape(chance, shape) - 0.5
+    prompts, left, right = spelled(comparison, tokenizer)
+    triples = [
+      (prompt, one, other)
+      for prompt, lefts, rights in zip(prompts, left, right, strict=True)
+      for one in lefts
+      for other in rights
+    ]
+    chance = preference(*map(list, zip(*triples, strict=True)))
+    return np.reshape(chance, (len(prompts), len(left[0]), len(right[0]))) - 0.5
 
   return antisymmetric(one_order)
 

@@ -1,0 +1,237 @@
+"""PairRM here and in PyTorch: parity, and the time of all pairs of five responses, in one run.
+
+python benchmarks/pairrm.py --alpaca-eval DIR --size large
+
+Parity: the largest difference of hidden states between this encoder and that of `transformers`, for
+every kind of relative places, and of logits on the texts that are timed. Time: from texts to the
+logits of all 20 ordered pairs of five models' responses to each of some instructions of AlpacaEval,
+float32, two threads, equal batch; random weights of the size of a DeBERTa-v3, and words for tokens,
+which are about as many as theirs. PyTorch runs `transformers`' encoder with the published head, on
+pairs in the order in which they come, padded to the longest of a batch as the published code does;
+and once more on the arrays that run here, which leaves the kernels alone to differ. Rounds take
+turns. Writes benchmarks/results/pairrm.json.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'models'), str(ROOT / 'tests' / 'preferences')]
+
+import published  # noqa: E402 - the tests' own
+import test_deberta  # noqa: E402
+from alpaca_comparisons import CHEATS  # noqa: E402
+
+from nlhf_jax import display, records  # noqa: E402
+from nlhf_jax.models import pairrm as networks  # noqa: E402
+from nlhf_jax.preferences import pairrm  # noqa: E402
+
+SIZES = {  # layers, width, heads, hidden units
+  'xsmall': (12, 384, 6, 1536),
+  'small': (6, 768, 12, 3072),
+  'base': (12, 768, 12, 3072),
+  'large': (24, 1024, 16, 4096),
+}
+RESPONSES = 5
+THREADS = 2
+
+
+def parity() -> dict[str, float]:
+  """Case -> largest difference of hidden states."""
+  found = {}
+  for case, changes in test_deberta.CASES.items():
+    with tempfile.TemporaryDirectory() as folder:
+      model = test_deberta.saved(folder, **changes)
+      encoder, params = test_deberta.load(Path(folder), model.config)
+      tokens, mask = test_deberta.rows(45)
+      gap = test_deberta.ours(encoder, params, tokens, mask)
+      gap -= test_deberta.theirs(model, tokens, mask)
+      found[case] = float(np.abs(gap[mask]).max())
+  return found
+
+
+def texts(folder: Path, prompts: int, most: int) -> tuple[list[str], list[list[str]]]:
+  """The first instructions all of whose responses have at most so many words, and these."""
+
+  def lines(path):
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+      return list(map(json.loads, file))
+
+  questions = lines(folder / 'baseline_gpt4_1106_preview.jsonl.gz')
+  models = [
+    path
+    for path in sorted(folder.glob('models/*.jsonl.gz'))
+    if path.name.removesuffix('.jsonl.gz') not in CHEATS
+  ][:RESPONSES]
+  said = [{row['index']: row['output'] for row in lines(path)} for path in models]
+  chosen = [
+    row
+    for row in range(len(questions))
+    if all(row in of_model and len(of_model[row].split()) <= most for of_model in said)
+  ][:prompts]
+  instructions = [questions[row]['instruction'] for row in chosen]
+  return instructions, [[of_model[row] for of_model in said] for row in chosen]
+
+
+def make_tokenizer(corpus: Sequence[str]) -> tokenizers.Tokenizer:
+  """Words and marks as tokens, with the special tokens of PairRM."""
+  special = ['[PAD]', '[CLS]', '[SEP]', '[UNK]']
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token='[UNK]'))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+  tokenizer.train_from_iterator(corpus, trainer)
+  tokenizer.add_tokens(published.PREFIXES)
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 1), ('[SEP]', 2)]
+  )
+  return tokenizer
+
+
+def make_torch(ranker: torch.nn.Module, tokenizer: tokenizers.Tokenizer, batch: int) -> Callable:
+  """The score of texts in PyTorch."""
+  prefixes = [tokenizer.token_to_id(prefix) for prefix in published.PREFIXES]
+
+  def score(*columns):
+    said = []
+    for start in range(0, len(columns[0]), batch):
+      rows = [
+        published.packed(tokenizer, *triple)
+        for triple in zip(*(column[start : start + batch] for column in columns), strict=True)
+      ]
+      longest = max(map(len, rows))
+      tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+      lengths = torch.tensor([len(row) for row in rows])
+      mask = (torch.arange(longest) < lengths[:, None]).long()
+      with torch.inference_mode():
+        said.append(ranker(tokens, mask, prefixes))
+    return torch.cat(said).numpy()
+
+  return score
+
+
+def arrays(shapes: list, ranker: torch.nn.Module, prefixes: list[int]) -> None:
+  """PyTorch on the very arrays."""
+  for tokens, mask in shapes:
+    with torch.inference_mode():
+      ranker(torch.tensor(tokens).long(), torch.tensor(mask).long(), prefixes)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--alpaca-eval', type=Path, required=True, help='the folder of judgements')
+  parser.add_argument('--size', choices=SIZES, default='large', help='of DeBERTa-v3')
+  parser.add_argument('--prompts', type=int, default=1, help='how many instructions')
+  parser.add_argument('--words', type=int, default=200, help='most words of a response')
+  parser.add_argument('--batch', type=int, default=4, help='pairs at a time')
+  parser.add_argument('--rounds', type=int, default=5, help='of each implementation')
+  given = parser.parse_args()
+  torch.set_num_threads(THREADS)
+  prompts, responses = texts(given.alpaca_eval, given.prompts, given.words)
+  tokenizer = make_tokenizer([*prompts, *(text for row in responses for text in row)])
+  layers, width, heads, hidden = SIZES[given.size]
+  torch.manual_seed(0)
+  config = transformers.DebertaV2Config(
+    vocab_size=tokenizer.get_vocab_size(),
+    hidden_size=width,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    intermediate_size=hidden,
+    **published.V3,
+  )
+  in_torch = published.Ranker(config, 1).eval()
+  with tempfile.TemporaryDirectory() as folder:
+    folder = Path(folder)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'config.json').write_text(json.dumps(config.to_dict() | {'n_tasks': 1}))
+    safetensors.torch.save_file(in_torch.state_dict(), folder / 'model.safetensors')
+    ranker, params, lengths = networks.load(folder)
+    vocabulary = pairrm.read_vocabulary(folder, config.vocab_size)
+  shapes = []
+
+  def watched(rows, count, make=pairrm.padded):
+    made = make(rows, count)
+    shapes.append((made.tokens, made.mask))
+    return made
+
+  here = pairrm.make_score(ranker, params, lengths, vocabulary, given.batch)
+  there = make_torch(in_torch, tokenizer, given.batch)
+  pairrm.padded = watched
+  said = pairrm.all_pairs(here, prompts, responses)  # compiles
+  pairrm.padded = watched.__defaults__[0]
+  prefixes = [tokenizer.token_to_id(prefix) for prefix in published.PREFIXES]
+  runs = {
+    'nlhf_jax': lambda: pairrm.all_pairs(here, prompts, responses),
+    'torch': lambda: pairrm.all_pairs(there, prompts, responses),
+    'torch, arrays of nlhf_jax': lambda: arrays(shapes, in_torch, prefixes),
+  }
+  gap = float(np.abs(said - runs['torch']()).max())
+  seconds = {name: [] for name in runs}
+  load = []
+  for _ in range(given.rounds):
+    load.append(os.getloadavg()[0])
+    for name, run in runs.items():
+      start = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+  pairs = len(prompts) * RESPONSES * (RESPONSES - 1)
+  real = int(sum(mask.sum() for _, mask in shapes))
+  results = {
+    'versions': {module.__name__: module.__version__ for module in (jax, transformers, torch)},
+    'setting': {
+      **{name: value for name, value in vars(given).items() if name != 'alpaca_eval'},
+      'threads': THREADS,
+      'pairs': pairs,
+      'tokens': real,
+      'largest_logit': float(np.abs(said).max()),
+      'load_before_rounds': load,
+    },
+    'hidden_states': parity(),
+    'logits': gap,
+    'seconds': {name: spread(values) for name, values in seconds.items()},
+    'torch_over_nlhf_jax': {
+      name: spread(np.array(values) / seconds['nlhf_jax'])
+      for name, values in seconds.items()
+      if name != 'nlhf_jax'
+    },
+  }
+  records.write_json(ROOT / 'benchmarks' / 'results' / 'pairrm.json', results)
+  announce(results)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  """Median, least and most."""
+  return {'median': statistics.median(values), 'least': min(values), 'most': max(values)}
+
+
+def announce(results: dict) -> None:
+  """Prints the tables."""
+  title = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
+  cells = [[f'{gap:.1e}'] for gap in results['hidden_states'].values()]
+  print(display.as_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells))
+  cells = [
+    [f'{value:.2f}' for value in row.values()]
+    + [f'{results["torch_over_nlhf_jax"].get(name, {}).get("median", 1):.2f}']
+    for name, row in results['seconds'].items()
+  ]
+  columns = ['median s', 'least', 'most', 'over nlhf_jax']
+  print(f'\n{results["setting"]}\nlogits differ by at most {results["logits"]:.1e}')
+  print(display.as_text('all pairs', [*results['seconds']], columns, cells))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,91 @@
+"""Judges that come from outside: named by a config, not learned in the run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from nlhf_jax import hub
+from nlhf_jax.build.model import DTYPES, fingerprint
+from nlhf_jax.errors import UserError
+from nlhf_jax.models import pairrm as networks
+from nlhf_jax.models.transformer import Numerics
+from nlhf_jax.preferences import judges, pairrm, templates
+from nlhf_jax.preferences.endpoint import Endpoint
+from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.preferences.remote import make_remote
+from nlhf_jax.preferences.templates import Template
+from nlhf_jax.training import interrupts
+
+PAIRRM = 'config.pairrm.hf'
+ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that change no answer
+
+
+class Given(NamedTuple):
+  """`make(config, tokenizer, folder)` gives the judge; `settings(config)` what determines its word.
+
+  Responses are tokens of the tokenizer; what is to be kept goes into the folder. Both raise
+  `UserError` for settings that cannot be used.
+  """
+
+  make: Callable[[ConfigDict, Any, Path], Judge]
+  settings: Callable[[ConfigDict], object]
+
+
+def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Judge:
+  """The judge of the section `pairrm`."""
+  del folder
+  section = config.pairrm
+  if section.compute not in DTYPES:
+    raise UserError(f"config.pairrm.compute='{section.compute}' must be one of {list(DTYPES)}.")
+  published, dtype = hub.locate(section.hf, field=PAIRRM), DTYPES[section.compute]
+  ranker, params, lengths = networks.load(published, Numerics(dtype, dtype))
+  size = len(params['encoder']['embed']['embedding'])
+  vocabulary = pairrm.read_vocabulary(published, size)
+  score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
+  return pairrm.of_ranker(score, tokenizer)
+
+
+def pairrm_settings(config: ConfigDict) -> object:
+  """The weights, and what they are computed in."""
+  return [fingerprint(config.pairrm.hf, PAIRRM), config.pairrm.compute]
+
+
+def make_asked(config: ConfigDict, tokenizer: Any, folder: Path) -> Judge:
+  """The judge of the section `remote`."""
+  section, template = config.remote, make_template(config)
+  asking = {field: section[field] for field in ASKING}
+  endpoint = Endpoint(section.url, section.model, cache=folder / 'answers.sqlite', **asking)
+  stop = interrupts.requested
+  remote = make_remote(endpoint, template, tolerated=section.tolerated, stop=stop)
+  return judges.of_texts(remote.preference, tokenizer)
+
+
+def make_template(config: ConfigDict) -> Template:
+  """How it is asked."""
+  section = config.remote
+  for field in ('url', 'model'):
+    if not section[field]:
+      raise UserError(f'config.remote.{field} is empty; say whom to ask.')
+  if section.template == 'summaries':
+    return templates.SUMMARIES
+  if not section.prompts:
+    raise UserError(
+      f"config.remote.template='{section.template}' must be summaries, or a prompt of the file "
+      'that config.remote.prompts names.'
+    )
+  return templates.mt_bench(Path(section.prompts), section.template)
+
+
+def asked_settings(config: ConfigDict) -> object:
+  """Whom, and how."""
+  template = make_template(config)
+  words = template.messages('prompt', 'left', 'right')
+  return [config.remote.url, config.remote.model, words, dict(template.sampling)]
+
+
+GIVEN = {
+  'pairrm': Given(make_pairrm, pairrm_settings),
+  'remote': Given(make_asked, asked_settings),
+}

@@ -173,7 +173,7 @@ def of_rollouts() -> list[Case]:
       'log-probabilities of the reference heard while sampling, in place of a pass of its own',
       0.9,
       'a fourth stream decodes a token a row at about twice what reading all at once costs',
-      'dropped',
+      'dropped: a twentieth of a step, and in bfloat16 another number than that of the pass',
       lambda: hearing(prompts),
       and_scored,
     ),

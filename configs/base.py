@@ -40,12 +40,14 @@ def policy(
   judge='learned',
   feedback='probability',
   players='policy',
+  ahead=False,
   **arguments,
 ):
   """A policy. No momentum by default: in play it would orbit a cycle.
 
-  `judge` is learned, reward, oracle or pairrm; `feedback` probability or verdict; `players` the
-  slots that enter the tournament, separated by commas.
+  `judge` is learned, reward, embedding, oracle, pairrm or remote; `feedback` probability or
+  verdict; `players` the slots that enter the tournament, separated by commas. With `ahead`,
+  responses are judged while those before them are learned from, which are then one update old.
   """
   row = training(
     algorithm,
@@ -58,7 +60,7 @@ def policy(
     warmup=10,
     **arguments,
   )
-  row.update(judge=judge, feedback=feedback, players=players)
+  row.update(judge=judge, feedback=feedback, players=players, ahead=ahead)
   return row
 
 

@@ -59,12 +59,14 @@ class TrainState(NamedTuple):
 
   `fixed` has the slots that do not move; they are neither copied nor saved. One of them may be
   `base`: leaves that all slots share, such as the pretrained weights under their adapters.
+  `underway` is what a judge is asked about meanwhile, where training runs ahead of it.
   """
 
   step: Int[Array, '']
   params: Mapping[str, Params]
   optimizer: Any
   fixed: Mapping[str, Params]
+  underway: Comparison | None = None
 
   @property
   def slots(self) -> Mapping[str, Params]:

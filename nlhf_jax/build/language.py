@@ -57,13 +57,15 @@ class Training(NamedTuple):
 class Policy(NamedTuple):
   """How a policy trains: on whose word, how that reaches it, and which of its slots then compete.
 
-  `judge` is one of `JUDGES`; None where the algorithm asks none.
+  `judge` is one of `JUDGES`; None where the algorithm asks none. `ahead` says that responses are
+  judged while those before them are learned from, one update late.
   """
 
   training: Training
   judge: str | None
   feedback: Callable[[jax.Array, jax.Array], jax.Array]
   players: Mapping[str, str]  # name in the tournament -> slot
+  ahead: bool = False
 
 
 class Stage(NamedTuple):
@@ -261,7 +263,11 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
       raise UserError(f"{field}.players: '{slot}' is not a slot of it; choose from {known}.")
   players = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
   judge = row.judge if asks_judge(training.algorithm) else None
-  return Policy(training, judge, FEEDBACK[row.feedback], players)
+  if row.ahead and not judge:
+    raise UserError(
+      f"{field}.ahead=True: '{row.algorithm}' asks no judge; there is none to wait for."
+    )
+  return Policy(training, judge, FEEDBACK[row.feedback], players, row.ahead)
 
 
 def make_training(row: ConfigDict, field: str) -> Training:

@@ -18,6 +18,7 @@ from nlhf_jax.experiments.judging import WATCHED, make_kind, train_judge
 from nlhf_jax.experiments.stages import (
   batches_of,
   fit,
+  make_policy_ahead,
   make_policy_step,
   make_rollout,
   material,
@@ -115,7 +116,10 @@ def train_policy(
     evaluate: gives the learning curve.
   """
   policy = experiment.policies[name]
-  step = make_policy_step(experiment, policy, judge)
+  if policy.ahead:
+    begin, step = make_policy_ahead(experiment, policy, judge)
+  else:
+    begin, step = None, make_policy_step(experiment, policy, judge)
   examples = batches_of(material(policy, experiment.corpus.train), policy.training, experiment.seed)
   return fit(
     experiment.stages[name],
@@ -125,6 +129,7 @@ def train_policy(
     examples,
     evaluate,
     experiment.model.trains,
+    begin,
   )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -21,9 +22,10 @@ from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
-from nlhf_jax.structs import Mixture, Params, Prompts, Responses
+from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, measures
-from nlhf_jax.training.play import Feedback, MakeRollout, make_play
+from nlhf_jax.training.ahead import Ahead, make_ahead
+from nlhf_jax.training.play import Feedback, MakeRollout, make_play, make_sample
 from nlhf_jax.training.steps import Score, initial_state, make_update
 
 
@@ -35,6 +37,7 @@ def fit(
   examples: grain.MapDataset,
   evaluate: loop.Evaluate,
   trains: Callable[[str], bool] = lambda path: True,
+  begin: Callable[[TrainState, Any, jax.Array], TrainState] | None = None,
 ) -> dict[str, Params]:
   """Trains, unless it is done; returns slot -> parameters.
 
@@ -46,6 +49,7 @@ def fit(
     examples: what it learns from.
     evaluate: slots to scalars.
     trains: says of the path of a parameter whether it is trained; all slots share the others.
+    begin: (state, batch, key) -> state, of a step that takes the batch of the one after it.
   """
 
   def whole(slots):
@@ -55,11 +59,17 @@ def fit(
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # What does not move lies where it should, and is not copied.
   state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
+  placed = examples.map(sharding.place_rows)
+  if begin:
+    # Steps fold in the numbers below that of all of them.
+    state = begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
+    first, placed = placed, grain.MapDataset.range(1, training.steps + 1)
+    placed = placed.map(lambda number: first[number])
   with noted(stage, steps=training.steps):
     state = loop.train(
       state,
       step,
-      examples.map(sharding.place_rows),
+      placed,
       stage.key,
       stage=stage.name,
       steps=training.steps,
@@ -93,6 +103,21 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
     policies.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
     judge and judges.told(judge, policy.feedback),
+  )
+
+
+def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> Ahead:
+  """The same of one that learns from responses while the next ones are judged."""
+  training = policy.training
+  score, measure = (
+    policies.make_score(experiment.model.decoder),
+    measures.of_play(training.algorithm),
+  )
+  return make_ahead(
+    make_sample(training.algorithm, partial(make_rollout, experiment)),
+    judge,
+    partial(judges.told, report=policy.feedback),
+    make_update(training.algorithm, score, training.optimizer, measure, training.accumulate),
   )
 
 

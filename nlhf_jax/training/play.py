@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm
+from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, asks_judge
 from nlhf_jax.sampling import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
@@ -20,12 +20,30 @@ MakeRollout = Callable[[Sequence[Mixture]], Rollout]
 
 
 def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedback | None) -> Play:
-  """A function (slot -> parameters, batch, key) -> comparison.
+  """`make_sample`, and the feedback that it lacks.
+
+  Args:
+    algorithm: as of `make_sample`, as is the next.
+    make_rollout: mixtures -> rollout.
+    feedback: (comparison, key) -> payoff, asked unless a side is data.
+  """
+  sample = make_sample(algorithm, make_rollout)
+  if not asks_judge(algorithm):
+    return sample
+
+  def play(params, batch, key):
+    comparison = sample(params, batch, key)
+    return comparison._replace(payoff=feedback(comparison, jax.random.fold_in(key, 1)))
+
+  return play
+
+
+def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> Play:
+  """A function (slot -> parameters, batch, key) -> comparison, without a payoff that is asked for.
 
   Args:
     algorithm: the row; its sides say what is sampled.
     make_rollout: mixtures -> rollout.
-    feedback: (comparison, key) -> payoff, asked unless a side is data.
 
   Returns:
     Takes prompts, where both sides are sampled; demonstrations, which win against what is sampled;
@@ -40,7 +58,7 @@ def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedbac
   def joined(sides: Sequence[Responses]) -> Responses:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *sides)
 
-  def play(params, batch, key):
+  def sample(params, batch, key):
     prompts = batch.prompts if left == DATA else batch
     sampled = rollout(params, prompts, jax.random.fold_in(key, 0))
     if left == DATA:
@@ -49,7 +67,6 @@ def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedbac
       return Comparison(prompts, batch.left, others, wins)
     first = joined(sampled[: len(left)])
     other = first if right == LEFT else joined(sampled[len(left) :])
-    comparison = Comparison(prompts, first, other)
-    return comparison._replace(payoff=feedback(comparison, jax.random.fold_in(key, 1)))
+    return Comparison(prompts, first, other)
 
-  return play
+  return sample

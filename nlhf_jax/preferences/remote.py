@@ -82,7 +82,14 @@ def make_remote(
     requests = [
       {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
     ]
-    bar = tqdm(total=len(pairs), desc=endpoint.model, unit='answer', delay=PATIENCE, leave=False)
+    bar = tqdm(
+      total=len(pairs),
+      desc=endpoint.model,
+      unit='answer',
+      mininterval=0.5,
+      delay=PATIENCE,
+      leave=False,
+    )
     said = {}
 
     def tell(place, outcome, kept):

@@ -272,7 +272,7 @@ def test_long_work_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(remote, 'PATIENCE', 0.0)
   with serve(likes_longer) as served:
     make(served, tmp_path).preference(*MANY)
-  assert '/40 [' in capsys.readouterr().err
+  assert 'm:   0%' in capsys.readouterr().err
 
 
 def test_ctrl_c_outside_of_a_run_stops_at_once(tmp_path):

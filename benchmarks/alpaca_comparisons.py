@@ -1,11 +1,11 @@
-"""AlpacaEval's judgements of short responses, as JSON lines that a run can learn from.
+"""AlpacaEval's judgements as JSON lines that a run can learn from, in the form `graded`.
 
-python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --count 2000 --out FILE
-python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE \\
-    --config.data.skip_bad=True
+python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --out FILE [--count 2000]
+python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE \\
+    --config.data.form=graded --config.data.skip_bad=True
 
-The judge is GPT-4; one side is always its own response. Left out: ties, responses with no text, and
-the two models that were made to fool the judge.
+The judge is GPT-4, of whose answer the probability is kept; one side is always its own response.
+Left out: responses with no text, and the two models that were made to fool the judge.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from nlhf_jax import records
 CHEATS = ('NullModel', 'gpt4_gamed')
 
 
-def comparisons(folder: Path, count: int) -> list[dict]:
-  """The `count` comparisons whose longest text is shortest.
+def comparisons(folder: Path, count: int | None) -> list[dict]:
+  """The `count` comparisons whose longest text is shortest, or all.
 
   Args:
     folder: `baseline_gpt4_1106_preview.jsonl.gz`, with `instruction` and `output` on each line, and
@@ -38,14 +38,18 @@ def comparisons(folder: Path, count: int) -> list[dict]:
       continue
     for judged in _lines(path):
       question = questions[judged['index']]
-      sides = judged['output'], question['output']
-      if judged['preference'] != 1.5 and all(side.strip() for side in sides):
-        chosen, rejected = sides if judged['preference'] > 1.5 else reversed(sides)
-        texts = {'prompt': question['instruction'], 'chosen': chosen, 'rejected': rejected}
-        found.append(texts)
-  if len(found) < count:
+      sides = {'left': judged['output'], 'right': question['output']}
+      if all(side.strip() for side in sides.values()) and sides['left'] != sides['right']:
+        chance = judged['preference'] - 1
+        found.append({'prompt': question['instruction'], **sides, 'preference': chance})
+  if count is not None and len(found) < count:
     raise ValueError(f'{folder} has {len(found)} comparisons, fewer than {count}')
-  return sorted(found, key=lambda texts: max(map(len, texts.values())))[:count]
+  return sorted(found, key=longest)[:count]
+
+
+def longest(row: dict) -> int:
+  """Characters of the longest text."""
+  return max(len(text) for text in row.values() if isinstance(text, str))
 
 
 def _lines(path: Path) -> Iterator[dict]:
@@ -56,13 +60,13 @@ def _lines(path: Path) -> Iterator[dict]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--alpaca-eval', type=Path, required=True, help='the folder of judgements')
-  parser.add_argument('--count', type=int, required=True, help='how many comparisons to write')
+  parser.add_argument('--count', type=int, help='how many comparisons to write, shortest first')
   parser.add_argument('--out', type=Path, required=True, help='the file to write')
   arguments = parser.parse_args()
-  lines = comparisons(arguments.alpaca_eval, arguments.count)
-  records.write(arguments.out, lines)
-  longest = max(len(text) for line in lines for text in line.values())
-  print(f'{arguments.out}: {len(lines)} comparisons, of texts of up to {longest} characters')
+  rows = comparisons(arguments.alpaca_eval, arguments.count)
+  records.write(arguments.out, rows)
+  most = max(map(longest, rows))
+  print(f'{arguments.out}: {len(rows)} comparisons, of texts of up to {most} characters')
 
 
 if __name__ == '__main__':

@@ -2,8 +2,8 @@
 
 python benchmarks/startup.py [--config=configs/nash_md.py]
 
-Both starts have empty stages; the second one finds the programs that the first one compiled, as
-every start of `make run` after the first does. The short run takes two steps of every stage and a
+Neither has a trained stage; the second one finds the programs that the first one compiled and the data
+that it tokenised, as every start of `make run` after the first does. The short run takes two steps of every stage and a
 tournament on 64 prompts. Writes benchmarks/results/startup.json.
 """
 
@@ -72,7 +72,9 @@ def main(config: str) -> None:
       seconds = []
       for _ in range(2):
         seconds.append(run(config, Path(folder), settings, until))
-        shutil.rmtree(Path(folder) / 'stages')
+        for stage in (Path(folder) / 'stages').glob('*-*'):
+          if not stage.name.startswith('data-'):
+            shutil.rmtree(stage)
     found[name] = dict(zip(('first', 'second'), seconds, strict=True))
     print(f'{name}: {seconds[0]:.1f} s, then {seconds[1]:.1f} s')
   (ROOT / 'benchmarks' / 'results' / 'startup.json').write_text(json.dumps(found, indent=1) + '\n')

@@ -1,6 +1,6 @@
 """Judges that come from outside: named by a config, not learned in the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 from nlhf_jax import hub
 from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import pairrm as networks
 from nlhf_jax.models.transformer import Numerics
-from nlhf_jax.preferences import judges, pairrm, templates
+from nlhf_jax.preferences import judges, templates
 from nlhf_jax.preferences.endpoint import Endpoint
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.preferences.remote import make_remote
@@ -22,6 +21,13 @@ PAIRRM = 'config.pairrm.hf'
 ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that change no answer
 
 
+class Outside(NamedTuple):
+  """A judge, and what has happened to it so far."""
+
+  judge: Judge
+  counts: Callable[[], Mapping[str, float]]
+
+
 class Given(NamedTuple):
   """`make(config, tokenizer, folder)` gives the judge; `settings(config)` what determines its word.
 
@@ -29,12 +35,16 @@ class Given(NamedTuple):
   `UserError` for settings that cannot be used.
   """
 
-  make: Callable[[ConfigDict, Any, Path], Judge]
+  make: Callable[[ConfigDict, Any, Path], Outside]
   settings: Callable[[ConfigDict], object]
 
 
-def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Judge:
+def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
   """The judge of the section `pairrm`."""
+  # With these comes PyTorch, if there is one: seconds.
+  from nlhf_jax.models import pairrm as networks
+  from nlhf_jax.preferences import pairrm
+
   del folder
   section = config.pairrm
   if section.compute not in DTYPES:
@@ -44,7 +54,7 @@ def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Judge:
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
-  return pairrm.of_ranker(score, tokenizer)
+  return Outside(pairrm.of_ranker(score, tokenizer), dict)
 
 
 def pairrm_settings(config: ConfigDict) -> object:
@@ -52,14 +62,14 @@ def pairrm_settings(config: ConfigDict) -> object:
   return [fingerprint(config.pairrm.hf, PAIRRM), config.pairrm.compute]
 
 
-def make_asked(config: ConfigDict, tokenizer: Any, folder: Path) -> Judge:
+def make_asked(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
   """The judge of the section `remote`."""
   section, template = config.remote, make_template(config)
   asking = {field: section[field] for field in ASKING}
   endpoint = Endpoint(section.url, section.model, cache=folder / 'answers.sqlite', **asking)
   stop = interrupts.requested
   remote = make_remote(endpoint, template, tolerated=section.tolerated, stop=stop)
-  return judges.of_texts(remote.preference, tokenizer)
+  return Outside(judges.of_texts(remote.preference, tokenizer), remote.counts)
 
 
 def make_template(config: ConfigDict) -> Template:
@@ -70,12 +80,12 @@ def make_template(config: ConfigDict) -> Template:
       raise UserError(f'config.remote.{field} is empty; say whom to ask.')
   if section.template == 'summaries':
     return templates.SUMMARIES
-  if not section.prompts:
+  if not section.judge_prompts:
     raise UserError(
       f"config.remote.template='{section.template}' must be summaries, or a prompt of the file "
-      'that config.remote.prompts names.'
+      'that config.remote.judge_prompts names.'
     )
-  return templates.mt_bench(Path(section.prompts), section.template)
+  return templates.mt_bench(Path(section.judge_prompts), section.template)
 
 
 def asked_settings(config: ConfigDict) -> object:

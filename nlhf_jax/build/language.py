@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
-from nlhf_jax.build.judges import GIVEN
+from nlhf_jax.build.judges import GIVEN, Outside
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import corpora, sources
@@ -24,7 +24,6 @@ from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import Filters
 from nlhf_jax.training import optimizers
 
@@ -102,7 +101,7 @@ class Experiment(NamedTuple):
   tournament_prompts: int
   tournament_batch: int  # prompts that are responded to at once
   filters: Filters
-  given: Mapping[str, Callable[[], Judge]]  # judges from outside that someone asks
+  given: Mapping[str, Callable[[], Outside]]  # judges from outside that someone asks
 
 
 def check(config: ConfigDict) -> None:

@@ -27,7 +27,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # it misses PyTorch; we do not
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from nlhf_jax import hub
 from nlhf_jax.data.rows import Problem
@@ -145,6 +145,8 @@ def _loaded(name, folder) -> PreTrainedTokenizerFast:
         f"config.model.hf='{name}': its tokenizer is code of its own ('auto_map' in {settings}), "
         'which is not run here; choose a model whose tokenizer transformers has.'
       )
+    from transformers import AutoTokenizer  # with it comes PyTorch, if there is one: seconds
+
     tokenizer = AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )

@@ -7,7 +7,7 @@ together, cycles among them, is in `transitivity`.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 SURE = 1e-6  # probabilities are kept this far from 0 and 1 in logarithms
 BINS = 10
@@ -63,8 +63,9 @@ def accuracy(judged: Judged) -> float:
 def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
   """Clopper and Pearson's interval of the accuracy; ties, half of a success, are rounded up."""
   wins, count = int(np.ceil(right(judged).sum())), len(judged.votes)
-  interval = stats.binomtest(wins, count).proportion_ci(level, 'exact')
-  return float(interval.low), float(interval.high)
+  low = special.betaincinv(wins, count - wins + 1, (1 - level) / 2) if wins else 0.0
+  high = special.betaincinv(wins + 1, count - wins, (1 + level) / 2) if wins < count else 1.0
+  return float(low), float(high)
 
 
 def log_loss(chance: np.ndarray, votes: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
@@ -76,7 +76,7 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   count = len(values)
   if count < 2:
     return np.zeros(values.shape[1:]), np.ones(values.shape[1:])
-  half = stats.t.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
+  half = special.stdtrit(count - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(count)
   mean = values.mean(axis=0)
   return np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
 

@@ -1,5 +1,6 @@
 """The tournament of an experiment, and what is published of it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nlhf_jax import display, policies, records
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import report, styles, tournament
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
 from nlhf_jax.preferences.judges import Judge
@@ -63,12 +65,28 @@ def play(
     for name, judge in panel.items()
   }
   lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)
+  matrices = {}
   if experiment.corpus.embedded:
     matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
     for row, line in enumerate(lines):
       line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return lines
+  return heard(lines, [*said.values(), *matrices.values()])
+
+
+def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
+  """The lines on which every judge has a verdict on every pair, [n, K, K]; NaN is none.
+
+  Raises:
+    UserError: if there are none.
+  """
+  usable = ~np.any([np.isnan(matrix).any(axis=(1, 2)) for matrix in said], axis=0)
+  if not usable.any():
+    raise UserError('the tournament: there is no prompt on which the judges have all verdicts.')
+  if not usable.all():
+    count = int(np.sum(~usable))
+    print(f'{count} of {len(lines)} prompts are left out: a judge has no usable verdict on them.')
+  return list(itertools.compress(lines, usable))
 
 
 def attended(judge: Judge, name: str) -> Judge:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nlhf_jax import policies, processes, records
+from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
@@ -51,7 +52,8 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   reference = fine_tune(experiment)
-  asked = make_judges(experiment, reference)
+  outside = {name: make() for name, make in experiment.given.items()}
+  asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
     panel['reward'] = judges.by_bradley_terry(panel['reward'])
@@ -62,7 +64,12 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     players |= {player: slots[slot] for player, slot in policy.players.items()}
   lines = compete(experiment, players, panel)
   exploited = exploit(experiment, players, panel) if experiment.exploiter else []
-  return publish(experiment, workdir, lines, exploited)
+  results = publish(experiment, workdir, lines, exploited)
+  for name, given in outside.items():
+    if counts := given.counts():
+      records.write_json(workdir / f'{name}.json', counts)
+      print(f'The {name} judge: ' + ', '.join(f'{n:g} {what}' for what, n in counts.items()))
+  return results
 
 
 def fine_tune(experiment: Experiment) -> Params:
@@ -91,9 +98,11 @@ def fine_tune(experiment: Experiment) -> Params:
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
 
-def make_judges(experiment: Experiment, reference: Params) -> dict[str, Judge]:
+def make_judges(
+  experiment: Experiment, reference: Params, outside: Mapping[str, Outside]
+) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
-  asked = {name: make() for name, make in experiment.given.items()}
+  asked = {name: given.judge for name, given in outside.items()}
   if experiment.corpus.embedded:
     asked['oracle'] = judges.of_texts(synthetic.preference, experiment.corpus.tokenizer)
   for name, stage in TRAINED.items():
@@ -156,7 +165,7 @@ def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Ev
 
     payoff, log_ratio = map_chunks(play, prompts, experiment.tournament_batch)
     return {
-      'win_rate_against_reference': float(payoff.mean()) + 0.5,
+      'win_rate_against_reference': float(np.nanmean(payoff)) + 0.5,
       'kl_to_reference': float(log_ratio.mean()),
     }
 

@@ -193,7 +193,7 @@ def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselin
   return found
 
 
-def curve(logged: Sequence[Mapping]) -> dict[str, list[float]]:
+def curve(logged: Sequence[Mapping]) -> dict[str, list]:
   """At each look at held-out comparisons: accuracy, log-loss and, since the last, training's."""
   found = {'at': [], 'accuracy': [], 'log_loss': [], 'train_accuracy': []}
   since = []

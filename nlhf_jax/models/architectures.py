@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from transformers import AutoConfig
 
 from nlhf_jax.errors import UserError, first_line
 
@@ -112,6 +111,8 @@ def read(folder: Path) -> tuple[str, Architecture]:
   if not (folder / 'config.json').is_file():
     raise UserError(f"{folder}: there is no config.json; give a model's folder.")
   try:
+    from transformers import AutoConfig  # with it comes PyTorch, if there is one: seconds
+
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return config.model_type, from_config(config)
   except UserError as error:

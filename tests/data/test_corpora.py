@@ -211,8 +211,13 @@ def alpaca(shared, monkeypatch):
 
 
 def test_real_judgements_become_a_corpus(alpaca, make):
-  records = alpaca(300)
-  assert len(records) == 300
+  graded = alpaca(300)
+  assert len(graded) == 300
+  assert any(0 < row['preference'] < 1 for row in graded)  # as the judge said it
+  records = []
+  for row in graded:
+    sides = (row['left'], row['right'])[:: 1 if row['preference'] > 0.5 else -1]
+    records.append({'prompt': row['prompt'], 'chosen': sides[0], 'rejected': sides[1]})
   corpus = make(records, held_out=0.1, prompt_length=64, response_length=128, vocabulary=4096)
   both = [comparisons(corpus, split) for split in (corpus.train, corpus.held_out)]
   assert sum(map(len, both)) == 300

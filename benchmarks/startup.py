@@ -2,9 +2,9 @@
 
 python benchmarks/startup.py [--config=configs/nash_md.py]
 
-Neither has a trained stage; the second one finds the programs that the first one compiled and the data
-that it tokenised, as every start of `make run` after the first does. The short run takes two steps of every stage and a
-tournament on 64 prompts. Writes benchmarks/results/startup.json.
+Neither has a trained stage; the second one finds the programs that the first one compiled and the
+data that it tokenised, as every start of `make run` after the first does. The short run takes two
+steps of every stage and a tournament on 64 prompts. Writes benchmarks/results/startup.json.
 """
 
 import argparse

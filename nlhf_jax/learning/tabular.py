@@ -49,7 +49,7 @@ def tabular(ridge: float = 1.0) -> PreferenceClass:
   return PreferenceClass(estimate, error, width, bonus, widest, worst, radius, potential)
 
 
-def share(numerator: Float[Array, '*B'], denominator: Float[Array, '*B']) -> Float[Array, '*B']:
+def share(numerator: Float[Array, '...'], denominator: Float[Array, '...']) -> Float[Array, '...']:
   """A quotient that is 0 where the numerator is, and infinite where the denominator alone is."""
   return jnp.where(numerator == 0, 0, numerator / denominator)
 
@@ -86,7 +86,7 @@ def least(
   # Uncut, this s would spend the budget; cut, it takes a larger one.
   uncut = over_pairs(jnp.where(precision > 0, weights * slope, 0)).sum()
   start = jnp.log(budget / jnp.where(uncut > 0, uncut, 1)) / 2
-  low, _ = lax.fori_loop(0, 40, halve, (start - 1e-9, start + 30))
+  low, _ = lax.fori_loop(0, 30, halve, (start - 1e-9, start + 30))
   return estimate + moved(jnp.exp(low))
 
 

@@ -2,7 +2,7 @@
 
 A design gives every pair its share of the comparisons: symmetric over [X, K, K], zero on the
 diagonal, with sum over prompts and pairs a < b of at most 1; the rest meets itself and is wasted.
-Counts are whole numbers of the same shape; wins[x, a, b] is how often a was preferred to b.
+Counts have the same shape; wins[x, a, b] is how often a was preferred to b.
 """
 
 import jax
@@ -42,17 +42,6 @@ def around(setting: Setting, action: int, others: ArrayLike) -> Float[Array, 'X 
   return weighed(setting, weights.astype(setting.log_reference.dtype))
 
 
-def meet(
-  key: PRNGKeyArray, design: Float[Array, 'X K K'], comparisons: ArrayLike
-) -> Float[Array, 'X K K']:
-  """Counts of a number of independent comparisons; their number costs nothing."""
-  rows, columns = jnp.triu_indices(design.shape[-1], 1)
-  shares = design[:, rows, columns]
-  shares = jnp.append(shares.ravel(), jnp.maximum(0, 1 - shares.sum()))
-  counts = jax.random.multinomial(key, jnp.asarray(comparisons, design.dtype), shares)
-  return symmetric(counts[:-1].reshape(len(design), -1), design.shape[-1])
-
-
 def vote(
   key: PRNGKeyArray, preference: Float[Array, 'X K K'], counts: Float[Array, 'X K K']
 ) -> Float[Array, 'X K K']:
@@ -64,13 +53,35 @@ def vote(
   return wins.at[:, columns, rows].set(met - won)
 
 
+def ask(
+  key: PRNGKeyArray,
+  preference: Float[Array, 'X K K'],
+  design: Float[Array, 'X K K'],
+  comparisons: ArrayLike,
+) -> Float[Array, 'X K K']:
+  """Wins of independent comparisons of a design; a million cost what ten cost."""
+  shares = outcomes(preference, design)
+  wins = jax.random.multinomial(key, jnp.asarray(comparisons, design.dtype), shares)
+  return wins[:-1].reshape(design.shape)
+
+
+def ask_each(
+  key: PRNGKeyArray, preference: Float[Array, 'X K K'], design: Float[Array, 'X K K'], batch: int
+) -> Float[Array, 'X K K']:
+  """The same, drawn one comparison at a time, which is quicker to compile and right for a few."""
+  shares = outcomes(preference, design)
+  drawn = jax.random.choice(key, len(shares), (batch,), p=shares)
+  return jnp.zeros_like(shares).at[drawn].add(1)[:-1].reshape(design.shape)
+
+
+def outcomes(
+  preference: Float[Array, 'X K K'], design: Float[Array, 'X K K']
+) -> Float[Array, 'outcomes']:
+  """Probabilities that a beats b in a comparison, for all prompts, a and b; then that none does."""
+  wins = (design * preference).ravel()
+  return jnp.append(wins, jnp.maximum(0, 1 - wins.sum()))
+
+
 def comparisons(wins: Float[Array, 'X K K']) -> Float[Array, 'X K K']:
   """How often each pair met."""
   return wins + mirror(wins)
-
-
-def symmetric(pairs: Float[Array, 'X D'], actions: int) -> Float[Array, 'X K K']:
-  """Matrices from their entries above the diagonal, row by row; zero on the diagonal."""
-  rows, columns = jnp.triu_indices(actions, 1)
-  upper = jnp.zeros((len(pairs), actions, actions), pairs.dtype).at[:, rows, columns].set(pairs)
-  return upper + mirror(upper)

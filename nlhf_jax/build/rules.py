@@ -9,10 +9,12 @@ from nlhf_jax.errors import UserError
 _AT_LEAST_ONE = (
   'batch evaluate_every posts prompt_length response_length prompts width layers heads '
   'key_heads head_size hidden updates every inner memory actions raters soldiers fields fingers '
-  'count reset queue rounds candidates keep accumulate fsdp '
+  'count reset queue rounds candidates keep accumulate fsdp responses '
   'tensor'
 )
-_AT_LEAST_ZERO = 'tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
+_AT_LEAST_ZERO = (
+  'ridge tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
+)
 _ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c desirable undesirable'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
@@ -27,7 +29,7 @@ _RULES = {
   **dict.fromkeys(_ABOVE_ZERO.split(), (lambda value: 0 < value < math.inf, 'above 0, and finite')),
   'beta': (lambda value: 0 <= value < math.inf, 'at least 0, and finite'),
   'epsilon': (lambda value: 0 <= value < 0.5, 'in [0, 1/2)'),
-  'samples': (lambda value: value >= 2, 'at least 2'),
+  **dict.fromkeys(('samples', 'seeds'), (lambda value: value >= 2, 'at least 2')),
   **dict.fromkeys(('top_p', 'damping'), (lambda value: 0 < value <= 1, 'in (0, 1]')),
   'e': (lambda value: abs(value) <= 1 / 3, 'in [-1/3, 1/3]'),
   'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),

@@ -54,7 +54,7 @@ def share(numerator: Float[Array, '...'], denominator: Float[Array, '...']) -> F
   return jnp.where(numerator == 0, 0, numerator / denominator)
 
 
-def deviation(dimensions: Float[Array, ''] | float, delta: float) -> Float[Array, '']:
+def deviation(dimensions: Float[Array, ''] | int, delta: float) -> Float[Array, '']:
   """What the squared noise of votes stays below with probability 1 - delta, in `dimensions`.
 
   (d + 2 sqrt(d t) + 2 t) / 4 with t = log 1 / delta: of votes, which are sub-Gaussian with

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -27,7 +28,7 @@ def plug_in(
   link: Link,
   setting: Setting,
   preference: Preference,
-  samples: Float[Array, 'R'],
+  samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, 'R'], Float[Array, 'R']]:
   """The gap of the plug-in equilibrium for each number of votes, all pairs meeting alike, and the
@@ -59,7 +60,7 @@ def learn_offline(
   others: ArrayLike,
   beta: float,
   updates: int,
-  samples: Float[Array, 'R'],
+  samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> Offline:
   """A random truth, and votes of which most are on its most played action.
@@ -128,7 +129,7 @@ class RewardGaps(NamedTuple):
 
 
 def learn_rewards(
-  world: World, setting: Setting, samples: Float[Array, 'R'], key: PRNGKeyArray
+  world: World, setting: Setting, samples: Float[Array | np.ndarray, 'R'], key: PRNGKeyArray
 ) -> RewardGaps:
   """E r - tau KL(pi, reference) of the optimum, less that of the policy that was learnt.
 

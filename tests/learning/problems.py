@@ -69,3 +69,8 @@ def some_counts(seed=4, most=40):
   counts = np.triu(np.random.default_rng(seed).integers(1, most, (X, K, K)), 1).astype(float)
   counts[0, 1, 2] = 0
   return jnp.asarray(counts + counts.swapaxes(1, 2))
+
+
+def rival(name):
+  """A member that is not the estimate."""
+  return listed()[4] if name == 'finite' else truth(name)

@@ -17,6 +17,7 @@ from problems import (
   listed,
   log_policies,
   preferences,
+  rival,
   some_counts,
   truth,
 )
@@ -56,7 +57,7 @@ def looked_at(name):
     chosen = most_informative(members, setting, link, estimate, counts, log_p)
     return {
       'estimate': estimate,
-      'error': members.error(estimate, counts, truth(name)),
+      'error': members.error(estimate, counts, rival(name)),
       'ratios': jax.vmap(ratio)(opponents),
       'itself': ratio(log_p),
       'corners': jax.vmap(ratio)(corners),
@@ -82,7 +83,7 @@ def test_the_ratio_bounds_what_the_truth_can_do(looks, name):
   """|E_{p,q} of the error| <= ratio sqrt(error) for 300 opponents; a policy knows itself."""
   look, _ = looks[name]
   link, setting = LINK[name], contexts()
-  delta = link.payoff(truth(name)) - link.payoff(look['estimate'])
+  delta = link.payoff(rival(name)) - link.payoff(look['estimate'])
   weights = jax.vmap(lambda log_q: duel(setting, log_policies(5), log_q))(log_policies(6, 300))
   seen = abs(over_pairs(weights * delta).sum(axis=1))
   assert (seen <= look['ratios'] * np.sqrt(look['error']) * (1 + 1e-9)).all()
@@ -162,7 +163,7 @@ def test_finite_forms_against_a_loop(looks):
   estimate = all_members[np.argmax(likely)]
   np.testing.assert_array_equal(look['estimate'], estimate)
   errors = [0.7 + np.triu(counts * (p - estimate) ** 2).sum() for p in all_members]
-  np.testing.assert_allclose(look['error'], errors[2])
+  np.testing.assert_allclose(look['error'], errors[4])
   setting, opponents = contexts(), log_policies(6, 300)
   radius = float(0.05 + classes()['finite'].radius(estimate, counts, 0.5))
   for i in range(3):

@@ -63,7 +63,7 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
     course, potential = jax.tree.map(np.asarray, anything(tau, name))
     check_chain(course, potential, exploring=name == 'information')
     if name == 'self-play':
-      assert not course.width.any()  # a policy learns nothing about itself
+      assert course.width.max() < 1e-12  # a policy learns nothing about itself
 
 
 @pytest.mark.parametrize('make', [worlds.bilinear, worlds.listed])

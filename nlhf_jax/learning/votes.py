@@ -34,7 +34,7 @@ def evenly(setting: Setting) -> Float[Array, 'X K K']:
   return weighed(setting, jnp.ones((actions, actions), setting.log_reference.dtype))
 
 
-def around(setting: Setting, action: int, others: ArrayLike) -> Float[Array, 'X K K']:
+def around(setting: Setting, action: ArrayLike, others: ArrayLike) -> Float[Array, 'X K K']:
   """The design in which pairs without the action weigh `others` to the 1 of pairs with it."""
   actions = setting.log_reference.shape[-1]
   touches = jnp.arange(actions) == action

@@ -295,10 +295,11 @@ def test_the_sets_of_all_classes_shrink_with_data():
   """Ten times the votes, and the ratio falls by more than three at every opponent."""
   setting, link = contexts(), probability()
   log_p, log_q = log_policies(5), log_policies(6)
+  counts = some_counts() + 1
   for members in classes().values():
-    estimate = members.estimate(some_counts() * 0.5)
+    estimate = members.estimate(counts * 0.5)
     few, many = (
-      information_ratio(members, setting, link, estimate, n * some_counts(), log_p, log_q)
+      information_ratio(members, setting, link, estimate, n * counts, log_p, log_q)
       for n in (10.0, 100.0)
     )
     assert few >= many

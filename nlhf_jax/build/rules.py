@@ -12,10 +12,8 @@ _AT_LEAST_ONE = (
   'count reset queue rounds candidates keep accumulate fsdp responses '
   'tensor'
 )
-_AT_LEAST_ZERO = (
-  'ridge tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
-)
-_ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c desirable undesirable'
+_AT_LEAST_ZERO = 'tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
+_ABOVE_ZERO = 'learning_rate clip temperature eta scale a b c desirable undesirable ridge'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
   **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
@@ -28,7 +26,7 @@ _RULES = {
   ),
   **dict.fromkeys(_ABOVE_ZERO.split(), (lambda value: 0 < value < math.inf, 'above 0, and finite')),
   'beta': (lambda value: 0 <= value < math.inf, 'at least 0, and finite'),
-  'epsilon': (lambda value: 0 <= value < 0.5, 'in [0, 1/2)'),
+  **dict.fromkeys(('epsilon', 'lead'), (lambda value: 0 <= value < 0.5, 'in [0, 1/2)')),
   **dict.fromkeys(('samples', 'seeds'), (lambda value: value >= 2, 'at least 2')),
   **dict.fromkeys(('top_p', 'damping'), (lambda value: 0 < value <= 1, 'in (0, 1]')),
   'e': (lambda value: abs(value) <= 1 / 3, 'in [-1/3, 1/3]'),

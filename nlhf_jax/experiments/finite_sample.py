@@ -159,7 +159,7 @@ def draw(results: Mapping) -> dict[str, bytes]:
       for label, row in rows.items()
       if 'half' in row
     }
-    lowest = min(min(value for value in row['mean'] if value > 0) for row in rows.values())
+    lowest = min((value for row in rows.values() for value in row['mean'] if value > 0), default=1)
     figures[name] = plots.as_png(
       plots.convergence(curves, title, label, across, lowest / 10, bands)
     )

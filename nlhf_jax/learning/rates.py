@@ -66,7 +66,8 @@ def expected_gap(
 
 def slopes(samples: ArrayLike, gaps: ArrayLike) -> np.ndarray:
   """The slope of log gap in log n between neighbouring sample sizes, [R - 1] from [R]."""
-  return np.diff(np.log(np.asarray(gaps))) / np.diff(np.log(np.asarray(samples)))
+  with np.errstate(divide='ignore', invalid='ignore'):  # a finite class may end at a gap of 0
+    return np.diff(np.log(np.asarray(gaps))) / np.diff(np.log(np.asarray(samples)))
 
 
 def interval(values: Float[Array, 'S *R']) -> tuple[jax.Array, jax.Array]:

@@ -77,13 +77,9 @@ def _tables(results: Mapping[str, Any]) -> Iterable[str]:
     head = ['', *(f'{at[i]:g}' for i in points)]
     yield f'<h2>{html.escape(title)}</h2>'
     yield table([], head, [[label, *cells(row, points)] for label, row in rows.items()])
-  slopes = {
-    label: row['slopes']
-    for field in ('rates', 'rewards')
-    for label, row in results[field]['curves'].items()
-  }
-  at = results['rates']['curves'][next(iter(results['rates']['curves']))]['at']
-  yield '<h2>Slopes of log gap in log votes</h2>'
-  head = ['up to', *(f'{n:g}' for n in at[1:])]
-  rows = [[label, *(f'{slope:.2f}' for slope in row)] for label, row in slopes.items()]
-  yield table([], head, rows)
+  for field in ('rates', 'rewards'):
+    rows = results[field]['curves']
+    at = next(iter(rows.values()))['at']
+    yield f'<h2>{field.capitalize()}: slopes of log gap in log votes</h2>'
+    cut = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
+    yield table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)

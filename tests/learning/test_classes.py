@@ -292,7 +292,7 @@ def test_confidence_sets_hold_the_truth():
 
 
 def test_the_sets_of_all_classes_shrink_with_data():
-  """Ten times the votes, and the ratio falls by more than three at every opponent."""
+  """Ten times the votes on every pair: the ratio falls by more than 2.5, towards sqrt 10."""
   setting, link = contexts(), probability()
   log_p, log_q = log_policies(5), log_policies(6)
   counts = some_counts() + 1
@@ -302,8 +302,7 @@ def test_the_sets_of_all_classes_shrink_with_data():
       information_ratio(members, setting, link, estimate, n * counts, log_p, log_q)
       for n in (10.0, 100.0)
     )
-    assert few >= many
-    assert few == 0 or many < few / 1.5
+    assert few / 3.2 < many < few / 2.5
 
 
 def test_the_equilibrium_needs_less_coverage_than_a_policy_off_it():

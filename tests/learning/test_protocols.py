@@ -55,9 +55,8 @@ def test_under_bradley_terry_the_equilibrium_is_the_best_reward():
   world, link = worlds.bradley_terry(5), log_odds()
   setting = one_prompt(worlds.skewed(5, 0.5), 0.3)
   truth = world.draw(jax.random.key(1))
-  fitted = world.members.estimate(
-    votes.vote(jax.random.key(2), truth, 40 * votes.evenly(setting) // 1)
-  )
+  counts = jnp.round(400 * votes.evenly(setting))
+  fitted = world.members.estimate(votes.vote(jax.random.key(2), truth, counts))
   reward = link.payoff(fitted)[:, :, -1]
   best = jax.nn.log_softmax(setting.log_reference + reward / setting.tau)
   np.testing.assert_allclose(equilibrium(setting, link.payoff(fitted)), best, atol=1e-10)
@@ -88,4 +87,4 @@ def test_small_classes_learn_sooner(make):
   (gaps, identity), (others, _) = program(keys())
   assert abs(gaps - identity).max() < 1e-15
   assert (ends(gaps)[1] < ends(others)[0]).all()
-  assert (gaps[:, 1].mean() <= gaps[:, 0].mean() / 30) or not gaps[:, 1].any()
+  assert gaps[:, 1].mean() <= gaps[:, 0].mean() / 30 + 1e-20

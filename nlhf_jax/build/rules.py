@@ -10,12 +10,12 @@ _AT_LEAST_ONE = (
   'batch evaluate_every posts prompt_length response_length prompts width layers heads '
   'key_heads head_size hidden updates every inner memory actions raters soldiers fields fingers '
   'count reset queue rounds candidates keep accumulate fsdp '
-  'tensor planes concurrency'
+  'tensor planes concurrency responses'
 )
 _AT_LEAST_ZERO = (
   'retries per_minute tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
 )
-_ABOVE_ZERO = 'timeout learning_rate clip temperature eta scale a b c desirable undesirable'
+_ABOVE_ZERO = 'timeout learning_rate clip temperature eta scale a b c desirable undesirable ridge'
 _RULES = {
   **dict.fromkeys(_AT_LEAST_ONE.split(), (lambda value: value >= 1, 'at least 1')),
   **dict.fromkeys(('b1', 'b2'), (lambda value: 0 <= value < 1, 'in [0, 1)')),
@@ -28,8 +28,8 @@ _RULES = {
   ),
   **dict.fromkeys(_ABOVE_ZERO.split(), (lambda value: 0 < value < math.inf, 'above 0, and finite')),
   'beta': (lambda value: 0 <= value < math.inf, 'at least 0, and finite'),
-  'epsilon': (lambda value: 0 <= value < 0.5, 'in [0, 1/2)'),
-  'samples': (lambda value: value >= 2, 'at least 2'),
+  **dict.fromkeys(('epsilon', 'lead'), (lambda value: 0 <= value < 0.5, 'in [0, 1/2)')),
+  **dict.fromkeys(('samples', 'seeds'), (lambda value: value >= 2, 'at least 2')),
   **dict.fromkeys(('top_p', 'damping'), (lambda value: 0 < value <= 1, 'in (0, 1]')),
   'e': (lambda value: abs(value) <= 1 / 3, 'in [-1/3, 1/3]'),
   'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),

@@ -116,7 +116,7 @@ def call(known: Mapping[str, Callable], name: str, arguments: Mapping, field: st
     UserError: that names the field, if not.
   """
   if name not in known:
-    raise UserError(f"{field}: there is no '{name}'; see the names in configs/tabular.py.")
+    raise UserError(f"{field}: there is no '{name}'; use one of {', '.join(known)}.")
   try:
     inspect.signature(known[name]).bind(**arguments)
   except TypeError as error:

@@ -2,7 +2,7 @@
 
 Each function returns a `matplotlib.figure.Figure` of its own and leaves pyplot's state alone, so
 that they work without a screen; `figure.savefig(path, dpi=150)` keeps one. Colours go by the order
-of the mapping, and stay apart for colour-blind readers. Left out: curves with error bands.
+of the mapping, and stay apart for colour-blind readers.
 """
 
 import io
@@ -34,6 +34,7 @@ def convergence(
   label: str,
   across: str = 'updates',
   floor: float = 1e-17,
+  bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
 ) -> Figure:
   """Curves on two log axes, named beside them from the highest end to the lowest.
 
@@ -46,6 +47,7 @@ def convergence(
     label: of the values, with their unit.
     across: what the first axis counts.
     floor: the smallest value shown as it is.
+    bands: name -> (lower ends [R], upper ends [R]) of intervals about the values, if there are any.
   """
   figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
   axes = dress(figure.add_subplot(), title)
@@ -57,6 +59,9 @@ def convergence(
     x, y = x[seen], np.maximum(y[seen], floor)
     marker = 'o' if len(x) <= 12 else None
     handles += axes.plot(x, y, label=name, marker=marker, markersize=3.5, **style)
+    if bands and name in bands:
+      low, high = (np.maximum(np.asarray(end, float)[seen], floor) for end in bands[name])
+      axes.fill_between(x, low, high, color=style['color'], alpha=0.18, linewidth=0)
     lowest, highest = y.min(initial=lowest), y.max(initial=highest)
   axes.grid(color=PALE, linewidth=0.6)
   if lowest <= floor:

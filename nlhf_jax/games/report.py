@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ CAPTIONS = {
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
+  parts = [_head(results), _solvers(results), show(figures, CAPTIONS), _rlhf(results)]
+  write_page(path, results['name'], chain.from_iterable(parts))
+
+
+def write_page(path: Path, title: str, content: Iterable[str]) -> None:
+  """Writes a page of that markup to `path`."""
   template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
-  content = ''.join([*_head(results), *_solvers(results), *_figures(figures), *_rlhf(results)])
-  page = template.replace('<!--TITLE-->', html.escape(results['name']))
-  path.write_text(page.replace('<!--CONTENT-->', content), encoding='utf-8')
+  page = template.replace('<!--TITLE-->', html.escape(title))
+  path.write_text(page.replace('<!--CONTENT-->', ''.join(content)), encoding='utf-8')
 
 
 def _head(results: Mapping[str, Any]) -> Iterable[str]:
@@ -96,15 +102,16 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'could gain, both sides together. Zero is an equilibrium.'
   prompts = len(results['reference'])
   yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
-  yield _table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
+  yield table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
     yield '<p>Without a price there are several equilibria; distances are to one of them.</p>'
 
 
-def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
+def show(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
+  """The figures, in the order of the captions, as markup that holds them."""
   yield '<h2>Figures</h2>'
-  for name in sorted(figures, key=list(CAPTIONS).index):
-    yield display.as_figure(name, figures[name], CAPTIONS[name])
+  for name in sorted(figures, key=list(captions).index):
+    yield display.as_figure(name, figures[name], captions[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
@@ -131,12 +138,13 @@ def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'distances from the reference.'
   yield ' The first prompt is shown.</p>' if len(results['reference']) > 1 else '</p>'
   head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash at τ wins']
-  yield _table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
+  yield table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
 
 
-def _table(
+def table(
   groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> str:
+  """A table as markup; groups are heads above the heads, with the columns that each spans."""
   above = ''.join(
     f'<th colspan="{span}" scope="colgroup" class="group">{name}</th>' for name, span in groups
   )

@@ -157,3 +157,14 @@ def test_sweep(log, tmp_path):
 def test_pyplot_is_left_alone():
   plots.bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
   assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_bands_lie_about_their_curves():
+  at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
+  curves = {'with': (at, values), 'without': (at, 2 * values)}
+  bands = {'with': (values / 2, values * 2)}
+  axes = plots.convergence(curves, '', 'gap', bands=bands).axes[0]
+  (band,) = axes.collections
+  corners = band.get_paths()[0].vertices
+  assert corners[:, 1].min() == 5e-4
+  assert corners[:, 1].max() == 0.2

@@ -1,0 +1,86 @@
+"""The experiments that learn games of a few actions from votes."""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from nlhf_jax.build import rules
+from nlhf_jax.build.names import functions
+from nlhf_jax.build.tabular import call, numbers
+from nlhf_jax.errors import UserError
+from nlhf_jax.learning import links, worlds
+from nlhf_jax.learning.links import Link
+from nlhf_jax.learning.setting import Setting, one_prompt
+from nlhf_jax.learning.worlds import World, skewed
+
+
+class Part(NamedTuple):
+  """A world, what leaving the reference costs in it, and what else its protocol is told."""
+
+  name: str  # of the world
+  world: World
+  settings: dict[float, Setting]  # by tau
+  votes: np.ndarray | None  # their numbers, increasing
+  arguments: dict
+
+
+class Experiment(NamedTuple):
+  """Four measurements over the same number of seeds."""
+
+  payoff: str
+  link: Link
+  seed: int
+  seeds: int
+  rates: Part
+  offline: Part
+  online: Part
+  rewards: Part
+
+
+def make_experiment(config: ConfigDict) -> Experiment:
+  """The experiment that a config describes; in double precision, if JAX has it enabled.
+
+  Raises:
+    UserError: if a setting cannot be used.
+  """
+  rules.check(config)
+  link = call(functions(links, Link), config.payoff, {}, 'config.payoff', 'config.payoff')
+  parts = {
+    field: make_part(config[field], f'config.{field}')
+    for field in ('rates', 'offline', 'online', 'rewards')
+  }
+  if config.rewards.world.name != 'bradley_terry':
+    raise UserError(
+      f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
+      'is a reward.'
+    )
+  return Experiment(config.payoff, link, config.seed, config.seeds, **parts)
+
+
+def make_part(settings: ConfigDict, field: str) -> Part:
+  """One of the measurements."""
+  arguments = settings.to_dict()
+  described = arguments.pop('world')
+  name = described.pop('name')
+  known = functions(worlds, World)
+  world = call(known, name, described, f'{field}.world.name', f'{field}.world')
+  log_reference = skewed(described['actions'], arguments.pop('reference'))
+  taus = positive(arguments.pop('taus'), f'{field}.taus')
+  votes = None
+  if 'votes' in arguments:
+    votes = np.array(positive(arguments.pop('votes'), f'{field}.votes'))
+    if (np.diff(votes) <= 0).any() or votes[0] < 1:
+      raise UserError(f"{field}.votes='{settings.votes}' must increase, from 1 on.")
+  if 'others' in arguments:
+    arguments['others'] = positive(arguments['others'], f'{field}.others')
+  by_tau = {tau: one_prompt(log_reference, tau) for tau in taus}
+  return Part(name, world, by_tau, votes, arguments)
+
+
+def positive(text: str, field: str) -> list[float]:
+  """Numbers above 0, separated by commas."""
+  found = numbers(text, field)
+  if not all(0 < number < np.inf for number in found):
+    raise UserError(f"{field}='{text}' must be finite numbers above 0.")
+  return found

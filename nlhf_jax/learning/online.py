@@ -1,0 +1,143 @@
+"""Learning by asking: a main agent that plays what it believes, and an enhancer it is compared to.
+
+The main agent is the equilibrium of the estimate, without any bonus. The enhancer need not be
+good; it is there to make comparisons tell something. Whoever it is, it sees no truth.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nlhf_jax.games.game import log_best_response
+from nlhf_jax.learning import votes
+from nlhf_jax.learning.classes import (
+  Counts,
+  Preference,
+  PreferenceClass,
+  information_ratio,
+  most_informative,
+)
+from nlhf_jax.learning.links import Link
+from nlhf_jax.learning.setting import Setting, equilibrium, games, gap
+
+LogPolicy = Float[Array, 'X K']
+# (estimate, counts so far, main agent) -> the policy that the second response comes from.
+Enhancer = Callable[[Preference, Counts, LogPolicy], LogPolicy]
+
+
+def information(members: PreferenceClass, setting: Setting, link: Link, batch: int) -> Enhancer:
+  """argmax over q of Gamma_t(pi, q), in which a batch of votes counts as one."""
+
+  def choose(estimate, counts, log_pi):
+    return most_informative(members, setting, link, estimate, counts / batch, log_pi)
+
+  return choose
+
+
+def optimistic(members: PreferenceClass, setting: Setting, link: Link, beta: float) -> Enhancer:
+  """argmin over q of E[P - beta Gamma](pi, q) + tau KL(q, reference): the best reply, where what is
+  unknown counts for it."""
+
+  def choose(estimate, counts, log_pi):
+    payoff = link.payoff(estimate - beta * members.bonus(estimate, counts))
+    losses = jnp.einsum('xa,xab->xb', jnp.exp(log_pi), payoff)
+    return jax.nn.log_softmax(setting.log_reference - losses / setting.tau)
+
+  return choose
+
+
+def greedy() -> Enhancer:
+  """The main agent itself: symmetric self-play."""
+  return lambda estimate, counts, log_pi: log_pi
+
+
+def reference(setting: Setting) -> Enhancer:
+  """What the main agent is to stay close to."""
+  return lambda estimate, counts, log_pi: setting.log_reference
+
+
+def best_of(link: Link, responses: int) -> Enhancer:
+  """Of some responses of the main agent, the one that the estimate prefers to it most.
+
+  The law of the best of n independent draws: (below + same)^n - below^n, by rank of the score.
+  """
+
+  def choose(estimate, counts, log_pi):
+    pi = jnp.exp(log_pi)
+    score = jnp.einsum('xab,xb->xa', link.payoff(estimate), pi)
+    below = jnp.einsum('xab,xb->xa', (score[:, :, None] > score[:, None]).astype(pi.dtype), pi)
+    same = jnp.einsum('xab,xb->xa', (score[:, :, None] == score[:, None]).astype(pi.dtype), pi)
+    return log_pi + jnp.log(((below + same) ** responses - below**responses) / same)
+
+  return choose
+
+
+class Course(NamedTuple):
+  """What happened, a row a round: T rounds, each before its votes are counted.
+
+  A width is of the main agent against its enhancer unless said otherwise, and G is at most
+  sqrt(error) times `reply_width`, which in turn is at most `width` of the most informative one.
+  """
+
+  log_pi: Float[Array, 'T X K']  # the main agent
+  gap: Float[Array, 'T']  # its G
+  error: Float[Array, 'T']  # of the truth, a batch counting as one vote
+  width: Float[Array, 'T']  # Gamma_t, likewise
+  reply_width: Float[Array, 'T']  # Gamma_t of the main agent against the true best reply
+  expected_width: Float[Array, 'T']  # Gamma_t by the expected counts of the rounds before
+  expected_counts: Float[Array, 'X K K']  # after all rounds, a batch counting as one vote
+  wins: Float[Array, 'X K K']  # after all rounds
+
+
+def learn(
+  members: PreferenceClass,
+  setting: Setting,
+  link: Link,
+  preference: Preference,
+  enhancer: Enhancer,
+  batch: int,
+  rounds: int,
+  key: PRNGKeyArray,
+) -> Course:
+  """T rounds of estimating, playing, and asking for a batch of votes; can be vmapped.
+
+  Args:
+    members: the class of preferences.
+    setting: prompts, reference and tau.
+    link: what a probability is worth.
+    preference: the truth, which only votes and measures look at.
+    enhancer: whom the main agent is compared to.
+    batch: votes a round.
+    rounds: how many.
+    key: of the votes.
+  """
+  payoff = link.payoff(preference)
+
+  def one(carry, key):
+    wins, expected = carry
+    counts, estimate = votes.comparisons(wins), members.estimate(wins)
+    log_pi = equilibrium(setting, link.payoff(estimate))
+    log_q = enhancer(estimate, counts, log_pi)
+    reply = jax.vmap(log_best_response)(games(setting, payoff), log_pi)
+    ratio = lambda counts, log_q: information_ratio(
+      members, setting, link, estimate, counts, log_pi, log_q
+    )
+    seen = (
+      log_pi,
+      gap(setting, payoff, log_pi),
+      members.error(estimate, counts / batch, preference),
+      ratio(counts / batch, log_q),
+      ratio(counts / batch, reply),
+      ratio(expected, log_q),
+    )
+    design = votes.sampled_from(setting, log_pi, log_q)
+    return (wins + votes.ask_each(key, preference, design, batch), expected + design), seen
+
+  nothing = jnp.zeros_like(preference)
+  keys = jax.random.split(key, rounds)
+  (wins, expected), seen = lax.scan(one, (nothing, nothing), keys)
+  return Course(*seen, expected, wins)

@@ -1,0 +1,154 @@
+"""The measurements: each of one seed, to be vmapped over seeds and compiled once.
+
+Sample sizes, prices and who is asked are data, so that a program serves all of them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from nlhf_jax.learning import offline, online, rates, votes
+from nlhf_jax.learning.classes import Preference
+from nlhf_jax.learning.links import Link, log_odds
+from nlhf_jax.learning.online import Course
+from nlhf_jax.learning.setting import Setting, divergence, equilibrium, gap
+from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.learning.worlds import World
+
+STRATEGIES = ('information', 'optimistic', 'self-play', 'reference', 'best of n')
+
+
+def plug_in(
+  world: World,
+  link: Link,
+  setting: Setting,
+  preference: Preference,
+  samples: Float[Array | np.ndarray, 'R'],
+  key: PRNGKeyArray,
+) -> tuple[Float[Array, 'R'], Float[Array, 'R']]:
+  """The gap of the plug-in equilibrium for each number of votes, all pairs meeting alike, and the
+  identity for it (`rates.plug_in_gap`)."""
+  payoff, design = link.payoff(preference), votes.evenly(setting)
+
+  def one(size):
+    wins = votes.vote(key, preference, jnp.round(size * design))
+    estimated = link.payoff(world.members.estimate(wins))
+    log_pi = equilibrium(setting, estimated)
+    found = gap(setting, payoff, log_pi)
+    return found, rates.plug_in_gap(setting, payoff, estimated, log_pi)
+
+  return jax.vmap(one)(samples)
+
+
+class Offline(NamedTuple):
+  """Gaps of what is learnt from votes that are there already, by their number."""
+
+  plug_in: Float[Array, 'R']
+  bonus: Float[Array, 'R']
+  version_space: Float[Array, 'R']
+
+
+def learn_offline(
+  world: World,
+  link: Link,
+  setting: Setting,
+  others: ArrayLike,
+  beta: float,
+  updates: int,
+  samples: Float[Array | np.ndarray, 'R'],
+  key: PRNGKeyArray,
+) -> Offline:
+  """A random truth, and votes of which most are on its most played action.
+
+  Args:
+    world: class and truths.
+    link: what a probability is worth.
+    setting: prompts, reference and tau.
+    others: what a pair without that action weighs in the data, to the 1 of pairs with it.
+    beta: of the bonus; the version space holds errors up to beta^2.
+    updates: of the version space's ascent.
+    samples: numbers of votes.
+    key: of truth and votes.
+  """
+  first, second = jax.random.split(key)
+  preference = world.draw(first)
+  payoff = link.payoff(preference)
+  most = jnp.argmax(equilibrium(setting, payoff)[0])
+  design = votes.around(setting, most, others)
+
+  def one(size):
+    wins = votes.ask(second, preference, design, size)
+    counts, estimate = votes.comparisons(wins), world.members.estimate(wins)
+    seen = world.members, setting, link, estimate, counts
+    budget = world.members.error(estimate, counts, estimate) + beta**2
+    policies = Offline(
+      offline.plug_in(setting, link, estimate),
+      offline.with_bonus(*seen, beta),
+      offline.version_space(*seen, budget, updates).log_pi,
+    )
+    return Offline(*(gap(setting, payoff, log_pi) for log_pi in policies))
+
+  return jax.vmap(one)(samples)
+
+
+def learn_online(
+  world: World,
+  link: Link,
+  setting: Setting,
+  strategy: Int[Array, ''] | int,
+  beta: float,
+  responses: int,
+  batch: int,
+  rounds: int,
+  key: PRNGKeyArray,
+) -> Course:
+  """A random truth, learnt with one of the `STRATEGIES`, by its number."""
+  first, second = jax.random.split(key)
+  enhancers = (
+    online.information(world.members, setting, link, batch),
+    online.optimistic(world.members, setting, link, beta),
+    online.greedy(),
+    online.reference(setting),
+    online.best_of(link, responses),
+  )
+  enhancer = lambda *seen: lax.switch(strategy, enhancers, *seen)
+  preference = world.draw(first)
+  return online.learn(world.members, setting, link, preference, enhancer, batch, rounds, second)
+
+
+class RewardGaps(NamedTuple):
+  """What is missing to the best regularised reward, by the number of votes."""
+
+  fitted: Float[Array, 'R']  # plug-in with the class of Bradley-Terry preferences
+  tabular: Float[Array, 'R']  # plug-in with the class of all preferences
+
+
+def learn_rewards(
+  world: World, setting: Setting, samples: Float[Array | np.ndarray, 'R'], key: PRNGKeyArray
+) -> RewardGaps:
+  """E r - tau KL(pi, reference) of the optimum, less that of the policy that was learnt.
+
+  The truth has rewards, votes are counted in log-odds, and nothing else is told: the equilibrium
+  is then the optimum mu exp(r / tau) / Z, and what is missing is tau KL(pi, optimum).
+  """
+  first, second = jax.random.split(key)
+  preference, link = world.draw(first), log_odds()
+  reward = link.payoff(preference)[..., -1]
+  optimum = jax.nn.log_softmax(setting.log_reference + reward / setting.tau)
+  design = votes.evenly(setting)
+
+  def one(size):
+    wins = votes.ask(second, preference, design, size)
+
+    def missing(members):
+      log_pi = equilibrium(setting, link.payoff(members.estimate(wins)))
+      return setting.tau * divergence(setting, log_pi, optimum)
+
+    return RewardGaps(missing(world.members), missing(tabular(1.0)))
+
+  return jax.vmap(one)(samples)

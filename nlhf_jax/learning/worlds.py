@@ -1,0 +1,85 @@
+"""Where preferences come from: random truths, and the class that a learner takes them to be of.
+
+One prompt. Left out: truths outside the class.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import expit
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from nlhf_jax.learning.classes import Preference, PreferenceClass
+from nlhf_jax.learning.finite import finite
+from nlhf_jax.learning.linear import differences, linear, logistic, products
+from nlhf_jax.learning.setting import mirror
+from nlhf_jax.learning.tabular import tabular
+
+
+class World(NamedTuple):
+  """A class of preferences, and a draw of the truth from it by a key."""
+
+  members: PreferenceClass
+  draw: Callable[[PRNGKeyArray], Preference]
+
+
+def anything(actions: int, ridge: float = 1.0) -> World:
+  """Every pair by itself: sigmoid of a standard normal."""
+  return World(tabular(ridge), lambda key: normal_pairs(key, 1, actions))
+
+
+def star(actions: int, lead: float = 0.1, ridge: float = 1.0) -> World:
+  """The first action beats every other one by `lead`; among those, `anything`."""
+  first = (jnp.arange(actions) == 0).astype(float)
+  ahead = first[:, None] - first
+
+  def draw(key):
+    return jnp.where(ahead != 0, 0.5 + lead * ahead, normal_pairs(key, 1, actions))
+
+  return World(tabular(ridge), draw)
+
+
+def bilinear(actions: int, rank: int = 4, ridge: float = 1.0) -> World:
+  """P = 1/2 + u_a^T Theta u_b with known items u and an unknown antisymmetric Theta, no pair surer
+  than 9 : 1. It has cycles, as all of `rank` (rank - 1) / 2 numbers."""
+  items = jax.random.normal(jax.random.key(0), (1, actions, rank), float)
+  features = products(items)
+
+  def draw(key):
+    payoff = features @ jax.random.normal(key, features.shape[-1:], float)
+    return 0.5 + 0.4 * payoff / abs(payoff).max()
+
+  return World(linear(features, ridge), draw)
+
+
+def bradley_terry(actions: int, ridge: float = 1e-6) -> World:
+  """P = sigmoid(r_a - r_b), rewards standard normal and the last one 0."""
+  features = differences(jnp.eye(actions)[None, :, :-1])
+
+  def draw(key):
+    return expit(features @ jax.random.normal(key, (actions - 1,), float))
+
+  return World(logistic(features, ridge), draw)
+
+
+def listed(actions: int, count: int = 50, ridge: float = 1.0) -> World:
+  """One of a known list of `anything`."""
+  members = normal_pairs(jax.random.key(0), count, actions)
+
+  def draw(key):
+    return members[jax.random.randint(key, (), 0, count)][None]
+
+  return World(finite(members[:, None], ridge), draw)
+
+
+def normal_pairs(key: PRNGKeyArray, count: int, actions: int) -> Float[Array, 'N K K']:
+  """Sigmoids of standard normals, complementary over a pair."""
+  upper = jnp.triu(jax.random.normal(key, (count, actions, actions), float), 1)
+  return expit(upper - mirror(upper))
+
+
+def skewed(actions: int, rate: float) -> Float[Array, 'K']:
+  """A reference, log-probabilities: every action e^-rate times as likely as the one before."""
+  return jax.nn.log_softmax(-rate * jnp.arange(actions, dtype=float))

@@ -2,10 +2,10 @@
 
 python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --count 2000 --out FILE
 python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE \\
-    --config.data.skip_bad=True
+    --config.data.form=graded --config.data.skip_bad=True
 
-The judge is GPT-4; one side is always its own response. Left out: ties, responses with no text, and
-the two models that were made to fool the judge.
+The judge is GPT-4; the right side is always its own response. Left out: responses with no text, two
+that are the same, and the two models that were made to fool the judge.
 """
 
 import argparse
@@ -38,14 +38,18 @@ def comparisons(folder: Path, count: int) -> list[dict]:
       continue
     for judged in _lines(path):
       question = questions[judged['index']]
-      sides = judged['output'], question['output']
-      if judged['preference'] != 1.5 and all(side.strip() for side in sides):
-        chosen, rejected = sides if judged['preference'] > 1.5 else reversed(sides)
-        texts = {'prompt': question['instruction'], 'chosen': chosen, 'rejected': rejected}
-        found.append(texts)
+      sides = {'left': judged['output'], 'right': question['output']}
+      if sides['left'] != sides['right'] and all(side.strip() for side in sides.values()):
+        texts = {'prompt': question['instruction'], **sides}
+        found.append(texts | {'preference': judged['preference'] - 1})
   if len(found) < count:
     raise ValueError(f'{folder} has {len(found)} comparisons, fewer than {count}')
-  return sorted(found, key=lambda texts: max(map(len, texts.values())))[:count]
+  return sorted(found, key=longest)[:count]
+
+
+def longest(comparison: dict) -> int:
+  """Characters of the longest text of a comparison."""
+  return max(len(comparison[field]) for field in ('prompt', 'left', 'right'))
 
 
 def _lines(path: Path) -> Iterator[dict]:
@@ -61,8 +65,8 @@ def main() -> None:
   arguments = parser.parse_args()
   lines = comparisons(arguments.alpaca_eval, arguments.count)
   records.write(arguments.out, lines)
-  longest = max(len(text) for line in lines for text in line.values())
-  print(f'{arguments.out}: {len(lines)} comparisons, of texts of up to {longest} characters')
+  most = max(map(longest, lines))
+  print(f'{arguments.out}: {len(lines)} comparisons, of texts of up to {most} characters')
 
 
 if __name__ == '__main__':

@@ -204,7 +204,7 @@ class _Rows:
 
   def add(self, ids: list[int]) -> int:
     """Writes a row, and says which one it is."""
-    np.array(ids, np.int32).tofile(self._file)
+    self._file.write(array('i', ids).tobytes())
     self.ends.append((self.ends[-1] if self.ends else 0) + len(ids))
     return len(self.ends) - 1
 

@@ -66,7 +66,7 @@ class Ragged(NamedTuple):
     ]
 
   def _bounds(self, rows):
-    return np.where(rows < 0, 0, self.ends[rows - 1]), self.ends[rows]
+    return self.ends[np.maximum(rows - 1, -1)], self.ends[rows]
 
 
 class Tokenised(NamedTuple):

@@ -177,6 +177,14 @@ def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(
   assert sum(corpus.account[name]['comparisons'] for name in ('train', 'held_out')) == len(RECORDS)
 
 
+def test_prompts_alone_are_a_corpus_without_responses(make):
+  corpus = make([{'prompt': f'question {i}'} for i in range(9)], form='prompts')
+  for name, count in (('train', 6), ('held_out', 3)):
+    expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0}
+    assert corpus.account[name] == expected
+  assert len(prompts(corpus, corpus.train.prompts)) == 6
+
+
 def test_thirds_of_the_prompts_are_disjoint_and_equal_and_the_same_for_every_order(make):
   rows = [{'prompt': f'question {i}', 'chosen': 'a', 'rejected': 'b'} for i in range(30)] * 2
 

@@ -200,6 +200,29 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
     assert part in sentence
 
 
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    (
+      ['form=prompts'],
+      "mine.jsonl' has too few comparisons: some have to be trained on and others",
+    ),
+    (['form=own'], "config.data.form='own' is none of comparisons, graded"),
+    (['part=2'], "config.data.part='2' must be like 1/3"),
+    (['split=test'], None),
+  ],
+)
+def test_what_the_data_is_taken_for_has_to_fit(complaint, tmp_path, changes, expected):
+  path = tmp_path / 'mine.jsonl'
+  path.write_text(''.join(json.dumps(RECORD | {'prompt': text}) + '\n' for text in ('a', 'b')))
+  changes = [f'--config.data.{change}' for change in changes]
+  if expected is None:  # a file has no splits; what is named is looked for in folders only
+    path.rename(tmp_path / 'train.jsonl')
+    path, expected = tmp_path, "config.data.split='test' is none of those of"
+  sentence = complaint(FILE, f'--config.data.path={path}', *changes, f'--workdir={tmp_path / "w"}')
+  assert expected in sentence
+
+
 def test_data_without_a_file_asks_for_one(complaint, tmp_path):
   assert '--config.data.path=FILE' in complaint(FILE, f'--workdir={tmp_path}')
 

@@ -335,7 +335,6 @@ def _examples(tokenizer, said: Tokenised, lengths, records: np.ndarray, of: Call
     said.prompts.lengths(records['prompt']),
     np.minimum(np.maximum(*sides), response_length),
   ]
-
   table = np.append(records, np.array([NOTHING], records.dtype))  # which is row -1
 
   def read(rows, widths):

@@ -8,19 +8,21 @@ memory (of a JSON array, all). Nothing is unpickled. Left out: CSV, whose cells 
 import contextlib
 import errno
 import gzip
+import io
 import json
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nlhf_jax.errors import UserError, first_line
 
 LINE = 2**26  # bytes that a line may have at most
 ARRAY = 2**28  # bytes that a JSON array may have at most
-SWELL = 200  # times its size that a compressed file may have; text has ten
+SWELL = 100  # times its size that a compressed file may have; text has ten
+SLACK = 2**20  # bytes that it may have anyway
 AT_ONCE = 64  # rows of a table in memory
 
 Row = tuple[int, Any]  # its number, from 1, and a mapping or a `Problem`
@@ -59,9 +61,16 @@ def read(path: Path) -> Iterator[Row]:
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
   """Within it, a file that cannot be read, or is none but a pipe or a device, is a `UserError`."""
-  try:
+  with reached(path):
     if not stat.S_ISREG(path.stat().st_mode):
       raise OSError(errno.EINVAL, 'it is not a file')
+    yield
+
+
+@contextlib.contextmanager
+def reached(path: Path) -> Iterator[None]:
+  """Within it, whatever the system has against a path is a `UserError`."""
+  try:
     yield
   except OSError as error:
     reason = error.strerror or first_line(error)
@@ -93,7 +102,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _parsed(line: bytes) -> Any:
   """One line of JSON as a mapping, or the problem with it."""
   try:
-    return _object(json.loads(line.decode(), object_pairs_hook=_unique))
+    return _object(_STRICT.decode(line.decode()))
   except Problem as problem:
     return problem
   except UnicodeDecodeError as error:
@@ -120,6 +129,9 @@ def _unique(pairs) -> dict:
   return value
 
 
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _short(value: Any) -> str:
   """A value as Python writes it, cut where it gets long."""
   text = ascii(value)
@@ -140,7 +152,6 @@ def _json_array(path: Path) -> Iterator[Row]:
 
 
 def _elements(path: Path, text: str) -> Iterator[Row]:
-  strict, lax = json.JSONDecoder(object_pairs_hook=_unique), json.JSONDecoder()
   place, number = _after_space(text, 0), 0
   mark = text[place : place + 1]
   if mark != '[':
@@ -151,10 +162,10 @@ def _elements(path: Path, text: str) -> Iterator[Row]:
       break
     number += 1
     try:
-      value, end = strict.raw_decode(text, place)
+      value, end = _STRICT.raw_decode(text, place)
       yield number, _object(value)
     except Problem as problem:
-      _, end = lax.raw_decode(text, place)
+      _, end = json.JSONDecoder().raw_decode(text, place)
       yield number, problem
     place = _after_space(text, end)
     mark = text[place : place + 1]
@@ -206,15 +217,19 @@ def _stream(path: Path, take) -> Iterator[bytes]:
     packed = raw.peek(2)[:2] == b'\x1f\x8b'
     if path.suffix == '.gz' and not packed and raw.peek(1):
       raise broken(path, 'it is not compressed by gzip')
-    file: BinaryIO = gzip.GzipFile(fileobj=raw) if packed else raw
+    file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+    total, most = 0, SLACK
     try:
       while piece := take(file):
         yield piece
-        if packed and file.tell() > SWELL * raw.tell() + LINE:
-          raise UserError(
-            f'{path} grows to more than {SWELL} times its size, which no text does; unpack it, and '
-            'see what it is.'
-          )
+        total += len(piece)
+        if packed and total > most:
+          most = SWELL * raw.tell() + SLACK
+          if total > most:
+            raise UserError(
+              f'{path} grows to more than {SWELL} times its size, which no text does; unpack it, '
+              'and see what it is.'
+            )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
       raise broken(path, error) from None
 
@@ -223,7 +238,7 @@ def _parquet(path: Path) -> Iterator[Row]:
   pyarrow = needed('pyarrow', 'parquet')
   parquet = import_module('pyarrow.parquet')
   try:
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
       yield from _table(path, file.schema_arrow, file.iter_batches(batch_size=AT_ONCE))
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:

@@ -41,9 +41,11 @@ def locate(name: str, split: str) -> Source:
       and none is named.
   """
   path = Path(name)
-  if path.is_file() or (path.suffix and rows.kind(path) in KINDS and not path.is_dir()):
-    return Source(name, (path,))  # one that is missing is missed by who reads it
-  if not path.is_dir():
+  with rows.reached(path):
+    folder = path.is_dir()
+    if path.is_file() or (rows.kind(path) in KINDS and not folder):
+      return Source(name, (path,))  # one that is missing is missed by who reads it
+  if not folder:
     path = _downloaded(name, split)
   if (path / PREPARED).is_file():
     records = sorted(path.glob('*.array_record*'))

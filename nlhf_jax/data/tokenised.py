@@ -66,7 +66,7 @@ class Ragged(NamedTuple):
     ]
 
   def _bounds(self, rows):
-    return np.where(rows < 0, 0, self.ends[rows - 1]), self.ends[rows]
+    return self.ends[np.maximum(rows - 1, -1)], self.ends[rows]
 
 
 class Tokenised(NamedTuple):
@@ -204,7 +204,7 @@ class _Rows:
 
   def add(self, ids: list[int]) -> int:
     """Writes a row, and says which one it is."""
-    np.array(ids, np.int32).tofile(self._file)
+    self._file.write(array('i', ids).tobytes())
     self.ends.append((self.ends[-1] if self.ends else 0) + len(ids))
     return len(self.ends) - 1
 

@@ -81,6 +81,13 @@ def comparisons(corpus, split):
   ]
 
 
+def graded(corpus, split):
+  """The comparisons of a split as (prompt, left, right, payoff)."""
+  said = whole(split.comparisons)
+  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
+  return list(zip(prompts(corpus, said.prompts), *sides, said.payoff.ravel(), strict=True))
+
+
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('share', [0.01, 0.3, 0.99])
 def test_every_comparison_is_in_one_split_and_no_prompt_in_two(make, seed, share):
@@ -122,6 +129,94 @@ def test_long_responses_are_cut_and_counted(make, capsys):
   (said,) = capsys.readouterr().out.splitlines()
   assert said.endswith('cut 3 of 44 responses to config.data.response_length=24 tokens.')
   assert (corpus.account['cut'], corpus.account['responses']) == (3, 44)
+
+
+def test_graded_preferences_ties_and_votes_arrive_as_they_were_given(make):
+  rows = [
+    {'prompt': f'q {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 20, 'votes': 20}
+    for i in range(21)
+  ]
+  corpus = make(rows, form='graded')
+  said = [*graded(corpus, corpus.train), *graded(corpus, corpus.held_out)]
+  for prompt, left, right, payoff in said:
+    number = int(prompt.split()[1])
+    assert (left, right) == (f'a {number}', f'b {number}')
+    assert payoff == np.float32(number / 20 - 0.5)
+  assert (corpus.account['ties'], corpus.account['graded']) == (1, 18)
+  # A tie is no demonstration; of the others, the response preferred is one.
+  shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
+  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  assert sorted(texts) == sorted(f'{"ab"[i < 10]} {i}' for i in range(21) if i != 10)
+
+
+def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(make, tmp_path):
+  def write(name, rows):
+    path = tmp_path / name
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+  sources = {
+    'demonstrations': [{'prompt': f'question {i}', 'response': f'shown {i}'} for i in range(4, 14)],
+    'prompts': [{'prompt': f'question {i}'} for i in range(12, 20)],
+  }
+  paths = [write(f'{form}.jsonl', rows) for form, rows in sources.items()]
+  own = write('own.jsonl', RECORDS)
+  corpus = corpora.make_file(
+    path=','.join([own, *paths]),
+    folder=tmp_path / 'kept',
+    **FILE | {'form': ','.join(['comparisons', *sources])},
+  )
+  asked = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
+  assert asked[0] | asked[1] == {f'question {i}' for i in range(20)}
+  assert not asked[0] & asked[1]
+  shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
+  for part, known in zip(shown, asked, strict=True):
+    assert set(prompts(corpus, part.prompts)) <= known
+  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  assert sorted(texts) == sorted(row['response'] for row in sources['demonstrations'])
+  assert sum(corpus.account[name]['comparisons'] for name in ('train', 'held_out')) == len(RECORDS)
+
+
+def test_prompts_alone_are_a_corpus_without_responses(make):
+  corpus = make([{'prompt': f'question {i}'} for i in range(9)], form='prompts')
+  for name, count in (('train', 6), ('held_out', 3)):
+    expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0}
+    assert corpus.account[name] == expected
+  assert len(prompts(corpus, corpus.train.prompts)) == 6
+
+
+def test_thirds_of_the_prompts_are_disjoint_and_equal_and_the_same_for_every_order(make):
+  rows = [{'prompt': f'question {i}', 'chosen': 'a', 'rejected': 'b'} for i in range(30)] * 2
+
+  def third(number, rows):
+    corpus = make(rows, part=f'{number}/3')
+    asked = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
+    return asked[0] | asked[1]
+
+  thirds = [third(number, rows) for number in (1, 2, 3)]
+  assert [len(part) for part in thirds] == [10, 10, 10]
+  assert len(set.union(*thirds)) == 30
+  assert third(2, rows[::-1]) == thirds[1]
+  for part in ('0/3', '4/3', '1', 'a/b', '1/0'):
+    with pytest.raises(UserError, match=f"^config.data.part='{part}' must be like 1/3"):
+      make(rows, part=part)
+
+
+def test_what_was_tokenised_is_found_again_by_what_determines_it(make, tmp_path, monkeypatch):
+  kept = lambda: sorted(tmp_path.glob('kept/data-*'))
+  first = make(RECORDS)
+  (place,) = kept()
+  before = {file: file.stat().st_mtime_ns for file in place.iterdir()}
+  monkeypatch.setattr(tokenizers, 'train', None)
+  again = make(RECORDS, response_length=12, seed=3, held_out=0.5)  # of no account for tokens
+  assert kept() == [place]
+  assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == before
+  assert tokenizers.settings(again.tokenizer) == tokenizers.settings(first.tokenizer)
+  monkeypatch.undo()
+  make(RECORDS[1:])
+  make(RECORDS, vocabulary=300)
+  make(RECORDS, skip_bad=True)
+  assert len(kept()) == 4
 
 
 LONG = [{'prompt': 'why ' * 40, 'chosen': 'yes', 'rejected': 'no'}]
@@ -211,19 +306,17 @@ def alpaca(shared, monkeypatch):
 
 
 def test_real_judgements_become_a_corpus(alpaca, make):
-  graded = alpaca(300)
-  assert len(graded) == 300
-  assert any(0 < row['preference'] < 1 for row in graded)  # as the judge said it
-  records = []
-  for row in graded:
-    sides = (row['left'], row['right'])[:: 1 if row['preference'] > 0.5 else -1]
-    records.append({'prompt': row['prompt'], 'chosen': sides[0], 'rejected': sides[1]})
-  corpus = make(records, held_out=0.1, prompt_length=64, response_length=128, vocabulary=4096)
-  both = [comparisons(corpus, split) for split in (corpus.train, corpus.held_out)]
-  assert sum(map(len, both)) == 300
+  records = alpaca(300)
+  assert len(records) == 300
+  lengths = {'prompt_length': 64, 'response_length': 128, 'vocabulary': 4096}
+  corpus = make(records, form='graded', skip_bad=True, held_out=0.1, **lengths)
+  both = [graded(corpus, split) for split in (corpus.train, corpus.held_out)]
   assert min(map(len, both)) > 10
-  key = lambda record: sorted(record.items())
-  assert sorted([*both[0], *both[1]], key=key) == sorted(records, key=key)
+  assert sum(map(len, both)) == 300 - sum(corpus.account['dropped'].values()) > 290
+  said = {(row['prompt'], row['left'], row['right']): row['preference'] for row in records}
+  for *texts, payoff in [*both[0], *both[1]]:
+    assert payoff == np.float32(said[tuple(texts)] - 0.5)
+  assert corpus.account['graded'] > 250
 
 
 def test_more_judgements_than_there_are_cannot_be_had(alpaca):

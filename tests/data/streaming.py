@@ -1,0 +1,55 @@
+"""Reads a file as a run does and notes a digest of every batch: to be killed and resumed.
+
+python tests/data/streaming.py FILE FOLDER STEPS SIZE
+
+makes a corpus of FILE, goes on in FOLDER/batches where it stopped, and ends with its peak memory.
+"""
+
+import hashlib
+import json
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+from nlhf_jax.data import corpora
+from nlhf_jax.data.batches import batches, in_random_order
+
+
+def make(path: Path, folder: Path) -> corpora.Corpus:
+  """The corpus of a file of graded comparisons."""
+  return corpora.make_file(
+    seed=0,
+    path=str(path),
+    form='graded',
+    split='',
+    part='1/1',
+    skip_bad=False,
+    held_out=0.01,
+    prompt_length=128,
+    response_length=64,
+    vocabulary=512,
+    pretrained='',
+    folder=folder,
+  )
+
+
+def main() -> None:
+  path, folder, steps, size = sys.argv[1:]
+  corpus = make(Path(path), Path(folder))
+  source = in_random_order(batches(corpus.train.comparisons, int(size), seed=0))
+  noted = Path(folder) / 'batches'
+  done = noted.read_text().count('\n') if noted.exists() else 0
+  with noted.open('a') as file:
+    for step in range(done, int(steps)):
+      digest = hashlib.sha256()
+      for leaf in jax.tree.leaves(source[step]):
+        digest.update(str(leaf.shape).encode() + leaf.tobytes())
+      print(step, digest.hexdigest(), file=file, flush=True)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  print(json.dumps({'peak': peak * 1024, 'train': corpus.account['train']['comparisons']}))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,97 @@
+"""Whatever is wrong with an input: a sentence, or a counted skip; nothing of it is learned."""
+
+import json
+import resource
+
+import pytest
+from malformed import GOOD, inputs
+
+from nlhf_jax.data import corpora, forms, readings
+from nlhf_jax.errors import UserError
+
+INPUTS = list(inputs())
+RECORDS = {form: [forms.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+  """What is not here is nowhere."""
+
+  def snapshot_download(*_, **__):
+    raise OSError('no network')
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
+
+
+def test_there_are_two_hundred_different_ones():
+  assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 200
+
+
+def outcome(path, form, skip_bad):
+  """The records that are read, and the sentence that ended it if one did."""
+  read = []
+  try:
+    for record in readings.records(path, form, '', skip_bad):
+      read.append(record)
+  except UserError as error:
+    return read, str(error)
+  return read, None
+
+
+@pytest.mark.parametrize(('form', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS])
+def test_malformed(form, write, tmp_path, capsys):
+  path = str(write(tmp_path))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  read, refused = outcome(path, form, skip_bad=False)
+  assert set(read) <= set(RECORDS[form])
+  assert refused or not read  # some files have nothing in them
+  skipping, ended = outcome(path, form, skip_bad=True)
+  said = capsys.readouterr().out
+  assert set(skipping) <= set(RECORDS[form])
+  for sentence in filter(None, (refused, ended)):
+    assert len(sentence.splitlines()) == 1
+    assert len(sentence) < 1000
+  if refused and not ended:
+    assert ': skipped ' in said
+    assert skipping in ([], RECORDS[form][:3])
+  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert used < 300 * 2**10  # KiB
+
+
+@pytest.mark.parametrize(
+  'name', ['null as prompt', 'latin-1', 'bomb of zeros', 'array of other things', 'a pipe']
+)
+def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
+  (write,) = (write for known, _, write in INPUTS if known == name)
+  (tmp_path / 'data').mkdir()
+
+  def make(skip_bad):
+    return corpora.make_file(
+      seed=0,
+      path=str(write(tmp_path / 'data')),
+      form='comparisons',
+      split='',
+      part='1/1',
+      skip_bad=skip_bad,
+      held_out=0.4,
+      prompt_length=32,
+      response_length=32,
+      vocabulary=300,
+      pretrained='',
+      folder=tmp_path / 'kept',
+    )
+
+  with pytest.raises(UserError):
+    make(skip_bad=False)
+  assert not list(tmp_path.glob('kept/data-*'))
+  if name in ('bomb of zeros', 'a pipe'):
+    (tmp_path / 'data').rename(tmp_path / 'before')
+    (tmp_path / 'data').mkdir()
+    with pytest.raises(UserError):
+      make(skip_bad=True)
+    assert not list(tmp_path.glob('kept/data-*'))
+  else:
+    account = make(skip_bad=True).account
+    assert account['train']['comparisons'] + account['held_out']['comparisons'] == 3
+    assert account['rows'] - 3 == sum(account['dropped'].values()) > 0
+    json.dumps(account)

@@ -1,0 +1,233 @@
+"""Every kind of file and folder gives the same rows, or says in a sentence what is wrong."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nlhf_jax.data import readings, sources, synthetic
+from nlhf_jax.data.forms import Message, Record
+from nlhf_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+  {'prompt': f'question {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 200}
+  for i in range(200)
+]
+RECORDS = [Record(row['prompt'], row['left'], row['right'], row['preference']) for row in ROWS]
+
+
+def read(path, form='graded', split='', skip_bad=False):
+  return list(readings.records(str(path), form, split, skip_bad))
+
+
+def lines(rows):
+  return ''.join(json.dumps(row) + '\n' for row in rows).encode()
+
+
+def as_jsonl(path, rows):
+  path.write_bytes(lines(rows))
+
+
+def as_packed_jsonl(path, rows):
+  path.write_bytes(gzip.compress(lines(rows)))
+
+
+def as_json(path, rows):
+  path.write_text(json.dumps(rows, indent=1))
+
+
+def as_packed_json(path, rows):
+  path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+
+
+def as_parquet(path, rows):
+  pyarrow = pytest.importorskip('pyarrow')
+  parquet = pytest.importorskip('pyarrow.parquet')
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=77)
+
+
+def as_arrow(path, rows):
+  pyarrow = pytest.importorskip('pyarrow')
+  table = pyarrow.Table.from_pylist(rows)
+  with pyarrow.OSFile(str(path), 'wb') as file, pyarrow.ipc.new_stream(file, table.schema) as out:
+    out.write_table(table, max_chunksize=77)
+
+
+WRITE = {
+  '.jsonl': as_jsonl,
+  '.jsonl.gz': as_packed_jsonl,
+  '.json': as_json,
+  '.json.gz': as_packed_json,
+  '.parquet': as_parquet,
+  '.arrow': as_arrow,
+}
+
+
+@pytest.mark.parametrize('kind', WRITE)
+def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
+  path = tmp_path / f'mine{kind}'
+  WRITE[kind](path, ROWS)
+  assert read(path) == RECORDS
+  WRITE[kind](path, [ROWS[0], ROWS[1] | {'left': ''}])
+  noun = 'line' if 'jsonl' in kind else 'row'
+  with pytest.raises(UserError, match=f"^{path}, {noun} 2: field 'left' is empty; correct it, or"):
+    read(path)
+
+
+@pytest.mark.parametrize('kind', ['.jsonl', '.json', '.parquet', '.arrow'])
+def test_messages_survive_every_kind_of_file(tmp_path, kind):
+  talk = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+  asked = [*talk, {'role': 'user', 'content': 'c'}]
+  answers = [[{'role': 'assistant', 'content': text}] for text in 'de']
+  row = {'prompt': asked, 'chosen': answers[0], 'rejected': answers[1]}
+  path = tmp_path / f'mine{kind}'
+  WRITE[kind](path, [row])
+  (record,) = read(path, 'comparisons')
+  assert record == Record(tuple(Message(**message) for message in asked), 'd', 'e')
+
+
+@pytest.mark.parametrize('kind', ['.jsonl', '.jsonl.gz', '.parquet'])
+def test_a_folder_is_read_by_its_split(tmp_path, kind):
+  (tmp_path / 'data').mkdir()
+  for number, rows in enumerate((ROWS[:90], ROWS[90:150])):
+    WRITE[kind](tmp_path / 'data' / f'train_prefs-0000{number}-of-00002{kind}', rows)
+  WRITE[kind](tmp_path / 'data' / f'test_prefs-00000-of-00001{kind}', ROWS[150:])
+  (tmp_path / 'dataset_info.json').write_text('{}')
+  (tmp_path / 'README.md').write_text('a card')
+  assert read(tmp_path, split='train_prefs') == RECORDS[:150]
+  assert read(tmp_path, split='test_prefs') == RECORDS[150:]
+  for split in ('', 'train'):
+    with pytest.raises(UserError, match=r'^config.data.split.* data/test_prefs, data/train_prefs'):
+      read(tmp_path, split=split)
+  file = next((tmp_path / 'data').glob(f'test*{kind}'))
+  assert read(file) == RECORDS[150:]
+
+
+def test_a_split_may_be_a_folder_and_a_file(tmp_path):
+  for part, rows in (('harmless', ROWS[:50]), ('helpful', ROWS[50:])):
+    (tmp_path / part).mkdir()
+    as_packed_jsonl(tmp_path / part / 'train.jsonl.gz', rows)
+    as_packed_jsonl(tmp_path / part / 'test.jsonl.gz', rows[:1])
+  assert read(tmp_path, split='train') == RECORDS
+  assert read(tmp_path, split='helpful/test') == RECORDS[50:51]
+
+
+def test_several_sources_are_read_one_after_the_other_each_by_its_form(tmp_path):
+  as_jsonl(tmp_path / 'a.jsonl', ROWS[:3])
+  as_json(tmp_path / 'b.json', [{'prompt': 'x'}, {'prompt': ''}])
+  names = f'{tmp_path}/a.jsonl, {tmp_path}/b.json'
+  assert read(names, 'graded,prompts', skip_bad=True) == [*RECORDS[:3], Record('x')]
+  with pytest.raises(UserError, match=f"^{tmp_path}/b.json, row 2: field 'prompt' is empty"):
+    read(names, 'graded,prompts')
+  with pytest.raises(UserError, match=r"^config.data.form='a,b,c' names 3 for 2 sources; give one"):
+    read(names, 'a,b,c')
+  with pytest.raises(UserError, match=r"^config.data.form='own' is none of comparisons, graded"):
+    read(names, 'own')
+
+
+def test_what_datasets_saved_is_read(tmp_path):
+  datasets = pytest.importorskip('datasets')
+  train, test = datasets.Dataset.from_list(ROWS[:150]), datasets.Dataset.from_list(ROWS[150:])
+  train.save_to_disk(tmp_path / 'one', num_shards=2)
+  datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / 'both')
+  assert read(tmp_path / 'one') == RECORDS[:150]
+  assert read(tmp_path / 'both', split='train') == RECORDS[:150]
+  assert read(tmp_path / 'both', split='test') == RECORDS[150:]
+
+
+def test_a_name_on_the_hub_is_downloaded_and_read(tmp_path, monkeypatch):
+  asked = []
+
+  def snapshot_download(name, repo_type, allow_patterns):
+    asked.append((name, repo_type, allow_patterns))
+    return str(tmp_path)
+
+  monkeypatch.setattr(sources.huggingface_hub, 'snapshot_download', snapshot_download)
+  (tmp_path / 'data').mkdir()
+  as_jsonl(tmp_path / 'data' / 'train-00000-of-00001.jsonl', ROWS)
+  assert read('SOMEONE/comparisons', split='train') == RECORDS
+  ((name, kind, patterns),) = asked
+  assert (name, kind) == ('SOMEONE/comparisons', 'dataset')
+  assert '*train*.parquet' in patterns
+
+
+def test_a_name_that_the_hub_does_not_give_is_told_in_a_sentence(monkeypatch):
+  def snapshot_download(*_, **__):
+    raise OSError('no network')
+
+  monkeypatch.setattr(sources.huggingface_hub, 'snapshot_download', snapshot_download)
+  with pytest.raises(UserError, match=r"^config.data.path: cannot read 'SOMEONE/none': .*no netw"):
+    read('SOMEONE/none')
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """Our own builder's folder, made small in a process without TensorFlow."""
+  pytest.importorskip('tensorflow_datasets')
+  folder = tmp_path_factory.mktemp('prepared')
+  program = (
+    'import sys; from nlhf_jax.data import tfds_posts as posts;'
+    'posts.SIZES.update(train=40, test=5);'
+    f"posts.PreferredPosts(data_dir={str(folder)!r}, file_format='array_record')"
+    '.download_and_prepare(); assert "tensorflow" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True, capture_output=True)
+  return folder / 'preferred_posts' / '1.0.0'
+
+
+def test_the_embedded_task_comes_back_from_tensorflow_datasets_vote_by_vote(prepared):
+  for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
+    expected = list(itertools.islice(synthetic.records(seed), count))
+    assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
+  with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
+    read(prepared, 'embedded')
+  assert 'tensorflow' not in sys.modules
+
+
+def test_array_records_cut_short_are_told_in_a_sentence(prepared, tmp_path):
+  for file in prepared.iterdir():
+    content = file.read_bytes()
+    (tmp_path / file.name).write_bytes(
+      content[: len(content) // 2] if '-train' in file.name else content
+    )
+  with pytest.raises(UserError, match=f'^{tmp_path}'):
+    read(tmp_path, 'embedded', 'train')
+
+
+@pytest.mark.parametrize(
+  ('kind', 'module', 'extra'),
+  [('.parquet', 'pyarrow', 'parquet'), ('.arrow', 'pyarrow', 'parquet')],
+)
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, kind, module, extra):
+  path = tmp_path / f'mine{kind}'
+  path.write_bytes(b'')
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(
+    UserError, match=rf"needs the package '{module}'; install .*nlhf-jax\[{extra}"
+  ):
+    read(path)
+
+
+def test_the_digest_is_that_of_what_is_said(tmp_path):
+  (tmp_path / 'a').mkdir()
+  as_jsonl(tmp_path / 'a' / 'x.jsonl', ROWS)
+  as_jsonl(tmp_path / 'y.jsonl', ROWS)
+  as_jsonl(tmp_path / 'z.jsonl', ROWS[1:])
+  one, other, third = (
+    sources.digest(sources.locate_all(f'{tmp_path}/{name}', ''))
+    for name in ('a', 'y.jsonl', 'z.jsonl')
+  )
+  assert one == other != third
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+  (tmp_path / 'notes.csv').write_text('a,b')
+  with pytest.raises(UserError, match=r'holds no data; give files of \.jsonl, \.json, \.parquet'):
+    read(tmp_path)
+  with pytest.raises(UserError, match=r'is of no kind that can be read; give \.jsonl, \.json'):
+    read(tmp_path / 'notes.csv')

@@ -1,0 +1,125 @@
+"""Large files take little memory, and a run killed anywhere goes on with the same batches."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nlhf_jax.data import synthetic, tokenised
+
+ROOT = Path(__file__).parents[2]
+WORDS = synthetic.vocabulary()
+
+
+def write(path, count):
+  """Graded comparisons of many lengths, in words of the embedded task."""
+  chance = random.Random(0)
+  with path.open('w') as file:
+    for number in range(count):
+      post, left, right = (' '.join(chance.choices(WORDS, k=chance.randint(3, 30))) for _ in 'abc')
+      row = {'prompt': f'{number} {post}', 'left': left, 'right': f'{right} .'}
+      file.write(json.dumps(row | {'preference': chance.randint(0, 10) / 10}) + '\n')
+  return path
+
+
+def start(path, folder, steps, size):
+  folder.mkdir(exist_ok=True)
+  program = [sys.executable, ROOT / 'tests' / 'data' / 'streaming.py']
+  return subprocess.Popen(
+    [*program, path, folder, str(steps), str(size)],
+    cwd=ROOT,
+    env={'PYTHONPATH': str(ROOT), 'PATH': '', 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process):
+  said, wrong = process.communicate(timeout=600)
+  assert process.returncode == 0, wrong
+  return json.loads(said.splitlines()[-1])
+
+
+def kill(process, when):
+  """Kills it once `when()` holds; whether it was still alive."""
+  while not when():
+    if process.poll() is not None:
+      return False
+    time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
+  return process.wait() == -signal.SIGKILL
+
+
+def test_a_hundred_thousand_comparisons_stream_within_two_gigabytes(tmp_path):
+  path = write(tmp_path / 'many.jsonl', 100_000)
+  said = finish(start(path, tmp_path / 'run', 390, 256))  # all of them, once
+  assert said['train'] == 99_000
+  assert said['peak'] < 2e9
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+  """A file, and the batches of a run that nobody kills."""
+  folder = tmp_path_factory.mktemp('few')
+  path = write(folder / 'few.jsonl', 6_000)
+  finish(start(path, folder / 'run', 300, 32))
+  return path, (folder / 'run' / 'batches').read_text()
+
+
+def test_killed_at_any_point_a_run_goes_on_with_the_same_batches(few, tmp_path):
+  path, expected = few
+  noted = tmp_path / 'batches'
+  drafts = lambda: any(file.stat().st_size for file in tmp_path.glob('.data-*.draft/*.tokens'))
+  assert kill(start(path, tmp_path, 300, 32), drafts)  # while texts are tokenised
+  assert not list(tmp_path.glob('data-*'))
+  for count in (40, 150):
+    seen = lambda count=count: noted.exists() and noted.read_text().count('\n') >= count
+    assert kill(start(path, tmp_path, 300, 32), seen)
+    assert noted.read_text().count('\n') < 300
+  noted.write_text(noted.read_text().rpartition('\n')[0] + '\n')  # a last line cut short
+  finish(start(path, tmp_path, 300, 32))
+  assert noted.read_text() == expected
+  assert not list(tmp_path.glob('.data-*.draft'))
+
+
+def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
+  folder, made = tmp_path / 'kept', []
+
+  def write(draft):
+    made.append(draft)
+    (draft / 'tokens').write_bytes(b'12345678')
+    (draft / tokenised.NOTE).write_text(json.dumps({'sizes': {'tokens': 8}}))
+
+  def again():
+    before = len(made)
+    tokenised.once(folder, write)
+    assert tokenised.is_whole(folder)
+    return len(made) > before
+
+  assert again()
+  assert not again()
+  (folder / 'tokens').write_bytes(b'1234')
+  assert again()
+  (folder / 'tokens').unlink()
+  assert again()
+  (folder / tokenised.NOTE).write_text('{"sizes"')
+  assert again()
+  (folder / tokenised.NOTE).unlink()
+  assert again()
+  assert not again()
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+  def write(draft):
+    (draft / 'tokens').write_bytes(b'1234')
+    raise RuntimeError('a bug')
+
+  with pytest.raises(RuntimeError, match='a bug'):
+    tokenised.once(tmp_path / 'kept', write)
+  assert [file.name for file in tmp_path.iterdir()] == ['.kept.lock']

@@ -1,5 +1,6 @@
 """A policy that is spoken to in text: what benchmarks with conversations need of it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -35,11 +36,14 @@ def make_respond(
     UserError: if the tokenizer's chat template cannot write a conversation.
   """
 
-  def respond(conversations, temperature, seed):
+  @functools.cache  # so that programs are kept
+  def rollout_at(temperature):
     filters = Filters(top_k=1) if temperature < GREEDY else Filters(temperature=temperature)
-    rollout = sampling.make_rollout(
+    return sampling.make_rollout(
       decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=filters
     )
+
+  def respond(conversations, temperature, seed):
     # One question alone is what tokenizers without a chat template know.
     asked = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
     try:
@@ -48,7 +52,7 @@ def make_respond(
       raise UserError(f'{problem}; choose a policy whose tokenizer has one.') from None
     longest = max(SHORTEST, *map(len, rows))
     prompts = tokenizers.pad_prompts(tokenizer, rows, 1 << (longest - 1).bit_length())
-    key = jax.random.key(seed)
+    rollout, key = rollout_at(temperature), jax.random.key(seed)
 
     def of_chunk(chunk, number):
       return rollout({'policy': params}, chunk, jax.random.fold_in(key, number))[0]

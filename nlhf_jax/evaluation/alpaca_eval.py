@@ -25,8 +25,7 @@ Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
 def read_outputs(path: str | Path) -> list[dict]:
-  """Rows of a `model_outputs.json`: at least `instruction`, `output` and, but in a reference's that
-  one file is enough for, `generator`.
+  """Rows of a `model_outputs.json`: `instruction` and `output` at least.
 
   Raises:
     UserError: if a row cannot be used; it is named.
@@ -165,7 +164,7 @@ def annotate(
       'generator_1': reference.get('generator', 'reference'),
       'dataset': reference.get('dataset', 'alpaca_eval'),
       'output_2': own['output'],
-      'generator_2': own['generator'],
+      'generator_2': own.get('generator', 'policy'),
       'annotator': judge,
       'preference': None if math.isnan(win) else 1 + win,
     }

@@ -1,0 +1,73 @@
+"""MT-Bench's scores by category, as a radar plot."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.games.plots import COLOURS, GREY, INK, LINES, PALE
+
+# Clockwise from the top, so that what is alike lies side by side; others come after.
+ORDER = (
+  'writing',
+  'roleplay',
+  'reasoning',
+  'math',
+  'coding',
+  'extraction',
+  'stem',
+  'humanities',
+)
+
+
+def draw(scores: Mapping[str, Mapping[str, float]], title: str, most: float = 10) -> Figure:
+  """One line a policy, one axis a category, from 0 to `most`.
+
+  Args:
+    scores: policy -> category -> mean score, such as `categories` of `mt_bench.summarise`.
+    title: of the figure.
+    most: what all could reach.
+
+  Raises:
+    UserError: if there are fewer than three categories, or policies have others than one another.
+  """
+  found = {name for of_policy in scores.values() for name in of_policy}
+  names = [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+  for policy, of_policy in scores.items():
+    if len(names) < 3 or set(of_policy) != found:
+      raise UserError(
+        f"'{policy}' has scores in {sorted(of_policy)}; a radar plot needs three categories or "
+        f'more, the same for all policies: {names}.'
+      )
+  # Placed by hand: a layout engine takes no heed of the names around a circle.
+  wide, high, beside, across = 5.6 + 0.085 * max(map(len, scores)), 4.6, 1.15, 3.3  # inches
+  figure = Figure(figsize=(wide, high))
+  place = (beside / wide, 0.45 / high, across / wide, across / high)
+  axes = figure.add_axes(place, projection='polar')
+  axes.set_theta_zero_location('N')
+  axes.set_theta_direction(-1)
+  angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+  round_about = np.append(angles, angles[0])
+  for number, (policy, of_policy) in enumerate(scores.items()):
+    colour = COLOURS[number % len(COLOURS)]
+    line = LINES[number // len(COLOURS) % len(LINES)]
+    values = [of_policy[name] for name in (*names, names[0])]
+    label = policy.replace('$', r'\$')
+    axes.plot(round_about, values, color=colour, linestyle=line, linewidth=1.8, label=label)
+  axes.set_xticks(angles, names)
+  axes.tick_params(axis='x', labelsize=9.5, labelcolor=INK, pad=2)
+  for angle, label in zip(angles, axes.get_xticklabels(), strict=True):
+    side = round(np.sin(angle), 6)
+    label.set_horizontalalignment('center' if side == 0 else 'left' if side > 0 else 'right')
+  rings = np.linspace(0, most, 6)[1:]
+  axes.set_yticks(rings, [f'{ring:g}' for ring in rings])
+  axes.tick_params(axis='y', labelsize=7.5, labelcolor=GREY, zorder=5)
+  axes.set_rlabel_position(180 / len(names))  # between the first two axes
+  axes.set_ylim(0, most)
+  axes.grid(color=PALE, linewidth=0.8)
+  axes.spines['polar'].set_color(PALE)
+  figure.text(0.15 / wide, 1 - 0.2 / high, title, fontsize=11, color=INK, va='top')
+  to_the_right = {'loc': 'center left', 'bbox_to_anchor': ((beside + across + 0.85) / wide, 0.5)}
+  figure.legend(**to_the_right, frameon=False, fontsize=8.5, labelcolor=INK)
+  return figure

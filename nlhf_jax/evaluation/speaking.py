@@ -1,0 +1,63 @@
+"""A policy that is spoken to in text: what benchmarks with conversations need of it."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from nlhf_jax import sampling
+from nlhf_jax.data import tokenizers
+from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.data.sources import Problem
+from nlhf_jax.errors import UserError
+from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.sampling import Filters
+from nlhf_jax.structs import Params
+
+GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens
+SHORTEST = 32  # tokens that no prompt is padded to less than
+
+
+def make_respond(
+  decoder: Decoder, params: Params, tokenizer, *, length: int, batch: int = 64
+) -> Callable[[Sequence[Sequence[Mapping[str, str]]], float, int], list[str]]:
+  """A function that gives the next message of conversations: (conversations, temperature, seed).
+
+  A conversation is messages `{'role', 'content'}`, the last one of a user.
+
+  Args:
+    decoder: the network.
+    params: its parameters.
+    tokenizer: of `tokenizers.train` or `load`.
+    length: most tokens in a response.
+    batch: conversations that are read at once.
+
+  Raises:
+    UserError: if the tokenizer's chat template cannot write a conversation.
+  """
+
+  @functools.cache  # so that programs are kept
+  def rollout_at(temperature):
+    filters = Filters(top_k=1) if temperature < GREEDY else Filters(temperature=temperature)
+    return sampling.make_rollout(
+      decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=filters
+    )
+
+  def respond(conversations, temperature, seed):
+    # One question alone is what tokenizers without a chat template know.
+    asked = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
+    try:
+      rows = tokenizers.prompt_ids(tokenizer, asked)
+    except Problem as problem:
+      raise UserError(f'{problem}; choose a policy whose tokenizer has one.') from None
+    longest = max(SHORTEST, *map(len, rows))
+    prompts = tokenizers.pad_prompts(tokenizer, rows, 1 << (longest - 1).bit_length())
+    rollout, key = rollout_at(temperature), jax.random.key(seed)
+
+    def of_chunk(chunk, number):
+      return rollout({'policy': params}, chunk, jax.random.fold_in(key, number))[0]
+
+    responses = map_chunks(of_chunk, prompts, batch)
+    return tokenizers.texts(tokenizer, responses.tokens, responses.mask)
+
+  return respond

@@ -1,0 +1,216 @@
+"""AlpacaEval 2.0: published figures from published judgements, and files that are not so."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import alpaca_eval, files, length_control
+
+MODELS = (
+  'FuseChat-Gemma-2-9B-Instruct',
+  'FuseChat-Llama-3.1-8B-Instruct',
+  'NullModel',
+  'alpaca-7b',
+  'claude-2.1',
+  'gemma-7b-it',
+  'gpt-3.5-turbo-1106',
+  'gpt-3.5-turbo-1106_concise',
+  'gpt-3.5-turbo-1106_verbose',
+  'gpt4_gamed',
+  'phi-2',
+  'vicuna-13b-v1.5',
+)
+
+
+@pytest.fixture(scope='module')
+def published(shared):
+  return shared / 'data' / 'alpaca_eval'
+
+
+@pytest.fixture(scope='module')
+def references(published):
+  return alpaca_eval.read_outputs(published / 'baseline_gpt4_1106_preview.jsonl.gz')
+
+
+@pytest.fixture(scope='module')
+def difficulty(published):
+  return length_control.read_difficulty(published / 'instruction_difficulty_recovered.csv')
+
+
+@pytest.fixture(scope='module')
+def anchors(published):
+  return length_control.read_anchors(published / 'gamed_baselines_stand_in.csv')
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_the_leaderboard_is_reproduced(model, published, references, difficulty, anchors):
+  expected = json.loads((published / 'expected.json').read_text())[model]['published']
+  annotations = alpaca_eval.read_annotations(published / f'models/{model}.jsonl.gz', references)
+  figures = alpaca_eval.summarise(annotations)
+  for name in ('n_wins', 'n_wins_base', 'n_draws', 'n_total'):
+    assert figures[name] == expected[name]
+  for name in ('win_rate', 'standard_error', 'discrete_win_rate'):
+    assert figures[name] == pytest.approx(expected[name], abs=1e-9)
+  if model != 'phi-2':  # of which two outputs have no judgement
+    assert figures['avg_length'] == expected['avg_length']
+
+  controlled = expected['length_controlled_winrate']
+  weights = length_control.read_weights(published / 'glm_weights_length_controlled_v1.csv')[model]
+  by_weights = alpaca_eval.length_controlled(annotations, difficulty, weights)
+  # NullModel's published weights are not those of its published win rate: off by 0.133.
+  tolerance = 0.14 if model == 'NullModel' else 1e-6
+  assert by_weights['length_controlled_winrate'] == pytest.approx(controlled, abs=tolerance)
+  fitted = alpaca_eval.fit(annotations, difficulty, anchors)
+  refit = alpaca_eval.length_controlled(annotations, difficulty, fitted)
+  assert refit['length_controlled_winrate'] == pytest.approx(controlled, abs=0.2)
+  if expected['lc_standard_error'] is not None and model != 'NullModel':
+    error = by_weights['lc_standard_error']
+    assert error == pytest.approx(expected['lc_standard_error'], abs=1e-9)
+
+
+def test_the_original_files_are_read_as_the_short_ones_are(published, references):
+  folder = published / 'original_format'
+  long = alpaca_eval.read_annotations(folder / 'vicuna-13b-v1.5.annotations.json.gz')
+  short = alpaca_eval.read_annotations(published / 'models/vicuna-13b-v1.5.jsonl.gz', references)
+  fields = ('instruction', 'output_1', 'output_2', 'preference')
+  assert [[row[name] for name in fields] for row in long] == [
+    [row[name] for name in fields] for row in short
+  ]
+  assert long[0]['raw_completion']['text'] == 'M'
+  outputs = alpaca_eval.read_outputs(folder / 'vicuna-13b-v1.5.model_outputs.json.gz')
+  texts = [row['output'] for row in outputs]
+  assert alpaca_eval.make_outputs(references, texts, 'vicuna-13b-v1.5') == outputs
+
+
+def test_predictions_are_those_of_the_published_file(published, difficulty):
+  path = published / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
+  expected = [row['glm_preference'] for row in files.read(path)]
+  weights = length_control.read_weights(published / 'glm_weights_length_controlled_v1.csv')
+  predictions = length_control.predict(weights['vicuna-13b-v1.5'], difficulty)
+  np.testing.assert_allclose(predictions, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize('model', ['claude-2.1', 'gpt-3.5-turbo-1106'])
+def test_the_judge_is_understood_by_its_log_probabilities(model, published):
+  for row in files.read(published / f'judge_logprobs/{model}.jsonl.gz'):
+    log_probs = {
+      token: row[f'logprob_{token}'] for token in 'mM' if row[f'logprob_{token}'] is not None
+    }
+    first = alpaca_eval.chance_of_first(log_probs)
+    said = row['preference'] - 1
+    assert min(abs(first - said), abs(1 - first - said)) < 1e-8
+
+
+@pytest.mark.parametrize(
+  ('log_probs', 'expected'),
+  [({'m': -0.5}, 1), ({'M': -9.0, 'The': -0.1}, 0), ({'m': -1.0, 'M': -1.0}, 0.5)],
+)
+def test_a_token_that_is_not_listed_has_no_probability(log_probs, expected):
+  assert alpaca_eval.chance_of_first(log_probs) == expected
+  assert math.isnan(alpaca_eval.chance_of_first({'The': -0.1}))
+
+
+def row(number, preference=1.25, **changed):
+  return {
+    'preference': preference,
+    'output_2': 'b' * number,
+    'output_1': 'a' * 7,
+    'instruction': f'Question {number}',
+    'generator_1': 'reference',
+    'generator_2': 'policy',
+    **changed,
+  }
+
+
+def written(folder, rows):
+  path = folder / 'annotations.json'
+  path.write_text(json.dumps(rows))  # NaN as it is
+  return path
+
+
+def test_rows_without_a_verdict_are_left_out_of_the_figures(tmp_path):
+  rows = [row(1, 2), row(2, None), row(3, 0), row(4, math.nan), row(5, 1.5), row(6, 1), row(7, 1.9)]
+  figures = alpaca_eval.summarise(alpaca_eval.read_annotations(written(tmp_path, rows)))
+  values = np.array([1, 0.5, 0.5, 0, 0.9])
+  assert figures == {
+    'win_rate': pytest.approx(100 * values.mean()),
+    'standard_error': pytest.approx(100 * values.std(ddof=1) / np.sqrt(5)),
+    'n_wins': 2,
+    'n_wins_base': 1,
+    'n_draws': 2,
+    'n_total': 5,
+    'discrete_win_rate': 60,
+    'avg_length': 4,
+  }
+
+
+@pytest.mark.parametrize(
+  ('bad', 'said'),
+  [
+    (row(2, 2.5), "row 2: field 'preference' is 2.5"),
+    (row(2, 0.5), "row 2: field 'preference' is 0.5"),
+    (row(2, math.inf), "row 2: field 'preference' is inf"),
+    (row(2, '1'), "row 2: field 'preference' is '1'; it must be a number"),
+    (row(2, True), "row 2: field 'preference' is True"),
+    (row(1, 1.5), 'row 2: its instruction is that of row 1'),
+    (row(2, output_2=None), "row 2: field 'output_2' is None; it must be text"),
+    (row(2, generator_2='other'), "row 2: field 'generator_2' is 'other'"),
+    ({'instruction': 'Question 2'}, "row 2: field 'output_1' is missing"),
+    ({'index': 0, 'preference': 1.5}, "row 2: field 'instruction' is missing"),
+    (['row'], 'row 2: not a JSON object but list'),
+  ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path, bad, said):
+  with pytest.raises(UserError, match=said):
+    alpaca_eval.read_annotations(written(tmp_path, [row(1), bad]))
+
+
+@pytest.mark.parametrize('index', [-1, 2, 1.0])
+def test_a_row_of_no_reference_is_named(tmp_path, index):
+  references = [{'instruction': 'Question 1', 'output': ''}, {'instruction': 'Q', 'output': ''}]
+  rows = [{'index': index, 'output': 'b', 'preference': 1.5}]
+  with pytest.raises(UserError, match="row 1: field 'index' is"):
+    alpaca_eval.read_annotations(written(tmp_path, rows), references)
+
+
+def test_figures_need_a_verdict_and_difficulties_for_all_rows(anchors):
+  with pytest.raises(UserError, match='no annotation has a preference'):
+    alpaca_eval.summarise([row(1, None)])
+  with pytest.raises(UserError, match='row 3 of the annotations'):
+    alpaca_eval.fit([row(1), row(2), row(3)], np.zeros(2), anchors)
+
+
+def test_the_reference_is_as_good_as_itself(anchors):
+  rows = [row(number, 1.5, output_2='a' * 7, generator_2='reference') for number in (1, 2, 3)]
+  weights = alpaca_eval.fit(rows, np.arange(3.0), anchors)
+  figures = alpaca_eval.length_controlled(rows, np.arange(3.0), weights)
+  assert figures == {'length_controlled_winrate': 50, 'lc_standard_error': 0}
+
+
+def test_each_pair_is_shown_in_an_order_drawn_by_its_instruction(tmp_path):
+  questions = [{'instruction': f'Question {i}', 'dataset': 'some'} for i in range(100)]
+  references = alpaca_eval.make_outputs(questions, ['reference'] * 100, 'gpt')
+  outputs = alpaca_eval.make_outputs(questions[:90], [f'own {i}' for i in range(90)], 'ours')
+  shown = []
+
+  def ask(instructions, first, second):
+    shown.extend(zip(instructions, first, second, strict=True))
+    wins = np.array([0.9 if text.startswith('own') else 0.1 for text in first])
+    wins[7] = np.nan
+    return wins
+
+  rows = alpaca_eval.annotate(ask, references, outputs[::-1], 'lengths')
+  assert [line['instruction'] for line in rows] == [line['instruction'] for line in outputs]
+  assert [line['output_2'] for line in rows] == [line['output'] for line in outputs]
+  assert 30 < sum(first == 'reference' for _, first, _ in shown) < 60
+  before, shown[:] = list(shown), []
+  alpaca_eval.annotate(ask, references, outputs, 'lengths')
+  assert shown == before
+  assert [line['preference'] for line in rows] == [1.9] * 7 + [None] + [1.9] * 82
+  alpaca_eval.write(tmp_path / 'annotations.json.gz', rows)
+  assert alpaca_eval.read_annotations(tmp_path / 'annotations.json.gz') == rows
+  with pytest.raises(UserError, match='no instruction in common'):
+    alpaca_eval.annotate(ask, references[:2], outputs[3:], 'lengths')

@@ -1,0 +1,356 @@
+"""MT-Bench: published means from published judgements, and matches of made-up policies."""
+
+import json
+import re
+
+import pytest
+from matplotlib.figure import Figure
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import files, mt_bench, mt_bench_judge, radar
+from nlhf_jax.evaluation.mt_bench_judge import Bench
+from nlhf_jax.games import plots
+
+QUESTIONS = [
+  {'question_id': 1, 'category': 'writing', 'turns': ['Write.', 'Write more.']},
+  {'question_id': 2, 'category': 'math', 'turns': ['1 + 1?', 'And 2 + 2?']},
+  {'question_id': 3, 'category': 'gossip', 'turns': ['Who?']},
+]
+TEMPLATES = {
+  'single-v1': '{question} | {answer}',
+  'single-v1-multi-turn': '{question_1} | {answer_1} | {question_2} | {answer_2}',
+  'single-math-v1': '{question} | {answer} | {ref_answer_1}',
+  'single-math-v1-multi-turn': '{question_2} | {answer_2} | {ref_answer_1} | {ref_answer_2}',
+  'pair-v2': '{question} | {answer_a} | {answer_b}',
+  'pair-v2-multi-turn': '{question_2} | {answer_a_1} | {answer_b_1} | {answer_a_2} | {answer_b_2}',
+  'pair-math-v1': '{question} | {answer_a} | {answer_b} | {ref_answer_1}',
+  'pair-math-v1-multi-turn': '{question_2} | {answer_a_2} | {answer_b_2} | {ref_answer_2}',
+}
+PROMPTS = {
+  name: {
+    'name': name,
+    'system_prompt': f'You are {name}.',
+    'prompt_template': template,
+    'output_format': '[[A]]' if name.startswith('pair') else '[[rating]]',
+  }
+  for name, template in TEMPLATES.items()
+}
+
+
+def spoken(policy):
+  """Answers of a policy that says its name and the turn."""
+  return {
+    question['question_id']: {
+      'question_id': question['question_id'],
+      'choices': [{'turns': [f'{policy}{turn + 1}' for turn in range(len(question['turns']))]}],
+    }
+    for question in QUESTIONS
+  }
+
+
+BENCH = Bench(QUESTIONS, {2: spoken('ref')[2]}, PROMPTS)
+
+
+@pytest.fixture(scope='module')
+def published(shared):
+  return shared / 'data' / 'mt_bench'
+
+
+@pytest.fixture(scope='module')
+def questions(published):
+  return mt_bench.read_questions(published / 'question.jsonl.gz')
+
+
+@pytest.fixture(scope='module')
+def judgements(published):
+  return mt_bench.read_scores(published / 'judgment_gpt4_single_orpo.jsonl.gz')
+
+
+def test_published_means_are_reproduced(published, questions, judgements):
+  found = mt_bench.summarise(judgements, questions)
+  for policy, expected in json.loads((published / 'expected.json').read_text()).items():
+    figures = found[policy]
+    assert figures['judged'] == expected['n']
+    assert figures['turns'][1] == pytest.approx(expected['turn1'], abs=1e-12)
+    assert figures['turns'][2] == pytest.approx(expected['turn2'], abs=1e-12)
+    assert figures['average'] == pytest.approx(expected['average'], abs=1e-12)
+    assert sorted(figures['categories']) == sorted(radar.ORDER)
+  assert {policy: figures['failed'] for policy, figures in found.items()} == {
+    'mistral-orpo': 1,
+    'mistral-orpo-capybara': 0,
+    'mistral-orpo-mix': 0,
+    'mistral-orpo-trl': 0,
+  }
+  averages = [figures['average'] for figures in found.values()]
+  assert averages == sorted(averages, reverse=True)
+
+
+def test_published_judgements_are_understood(judgements):
+  for row in judgements:
+    assert mt_bench_judge.score_of(row['judgment']) == row['score']
+
+
+def test_judges_are_shown_what_they_were_shown(published, questions, judgements):
+  references = mt_bench.read_answers(published / 'reference_answer_gpt-4.jsonl.gz')
+  prompts = mt_bench_judge.read_prompts(published / 'judge_prompts.jsonl.gz')
+  answers = {
+    policy: mt_bench.read_answers(published / f'model_answer/{policy}.jsonl.gz')
+    for policy in ('gpt-4', 'alpaca-13b')
+  }
+  bench = Bench(questions, references, prompts)
+
+  def ask(sheets):
+    return [f'Fine. [[{len(user) % 10 + 1}]] [[A]]' for _, user in sheets]
+
+  graded = mt_bench_judge.grade(ask, bench, answers, 'gpt-4')
+  assert len(graded) == 320
+  was = {(row['question_id'], row['turn']): row['judge'] for row in judgements}
+  for row in graded:
+    assert row['judge'] == was[row['question_id'], row['turn']]
+    own = answers[row['model']][row['question_id']]['choices'][0]['turns']
+    assert all(text in row['user_prompt'] for text in own[: row['turn']])
+    if 'math' in row['judge'][1]:
+      reference = references[row['question_id']]['choices'][0]['turns']
+      assert reference[row['turn'] - 1] in row['user_prompt']
+    assert not re.search(r'\{(question|answer|ref_answer)', row['user_prompt'])
+  compared = mt_bench_judge.compare(ask, bench, answers, 'gpt-4')
+  assert len(compared) == 160
+  assert {row['judge'][1] for row in compared} == {name for name in prompts if 'pair' in name}
+  assert mt_bench.count_wins(compared)['gpt-4']['tie'] == 160  # the first one, in both orders
+
+
+@pytest.mark.parametrize(
+  ('text', 'score'),
+  [
+    ('Rating: [[7]]', 7),
+    ('[[8.5]] and [[2]]', 8.5),
+    ('I say [5], finally [[6]]', 6),
+    ('Rating: [5]', 5),
+    ('[[9/10]]', -1),
+    ('Rating: 7', -1),
+    ('[[-3]]', -1),
+    ('$ERROR$', -1),
+  ],
+)
+def test_a_score_is_the_first_in_double_brackets_or_else_in_single_ones(text, score):
+  assert mt_bench_judge.score_of(text) == score
+
+
+@pytest.mark.parametrize(
+  ('text', 'output_format', 'winner'),
+  [
+    ('So [[B]].', '[[A]]', 'model_2'),
+    ('[[C]]', '[[A]]', 'tie'),
+    ('[[B]] no, [[A]]', '[[A]]', 'model_1'),
+    ('[A]', '[[A]]', 'error'),
+    ('[[8, 7.5]]', '[[rating_a,rating_b]]', 'model_1'),
+    ('[[8,8.1]]', '[[rating_a,rating_b]]', 'tie'),
+    ('[2, 9]', '[[rating_a,rating_b]]', 'model_2'),
+    ('[[8]]', '[[rating_a,rating_b]]', 'error'),
+  ],
+)
+def test_a_winner_is_a_letter_or_the_higher_score(text, output_format, winner):
+  assert mt_bench_judge.winner_of(text, output_format) == winner
+
+
+def test_each_turn_sees_those_before_it_at_the_temperature_of_its_category():
+  heard = []
+
+  def respond(conversations, temperature, seed):
+    heard.append((temperature, seed, [list(messages) for messages in conversations]))
+    return [f'{seed}: {messages[-1]["content"]}' for messages in conversations]
+
+  rows = mt_bench.answer(respond, QUESTIONS, 'echo', choices=2)
+  assert [row['question_id'] for row in rows] == [1, 2, 3]
+  assert rows[0]['choices'] == [
+    {'index': seed, 'turns': [f'{seed}: Write.', f'{seed}: Write more.']} for seed in (0, 1)
+  ]
+  assert rows[2]['choices'][1]['turns'] == ['1: Who?']
+  assert [(temperature, seed, len(asked)) for temperature, seed, asked in heard] == [
+    (0.7, 0, 2),
+    (0.7, 0, 1),
+    (0.7, 1, 2),
+    (0.7, 1, 1),
+    (0.0, 0, 1),
+    (0.0, 0, 1),
+    (0.0, 1, 1),
+    (0.0, 1, 1),
+  ]
+  assert heard[1][2] == [
+    [
+      {'role': 'user', 'content': 'Write.'},
+      {'role': 'assistant', 'content': '0: Write.'},
+      {'role': 'user', 'content': 'Write more.'},
+    ]
+  ]
+
+
+def test_answers_and_judgements_round_trip(tmp_path):
+  rows = mt_bench.answer(lambda asked, *_: ['Yes.'] * len(asked), QUESTIONS[::-1], 'yes')
+  mt_bench.write(tmp_path / 'yes.jsonl', rows)
+  answers = mt_bench.read_answers(tmp_path / 'yes.jsonl')
+  assert list(answers) == [1, 2, 3]
+  assert answers[2]['choices'] == [{'index': 0, 'turns': ['Yes.', 'Yes.']}]
+  graded = mt_bench_judge.grade(
+    lambda sheets: ['[[5]]'] * len(sheets), BENCH, {'yes': answers}, 'j'
+  )
+  mt_bench.write(tmp_path / 'j_single.jsonl', graded)
+  assert sorted(graded, key=lambda row: row['question_id']) == mt_bench.read_scores(
+    tmp_path / 'j_single.jsonl'
+  )
+  sides = {'a': answers, 'b': answers}
+  compared = mt_bench_judge.compare(lambda sheets: ['[[A]]'] * len(sheets), BENCH, sides, 'j')
+  mt_bench.write(tmp_path / 'j_pair.jsonl', compared)
+  read = mt_bench.read_pairs(tmp_path / 'j_pair.jsonl')
+  assert {(row['g1_winner'], row['g2_winner']) for row in read} == {('model_1', 'model_2')}
+
+
+def test_all_turns_of_all_policies_are_graded():
+  seen = []
+
+  def ask(sheets):
+    seen.extend(sheets)
+    return [f'[[{3 if "low" in user else 9}]]' for _, user in sheets]
+
+  rows = mt_bench_judge.grade(ask, BENCH, {'low': spoken('low'), 'high': spoken('high')}, 'j')
+  assert [(row['question_id'], row['turn'], row['model']) for row in rows[::2]] == [
+    (1, 1, 'low'),
+    (2, 1, 'low'),
+    (3, 1, 'low'),
+    (1, 2, 'low'),
+    (2, 2, 'low'),
+  ]
+  assert seen[0] == ('You are single-v1.', 'Write. | low1')
+  assert seen[2] == ('You are single-math-v1.', '1 + 1? | low1 | ref1')
+  assert seen[7] == (
+    'You are single-v1-multi-turn.',
+    'Write. | high1 | Write more. | high2',
+  )
+  assert seen[9] == (
+    'You are single-math-v1-multi-turn.',
+    'And 2 + 2? | high2 | ref1 | ref2',
+  )
+  found = mt_bench.summarise(rows, QUESTIONS)
+  assert list(found) == ['high', 'low']
+  assert found['low'] == {
+    'average': 3,
+    'turns': {1: 3, 2: 3},
+    'categories': {'writing': 3, 'math': 3, 'gossip': 3},
+    'categories_of_turns': {
+      1: {'writing': 3, 'math': 3, 'gossip': 3},
+      2: {'writing': 3, 'math': 3},
+    },
+    'judged': 5,
+    'failed': 0,
+  }
+
+
+def test_pairs_are_shown_in_both_orders_and_a_win_in_one_is_a_tie():
+  def ask(sheets):
+    said = []
+    for _, user in sheets:
+      order = [user.find(policy) for policy in ('good', 'bad', 'loud')]
+      shown = sorted((place, name) for place, name in zip(order, 'gbl', strict=True) if place >= 0)
+      first, second = shown[0][1], shown[1][1]
+      if {first, second} == {'g', 'b'}:
+        said.append('[[A]]' if first == 'g' else '[[B]]')
+      elif 'l' in (first, second) and 'g' in (first, second):
+        said.append('[[A]]')  # whatever comes first
+      else:
+        said.append('[[C]]' if first == 'b' else 'well')
+    return said
+
+  answers = {policy: spoken(policy) for policy in ('good', 'bad', 'loud')}
+  rows = mt_bench_judge.compare(ask, BENCH, answers, 'j')
+  assert len(rows) == 3 * 5
+  found = mt_bench.count_wins(rows)
+  assert found['good'] == {
+    'win': 5,
+    'loss': 0,
+    'tie': 5,
+    'win_rate': 0.5,
+    'loss_rate': 0,
+    'win_rate_adjusted': 0.75,
+  }
+  assert (found['bad']['win'], found['bad']['loss'], found['bad']['tie']) == (0, 5, 0)
+  assert (found['loud']['win'], found['loud']['loss'], found['loud']['tie']) == (0, 0, 5)
+  against = mt_bench_judge.compare(ask, BENCH, answers, 'j', baseline='good')
+  assert {(row['model_1'], row['model_2']) for row in against} == {
+    ('bad', 'good'),
+    ('loud', 'good'),
+  }
+  assert list(mt_bench.count_wins(against, 'good')) == ['loud', 'bad']
+  assert mt_bench.count_wins(rows, 'good')['bad']['loss'] == 5
+
+
+@pytest.mark.parametrize(
+  ('bench', 'answers', 'said'),
+  [
+    (BENCH, {'some': {}}, "'some' has 0 of 2 answers to question 1"),
+    (BENCH, {'some': {1: spoken('some')[3]}}, "'some' has 1 of 2 answers to question 1"),
+    (BENCH._replace(references={}), {'some': spoken('some')}, "'the reference' has 0 of 2"),
+    (BENCH._replace(prompts={}), {'some': spoken('some')}, "no prompt 'single-v1'"),
+  ],
+)
+def test_what_is_missing_is_named(bench, answers, said):
+  ask = lambda sheets: ['[[5]]'] * len(sheets)
+  with pytest.raises(UserError, match=said):
+    mt_bench_judge.grade(ask, bench, answers, 'j')
+
+
+def test_a_prompt_and_a_baseline_that_cannot_be_used_are_named():
+  ask = lambda sheets: ['[[5]]'] * len(sheets)
+  odd = {'single-v1': {**PROMPTS['single-v1'], 'prompt_template': '{persona}'}}
+  with pytest.raises(UserError, match=r"'single-v1' has a field .*'persona'.*may use question"):
+    mt_bench_judge.grade(ask, BENCH._replace(prompts=odd), {'some': spoken('some')}, 'j')
+  with pytest.raises(UserError, match="the baseline 'gpt' has no answers"):
+    mt_bench_judge.compare(ask, BENCH, {'some': spoken('some')}, 'j', 'gpt')
+
+
+@pytest.mark.parametrize(
+  ('read', 'row', 'said'),
+  [
+    (mt_bench.read_questions, {'question_id': '1'}, "field 'question_id' is '1'"),
+    (
+      mt_bench.read_questions,
+      {'question_id': 1, 'category': 'math', 'turns': [2]},
+      "field 'turns' must be",
+    ),
+    (mt_bench.read_answers, {'question_id': 1, 'choices': []}, "field 'choices' has no answer"),
+    (mt_bench.read_scores, {'model': 'm', 'score': None}, "field 'score' is None"),
+    (
+      mt_bench.read_pairs,
+      {'model_1': 'a', 'model_2': 'b', 'g1_winner': 'a'},
+      "field 'g1_winner' is 'a'; it must be one of model_1, model_2, tie, error",
+    ),
+    (mt_bench_judge.read_prompts, {'name': 'pair-v2'}, "field 'system_prompt' is missing"),
+  ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path, read, row, said):
+  files.write_lines(tmp_path / 'rows.jsonl', [row])
+  with pytest.raises(UserError, match=f'row 1: {said}'):
+    read(tmp_path / 'rows.jsonl')
+
+
+def test_a_judgement_of_an_unknown_question_is_named():
+  with pytest.raises(UserError, match='row 1 of the judgements is of question 7'):
+    mt_bench.summarise([{'question_id': 7, 'model': 'm', 'score': 5, 'turn': 1}], QUESTIONS)
+
+
+def test_the_radar_has_a_line_a_policy_and_an_axis_a_category():
+  scores = {
+    'a$b': {'math': 3.0, 'writing': 9.0, 'art': 4.0},
+    'c': {'math': 1, 'writing': 2, 'art': 3},
+  }
+  figure = radar.draw(scores, 'Scores')
+  assert isinstance(figure, Figure)
+  (axes,) = figure.axes
+  assert [label.get_text() for label in axes.get_xticklabels()] == ['writing', 'math', 'art']
+  assert [line.get_ydata().tolist() for line in axes.lines] == [[9, 3, 4, 9], [2, 1, 3, 2]]
+  assert plots.as_png(figure).startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('other', [{'math': 1.0}, {'math': 1.0, 'art': 2.0, 'coding': 1.0}])
+def test_a_radar_of_different_categories_is_refused(other):
+  with pytest.raises(UserError, match=r'has scores in .* the same for all policies'):
+    radar.draw({'a': {'math': 3.0, 'writing': 9.0, 'art': 4.0}, 'b': other}, 'Scores')

@@ -205,7 +205,7 @@ def test_files_that_are_missing_or_broken_are_refused(copy):
   with pytest.raises(UserError, match='cannot be read'):
     pairrm.read_vocabulary(folder, 100)
   path.unlink()
-  with pytest.raises(UserError, match='is not there; write it'):
+  with pytest.raises(UserError, match='is not there; that of the port'):
     pairrm.read_vocabulary(folder, 100)
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   with pytest.raises(UserError, match='weights_only=True'):

@@ -8,12 +8,14 @@ logits of all 20 ordered pairs of five models' responses to each of some instruc
 float32, two threads, equal batch; random weights of the size of a DeBERTa-v3, and words for tokens,
 which are about as many as theirs. PyTorch runs `transformers`' encoder with the published head, on
 pairs in the order in which they come, padded to the longest of a batch as the published code does;
-and once more on the arrays that run here, which leaves the kernels alone to differ. Rounds take
-turns. Writes benchmarks/results/pairrm.json.
+and once more sorted by length, as they are here, which leaves the kernels alone to differ. Rounds
+take turns; where other work disturbs them, the processors' own seconds say more. Writes
+benchmarks/results/pairrm.json.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import statistics
@@ -102,33 +104,54 @@ def make_tokenizer(corpus: Sequence[str]) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def make_torch(ranker: torch.nn.Module, tokenizer: tokenizers.Tokenizer, batch: int) -> Callable:
-  """The score of texts in PyTorch."""
+def make_torch(
+  ranker: torch.nn.Module, tokenizer: tokenizers.Tokenizer, batch: int, in_order: bool
+) -> Callable:
+  """The score of texts in PyTorch, of about equal length at a time or as they come."""
   prefixes = [tokenizer.token_to_id(prefix) for prefix in published.PREFIXES]
 
   def score(*columns):
-    said = []
-    for start in range(0, len(columns[0]), batch):
-      rows = [
-        published.packed(tokenizer, *triple)
-        for triple in zip(*(column[start : start + batch] for column in columns), strict=True)
-      ]
-      longest = max(map(len, rows))
-      tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-      lengths = torch.tensor([len(row) for row in rows])
-      mask = (torch.arange(longest) < lengths[:, None]).long()
+    rows = [published.packed(tokenizer, *triple) for triple in zip(*columns, strict=True)]
+    lengths = [len(row) for row in rows]
+    order = np.argsort(lengths, kind='stable') if in_order else np.arange(len(rows))
+    said = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), batch):
+      chosen = order[start : start + batch]
+      longest = max(lengths[row] for row in chosen)
+      tokens = torch.tensor([rows[row] + [0] * (longest - lengths[row]) for row in chosen])
+      mask = torch.arange(longest) < torch.tensor([lengths[row] for row in chosen])[:, None]
       with torch.inference_mode():
-        said.append(ranker(tokens, mask, prefixes))
-    return torch.cat(said).numpy()
+        said[chosen] = ranker(tokens, mask.long(), prefixes).numpy()
+    return said
 
   return score
 
 
-def arrays(shapes: list, ranker: torch.nn.Module, prefixes: list[int]) -> None:
-  """PyTorch on the very arrays."""
-  for tokens, mask in shapes:
-    with torch.inference_mode():
-      ranker(torch.tensor(tokens).long(), torch.tensor(mask).long(), prefixes)
+def make_scores(tokenizer: tokenizers.Tokenizer, size: str, batch: int) -> dict[str, Callable]:
+  """The same random weights of this size in every implementation."""
+  layers, width, heads, hidden = SIZES[size]
+  torch.manual_seed(0)
+  config = transformers.DebertaV2Config(
+    vocab_size=tokenizer.get_vocab_size(),
+    hidden_size=width,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    intermediate_size=hidden,
+    **published.V3,
+  )
+  in_torch = published.Ranker(config, 1).eval()
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'config.json').write_text(json.dumps(config.to_dict() | {'n_tasks': 1}))
+    safetensors.torch.save_file(in_torch.state_dict(), folder / 'model.safetensors')
+    ranker, params, lengths = networks.load(folder)
+    vocabulary = pairrm.read_vocabulary(folder, config.vocab_size)
+  return {
+    'nlhf_jax': pairrm.make_score(ranker, params, lengths, vocabulary, batch),
+    'torch': make_torch(in_torch, tokenizer, batch, in_order=False),
+    'torch, sorted': make_torch(in_torch, tokenizer, batch, in_order=True),
+  }
 
 
 def main() -> None:
@@ -143,69 +166,46 @@ def main() -> None:
   torch.set_num_threads(THREADS)
   prompts, responses = texts(given.alpaca_eval, given.prompts, given.words)
   tokenizer = make_tokenizer([*prompts, *(text for row in responses for text in row)])
-  layers, width, heads, hidden = SIZES[given.size]
-  torch.manual_seed(0)
-  config = transformers.DebertaV2Config(
-    vocab_size=tokenizer.get_vocab_size(),
-    hidden_size=width,
-    num_hidden_layers=layers,
-    num_attention_heads=heads,
-    intermediate_size=hidden,
-    **published.V3,
-  )
-  in_torch = published.Ranker(config, 1).eval()
-  with tempfile.TemporaryDirectory() as folder:
-    folder = Path(folder)
-    tokenizer.save(str(folder / 'tokenizer.json'))
-    (folder / 'config.json').write_text(json.dumps(config.to_dict() | {'n_tasks': 1}))
-    safetensors.torch.save_file(in_torch.state_dict(), folder / 'model.safetensors')
-    ranker, params, lengths = networks.load(folder)
-    vocabulary = pairrm.read_vocabulary(folder, config.vocab_size)
-  shapes = []
-
-  def watched(rows, count, make=pairrm.padded):
-    made = make(rows, count)
-    shapes.append((made.tokens, made.mask))
-    return made
-
-  here = pairrm.make_score(ranker, params, lengths, vocabulary, given.batch)
-  there = make_torch(in_torch, tokenizer, given.batch)
-  pairrm.padded = watched
-  said = pairrm.all_pairs(here, prompts, responses)  # compiles
-  pairrm.padded = watched.__defaults__[0]
-  prefixes = [tokenizer.token_to_id(prefix) for prefix in published.PREFIXES]
-  runs = {
-    'nlhf_jax': lambda: pairrm.all_pairs(here, prompts, responses),
-    'torch': lambda: pairrm.all_pairs(there, prompts, responses),
-    'torch, arrays of nlhf_jax': lambda: arrays(shapes, in_torch, prefixes),
-  }
-  gap = float(np.abs(said - runs['torch']()).max())
-  seconds = {name: [] for name in runs}
+  scores = make_scores(tokenizer, given.size, given.batch)
+  # The first run compiles.
+  said = {name: pairrm.all_pairs(score, prompts, responses) for name, score in scores.items()}
+  seconds, processor = ({name: [] for name in scores} for _ in range(2))
   load = []
   for _ in range(given.rounds):
     load.append(os.getloadavg()[0])
-    for name, run in runs.items():
-      start = time.perf_counter()
-      run()
+    for name, score in scores.items():
+      start, used = time.perf_counter(), time.process_time()
+      pairrm.all_pairs(score, prompts, responses)
       seconds[name].append(time.perf_counter() - start)
-  pairs = len(prompts) * RESPONSES * (RESPONSES - 1)
-  real = int(sum(mask.sum() for _, mask in shapes))
+      processor[name].append(time.process_time() - used)
+  triples = [
+    (prompt, one, other)
+    for prompt, of_prompt in zip(prompts, responses, strict=True)
+    for one, other in itertools.permutations(of_prompt, 2)
+  ]
+  tokens = [len(published.packed(tokenizer, *triple)) for triple in triples]
   results = {
     'versions': {module.__name__: module.__version__ for module in (jax, transformers, torch)},
     'setting': {
       **{name: value for name, value in vars(given).items() if name != 'alpaca_eval'},
       'threads': THREADS,
-      'pairs': pairs,
-      'tokens': real,
-      'largest_logit': float(np.abs(said).max()),
+      'pairs': len(triples),
+      'tokens': spread(tokens) | {'all': sum(tokens)},
       'load_before_rounds': load,
     },
     'hidden_states': parity(),
-    'logits': gap,
+    'logits': {
+      'largest': float(np.abs(said['torch']).max()),
+      'gap': float(np.abs(said['nlhf_jax'] - said['torch']).max()),
+    },
     'seconds': {name: spread(values) for name, values in seconds.items()},
+    'processor_seconds': {name: spread(values) for name, values in processor.items()},
     'torch_over_nlhf_jax': {
-      name: spread(np.array(values) / seconds['nlhf_jax'])
-      for name, values in seconds.items()
+      name: {
+        'seconds': spread(np.array(seconds[name]) / seconds['nlhf_jax']),
+        'processor_seconds': spread(np.array(processor[name]) / processor['nlhf_jax']),
+      }
+      for name in scores
       if name != 'nlhf_jax'
     },
   }
@@ -224,12 +224,17 @@ def announce(results: dict) -> None:
   cells = [[f'{gap:.1e}'] for gap in results['hidden_states'].values()]
   print(display.as_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells))
   cells = [
-    [f'{value:.2f}' for value in row.values()]
-    + [f'{results["torch_over_nlhf_jax"].get(name, {}).get("median", 1):.2f}']
+    [f'{row[of]:.2f}' for of in ('median', 'least', 'most')]
+    + [f'{results["processor_seconds"][name]["median"]:.2f}']
+    + [
+      f'{ratios[clock]["median"]:.2f}' if ratios else ''
+      for clock in ('seconds', 'processor_seconds')
+    ]
     for name, row in results['seconds'].items()
+    for ratios in [results['torch_over_nlhf_jax'].get(name)]
   ]
-  columns = ['median s', 'least', 'most', 'over nlhf_jax']
-  print(f'\n{results["setting"]}\nlogits differ by at most {results["logits"]:.1e}')
+  columns = ['seconds', 'least', 'most', 'of processors', 'over nlhf_jax', 'of processors']
+  print(f'\n{results["setting"]}\nlogits: {results["logits"]}')
   print(display.as_text('all pairs', [*results['seconds']], columns, cells))
 
 

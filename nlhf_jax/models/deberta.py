@@ -21,6 +21,10 @@ from nlhf_jax.models.attention import LEAST, platform
 from nlhf_jax.models.transformer import ACTIVATIONS, FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
+ACTIVATE = {'tanh': jnp.tanh} | {
+  name: ACTIVATIONS[ours] for name, ours in architectures.ACTIVATIONS.items()
+}
+
 
 class Relative(NamedTuple):
   """Relative places: told apart up to `buckets`/2 tokens, by logarithm from there to `farthest`.
@@ -134,10 +138,6 @@ def from_config(config: Any) -> Sizes:
     convolution=convolution,
   )
 
-
-ACTIVATE = {'tanh': jnp.tanh} | {
-  name: ACTIVATIONS[ours] for name, ours in architectures.ACTIVATIONS.items()
-}
 
 # Keys and queries of the relative places, [H, W, C], of what attention has of them.
 Places = tuple[Float[Array, 'H W C'] | None, Float[Array, 'H W C'] | None]

@@ -5,7 +5,6 @@ transitive. What is made of all of them is a view, and none throws the logits aw
 lengths: LLM-Blender (arXiv 2306.02561) and its port to `transformers`.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from nlhf_jax.structs import Params
 
 # In the order in which they follow the vocabulary of DeBERTa-v3.
 PREFIXES = ('<|source|>', '<|candidate1|>', '<|candidate2|>', '<|candidate|>')
-START, STOP = '[CLS]', '[SEP]'
+START, STOP, UNKNOWN = '[CLS]', '[SEP]', '[UNK]'
 LEAST = 32  # tokens that no row is padded below
 
 # (prompts, first responses, second responses) -> logits that the first are better, [n].
@@ -40,10 +39,10 @@ class Rows(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-  """A tokenizer, its special tokens as a pattern, and the ids of those that pairs are made of."""
+  """A tokenizer, the ids that no text may have, and those that pairs are made of."""
 
   tokenizer: tokenizers.Tokenizer
-  special: re.Pattern
+  special: frozenset[int]
   start: int
   stop: int
   prefixes: tuple[int, ...]
@@ -62,9 +61,8 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
   path = folder / 'tokenizer.json'
   if not path.is_file():
     raise UserError(
-      f'{path} is not there; write it where there is a network, as `python -c "import transformers '
-      "as t; t.AutoTokenizer.from_pretrained('llm-blender/PairRM-hf').save_pretrained('DIR')\"`, "
-      'and put it there.'
+      f'{path} is not there; that of the port fits both: `hf download llm-blender/PairRM-hf '
+      f'tokenizer.json --local-dir {folder}`.'
     )
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -79,20 +77,24 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
       f"{path} is not PairRM's: it has no {START} or {STOP}, or more tokens than the {size} of the "
       'embedding; put the one there that was published with the weights.'
     )
-  added = (token.content for token in tokenizer.get_added_tokens_decoder().values())
-  special = re.compile('|'.join(map(re.escape, sorted(added, key=len, reverse=True))))
+  added = tokenizer.get_added_tokens_decoder()
+  special = frozenset(id for id, token in added.items() if token.content != UNKNOWN)
   return Vocabulary(tokenizer, special, start, stop, tuple(prefixes))
 
 
 def encode(vocabulary: Vocabulary, prefix: str, texts: Sequence[str]) -> list[list[int]]:
   """Token ids of each text after its prefix, whole.
 
-  What spells a special token in a text becomes a space, as [SEP] does in LLM-Blender: nobody can
-  write a prompt or a response that ends early, or that is two.
+  Special tokens that a text spells are left out, as LLM-Blender does with [SEP]: nobody can write a
+  prompt or a response that ends early, or that is two.
   """
-  written = [prefix + vocabulary.special.sub(' ', text) for text in texts]
-  rows = vocabulary.tokenizer.encode_batch(written, add_special_tokens=False)
-  return [row.ids for row in rows]
+  rows = vocabulary.tokenizer.encode_batch(
+    [prefix + text for text in texts], add_special_tokens=False
+  )
+  return [
+    [row.ids[0], *(token for token in row.ids[1:] if token not in vocabulary.special)]
+    for row in rows
+  ]
 
 
 def pack(
@@ -170,16 +172,14 @@ def make_score(
       for prompt, one, two in zip(prompts, first, second, strict=True)
     ]
     order = np.argsort([-len(ids) for ids, _ in rows], kind='stable')
-    said = []
+    parts = []
     for start in range(0, len(rows), batch):
-      chosen = order[start : start + batch]
+      chosen = [rows[row] for row in order[start : start + batch]]
       count = min(1 << (len(chosen) - 1).bit_length(), batch)
-      arrays = sharding.place_rows(padded([rows[row] for row in chosen], count))
-      said.append(logit(params, places, *arrays))  # none is waited for before the last is asked
+      # None is waited for before the last is asked.
+      parts.append(logit(params, places, *sharding.place_rows(padded(chosen, count))))
     logits = np.zeros(len(rows), np.float32)
-    for start, part in zip(range(0, len(rows), batch), said, strict=True):
-      chosen = order[start : start + batch]
-      logits[chosen] = processes.fetch(part)[: len(chosen)]
+    logits[order] = np.concatenate(processes.fetch(parts))[: len(rows)]
     return logits
 
   return score
@@ -226,7 +226,8 @@ def swap_mean(logits: Float[np.ndarray, '*B K K']) -> Float[np.ndarray, '*B K K'
 def max_logits(logits: Float[np.ndarray, '*B K K']) -> Float[np.ndarray, '*B K']:
   """A score for each response, its mean of C_ik - C_ki over all k (arXiv 2306.02561, section 3.3).
 
-  Cycles are lost; differences are twice those of log-odds, up to the k that is the response itself.
+  Cycles are lost. Where C_ij = r_i - r_j, two scores differ by 2 (r_i - r_j): the sigmoid of that
+  is too sure.
   """
   return 2 * np.mean(swap_mean(logits), axis=-1)
 

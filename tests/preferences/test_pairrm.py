@@ -17,7 +17,7 @@ from nlhf_jax.structs import Comparison
 
 LENGTHS = {'blender': (30, 12), 'port': (1224, 412)}
 PROMPTS = ['why is it bad?', 'is the cat on the mat?', 'how', 'the cat sat on the mat ' * 9]
-FIRST = ['it is very very good!', '', 'no. ' * 40, 'yes']
+FIRST = ['it is very very good!', '', 'no. ' * 40, 'yes ' * 30]
 SECOND = ['bad', 'no, the cat is not on the mat', 'a b c', 'very good ' * 25]
 
 
@@ -90,15 +90,19 @@ def test_packing_is_that_of_the_tokenizer(saved):
     assert packed.count(vocabulary.start) == packed.count(vocabulary.stop) == 3
 
 
-def test_special_tokens_that_texts_spell_are_spaces(saved):
-  _, _, folder, _ = saved
-  vocabulary = pairrm.read_vocabulary(folder, 1000)
-  sly = ['good[SEP][CLS]<|candidate2|>bad', 'good [MASK] bad<|source|>']
-  for text in sly:
-    (ids,) = pairrm.encode(vocabulary, '<|candidate|>', [text])
-    (plain,) = pairrm.encode(vocabulary, '<|candidate|>', ['good   bad'])
-    assert [token for token in ids if token in plain] == ids
-    assert ids[0] == vocabulary.prefixes[3]
+def test_special_tokens_that_texts_spell_are_left_out(saved):
+  vocabulary = pairrm.read_vocabulary(saved[2], 1000)
+  plain, *sly = pairrm.encode(
+    vocabulary,
+    '<|candidate|>',
+    [
+      'good bad Ω',
+      'good[SEP][CLS]<|candidate2|>bad Ω',
+      'good<|candidate|>[MASK]bad<|source|> Ω[PAD]',
+    ],
+  )
+  assert sly == [plain, plain]
+  assert plain[0] == vocabulary.prefixes[3]
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(saved):
@@ -201,7 +205,7 @@ def test_files_that_are_missing_or_broken_are_refused(copy):
   with pytest.raises(UserError, match='cannot be read'):
     pairrm.read_vocabulary(folder, 100)
   path.unlink()
-  with pytest.raises(UserError, match='is not there; write it'):
+  with pytest.raises(UserError, match='is not there; that of the port'):
     pairrm.read_vocabulary(folder, 100)
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   with pytest.raises(UserError, match='weights_only=True'):

@@ -28,12 +28,26 @@ TOY = {
   'policies.nash_md.evaluate_every': 7,
   'tournament.prompts': 8,
 }
+AHEAD = (
+  '--config.policies.nash_md.ahead=True',
+  '--config.policies.nash_md.judge=oracle',
+  '--config.sft.steps=4',
+  '--config.preference_model.steps=4',
+  '--config.data.prompt_length=64',
+)
 LIMIT = 300  # seconds
 
 
-def start(workdir):
+def start(workdir, *more):
   overrides = [f'--config.{field}={value}' for field, value in TOY.items()]
-  command = [sys.executable, '-m', 'nlhf_jax.main', '--config=configs/nash_md.py', *overrides]
+  command = [
+    sys.executable,
+    '-m',
+    'nlhf_jax.main',
+    '--config=configs/nash_md.py',
+    *overrides,
+    *more,
+  ]
   return subprocess.Popen(
     [*command, f'--workdir={workdir}'],
     cwd=ROOT,
@@ -63,6 +77,30 @@ def uncut(tmp_path_factory):
   status, said = finish(start(workdir))
   assert status == 0, said
   return outcome(workdir)
+
+
+@pytest.fixture(scope='module')
+def uncut_ahead(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('uncut_ahead')
+  status, said = finish(start(workdir, *AHEAD))
+  assert status == 0, said
+  return outcome(workdir)
+
+
+def test_a_run_that_learns_one_update_late_resumes_too(uncut_ahead, tmp_path):
+  process = start(tmp_path, *AHEAD)
+  deadline = time.monotonic() + LIMIT
+  while not list(tmp_path.glob('stages/nash_md-*/checkpoints/[0-9]*')):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  finish(process)
+  status, said = finish(start(tmp_path, *AHEAD))
+  assert status == 0, said
+  trained, files = outcome(tmp_path)
+  assert files == uncut_ahead[1]
+  chex.assert_trees_all_equal(trained, uncut_ahead[0])
 
 
 @pytest.mark.parametrize(

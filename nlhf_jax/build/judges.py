@@ -11,7 +11,7 @@ from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.preferences import judges, templates
-from nlhf_jax.preferences.endpoint import Endpoint
+from nlhf_jax.preferences.endpoint import Endpoint, check_address
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.preferences.remote import make_remote
 from nlhf_jax.preferences.templates import Template
@@ -91,6 +91,7 @@ def make_template(config: ConfigDict) -> Template:
 def asked_settings(config: ConfigDict) -> object:
   """Whom, and how."""
   template = make_template(config)
+  check_address(config.remote.url)
   words = template.messages('prompt', 'left', 'right')
   return [config.remote.url, config.remote.model, words, dict(template.sampling)]
 

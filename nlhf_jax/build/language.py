@@ -227,8 +227,8 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   """A policy of the section `policies`."""
   field = f'config.policies.{name}'
-  if name in (*LEARNED, 'tournament', 'exploitability'):
-    raise UserError(f'{field}: this name is taken by a stage; choose another.')
+  if name in (*LEARNED, *JUDGES, 'tournament', 'exploitability'):
+    raise UserError(f'{field}: this name is taken by a stage or a judge; choose another.')
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
   training = make_training(row, field)
@@ -266,6 +266,8 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(
       f"{field}.ahead=True: '{row.algorithm}' asks no judge; there is none to wait for."
     )
+  if row.ahead and jax.process_count() > 1:
+    raise UserError(f'{field}.ahead=True works in one process only; leave it out.')
   return Policy(training, judge, FEEDBACK[row.feedback], players, row.ahead)
 
 

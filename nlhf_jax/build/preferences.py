@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from nlhf_jax.build import language
+from nlhf_jax.build.judges import GIVEN
 from nlhf_jax.build.model import SIZES
 from nlhf_jax.data import readings
 from nlhf_jax.data.forms import Record
@@ -35,6 +36,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   if config.policies:
     raise UserError('config.policies: this experiment trains judges alone; leave policies out.')
+  for judge in config.judges.split(','):
+    if judge.strip() in GIVEN:
+      raise UserError(f"config.judges: '{judge.strip()}' is not trained; leave it out here.")
   if not config.sizes:
     raise UserError('config.sizes is empty; there is nothing to train.')
   sizes = {}

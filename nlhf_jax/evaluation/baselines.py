@@ -41,19 +41,25 @@ def always_the_longer(texts: Texts) -> Preference:
   return lambda asked: 0.5 + np.sign(np.subtract(*lengths(asked).T)) * (share - 0.5)
 
 
-def bag_of_words(texts: Texts, seed: int) -> Preference:
+def bag_of_words(texts: Texts, seed: int) -> Preference | None:
   """Logistic regression on the difference of both responses' words, weighed by how rare they are.
 
   It has no intercept, and so no liking for a side. Votes that are split count for both sides. How
-  strongly it is regularised is chosen on a tenth of the prompts.
+  strongly it is regularised is chosen on a tenth of the prompts. None if there is one prompt only,
+  or no word in two texts.
   """
   words = TfidfVectorizer(sublinear_tf=True, min_df=2, max_features=50_000, norm=None)
-  words.fit([*texts.left, *texts.right])
+  try:
+    words.fit([*texts.left, *texts.right])
+  except ValueError:  # there is no word in two texts
+    return None
   features = _difference(words, texts)
   # So that a strength means the same for long texts and for short ones.
   scale = max(sparse.linalg.norm(features) / len(texts.votes) ** 0.5, 1e-9)
   features /= scale
   asked = sorted(set(texts.prompts))
+  if len(asked) < 2:
+    return None
   order = np.random.default_rng(seed).permutation(len(asked))
   chosen = {asked[row] for row in order[: max(len(asked) // 10, 1)]}
   held_out = np.array([prompt in chosen for prompt in texts.prompts])

@@ -51,8 +51,8 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
+  outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
   reference = fine_tune(experiment)
-  outside = {name: make() for name, make in experiment.given.items()}
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
@@ -66,7 +66,8 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   exploited = exploit(experiment, players, panel) if experiment.exploiter else []
   results = publish(experiment, workdir, lines, exploited)
   for name, given in outside.items():
-    if counts := given.counts():
+    counts = given.counts()
+    if processes.of_first(bool(counts)):
       records.write_json(workdir / f'{name}.json', counts)
       print(f'The {name} judge: ' + ', '.join(f'{n:g} {what}' for what, n in counts.items()))
   return results
@@ -126,20 +127,23 @@ def train_policy(
   """
   policy = experiment.policies[name]
   if policy.ahead:
-    begin, step = make_policy_ahead(experiment, policy, judge)
+    begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
-    begin, step = None, make_policy_step(experiment, policy, judge)
+    begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
   examples = batches_of(material(policy, experiment.corpus.train), policy.training, experiment.seed)
-  return fit(
-    experiment.stages[name],
-    policy.training,
-    reference,
-    step,
-    examples,
-    evaluate,
-    experiment.model.trains,
-    begin,
-  )
+  try:
+    return fit(
+      experiment.stages[name],
+      policy.training,
+      reference,
+      step,
+      examples,
+      evaluate,
+      experiment.model.trains,
+      begin,
+    )
+  finally:
+    close()
 
 
 def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Evaluate:

@@ -20,6 +20,8 @@ from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.data.forms import Record, messages
+from nlhf_jax.data.rows import Problem
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
 from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judging import Judged
@@ -43,6 +45,7 @@ class Test(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  language.check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
@@ -128,7 +131,12 @@ def encoded_prompts(experiment: language.Experiment, prompts: Sequence) -> Promp
   written = [
     prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt] for prompt in prompts
   ]
-  ids = tokenizers.prompt_ids(tokenizer, written)
+  try:
+    ids = tokenizers.prompt_ids(tokenizer, written)
+  except Problem as problem:
+    raise UserError(
+      f'config.tests: a prompt cannot be written for this model ({problem}).'
+    ) from None
   return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
 
 
@@ -184,10 +192,9 @@ def ask_all(
 
 def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:
   """Name -> a preference over texts that no network has."""
-  found = {
-    'always the longer': baselines.always_the_longer(known),
-    'bag of words': baselines.bag_of_words(known, seed),
-  }
+  found = {'always the longer': baselines.always_the_longer(known)}
+  if words := baselines.bag_of_words(known, seed):
+    found['bag of words'] = words
   if corpus.embedded:
     found['raters'] = lambda asked: synthetic.preference(asked.prompts, asked.left, asked.right)
   return found

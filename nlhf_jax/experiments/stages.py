@@ -118,6 +118,8 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
     judge,
     partial(judges.told, report=policy.feedback),
     make_update(training.algorithm, score, training.optimizer, measure, training.accumulate),
+    steps=training.steps,
+    prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
   )
 
 

@@ -6,6 +6,7 @@ hidden units). A mesh is in force between `jax.set_mesh` and the end of the run;
 functions here leave things as they are. An axis that does not divide a size is not used for it.
 """
 
+import contextlib
 import math
 import re
 from typing import Any
@@ -69,6 +70,11 @@ def of_parameter(path: str, shape: tuple[int, ...]) -> PartitionSpec:
     if re.search(pattern, path) and len(shape) >= len(axes):
       return spec((None,) * (len(shape) - len(axes)) + axes, shape)
   return PartitionSpec()
+
+
+def on(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
+  """Within it, this mesh is in force, if it is one."""
+  return contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh)
 
 
 def on_mesh() -> bool:

@@ -210,10 +210,14 @@ def _openai():
     ) from None
 
 
-def _secret(endpoint: Endpoint) -> str:
-  """The key, after a look at whether it can be sent, and to where. It appears in no sentence."""
+def check_address(url: str) -> None:
+  """Refuses an address that is none, or that has a secret in it, which appears in no sentence.
+
+  Raises:
+    UserError: that says what it should be like.
+  """
   try:
-    parts = urlsplit(endpoint.url)
+    parts = urlsplit(url)
     sound = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0
   except ValueError:
     parts, sound = urlsplit(''), False
@@ -223,9 +227,12 @@ def _secret(endpoint: Endpoint) -> str:
       'comes from the environment variable that is named by key.'
     )
   if not sound:
-    raise UserError(
-      f"the remote judge's url='{endpoint.url}' must be as https://api.openai.com/v1."
-    )
+    raise UserError(f"the remote judge's url='{url}' must be as https://api.openai.com/v1.")
+
+
+def _secret(endpoint: Endpoint) -> str:
+  """The key, after a look at whether it can be sent, and to where. It appears in no sentence."""
+  check_address(endpoint.url)
   secret = os.environ.get(endpoint.key, '').strip() if endpoint.key else ''
   if endpoint.key and not (secret and secret.isascii() and secret.isprintable()):
     raise UserError(

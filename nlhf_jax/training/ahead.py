@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax.structs import Comparison, TrainState
+from nlhf_jax.models import sharding
+from nlhf_jax.structs import Comparison, Prompts, TrainState
 from nlhf_jax.training.play import Play
 from nlhf_jax.training.steps import Update
 
@@ -24,11 +26,12 @@ Judge = Callable[[Comparison], Any]
 class Ahead(NamedTuple):
   """`begin(state, batch, key)` puts the first responses underway; `step` goes on with others.
 
-  The batch given to `step` is the one that the next step learns from.
+  The batch given to `step` is the one that the next step learns from. `close()` waits for the judge.
   """
 
   begin: Callable[[TrainState, Any, jax.Array], TrainState]
   step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+  close: Callable[[], None]
 
 
 def make_ahead(
@@ -36,17 +39,23 @@ def make_ahead(
   judge: Judge,
   feedback: Callable[[Judge], Callable[[Comparison, jax.Array], jax.Array]],
   update: Update,
+  *,
+  steps: int,
+  prompt_length: int,
 ) -> Ahead:
-  """Steps that learn one update behind what they sample.
+  """Steps that learn one update behind what they sample; of one process.
 
   Args:
     sample: (slots, batch, key) -> comparison without a payoff.
     judge: comparison -> payoff; asked in a thread of its own, about one comparison at a time.
     feedback: a judge -> how its word reaches the learner, (comparison, key) -> payoff.
     update: of the policy.
+    steps: how many there are; what the last one samples is not judged.
+    prompt_length: that prompts are padded to, for a state has one shape.
   """
   thread = ThreadPoolExecutor(1, 'ahead')
   asked = {}  # the comparison that is underway, and its payoff to come
+  mesh = jax.sharding.get_mesh()
 
   def whole(comparison):
     """Responses that are compared with themselves are kept, and read, once."""
@@ -54,11 +63,15 @@ def make_ahead(
     return comparison._replace(right=right)
 
   def ask(comparison):
-    payoff = thread.submit(lambda: np.asarray(judge(whole(comparison))))
-    asked.update(underway=comparison, payoff=payoff)
+    def answer():
+      with sharding.on(mesh):  # which a thread does not know of
+        return np.asarray(judge(whole(comparison)))
+
+    asked.update(underway=comparison, payoff=thread.submit(answer))
 
   def sampled(state, batch, key):
-    comparison = sample(state.slots, batch, key)
+    prompts = Prompts(*(_longer(leaf, prompt_length) for leaf in batch))
+    comparison = sample(state.slots, prompts, key)
     themselves = comparison.right is comparison.left
     return comparison._replace(right=None) if themselves else comparison
 
@@ -71,10 +84,17 @@ def make_ahead(
       ask(before)
     comparison = sampled(state, batch, key)
     payoff = asked['payoff'].result()
-    ask(comparison)
+    if int(state.step) + 1 < steps:
+      ask(comparison)
     judged = whole(before)
     judged = judged._replace(payoff=feedback(lambda _: payoff)(judged, jax.random.fold_in(key, 1)))
     state, metrics = update(state._replace(underway=None), judged, jax.random.fold_in(key, 2))
     return state._replace(underway=comparison), metrics
 
-  return Ahead(begin, step)
+  return Ahead(begin, step, thread.shutdown)
+
+
+def _longer(leaf: jax.Array, length: int) -> jax.Array:
+  """Rows [B, P] with padding before them, [B, length]."""
+  leaf = jnp.asarray(leaf)
+  return jnp.pad(leaf, ((0, 0), (length - leaf.shape[1], 0)))

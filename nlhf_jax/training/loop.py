@@ -111,9 +111,16 @@ def train(
 def summary(records: Sequence[Mapping[str, jax.Array]], since: float) -> dict[str, float]:
   """Means of each scalar over the records, and their pace in monotonic time `since`."""
   columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
-  means = {name: float(np.mean(column)) for name, column in columns.items()}
+  means = {name: _mean(column) for name, column in columns.items()}
   # The clock is read now, when the device is known to be done.
   seconds = (time.monotonic() - since) / len(records)
   if 'tokens' in means:
     means['tokens_per_second'] = means.pop('tokens') / seconds
   return means | {'seconds_per_step': seconds}
+
+
+def _mean(column: Sequence[np.ndarray]) -> float:
+  """The mean of what there is; NaN is for what a judge did not say."""
+  column = np.asarray(column, float)
+  known = column[~np.isnan(column)]
+  return float(known.mean()) if len(known) else float('nan')

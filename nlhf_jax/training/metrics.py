@@ -28,7 +28,8 @@ class Metrics:
     """Adds a record; `step` is the number of updates done."""
     if not self._writes:
       return
-    self._lines.write(json.dumps({'stage': self._stage, 'step': step, **values}) + '\n')
+    record = records.plain({'stage': self._stage, 'step': step, **values})
+    self._lines.write(json.dumps(record, allow_nan=False) + '\n')
     self._lines.flush()
     for name, value in values.items():
       self._board.add_scalar(f'{self._stage}/{name}', value, step)

@@ -29,7 +29,9 @@ def make_rollout(mixtures):
   """Responses tell the policy, the prompt and the key that they are from."""
 
   def rollout(slots, prompts, key):
-    said = jnp.stack([slots['policy'], prompts.tokens[0, 0], jax.random.bits(key, (), 'uint8')])
+    assert prompts.tokens.shape == prompts.mask.shape == (2, 5)  # a state has one shape
+    np.testing.assert_array_equal(prompts.mask[0], [False, False, True, True, True])
+    said = jnp.stack([slots['policy'], prompts.tokens[0, -1], jax.random.bits(key, (), 'uint8')])
     return tuple(responses(jnp.tile(said, (2, 1, 1)) + i) for i, _ in enumerate(mixtures))
 
   return rollout
@@ -55,6 +57,8 @@ def ahead():
     judge,
     lambda asked: judges.told(asked, judges.probability),
     update,
+    steps=4,
+    prompt_length=5,
   )
 
 
@@ -73,6 +77,22 @@ def test_a_step_learns_from_what_the_step_before_sampled(ahead):
     assert policy == max(number - 1, 0)  # said by the policy of an update ago
     assert told['payoff'] == pytest.approx((policy - 2) / 10)
   assert int(state.underway.left.tokens[0, 0, 1]) == 4
+  ahead.close()
+
+
+def test_what_the_last_step_samples_is_not_judged(ahead):
+  asked = []
+
+  def counting(comparison):
+    asked.append(int(comparison.left.tokens[0, 0, 1]))
+    return judge(comparison)
+
+  ahead = ahead(counting)
+  state = start(ahead)
+  for number, key in enumerate(KEYS[:4]):
+    state, _ = ahead.step(state, batch(number + 1), key)
+  ahead.close()
+  assert asked == [0, 1, 2, 3]
 
 
 def test_the_judge_is_at_work_during_the_update(ahead):
@@ -142,6 +162,8 @@ def test_responses_compared_with_themselves_are_kept_once():
     all_of_them,
     lambda asked: judges.told(asked, judges.verdict),
     lambda state, comparison, key: (state, {'same': comparison.right is comparison.left}),
+    steps=4,
+    prompt_length=3,
   )  # fmt: skip
   state = start(ahead)
   assert state.underway.right is None

@@ -1,5 +1,6 @@
 """Enhancers, and the chain of inequalities behind learning by asking, round by round."""
 
+from functools import cache
 from itertools import product
 
 import jax
@@ -21,7 +22,7 @@ ROUNDS, SEEDS = 80, 100
 
 
 def played(world, actions):
-  """A function that runs all seeds with a strategy at a price, compiled once."""
+  """A function that runs all seeds with a strategy at a price, compiled and run once."""
 
   @jax.jit
   def run(tau, strategy):
@@ -33,7 +34,7 @@ def played(world, actions):
 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), SEEDS))
 
-  return lambda tau, name: run(tau, STRATEGIES.index(name))
+  return cache(lambda tau, name: jax.device_get(run(tau, STRATEGIES.index(name))))
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +61,7 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
   """G <= sqrt(error) Gamma(pi, reply) <= sqrt(error) Gamma(pi, enhancer), and the sum of
   min(1, Gamma^2) <= 2 sum log(1 + n / ridge) by expected counts, in 100 seeds of 80 rounds."""
   for name in STRATEGIES:
-    course, potential = jax.tree.map(np.asarray, anything(tau, name))
+    course, potential = anything(tau, name)
     check_chain(course, potential, exploring=name == 'information')
     if name == 'self-play':
       assert course.width.max() < 1e-12  # a policy learns nothing about itself
@@ -70,19 +71,19 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
 def test_the_chain_of_the_other_classes(make):
   run = played(make(5), 5)
   for name in ('information', 'reference'):
-    check_chain(*jax.tree.map(np.asarray, run(0.1, name)), exploring=name == 'information')
+    check_chain(*run(0.1, name), exploring=name == 'information')
 
 
 def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
   """Protocol E4. At tau = 0.03, after 40 rounds and 79, the informative enhancer's 95 % interval is
   below that of self-play, the reference and best of n; at 0.3 it is worst at first."""
-  gaps = {name: np.asarray(anything(0.03, name)[0].gap) for name in STRATEGIES}
+  gaps = {name: anything(0.03, name)[0].gap for name in STRATEGIES}
   mean = {name: values.mean(axis=0) for name, values in gaps.items()}
   half = {name: 1.96 * v.std(axis=0, ddof=1) / np.sqrt(SEEDS) for name, v in gaps.items()}
   for name in ('self-play', 'reference', 'best of n'):
     ahead = mean[name] - half[name] > mean['information'] + half['information']
     assert ahead[[39, 79]].all(), name
-  early = {name: np.asarray(anything(0.3, name)[0].gap)[:, 3].mean() for name in STRATEGIES}
+  early = {name: anything(0.3, name)[0].gap[:, 3].mean() for name in STRATEGIES}
   assert early['information'] > early['self-play']
 
 

@@ -21,7 +21,8 @@ def write(path, count):
   chance = random.Random(0)
   with path.open('w') as file:
     for number in range(count):
-      post, left, right = (' '.join(chance.choices(WORDS, k=chance.randint(3, 30))) for _ in 'abc')
+      lengths = (40 if chance.random() < 0.03 else chance.randint(2, 10) for _ in range(3))
+      post, left, right = (' '.join(chance.choices(WORDS, k=length)) for length in lengths)
       row = {'prompt': f'{number} {post}', 'left': left, 'right': f'{right} .'}
       file.write(json.dumps(row | {'preference': chance.randint(0, 10) / 10}) + '\n')
   return path
@@ -41,7 +42,7 @@ def start(path, folder, steps, size):
 
 
 def finish(process):
-  said, wrong = process.communicate(timeout=600)
+  said, wrong = process.communicate(timeout=1800)
   assert process.returncode == 0, wrong
   return json.loads(said.splitlines()[-1])
 

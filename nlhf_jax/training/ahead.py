@@ -26,7 +26,8 @@ Judge = Callable[[Comparison], Any]
 class Ahead(NamedTuple):
   """`begin(state, batch, key)` puts the first responses underway; `step` goes on with others.
 
-  The batch given to `step` is the one that the next step learns from. `close()` waits for the judge.
+  The batch given to `step` is the one that the next step learns from; `close()` waits for the
+  judge.
   """
 
   begin: Callable[[TrainState, Any, jax.Array], TrainState]

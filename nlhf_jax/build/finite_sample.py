@@ -64,6 +64,11 @@ def make_part(settings: ConfigDict, field: str) -> Part:
   described = arguments.pop('world')
   name = described.pop('name')
   known = functions(worlds, World)
+  for size, least in (('actions', 2), ('rank', 2)):
+    if described.get(size, least) < least:
+      raise UserError(f'{field}.world.{size}={described[size]} must be at least {least}.')
+  if not np.isfinite(arguments['reference']):
+    raise UserError(f'{field}.reference={arguments["reference"]} must be finite.')
   world = call(known, name, described, f'{field}.world.name', f'{field}.world')
   log_reference = skewed(described['actions'], arguments.pop('reference'))
   taus = positive(arguments.pop('taus'), f'{field}.taus')

@@ -52,11 +52,11 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
       began = time.perf_counter()
       results[field] = measure(experiment, getattr(experiment, field), keys)
       results[field]['seconds'] = time.perf_counter() - began
+  records.write_json(workdir / 'results.json', results)
   figures = draw(results)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   report.write(workdir / 'report.html', results, figures)
-  records.write_json(workdir / 'results.json', results)
   announce(results)
   return results
 

@@ -71,7 +71,8 @@ def best_of(link: Link, responses: int) -> Enhancer:
     score = jnp.einsum('xab,xb->xa', link.payoff(estimate), pi)
     below = jnp.einsum('xab,xb->xa', (score[:, :, None] > score[:, None]).astype(pi.dtype), pi)
     same = jnp.einsum('xab,xb->xa', (score[:, :, None] == score[:, None]).astype(pi.dtype), pi)
-    return log_pi + jnp.log(((below + same) ** responses - below**responses) / same)
+    tilt = ((below + same) ** responses - below**responses) / jnp.where(same > 0, same, 1)
+    return jnp.where(same > 0, log_pi + jnp.log(tilt), -jnp.inf)  # what underflows is not played
 
   return choose
 

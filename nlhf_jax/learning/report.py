@@ -21,8 +21,8 @@ CAPTIONS = {
   'rates': 'What a best response gains on the equilibrium of the estimate, by the number of votes. '
   'Once noise is small against τ the gap falls as one over the votes, before that as one over '
   'their root. The leading order is a closed form; it is missing for classes of fewer numbers.',
-  **{f'offline_{number}': _OFFLINE for number in range(1, 10)},
-  **{f'online_{number}': _ONLINE for number in range(1, 10)},
+  **{f'offline_{number}': _OFFLINE for number in range(1, 100)},
+  **{f'online_{number}': _ONLINE for number in range(1, 100)},
   'rewards': 'Preferences that come from a reward, learnt as a game in log-odds. What is missing '
   'to the largest regularised reward falls as one over the votes, for the class that knows of '
   'rewards as for the one that knows of nothing, which needs more of them.',

@@ -45,7 +45,7 @@ def tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]
   yield 'Bradley-Terry: reward missing, by votes', results['rewards']['curves']
 
 
-def shown(at: Sequence[float]) -> list[int]:
+def shown(at: Sequence[int | float]) -> list[int]:
   """Which of the points to print: the last, and before it evenly spread ones."""
   step = -(-len(at) // COLUMNS)
   return list(range((len(at) - 1) % step, len(at), step))

@@ -27,7 +27,7 @@ def write(path, prompts, answers):
   """All pairs of some answers to each prompt; the one with more letters wins two votes of three."""
   rows = []
   for number in range(prompts):
-    said = [' '.join(WORDS[(number + i) % 8 :][: i + 1]) for i in range(answers)]
+    said = [' '.join((2 * WORDS)[number % 8 :][: i + 1]) for i in range(answers)]
     for i in range(answers):
       for j in range(i):
         share = 2 / 3 if len(said[i]) > len(said[j]) else 1 / 3

@@ -72,7 +72,7 @@ def main(config: str) -> None:
       seconds = []
       for _ in range(2):
         seconds.append(run(config, Path(folder), settings, until))
-        for stage in (Path(folder) / 'stages').glob('*-*'):
+        for stage in (Path(folder) / 'stages').glob('[!.]*-*'):
           if not stage.name.startswith('data-'):
             shutil.rmtree(stage)
     found[name] = dict(zip(('first', 'second'), seconds, strict=True))

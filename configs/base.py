@@ -1,5 +1,7 @@
 """Settings that all experiments share. Rates are per update, lengths in tokens."""
 
+import copy
+
 from ml_collections import ConfigDict
 
 
@@ -74,7 +76,7 @@ def trains(**policies):
 
   def with_policies(source='synthetic'):
     config = get_config(source)
-    config.policies.update(policies)
+    config.policies.update(copy.deepcopy(policies))
     return config
 
   return with_policies

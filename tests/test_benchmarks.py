@@ -55,15 +55,7 @@ def test_every_part_is_timed_in_bfloat16_with_and_without_adapters(training, set
 
 def test_arithmetic_is_what_a_count_by_hand_gives(training):
   """One layer, width 4, one head of 4, hidden 8, 10 tokens; a prompt of 2, a response of 2."""
-  tiny = dict(
-    vocab_size=10,
-    hidden_size=4,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=1,
-    num_key_value_heads=1,
-    tie_word_embeddings=True,
-  )
+  tiny = JUDGE | dict(vocab_size=10, hidden_size=4, tie_word_embeddings=True)
   settings = training.Settings(tiny, 3, prompt_length=2, response_length=2)
   works = training.works(settings)
   layer, head = 4 * (4 + 4 + 4 + 4) + 3 * 4 * 8, 4 * 10

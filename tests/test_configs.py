@@ -61,6 +61,12 @@ def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
     assert results['exploitability'].keys() == {'sft', *names}
 
 
+def test_what_is_set_in_one_config_is_not_set_in_the_next():
+  make = importlib.import_module('configs.sppo').get_config
+  make().policies.sppo.judge = 'oracle'
+  assert make().policies.sppo.judge == 'learned'
+
+
 def test_every_number_of_the_results_is_a_mean_over_the_samples(config_of, tmp_path):
   run(config_of('nash_md'), 'nash_md', tmp_path)
   samples = records.read(tmp_path / 'samples.jsonl')

@@ -382,7 +382,8 @@ def exploiter_settings(
   if not config.exploiter:
     return {}
   plain = json.loads(config.to_json_best_effort())
-  whole = {'exploiter': plain['exploiter'], 'prompts': plain['tournament']['prompts']}
+  whole = {'exploiter': plain['exploiter']}
+  whole |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
   slots = {'sft': ('sft', 'policy')}
   for name, policy in policies.items():
     slots |= {player: (name, slot) for player, slot in policy.players.items()}

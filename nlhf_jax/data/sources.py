@@ -137,10 +137,8 @@ def digest(sources: Iterable[Source]) -> str:
   Raises:
     UserError: if one cannot be read.
   """
-  digests = [_digest(file) for source in sources for file in source.files]
-  if len(digests) == 1:
-    return digests[0]
-  return hashlib.sha256(' '.join(digests).encode()).hexdigest()
+  digests = [' '.join(map(_digest, source.files)) for source in sources]
+  return hashlib.sha256('\n'.join(digests).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

@@ -26,7 +26,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.forms import Record, messages
 from nlhf_jax.data.readings import Entry
 from nlhf_jax.data.rows import Problem
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import UserError, first_line
 
 # One record: where it was found, and its texts as rows of `prompts` and `responses`, -1 for none.
 COLUMNS = np.dtype(
@@ -122,7 +122,8 @@ def _fill(folder, write) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # there only if it was not whole
     os.replace(draft, folder)
   except OSError as error:
-    raise UserError(f"cannot write to '{draft}': {error.strerror}; make room for it.") from None
+    reason = error.strerror or first_line(error)
+    raise UserError(f"cannot write to '{draft}': {reason}; make room for it.") from None
   finally:
     shutil.rmtree(draft, ignore_errors=True)
 

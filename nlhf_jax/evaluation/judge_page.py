@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from nlhf_jax import display, records
-from nlhf_jax.games import plots
+from nlhf_jax.games import plots, report
 
 HEADS = (
   'accuracy',
@@ -135,13 +134,12 @@ def cells(said: Mapping[str, Any]) -> list[list[str]]:
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
-  page = template.replace('<!--TITLE-->', html.escape(results['name']))
+  content = [*_content(results), *report.show(figures, CAPTIONS)]
   with records.whole(path) as draft:
-    draft.write_text(page.replace('<!--CONTENT-->', ''.join(_content(results, figures))))
+    report.write_page(draft, results['name'], content)
 
 
-def _content(results: Mapping[str, Any], figures: Mapping[str, bytes]) -> Iterable[str]:
+def _content(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
   yield f'{len(results["judges"])} judges learn from the same '
   yield f'{results["comparisons"]:,} comparisons.</p>'
@@ -161,6 +159,3 @@ def _content(results: Mapping[str, Any], figures: Mapping[str, bytes]) -> Iterab
       for row in results['transitivity'].values()
     ]
     yield display.as_html(list(results['transitivity']), heads, rows)
-  yield '<h2>Figures</h2>'
-  for name, figure in figures.items():
-    yield display.as_figure(name, figure, CAPTIONS[name])

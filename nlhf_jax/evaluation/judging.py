@@ -37,7 +37,7 @@ def summarise(judged: Judged) -> dict[str, object]:
   low, high = accuracy_interval(judged)
   return {
     'comparisons': len(judged.votes),
-    'accuracy': accuracy(judged),
+    'accuracy': accuracy(judged.chance, judged.votes),
     'accuracy_interval': [low, high],
     'log_loss': log_loss(judged.chance, judged.votes),
     'brier': float(np.mean((judged.chance - judged.votes) ** 2)),
@@ -50,19 +50,19 @@ def summarise(judged: Judged) -> dict[str, object]:
   }
 
 
-def right(judged: Judged) -> np.ndarray:
+def right(chance: np.ndarray, votes: np.ndarray) -> np.ndarray:
   """1 where the judge sides with most votes, 0 where not, 1/2 where either of them has a tie."""
-  return (1 + np.sign(judged.chance - 0.5) * np.sign(judged.votes - 0.5)) / 2
+  return (1 + np.sign(chance - 0.5) * np.sign(votes - 0.5)) / 2
 
 
-def accuracy(judged: Judged) -> float:
+def accuracy(chance: np.ndarray, votes: np.ndarray) -> float:
   """How often the judge sides with most votes; a tie counts half."""
-  return float(np.mean(right(judged)))
+  return float(np.mean(right(chance, votes)))
 
 
 def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
   """Clopper and Pearson's interval of the accuracy; ties, half of a success, are rounded up."""
-  wins, count = int(np.ceil(right(judged).sum())), len(judged.votes)
+  wins, count = int(np.ceil(right(judged.chance, judged.votes).sum())), len(judged.votes)
   low = special.betaincinv(wins, count - wins + 1, (1 - level) / 2) if wins else 0.0
   high = special.betaincinv(wins + 1, count - wins, (1 + level) / 2) if wins < count else 1.0
   return float(low), float(high)
@@ -108,7 +108,7 @@ def calibration_error(judged: Judged) -> float:
 
 def consistency(judged: Judged) -> float:
   """How often a judge prefers the same response in both orders; a tie in one counts half."""
-  return float(np.mean((1 + np.sign(judged.shown - 0.5) * np.sign(judged.swapped - 0.5)) / 2))
+  return accuracy(judged.shown, judged.swapped)
 
 
 def longer(chance: np.ndarray, lengths: np.ndarray) -> float:

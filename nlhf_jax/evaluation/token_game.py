@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from nlhf_jax import display
-from nlhf_jax.games import plots
+from nlhf_jax.games import plots, report
 
 GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
@@ -186,10 +185,8 @@ def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
-  content = ''.join([*_head(results), *_table(results), *_figures(figures)])
-  page = template.replace('<!--TITLE-->', html.escape(results['name']))
-  path.write_text(page.replace('<!--CONTENT-->', content), encoding='utf-8')
+  content = [*_head(results), *_table(results), *report.show(figures, CAPTIONS)]
+  report.write_page(path, results['name'], content)
 
 
 def _head(results: Mapping[str, Any]) -> Iterable[str]:
@@ -225,9 +222,3 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'solved the game at the first evaluation from which on it stays below '
   yield f'{results["target"]:g}.</p>'
   yield display.as_html(list(results['methods']), heads, cells)
-
-
-def _figures(figures: Mapping[str, bytes]) -> Iterable[str]:
-  yield '<h2>Figures</h2>'
-  for name, figure in figures.items():
-    yield display.as_figure(name, figure, CAPTIONS[name])

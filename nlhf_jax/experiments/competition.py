@@ -161,7 +161,7 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
     )
     print(as_text(title, *tournament.as_cells(players, table)))
   if not task:
-    print('No oracle is known for this data: the only judge is the learned one.')
+    print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   for name, ranked in results['ranking'].items():
     cells = [
       [f'{row["lottery"]:.3f} [{row["low"]:.3f}, {row["high"]:.3f}]', f'{row["win_rate"]:.3f}']

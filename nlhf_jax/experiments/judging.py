@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data.batches import in_random_order, map_chunks, take
@@ -20,7 +19,7 @@ from nlhf_jax.preferences.networks import (
   make_preference_network,
   make_reward_network,
 )
-from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.structs import Params
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import Measure, Score, make_update
 
@@ -30,14 +29,16 @@ WATCHED = 256  # held-out prompts that learning curves are measured on
 class Kind(NamedTuple):
   """A network that judges, as functions of its parameters.
 
-  `init(decoder's parameters)` gives them; `score` is what the loss sees. `judge(params)` is its
-  word, P - 1/2 or a difference of rewards; `shown(params)` gives P(left > right), left shown first.
+  `init(decoder's parameters)` gives them; `score` is what the loss sees. Of parameters, `judge`
+  makes what policies learn from, P - 1/2 or a difference of rewards, `preference` P - 1/2 in any
+  case, and `shown` P(left > right) with the left response shown first.
   """
 
   init: Callable[[Params], Params]
   score: Score
   measure: Measure
   judge: Callable[[Params], Judge]
+  preference: Callable[[Params], Judge]
   shown: Callable[[Params], Judge]
 
 
@@ -51,8 +52,9 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
   if name == 'reward_model':
     network = make_reward_network(*sizes)
     judge = partial(judges.of_rewards, network)
-    shown = lambda params: lambda comparison: jax.nn.sigmoid(judge(params)(comparison))
-    return Kind(network.init, network.score, measures.of_rewards, judge, shown)
+    preference = lambda params: judges.by_bradley_terry(judge(params))
+    shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
+    return Kind(network.init, network.score, measures.of_rewards, judge, preference, shown)
   if name == 'embedding_model':
     network = make_embedding_network(*sizes, planes=experiment.planes)
     judge = partial(judges.of_embeddings, network)
@@ -60,13 +62,7 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
     network = make_preference_network(*sizes)
     judge = partial(judges.of_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, measures.of_preferences, judge, shown)
-
-
-def swapped(shown: Judge, comparison: Comparison) -> Float[Array, 'B K J']:
-  """P(left > right), the right response shown first."""
-  other = comparison._replace(left=comparison.right, right=comparison.left)
-  return 1 - shown(other).swapaxes(1, 2)
+  return Kind(network.init, network.logit, measures.of_preferences, judge, judge, shown)
 
 
 def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
@@ -76,14 +72,10 @@ def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
   kind = make_kind(experiment, name)
 
   def evaluate(slots):
-    shown = kind.shown(slots['policy'])
-    both = lambda comparison: (shown(comparison) + swapped(shown, comparison)) / 2
-
-    chance = map_chunks(lambda chunk, _: both(chunk), held_out)
-    values = against(chance, held_out.payoff)
+    preference = kind.preference(slots['policy'])
+    values = against(map_chunks(lambda chunk, _: preference(chunk), held_out), held_out.payoff)
     if experiment.corpus.embedded:
-      prompts = take(held_out.prompts, slice(WATCHED))
-      matrices = perfect_matrices(experiment, lambda chunk: both(chunk) - 0.5, prompts)
+      matrices = perfect_matrices(experiment, preference, take(held_out.prompts, slice(WATCHED)))
       values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
     return values
 
@@ -95,11 +87,10 @@ def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 
 
-def against(chance: np.ndarray, payoff: np.ndarray) -> dict[str, float]:
-  """How a judge's P(left > right) stands to the votes' share less 1/2."""
-  agreed = (1 + np.sign(chance - 0.5) * np.sign(payoff)) / 2  # with the majority; a tie is half
+def against(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:
+  """How a judge's preferences stand to the share of votes, both less 1/2."""
   return {
-    'held_out_accuracy': float(np.mean(agreed)),
-    'held_out_log_loss': judging.log_loss(chance, payoff + 0.5),
-    'held_out_squared_error': float(np.mean((chance - 0.5 - payoff) ** 2)),
+    'held_out_accuracy': judging.accuracy(said + 0.5, votes + 0.5),
+    'held_out_log_loss': judging.log_loss(said + 0.5, votes + 0.5),
+    'held_out_squared_error': float(np.mean((said - votes) ** 2)),
   }

@@ -26,7 +26,7 @@ from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
 from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judging import Judged
 from nlhf_jax.experiments.competition import perfect_matrices
-from nlhf_jax.experiments.judging import WATCHED, Kind, make_kind, swapped, train_judge
+from nlhf_jax.experiments.judging import WATCHED, Kind, make_kind, train_judge
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import interrupts
@@ -162,11 +162,10 @@ def ask(kind: Kind, params: Params, test: Test) -> Judged:
 
   def both(chunk, _):
     interrupts.check('the comparison of judges')
-    return shown(chunk), swapped(shown, chunk)
+    return shown(chunk), shown(chunk._replace(left=chunk.right, right=chunk.left))
 
-  one, other = map_chunks(both, test.comparisons)
-  lengths = baselines.lengths(test.texts)
-  return Judged(one[:, 0, 0], other[:, 0, 0], test.texts.votes, lengths)
+  left, right = (said[:, 0, 0] for said in map_chunks(both, test.comparisons))
+  return Judged(left, 1 - right, test.texts.votes, baselines.lengths(test.texts))
 
 
 def ask_all(
@@ -176,18 +175,18 @@ def ask_all(
 
   On the embedded task those are perfect summaries, one a style.
   """
-  shown = kind.shown(params)
+  preference = kind.preference(params)
 
-  def both(chunk):
+  def attended(chunk):
     interrupts.check('the comparison of judges')
-    return (shown(chunk) + swapped(shown, chunk)) / 2 - 0.5
+    return preference(chunk)
 
   if experiment.corpus.embedded:
     prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
-    return perfect_matrices(experiment, both, prompts) - 0.5
+    return perfect_matrices(experiment, attended, prompts) - 0.5
   if groups is None:
     return None
-  return map_chunks(lambda chunk, _: both(chunk._replace(right=chunk.left)), groups, size=8)
+  return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size=8)
 
 
 def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:

@@ -26,7 +26,7 @@ from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.ahead import Ahead, make_ahead
 from nlhf_jax.training.play import Feedback, MakeRollout, make_play, make_sample
-from nlhf_jax.training.steps import Score, initial_state, make_update
+from nlhf_jax.training.steps import Score, Update, initial_state, make_update
 
 
 def fit(
@@ -84,16 +84,21 @@ def make_step(
   training: Training, score: Score, make_rollout: MakeRollout, feedback: Feedback | None
 ) -> loop.Step:
   """A step of the loop: play, be judged, update."""
-  algorithm = training.algorithm
-  play = make_play(algorithm, make_rollout, feedback)
-  measure = measures.of_play(algorithm)
-  update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
+  play = make_play(training.algorithm, make_rollout, feedback)
+  update = make_update_of(training, score)
 
   def step(state, batch, key):
     # Playing takes the key folded with 0 and 1.
     return update(state, play(state.slots, batch, key), jax.random.fold_in(key, 2))
 
   return step
+
+
+def make_update_of(training: Training, score: Score) -> Update:
+  """The update of a policy that plays."""
+  algorithm = training.algorithm
+  measure = measures.of_play(algorithm)
+  return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 
 def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None) -> loop.Step:
@@ -109,15 +114,11 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
 def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> Ahead:
   """The same of one that learns from responses while the next ones are judged."""
   training = policy.training
-  score, measure = (
-    policies.make_score(experiment.model.decoder),
-    measures.of_play(training.algorithm),
-  )
   return make_ahead(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
     partial(judges.told, report=policy.feedback),
-    make_update(training.algorithm, score, training.optimizer, measure, training.accumulate),
+    make_update_of(training, policies.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
   )

@@ -91,8 +91,8 @@ def coverage(
 ) -> Float[Array, '']:
   """C(p, design) = max over q and members of (E_{p,q} delta)^2 / E_design delta^2.
 
-  What a policy needs of the data, against every opponent; infinite where a pair that it needs is
-  never compared.
+  What a policy needs of the data, against every opponent; of the class `tabular`, infinite where a
+  pair that it needs is never compared.
 
   Args:
     free: the class with a ridge of 0.

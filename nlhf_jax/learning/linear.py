@@ -12,7 +12,7 @@ from jax.scipy.special import expit, logit
 from jaxtyping import Array, Float
 from scipy import stats
 
-from nlhf_jax.learning.classes import Counts, Preference, PreferenceClass
+from nlhf_jax.learning.classes import Counts, PreferenceClass
 from nlhf_jax.learning.setting import mirror
 from nlhf_jax.learning.tabular import deviation
 
@@ -54,8 +54,8 @@ def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> Prefere
 def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
   """P = sigmoid <phi, theta>, estimated by (penalised) maximum likelihood.
 
-  Widths and errors are those of `linear` with the features that log P has around the estimate.
-  They are exact for log-odds, linear in theta, and to first order for probabilities. The radius is
+  Errors are those of `linear` in log-odds; widths, of probabilities, follow their slope at the
+  estimate, P (1 - P) phi: exact for payoffs in log-odds, and to first order else. The radius is
   that of a normal estimate, in its largest direction; for many votes it holds the truth.
   """
 
@@ -185,9 +185,3 @@ def every_pair(prompts: int, actions: int) -> Features:
   pairs = pairs - pairs.swapaxes(0, 1)
   blocks = np.einsum('xy,abf->xabyf', np.eye(prompts), pairs)
   return jnp.asarray(blocks.reshape(prompts, actions, actions, -1))
-
-
-def truth(features: Features, theta: Float[Array, 'F']) -> Preference:
-  """1/2 + <phi, theta>, with theta scaled so that no pair is surer than 9 : 1."""
-  payoff = features @ theta
-  return 0.5 + 0.4 * payoff / abs(payoff).max()

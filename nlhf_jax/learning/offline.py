@@ -128,7 +128,8 @@ def respond(
 ) -> tuple[Float[Array, 'X K K'], Float[Array, 'X K'], Float[Array, '']]:
   """The worst member for p against q, the best reply to p under it, and what p then wins.
 
-  The value is of the pair returned, and repeating the step never raises it.
+  The value is of the pair returned. Where the link is linear, repeating the step never raises it;
+  else the member is the worst to first order.
   """
   weights = duel(setting, log_p, log_q) * link.slope(estimate)
   payoff = link.payoff(members.worst(estimate, counts, weights, budget))

@@ -35,13 +35,12 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
     UserError: if the file cannot be used, then or later.
   """
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(path, PATIENCE, isolation_level=None)) as connection:
       connection.execute(
         'CREATE TABLE IF NOT EXISTS answers (name TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID'
       )
       yield connection
-  except (sqlite3.Error, OSError) as error:
+  except sqlite3.Error as error:
     raise UserError(
       f"cannot keep the judge's answers in '{path}' ({first_line(error)}); make room there, or "
       'name another file.'

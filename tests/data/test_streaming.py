@@ -16,6 +16,11 @@ ROOT = Path(__file__).parents[2]
 WORDS = synthetic.vocabulary()
 
 
+pytestmark = pytest.mark.skipif(
+  not Path('/proc/self/status').exists(), reason='only Linux tells the peak of one program'
+)
+
+
 def write(path, count):
   """Graded comparisons of many lengths, in words of the embedded task."""
   chance = random.Random(0)

@@ -56,7 +56,7 @@ def test_a_judge_that_says_what_is_true_is_calibrated_and_one_twice_as_sure_is_n
   )
   assert judging.calibration_error(true) < 0.01
   assert judging.calibration_error(sure) > 0.1
-  assert judging.accuracy(sure) == judging.accuracy(true)
+  assert judging.accuracy(sure.chance, votes) == judging.accuracy(true.chance, votes)
   assert judging.log_loss(sure.chance, votes) > judging.log_loss(true.chance, votes)
   for bin_ in judging.calibration(true):
     assert abs(bin_.chance - bin_.votes) < 5 * (0.25 / bin_.count) ** 0.5

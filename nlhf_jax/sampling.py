@@ -5,11 +5,17 @@ geometric mean of its members' next-token distributions, each member having read
 prefix (arXiv 2312.00886, appendix F.1). All mixtures asked for share the loop, so that a slot reads
 the prompts once, and one batch a token, whatever number of mixtures it takes part in.
 
+Weights that members have of their own are not all read for every token: the heaviest member drafts
+a few tokens, the others read those at once, and each is kept with probability min(1, mixture /
+draft); in place of the first that is not comes a draw from what the mixture has more of (arXiv
+2211.17192). Tokens are the mixture's whatever the draft is like; the closer, the more are kept.
+
 The loop is compiled, and comes back to the host when its caches are full, to have them grow, and
 when at most a quarter of its prompts have a response that is not done, to go on with those: one
 program for each size of both. On a mesh, and within another compiled program, it only grows.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -31,6 +37,7 @@ Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]
 PLACES = 32  # of the first caches; the next ones are four times as long
 PROMPTS = 8  # fewer are not gone on with on their own; else a quarter of them
 BLOCK = 64  # tokens whose probabilities are added up together
+DRAFTS = 4  # tokens that are read at once by members that did not draft them
 
 
 class Filters(NamedTuple):
@@ -49,25 +56,31 @@ class Filters(NamedTuple):
 UNFILTERED = Filters()
 
 
-class Reader(NamedTuple):
-  """Slots that are read in one pass, and the rows of it: for each prompt and sample, a stream each.
+class Stream(NamedTuple):
+  """A slot's part in a mixture, by number, and what its logits weigh in the draft."""
 
-  A stream is a slot's part in a mixture, (slot, number of the mixture).
-  """
+  slot: str
+  mixture: int
+  weight: float
+
+
+class Reader(NamedTuple):
+  """Slots that are read in one pass; its rows are the streams of each prompt and sample."""
 
   slots: Sequence[str]
-  streams: Sequence[tuple[str, int]]
+  streams: Sequence[Stream]
 
 
 class Loop(NamedTuple):
-  """Where sampling is: of b prompts with R = count x mixtures responses each, `time` tokens.
+  """Where sampling is: of b prompts with R = count x mixtures responses each, `time` tokens each.
 
-  `which` says which prompts they are; `written` is as the responses will be, times first.
+  `turn` counts steps, `which` says which prompts they are; `written` is as responses will be.
   """
 
-  time: Int[Array, '']
+  turn: Int[Array, '']
   which: Int[Array, 'b']
   done: Bool[Array, 'b R']
+  time: Int[Array, 'b R']
   last: Int[Array, 'b R']
   caches: tuple[Cache, ...]
   written: Responses
@@ -135,6 +148,31 @@ def _at(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
   return jnp.squeeze(jnp.take_along_axis(x, index[..., None], axis=axis), axis)
 
 
+def verified(
+  drafts: Int[Array, '... k'],
+  log_draft: Float[Array, '... k V'],
+  log_target: Float[Array, '... k V'],
+  uniform: Float[Array, '... k+1'],
+) -> tuple[Drawn, Int[Array, '...']]:
+  """Tokens of the target, of which so many count: drafts that are kept, and one that is put right.
+
+  Both log-probabilities are of the next token after the drafts before it, so that what follows the
+  first draft that is not kept means nothing (arXiv 2211.17192, theorem 1).
+  """
+  length = drafts.shape[-1]
+  chance = jnp.exp(jnp.minimum(_at(log_target, drafts) - _at(log_draft, drafts), 0))
+  kept = jnp.sum(jnp.cumprod(uniform[..., :-1] < chance, axis=-1), axis=-1)
+  wrong = jnp.minimum(kept, length - 1)
+  target, draft = (jnp.exp(_at(x, wrong[..., None], axis=-2)) for x in (log_target, log_draft))
+  more = jnp.maximum(target - draft, 0)
+  more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, target)  # but for rounding
+  instead = draw(uniform[..., -1], jnp.log(more)).token
+  tokens = jnp.where(jnp.arange(length) == kept[..., None], instead[..., None], drafts)
+  some = jnp.where(log_target > -jnp.inf, log_target, 0)
+  entropy = -jnp.sum(jnp.exp(log_target) * some, axis=-1)
+  return Drawn(tokens, _at(log_target, tokens), entropy), jnp.minimum(kept + 1, length)
+
+
 def make_rollout(
   decoder: Decoder,
   mixtures: Sequence[Mixture],
@@ -159,106 +197,181 @@ def make_rollout(
     log-probability of each token under the distribution it was drawn from. Slots that share a base
     are read together, so that its weights are read once a token.
   """
-  slots = sorted(set().union(*mixtures))
+  mixtures = [{slot: mix[slot] for slot in mix if mix[slot]} for mix in mixtures]
+  slots, rows = sorted(set().union(*mixtures)), len(mixtures) * count
+  checked = np.array([i for i, mixture in enumerate(mixtures) if len(mixture) > 1], int)
 
-  def make_readers(params) -> list[Reader]:
-    """One for all slots if they share a base, else one each."""
-    together = [slots] if 'base' in params else [[slot] for slot in slots]
-    return [
-      Reader(
-        members, [(slot, i) for slot in members for i, mix in enumerate(mixtures) if slot in mix]
-      )
-      for members in together
+  def make_readers(params) -> tuple[list[Reader], list[Reader]]:
+    """Those who draft, and those who read drafts; slots that share a base draft together."""
+
+    def by_slot(streams):
+      of_slots = [(slot, [it for it in streams if it.slot == slot]) for slot in slots]
+      return [Reader([slot], own) for slot, own in of_slots if own]
+
+    every = [
+      Stream(slot, i, mix[slot]) for slot in slots for i, mix in enumerate(mixtures) if slot in mix
     ]
+    if 'base' in params:
+      return [Reader(slots, every)], []
+    if drafts() == 1:
+      return by_slot(every), []
+    drafting, checking = [], []
+    for stream in every:
+      mixture = mixtures[stream.mixture]
+      if stream.slot == max(mixture, key=mixture.get):
+        drafting.append(stream._replace(weight=sum(mixture.values())))
+      else:
+        checking.append(stream)
+    return by_slot(drafting), by_slot(checking)
 
-  def mixed(readers, of_streams):
-    """Logits of every row, [b, R, V], from what each reader says of its streams, [b, ., count, V].
-
-    While the samples of a prompt have nothing of their own, there may be one for all of them.
-    """
-    totals = [0.0] * len(mixtures)
-    for reader, said in zip(readers, of_streams, strict=True):
-      for number, (slot, i) in enumerate(reader.streams):
-        totals[i] += mixtures[i][slot] * said[:, number]
-    totals = [jnp.broadcast_to(x, (len(x), count, x.shape[-1])) for x in totals]
-    return jnp.concatenate(totals, axis=1)
-
-  def with_next(loop, logits, key, size):
-    """The loop after the next token of each row, drawn from `logits`; `size` prompts began."""
-    uniform = jax.random.uniform(jax.random.fold_in(key, loop.time), (size, loop.done.shape[1]))
-    if filters != UNFILTERED:
-      logits = filtered(logits, filters)
-    drawn, live = draw(uniform[loop.which], logits), ~loop.done
-    new = Responses(
-      jnp.where(live, drawn.token, stop).astype(loop.last.dtype),
-      live,
-      jnp.where(live, drawn.log_prob, 0),
-      jnp.where(live, drawn.entropy, 0),
-    )
+  def after(loop, new):
+    """The loop after those of the tokens of `new`, [b, R, k], that are real: the first few."""
+    places = loop.time[..., None] + jnp.arange(new.tokens.shape[-1])
+    places = jnp.where(new.mask, places, length)
+    put = jax.vmap(jax.vmap(lambda old, at, own: old.at[at].set(own, mode='drop')))
+    written = jax.tree.map(lambda old, own: put(old, places, own), loop.written, new)
+    count = jnp.sum(new.mask, axis=-1)
+    time = loop.time + count
+    stopped = jnp.any(new.mask & (new.tokens == stop), axis=-1)
     return loop._replace(
-      time=loop.time + 1,
-      done=loop.done | (new.tokens == stop),
-      last=new.tokens,
-      written=jax.tree.map(lambda old, row: old.at[loop.time].set(row), loop.written, new),
+      turn=loop.turn + 1,
+      done=loop.done | stopped | (time == length),
+      time=time,
+      last=jnp.where(loop.done, stop, _at(new.tokens, jnp.maximum(count - 1, 0))),
+      written=written,
     )
+
+  def real(loop, drawn, count):
+    """The first `count` drawn tokens of each row as responses, up to a stop and to the length."""
+    places = jnp.arange(drawn.token.shape[-1])
+    stops = drawn.token == stop
+    mask = (jnp.cumsum(stops, axis=-1) - stops == 0) & (places < count[..., None])
+    mask &= ~loop.done[..., None] & (loop.time[..., None] + places < length)
+    tokens = jnp.where(mask, drawn.token, stop).astype(loop.last.dtype)
+    return Responses(tokens, mask, *(jnp.where(mask, x, 0) for x in drawn[1:]))
+
+  def filtered_if_asked(logits):
+    return logits if filters == UNFILTERED else filtered(logits, filters)
 
   @partial(jax.jit, static_argnames='places')
   def started(params, prompts, key, places):
     """The loop after the prompts and the first tokens."""
-    size, readers, caches, of_streams = len(prompts.tokens), make_readers(params), [], []
-    for members, streams in readers:
+    size, said, read = len(prompts.tokens), {}, {}
+    for members in [slots] if 'base' in params else [[slot] for slot in slots]:
       turns = trees.of_turns(params, members)
       tokens, mask = (jnp.repeat(leaf, len(members), axis=0) for leaf in prompts)
       hidden, reading = decoder.read(turns, tokens, mask)
-      logits = decoder.logits(turns, hidden[:, -1]).reshape(size, len(members), 1, -1)
-      slot_of = np.array([members.index(slot) for slot, _ in streams])
-      of_streams.append(logits[:, slot_of])
+      logits = decoder.logits(turns, hidden[:, -1]).reshape(size, len(members), -1)
+      for number, slot in enumerate(members):
+        said[slot], read[slot] = logits[:, number], reading
+    caches = []
+    for members, streams in itertools.chain(*make_readers(params)):
+      reading = read[members[0]]
       if len(members) > 1:
-        reading = _of_prompts(reading, size, lambda rows, of=slot_of: rows[:, of])
+        slot_of = np.array([members.index(stream.slot) for stream in streams])
+        reading = _of_prompts(reading, size, lambda leaf, of=slot_of: leaf[:, of])
       caches.append(begin(reading, size * count * len(streams), places))
-    rows = (size, count * len(mixtures))
     blank = Responses(
-      tokens=jnp.full((length, *rows), stop, prompts.tokens.dtype),
-      mask=jnp.zeros((length, *rows), bool),
-      log_probs=jnp.zeros((length, *rows)),
-      entropy=jnp.zeros((length, *rows)),
+      tokens=jnp.full((size, rows, length), stop, prompts.tokens.dtype),
+      mask=jnp.zeros((size, rows, length), bool),
+      log_probs=jnp.zeros((size, rows, length)),
+      entropy=jnp.zeros((size, rows, length)),
     )
-    time, which, done = jnp.zeros((), jnp.int32), jnp.arange(size), jnp.zeros(rows, bool)
-    loop = Loop(time, which, done, blank.tokens[0], tuple(caches), blank)
-    return with_next(loop, mixed(readers, of_streams), key, size)
+    none = jnp.zeros((size, rows), jnp.int32)
+    which, last = jnp.arange(size), blank.tokens[..., 0]
+    loop = Loop(jnp.int32(0), which, none > 0, none, last, tuple(caches), blank)
+    logits = [sum(weight * said[slot] for slot, weight in mix.items()) for mix in mixtures]
+    logits = jnp.repeat(jnp.stack(logits, axis=1), count, axis=1)
+    uniform = jax.random.uniform(jax.random.fold_in(key, 0), (size, rows))
+    drawn = draw(uniform, filtered_if_asked(logits))
+    return after(loop, real(loop, Drawn(*(x[..., None] for x in drawn)), none + 1))
 
   @partial(jax.jit, static_argnames=('size', 'end', 'least'), donate_argnums=1)
   def gone_on(params, loop, key, size, end, least):
-    """The loop at `end`, or once no more than `least` prompts are live; (how many are, time).
+    """The loop once at most `least` prompts are live, or caches full; (how many are, whether full).
 
-    The last few tokens are not worth another program.
+    They have `end` - 1 places. The last few tokens are not worth another program.
     """
-    readers = make_readers(params)
+    drafting, checking = readers = make_readers(params)
+    ahead = drafts() if checking else 1
     turns = [
-      trees.of_turns(params, [slot for slot, _ in streams for _ in range(count)])
-      for _, streams in readers
+      trees.of_turns(params, [stream.slot for stream in streams for _ in range(count)])
+      for _, streams in itertools.chain(*readers)
     ]
+
+    def heard(reader, params, cache, tokens):
+      """Logits of a reader's streams after tokens [b, mixtures, count, k], [b, ., count, k, V]."""
+      own = tokens[:, np.array([stream.mixture for stream in reader.streams])]
+      hidden, cache = decoder.extend(params, own.reshape(-1, own.shape[-1]), cache)
+      return decoder.logits(params, hidden).reshape(*own.shape, -1), cache
+
+    def by_mixture(x):
+      return x.reshape(len(x), len(mixtures), count, *x.shape[2:])
+
+    def draft(now, uniform):
+      """One more token a row by those who draft: what was drawn, and of what logits."""
+      last, caches = now
+      totals, kept = [0.0] * len(mixtures), []
+      for reader, params, cache in zip(drafting, turns, caches, strict=False):
+        said, cache = heard(reader, params, cache, by_mixture(last)[..., None])
+        for number, stream in enumerate(reader.streams):
+          totals[stream.mixture] += stream.weight * said[:, number, :, 0]
+        kept.append(cache)
+      logits = jnp.stack(totals, axis=1)
+      drawn = draw(uniform, filtered_if_asked(logits.reshape(*last.shape, -1)))
+      return (drawn.token.astype(last.dtype), tuple(kept)), (drawn, logits[:, checked])
+
+    def check(last, caches, drawn, logits, uniform):
+      """Of the drafts of mixtures with other members, what is theirs."""
+      before = jnp.concatenate([last[..., None], drawn.token[..., :-1]], axis=-1)
+      totals = {}
+      for number, i in enumerate(checked):
+        mixture = mixtures[i]
+        totals[i] = max(mixture.values()) / sum(mixture.values()) * logits[:, number]
+      kept = []
+      for reader, params, cache in zip(checking, turns[len(drafting) :], caches, strict=True):
+        said, cache = heard(reader, params, cache, by_mixture(before))
+        for number, stream in enumerate(reader.streams):
+          totals[stream.mixture] += stream.weight * said[:, number]
+        kept.append(cache)
+      log_target = filtered(jnp.stack([totals[i] for i in checked], axis=1), filters)
+      drafts, chances = (by_mixture(x)[:, checked] for x in (drawn.token, uniform))
+      theirs, real = verified(drafts, filtered(logits, filters), log_target, chances)
+      drawn = jax.tree.map(lambda x, own: by_mixture(x).at[:, checked].set(own), drawn, theirs)
+      whole = jnp.full(drawn.token.shape[:-1], ahead).at[:, checked].set(real)
+      flat = lambda x: x.reshape(len(x), rows, *x.shape[3:])
+      return jax.tree.map(flat, drawn), flat(whole), tuple(kept)
+
+    def step(loop):
+      shape = (size, rows, 2 * ahead + 1 if checking else 1)
+      uniform = jax.random.uniform(jax.random.fold_in(key, loop.turn), shape)[loop.which]
+      caches = [
+        cache._replace(length=_of_streams(reader, by_mixture(loop.time - 1)))
+        for reader, cache in zip(itertools.chain(*readers), loop.caches, strict=True)
+      ]
+      drafters, checkers = tuple(caches[: len(drafting)]), tuple(caches[len(drafting) :])
+      begun, numbers = (loop.last, drafters), jnp.moveaxis(uniform[..., :ahead], -1, 0)
+      (_, drafters), (drawn, logits) = lax.scan(draft, begun, numbers)
+      drawn = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), drawn)
+      real_count = jnp.full(loop.time.shape, ahead)
+      if checking:
+        logits, chances = jnp.moveaxis(logits, 0, -2), uniform[..., ahead:]
+        drawn, real_count, checkers = check(loop.last, checkers, drawn, logits, chances)
+      return after(loop, real(loop, drawn, real_count))._replace(caches=drafters + checkers)
 
     def live(loop):
       return jnp.sum(~jnp.all(loop.done, axis=1))
 
-    def step(loop):
-      last = loop.last.reshape(-1, len(mixtures), count)
-      caches, of_streams = [], []
-      for reader, params, cache in zip(readers, turns, loop.caches, strict=True):
-        tokens = last[:, np.array([i for _, i in reader.streams])]
-        hidden, cache = decoder.extend(params, tokens.reshape(-1), cache)
-        of_streams.append(decoder.logits(params, hidden).reshape(*tokens.shape, -1))
-        caches.append(cache)
-      loop = loop._replace(caches=tuple(caches))
-      return with_next(loop, mixed(readers, of_streams), key, size)
+    def full(loop):
+      return jnp.any(~loop.done & (loop.time + ahead > end)) & (end < length)
 
     def worthwhile(loop):
-      some = live(loop) > jnp.where(loop.time > length - PLACES, 0, least)
-      return (loop.time < end) & some
+      slowest = jnp.min(jnp.where(loop.done, length, loop.time))
+      some = live(loop) > jnp.where(slowest > length - PLACES, 0, least)
+      return some & ~full(loop)
 
     loop = lax.while_loop(worthwhile, step, loop)
-    return loop, (sharding.as_axes(live(loop)), loop.time)
+    return loop, (sharding.as_axes(live(loop)), sharding.as_axes(full(loop)))
 
   @partial(jax.jit, static_argnames='places')
   def with_room(loop, places):
@@ -269,20 +382,18 @@ def make_rollout(
     """The loop of `least` prompts, with all that are live."""
     size = len(loop.which)
     chosen = jnp.argsort(jnp.all(loop.done, axis=1), stable=True)[:least]
-    which, done, last = (leaf[chosen] for leaf in (loop.which, loop.done, loop.last))
-    caches = _of_prompts(loop.caches, size, lambda rows: rows[chosen])
-    written = jax.tree.map(lambda leaf: leaf[:, chosen], loop.written)
-    return Loop(loop.time, which, done, last, caches, written)
+    caches = _of_prompts(loop.caches, size, lambda leaf: leaf[chosen])
+    kept = jax.tree.map(lambda leaf: leaf[chosen], loop._replace(turn=None, caches=None))
+    return kept._replace(turn=loop.turn, caches=caches)
 
   @jax.jit
   def together(whole, loop):
-    return jax.tree.map(lambda all, own: all.at[:, loop.which].set(own), whole, loop.written)
+    return jax.tree.map(lambda all, own: all.at[loop.which].set(own), whole, loop.written)
 
   @jax.jit
   def by_mixture(written):
     def of_mixture(leaf):
-      _, size, _ = leaf.shape
-      return jnp.moveaxis(leaf.reshape(length, size, len(mixtures), count), (2, 0), (0, 3))
+      return jnp.moveaxis(leaf.reshape(len(leaf), len(mixtures), count, length), 1, 0)
 
     shaped = jax.tree.map(of_mixture, written)
     return tuple(Responses(*leaves) for leaves in zip(*shaped, strict=True))
@@ -297,8 +408,8 @@ def make_rollout(
         loop = with_room(loop, places=end - 1)
       while True:
         least = fewest(len(loop.which)) if on_host and length > PLACES else 0
-        loop, (live, time) = gone_on(params, loop, key, size, end, least)
-        if not least or int(time) == end or int(live) == 0:
+        loop, (live, full) = gone_on(params, loop, key, size, end, least)
+        if not least or bool(full) or int(live) == 0:
           break
         whole = loop.written if whole is None else together(whole, loop)
         loop = without_done(loop, least)
@@ -307,6 +418,11 @@ def make_rollout(
     return by_mixture(loop.written if whole is None else together(whole, loop))
 
   return rollout
+
+
+def drafts() -> int:
+  """How many tokens are drafted at a time: a CPU, where every row costs, reads each at once."""
+  return 1 if jax.default_backend() == 'cpu' else DRAFTS
 
 
 def ends_of(length: int) -> list[int]:
@@ -324,12 +440,15 @@ def fewest(size: int) -> int:
   return least if least >= PROMPTS and not sharding.on_mesh() else 0
 
 
+def _of_streams(reader: Reader, x: Array) -> Array:
+  """What each row of a reader has of x, [b, mixtures, count]."""
+  return x[:, np.array([stream.mixture for stream in reader.streams])].reshape(-1)
+
+
 def _of_prompts(tree, size: int, change: Callable[[Array], Array]):
   """A tree whose leaves have equally many rows for each of `size` prompts, changed prompt-wise."""
 
   def changed(leaf):
-    if leaf.ndim == 0:
-      return leaf
     rows = change(leaf.reshape(size, -1, *leaf.shape[1:]))
     return rows.reshape(-1, *leaf.shape[1:])
 

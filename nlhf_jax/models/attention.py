@@ -34,11 +34,11 @@ class Sight(NamedTuple):
 
 
 class Part(NamedTuple):
-  """Keys and values that lie together, heads first, each for an equal run of adjoining rows."""
+  """Keys and values that lie together, heads first, each for an equal run of R adjoining rows."""
 
   key: Float[Array, 'M G S C']
   value: Float[Array, 'M G S C']
-  visible: Bool[Array, '#M S']
+  visible: Bool[Array, 'M #R #T S']
 
 
 def attend(
@@ -60,34 +60,36 @@ def attend(
 
 
 def attend_parts(
-  query: Float[Array, 'N H C'], parts: Sequence[Part], *, scale: float, cap: float | None
-) -> Float[Array, 'N H C']:
-  """`attend` for one query a row over all that the parts hold; row n sees row n // (N / M) of each.
+  query: Float[Array, 'N T H C'], parts: Sequence[Part], *, scale: float, cap: float | None
+) -> Float[Array, 'N T H C']:
+  """`attend` for a few queries a row over all that the parts hold; row n sees row n // R of each.
 
   Each part is attended to on its own, so that what rows share is read once for all of them, and the
   outcomes are weighted with the sums of their exponentials.
   """
-  rows, heads, size = query.shape
+  rows, length, heads, size = query.shape
 
   def of_part(part):
-    """(largest logit, sum of exponentials, weighted sum of values), [N, H] and [N, H, C]."""
+    """(largest logit, sum of exponentials, weighted sum of values), [N, T, H] and [N, T, H, C]."""
     count, groups = part.key.shape[:2]
-    grouped = query.reshape(count, rows // count, groups, heads // groups, size)
-    grouped = grouped.swapaxes(1, 2).reshape(count, groups, -1, size)
-    logits = jnp.einsum('mgqc,mgsc->mgqs', grouped, part.key, preferred_element_type=jnp.float32)
-    logits = jnp.where(part.visible[:, None, None], capped(scale * logits, cap), LEAST)
+    grouped = query.reshape(count, rows // count, length, groups, heads // groups, size)
+    grouped = jnp.moveaxis(grouped, 3, 1)
+    logits = jnp.einsum(
+      'mgntrc,mgsc->mgntrs', grouped, part.key, preferred_element_type=jnp.float32
+    )
+    visible = part.visible[:, None, :, :, None]
+    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
     top = jnp.max(logits, axis=-1)
     weights = jnp.exp(logits - top[..., None])
     mixed = jnp.einsum(
-      'mgqs,mgsc->mgqc',
+      'mgntrs,mgsc->mgntrc',
       weights.astype(part.value.dtype),
       part.value,
       preferred_element_type=jnp.float32,
     )
 
     def by_rows(x):
-      x = x.reshape(count, groups, rows // count, heads // groups, *x.shape[3:])
-      return x.swapaxes(1, 2).reshape(rows, heads, *x.shape[4:])
+      return jnp.moveaxis(x, 1, 3).reshape(rows, length, heads, *x.shape[5:])
 
     return by_rows(top), by_rows(jnp.sum(weights, axis=-1)), by_rows(mixed)
 

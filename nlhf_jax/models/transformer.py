@@ -53,25 +53,25 @@ class Reading(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """What rows that go on from prompts attend to, one token after the other.
+  """What rows that go on from prompts attend to, token after token.
 
   The prompts' keys and values lie once, however many rows go on from each: row n of N from prompt
-  n // (N / M). Of each row's own S places, `length` are taken.
+  n // (N / M). Of each row's own S places, the first `length` are taken; to lower it is to go back.
   """
 
   prompts: Reading  # of M prompts
   keys: tuple[Float[Array, 'N G S C'], ...]
   values: tuple[Float[Array, 'N G S C'], ...]
-  length: Int[Array, '']
+  length: Int[Array, 'N']
 
 
 class Decoder(NamedTuple):
   """A decoder as functions.
 
   `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T])` gives hidden states
-  [N, T, D] and the `Reading`; `extend(params, tokens [N], cache)` reads one more token a row and
-  gives hidden states [N, D] and the cache grown by them; `logits(params, hidden [..., D])` gives
-  float32 logits [..., V].
+  [N, T, D] and the `Reading`; `extend(params, tokens [N, T], cache)` reads the next tokens of each
+  row and gives hidden states [N, T, D] and the cache grown by them, for which there need be no room
+  if nothing reads on from them; `logits(params, hidden [..., D])` gives float32 logits [..., V].
   """
 
   init: Callable[[Array], Params]
@@ -89,7 +89,7 @@ def begin(prompts: Reading, rows: int, places: int) -> Cache:
     return sharding.as_rows(empty, 'tensor')
 
   keys, values = (tuple(map(buffers, pair)) for pair in (prompts.keys, prompts.values))
-  return Cache(prompts, keys, values, jnp.zeros((), jnp.int32))
+  return Cache(prompts, keys, values, jnp.zeros(rows, jnp.int32))
 
 
 def grown(cache: Cache, places: int) -> Cache:
@@ -278,32 +278,35 @@ class Transformer(nn.Module):
     return hidden, Reading(keys, values, mask)
 
   def extend(self, tokens, cache):
-    """Reads one more token a row."""
-    prompts, length = cache.prompts, cache.length
-    size, places = prompts.mask.shape[1], cache.keys[0].shape[2]
-    before = jnp.sum(prompts.mask, axis=1)  # real tokens of each prompt
-    taken = jnp.arange(places) <= length
-    seen = {None: (prompts.mask, taken[None])}
+    """Reads the next few tokens of each row."""
+    prompts, (rows, count) = cache.prompts, tokens.shape
+    size, places = prompts.mask.shape[1], jnp.arange(cache.keys[0].shape[2])
+    before = jnp.sum(prompts.mask, axis=1)[:, None, None]  # real tokens of each prompt
+    at = cache.length[:, None] + jnp.arange(count)
+    positions = before + at.reshape(len(before), -1, count)
+    own, of_prompts = places <= at[:, :, None], prompts.mask[:, None, None]
+    seen = {None: (of_prompts, own[:, None])}
     for window in self._windows():
-      near = before[:, None] + length - masks.positions(prompts.mask) < window
-      recent = length - jnp.arange(places) < window
-      seen[window] = (prompts.mask & near, (taken & recent)[None])
+      near = positions[..., None] - masks.positions(prompts.mask)[:, None, None] < window
+      recent = at[:, :, None] - places < window
+      seen[window] = (of_prompts & near, (own & recent)[:, None])
+
+    @jax.vmap
+    def added(buffer, new, at):
+      return buffer.at[:, at].set(jnp.swapaxes(new, 0, 1), mode='drop')
 
     def look(number, query, key, value, **how):
-      def added(buffers, new):
-        return lax.dynamic_update_slice(buffers[number], jnp.swapaxes(new, 1, 2), (0, 0, length, 0))
-
-      key, value = added(cache.keys, key), added(cache.values, value)
+      key, value = added(cache.keys[number], key, at), added(cache.values[number], value, at)
       of_prompts, own = seen[self.sizes.layers[number].window]
       parts = [
         Part(prompts.keys[number], prompts.values[number], of_prompts),
         Part(key, value, own),
       ]
-      return attend_parts(query[:, 0], parts, **how)[:, None], (key, value)
+      return attend_parts(query, parts, **how), (key, value)
 
-    positions = jnp.repeat(before + length, len(tokens) // len(before))[:, None]
-    hidden, keys, values = self._through(tokens[:, None], positions, size + places, look)
-    return hidden[:, 0], Cache(prompts, keys, values, length + 1)
+    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.longest - 1)
+    hidden, keys, values = self._through(tokens, positions, size + len(places), look)
+    return hidden, Cache(prompts, keys, values, cache.length + count)
 
   def _windows(self):
     return {layer.window for layer in self.sizes.layers} - {None}

@@ -59,8 +59,12 @@ def teacher_forced(decoder, params, mixture, prompts, responses):
   return np.asarray(jax.nn.log_softmax(forced))
 
 
-@pytest.mark.parametrize('mixtures', [[POLICY], [MIXTURE], [POLICY, MIXTURE]])
-def test_rollout_reports_the_probabilities_of_a_full_recompute(decoder, params, prompts, mixtures):
+@pytest.mark.parametrize('drafts', [1, 3])
+@pytest.mark.parametrize('mixtures', [[MIXTURE], [POLICY, MIXTURE]])
+def test_rollout_reports_the_probabilities_of_a_full_recompute(
+  decoder, params, prompts, mixtures, drafts, monkeypatch
+):
+  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
   rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
   sampled = rollout(params, prompts, jax.random.key(3))
   for mixture, responses in zip(mixtures, sampled, strict=True):
@@ -128,7 +132,11 @@ def many(decoder):
   return Prompts(tokens, jnp.ones_like(tokens, bool)), logits
 
 
-def test_prompts_that_are_done_are_left_behind_and_caches_grow(counted, many, params, monkeypatch):
+@pytest.mark.parametrize('drafts', [1, 3])
+def test_prompts_that_are_done_are_left_behind_and_caches_grow(
+  counted, many, params, drafts, monkeypatch
+):
+  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)

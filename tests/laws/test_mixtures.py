@@ -80,8 +80,11 @@ def test_filters_keep_the_likeliest_tokens(name):
   )
 
 
-@pytest.mark.parametrize('name', ['unfiltered', 'all'])
-def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(name):
+@pytest.mark.parametrize(('name', 'drafts'), [('unfiltered', 1), ('unfiltered', 4), ('all', 2)])
+def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(
+  name, drafts, monkeypatch
+):
+  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
   tables = random_tables()
   mixtures = [{'policy': 0.3, 'reference': 0.7}, {'policy': 1.0}, {'reference': 1.0}]
   symbols, length = 5, 3
@@ -104,7 +107,8 @@ def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(nam
         assert_frequencies(np.bincount(followed, minlength=symbols), np.exp(table[last]))
 
 
-def test_one_step_at_a_time_is_not_the_mixture_of_sequences():
+@pytest.mark.parametrize('drafts', [1, 2])
+def test_one_step_at_a_time_is_not_the_mixture_of_sequences(drafts, monkeypatch):
   # arXiv 2312.00886, appendix F.1, on two tokens of two symbols: the reference takes back after 0
   # what the policy adds there, which a sequence pays for in its first token and a prefix does not.
   log_probs = {slot: exact.two_tokens(table).sum(-1) for slot, table in exact.TWO_TOKENS.items()}
@@ -117,12 +121,39 @@ def test_one_step_at_a_time_is_not_the_mixture_of_sequences():
     slot: np.pad(table[[1, 2, 0]], ((0, 0), (0, 1)), constant_values=-np.inf)
     for slot, table in exact.TWO_TOKENS.items()
   }
+  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
   (responses,) = sample(tables, [HALF])
   assert responses.mask.all()
   np.testing.assert_allclose(responses.log_probs.sum(1), np.log(0.25), atol=1e-6)
   counts = np.bincount(responses.tokens @ [2, 1], minlength=4)
   assert_frequencies(counts, np.full(4, 0.25))
   assert_frequencies(np.array([counts[:2].sum(), counts[2:].sum()]), [0.5, 0.5])
+
+
+def test_drafts_are_kept_as_often_as_the_target_has_their_probability_and_put_right_else():
+  """Three symbols: the first draft is kept with probability sum(min), the second only after it."""
+  draft, target = np.log([[0.5, 0.3, 0.2]] * 2), np.log([[0.2, 0.3, 0.5]] * 2)
+  keys = jax.random.split(jax.random.key(0), 2)
+  tokens = jax.random.categorical(keys[0], draft, shape=(ROWS, 2))
+  tile = lambda x: jnp.tile(jnp.asarray(x, jnp.float32), (ROWS, 1, 1))
+  uniform = jax.random.uniform(keys[1], (ROWS, 3))
+  drawn, count = jax.jit(sampling.verified)(tokens, tile(draft), tile(target), uniform)
+  assert_frequencies(np.bincount(drawn.token[:, 0], minlength=3), np.exp(target[0]))
+  kept = 0.2 + 0.3 + 0.2
+  assert_frequencies(np.bincount(count - 1, minlength=2), [1 - kept, kept])
+  second = drawn.token[:, 1][count == 2]
+  assert_frequencies(np.bincount(second, minlength=3), np.exp(target[1]))
+  np.testing.assert_allclose(drawn.log_prob, target[0][drawn.token], rtol=1e-5)
+  np.testing.assert_allclose(drawn.entropy, -np.sum(np.exp(target) * target, axis=1)[0], rtol=1e-5)
+
+
+def test_a_draft_of_the_target_itself_is_kept_whole():
+  logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (ROWS, 3, 7)))
+  tokens = jax.random.categorical(jax.random.key(1), logits)
+  uniform = jax.random.uniform(jax.random.key(2), (ROWS, 4))
+  drawn, count = jax.jit(sampling.verified)(tokens, logits, logits, uniform)
+  np.testing.assert_array_equal(drawn.token, tokens)
+  assert np.all(count == 3)
 
 
 def test_weights_one_and_zero_give_the_first_member():

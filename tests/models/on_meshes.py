@@ -72,6 +72,7 @@ def learn(mesh, adapter=None):
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
       sampling.PLACES = 2  # so that caches grow
+      sampling.drafts = lambda: 2
       rollout = sampling.make_rollout(
         decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1
       )

@@ -76,8 +76,8 @@ def by_cache(decoder, params, tokens, mask):
   extend = jax.jit(decoder.extend)
   for place in range(12, tokens.shape[1]):
     cache = grown(cache, 10) if place == 15 else cache
-    hidden, cache = extend(params, tokens[:, place], cache)
-    parts.append(hidden)
+    hidden, cache = extend(params, tokens[:, place, None], cache)
+    parts.append(hidden[:, 0])
   return np.stack(parts, axis=1)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import environments
 import jax
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 from tqdm import tqdm
 from training import MODELS, Settings, ours
 
@@ -25,7 +26,7 @@ from nlhf_jax.models import sharding
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
-PARTS = ('rollout', 'update', 'step')
+PARTS = ('rollout', 'update')
 AXES = {
   'batch': (2, 8, 32),
   'response_length': (16, 64, 256),
@@ -58,12 +59,13 @@ def settings_at(axis: str, value: int) -> Settings:
 
 
 def measure(axis: str, value: int) -> dict[str, float]:
-  """Part -> median seconds."""
+  """Part -> median seconds, and the bytes that the process held at most."""
   count = value if axis == 'devices' else 1
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
   command = [sys.executable, __file__, '--only', json.dumps(settings_at(axis, value)._asdict())]
   said = environments.said(command, env=os.environ | {'XLA_FLAGS': flags})
-  return {part: statistics.median(said['parts'][part]) for part in PARTS}
+  seconds = {part: statistics.median(said['parts'][part]) for part in PARTS}
+  return seconds | {'peak': said['peak']}
 
 
 def slope(points: dict[int, float]) -> float:
@@ -75,14 +77,19 @@ def slope(points: dict[int, float]) -> float:
 def plot(found: dict, path: Path) -> None:
   """A panel an axis, both scales logarithmic."""
   figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout='constrained')
-  for panel, (axis, points) in zip(panels.flat, found['axes'].items(), strict=True):
+  for panel, (axis, course) in zip(panels.flat, found['axes'].items(), strict=True):
     for part in PARTS:
-      values = [1e3 * seconds[part] for seconds in points['seconds'].values()]
-      label = f'{part}, slope {points["slopes"][part]:.2f}'
-      panel.loglog(list(points['seconds']), values, marker='o', label=label)
+      values = [1e3 * point[part] for point in course['points'].values()]
+      label = f'{part}, slope {course["slopes"][part]:.2f}'
+      panel.loglog(list(course['points']), values, marker='o', label=label)
+    panel.set_xticks(list(course['points']), list(course['points']))
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter('{x:g}')
+    for one in (panel.xaxis, panel.yaxis):
+      one.set_minor_locator(ticker.NullLocator())
     panel.set_xlabel(axis.replace('_', ' '))
     panel.set_ylabel('ms')
-    panel.grid(alpha=0.3, which='both')
+    panel.grid(alpha=0.3)
     panel.legend(frameon=False)
   figure.savefig(path, dpi=110)
 
@@ -92,23 +99,23 @@ def main() -> None:
   found = {'machine': environments.machine(), 'axes': {}}
   with tqdm(total=sum(map(len, AXES.values())), unit='point') as bar:
     for axis, values in AXES.items():
-      seconds = {}
+      points = {}
       for value in values:
         bar.set_description(f'{axis} {value}')
-        seconds[value] = measure(axis, value)
+        points[value] = measure(axis, value)
         bar.update()
-      slopes = {part: slope({v: taken[part] for v, taken in seconds.items()}) for part in PARTS}
-      found['axes'][axis] = {'expected': LAWS[axis], 'seconds': seconds, 'slopes': slopes}
+      slopes = {part: slope({v: taken[part] for v, taken in points.items()}) for part in PARTS}
+      found['axes'][axis] = {'expected': LAWS[axis], 'points': points, 'slopes': slopes}
   plot(found, RESULTS / 'growth.png')
   (RESULTS / 'growth.json').write_text(json.dumps(found, indent=2) + '\n')
-  for axis, points in found['axes'].items():
-    told = ', '.join(f'{part} {value:.2f}' for part, value in points['slopes'].items())
-    print(f'{axis}: slopes {told} (expected: {points["expected"]})')
+  for axis, course in found['axes'].items():
+    told = ', '.join(f'{part} {value:.2f}' for part, value in course['slopes'].items())
+    print(f'{axis}: slopes {told} (expected: {course["expected"]})')
 
 
 if __name__ == '__main__':
   if '--only' in sys.argv:
     jax.set_mesh(sharding.make_mesh(0, 1, 1)) if jax.device_count() > 1 else None
-    print(json.dumps(ours(Settings(**json.loads(sys.argv[-1])), play_alone=True)))
+    print(json.dumps(ours(Settings(**json.loads(sys.argv[-1])), PARTS)))
   else:
     main()

@@ -19,7 +19,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -128,10 +128,10 @@ def architecture(fields: dict) -> Architecture:
 # --- Ours ---
 
 
-def ours(settings: Settings, play_alone: bool = False) -> dict:
+def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   """Part -> seconds of each run; and what compiling took, and memory.
 
-  `play_alone` leaves adapters and the training of judges out.
+  `only` some parts of play, of a model without adapters, or all there is.
   """
   compiling = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -154,11 +154,12 @@ def ours(settings: Settings, play_alone: bool = False) -> dict:
 
   parts = {}
   kinds = {'': None, ' with LoRA': Lora(16, 32.0, TARGETS)}
-  for kind, adapter in list(kinds.items())[: 1 if play_alone else 2]:
+  for kind, adapter in list(kinds.items())[: 1 if only else 2]:
     decoder = make_decoder(architecture(settings.model), numerics, adapter)
-    for name, taken in of_play(settings, decoder, prompts, judge, stop).items():
-      parts[name + kind] = taken
-  if not play_alone:
+    for name, call in of_play(settings, decoder, prompts, judge, stop).items():
+      if not only or name in only:
+        parts[name + kind] = timed(call, settings.runs)
+  if not only:
     sides = [tokens(size, 1, settings.response_length) for _ in range(2)]
     sides = [Responses(side, jnp.ones_like(side, bool)) for side in sides]
     pairs = Comparison(prompts, *sides, jnp.full((size, 1, 1), 0.5))
@@ -171,7 +172,7 @@ def ours(settings: Settings, play_alone: bool = False) -> dict:
   }
 
 
-def of_play(settings, decoder, prompts, judge, stop) -> dict[str, list[float]]:
+def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   """The parts of a step of Nash-MD."""
   algorithm, key = catalogue.nash_md_pg(settings.share, settings.tau), jax.random.key(2)
   own, base = trees.split(jax.jit(decoder.init)(jax.random.key(0)), lora.is_adapter)
@@ -194,14 +195,13 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, list[float]]:
 
     return call
 
-  calls = {
+  return {
     'rollout': lambda: both(state.slots, prompts, key),
     'self-play rollout': lambda: alone(state.slots, prompts, key),
     'judge': lambda: judge(comparison),
     'update': moving(update, comparison),
     'step': moving(step, prompts),
   }
-  return {name: timed(call, settings.runs) for name, call in calls.items()}
 
 
 def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:

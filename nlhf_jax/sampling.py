@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from nlhf_jax import trees
+from nlhf_jax.drawing import UNFILTERED, Drawn, Filters, draw, entry, filtered, verified
 from nlhf_jax.models import sharding
 from nlhf_jax.models.transformer import Cache, Decoder, begin, grown
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
@@ -36,24 +37,7 @@ Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]
 # Each step by four, so that there are few programs.
 PLACES = 32  # of the first caches; the next ones are four times as long
 PROMPTS = 8  # fewer are not gone on with on their own; else a quarter of them
-BLOCK = 64  # tokens whose probabilities are added up together
 DRAFTS = 4  # tokens that are read at once by members that did not draft them
-
-
-class Filters(NamedTuple):
-  """What is done to next-token logits, after mixing, before one is drawn.
-
-  Training samples with none of them: the policy gradient's score function is that of the policy as
-  it is. `top_k` keeps the k likeliest tokens (0: all of them), `top_p` the smallest set with at
-  least that mass.
-  """
-
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
-
-
-UNFILTERED = Filters()
 
 
 class Stream(NamedTuple):
@@ -84,93 +68,6 @@ class Loop(NamedTuple):
   last: Int[Array, 'b R']
   caches: tuple[Cache, ...]
   written: Responses
-
-
-def filtered(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '... V']:
-  """Log-probabilities after temperature, top-k and top-p, in that order; -inf where cut."""
-  log_p = jax.nn.log_softmax(logits / filters.temperature)
-  if 0 < filters.top_k < log_p.shape[-1]:
-    least = lax.top_k(log_p, filters.top_k)[0][..., -1:]
-    log_p = jax.nn.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
-  if filters.top_p < 1:
-    falling = -jnp.sort(-log_p)
-    before = jnp.cumsum(jnp.exp(falling), axis=-1) - jnp.exp(falling)
-    least = jnp.min(jnp.where(before < filters.top_p, falling, jnp.inf), axis=-1, keepdims=True)
-    log_p = jax.nn.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
-  return log_p
-
-
-class Drawn(NamedTuple):
-  """A token a row, its log-probability, and the entropy of what it was drawn from, in nats."""
-
-  token: Int[Array, '...']
-  log_prob: Float[Array, '...']
-  entropy: Float[Array, '...']
-
-
-def draw(uniform: Float[Array, '...'], logits: Float[Array, '... V']) -> Drawn:
-  """One token a row by inverting the cumulative sum at a uniform number in [0, 1).
-
-  Probabilities are added up in blocks: first the block is found, then the token in it.
-  """
-  top = jnp.max(logits, axis=-1, keepdims=True)
-  weights = jnp.exp(logits - top)
-  unused = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
-  blocks = jnp.pad(weights, unused).reshape(*weights.shape[:-1], -1, BLOCK)
-  sums = jnp.sum(blocks, axis=-1)
-  total = jnp.sum(sums, axis=-1)
-  block, rest = _place(sums, uniform * total)
-  within, _ = _place(_at(blocks, block[..., None], axis=-2), rest)
-  token = BLOCK * block + within
-  log_total = jnp.log(total) + top[..., 0]
-  expected = jnp.sum(jnp.where(weights > 0, weights * logits, 0), axis=-1) / total
-  return Drawn(token, _at(logits, token) - log_total, log_total - expected)
-
-
-def _place(
-  weights: Float[Array, '... n'], threshold: Float[Array, '...']
-) -> tuple[Int[Array, '...'], Float[Array, '...']]:
-  """Whose share of the weights' sum the threshold falls in, and how far into it.
-
-  However sums are rounded, the weight there is above zero.
-  """
-  sums = jnp.cumsum(weights, axis=-1)
-  threshold = jnp.minimum(threshold, sums[..., -1] * (1 - 2.0**-22))
-  index = jnp.sum(sums <= threshold[..., None], axis=-1)
-  places = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), -1)
-  index = _at(lax.cummax(places, axis=places.ndim - 1), index)
-  before = jnp.where(index > 0, _at(sums, jnp.maximum(index - 1, 0)), 0)
-  return index, jnp.maximum(threshold - before, 0)
-
-
-def _at(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
-  """The entry of each row that its index names, along an axis that goes."""
-  return jnp.squeeze(jnp.take_along_axis(x, index[..., None], axis=axis), axis)
-
-
-def verified(
-  drafts: Int[Array, '... k'],
-  log_draft: Float[Array, '... k V'],
-  log_target: Float[Array, '... k V'],
-  uniform: Float[Array, '... k+1'],
-) -> tuple[Drawn, Int[Array, '...']]:
-  """Tokens of the target, of which so many count: drafts that are kept, and one that is put right.
-
-  Both log-probabilities are of the next token after the drafts before it, so that what follows the
-  first draft that is not kept means nothing (arXiv 2211.17192, theorem 1).
-  """
-  length = drafts.shape[-1]
-  chance = jnp.exp(jnp.minimum(_at(log_target, drafts) - _at(log_draft, drafts), 0))
-  kept = jnp.sum(jnp.cumprod(uniform[..., :-1] < chance, axis=-1), axis=-1)
-  wrong = jnp.minimum(kept, length - 1)
-  target, draft = (jnp.exp(_at(x, wrong[..., None], axis=-2)) for x in (log_target, log_draft))
-  more = jnp.maximum(target - draft, 0)
-  more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, target)  # but for rounding
-  instead = draw(uniform[..., -1], jnp.log(more)).token
-  tokens = jnp.where(jnp.arange(length) == kept[..., None], instead[..., None], drafts)
-  some = jnp.where(log_target > -jnp.inf, log_target, 0)
-  entropy = -jnp.sum(jnp.exp(log_target) * some, axis=-1)
-  return Drawn(tokens, _at(log_target, tokens), entropy), jnp.minimum(kept + 1, length)
 
 
 def make_rollout(
@@ -219,7 +116,7 @@ def make_rollout(
     for stream in every:
       mixture = mixtures[stream.mixture]
       if stream.slot == max(mixture, key=mixture.get):
-        drafting.append(stream._replace(weight=sum(mixture.values())))
+        drafting.append(stream._replace(weight=_sum(mixture)))
       else:
         checking.append(stream)
     return by_slot(drafting), by_slot(checking)
@@ -237,7 +134,7 @@ def make_rollout(
       turn=loop.turn + 1,
       done=loop.done | stopped | (time == length),
       time=time,
-      last=jnp.where(loop.done, stop, _at(new.tokens, jnp.maximum(count - 1, 0))),
+      last=jnp.where(loop.done, stop, entry(new.tokens, jnp.maximum(count - 1, 0))),
       written=written,
     )
 
@@ -327,7 +224,7 @@ def make_rollout(
       totals = {}
       for number, i in enumerate(checked):
         mixture = mixtures[i]
-        totals[i] = max(mixture.values()) / sum(mixture.values()) * logits[:, number]
+        totals[i] = max(mixture.values()) / _sum(mixture) * logits[:, number]
       kept = []
       for reader, params, cache in zip(checking, turns[len(drafting) :], caches, strict=True):
         said, cache = heard(reader, params, cache, by_mixture(before))
@@ -438,6 +335,11 @@ def fewest(size: int) -> int:
   """How few live prompts are gone on with on their own, of so many; 0 where that is never done."""
   least = size // 4
   return least if least >= PROMPTS and not sharding.on_mesh() else 0
+
+
+def _sum(mixture: Mixture) -> float:
+  """What its heaviest member's logits weigh in a draft: as sure as if all others agreed with it."""
+  return sum(mixture.values()) or 1.0
 
 
 def _of_streams(reader: Reader, x: Array) -> Array:

@@ -9,9 +9,9 @@ from nlhf_jax import sampling
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.rows import Problem
+from nlhf_jax.drawing import Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
-from nlhf_jax.sampling import Filters
 from nlhf_jax.structs import Params
 
 GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens

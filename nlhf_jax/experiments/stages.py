@@ -17,11 +17,12 @@ from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.data.corpora import Split
+from nlhf_jax.drawing import UNFILTERED, Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
-from nlhf_jax.sampling import UNFILTERED, Filters, Rollout
+from nlhf_jax.sampling import Rollout
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.ahead import Ahead, make_ahead

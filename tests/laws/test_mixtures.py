@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from nlhf_jax import sampling
+from nlhf_jax import drawing, sampling
 from nlhf_jax.models.transformer import Decoder, Reading
 from nlhf_jax.structs import Prompts
 
 ROWS = 20_000
-DRAW = jax.jit(sampling.draw)
+DRAW = jax.jit(drawing.draw)
 HALF = {'policy': 0.5, 'reference': 0.5}
 
 
@@ -37,7 +37,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
 
 
 def in_filtering_order(logits, filters):
-  """What `sampling.filtered` should give, one row at a time and without ties."""
+  """What `drawing.filtered` should give, one row at a time and without ties."""
   p = np.exp(log_softmax(logits / filters.temperature))
   order = np.argsort(-p)
   keep = order[: filters.top_k or None]
@@ -63,11 +63,11 @@ def random_tables(symbols=5):
 
 
 FILTERS = {
-  'unfiltered': sampling.UNFILTERED,
-  'temperature': sampling.Filters(temperature=0.7),
-  'top_k': sampling.Filters(top_k=2),
-  'top_p': sampling.Filters(top_p=0.6),
-  'all': sampling.Filters(temperature=1.5, top_k=4, top_p=0.8),
+  'unfiltered': drawing.UNFILTERED,
+  'temperature': drawing.Filters(temperature=0.7),
+  'top_k': drawing.Filters(top_k=2),
+  'top_p': drawing.Filters(top_p=0.6),
+  'all': drawing.Filters(temperature=1.5, top_k=4, top_p=0.8),
 }
 
 
@@ -76,7 +76,7 @@ def test_filters_keep_the_likeliest_tokens(name):
   logits = 2 * np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
   expected = [in_filtering_order(row, FILTERS[name]) for row in logits]
   np.testing.assert_allclose(
-    sampling.filtered(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
+    drawing.filtered(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
   )
 
 
@@ -137,7 +137,7 @@ def test_drafts_are_kept_as_often_as_the_target_has_their_probability_and_put_ri
   tokens = jax.random.categorical(keys[0], draft, shape=(ROWS, 2))
   tile = lambda x: jnp.tile(jnp.asarray(x, jnp.float32), (ROWS, 1, 1))
   uniform = jax.random.uniform(keys[1], (ROWS, 3))
-  drawn, count = jax.jit(sampling.verified)(tokens, tile(draft), tile(target), uniform)
+  drawn, count = jax.jit(drawing.verified)(tokens, tile(draft), tile(target), uniform)
   assert_frequencies(np.bincount(drawn.token[:, 0], minlength=3), np.exp(target[0]))
   kept = 0.2 + 0.3 + 0.2
   assert_frequencies(np.bincount(count - 1, minlength=2), [1 - kept, kept])
@@ -151,7 +151,7 @@ def test_a_draft_of_the_target_itself_is_kept_whole():
   logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (ROWS, 3, 7)))
   tokens = jax.random.categorical(jax.random.key(1), logits)
   uniform = jax.random.uniform(jax.random.key(2), (ROWS, 4))
-  drawn, count = jax.jit(sampling.verified)(tokens, logits, logits, uniform)
+  drawn, count = jax.jit(drawing.verified)(tokens, logits, logits, uniform)
   np.testing.assert_array_equal(drawn.token, tokens)
   assert np.all(count == 3)
 

@@ -11,7 +11,8 @@ import transformers
 from test_families import load
 
 from nlhf_jax import policies
-from nlhf_jax.sampling import Filters, make_rollout
+from nlhf_jax.drawing import Filters
+from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Prompts, Responses
 
 

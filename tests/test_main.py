@@ -205,7 +205,7 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
   [
     (
       ['form=prompts'],
-      "mine.jsonl' has too few comparisons: some have to be trained on and others",
+      "mine.jsonl' has too few demonstrations for config.sft: some have to be trained on",
     ),
     (['form=own'], "config.data.form='own' is none of comparisons, graded"),
     (['part=2'], "config.data.part='2' must be like 1/3"),

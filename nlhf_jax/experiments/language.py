@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax import policies, processes, records
+from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
@@ -23,7 +24,6 @@ from nlhf_jax.experiments.stages import (
   make_policy_ahead,
   make_policy_step,
   make_rollout,
-  material,
 )
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
@@ -131,7 +131,8 @@ def train_policy(
     begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
     begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
-  examples = batches_of(material(policy, experiment.corpus.train), policy.training, experiment.seed)
+  material = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
+  examples = batches_of(material, policy.training, experiment.seed)
   try:
     return fit(
       experiment.stages[name],

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax import hub
@@ -16,6 +17,7 @@ from nlhf_jax.preferences.endpoint import Endpoint, check_address
 from nlhf_jax.preferences.judges import Ask, Judge
 from nlhf_jax.preferences.remote import make_remote
 from nlhf_jax.preferences.templates import Template
+from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
 PAIRRM = 'config.pairrm.hf'
@@ -66,6 +68,16 @@ def make_numerics(section: ConfigDict) -> Numerics:
   if section.compute not in DTYPES:
     raise UserError(f"config.pairrm.compute='{section.compute}' must be one of {list(DTYPES)}.")
   return Numerics(DTYPES[section.compute], DTYPES[section.compute])
+
+
+def pairrm_shapes(config: ConfigDict) -> Params:
+  """The shapes of its parameters, for which the port's config is enough."""
+  from nlhf_jax.models import pairrm as networks
+
+  folder = hub.locate(config.pairrm.hf, ['config.json'], PAIRRM)
+  sizes, tasks, _ = networks.read(folder)
+  ranker = networks.make_ranker(sizes, tasks, make_numerics(config.pairrm))
+  return jax.eval_shape(ranker.init, jax.random.key(0))
 
 
 def pairrm_settings(config: ConfigDict) -> object:

@@ -10,11 +10,13 @@ import pytest
 from scipy import special
 
 from nlhf_jax import records
+from nlhf_jax.build import language
 from nlhf_jax.build.preferences import make_experiment
 from nlhf_jax.data import synthetic
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments import preferences
+from nlhf_jax.experiments.judging import make_kind
 
 sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
 
@@ -154,6 +156,17 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   assert again['judges'] == {}
   assert again['sets']['held out']['pairrm'] == rows['pairrm']
   assert not list((tmp_path / 'others').glob('*/stage.json'))
+
+
+def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path):
+  def points(seed):
+    config = config_of('preferences')
+    config.seed = seed
+    kind = make_kind(language.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    return kind.init({})['verdict']
+
+  np.testing.assert_array_equal(points(0), points(0))
+  assert not np.allclose(points(0), points(1))
 
 
 @pytest.mark.parametrize(

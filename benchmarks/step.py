@@ -16,7 +16,8 @@ import jax
 from training import timed
 
 from nlhf_jax import command, policies
-from nlhf_jax.build.language import check, make_corpus, make_training
+from nlhf_jax.build.data import make_corpus
+from nlhf_jax.build.language import check, make_training
 from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
 from nlhf_jax.preferences import judges

@@ -165,6 +165,8 @@ def get_config(source='synthetic'):
         timeout=120.0,
         retries=6,
         tolerated=0.2,  # share of unusable answers above which the run ends
+        request='{}',  # its fields, where they differ from the template's: {"max_tokens": 1}
+        prices=dict(prompt=0.0, response=0.0),  # of a million tokens, for what it costs
       ),
       # That sit in the tournament: some of learned, reward, embedding, pairrm, remote.
       judges='learned',

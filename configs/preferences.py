@@ -2,6 +2,7 @@
 
 python -m nlhf_jax.main --config=configs/preferences.py
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE
+python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,pairrm
 """
 
 from ml_collections import ConfigDict

@@ -205,7 +205,7 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
   [
     (
       ['form=prompts'],
-      "mine.jsonl' has too few comparisons: some have to be trained on and others",
+      "mine.jsonl' has too few demonstrations for config.sft: some have to be trained on",
     ),
     (['form=own'], "config.data.form='own' is none of comparisons, graded"),
     (['part=2'], "config.data.part='2' must be like 1/3"),
@@ -258,6 +258,9 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
     ('sft.optimizer.b1=1', 'b1=1.0 must be in [0, 1)'),
     ('sft.optimizer.clip=0', 'clip=0.0 must be'),
     ('sft.optimizer.warmup=-1', 'warmup=-1 must be'),
+    ('remote.request=max_tokens', 'config.remote.request=max_tokens must be a JSON object'),
+    ('remote.request={"model": "m"}', 'model, messages and stream are none of them'),
+    ('remote.prices.response=-1', 'config.remote.prices.response=-1.0 must be at least 0'),
     ('tournament.prompts=0', 'config.tournament.prompts=0 must be'),
     ('tournament.filters.temperature=0', 'temperature=0.0 must be above 0'),
     ('tournament.filters.top_p=0', 'top_p=0.0 must be'),

@@ -68,3 +68,10 @@ def mixture(**weights: float) -> Mixture:
 def asks_judge(algorithm: Algorithm) -> bool:
   """Whether responses of both sides are sampled, so that someone has to compare them."""
   return algorithm.left != DATA and algorithm.right not in (None, DATA)
+
+
+def learns_from(algorithm: Algorithm) -> str:
+  """The kind of data: `prompts` to respond to, `demonstrations`, or `comparisons`."""
+  if algorithm.left != DATA:
+    return 'prompts'
+  return 'comparisons' if algorithm.right == DATA else 'demonstrations'

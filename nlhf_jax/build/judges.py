@@ -1,9 +1,11 @@
 """Judges that come from outside: named by a config, not learned in the run."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax import hub
@@ -12,9 +14,10 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.preferences import judges, templates
 from nlhf_jax.preferences.endpoint import Endpoint, check_address
-from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.preferences.judges import Ask, Judge
 from nlhf_jax.preferences.remote import make_remote
 from nlhf_jax.preferences.templates import Template
+from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
 PAIRRM = 'config.pairrm.hf'
@@ -22,10 +25,15 @@ ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that chan
 
 
 class Outside(NamedTuple):
-  """A judge, and what has happened to it so far."""
+  """A judge of tokens, who that is in words, and what has happened to it in this process so far.
+
+  `ask` has its word on texts, in both orders.
+  """
 
   judge: Judge
-  counts: Callable[[], Mapping[str, float]]
+  about: str
+  ask: Ask
+  counts: Callable[[], Mapping[str, float]] = dict
 
 
 class Given(NamedTuple):
@@ -47,14 +55,29 @@ def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
 
   del folder
   section = config.pairrm
-  if section.compute not in DTYPES:
-    raise UserError(f"config.pairrm.compute='{section.compute}' must be one of {list(DTYPES)}.")
-  published, dtype = hub.locate(section.hf, field=PAIRRM), DTYPES[section.compute]
-  ranker, params, lengths = networks.load(published, Numerics(dtype, dtype))
+  published = hub.locate(section.hf, field=PAIRRM)
+  ranker, params, lengths = networks.load(published, make_numerics(section))
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
-  return Outside(pairrm.of_ranker(score, tokenizer), dict)
+  return Outside(pairrm.of_ranker(score, tokenizer), section.hf, pairrm.make_ask(score))
+
+
+def make_numerics(section: ConfigDict) -> Numerics:
+  """In what PairRM computes and keeps its weights."""
+  if section.compute not in DTYPES:
+    raise UserError(f"config.pairrm.compute='{section.compute}' must be one of {list(DTYPES)}.")
+  return Numerics(DTYPES[section.compute], DTYPES[section.compute])
+
+
+def pairrm_shapes(config: ConfigDict) -> Params:
+  """The shapes of its parameters, for which the port's config is enough."""
+  from nlhf_jax.models import pairrm as networks
+
+  folder = hub.locate(config.pairrm.hf, ['config.json'], PAIRRM)
+  sizes, tasks, _ = networks.read(folder)
+  ranker = networks.make_ranker(sizes, tasks, make_numerics(config.pairrm))
+  return jax.eval_shape(ranker.init, jax.random.key(0))
 
 
 def pairrm_settings(config: ConfigDict) -> object:
@@ -68,8 +91,21 @@ def make_asked(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
   asking = {field: section[field] for field in ASKING}
   endpoint = Endpoint(section.url, section.model, cache=folder / 'answers.sqlite', **asking)
   stop = interrupts.requested
-  remote = make_remote(endpoint, template, tolerated=section.tolerated, stop=stop)
-  return Outside(judges.of_texts(remote.preference, tokenizer), remote.counts)
+  prices = (section.prices.prompt, section.prices.response)
+  remote = make_remote(
+    endpoint,
+    template,
+    sampling=json.loads(section.request),
+    tolerated=section.tolerated,
+    prices=prices if any(prices) else None,
+    stop=stop,
+  )
+  return Outside(
+    judges.of_texts(remote.preference, tokenizer),
+    f'{section.model} at {section.url}',
+    judges.make_ask(remote.preference),
+    remote.counts,
+  )
 
 
 def make_template(config: ConfigDict) -> Template:
@@ -93,7 +129,8 @@ def asked_settings(config: ConfigDict) -> object:
   template = make_template(config)
   check_address(config.remote.url)
   words = template.messages('prompt', 'left', 'right')
-  return [config.remote.url, config.remote.model, words, dict(template.sampling)]
+  sampling = {**template.sampling, **json.loads(config.remote.request)}
+  return [config.remote.url, config.remote.model, words, sampling]
 
 
 GIVEN = {

@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.build import rules
+from nlhf_jax.build.data import check_enough, make_corpus
 from nlhf_jax.build.judges import GIVEN, Outside
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
-from nlhf_jax.data import corpora, sources
+from nlhf_jax.data import sources
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.drawing import Filters
 from nlhf_jax.errors import UserError
@@ -145,8 +146,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   panel, sft = make_panel(config), trainings.pop('sft')
   asked = {*panel, *(policy.judge for policy in policies.values())}
   judges = {stage: trainings[stage] for stage in stages_of_judges(asked)}
-  check_mesh({'sft': sft} | judges | of_policies | ({'exploiter': exploiter} if exploiter else {}))
+  learners = {'sft': sft} | judges | of_policies | ({'exploiter': exploiter} if exploiter else {})
+  learners = {field: training for field, training in learners.items() if training.steps}
+  check_mesh(learners)
   corpus = make_corpus(config, folder)
+  check_enough(config, corpus, {field: it.algorithm for field, it in learners.items()})
   settings = stage_settings(config, policies, panel)
   return Experiment(
     name=name,
@@ -195,33 +199,11 @@ def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
   parts = sharding.examples_apart()
   for field, training in trainings.items():
-    if training.steps and training.batch // training.accumulate % parts:
+    if training.batch // training.accumulate % parts:
       raise UserError(
         f'config.{field}.batch={training.batch}, in {training.accumulate} parts, cannot be split '
         f'over the {parts} devices that have examples of their own (data x fsdp of config.mesh).'
       )
-
-
-def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
-  """The data, by `config.data.source`; what is tokenised is kept in `folder`."""
-  settings = config.data.to_dict()
-  source = settings.pop('source')
-  makers = {'synthetic': corpora.make_synthetic, 'file': corpora.make_file}
-  if source not in makers or ('path' in settings) != (source == 'file'):
-    raise UserError(
-      f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
-      f'source with the file, as --config=configs/nash_md.py:{" or :".join(makers)}.'
-    )
-  if source == 'file' and not settings['path']:
-    raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  corpus = makers[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
-  for kind in ('comparisons', 'demonstrations') if config.sft.steps else ('comparisons',):
-    if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
-      raise UserError(
-        f"config.data.path='{config.data.path}' has too few {kind}: some have to be trained on "
-        'and others tested on; name another source beside it, as PATH,PATH.'
-      )
-  return corpus
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:

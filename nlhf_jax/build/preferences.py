@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from nlhf_jax.build import language
-from nlhf_jax.build.judges import GIVEN
 from nlhf_jax.build.model import SIZES
 from nlhf_jax.data import readings
 from nlhf_jax.data.forms import Record
@@ -27,6 +26,11 @@ class Experiment(NamedTuple):
   sizes: Mapping[str, language.Experiment]
   tests: Mapping[str, Sequence[Record]]
 
+  @property
+  def first(self) -> language.Experiment:
+    """That of the first size; all have the same data, and the same judges from outside."""
+    return next(iter(self.sizes.values()))
+
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """The experiment that a config describes; its stages are kept in `folder`.
@@ -36,9 +40,6 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   if config.policies:
     raise UserError('config.policies: this experiment trains judges alone; leave policies out.')
-  for judge in config.judges.split(','):
-    if judge.strip() in GIVEN:
-      raise UserError(f"config.judges: '{judge.strip()}' is not trained; leave it out here.")
   if not config.sizes:
     raise UserError('config.sizes is empty; there is nothing to train.')
   sizes = {}
@@ -52,8 +53,17 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
+    if not language.stages_of_judges(language.make_panel(sized)):
+      sized.sft.steps = 0  # nothing goes on from there
     sizes[label] = language.make_experiment(sized, name, folder)
-  return Experiment(name, sizes, make_tests(config.tests))
+  experiment = Experiment(name, sizes, make_tests(config.tests))
+  account = experiment.first.corpus.account
+  if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
+    raise UserError(
+      f"config.data.path='{config.data.path}' has too few comparisons: judges are tested on "
+      'some, and the baselines learn from others; name another source beside it, as PATH,PATH.'
+    )
+  return experiment
 
 
 def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
@@ -62,8 +72,15 @@ def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
   Raises:
     UserError: if one of them cannot be read, or has no comparisons.
   """
-  if not section.path:
-    return {}
+  try:
+    return read_tests(section) if section.path else {}
+  except UserError as error:
+    # Who reads sources does not know for which section.
+    raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
+
+
+def read_tests(section: ConfigDict) -> dict[str, list[Record]]:
+  """The same of a section that names some."""
   paths = [path.strip() for path in section.path.split(',')]
   forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
   tests = {}

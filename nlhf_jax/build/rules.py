@@ -1,10 +1,21 @@
 """What the fields of a config must be, by their names."""
 
+import json
 import math
 
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
+
+
+def _is_request(text: str) -> bool:
+  """Whether it is a JSON object, of fields that no other setting has."""
+  try:
+    said = json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return isinstance(said, dict) and not {'model', 'messages', 'stream'} & set(said)
+
 
 _AT_LEAST_ONE = (
   'batch evaluate_every posts prompt_length response_length prompts width layers heads '
@@ -13,7 +24,8 @@ _AT_LEAST_ONE = (
   'tensor planes concurrency responses'
 )
 _AT_LEAST_ZERO = (
-  'retries per_minute tau decay prior tolerance gamma alpha delta weight forward reverse rank data'
+  'retries per_minute tau decay prior tolerance gamma alpha delta weight forward reverse rank data '
+  'prompt response'
 )
 _ABOVE_ZERO = 'timeout learning_rate clip temperature eta scale a b c desirable undesirable ridge'
 _RULES = {
@@ -34,6 +46,11 @@ _RULES = {
   'e': (lambda value: abs(value) <= 1 / 3, 'in [-1/3, 1/3]'),
   'seed': (lambda value: 0 <= value < 2**32, 'in [0, 2^32)'),
   'vocabulary': (lambda value: value >= 259, 'at least 259: all bytes and the special tokens'),
+  'request': (
+    _is_request,
+    'a JSON object of fields of the request, as {"max_tokens": 1}; model, messages and stream are '
+    'none of them',
+  ),
   'held_out': (
     lambda value: value >= 1 if isinstance(value, int) else 0 < value < 1,
     'at least 1 if it is a number of posts, and in (0, 1) if it is a share',

@@ -35,11 +35,9 @@ CAPTIONS = {
 def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
   """The figures of a run, by the names of their files."""
   judges, first = results['judges'], next(iter(results['sets']))
-  figures = {
-    'learning': learning(judges),
-    'loss': losses(results, first),
-    'calibration': calibration(results['sets'][first]),
-  }
+  figures = {'calibration': calibration(results['sets'][first])}
+  if judges:
+    figures = {'learning': learning(judges), 'loss': losses(results, first)} | figures
   if len({row['parameters'] for row in judges.values()}) > 1:
     figures['sizes'] = sizes(judges)
   return {name: plots.as_png(figure) for name, figure in figures.items()}
@@ -132,6 +130,34 @@ def cells(said: Mapping[str, Any]) -> list[list[str]]:
   ]
 
 
+def count(said: Mapping[str, Any]) -> int:
+  """How many comparisons a set has."""
+  row = next(iter(said.values()))
+  return row['comparisons'] + row['unusable']
+
+
+def left_out(said: Mapping[str, Any]) -> list[str]:
+  """A sentence for each judge that had nothing usable to say of some comparisons of a set."""
+  return [
+    f'{name} has no usable verdict on {row["unusable"]:,} of them, which are not in its figures.'
+    for name, row in said.items()
+    if row['unusable']
+  ]
+
+
+def who(accounts: Mapping[str, Mapping]) -> list[str]:
+  """A sentence for each judge from outside: who it is, and what was counted of it."""
+
+  def counted(what, count):
+    return f'{f"{count:,}" if isinstance(count, int) else f"{count:,.4f}"} {what.replace("_", " ")}'
+
+  sentences = []
+  for name, row in accounts.items():
+    counts = ', '.join(counted(*pair) for pair in row['counts'].items())
+    sentences.append(f'The {name} judge is {row["about"]}' + (f': {counts}.' if counts else '.'))
+  return sentences
+
+
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
   content = [*_content(results), *report.show(figures, CAPTIONS)]
@@ -141,14 +167,17 @@ def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) 
 
 def _content(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
-  yield f'{len(results["judges"])} judges learn from the same '
-  yield f'{results["comparisons"]:,} comparisons.</p>'
+  if results['judges']:
+    yield f'{len(results["judges"])} judges learn from the same '
+    yield f'{results["comparisons"]:,} comparisons. '
+  yield html.escape(' '.join(who(results['outside'])))
+  yield '</p>'
   for test, said in results['sets'].items():
-    count = next(iter(said.values()))['comparisons']
-    yield f'<h2>{html.escape(test)}</h2><p>{count:,} comparisons. Log-loss in nats. First place is '
-    yield 'what being shown first adds to the probability of a response; the last columns say how '
-    yield 'often the longer response is preferred, by the judge and by people.</p>'
+    yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
+    yield 'place is what being shown first adds to the probability of a response; the last '
+    yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
     yield display.as_html(list(said), HEADS, cells(said))
+    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
     yield 'beats the next, the share of what a judge says that no scores can say, and how often '

@@ -17,26 +17,30 @@ class Judged(NamedTuple):
   """What was said of n comparisons.
 
   `shown` and `swapped` are the judge's P(left > right), asked with the left response first and with
-  the right one first; `votes` is the share of people's votes for the left one, 1/2 for a tie;
+  the right one first, and `chance` is what it makes of both, NaN where it has nothing usable to say
+  (see `judges.Word`); `votes` is the share of people's votes for the left one, 1/2 for a tie;
   `lengths` [n, 2] are those of both responses, in whatever unit.
   """
 
   shown: np.ndarray
   swapped: np.ndarray
+  chance: np.ndarray
   votes: np.ndarray
   lengths: np.ndarray
 
-  @property
-  def chance(self) -> np.ndarray:
-    """P(left > right), the mean over the orders."""
-    return (self.shown + self.swapped) / 2
-
 
 def summarise(judged: Judged) -> dict[str, object]:
-  """All scalars, and the calibration curve, as plain numbers."""
+  """All scalars, and the calibration curve, as plain numbers.
+
+  Comparisons of which the judge says nothing usable are counted as `unusable`, and in no other
+  figure. There must be some others.
+  """
+  usable = ~np.isnan(judged.chance)
+  judged = Judged(*(values[usable] for values in judged))
   low, high = accuracy_interval(judged)
   return {
     'comparisons': len(judged.votes),
+    'unusable': int(np.sum(~usable)),
     'accuracy': accuracy(judged.chance, judged.votes),
     'accuracy_interval': [low, high],
     'log_loss': log_loss(judged.chance, judged.votes),

@@ -100,9 +100,21 @@ def attended(judge: Judge, name: str) -> Judge:
 
 
 def publish(
-  experiment: Experiment, workdir: Path, lines: Sequence[Mapping], exploited: Sequence[Mapping]
+  experiment: Experiment,
+  workdir: Path,
+  lines: Sequence[Mapping],
+  exploited: Sequence[Mapping],
+  accounts: Mapping[str, Mapping],
 ) -> dict:
-  """Writes results, samples, metrics and the report, and prints the tables."""
+  """Writes results, samples, metrics and the report, and prints the tables.
+
+  Args:
+    experiment: all of it.
+    workdir: where to write to.
+    lines: of the tournament.
+    exploited: of the exploiters.
+    accounts: of the judges from outside.
+  """
   results = tournament.summarise(lines)
   if experiment.corpus.embedded:
     results['task'] = styles.summarise(lines)
@@ -122,7 +134,9 @@ def publish(
   records.write(workdir / 'samples.jsonl', lines)
   records.write(workdir / 'metrics.jsonl', curves)
   records.write_json(workdir / 'results.json', results)
-  page = {'name': experiment.name, 'judges': judges, 'stages': stages, **results}
+  page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'outside': accounts}
+  asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
+  page |= {'left_out': asked - len(lines), **results}
   report.write(workdir / 'report.html', page, curves, lines)
   announce(results, judges)
   return results

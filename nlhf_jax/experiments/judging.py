@@ -1,5 +1,6 @@
 """Judges that are trained: what each kind is made of, and its stage."""
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from nlhf_jax.training import measures
 from nlhf_jax.training.steps import Measure, Score, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
+INIT = zlib.crc32(b'init')  # folded into the key of a stage, whose steps fold in lower numbers
 
 
 class Kind(NamedTuple):
@@ -56,7 +58,8 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
     return Kind(network.init, network.score, measures.of_rewards, judge, preference, shown)
   if name == 'embedding_model':
-    network = make_embedding_network(*sizes, planes=experiment.planes)
+    key = jax.random.fold_in(experiment.stages[name].key, INIT)
+    network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
     judge = partial(judges.of_embeddings, network)
   else:
     network = make_preference_network(*sizes)

@@ -1,6 +1,6 @@
 """Training language models, stage by stage: SFT, judges, policies, tournament, exploiters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax import policies, processes, records
+from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
@@ -17,13 +18,13 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.competition import compete, publish
 from nlhf_jax.experiments.exploitability import exploit
 from nlhf_jax.experiments.judging import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.experiments.stages import (
   batches_of,
   fit,
   make_policy_ahead,
   make_policy_step,
   make_rollout,
-  material,
 )
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
@@ -53,25 +54,29 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
+  with accounted(workdir, outside) as accounts:
+    lines, exploited = play(experiment, outside)
+  results = publish(experiment, workdir, lines, exploited, accounts)
+  announce(accounts)
+  return results
+
+
+def play(
+  experiment: Experiment, outside: Mapping[str, Outside]
+) -> tuple[Sequence[dict], Sequence[dict]]:
+  """All stages; the records of the tournament and of the exploiters."""
   reference = fine_tune(experiment)
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
     panel['reward'] = judges.by_bradley_terry(panel['reward'])
-  evaluate = make_evaluate(experiment, reference, panel[experiment.panel[-1]])
+  evaluate = make_evaluate(experiment, reference, panel)
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
     slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
     players |= {player: slots[slot] for player, slot in policy.players.items()}
   lines = compete(experiment, players, panel)
-  exploited = exploit(experiment, players, panel) if experiment.exploiter else []
-  results = publish(experiment, workdir, lines, exploited)
-  for name, given in outside.items():
-    counts = given.counts()
-    if processes.of_first(bool(counts)):
-      records.write_json(workdir / f'{name}.json', counts)
-      print(f'The {name} judge: ' + ', '.join(f'{n:g} {what}' for what, n in counts.items()))
-  return results
+  return lines, exploit(experiment, players, panel) if experiment.exploiter else []
 
 
 def fine_tune(experiment: Experiment) -> Params:
@@ -131,7 +136,8 @@ def train_policy(
     begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
     begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
-  examples = batches_of(material(policy, experiment.corpus.train), policy.training, experiment.seed)
+  material = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
+  examples = batches_of(material, policy.training, experiment.seed)
   try:
     return fit(
       experiment.stages[name],
@@ -147,8 +153,14 @@ def train_policy(
     close()
 
 
-def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Evaluate:
-  """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones."""
+def make_evaluate(
+  experiment: Experiment, reference: Params, panel: Mapping[str, Judge]
+) -> Evaluate:
+  """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones.
+
+  The last judge of the panel says so, and the metric has its name.
+  """
+  name, judge = list(panel.items())[-1]
   score = policies.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
   prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
@@ -170,7 +182,7 @@ def make_evaluate(experiment: Experiment, reference: Params, judge: Judge) -> Ev
 
     payoff, log_ratio = map_chunks(play, prompts, experiment.tournament_batch)
     return {
-      'win_rate_against_reference': float(np.nanmean(payoff)) + 0.5,
+      f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5,
       'kl_to_reference': float(log_ratio.mean()),
     }
 

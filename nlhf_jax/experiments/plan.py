@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import display, policies, sampling, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build import language
+from nlhf_jax.build.judges import pairrm_shapes
 from nlhf_jax.build.language import Training
 from nlhf_jax.build.model import Model, make_mesh, make_unfilled
 from nlhf_jax.models import sharding
@@ -61,9 +62,10 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
       name: language.make_policy(row, name, config) for name, row in config.policies.items()
     }
     asked = {*language.make_panel(config), *(policy.judge for policy in policies.values())}
-    judges = len(language.stages_of_judges(asked))
     # A judge is as large as what is trained; the base is there but once.
-    kept = judges * held(own)
+    kept = len(language.stages_of_judges(asked)) * held(own)
+    if 'pairrm' in asked:
+      kept += held(pairrm_shapes(config))
     needs = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)

@@ -1,6 +1,7 @@
 """Training judges of several kinds and sizes on the same comparisons, and comparing them.
 
-Beside them stand judges that read nothing and, on the embedded task, the raters themselves.
+Beside them stand judges from outside, others that read nothing and, on the embedded task, the
+raters themselves.
 """
 
 from collections import Counter
@@ -14,12 +15,13 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import display, records
 from nlhf_jax.build import language
+from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.build.preferences import Experiment, make_experiment
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.corpora import Corpus
-from nlhf_jax.data.forms import Record, messages
+from nlhf_jax.data.forms import Record
 from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
@@ -28,12 +30,15 @@ from nlhf_jax.evaluation.judging import Judged
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.judging import WATCHED, Kind, make_kind, train_judge
 from nlhf_jax.experiments.language import fine_tune
+from nlhf_jax.experiments.outside import accounted, announce
+from nlhf_jax.preferences.judges import Judge, Word
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
 FEWEST = 3  # responses to a prompt that can go round in a circle
 MOST = 16
+AT_ONCE = 256  # comparisons that a judge from outside is asked about between looks at the user
 
 
 class Test(NamedTuple):
@@ -58,7 +63,20 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
-  first = next(iter(experiment.sizes.values()))
+  outside = {name: make() for name, make in experiment.first.given.items()}
+  with accounted(workdir, outside) as accounts:
+    results, curves = compare(experiment, outside)
+  results['outside'] = accounts
+  publish(workdir, results, curves)
+  announce(accounts)
+  return results
+
+
+def compare(
+  experiment: Experiment, outside: Mapping[str, Outside]
+) -> tuple[dict[str, object], list[dict]]:
+  """What is said of every judge, and the learning curves of those that are trained."""
+  first = experiment.first
   corpus, several = first.corpus, len(experiment.sizes) > 1
   known = as_texts(corpus.texts(corpus.train))
   tests = {HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.texts(corpus.held_out)))}
@@ -66,7 +84,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   groups = make_groups(first)
   said, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
   for size, of_size in experiment.sizes.items():
-    reference = fine_tune(of_size)
+    reference = fine_tune(of_size) if of_size.judges else None
     for stage in of_size.judges:
       kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
       label = stage.replace('_', ' ') + (f', {size}' if several else '')
@@ -80,14 +98,16 @@ def run(experiment: Experiment, workdir: Path) -> dict:
       }
       for test, asked in tests.items():
         said[test][label] = judging.summarise(ask(kind, params, asked))
-      payoffs = ask_all(of_size, kind, params, groups)
-      if payoffs is not None:
-        cycles[label] = transitivity.summarise(payoffs)
+      cycles |= intransitivity(of_size, label, kind.preference(params), groups)
+  for label, given in outside.items():
+    for test, asked in tests.items():
+      said[test][label] = judging.summarise(ask_outside(given, label, test, asked.texts))
+    cycles |= intransitivity(first, label, given.judge, groups)
   for label, preference in make_baselines(corpus, known, first.seed).items():
     for test, asked in tests.items():
       if label != 'raters' or test == HELD_OUT:
         chance = preference(asked.texts)
-        judged = Judged(chance, chance, asked.texts.votes, baselines.lengths(asked.texts))
+        judged = Judged(*[chance] * 3, asked.texts.votes, baselines.lengths(asked.texts))
         said[test][label] = judging.summarise(judged)
   results = {
     'name': experiment.name,
@@ -96,13 +116,17 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     'judges': judges,
     'transitivity': cycles,
   }
-  publish(workdir, results, curves)
-  return results
+  return results, curves
 
 
 def as_texts(asked: Sequence[Record]) -> Texts:
-  """Comparisons in columns."""
-  prompts = ['\n'.join(turn.content for turn in messages(record.prompt)) for record in asked]
+  """Comparisons in columns. Of a conversation it is said who speaks."""
+  prompts = [
+    record.prompt
+    if isinstance(record.prompt, str)
+    else '\n\n'.join(f'{turn.role}: {turn.content}' for turn in record.prompt)
+    for record in asked
+  ]
   left, right, votes = zip(*((r.left, r.right, r.preference) for r in asked), strict=True)
   return Texts(prompts, left, right, np.array(votes))
 
@@ -165,17 +189,45 @@ def ask(kind: Kind, params: Params, test: Test) -> Judged:
     return shown(chunk), shown(chunk._replace(left=chunk.right, right=chunk.left))
 
   left, right = (said[:, 0, 0] for said in map_chunks(both, test.comparisons))
-  return Judged(left, 1 - right, test.texts.votes, baselines.lengths(test.texts))
+  word = (left, 1 - right, (left + 1 - right) / 2)
+  return Judged(*word, test.texts.votes, baselines.lengths(test.texts))
+
+
+def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
+  """The same of a judge from outside, which reads the texts as they are, whole.
+
+  Raises:
+    UserError: if it has nothing usable to say of any.
+  """
+  parts = []
+  for start in range(0, len(texts.votes), AT_ONCE):
+    interrupts.check('the comparison of judges')
+    chunk = slice(start, start + AT_ONCE)
+    parts.append(given.ask(texts.prompts[chunk], texts.left[chunk], texts.right[chunk]))
+  word = Word(*map(np.concatenate, zip(*parts, strict=True)))
+  if np.isnan(word.chance).all():
+    raise UserError(f'the {name} judge has no usable verdict on any comparison of {test}.')
+  return Judged(*word, texts.votes, baselines.lengths(texts))
+
+
+def intransitivity(
+  experiment: language.Experiment, label: str, preference: Judge, groups: Comparison | None
+) -> dict[str, dict]:
+  """What cycles a judge has, by its label, if there are prompts on which it says all."""
+  payoffs = ask_all(experiment, preference, groups)
+  if payoffs is None:
+    return {}
+  payoffs = payoffs[~np.isnan(payoffs).any(axis=(1, 2))]
+  return {label: transitivity.summarise(payoffs)} if len(payoffs) else {}
 
 
 def ask_all(
-  experiment: language.Experiment, kind: Kind, params: Params, groups: Comparison | None
+  experiment: language.Experiment, preference: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
   """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
 
   On the embedded task those are perfect summaries, one a style.
   """
-  preference = kind.preference(params)
 
   def attended(chunk):
     interrupts.check('the comparison of judges')
@@ -224,9 +276,11 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   records.write_json(workdir / 'results.json', results)
   judge_page.write(workdir / 'report.html', results, figures)
   for test, said in results['sets'].items():
-    count = next(iter(said.values()))['comparisons']
+    count = judge_page.count(said)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
     print(display.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
+    for sentence in judge_page.left_out(said):
+      print(sentence)
   if results['transitivity']:
     rows = results['transitivity']
     names = ('three_cycles', 'cyclic_energy', 'condorcet')

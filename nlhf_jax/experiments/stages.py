@@ -13,10 +13,8 @@ import jax
 from tqdm import tqdm
 
 from nlhf_jax import policies, processes, records, sampling, trees
-from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
-from nlhf_jax.data.corpora import Split
 from nlhf_jax.drawing import UNFILTERED, Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
@@ -128,14 +126,6 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
 def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
   """Batches for a stage, of which each process reads the rows that its devices hold."""
   return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
-
-
-def material(policy: Policy, split: Split) -> Examples:
-  """What a policy learns from: comparisons, demonstrations, or prompts to respond to."""
-  algorithm = policy.training.algorithm
-  if algorithm.left != DATA:
-    return split.prompts
-  return split.comparisons if algorithm.right == DATA else split.demonstrations
 
 
 @contextlib.contextmanager

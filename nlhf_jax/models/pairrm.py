@@ -108,20 +108,16 @@ def make_ranker(sizes: deberta.Sizes, tasks: int, numerics: Numerics = FLOAT32) 
 
 
 def read(folder: Path) -> Published:
-  """What a published folder holds, in either layout.
+  """What a published folder holds, in either layout; in that of the port, its config says it all.
 
   Raises:
     UserError: if it is no PairRM.
   """
   path = folder / 'config.json'
-  if not any(folder.glob('model*.safetensors')):
-    raise UserError(
-      f'{folder}: there is no model.safetensors. A pickle as pytorch_model.bin may run code and is '
-      f'not read. Where there is PyTorch, convert it with `{CONVERT}`.'
-    )
   try:
     said = json.loads(path.read_bytes())
     if 'ranker_type' in said:
+      _check_weights(folder)
       return _of_blender(said, weights.shapes_in(folder))
     return _of_port(said)
   except UserError as error:
@@ -130,6 +126,14 @@ def read(folder: Path) -> Published:
     raise UserError(f"{folder}: there is no config.json; give PairRM's folder.") from None
   except Exception as error:  # whatever the file leads to
     raise UserError(f'{path} cannot be used: {first_line(error)}.') from None
+
+
+def _check_weights(folder: Path) -> None:
+  if not any(folder.glob('model*.safetensors')):
+    raise UserError(
+      f'there is no model.safetensors in {folder}. A pickle as pytorch_model.bin may run code and '
+      f'is not read. Where there is PyTorch, convert it with `{CONVERT}`.'
+    )
 
 
 def _of_port(said: Mapping[str, Any]) -> Published:
@@ -170,6 +174,7 @@ def load(folder: Path, numerics: Numerics = FLOAT32) -> tuple[Ranker, Params, Le
   Raises:
     UserError: if its config or its weights cannot be used.
   """
+  _check_weights(folder)
   sizes, tasks, lengths = read(folder)
   ranker = make_ranker(sizes, tasks, numerics)
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))

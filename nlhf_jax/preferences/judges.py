@@ -6,7 +6,7 @@ so that a liking for the first place cannot leak into an algorithm.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,22 @@ from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
+
+
+class Word(NamedTuple):
+  """What a judge says of n pairs: P(left > right), [n], NaN where it says nothing.
+
+  `shown` with the left response first, `swapped` with the right one first, and `chance` what it
+  makes of both.
+  """
+
+  shown: np.ndarray
+  swapped: np.ndarray
+  chance: np.ndarray
+
+
+Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], Word]  # prompts, left, right
 
 
 def antisymmetric(one_order: Judge) -> Judge:
@@ -75,9 +91,17 @@ def spelled(
   return asked, ours, ours if right is left else sides(right)
 
 
-def of_texts(
-  preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray], tokenizer
-) -> Judge:
+def make_ask(preference: Preference) -> Ask:
+  """The word of a judge that reads text, as `of_texts` has it: the mean over the orders."""
+
+  def ask(prompts, left, right):
+    shown, swapped = preference(prompts, left, right), 1 - preference(prompts, right, left)
+    return Word(shown, swapped, (shown + swapped) / 2)
+
+  return ask
+
+
+def of_texts(preference: Preference, tokenizer: Any) -> Judge:
   """A judge that reads text: `preference(prompts, left, right)` gives P(left > right), [n].
 
   NaN is for what it cannot say; in either order it makes the payoff of the pair NaN.

@@ -82,7 +82,7 @@ def make_reward_network(decoder: Decoder, width: int, separator: int) -> RewardN
 
 
 def make_embedding_network(
-  decoder: Decoder, width: int, separator: int, *, planes: int
+  decoder: Decoder, width: int, separator: int, *, planes: int, key: Array
 ) -> PreferenceNetwork:
   """A general preference model: K responses are judged by reading each of them once.
 
@@ -93,11 +93,12 @@ def make_embedding_network(
   Args:
     decoder: as of `make_preference_network`, as are the arguments after it.
     planes: how many; 1 or more.
+    key: by which `init` draws where the points are at first.
   """
 
   def init(backbone):
     # At zero, an area has no slope.
-    points = jax.random.normal(jax.random.key(0), (width, 2 * planes)) / width**0.5
+    points = jax.random.normal(key, (width, 2 * planes)) / width**0.5
     return with_readouts(backbone, width, 2 * planes) | {'verdict': points}
 
   @jax.jit

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Float, Int
+from scipy import special
 
 from nlhf_jax import processes
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm import Lengths, Ranker
-from nlhf_jax.preferences.judges import Judge, spelled
+from nlhf_jax.preferences.judges import Ask, Judge, Word, spelled
 from nlhf_jax.structs import Params
 
 # In the order in which they follow the vocabulary of DeBERTa-v3.
@@ -235,6 +236,16 @@ def max_logits(logits: Float[np.ndarray, '*B K K']) -> Float[np.ndarray, '*B K']
 def max_wins(logits: Float[np.ndarray, '*B K K']) -> Int[np.ndarray, '*B K']:
   """How many of the 2 (K - 1) showings of each response it wins (same source)."""
   return np.sum(logits > 0, axis=-1) + np.sum(logits < 0, axis=-2)
+
+
+def make_ask(score: Score) -> Ask:
+  """The ranker's word on texts; that on both orders is the sigmoid of their mean logit."""
+
+  def ask(prompts, left, right):
+    shown, swapped = score(prompts, left, right), score(prompts, right, left)
+    return Word(*(special.expit(logit) for logit in (shown, -swapped, (shown - swapped) / 2)))
+
+  return ask
 
 
 def of_ranker(score: Score, tokenizer: Any) -> Judge:

@@ -13,6 +13,7 @@ def by_hand():
   return Judged(
     shown=np.array([0.9, 0.7, 0.6, 0.8]),
     swapped=np.array([0.7, 0.4, 0.4, 0.6]),
+    chance=np.array([0.8, 0.55, 0.5, 0.7]),
     votes=np.array([1.0, 0.0, 1.0, 0.5]),
     lengths=np.array([[5, 3], [2, 4], [7, 7], [1, 9]]),
   )
@@ -40,7 +41,7 @@ def test_the_interval_holds_the_accuracy_as_often_as_it_says():
   for _ in range(400):
     right = random.random(60) < truth
     votes = np.where(right, 1.0, 0.0)
-    judged = Judged(np.full(60, 0.8), np.full(60, 0.8), votes, np.ones((60, 2)))
+    judged = Judged(*[np.full(60, 0.8)] * 3, votes, np.ones((60, 2)))
     low, high = judging.accuracy_interval(judged)
     covered += low <= truth <= high
   assert covered >= stats.binom(400, 0.95).ppf(1e-4)  # exact intervals cover at least so often
@@ -51,9 +52,7 @@ def test_a_judge_that_says_what_is_true_is_calibrated_and_one_twice_as_sure_is_n
   logits = random.normal(size=20_000)
   votes = (random.random(20_000) < special.expit(logits)).astype(float)
   lengths = random.integers(1, 9, (20_000, 2))
-  true, sure = (
-    Judged(special.expit(by * logits), special.expit(by * logits), votes, lengths) for by in (1, 3)
-  )
+  true, sure = (Judged(*[special.expit(by * logits)] * 3, votes, lengths) for by in (1, 3))
   assert judging.calibration_error(true) < 0.01
   assert judging.calibration_error(sure) > 0.1
   assert judging.accuracy(sure.chance, votes) == judging.accuracy(true.chance, votes)
@@ -65,11 +64,20 @@ def test_a_judge_that_says_what_is_true_is_calibrated_and_one_twice_as_sure_is_n
 
 def test_sides_can_be_named_either_way():
   judged = by_hand()
-  other = Judged(1 - judged.swapped, 1 - judged.shown, 1 - judged.votes, judged.lengths[:, ::-1])
+  word = (1 - judged.swapped, 1 - judged.shown, 1 - judged.chance)
+  other = Judged(*word, 1 - judged.votes, judged.lengths[:, ::-1])
   one, two = judging.summarise(judged), judging.summarise(other)
   assert one.pop('calibration') == [pytest.approx(bin_) for bin_ in two.pop('calibration')]
   for name in one:
     assert one[name] == pytest.approx(two[name]), name
+
+
+def test_what_a_judge_cannot_say_is_counted_and_in_no_figure():
+  judged = by_hand()
+  nothing = np.array([np.nan])
+  more = Judged(*[nothing] * 3, np.array([1.0]), np.array([[3, 2]]))
+  both = Judged(*(np.concatenate(pair) for pair in zip(judged, more, strict=True)))
+  assert judging.summarise(both) == judging.summarise(judged) | {'unusable': 1}
 
 
 def test_a_probability_of_zero_costs_a_lot_but_is_a_number():

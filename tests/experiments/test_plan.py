@@ -1,5 +1,6 @@
 """Memory is planned without any: what stays is exact, and what does not fit is said."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,16 @@ from nlhf_jax import plan
 
 ROOT = Path(__file__).parents[2]
 SMALL = ['--config.data.response_length=8', '--config.policies.online_ipo.batch=8']
+
+V3 = dict(
+  relative_attention=True,
+  position_buckets=256,
+  share_att_key=True,
+  pos_att_type='p2c|c2p',
+  norm_rel_ebd='layer_norm',
+  position_biased_input=False,
+  type_vocab_size=0,
+)
 
 
 @pytest.fixture(scope='module')
@@ -69,6 +80,18 @@ def test_what_is_advised_makes_it_smaller(config):
   shares = [low / high for low, high in zip(after, before, strict=True)]
   for share, most in zip(shares, (0.6, 0.1, 0.1, 0.5, 0.7, 0.6), strict=True):
     assert share < most
+
+
+def test_a_published_judge_is_counted_by_its_config_alone(config, tmp_path):
+  sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+  said = transformers.DebertaV2Config(vocab_size=1024, **sizes, **V3).to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(said | {'n_tasks': 1}))
+  of_pairrm = [f'--config.pairrm.hf={tmp_path}', '--config.policies.online_ipo.judge=pairrm']
+  (_, _, kept, *_), _ = needs(config, '--devices=1', '--config.judges=pairrm', *of_pairrm)
+  layer = 4 * (64 * 64 + 64) + 2 * 64 * 128 + 128 + 64 + 4 * 64  # attention, hidden units, norms
+  encoder = 1024 * 64 + 2 * 64 + 512 * 64 + 2 * 64 + 2 * layer
+  head = 2 * 64 * 64 + 64 + 64 + 1
+  assert kept == pytest.approx(4 * (encoder + head) / 1e6, rel=1e-3)
 
 
 @pytest.mark.parametrize(

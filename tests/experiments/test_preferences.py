@@ -2,16 +2,26 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import special
 
 from nlhf_jax import records
+from nlhf_jax.build import language
 from nlhf_jax.build.preferences import make_experiment
 from nlhf_jax.data import synthetic
 from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments import preferences
+from nlhf_jax.experiments.judging import make_kind
+
+sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
+
+import faults
+import published
 
 ROOT = Path(__file__).parents[2]
 WORDS = ['red', 'green', 'blue', 'big', 'small', 'ball', 'tree', 'house']
@@ -90,6 +100,75 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   assert results['transitivity']['preference model']['prompts'] == 6
 
 
+def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, capsys):
+  """The remote one likes the longer response, but has nothing to say of those that begin red."""
+  pytest.importorskip('openai', reason='the remote judge needs the extra remote')
+  write(tmp_path / 'mine.jsonl', prompts=20, answers=4)
+  (tmp_path / 'pairrm').mkdir()
+  published.save(tmp_path / 'pairrm', 'port')
+  config = config_of('preferences', 'file')
+  config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
+  config.judges, config.pairrm.hf = 'learned,pairrm,remote', str(tmp_path / 'pairrm')
+
+  def behave(content, before):
+    left, right = (text.partition(' - ')[2] for text in content.split('\n\n')[2:4])
+    if left.startswith('red'):
+      return faults.Reply(faults.said('Hard to say.'))
+    return faults.Reply(faults.said('1' if len(left) > len(right) else '2'))
+
+  with faults.serve(behave) as served:
+    config.remote.update(url=served.url, model='m', key='', tolerated=1.0)
+    experiment = make_experiment(config, 'p', tmp_path / 'stages')
+    results = preferences.run(experiment, tmp_path)
+    asked = len(served.seen)
+  corpus = experiment.first.corpus
+  texts = preferences.as_texts(corpus.texts(corpus.held_out))
+  rows = results['sets']['held out']
+  red = sum(left.startswith('red') for left in texts.left)
+  assert 0 < red < len(texts.left)
+  assert (rows['remote']['unusable'], rows['remote']['comparisons']) == (red, 36 - red)
+  assert (rows['remote']['accuracy'], rows['remote']['consistency']) == (1, 1)
+  assert rows['remote']['longer'] == 1
+  assert rows['pairrm']['comparisons'] == rows['preference model']['comparisons'] == 36
+  there, back = (
+    experiment.first.given['pairrm']().ask(texts.prompts, *sides).shown
+    for sides in ((texts.left, texts.right), (texts.right, texts.left))
+  )
+  logit = (special.logit(there) - special.logit(back)) / 2
+  chance = special.expit(logit)
+  assert rows['pairrm']['log_loss'] == pytest.approx(
+    judging.log_loss(chance, texts.votes), rel=1e-4
+  )
+  assert rows['pairrm']['first_place'] == pytest.approx(np.mean(there + back - 1) / 2, abs=1e-6)
+  cycles = results['transitivity']
+  assert cycles['remote']['prompts'] == 6 - red // 6
+  assert cycles['remote']['three_cycles'] == 0
+  assert 0 < cycles['pairrm']['cyclic_energy'] < 1
+  counts = results['outside']['remote']['counts']
+  assert counts['asked'] == counts['requests'] == asked
+  page, printed = (tmp_path / 'report.html').read_text(), capsys.readouterr().out
+  for sentence in (f'The remote judge is m at {served.url}', 'remote has no usable verdict on'):
+    assert sentence in page
+    assert sentence in printed
+  config.judges = 'pairrm'  # and then nothing is trained
+  alone = make_experiment(config, 'p', tmp_path / 'others')
+  again = preferences.run(alone, tmp_path / 'alone')
+  assert again['judges'] == {}
+  assert again['sets']['held out']['pairrm'] == rows['pairrm']
+  assert not list((tmp_path / 'others').glob('*/stage.json'))
+
+
+def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path):
+  def points(seed):
+    config = config_of('preferences')
+    config.seed = seed
+    kind = make_kind(language.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    return kind.init({})['verdict']
+
+  np.testing.assert_array_equal(points(0), points(0))
+  assert not np.allclose(points(0), points(1))
+
+
 @pytest.mark.parametrize(
   ('section', 'changes', 'said'),
   [
@@ -97,10 +176,16 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
     ('sizes', {}, r'config\.sizes is empty'),
     ('judges', 'learned,oracle', r"config\.judges='learned,oracle' must be some of learned, "),
     ('judges', 'learned,learned', 'must be some of'),
+    ('tests', {'path': 'none.jsonl'}, r"config\.tests\.path: cannot read 'none.jsonl'"),
+    ('tests', {'path': 'x.jsonl', 'form': 'own'}, r"config\.tests\.form='own' is none of"),
+    ('tests', {'path': 'x.jsonl', 'split': 'a,b'}, r"config\.tests\.split='a,b' names 2 for 1"),
   ],
 )
 def test_mistakes_are_told_in_a_sentence(section, changes, said, config_of, tmp_path):
   config = config_of('preferences')
-  config[section] = changes
+  if section == 'tests':
+    config.tests.update(changes)
+  else:
+    config[section] = changes
   with pytest.raises(UserError, match=said):
     make_experiment(config, 'p', tmp_path)

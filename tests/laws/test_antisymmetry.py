@@ -73,7 +73,9 @@ JUDGES = {
   'antisymmetric': judges.antisymmetric(_arbitrary),
   'of_network': _learned(make_preference_network, judges.of_network),
   'of_rewards': _learned(make_reward_network, judges.of_rewards),
-  'of_embeddings': _learned(partial(make_embedding_network, planes=2), judges.of_embeddings),
+  'of_embeddings': _learned(
+    partial(make_embedding_network, planes=2, key=jax.random.key(0)), judges.of_embeddings
+  ),
   'of_texts': judges.of_texts(_first_place_counts, TOKENIZER),
 }
 

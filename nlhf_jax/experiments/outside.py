@@ -1,0 +1,47 @@
+"""Judges from outside: who they are, and what came of them in all runs of a work directory."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nlhf_jax import processes, records
+from nlhf_jax.build.judges import Outside
+from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.evaluation import judge_page
+
+
+@contextlib.contextmanager
+def accounted(workdir: Path, outside: Mapping[str, Outside]) -> Iterator[dict[str, dict]]:
+  """Once the block has ended, or was interrupted, what it was given has the judges' accounts."""
+  accounts = {}
+  try:
+    yield accounts
+  except (Interrupted, UserError):
+    account(workdir, outside)
+    raise
+  accounts |= account(workdir, outside)
+
+
+def account(workdir: Path, outside: Mapping[str, Outside]) -> dict[str, dict]:
+  """Name -> `about`, who it is, and `counts` of this run and those before it.
+
+  It is kept in `NAME.json` of the work directory, if anything was counted. Called once, when a run
+  ends: what a killed one did is not in it, though its answers are kept.
+  """
+  accounts = {}
+  for name, given in outside.items():
+    path, counts = workdir / f'{name}.json', Counter(given.counts())
+    before = records.read_json(path) if records.exists(path) else {}
+    if before.get('about') == given.about:
+      counts.update(before['counts'])
+    accounts[name] = {'about': given.about, 'counts': dict(counts)}
+    if processes.of_first(bool(counts)):
+      records.write_json(path, accounts[name])
+  return accounts
+
+
+def announce(accounts: Mapping[str, Mapping]) -> None:
+  """Prints who was asked, and what was counted."""
+  for sentence in judge_page.who(accounts):
+    print(sentence)

@@ -1,0 +1,125 @@
+"""A language model elsewhere judges a whole run: it is learned from, measured by, accounted for."""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlhf_jax import records
+from nlhf_jax.build.language import make_experiment
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.experiments import language
+from nlhf_jax.training import interrupts
+
+sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
+
+import faults
+
+pytest.importorskip('openai', reason='the remote judge needs the extra remote')
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = 8
+REQUEST = {'max_tokens': 1, 'logprobs': None, 'top_logprobs': None}
+
+
+def shown(content):
+  """The prompt, and the left and the right text of a question."""
+  _, *parts = (text.partition(' - ')[2] for text in content.split('\n\n')[:4])
+  return parts
+
+
+def verdict(prompt, left, right):
+  """Likes the longer response; of some pairs it will not say."""
+  left, right = left.rstrip(), right.rstrip()  # as they are written in a question
+  if left == right:
+    return 0.5
+  if zlib.crc32(f'{prompt}|{left}|{right}'.encode()) % 17 == 0:
+    return np.nan
+  return float(len(left) > len(right))
+
+
+def answer(content, before):
+  """The verdict in words; to some questions only when they are asked again."""
+  if before == 0 and zlib.crc32(content.encode()) % 7 == 0:
+    return faults.Reply({'error': {'message': 'busy'}}, 500, {'Retry-After-Ms': '1'})
+  chance = verdict(*shown(content))
+  text = 'Who knows' if np.isnan(chance) else '1' if chance else '2'
+  return faults.Reply(faults.said(text, tokens=(100, 2)))
+
+
+def in_page(path):
+  """The results that a report has in it."""
+  start = '<script type="application/json" id="data">'
+  return json.loads(path.read_text().split(start)[1].split('</script')[0])['results']
+
+
+def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
+  toy, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.syspath_prepend(str(ROOT))
+  config = toy(importlib.import_module('configs.nash_md').get_config())
+  del config.policies.self_play
+  config.policies.nash_md.judge = config.judges = 'remote'
+  came = []
+
+  def behave(content, before):
+    came.append(content)
+    if len(came) == 12:  # in the middle of training
+      os.kill(os.getpid(), signal.SIGTERM)
+    return answer(content, before)
+
+  with faults.serve(behave) as served:
+    config.remote.update(url=served.url, model='m', key='', concurrency=2)
+    config.remote.request = json.dumps(REQUEST)
+    config.remote.prices.update(prompt=3.0, response=15.0)
+
+    def run():
+      return language.run(make_experiment(config, 'nash_md', tmp_path / 'stages'), tmp_path)
+
+    with interrupts.deferred(), pytest.raises(Interrupted):
+      run()
+    first = records.read_json(tmp_path / 'remote.json')['counts']
+    assert 0 < first['requests'] <= 12 + 2
+    results = run()
+    assert capsys.readouterr().out.count(f'The remote judge is m at {served.url}') == 1
+    account = records.read_json(tmp_path / 'remote.json')
+    seen = len(served.seen)
+    run()  # finds all that is done
+    assert len(served.seen) == seen
+    assert records.read_json(tmp_path / 'remote.json') == account
+
+  # What was asked for, and what it cost, in both runs together.
+  counts = account['counts']
+  assert account['about'] == f'm at {served.url}'
+  assert counts['requests'] == seen
+  contents = [request.content for request in served.seen]
+  assert counts['asked'] == len(set(contents)) < seen
+  assert (counts['prompt_tokens'], counts['response_tokens']) == (
+    100 * counts['asked'],
+    2 * counts['asked'],
+  )
+  assert counts['cost'] == pytest.approx((300 + 30) * counts['asked'] / 1e6)
+  unreadable = sum(np.isnan(verdict(*shown(content))) for content in set(contents))
+  assert counts['unusable'] == counts['unreadable'] >= unreadable > 0
+  for request in served.seen:
+    assert request.body.keys() == {'model', 'messages', 'temperature', 'max_tokens'}
+    assert request.body['max_tokens'] == 1
+
+  # The tournament has the prompts on which it said all, and its word on them.
+  lines = records.read(tmp_path / 'samples.jsonl')
+  assert 0 < len(lines) == results['comparisons'] < PROMPTS
+  for line in lines:
+    left, right = line['responses']['sft'], line['responses']['nash_md']
+    there, back = verdict(line['prompt'], left, right), verdict(line['prompt'], right, left)
+    assert line['preferences']['remote'][0][1] == (there + 1 - back) / 2
+  logged = [row for row in records.read(tmp_path / 'metrics.jsonl') if row['stage'] == 'nash_md']
+  assert 'win_rate_against_reference_by_remote' in logged[-1]
+  page = in_page(tmp_path / 'report.html')
+  assert page['outside'] == {'remote': account}
+  assert page['left_out'] == PROMPTS - len(lines)

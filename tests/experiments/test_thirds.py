@@ -1,0 +1,90 @@
+"""Prompts alone are enough where the judge comes from outside: SPPO through three thirds of them.
+
+Each iteration starts from the policy of the one before, as exported, and sees prompts of its own.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pretrained
+import pytest
+
+from nlhf_jax import records
+from nlhf_jax.build.language import make_experiment
+from nlhf_jax.data import tokenizers
+from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import export, language
+
+sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
+
+import published
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = [f'tell {number} {word}' for number in range(3) for word in pretrained.WORDS[:8]]
+
+
+@pytest.fixture
+def config(toy, tmp_path, monkeypatch):
+  """SPPO from a pretrained model, on a file of prompts, by the word of a random PairRM."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  pretrained.save(tmp_path / 'model')
+  (tmp_path / 'pairrm').mkdir()
+  published.save(tmp_path / 'pairrm', 'port')
+  records.write(tmp_path / 'prompts.jsonl', [{'prompt': prompt} for prompt in PROMPTS])
+  made = toy(importlib.import_module('configs.sppo').get_config('file'))
+  made.data.update(path=str(tmp_path / 'prompts.jsonl'), form='prompts', response_length=6)
+  made.model.hf, made.sft.steps = str(tmp_path / 'model'), 0
+  made.pairrm.hf, made.judges, made.policies.sppo.judge = str(tmp_path / 'pairrm'), *['pairrm'] * 2
+  made.policies.sppo.optimizer.update(learning_rate=0.01, warmup=0)
+  return made
+
+
+def prompts_of(experiment):
+  corpus = experiment.corpus
+  both = corpus.train.prompts.all(), corpus.held_out.prompts
+  return [set(tokenizers.prompt_texts(corpus.tokenizer, *prompts)) for prompts in both]
+
+
+def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(config, tmp_path):
+  seen, starts, ends = [], [], []
+  for number in (1, 2, 3):
+    config.data.part = f'{number}/3'
+    workdir = tmp_path / str(number)
+    experiment = make_experiment(config, 'sppo', workdir / 'stages')
+    assert not experiment.judges  # nothing is trained but the policy
+    assert experiment.corpus.account['train'] == {
+      'prompts': 7,
+      'demonstrations': 0,
+      'comparisons': 0,
+    }
+    seen += prompts_of(experiment)
+    starts.append(experiment.model.begin(experiment.stages['sft'].key))
+    if number < 3:  # the last one would be as the second
+      results = language.run(experiment, workdir)
+      assert results['tables'].keys() == {'pairrm'}
+      assert {row['stage'] for row in records.read(workdir / 'metrics.jsonl')} == {'sppo'}
+      ends.append(export.of_player(experiment, 'sppo'))
+      export.write(experiment, ends[-1], workdir / 'model', merged=False)
+      config.model.hf = str(workdir / 'model')
+  assert sum(map(len, seen)) == len(PROMPTS)
+  assert set().union(*seen) == set(PROMPTS)
+  same = lambda one, other: all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+  for start, end, then in zip(starts[:2], ends, starts[1:], strict=True):
+    assert not same(start, end)
+    assert same(end, then)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'sft.steps': 2}, r'too few demonstrations for config\.sft: .* --config\.sft\.steps=0'),
+    ({'judges': 'learned'}, r'too few comparisons for config\.preference_model: .* judges that'),
+  ],
+)
+def test_what_prompts_alone_are_not_enough_for_is_told(config, tmp_path, changes, said):
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=said):
+    make_experiment(config, 'sppo', tmp_path / 'stages')

@@ -8,10 +8,16 @@ from ml_collections import ConfigDict
 
 WORLDS = {
   'anything': dict(ridge=1.0),
+  'star': dict(lead=0.1, ridge=1.0),
   'bilinear': dict(rank=4, ridge=1.0),
   'bradley_terry': dict(ridge=1e-6),
   'listed': dict(count=50, ridge=1.0),
 }
+
+
+def of(world, actions):
+  """A world by its name, with so many actions."""
+  return dict(name=world, actions=actions, **WORLDS[world])
 
 
 def get_config(world='anything'):
@@ -25,25 +31,23 @@ def get_config(world='anything'):
       seed=0,
       seeds=100,
       rates=dict(
-        world=dict(name=world, actions=6, **WORLDS[world]),
+        world=of(world, actions=6),
         taus='0.5, 0.1, 0.02, 0.005',
         reference=0.5,  # every action is played e^-0.5 times as much as the one before
         votes=votes,
       ),
       offline=dict(
         # By default one action that beats all others, so that few pairs may be enough.
-        world=dict(name='star', actions=8, lead=0.1, ridge=1.0)
-        if world == 'anything'
-        else dict(name=world, actions=8, **WORLDS[world]),
+        world=of('star' if world == 'anything' else world, actions=8),
         taus='0.3, 0.02',
         reference=0.0,
         votes=votes,
-        others='1, 1e-3',  # what pairs without the most played action weigh in the data
+        others='1, 1e-3',  # what pairs without the safest action weigh in the data
         beta=1.0,
         updates=100,
       ),
       online=dict(
-        world=dict(name=world, actions=8, **WORLDS[world]),
+        world=of(world, actions=8),
         taus='0.3, 0.03',
         reference=2.0,
         rounds=80,
@@ -52,7 +56,7 @@ def get_config(world='anything'):
         beta=1.0,  # of the optimistic enhancer
       ),
       rewards=dict(
-        world=dict(name='bradley_terry', actions=6, **WORLDS['bradley_terry']),
+        world=of('bradley_terry', actions=6),
         taus='1, 0.2',
         reference=0.5,
         votes=votes,

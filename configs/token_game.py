@@ -8,20 +8,30 @@ from ml_collections import ConfigDict
 from configs import base
 
 
-def method(algorithm, solver, *, updates=100, steps=1_000, arguments, **tabular):
-  """A row of the catalogue, and the tabular solver that it is shown beside."""
-  training = base.training(
+def playing(algorithm, *, steps, evaluate_every, **arguments):
+  """A row of the catalogue, and how it is trained."""
+  return base.training(
     algorithm,
     steps=steps,
     batch=320,
     learning_rate=3e-3,
-    evaluate_every=50,
+    evaluate_every=evaluate_every,
     b1=0.0,  # momentum would orbit a cycle
     b2=0.95,
     warmup=10,
     **arguments,
   )
+
+
+def method(algorithm, solver, *, updates=100, steps=1_000, arguments, **tabular):
+  """A row that the truth judges, and the tabular solver that it is shown beside."""
+  training = playing(algorithm, steps=steps, evaluate_every=50, **arguments)
   return dict(training=training, tabular=dict(solver=solver, updates=updates, arguments=tabular))
+
+
+def learner(algorithm, **arguments):
+  """A row that is judged by what votes have said so far; a round is 60 updates."""
+  return playing(algorithm, steps=600, evaluate_every=60, **arguments)
 
 
 def get_config():
@@ -39,6 +49,8 @@ def get_config():
       ),
       reference=dict(scale=0.5),  # of its embeddings; the smaller, the nearer it is to uniform
       methods=ConfigDict(sort_keys=False),
+      # A round begins with votes on so many batches; `ridge` votes a pair are a tie beforehand.
+      votes=dict(batches=5, ridge=1.0, learners=ConfigDict(sort_keys=False)),
     ),
     sort_keys=False,
   )
@@ -73,5 +85,10 @@ def get_config():
     ),
     # Nash-MD whose opponent is the reference alone: the tabular `best_response` replies to itself.
     best_response=method('best_response', 'nash_md', pull=1.0, arguments=dict(tau=tau)),
+  )
+  config.votes.learners.update(
+    oelhf=learner('oelhf', tau=tau, candidates=4),
+    online_ipo=learner('online_ipo', tau=tau),
+    nash_md_pg=learner('nash_md_pg', beta=beta, tau=tau),
   )
   return config

@@ -28,5 +28,11 @@ def test_five_methods_solve_the_game_and_best_response_does_not(tmp_path):
   assert 2 * results['target'] < gaps.pop('best_response')
   assert gaps.keys() == {'nash_md_pg', 'online_ipo', 'inpo', 'egpo', 'nash_ema_pg'}
   assert max(gaps.values()) < results['target'] == 0.01, gaps
-  for figure in ('exploitability', 'tabular'):
+  # What votes have taught is worth more than as many probabilities that are used once.
+  for name in ('nash_md_pg', 'online_ipo'):
+    told, voted = results['methods'][name], results['learners'][name]
+    assert told['judged'][1] == voted['judged'][-1] == 16_000
+    assert voted['gap'][-1] < told['gap'][1]
+  assert results['learners']['oelhf']['gap'][-1] < results['reference']['gap'] / 5
+  for figure in ('exploitability', 'tabular', 'votes'):
     assert (tmp_path / f'{figure}.png').stat().st_size > 10_000

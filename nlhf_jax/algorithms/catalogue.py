@@ -30,6 +30,7 @@ from nlhf_jax.algorithms.selection import (
   best_against_worst,
   best_and_worst,
   by_worth,
+  enhanced,
   in_turn,
   log_odds,
   normalised,
@@ -399,3 +400,14 @@ def egpo(tau: float, temperature: float) -> Algorithm:
   references = {'reference': frozen, 'ahead': follow}
   broad, ahead = mixture(policy=1 / temperature), mixture(ahead=1.0)
   return Algorithm([broad] * 2, [ahead], loss, references, by_worth, extragradient)
+
+
+def oelhf(tau: float, candidates: int) -> Algorithm:
+  """(rho(y) - rho(y') - (u(y) - u(y')) / tau)^2, y ~ pi, y' the best of n ~ pi (arXiv 2402.07314).
+
+  The practical form: y is the main agent's, y' its enhancer's, and votes on such pairs are what the
+  judge learns from. u is against one more y'' ~ pi, so that this rests at the regularised Nash;
+  IPO on the payoff between y and y' would not.
+  """
+  loss = contrast(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  return Algorithm([POLICY] * (2 + candidates), LEFT, loss, {'reference': frozen}, enhanced)

@@ -94,6 +94,21 @@ def by_worth(comparison: Comparison, key: Array) -> Comparison:
   return Comparison(comparison.prompts, one, other, (gains[:, :1] - gains[:, 1:])[:, :, None])
 
 
+def enhanced(comparison: Comparison, key: Array) -> Comparison:
+  """The first left response against its enhancer: the best of those from the third on.
+
+  These hold a tournament of their own, by which the best is known. The payoff is u(y) - u(y'), both
+  against the second response, which has no part in it, so that no luck was selected. The responses
+  must be compared with themselves, all against all.
+  """
+  del key
+  best = 2 + jnp.argmax(jnp.mean(comparison.payoff[:, 2:, 2:], axis=2), axis=1, keepdims=True)
+  first, gains = jnp.zeros_like(best), comparison.payoff[:, :, 1]
+  lead = gains[:, :1] - jnp.take_along_axis(gains, best, axis=1)
+  left = comparison.left
+  return Comparison(comparison.prompts, pick(left, first), pick(left, best), lead[:, :, None])
+
+
 def as_points(comparison: Comparison, key: Array) -> Comparison:
   """A pair as two left responses, each with its own payoff: [B, 2, 1]."""
   del key

@@ -16,13 +16,14 @@ from nlhf_jax.learning.worlds import World, skewed
 
 
 class Part(NamedTuple):
-  """A world, what leaving the reference costs in it, and what else its protocol is told."""
+  """A world, what leaving the reference costs in it, and what its protocol is told."""
 
   name: str  # of the world
   world: World
   settings: dict[float, Setting]  # by tau
   votes: np.ndarray | None  # their numbers, increasing
-  arguments: dict
+  others: list[float]  # weights of pairs in the data that are there already
+  arguments: dict[str, float]  # what else the protocol takes, by name
 
 
 class Experiment(NamedTuple):
@@ -77,10 +78,9 @@ def make_part(settings: ConfigDict, field: str) -> Part:
     votes = np.array(positive(arguments.pop('votes'), f'{field}.votes'))
     if (np.diff(votes) <= 0).any() or votes[0] < 1:
       raise UserError(f"{field}.votes='{settings.votes}' must increase, from 1 on.")
-  if 'others' in arguments:
-    arguments['others'] = positive(arguments['others'], f'{field}.others')
+  others = positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
   by_tau = {tau: one_prompt(log_reference, tau) for tau in taus}
-  return Part(name, world, by_tau, votes, arguments)
+  return Part(name, world, by_tau, votes, others, arguments)
 
 
 def positive(text: str, field: str) -> list[float]:

@@ -21,7 +21,7 @@ _AT_LEAST_ONE = (
   'batch evaluate_every posts prompt_length response_length prompts width layers heads '
   'key_heads head_size hidden updates every inner memory actions raters soldiers fields fingers '
   'count reset queue rounds candidates keep accumulate fsdp '
-  'tensor planes concurrency responses'
+  'tensor planes concurrency responses batches'
 )
 _AT_LEAST_ZERO = (
   'retries per_minute tau decay prior tolerance gamma alpha delta weight forward reverse rank data '

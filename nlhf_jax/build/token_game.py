@@ -33,6 +33,19 @@ class Method(NamedTuple):
   updates: int
 
 
+class Learner(NamedTuple):
+  """A row that learns the preference as well: a round of it is `training.evaluate_every` updates.
+
+  A round begins with votes on `batches` batches of what the row selects. Its judge is the estimate
+  from all votes so far, each pair of which is given `ridge` votes for a tie.
+  """
+
+  training: Training
+  stage: Stage
+  batches: int
+  ridge: float
+
+
 class Experiment(NamedTuple):
   """Everything a run needs to know, free of config."""
 
@@ -45,6 +58,7 @@ class Experiment(NamedTuple):
   scale: float  # of the reference's embeddings, which are its head too
   methods: Mapping[str, Method]
   stages: Mapping[str, Stage]
+  learners: Mapping[str, Learner]
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
@@ -65,6 +79,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     scale=config.reference.scale,
     methods={label: make_method(config, label) for label in config.methods},
     stages=make_stages(config, folder),
+    learners=make_learners(config, folder),
   )
 
 
@@ -94,19 +109,23 @@ def check(config: ConfigDict) -> None:
     raise UserError('config.methods is empty; there is nothing to train.')
 
 
+def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
+  """How a row of the catalogue that plays is trained, from the section called `field`."""
+  training = language.make_training(row, field)
+  if not asks_judge(training.algorithm):
+    raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
+  if training.batch % config.game.prompts:
+    raise UserError(
+      f'{field}.batch={training.batch} must be a multiple of config.game.prompts='
+      f'{config.game.prompts}: every batch asks all of them.'
+    )
+  return training
+
+
 def make_method(config: ConfigDict, label: str) -> Method:
   """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
   row, field = config.methods[label], f'config.methods.{label}'
-  training = language.make_training(row.training, f'{field}.training')
-  if not asks_judge(training.algorithm):
-    raise UserError(
-      f"{field}.training.algorithm: '{row.training.algorithm}' learns from data, not by playing."
-    )
-  if training.batch % config.game.prompts:
-    raise UserError(
-      f'{field}.training.batch={training.batch} must be a multiple of config.game.prompts='
-      f'{config.game.prompts}: every batch asks all of them.'
-    )
+  training = make_player(config, row.training, f'{field}.training')
   known = functions(solvers, Solver) | functions(exact, Solver)
   where = f'{field}.tabular'
   arguments = dict(row.tabular.arguments)
@@ -125,9 +144,27 @@ def make_method(config: ConfigDict, label: str) -> Method:
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   """A stage a method."""
-  plain = json.loads(config.to_json_best_effort())
-  shared = {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}
+  plain, shared = settings(config)
   return {
     label: make_stage(label, shared | {'training': row['training']}, config.seed, folder)
     for label, row in plain['methods'].items()
   }
+
+
+def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
+  """The rows of the section `votes`."""
+  plain, shared = settings(config)
+  asked = {name: plain['votes'][name] for name in ('batches', 'ridge')}
+  learners = {}
+  for label, row in config.votes.learners.items():
+    training = make_player(config, row, f'config.votes.learners.{label}')
+    of_row = shared | asked | {'training': plain['votes']['learners'][label]}
+    stage = make_stage(f'{label}_by_votes', of_row, config.seed, folder)
+    learners[label] = Learner(training, stage, **asked)
+  return learners
+
+
+def settings(config: ConfigDict) -> tuple[dict, dict]:
+  """The config in plain values, and what of it determines every stage."""
+  plain = json.loads(config.to_json_best_effort())
+  return plain, {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}

@@ -7,6 +7,7 @@ and the population is not. Left out: the reference, which is whatever policy tra
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -134,9 +135,16 @@ def position(rows: Int[Array, '*batch T'], table: Int[Array, 'R T']) -> Int[Arra
   return jnp.argmax(jnp.all(rows[..., None, :] == table, axis=-1), axis=-1)
 
 
-def make_judge(game: TokenGame) -> Callable[[Comparison], Float[Array, 'B K J']]:
-  """The true preference, looked up: a jitted judge."""
-  payoff = jnp.asarray(game.payoff, jnp.float32)
+class Places(NamedTuple):
+  """Where a comparison's prompts and responses stand in the lists of a game."""
+
+  prompts: Int[Array, 'B']
+  left: Int[Array, 'B K']
+  right: Int[Array, 'B J']
+
+
+def make_places(game: TokenGame) -> Callable[[Comparison], Places]:
+  """A jitted function that finds them."""
   responses = jnp.asarray(game.responses.tokens[0])
 
   def marked(prompts):
@@ -145,9 +153,27 @@ def make_judge(game: TokenGame) -> Callable[[Comparison], Float[Array, 'B K J']]
   prompts = marked(game.prompts)
 
   @jax.jit
-  def judge(comparison):
-    asked = position(marked(comparison.prompts), prompts)
+  def places(comparison):
     left, right = (position(side.tokens, responses) for side in (comparison.left, comparison.right))
-    return payoff[asked[:, None, None], left[:, :, None], right[:, None, :]]
+    return Places(position(marked(comparison.prompts), prompts), left, right)
 
-  return judge
+  return places
+
+
+def make_look_up(
+  game: TokenGame,
+) -> Callable[[Float[Array, 'X R R'], Comparison], Float[Array, 'B K J']]:
+  """(table of payoffs, comparison) -> what the table says of it; jitted."""
+  find = make_places(game)
+
+  @jax.jit
+  def look_up(table, comparison):
+    asked, left, right = find(comparison)
+    return table[asked[:, None, None], left[:, :, None], right[:, None, :]]
+
+  return look_up
+
+
+def make_judge(game: TokenGame) -> Callable[[Comparison], Float[Array, 'B K J']]:
+  """The true preference, looked up."""
+  return partial(make_look_up(game), jnp.asarray(game.payoff, jnp.float32))

@@ -24,6 +24,10 @@ CAPTIONS = {
   'tabular': 'Each method beside the solver of the same game that has no network, no samples and '
   'no optimiser. The updates of the solver, on the upper axis, are stretched to the steps of '
   'training: shapes can be compared, speeds cannot. The pale lines are the other methods.',
+  'votes': 'The same by what was asked of the judge. A learner asks for one vote a pair, at the '
+  'beginning of each of its rounds, and plays against what all votes so far have said, which costs '
+  'none; pairs that never met are taken for even. A method of the same name (broken line) asks '
+  'about every pair it plays, and uses once what it is told: a probability, more than a vote says.',
   'styles': 'How often each first symbol is played in reply to the prompt on which the best '
   'response to the reference is the most exploitable.',
   'preferences': 'The game on that prompt. Responses are sorted by their first symbol, their '
@@ -42,10 +46,12 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
   }
   order = sorted(range(len(payoff)), key=lambda place: results['responses'][place])
   sorted_names = [results['responses'][place] for place in order]
+  learners = results['learners']
   figures = {
     'exploitability': together(methods, results['target'], 'at', 'training steps'),
     'time': together(methods, results['target'], 'seconds', 'seconds of training'),
     'tabular': apart(methods, results['target']),
+    **({'votes': by_votes(methods, learners, results['target'])} if learners else {}),
     'styles': plots.bars(played, names, f'First symbols, prompt {prompt}'),
     'preferences': plots.matrix(
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
@@ -65,6 +71,28 @@ def together(methods: Mapping[str, Any], target: float, along: str, label: str) 
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
   handles.sort(key=lambda line: -line.get_ydata()[-1])
+  figure.legend(
+    handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
+  )
+  return figure
+
+
+def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: float) -> Figure:
+  """Gaps of learners by their votes, and of methods of the same names by what they were told."""
+  figure = Figure(figsize=(8, 4.6), layout='constrained')
+  axes = plots.dress(figure.add_subplot(), 'What a judge is asked for')
+  axes.set(xlabel='judged comparisons', ylabel=GAP, xscale='log')
+  handles = []
+  for (name, row), colour in zip(learners.items(), cycle(plots.COLOURS), strict=False):
+    line = {'color': colour, 'linewidth': 1.8}
+    votes, gaps = row['judged'][1:], row['gap'][1:]  # at none a logarithm has no place
+    handles += axes.plot(votes, gaps, marker='o', markersize=3.5, label=f'{name}, by votes', **line)
+    if name in methods:
+      told = methods[name]
+      line |= {'linewidth': 1.3, 'linestyle': '--', 'label': f'{name}, told'}
+      handles += axes.plot(told['judged'][1:], told['gap'][1:], **line)
+  _rule(axes, target)
+  axes.set_ylim(*_limits(learners | methods, target))
   figure.legend(
     handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
   )
@@ -183,9 +211,26 @@ def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
   return heads, cells
 
 
+def budgets(results: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[str]]]:
+  """The table of gaps at equal numbers of judged comparisons: its rows, heads and cells.
+
+  Columns are those at which a learner was measured, the last and every second before it.
+  """
+  methods, learners = results['methods'], results['learners']
+  numbers = sorted({number for row in learners.values() for number in row['judged'][1:]})
+  numbers = numbers[::-2][::-1]
+  rows = {f'{name}, by votes': row for name, row in learners.items()}
+  rows |= {f'{name}, told': methods[name] for name in learners if name in methods}
+  cells = []
+  for row in rows.values():
+    at = dict(zip(row['judged'], row['gap'], strict=True))
+    cells.append([f'{at[number]:.4f}' if number in at else '' for number in numbers])
+  return list(rows), [f'{number:,}' for number in numbers], cells
+
+
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_head(results), *_table(results), *report.show(figures, CAPTIONS)]
+  content = [*_head(results), *_table(results), *_budgets(results), *report.show(figures, CAPTIONS)]
   report.write_page(path, results['name'], content)
 
 
@@ -222,3 +267,11 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'solved the game at the first evaluation from which on it stays below '
   yield f'{results["target"]:g}.</p>'
   yield display.as_html(list(results['methods']), heads, cells)
+
+
+def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
+  if results['learners']:
+    yield '<h2>Judged comparisons</h2><p>Gaps by how many comparisons were judged. By votes: the '
+    yield 'preference is learned as well, from one vote a pair. Told: as above, a probability for '
+    yield 'every pair that is played, where there was a measurement at that number.</p>'
+    yield display.as_html(*budgets(results))

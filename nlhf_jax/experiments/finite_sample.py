@@ -17,6 +17,8 @@ from nlhf_jax.games import plots
 from nlhf_jax.learning import protocols, rates, report, votes
 from nlhf_jax.learning.setting import equilibrium
 
+SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
+
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; there are no stages to keep."""
@@ -94,41 +96,60 @@ def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
 
 def measure_offline(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   """Plug-in against two pessimists, by price and by how much of the pairs is covered."""
-  beta, updates = part.arguments['beta'], part.arguments['updates']
 
   @jax.jit
   def program(setting, others, keys):
     learn = partial(protocols.learn_offline, part.world, experiment.link, setting, others)
-    return jax.vmap(partial(learn, beta, updates, part.votes))(keys)
+    return jax.vmap(lambda key: learn(samples=part.votes, key=key, **part.arguments))(keys)
 
-  panels = {}
-  for others in part.arguments['others']:
+  panels, unsolved = {}, {}
+  for others in part.others:
     for tau, setting in part.settings.items():
-      gaps = program(setting, jnp.asarray(others), keys)._asdict()
-      panels[f'τ = {tau:g}, other pairs weigh {others:g}'] = {
-        name.replace('_', ' '): curve(part.votes, values) for name, values in gaps.items()
-      }
-  return {'panels': panels}
+      found = program(setting, jnp.asarray(others), keys)
+      gaps, left = (
+        {name.replace('_', ' '): values for name, values in of_each._asdict().items()}
+        for of_each in found
+      )
+      title = f'τ = {tau:g}, other pairs weigh {others:g}'
+      panels[title] = {name: curve(part.votes, values) for name, values in gaps.items()}
+      unsolved |= not_solved(title, part.votes, left)
+  return {'panels': panels, 'unsolved': unsolved}
+
+
+def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
+  """Title -> solver -> what it had left of its own game, by `at`, the most over seeds [S, R].
+
+  Only of solvers, and for a title with one, that have more left than `SOLVED` (or NaN).
+  """
+  most = {name: np.asarray(values).max(axis=0) for name, values in left.items()}
+  rows = {
+    name: {'at': at.tolist(), 'left': values.tolist()}
+    for name, values in most.items()
+    if not (values <= SOLVED).all()
+  }
+  return {title: rows} if rows else {}
 
 
 def measure_online(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   """Every enhancer, by price: the main agent's gap after each round."""
-  arguments = [part.arguments[name] for name in ('beta', 'responses', 'batch', 'rounds')]
 
   @jax.jit
   def program(setting, strategy, keys):
     learn = partial(protocols.learn_online, part.world, experiment.link, setting, strategy)
-    return jax.vmap(lambda key: learn(*arguments, key).gap)(keys)
+    courses = jax.vmap(lambda key: learn(key=key, **part.arguments))(keys)
+    return courses.gap, courses.left
 
   rounds = np.arange(part.arguments['rounds'])
   asked = part.arguments['batch'] * rounds
-  panels = {}
+  panels, unsolved = {}, {}
   for tau, setting in part.settings.items():
-    panels[f'τ = {tau:g}'] = {
-      name: curve(asked, program(setting, number, keys))
-      for number, name in enumerate(protocols.STRATEGIES)
-    }
-  return {'panels': panels}
+    title, panel, left = f'τ = {tau:g}', {}, {}
+    for number, name in enumerate(protocols.STRATEGIES):
+      gaps, left[name] = program(setting, number, keys)
+      panel[name] = curve(asked, gaps)
+    panels[title] = panel
+    unsolved |= not_solved(title, asked, left)
+  return {'panels': panels, 'unsolved': unsolved}
 
 
 def measure_rewards(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
@@ -152,7 +173,7 @@ def draw(results: Mapping) -> dict[str, bytes]:
   unit = 'win probability' if results['payoff'] == 'probability' else 'log-odds'
   figures = {}
 
-  def add(name, rows, title, label, across='votes'):
+  def add(name, rows, title, label):
     curves = {label: (row['at'], row['mean']) for label, row in rows.items()}
     bands = {
       label: (np.subtract(row['mean'], row['half']), np.add(row['mean'], row['half']))
@@ -160,20 +181,17 @@ def draw(results: Mapping) -> dict[str, bytes]:
       if 'half' in row
     }
     lowest = min((value for row in rows.values() for value in row['mean'] if value > 0), default=1)
+    theory = {
+      label: (row['at'], row['predicted']) for label, row in rows.items() if 'predicted' in row
+    }
     figures[name] = plots.as_png(
-      plots.convergence(curves, title, label, across, lowest / 10, bands)
+      plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
     )
 
-  rows = results['rates']['curves']
-  theory = {
-    f'{label}, leading order': {'at': row['at'], 'mean': row['predicted']}
-    for label, row in rows.items()
-    if 'predicted' in row
-  }
-  add('rates', rows | theory, 'The equilibrium of the estimate', f'gap, {unit}')
+  add('rates', results['rates']['curves'], 'The equilibrium of the estimate', f'gap, {unit}')
   for field in ('offline', 'online'):
     for number, (title, panel) in enumerate(results[field]['panels'].items(), 1):
-      add(f'{field}_{number}', panel, title, f'gap, {unit}')
+      add(f'{field}_{number}', panel, f'{field.capitalize()}, {title}', f'gap, {unit}')
   title = 'Under Bradley-Terry: to the best reward'
   add('rewards', results['rewards']['curves'], title, 'reward missing, log-odds')
   return figures
@@ -186,4 +204,4 @@ def announce(results: Mapping) -> None:
     shown = report.shown(at)
     cells = [report.cells(row, shown) for row in rows.values()]
     print(display.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
-  print(f'\nMeans over {results["seeds"]} seeds.')
+  print(f'\nMeans over {results["seeds"]} seeds. {report.said_of_solvers(results)}')

@@ -18,16 +18,20 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax import display, policies, records, sampling
-from nlhf_jax.build.token_game import Experiment, Method, make_experiment
+from nlhf_jax.build.language import Stage, Training
+from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
 from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
 from nlhf_jax.evaluation import token_game as page
+from nlhf_jax.experiments.asking import make_asking_step, pairs
 from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
+from nlhf_jax.training.loop import Step
+from nlhf_jax.training.play import MakeRollout
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
 LOOKS = 201  # points of a solver's course
@@ -57,14 +61,17 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   params = make_reference(experiment)
   listed = make_listed(experiment)
   measured = make_measured(experiment, listed(params))
-  trained = {
+  policies_of = {
     label: train(experiment, label, params, listed, measured) for label in experiment.methods
   }
-  results = summarise(experiment, trained, listed, measured)
+  for label in experiment.learners:
+    learn(experiment, label, params, listed, measured)
+  results = summarise(experiment, policies_of, listed, measured)
   figures = page.draw(results, experiment.game.payoff[results['shown']])
   for name, figure in figures.items():
     (workdir / f'{name}.png').write_bytes(figure)
-  curves = [record for label in trained for record in history(experiment, label)]
+  stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
+  curves = [record for stage in stages for record in history(stage)]
   records.write(workdir / 'metrics.jsonl', curves)
   page.write(workdir / 'report.html', results, figures)
   records.write_json(workdir / 'results.json', results)
@@ -129,35 +136,72 @@ def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[
 def train(
   experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
 ) -> Params:
-  """One method, from the reference; its policy."""
-  game, training = experiment.game, experiment.methods[label].training
-  judge = token_game.make_judge(game)
-  make_rollout = partial(
+  """One method, from the reference, judged by the truth; its policy."""
+  training, judge = experiment.methods[label].training, token_game.make_judge(experiment.game)
+  step = make_step(
+    training,
+    policies.make_score(experiment.decoder),
+    make_rollouts(experiment),
+    lambda comparison, key: judge(comparison),
+  )
+  return trained(experiment, experiment.stages[label], training, step, params, listed, measured)
+
+
+def learn(
+  experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
+) -> Params:
+  """One learner, from the reference, judged by what votes have said so far; its policy."""
+  learner = experiment.learners[label]
+  step = make_asking_step(
+    learner, experiment.game, policies.make_score(experiment.decoder), make_rollouts(experiment)
+  )
+  stage, training = learner.stage, learner.training
+  return trained(experiment, stage, training, step, params, listed, measured)
+
+
+def make_rollouts(experiment: Experiment) -> MakeRollout:
+  """Mixtures -> a rollout of the experiment's decoder."""
+  return partial(
     sampling.make_rollout,
     experiment.decoder,
-    length=game.responses.tokens.shape[-1],
-    stop=game.stop,
+    length=experiment.game.responses.tokens.shape[-1],
+    stop=experiment.game.stop,
   )
-  score = policies.make_score(experiment.decoder)
-  step = make_step(training, score, make_rollout, lambda comparison, key: judge(comparison))
+
+
+def trained(
+  experiment: Experiment,
+  stage: Stage,
+  training: Training,
+  step: Step,
+  params: Params,
+  listed: Callable,
+  measured: Measured,
+) -> Params:
+  """The policy of a stage, which is measured at every look."""
 
   def evaluate(slots):
     return measure(measured, listed(slots['policy']))
 
-  copies = training.batch // len(game.payoff)
-  batch = take(game.prompts, np.tile(np.arange(len(game.payoff)), copies))
+  prompts = experiment.game.prompts
+  copies = training.batch // len(prompts.tokens)
+  batch = take(prompts, np.tile(np.arange(len(prompts.tokens)), copies))
   examples = grain.MapDataset.source([batch]).repeat()  # every batch asks every prompt as often
-  slots = fit(experiment.stages[label], training, params, step, examples, evaluate)
-  return slots['policy']
+  return fit(stage, training, params, step, examples, evaluate)['policy']
 
 
-def history(experiment: Experiment, label: str) -> list[dict]:
-  """What was logged as a method trained."""
-  return records.read(experiment.stages[label].folder / 'metrics.jsonl')
+def history(stage: Stage) -> list[dict]:
+  """What was logged as a stage trained."""
+  return records.read(stage.folder / 'metrics.jsonl')
+
+
+def looks(stage: Stage) -> list[dict]:
+  """What was logged where it was measured."""
+  return [record for record in history(stage) if 'worst_gap' in record]
 
 
 def summarise(
-  experiment: Experiment, trained: Mapping[str, Params], listed: Callable, measured: Measured
+  experiment: Experiment, policies_of: Mapping[str, Params], listed: Callable, measured: Measured
 ) -> dict:
   """Everything the run found, as plain numbers."""
   game = experiment.game
@@ -170,12 +214,12 @@ def summarise(
 
   reference = described(np.asarray(measured.game.log_reference))
   methods = {}
-  for label, params in trained.items():
-    logged = history(experiment, label)
-    looks = [record for record in logged if 'worst_gap' in record]
-    at = [0, *(record['step'] for record in looks)]
+  for label, params in policies_of.items():
+    stage, training = experiment.stages[label], experiment.methods[label].training
+    seen = looks(stage)
+    at = [0, *(record['step'] for record in seen)]
     course = {
-      name: [start, *(record[name] for record in looks)]
+      name: [start, *(record[name] for record in seen)]
       for name, start in reference.items()
       if name != 'styles'
     }
@@ -183,7 +227,8 @@ def summarise(
       'at': at,
       **course,
       'solved': solved(at, course['gap'], experiment.target),
-      'seconds': [0.0, *seconds_at(at[1:], logged)],
+      'judged': [step * training.batch * pairs(training.algorithm) for step in at],
+      'seconds': [0.0, *seconds_at(at[1:], history(stage))],
       'styles': described(listed(params))['styles'],
       'tabular': follow(experiment.methods[label], measured),
     }
@@ -198,6 +243,19 @@ def summarise(
     'reply': described(np.asarray(reply)),
     'equilibrium': described(np.asarray(measured.nash)),
     'methods': methods,
+    'learners': {
+      label: course_of(learner, reference['gap']) for label, learner in experiment.learners.items()
+    },
+  }
+
+
+def course_of(learner: Learner, start: float) -> dict[str, list]:
+  """A learner's gap at the end of each round, by the votes it had asked for."""
+  seen = looks(learner.stage)
+  votes = learner.batches * learner.training.batch
+  return {
+    'judged': [votes * number for number in range(len(seen) + 1)],
+    'gap': [start, *(record['gap'] for record in seen)],
   }
 
 
@@ -245,3 +303,5 @@ def announce(results: Mapping) -> None:
     'for good:'
   )
   print(display.as_text(title, list(results['methods']), heads, cells))
+  if results['learners']:
+    print(display.as_text('\nExploitability by judged comparisons:', *page.budgets(results)))

@@ -35,6 +35,7 @@ def convergence(
   across: str = 'updates',
   floor: float = 1e-17,
   bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+  theory: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
 ) -> Figure:
   """Curves on two log axes, named beside them from the highest end to the lowest.
 
@@ -48,6 +49,8 @@ def convergence(
     across: what the first axis counts.
     floor: the smallest value shown as it is.
     bands: name -> (lower ends [R], upper ends [R]) of intervals about the values, if there are any.
+    theory: name -> (updates [R], values [R]) that a closed form gives, if there is one: a broken
+      line in the colour of the curve, which may leave the frame.
   """
   figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
   axes = dress(figure.add_subplot(), title)
@@ -62,6 +65,8 @@ def convergence(
     if bands and name in bands:
       low, high = (np.maximum(np.asarray(end, float)[seen], floor) for end in bands[name])
       axes.fill_between(x, low, high, color=style['color'], alpha=0.18, linewidth=0)
+    if theory and name in theory:
+      axes.plot(*theory[name], color=style['color'], linestyle='--', linewidth=1, zorder=1)
     lowest, highest = y.min(initial=lowest), y.max(initial=highest)
   axes.grid(color=PALE, linewidth=0.6)
   if lowest <= floor:
@@ -76,6 +81,8 @@ def convergence(
     axis.set_major_locator(LogLocator(numticks=9))
     axis.set_minor_locator(NullLocator())
   handles.sort(key=lambda line: -line.get_ydata()[-1] if len(line.get_ydata()) else np.inf)
+  if theory:
+    handles.append(Line2D([], [], color=GREY, linestyle='--', linewidth=1, label='closed form'))
   _legend(figure, handles, 'outside right center')
   return figure
 

@@ -3,24 +3,39 @@
 A pessimist charges a policy for what data leave open about it, and so prefers what they cover.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nlhf_jax.games import asymmetric
 from nlhf_jax.games.asymmetric import AsymmetricGame
 from nlhf_jax.games.game import kl, log_best_response
 from nlhf_jax.learning.classes import Counts, Preference, PreferenceClass
 from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting, duel, equilibrium, games
+from nlhf_jax.learning.setting import Setting, divergence, duel, equilibrium, games, gap
 
 
-def plug_in(setting: Setting, link: Link, estimate: Preference) -> Float[Array, 'X K']:
-  """The equilibrium of the estimate, as if it were the truth; log-probabilities."""
-  return equilibrium(setting, link.payoff(estimate))
+class Learnt(NamedTuple):
+  """A policy, and the most that a better one could still gain by what the learner goes by.
+
+  Of the version space that holds as far as the worst members were found.
+  """
+
+  log_pi: Float[Array, 'X K']
+  value: Float[Array, '']  # what it wins at worst, less 1/2
+  left: Float[Array, '']
+
+
+def plug_in(setting: Setting, link: Link, estimate: Preference) -> Learnt:
+  """The equilibrium of the estimate, as if it were the truth."""
+  payoff = link.payoff(estimate)
+  log_pi = equilibrium(setting, payoff)
+  left = gap(setting, payoff, log_pi)
+  return Learnt(log_pi, -left, left)
 
 
 def with_bonus(
@@ -30,7 +45,7 @@ def with_bonus(
   estimate: Preference,
   counts: Counts,
   beta: Float[Array, ''] | float,
-) -> Float[Array, 'X K']:
+) -> Learnt:
   """Option II: the max player's side of the game of P - beta Gamma, which is not symmetric.
 
   If beta^2 is at least the error of the truth, then
@@ -50,16 +65,15 @@ def with_bonus(
 
   def solve(payoff, log_reference):
     game = AsymmetricGame(payoff, log_reference, log_reference, setting.tau)
-    return asymmetric.equilibrium(game).pair.left
+    found = asymmetric.equilibrium(game)
+    log_pi = found.pair.left
+    reply = asymmetric.log_best_responses(game, found.pair).right
+    value = jnp.exp(log_pi) @ payoff @ jnp.exp(reply)
+    far = kl(log_pi, log_reference) - kl(reply, log_reference)
+    return log_pi, value - setting.tau * far, found.duality_gap
 
-  return jax.vmap(solve)(payoff, setting.log_reference)
-
-
-class Pessimist(NamedTuple):
-  """The policy of the version space, and what it wins at worst, less 1/2, as far as was found."""
-
-  log_pi: Float[Array, 'X K']
-  value: Float[Array, '']
+  log_pi, value, left = jax.vmap(solve)(payoff, setting.log_reference)
+  return Learnt(log_pi, setting.prompts @ value, setting.prompts @ left)
 
 
 def version_space(
@@ -69,13 +83,15 @@ def version_space(
   estimate: Preference,
   counts: Counts,
   budget: Float[Array, ''],
-  updates: int = 400,
-) -> Pessimist:
+  updates: Int[Array, ''] | int = 400,
+) -> Learnt:
   """Option I: max over p, min over q and over members P within the budget, of J_P(p, q).
 
   A concave maximum, climbed by mirror ascent along the payoff of the worst member found; its step
-  falls, and the best policy on the way is kept. The minimum is no convex problem: it is followed
-  from every vertex q, a step of `respond` each update, and the reference.
+  falls, and the best policy on the way is kept. The minimum is no convex problem: opponents that
+  begin at every vertex and the reference are followed, a step of `respond` each update, and begin
+  anew where that is worse for the policy, which may have left what was its worst. No policy wins
+  more at worst than against all the members and replies found, mixed; late ones count more here.
 
   Args:
     members: the class.
@@ -88,25 +104,37 @@ def version_space(
   """
 
   def one(count, carry):
-    log_pi, opponents, best = carry
-    payoffs, opponents, values = jax.vmap(
+    log_pi, opponents, best, (gained, priced, weight) = carry
+    faced = jax.vmap(
       lambda log_q: respond(members, setting, link, estimate, counts, budget, log_pi, log_q)
-    )(opponents)
-    least = jnp.argmin(values)
-    best = jax.tree.map(
-      lambda new, old: jnp.where(values[least] > best.value, new, old),
-      Pessimist(log_pi, values[least]),
-      best,
     )
+    # Followed, then begun anew: [2, S, ...].
+    both = jax.tree.map(
+      lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]),
+      faced(jnp.concatenate([opponents, starts(setting)])),
+    )
+    anew = both[2][1] < both[2][0]
+    payoffs, opponents, values = jax.tree.map(
+      lambda leaf: jnp.where(anew.reshape(-1, *[1] * (leaf.ndim - 2)), leaf[1], leaf[0]), both
+    )
+    least = jnp.argmin(values)
+    better = values[least] > best[1]
+    best = jax.tree.map(partial(jnp.where, better), (log_pi, values[least]), best)
     step = 1 / (setting.tau * (count + 2.0) + 0.05 * jnp.sqrt(count + 1.0))
     gains = jnp.einsum('xab,xb->xa', payoffs[least], jnp.exp(opponents[least]))
+    price = setting.tau * divergence(setting, opponents[least], setting.log_reference)
+    mixed = gained + count * gains, priced + count * price, weight + count
     pull = setting.tau * (setting.log_reference - log_pi)
-    return jax.nn.log_softmax(log_pi + step * (gains + pull)), opponents, best
+    return jax.nn.log_softmax(log_pi + step * (gains + pull)), opponents, best, mixed
 
-  start = plug_in(setting, link, estimate)
-  carry = start, starts(setting), Pessimist(start, jnp.asarray(-jnp.inf, start.dtype))
+  start = plug_in(setting, link, estimate).log_pi
+  nothing = jnp.zeros((), start.dtype)
+  carry = start, starts(setting), (start, nothing - jnp.inf), (0 * start, nothing, nothing)
   carry = lax.fori_loop(0, updates, one, carry)
-  return one(updates, carry)[2]
+  _, _, (log_pi, value), (gained, priced, weight) = one(updates, carry)
+  ahead = jax.nn.logsumexp(setting.log_reference + gained / weight / setting.tau, axis=1)
+  most = setting.tau * (setting.prompts @ ahead) + priced / weight
+  return Learnt(log_pi, value, most - value)
 
 
 def starts(setting: Setting) -> Float[Array, 'S X K']:

@@ -86,6 +86,7 @@ class Course(NamedTuple):
 
   log_pi: Float[Array, 'T X K']  # the main agent
   gap: Float[Array, 'T']  # its G
+  left: Float[Array, 'T']  # the same by its own estimate: what Newton's method has left
   error: Float[Array, 'T']  # of the truth, a batch counting as one vote
   width: Float[Array, 'T']  # Gamma_t, likewise
   reply_width: Float[Array, 'T']  # Gamma_t of the main agent against the true best reply
@@ -121,7 +122,8 @@ def learn(
   def one(carry, key):
     wins, expected = carry
     counts, estimate = votes.comparisons(wins), members.estimate(wins)
-    log_pi = equilibrium(setting, link.payoff(estimate))
+    estimated = link.payoff(estimate)
+    log_pi = equilibrium(setting, estimated)
     log_q = enhancer(estimate, counts, log_pi)
     reply = jax.vmap(log_best_response)(games(setting, payoff), log_pi)
     ratio = lambda counts, log_q: information_ratio(
@@ -130,6 +132,7 @@ def learn(
     seen = (
       log_pi,
       gap(setting, payoff, log_pi),
+      gap(setting, estimated, log_pi),
       members.error(estimate, counts / batch, preference),
       ratio(counts / batch, log_q),
       ratio(counts / batch, reply),

@@ -46,7 +46,7 @@ def plug_in(
 
 
 class Offline(NamedTuple):
-  """Gaps of what is learnt from votes that are there already, by their number."""
+  """Something of each way to learn from votes that are there already, by their number."""
 
   plug_in: Float[Array, 'R']
   bonus: Float[Array, 'R']
@@ -58,12 +58,15 @@ def learn_offline(
   link: Link,
   setting: Setting,
   others: ArrayLike,
+  *,
   beta: float,
   updates: int,
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
-) -> Offline:
-  """A random truth, and votes of which most are on its most played action.
+) -> tuple[Offline, Offline]:
+  """A random truth, and votes of which most are on its safest action.
+
+  That is the one whose worst opponent wins the least: the one that beats all, where there is one.
 
   Args:
     world: class and truths.
@@ -74,24 +77,28 @@ def learn_offline(
     updates: of the version space's ascent.
     samples: numbers of votes.
     key: of truth and votes.
+
+  Returns:
+    Gaps, and what each solver has left to gain in its own game, in the same unit.
   """
   first, second = jax.random.split(key)
   preference = world.draw(first)
   payoff = link.payoff(preference)
-  most = jnp.argmax(equilibrium(setting, payoff)[0])
-  design = votes.around(setting, most, others)
+  safest = jnp.argmax(preference[0].min(axis=1))
+  design = votes.around(setting, safest, others)
 
   def one(size):
     wins = votes.ask(second, preference, design, size)
     counts, estimate = votes.comparisons(wins), world.members.estimate(wins)
     seen = world.members, setting, link, estimate, counts
     budget = world.members.error(estimate, counts, estimate) + beta**2
-    policies = Offline(
+    found = (
       offline.plug_in(setting, link, estimate),
       offline.with_bonus(*seen, beta),
-      offline.version_space(*seen, budget, updates).log_pi,
+      offline.version_space(*seen, budget, updates),
     )
-    return Offline(*(gap(setting, payoff, log_pi) for log_pi in policies))
+    gaps = Offline(*(gap(setting, payoff, learnt.log_pi) for learnt in found))
+    return gaps, Offline(*(learnt.left for learnt in found))
 
   return jax.vmap(one)(samples)
 
@@ -101,6 +108,7 @@ def learn_online(
   link: Link,
   setting: Setting,
   strategy: Int[Array, ''] | int,
+  *,
   beta: float,
   responses: int,
   batch: int,

@@ -20,7 +20,8 @@ _ONLINE = (
 CAPTIONS = {
   'rates': 'What a best response gains on the equilibrium of the estimate, by the number of votes. '
   'Once noise is small against τ the gap falls as one over the votes, before that as one over '
-  'their root. The leading order is a closed form; it is missing for classes of fewer numbers.',
+  'their root. Broken lines are the leading order, a closed form that nothing was fitted to; it is '
+  'missing for classes of fewer numbers.',
   **{f'offline_{number}': _OFFLINE for number in range(1, 100)},
   **{f'online_{number}': _ONLINE for number in range(1, 100)},
   'rewards': 'Preferences that come from a reward, learnt as a game in log-odds. What is missing '
@@ -83,3 +84,34 @@ def _tables(results: Mapping[str, Any]) -> Iterable[str]:
     yield f'<h2>{field.capitalize()}: slopes of log gap in log votes</h2>'
     cut = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
     yield table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
+  yield f'<h2>Solvers</h2><p>{said_of_solvers(results)}</p>'
+  for rows in unsolved(results).values():
+    at = next(iter(rows.values()))['at']
+    points = shown(at)
+    cut = [[label, *(f'{row["left"][i]:.1e}' for i in points)] for label, row in rows.items()]
+    yield table([], ['left, the most over seeds', *(f'{at[i]:g}' for i in points)], cut)
+
+
+def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Field -> solver and title -> what was left of games within, of the fields where any was."""
+  found = {
+    field: {
+      f'{name}, {title}': row
+      for title, rows in results[field]['unsolved'].items()
+      for name, row in rows.items()
+    }
+    for field in ('offline', 'online')
+  }
+  return {field: rows for field, rows in found.items() if rows}
+
+
+def said_of_solvers(results: Mapping[str, Any]) -> str:
+  """Whether the games within, of which every learner solves its own, were solved."""
+  names = sorted({label.split(',')[0] for rows in unsolved(results).values() for label in rows})
+  if not names:
+    return 'Every game within was solved: nothing is left to gain in it, to nine digits.'
+  return (
+    f'Not solved to nine digits within: the games of {" and ".join(names)}; all others '
+    'were. What is left is a bound on what a better policy would gain in the game that the learner '
+    'made for itself, not in the true one.'
+  )

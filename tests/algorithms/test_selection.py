@@ -14,6 +14,7 @@ from nlhf_jax.algorithms.selection import (
   best_against_worst,
   best_and_worst,
   by_worth,
+  enhanced,
   in_turn,
   log_odds,
   normalised,
@@ -102,6 +103,16 @@ def test_by_worth_sets_one_left_response_against_the_other():
   np.testing.assert_allclose(pair.payoff, [[[0.1 - 0.1]]], atol=1e-7)
   one = by_worth(three._replace(right=responses([[4]]), payoff=three.payoff[:, :, 1:2]), KEY)
   np.testing.assert_allclose(one.payoff, [[[-0.5]]], atol=1e-7)
+
+
+def test_the_enhancer_is_the_best_of_its_own_tournament():
+  """Of 5 and 6, 6 wins; that 5 beats all the others is not asked. Leads are those over 4."""
+  beats = np.zeros((4, 4))
+  beats[0, 1], beats[3, 1], beats[3, 2], beats[2, 0], beats[2, 1] = 0.2, 0.3, 0.1, 0.5, 0.4
+  pair = enhanced(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)
+  assert_are(pair.left, [[3]])
+  assert_are(pair.right, [[6]])
+  np.testing.assert_allclose(pair.payoff, [[[0.2 - 0.3]]], rtol=1e-6)
 
 
 def test_as_points_a_pair_has_a_winner_and_a_loser():

@@ -37,6 +37,12 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert rates['predicted'][0] == pytest.approx(100 * rates['predicted'][1])
   assert len(results['offline']['panels']) == 2
   assert list(results['online']['panels']['τ = 0.1']) == list(STRATEGIES)
+  # Three updates are too few for the version space, and that is said; Newton's games are solved.
+  assert results['offline']['unsolved'].keys() == results['offline']['panels'].keys()
+  for rows in results['offline']['unsolved'].values():
+    assert rows.keys() == {'version space'}
+    assert min(rows['version space']['left']) > 1e-9
+  assert results['online']['unsolved'] == {}
   assert len(results['rewards']['curves']) == 4
   figures = {'rates.png', 'offline_1.png', 'offline_2.png', 'online_1.png', 'rewards.png'}
   others = {'config.json', 'results.json', 'report.html'}
@@ -44,11 +50,13 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == len(figures)
   said = capsys.readouterr().out
+  for text in (page, said):
+    assert 'Not solved to nine digits within: the games of version space' in text
   assert 'self-play' in said
   assert 'Means over 4 seeds.' in said
 
 
-@pytest.mark.parametrize('world', ['anything', 'bilinear', 'bradley_terry', 'listed'])
+@pytest.mark.parametrize('world', ['anything', 'star', 'bilinear', 'bradley_terry', 'listed'])
 def test_every_world_can_be_built(world):
   with jax.enable_x64(True):
     experiment = make_experiment(command.load(f'{CONFIG}:{world}'))

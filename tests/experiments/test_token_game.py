@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import command, main, policies, sampling
+from nlhf_jax import command, main, policies, records, sampling
+from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.token_game import make_experiment
 from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.experiments.asking import pairs
 from nlhf_jax.experiments.token_game import (
+  learn,
   make_listed,
   make_measured,
   make_reference,
@@ -22,6 +26,7 @@ from nlhf_jax.experiments.token_game import (
   solved,
 )
 from nlhf_jax.structs import Comparison
+from nlhf_jax.training import interrupts
 
 CONFIG = 'configs/token_game.py'
 
@@ -40,6 +45,8 @@ def toy():
   config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
   for row in config.methods.values():
     row.training.update(steps=2, batch=10, evaluate_every=2)
+  for row in config.votes.learners.values():
+    row.update(steps=4, batch=10, evaluate_every=2)
   return config
 
 
@@ -139,6 +146,7 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   toy.game.response_length = 2
   for label in list(toy.methods)[1:-1]:
     del toy.methods[label]
+  del toy.votes.learners.online_ipo
 
   def once():
     return run(make_experiment(toy, 'token_game', tmp_path / 'stages'), tmp_path)
@@ -153,12 +161,56 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   )
   assert json.loads((tmp_path / 'results.json').read_text())['tau'] == toy.tau
   assert (tmp_path / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
-  assert (tmp_path / 'report.html').read_text().count('<img') == 5
+  assert (tmp_path / 'report.html').read_text().count('<img') == 6
+  assert results['methods']['nash_md_pg']['judged'] == [0, 2 * 10]
+  for label, row in results['learners'].items():
+    assert row['judged'] == [0, 5 * 10, 2 * 5 * 10]
+    assert row['gap'][0] == results['reference']['gap'] != row['gap'][1] != row['gap'][2], label
   assert 'best_response' in capsys.readouterr().out
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
   once()
   after = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
   assert after == before
+
+
+def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_path, monkeypatch):
+  """Cut within its second round, it ends where it would have; votes are on what the row selects."""
+  toy.game.response_length = 2
+
+  def learned(folder):
+    experiment = make_experiment(toy, 'token_game', folder)
+    params, listed = make_reference(experiment), make_listed(experiment)
+    learn(experiment, 'oelhf', params, listed, make_measured(experiment, listed(params)))
+    return experiment.learners['oelhf'].stage.folder
+
+  whole = learned(tmp_path / 'whole')
+  early = iter([False, False])
+  with monkeypatch.context() as patch:
+    patch.setattr(interrupts, 'requested', lambda: next(early, True))
+    with pytest.raises(Interrupted, match='step 3 of 4'):
+      learned(tmp_path / 'cut')
+  cut = learned(tmp_path / 'cut')
+
+  def gaps(at):
+    return [row['gap'] for row in records.read(at / 'metrics.jsonl') if 'gap' in row]
+
+  assert gaps(whole) == gaps(cut)
+  assert len(gaps(whole)) == 2
+  first, second = (np.array(records.read_json(whole / f'votes_{n}.json')['wins']) for n in (0, 1))
+  np.testing.assert_array_equal(first, records.read_json(cut / 'votes_0.json')['wins'])
+  np.testing.assert_array_equal(second, records.read_json(cut / 'votes_1.json')['wins'])
+  assert (np.trace(first, axis1=1, axis2=2) == 0).all()
+  assert 30 <= first.sum() <= 50  # but for responses that met themselves
+  assert (second >= first).all()
+  assert 60 <= second.sum() <= 100
+
+
+@pytest.mark.parametrize(
+  ('row', 'expected'),
+  [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
+)
+def test_what_an_example_costs_a_judge(row, expected):
+  assert pairs(row) == expected
 
 
 @pytest.mark.parametrize(
@@ -186,6 +238,8 @@ def test_one_price_is_that_of_every_method(toy, tmp_path):
     ('game.prompts=7', 'config.game.prompts=7: every batch asks all of them'),
     ('model.head_size=7', 'config.model.head_size=7 must be even'),
     ('methods.inpo.training.algorithm=sft', "'sft' takes []"),
+    ('votes.batches=0', 'config.votes.batches=0 must be at least 1'),
+    ('votes.learners.oelhf.algorithm=dpo', "'dpo' takes ['beta']"),
     ('methods.inpo.tabular.solver=impo', "config.methods.inpo.tabular.solver: there is no 'impo'"),
     ('methods.egpo.tabular.arguments.eta=30', 'config.methods.egpo.tabular: a step of 30'),
   ],

@@ -168,3 +168,14 @@ def test_bands_lie_about_their_curves():
   corners = band.get_paths()[0].vertices
   assert corners[:, 1].min() == 5e-4
   assert corners[:, 1].max() == 0.2
+
+
+def test_what_theory_says_is_broken_and_of_the_colour_of_its_curve():
+  at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
+  curves = {'with': (at, values), 'without': (at, 2 * values)}
+  figure = plots.convergence(curves, '', 'gap', theory={'with': (at, 100 * values)})
+  one, closed, other = figure.axes[0].lines
+  assert closed.get_linestyle() == '--' != one.get_linestyle()
+  assert closed.get_color() == one.get_color() != other.get_color()
+  assert [text.get_text() for text in figure.legends[0].texts] == ['without', 'with', 'closed form']
+  assert figure.axes[0].get_ylim()[1] < 10  # it may leave the frame

@@ -69,6 +69,7 @@ LAWS = {
   'online_ipo': Law(catalogue.online_ipo(0.1), nash, natural(0.02)),
   'ipo_md': Law(catalogue.ipo_md(0.25, 0.1), theory.biased(0.25, 0.1), natural(0.02)),
   'egpo': Law(catalogue.egpo(0.1, 1e9), nash, optax.sgd(0.3 * 0.1 * 3 / 4), 4000),
+  'oelhf': Law(catalogue.oelhf(0.1, 2), nash, natural(0.02)),
   'online_dpo': Law(catalogue.online_dpo(0.5), theory.online_dpo(0.5), natural(0.5)),
   'xpo, alpha 0': Law(catalogue.xpo(0.0, 0.5), theory.xpo(0.0, 0.5), natural(0.5)),
   'xpo': Law(catalogue.xpo(0.05, 0.5), theory.xpo(0.05, 0.5), natural(0.5)),
@@ -129,7 +130,7 @@ def test_a_row_rests_where_theory_says(name):
     np.testing.assert_allclose(pi, truth, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize('name', ['nash_prox', 'inpo', 'mnpo', 'online_ipo', 'egpo'])
+@pytest.mark.parametrize('name', ['nash_prox', 'inpo', 'mnpo', 'online_ipo', 'egpo', 'oelhf'])
 def test_rows_of_the_regularised_nash_rest_there_in_four_actions(name):
   mu = np.array([0.1, 0.2, 0.3, 0.4])
   for seed in range(2):

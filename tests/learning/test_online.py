@@ -29,7 +29,9 @@ def played(world, actions):
     setting = one_prompt(worlds.skewed(actions, 2.0), tau)
 
     def one(key):
-      course = learn_online(world, LINK, setting, strategy, 1.0, 4, 50, ROUNDS, key)
+      course = learn_online(
+        *(world, LINK, setting, strategy), beta=1.0, responses=4, batch=50, rounds=ROUNDS, key=key
+      )
       return course, world.members.potential(course.expected_counts)
 
     return jax.vmap(one)(jax.random.split(jax.random.key(0), SEEDS))
@@ -75,16 +77,29 @@ def test_the_chain_of_the_other_classes(make):
 
 
 def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
-  """Protocol E4. At tau = 0.03, after 40 rounds and 79, the informative enhancer's 95 % interval is
-  below that of self-play, the reference and best of n; at 0.3 it is worst at first."""
-  gaps = {name: anything(0.03, name)[0].gap for name in STRATEGIES}
-  mean = {name: values.mean(axis=0) for name, values in gaps.items()}
-  half = {name: 1.96 * v.std(axis=0, ddof=1) / np.sqrt(SEEDS) for name, v in gaps.items()}
-  for name in ('self-play', 'reference', 'best of n'):
-    ahead = mean[name] - half[name] > mean['information'] + half['information']
-    assert ahead[[39, 79]].all(), name
+  """Protocol E4, over 100 seeds and after 40 rounds and 80: mean gaps, whose 95 % intervals part.
+
+  | tau  | informative     | optimistic      | self-play       | reference       | best of 4       |
+  |------|-----------------|-----------------|-----------------|-----------------|-----------------|
+  | 0.3  | 2.2e-4 / 1.1e-4 | 2.0e-4 / 1.1e-4 | 2.8e-4 / 1.6e-4 | 2.9e-4 / 1.7e-4 | 2.9e-4 / 1.8e-4 |
+  | 0.03 | 5.3e-3 / 2.7e-3 | 2.4e-3 / 1.3e-3 | 2.1e-2 / 1.6e-2 | 1.6e-2 / 1.2e-2 | 2.2e-2 / 1.8e-2 |
+
+  At 0.03 both enhancers are ahead of all others, and the optimistic one of the informative; at 0.3
+  the optimistic one is, and the informative is worst at first.
+  """
+
+  def ends(tau, name):
+    gaps = anything(tau, name)[0].gap
+    mean, half = gaps.mean(axis=0), 1.96 * gaps.std(axis=0, ddof=1) / np.sqrt(SEEDS)
+    return (mean - half)[[39, 79]], (mean + half)[[39, 79]]
+
+  others = ('self-play', 'reference', 'best of n')
+  for name in others:
+    assert (ends(0.03, 'information')[1] < ends(0.03, name)[0]).all(), name
+    assert (ends(0.3, 'optimistic')[1] < ends(0.3, name)[0])[1], name
+  assert (ends(0.03, 'optimistic')[1] < ends(0.03, 'information')[0]).all()
   early = {name: anything(0.3, name)[0].gap[:, 3].mean() for name in STRATEGIES}
-  assert early['information'] > early['self-play']
+  assert max(early, key=early.get) == 'information'
 
 
 def test_best_of_n_has_the_law_of_the_best_of_n_draws():

@@ -1,0 +1,130 @@
+"""Several prompts, and payoffs in log-odds: a prompt is learnt as if it were the only one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import K, X, contexts, features, log_policies, preferences, some_counts, truth
+from test_online import check_chain
+
+from nlhf_jax.learning import offline, online, votes
+from nlhf_jax.learning.linear import logistic
+from nlhf_jax.learning.links import log_odds, probability
+from nlhf_jax.learning.setting import Setting, gap, one_prompt
+from nlhf_jax.learning.tabular import tabular
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+MEMBERS = tabular(0.7)
+LINKS = {'probability': probability(), 'log_odds': log_odds(3.0)}
+TAUS = {'probability': 0.1, 'log_odds': 0.5}
+# What the bonus charges, and what a pair without votes leaves of it, stay within (0, 1) here.
+BETA = 0.2
+
+
+def asked():
+  """Votes on both prompts, and what they say."""
+  wins = votes.vote(jax.random.key(0), preferences(3), some_counts())
+  return votes.comparisons(wins), MEMBERS.estimate(wins)
+
+
+def alone(setting, place, *arrays):
+  """One of the prompts as the only one, and its part of the arrays."""
+  part = slice(place, place + 1)
+  return one_prompt(setting.log_reference[place], setting.tau), *(array[part] for array in arrays)
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_plug_in_and_bonus_learn_every_prompt_by_itself(name):
+  setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
+  payoff = link.payoff(preferences(3))
+
+  @jax.jit
+  def learn(setting, counts, estimate, payoff):
+    plain = offline.plug_in(setting, link, estimate)
+    charged = offline.with_bonus(MEMBERS, setting, link, estimate, counts, BETA)
+    return [(learnt, gap(setting, payoff, learnt.log_pi)) for learnt in (plain, charged)]
+
+  together = learn(setting, counts, estimate, payoff)
+  apart = [learn(*alone(setting, place, counts, estimate, payoff)) for place in range(X)]
+  for number, (learnt, missing) in enumerate(together):
+    singles, gaps = zip(*(of_prompt[number] for of_prompt in apart), strict=True)
+    log_pi = np.concatenate([single.log_pi for single in singles])
+    np.testing.assert_allclose(learnt.log_pi, log_pi, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(missing, setting.prompts @ np.array(gaps), rtol=1e-6)
+    values = np.array([single.value for single in singles])
+    np.testing.assert_allclose(learnt.value, setting.prompts @ values, rtol=0, atol=1e-12)
+    assert abs(learnt.left) < 1e-12
+  assert abs(together[0][0].log_pi - together[1][0].log_pi).max() > 0.1  # the bonus says something
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_the_version_space_of_two_prompts(name):
+  """Two that are alike share a budget evenly, and one that never comes has no part in it."""
+  link, (counts, estimate) = LINKS[name], asked()
+  single = contexts(TAUS[name])
+
+  @jax.jit
+  def learn(setting, counts, estimate, budget):
+    return offline.version_space(MEMBERS, setting, link, estimate, counts, budget, updates=50)
+
+  def both(prompts, references, *arrays):
+    return Setting(jnp.array(prompts), references, single.tau), *arrays
+
+  one, few, seen = alone(single, 0, counts, estimate)
+  expected = learn(one, few, seen, 1.5)
+  twice = lambda array: jnp.concatenate([array, array])
+  alike = both([0.5, 0.5], twice(one.log_reference), twice(few), twice(seen))
+  found = learn(*alike, 3.0)
+  never = learn(*both([1.0, 0.0], single.log_reference, counts, estimate), 1.5)
+  for log_pi in (found.log_pi[:1], found.log_pi[1:], never.log_pi[:1]):
+    np.testing.assert_allclose(log_pi, expected.log_pi, rtol=0, atol=1e-5)
+  for learnt in (found, never):
+    np.testing.assert_allclose(learnt.value, expected.value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_enhancers_choose_on_every_prompt_by_itself(name):
+  setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
+  log_pi = log_policies(5)
+
+  def chosen(setting, counts, estimate, log_pi):
+    return [
+      enhancer(estimate, counts, log_pi)
+      for enhancer in (
+        online.information(MEMBERS, setting, link, 10),
+        online.optimistic(MEMBERS, setting, link, BETA),
+        online.best_of(link, 4),
+      )
+    ]
+
+  together = chosen(setting, counts, estimate, log_pi)
+  apart = [chosen(*alone(setting, place, counts, estimate, log_pi)) for place in range(X)]
+  for whole, *parts in zip(together, *apart, strict=True):
+    np.testing.assert_allclose(whole, np.concatenate(parts), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', LINKS)
+def test_the_chain_of_two_prompts(name):
+  """Round by round in 20 seeds, in probabilities, and in log-odds for the class made of them."""
+  link = LINKS[name] if name == 'probability' else log_odds(30.0)
+  members = MEMBERS if name == 'probability' else logistic(features(), 0.7)
+  preference = preferences(3) if name == 'probability' else truth('logistic')
+  setting, rounds, batch = contexts(TAUS[name]), 30, 40
+  enhancer = online.information(members, setting, link, batch)
+
+  @jax.jit
+  @jax.vmap
+  def learn(key):
+    course = online.learn(members, setting, link, preference, enhancer, batch, rounds, key)
+    return course, members.potential(course.expected_counts)
+
+  course, potential = jax.device_get(learn(jax.random.split(jax.random.key(0), 20)))
+  check_chain(course, potential, exploring=True)
+  assert course.left.max() < 1e-12
+  assert course.gap[:, -1].mean() < course.gap[:, 1:5].mean()  # at first nothing is known
+  assert (course.wins.sum(axis=(1, 2, 3)) <= rounds * batch).all()
+  assert (course.wins.sum(axis=(2, 3)) > 0).all()  # both prompts were asked about
+  one = gap(setting, link.payoff(preference), jnp.asarray(course.log_pi[0, -1]))
+  np.testing.assert_allclose(course.gap[0, -1], one, rtol=1e-9)
+  assert course.log_pi.shape == (20, rounds, X, K)

@@ -9,12 +9,15 @@ Left out: several processes, and stop sequences within the compiled sampler; gen
 every `PIECE` tokens to look for them.
 """
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lm_eval
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -22,12 +25,13 @@ from lm_eval.models.utils import (
   normalize_gen_kwargs,
   postprocess_generated_text,
 )
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from nlhf_jax import sampling
+from nlhf_jax import records, sampling
 from nlhf_jax.data import tokenizers
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.policies import MOST_LOGITS
 from nlhf_jax.sampling import Filters
@@ -286,6 +290,50 @@ def _make_score(decoder: Decoder):
   return score
 
 
+def evaluate(policy: Policy, tasks: Sequence[str], limit: int | None = None) -> dict:
+  """What `lm_eval.simple_evaluate` finds, less its samples, as plain values.
+
+  Args:
+    policy: who is asked.
+    tasks: names of tasks or groups, as `openllm`, or files of tasks.
+    limit: questions of each task; None for all.
+
+  Raises:
+    UserError: if there is no such task, or its data cannot be had.
+  """
+  files = all(Path(task).is_file() for task in tasks)
+  try:
+    # The harness's own tasks are thousands of files, to be read only where one is named.
+    manager = TaskManager(include_defaults=not files)
+    found = lm_eval.simple_evaluate(
+      policy, tasks=list(tasks), limit=limit, log_samples=False, task_manager=manager
+    )
+  except (KeyError, ValueError, OSError) as error:
+    raise UserError(
+      f"the lm-evaluation-harness cannot run '{','.join(tasks)}' ({first_line(error)}); "
+      '`lm-eval ls tasks` lists what it has.'
+    ) from None
+  kept = {name: found[name] for name in ('results', 'n-shot', 'n-samples', 'versions')}
+  return json.loads(json.dumps(records.plain(kept), default=str))
+
+
+def scores(outcome: Mapping) -> list[dict]:
+  """`task`, `metric`, `score` and its standard `error`, nan where the harness gives none.
+
+  Args:
+    outcome: of `simple_evaluate`.
+  """
+  rows = []
+  for task, found in outcome['results'].items():
+    for name, value in found.items():
+      metric, _, filtered = name.partition(',')
+      if filtered and not metric.endswith('_stderr'):
+        error = found.get(f'{metric}_stderr,{filtered}')
+        error = error if isinstance(error, int | float) else math.nan  # it says N/A, too
+        rows.append({'task': task, 'metric': metric, 'score': value, 'error': error})
+  return rows
+
+
 def tax(before: Mapping, after: Mapping) -> list[dict]:
   """What alignment changed on the tasks that two outcomes of `simple_evaluate` share.
 
@@ -297,21 +345,19 @@ def tax(before: Mapping, after: Mapping) -> list[dict]:
     `task`, `metric`, `before`, `after`, `change`, and `error`: the standard error of the change, as
     if each had answered other questions; nan where the harness gives none.
   """
+  was = {(row['task'], row['metric']): row for row in scores(before)}
   rows = []
-  for task, was in before['results'].items():
-    now = after['results'].get(task, {})
-    for name in was:
-      metric, _, filtered = name.partition(',')
-      if filtered and name in now and not metric.endswith('_stderr'):
-        errors = [side.get(f'{metric}_stderr,{filtered}', 'N/A') for side in (was, now)]
-        rows.append(
-          {
-            'task': task,
-            'metric': metric,
-            'before': was[name],
-            'after': now[name],
-            'change': now[name] - was[name],
-            'error': math.nan if 'N/A' in errors else math.hypot(*errors),
-          }
-        )
+  for now in scores(after):
+    then = was.get((now['task'], now['metric']))
+    if then:
+      rows.append(
+        {
+          'task': now['task'],
+          'metric': now['metric'],
+          'before': then['score'],
+          'after': now['score'],
+          'change': now['score'] - then['score'],
+          'error': math.hypot(then['error'], now['error']),
+        }
+      )
   return rows

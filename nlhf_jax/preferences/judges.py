@@ -19,6 +19,9 @@ from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
+# Of texts: (prompts, left, right) -> P(left > right), [n], with the left one shown first; NaN for
+# what it cannot say.
+Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
 def antisymmetric(one_order: Judge) -> Judge:
@@ -75,13 +78,8 @@ def spelled(
   return asked, ours, ours if right is left else sides(right)
 
 
-def of_texts(
-  preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray], tokenizer
-) -> Judge:
-  """A judge that reads text: `preference(prompts, left, right)` gives P(left > right), [n].
-
-  NaN is for what it cannot say; in either order it makes the payoff of the pair NaN.
-  """
+def of_texts(preference: Preference, tokenizer: Any) -> Judge:
+  """A judge that reads text; NaN in either order makes the payoff of the pair NaN."""
 
   def one_order(comparison):
     prompts, left, right = spelled(comparison, tokenizer)

@@ -136,8 +136,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     filters=Filters(**section.filters),
     settle=section.settle,
     alpaca_eval=alpaca,
-    mt_bench=make_mt_bench(config, folder),
-    harness=make_harness(config.harness),
+    mt_bench=make_mt_bench(config, players, folder),
+    harness=make_harness(config.harness, players),
   )
 
 
@@ -287,13 +287,16 @@ def make_alpaca_eval(section: ConfigDict) -> AlpacaEval | None:
   return AlpacaEval(references, difficulty, length_control.read_anchors(section.anchors))
 
 
-def make_mt_bench(config: ConfigDict, folder: Path) -> MtBench | None:
+def make_mt_bench(
+  config: ConfigDict, players: Mapping[str, Player], folder: Path
+) -> MtBench | None:
   """The section `mt_bench`, if it names questions."""
   section = config.mt_bench
   if not section.questions:
     return None
   if section.mode not in ('single', 'pair'):
     raise UserError(f"config.mt_bench.mode='{section.mode}' must be single or pair.")
+  must_answer('mt_bench.questions', players, least=2 if section.mode == 'pair' else 1)
   for field in ('references', 'judge_prompts'):
     if not section[field]:
       raise UserError(f"config.mt_bench.{field} is empty; give FastChat's file.")
@@ -307,11 +310,22 @@ def make_mt_bench(config: ConfigDict, folder: Path) -> MtBench | None:
   return MtBench(bench, endpoint.model, make_ask, section.mode)
 
 
-def make_harness(section: ConfigDict) -> Harness | None:
+def must_answer(field: str, players: Mapping[str, Player], least: int) -> None:
+  """Refuses a benchmark that asks questions of its own where too few players can be asked."""
+  count = sum(not isinstance(player, Filed) for player in players.values())
+  if count < least:
+    raise UserError(
+      f'config.{field}: {count} of {FIELD} can be asked these questions, as models can and files of '
+      f'responses cannot; name at least {least}.'
+    )
+
+
+def make_harness(section: ConfigDict, players: Mapping[str, Player]) -> Harness | None:
   """The section `harness`, if it names tasks."""
   tasks = [task.strip() for task in section.tasks.split(',') if task.strip()]
   if not tasks:
     return None
+  must_answer('harness.tasks', players, least=1)
   if section.limit < 0:
     raise UserError(f'config.harness.limit={section.limit} must be at least 0.')
   return Harness(tasks, section.limit or None)

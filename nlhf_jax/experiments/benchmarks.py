@@ -113,7 +113,7 @@ def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
   """MT-Bench's judgements of all answers, in FastChat's files; the radar plot of those graded.
 
   Raises:
-    UserError: if no player can be asked, or there are two to compare and no second one.
+    UserError: if the judge cannot be asked, or says nothing of use.
   """
   setting = experiment.mt_bench
   if setting is None:
@@ -124,11 +124,6 @@ def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
     for name, player in experiment.players.items()
     if not isinstance(player, Filed)
   }
-  if len(answers) < 1 + (setting.mode == 'pair'):
-    raise UserError(
-      f"config.mt_bench.mode='{setting.mode}': {len(answers)} of config.players can be asked "
-      'questions of two turns, as models can and files of responses cannot; name more models.'
-    )
   ask = setting.make_ask()
   mt_bench.write(folder / 'question.jsonl', setting.bench.questions)
   judge_of = mt_bench_judge.grade if setting.mode == 'single' else mt_bench_judge.compare

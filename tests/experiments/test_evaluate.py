@@ -1,0 +1,295 @@
+"""Policies of whatever origin compared, from a config to files, tables and a page."""
+
+import csv
+import importlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
+
+import faults
+import pretrained
+
+from nlhf_jax import records
+from nlhf_jax.build.evaluate import make_experiment
+from nlhf_jax.data import synthetic
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import alpaca_eval, files, mt_bench, styles
+from nlhf_jax.experiments import evaluate, language
+
+ROOT = Path(__file__).parents[2]
+PLAYERS = ['reporter', 'lister', 'asker']  # of the embedded task's three styles
+
+
+@pytest.fixture
+def config_of(toy, monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT))
+
+  def config_of(*source, **changed):
+    config = toy(importlib.import_module('configs.evaluate').get_config(*source))
+    config.tournament.update(prompts=1_024, length=6, batch=8)
+    config.update(changed)
+    return config
+
+  return config_of
+
+
+def run(config, workdir, stages=None):
+  """The results, read back from where they are left."""
+  made = make_experiment(config, 'evaluate', stages or workdir / 'stages')
+  evaluate.run(made, workdir)
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def styled(folder, count):
+  """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
+  posts = [record.prompt for record in itertools.islice(synthetic.records(7), count)]
+  rows = [
+    {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
+    for post in posts
+  ]
+  records.write(folder / 'samples.jsonl', rows)
+  return str(folder / 'samples.jsonl'), posts
+
+
+def test_files_are_ranked_and_the_cycle_of_the_raters_is_shown(config_of, tmp_path, capsys):
+  path, posts = styled(tmp_path, 40)
+  results = run(config_of('synthetic', players=path, judges=''), tmp_path / 'run')
+  table = results['tables']['oracle']
+  assert results['policies'] == PLAYERS
+  # Two raters of three for the first of each: report over list over question over report.
+  rate = np.array(table['win_rate'])
+  assert rate[0, 1] == rate[1, 2] == rate[2, 0] > 0.6
+  assert results['cycles']['oracle']['count'] == 1
+  assert results['cycles']['oracle']['first'][0]['policies'] == PLAYERS
+  for row in results['ranking']['oracle']:
+    assert row['lottery'] == pytest.approx(1 / 3)
+    assert row['borda'] == pytest.approx(0.5)
+    assert row['bradley_terry'] == pytest.approx(0, abs=1e-3)
+  assert results['orders']['oracle'] == {'consistency': 1, 'first_place': pytest.approx(0)}
+  assert table['pairs'] == {'count': 3, 'alone': 3, 'together': 3}
+  rows = records.read(next((tmp_path / 'run' / 'judgements').iterdir()))
+  assert len(rows) == 40 * 6
+  outputs = json.loads((tmp_path / 'run/players/lister/model_outputs.json').read_text())
+  assert [row['instruction'] for row in outputs] == posts
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert posts[0] in page
+  said = capsys.readouterr().out
+  assert 'a cycle: reporter > lister > asker > reporter' in said
+
+
+def test_what_was_judged_is_not_judged_again(config_of, tmp_path, monkeypatch):
+  path, _ = styled(tmp_path, 12)
+  config = config_of('synthetic', players=path, judges='')
+  before = run(config, tmp_path / 'run')
+  monkeypatch.setattr(synthetic, 'preference', None)  # whoever asks now fails
+  assert run(config, tmp_path / 'run') == before
+  config.tournament.settle = 0.2  # and looking at it in another way asks nothing either
+  assert run(config, tmp_path / 'run')['settled']['level'] == 0.2
+
+
+def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch):
+  rows = [{'prompt': f'p{n}', 'responses': {'good': 'good', 'bad': 'bad'}} for n in range(200)]
+  records.write(tmp_path / 'two.jsonl', rows)
+  clear = lambda prompts, left, right: np.where([text == 'good' for text in left], 0.9, 0.1)
+  monkeypatch.setattr(synthetic, 'preference', clear)
+  config = config_of('synthetic', players=str(tmp_path / 'two.jsonl'), judges='')
+  config.tournament.settle = 0.05
+  results = run(config, tmp_path / 'run')
+  assert results['settled']['all']
+  assert results['comparisons'] < 100
+  assert results['comparisons'] % 8 == 0
+  table = results['tables']['oracle']
+  assert 0.5 < table['low'][0][1] < 0.9 < table['high'][0][1]
+  even = lambda prompts, left, right: np.full(len(left), 0.5)
+  monkeypatch.setattr(synthetic, 'preference', even)
+  results = run(config, tmp_path / 'other')
+  assert not results['settled']['all']
+  assert results['comparisons'] == 200
+
+
+def test_a_run_a_folder_and_a_file_play_under_a_trained_judge(config_of, tmp_path, toy):
+  """Our checkpoint, its export's layout and responses of others; all is kept."""
+  of_run = toy(importlib.import_module('configs.nash_md').get_config())
+  del of_run.policies.self_play
+  stages = tmp_path / 'stages'
+  language.run(language.make_experiment(of_run, 'nash_md', stages), tmp_path / 'nash_md')
+  records.write_json(tmp_path / 'nash_md' / 'config.json', of_run.to_dict())
+  pretrained.save(tmp_path / 'llama')
+  prompts = [line['prompt'] for line in records.read(tmp_path / 'nash_md' / 'samples.jsonl')]
+  theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
+  records.write(tmp_path / 'theirs.jsonl', theirs)
+  players = ','.join(
+    [f'{tmp_path}/nash_md:nash_md', f'hf={tmp_path}/llama', f'{tmp_path}/theirs.jsonl']
+  )
+  config = config_of('synthetic', players=players, judges='learned')
+  config.data.update(of_run.data)
+  config.prompts.path = str(tmp_path / 'nash_md' / 'samples.jsonl')
+  results = run(config, tmp_path / 'run', stages)
+  assert results['policies'] == ['nash_md', 'hf', 'theirs']
+  assert results['tables'].keys() == {'oracle', 'learned'}
+  assert results['comparisons'] == 6
+  for table in results['tables'].values():
+    rate = np.array(table['win_rate'])
+    np.testing.assert_allclose(rate + rate.T, 1)
+  # The judge was found, not trained: there is one of it.
+  assert len(list(stages.glob('preference_model-*'))) == 1
+  outputs = tmp_path / 'run' / 'players' / 'hf' / 'model_outputs.json'
+  before = outputs.stat().st_mtime_ns
+  assert run(config, tmp_path / 'run', stages) == results
+  assert outputs.stat().st_mtime_ns == before
+
+
+def test_alpaca_eval_s_files_and_figures(config_of, tmp_path, monkeypatch):
+  prompts = [f'Say {number}.' for number in range(30)]
+  random = np.random.default_rng(0)
+  texts = lambda: ['word ' * int(length) for length in random.integers(1, 30, len(prompts))]
+  make = lambda name: alpaca_eval.make_outputs(
+    [{'instruction': prompt} for prompt in prompts], texts(), name
+  )
+  reference, mine = make('reference'), make('mine')
+  alpaca_eval.write(tmp_path / 'reference.json', reference)
+  alpaca_eval.write(tmp_path / 'mine.json', mine)
+  judged = alpaca_eval.annotate(lambda *asked: random.uniform(size=30), reference, make('old'), 'j')
+  alpaca_eval.write(tmp_path / 'old.json', judged)
+  (tmp_path / 'difficulty.csv').write_text(
+    'index,instruction_difficulty\n' + ''.join(f'{i},{i / 30 - 0.5}\n' for i in range(30))
+  )
+  (tmp_path / 'anchors.csv').write_text(
+    'std_delta_len,instruction_difficulty,preference\n-1,0.1,0.7\n1,0.1,0.3\n'
+  )
+  longer = lambda prompts, left, right: np.array(
+    [0.8 if len(a) > len(b) else 0.3 for a, b in zip(left, right, strict=True)]
+  )
+  monkeypatch.setattr(synthetic, 'preference', longer)
+  config = config_of('synthetic', judges='')
+  config.players = f'{tmp_path}/mine.json,{tmp_path}/old.json'
+  config.alpaca_eval.update(
+    reference=str(tmp_path / 'reference.json'),
+    difficulty=str(tmp_path / 'difficulty.csv'),
+    anchors=str(tmp_path / 'anchors.csv'),
+  )
+  results = run(config, tmp_path / 'run')
+  titles = [table['title'] for table in results['benchmarks']]
+  assert titles == [
+    f'AlpacaEval 2.0 against reference, {judge} judge' for judge in ('oracle', 'published')
+  ]
+  annotations = alpaca_eval.read_annotations(tmp_path / 'run/players/mine/oracle/annotations.json')
+  figures = alpaca_eval.summarise(annotations)
+  board = {
+    judge: {
+      row['']: row for row in csv.DictReader((tmp_path / 'run' / f'leaderboard_{judge}.csv').open())
+    }
+    for judge in ('oracle', 'published')
+  }
+  assert float(board['oracle']['mine']['win_rate']) == pytest.approx(figures['win_rate'])
+  assert figures['n_total'] == 30
+  published = alpaca_eval.summarise(judged)
+  assert float(board['published']['old']['win_rate']) == pytest.approx(published['win_rate'])
+  assert list(board['published']) == ['old']
+  assert 0 < float(board['oracle']['mine']['length_controlled_winrate']) < 100
+
+
+@pytest.mark.parametrize('mode', ['single', 'pair'])
+def test_mt_bench_s_files(mode, config_of, tmp_path, monkeypatch):
+  monkeypatch.setenv('KEY', 'secret')
+  pretrained.save(tmp_path / 'llama')
+  questions = [
+    {'question_id': 81 + i, 'category': category, 'turns': ['tell red', 'say blue']}
+    for i, category in enumerate(('writing', 'math', 'stem'))
+  ]
+  answer = lambda number: {
+    'question_id': number,
+    'model_id': 'gpt',
+    'choices': [{'index': 0, 'turns': ['a', 'b']}],
+  }
+  prompt = lambda name, style, fields: {
+    'name': name,
+    'type': style,
+    'system_prompt': 'Judge.',
+    'prompt_template': ' '.join(f'{{{field}}}' for field in fields),
+    'output_format': '[[rating]]' if style == 'single' else '[[A]]',
+  }
+  two = ('question_1', 'question_2')
+  sides = {'single': [('answer',)], 'pairwise': [('answer_a', 'answer_b')]}
+  prompts = [
+    prompt(
+      name + ('-multi-turn' if turn == 2 else ''),
+      style,
+      [*(two if turn == 2 else ['question']), *(f'{s}_2' if turn == 2 else s for s in of_style)],
+    )
+    for style, names in (
+      ('single', ('single-v1', 'single-math-v1')),
+      ('pairwise', ('pair-v2', 'pair-math-v1')),
+    )
+    for (of_style,) in [sides[style]]
+    for name in names
+    for turn in (1, 2)
+  ]
+  files.write_lines(tmp_path / 'question.jsonl', questions)
+  files.write_lines(tmp_path / 'references.jsonl', [answer(81 + i) for i in range(3)])
+  files.write_lines(tmp_path / 'prompts.jsonl', prompts)
+  say = 'Well done. [[7.5]]' if mode == 'single' else '[[A]]'
+  players = f'one={tmp_path}/llama,two={tmp_path}/llama' if mode == 'pair' else f'{tmp_path}/llama'
+  with faults.serve(lambda content, before: faults.Reply(faults.said(say))) as served:
+    config = config_of('synthetic', players=players, judges='')
+    config.prompts.path = str(tmp_path / 'prompts_to_answer.jsonl')
+    records.write(Path(config.prompts.path), [{'prompt': 'tell red'}])
+    config.remote.update(url=served.url, model='judge', key='KEY')
+    config.mt_bench.update(
+      questions=str(tmp_path / 'question.jsonl'),
+      references=str(tmp_path / 'references.jsonl'),
+      judge_prompts=str(tmp_path / 'prompts.jsonl'),
+      mode=mode,
+    )
+    results = run(config, tmp_path / 'run')
+    asked = len(served.seen)
+    assert run(config, tmp_path / 'run') == results
+    assert len(served.seen) == asked  # answers are kept
+  folder = tmp_path / 'run' / 'mt_bench'
+  (table,) = results['benchmarks']
+  if mode == 'single':
+    rows = mt_bench.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
+    assert [row['score'] for row in rows] == [7.5] * 6
+    assert (folder / 'radar.png').stat().st_size > 10_000
+    assert table['columns'] == ['average', 'turn 1', 'turn 2', 'math', 'stem', 'writing', 'failed']
+    assert table['rows'] == [['llama', *[7.5] * 6, 0]]
+    answers = mt_bench.read_answers(folder / 'model_answer' / 'llama.jsonl')
+    assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
+  else:
+    mt_bench.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
+    even = [0, 6, 0, 0.5]  # whoever is shown first wins
+    assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({}, 'config.players is empty'),
+    ({'players': 'a=two.jsonl,a=two.jsonl'}, "two are called 'a_good'"),
+    ({'players': 'nowhere'}, "config.players='nowhere' is no folder"),
+    ({'players': 'two.jsonl,other.jsonl'}, 'no prompt that all files respond to'),
+    ({'players': 'two.jsonl', 'judges': 'nobody'}, "config.judges='nobody' must be some of"),
+    ({'players': 'two.jsonl', 'tournament.settle': 1.0}, 'config.tournament.settle=1.0'),
+    ({'players': 'two.jsonl', 'mt_bench.questions': 'q', 'mt_bench.mode': 'x'}, 'single or pair'),
+    ({'players': 'two.jsonl', 'mt_bench.questions': 'q'}, 'files of responses cannot'),
+    ({'players': 'two.jsonl', 'harness.tasks': 'openllm'}, 'files of responses cannot'),
+    ({'players': 'two.jsonl', 'prompts.path': 'talk.jsonl'}, 'a prompt is a conversation'),
+  ],
+)
+def test_mistakes_are_told_in_a_sentence(changes, said, config_of, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+  records.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])
+  records.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
+  talk = [{'role': role, 'content': 'hm'} for role in ('user', 'assistant', 'user')]
+  records.write(Path('talk.jsonl'), [{'prompt': talk}])
+  config = config_of('synthetic', judges='')
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=said):
+    make_experiment(config, 'evaluate', tmp_path)

@@ -315,8 +315,8 @@ def must_answer(field: str, players: Mapping[str, Player], least: int) -> None:
   count = sum(not isinstance(player, Filed) for player in players.values())
   if count < least:
     raise UserError(
-      f'config.{field}: {count} of {FIELD} can be asked these questions, as models can and files of '
-      f'responses cannot; name at least {least}.'
+      f'config.{field}: {count} of {FIELD} can be asked these questions, as models can and files '
+      f'of responses cannot; name at least {least}.'
     )
 
 

@@ -1,5 +1,6 @@
 """The adapter for the lm-evaluation-harness, beside its own Hugging Face backend."""
 
+import json
 import math
 
 import jax
@@ -122,6 +123,24 @@ def test_tasks_have_the_same_outcome(backends, tasks):
   rows = lm_harness.tax(both[1], both[0])
   assert {row['task'] for row in rows} == {task['task'] for task in tasks}
   assert all(abs(row['change']) < 1e-4 * max(1, abs(row['before'])) for row in rows)
+
+
+def test_tasks_of_files_are_run_and_told_in_scores(backends, tasks, tmp_path):
+  ours, _ = backends
+  places, free = tasks[0], tasks[3]
+  for task in (places, free):
+    # JSON is YAML, too.
+    (tmp_path / f'{task["task"]}.yaml').write_text(json.dumps(task))
+  paths = [str(tmp_path / f'{task["task"]}.yaml') for task in (places, free)]
+  found = lm_harness.evaluate(ours, paths, limit=3)
+  assert json.loads(json.dumps(found)) == found
+  assert {row['task'] for row in lm_harness.scores(found)} == {'places', 'free'}
+  (row,) = (row for row in lm_harness.scores(found) if row['metric'] == 'acc')
+  assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+  assert found['n-samples']['places']['effective'] == 3
+  (tmp_path / 'bad.yaml').write_text('task: bad\noutput_type: nonsense\n')
+  with pytest.raises(UserError, match='cannot run'):
+    lm_harness.evaluate(ours, [str(tmp_path / 'bad.yaml')])
 
 
 def test_log_likelihoods_of_any_context(backends):

@@ -267,6 +267,35 @@ def test_mt_bench_s_files(mode, config_of, tmp_path, monkeypatch):
     assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
 
 
+def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path):
+  pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
+  pretrained.save(tmp_path / 'llama')
+  docs = [{'question': f'tell {n}', 'choices': ['red', 'blue'], 'gold': n % 2} for n in range(4)]
+  files.write_lines(tmp_path / 'docs.jsonl', docs)
+  task = {
+    'task': 'colours',
+    'dataset_path': 'json',
+    'dataset_kwargs': {'data_files': {'test': str(tmp_path / 'docs.jsonl')}},
+    'test_split': 'test',
+    'output_type': 'multiple_choice',
+    'doc_to_text': '{{question}}',
+    'doc_to_choice': '{{choices}}',
+    'doc_to_target': 'gold',
+  }
+  (tmp_path / 'colours.yaml').write_text(json.dumps(task))  # JSON is YAML, too
+  records.write(tmp_path / 'prompts.jsonl', [{'prompt': 'tell red'}])
+  config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
+  config.prompts.path = str(tmp_path / 'prompts.jsonl')
+  config.harness.tasks = str(tmp_path / 'colours.yaml')
+  (table,) = run(config, tmp_path / 'run')['benchmarks']
+  assert table['title'] == 'Alignment tax, two after one'
+  assert all(row[0] == 'colours' and row[4] == 0 for row in table['rows'])
+  assert {path.name for path in (tmp_path / 'run/harness').glob('*.json')} == {
+    'one.json',
+    'two.json',
+  }
+
+
 @pytest.mark.parametrize(
   ('changes', 'said'),
   [

@@ -11,7 +11,7 @@ RESAMPLED = 1_000
 
 
 def clopper_pearson(
-  wins: np.ndarray, count: int, level: float = 0.95
+  wins: np.ndarray | np.number, count: int, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
   """The exact interval of a share of which `wins` of `count` were seen; it holds for any share."""
   low = special.betaincinv(np.maximum(wins, 1), count - wins + 1, (1 - level) / 2)

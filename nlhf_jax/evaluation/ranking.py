@@ -8,6 +8,7 @@ agree, and there the lottery is the one that means something (`games.choice`).
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
@@ -17,6 +18,8 @@ from nlhf_jax.games import choice, exact, rlhf
 
 DRAWS = 200  # of the prompts; each has a linear program of its own
 MOST_CYCLES = 20
+
+_fitted = jax.jit(rlhf.bradley_terry_reward)
 
 
 def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
@@ -71,8 +74,7 @@ def bradley_terry(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   count, policies = values.shape[:2]
   rates = (np.sum(values, axis=0) + 0.5) / (count + 1)
   payoff = jnp.asarray((rates - rates.T) / 2)
-  fitted = rlhf.bradley_terry_reward(payoff, jnp.full(policies, 1 / policies))
-  strength = np.asarray(fitted, float)
+  strength = np.asarray(_fitted(payoff, jnp.full(policies, 1 / policies)), float)
   strength = strength - strength.mean()
   said = expit(strength[:, None] - strength)
   weight = said * (1 - said)

@@ -58,18 +58,19 @@ def matches(random, strengths, count):
 def test_bradley_terry_finds_strengths_within_its_errors():
   random, strengths = np.random.default_rng(3), np.array([0.9, 0.1, -0.3, -0.7])
   found, errors = zip(
-    *(ranking.bradley_terry(matches(random, strengths, 150)) for _ in range(60)), strict=True
+    *(ranking.bradley_terry(matches(random, strengths, 150)) for _ in range(40)), strict=True
   )
   far = (np.array(found) - strengths) / np.array(errors)
   np.testing.assert_allclose(np.mean(found, axis=0), strengths, atol=0.05)
-  assert np.mean(abs(far) < 1.96) == pytest.approx(0.95, abs=0.04)
+  assert np.mean(abs(far) < 1.96) == pytest.approx(0.95, abs=0.05)
 
 
 def test_one_that_always_wins_has_a_strength():
   values = matches(np.random.default_rng(4), np.array([50.0, 0.0, 0.0]), 40)
   strength, error = ranking.bradley_terry(values)
   assert np.all(np.isfinite([strength, error]))
-  assert strength[0] > 3
+  # 40 wins and half a draw to half a draw, less a third of it, which makes the mean 0.
+  assert strength[0] == pytest.approx(np.log(81) * 2 / 3, abs=0.05)
 
 
 def test_borda_s_count_is_the_mean_over_the_others():
@@ -105,7 +106,7 @@ def test_pairs_are_counted_alone_and_together():
   assert pairs['together'] < pairs['alone'] < 10
   for kind in ('drawn_', 'exact_', ''):
     low, rate, high = (np.array(table[name]) for name in (f'{kind}low', 'win_rate', f'{kind}high'))
-    assert np.all((low <= rate) & (rate <= high))
+    assert np.all((low <= rate + 1e-9) & (rate <= high + 1e-9))
     np.testing.assert_allclose(low + high.T, 1, atol=0.02)
 
 

@@ -31,11 +31,11 @@ def test_an_even_pair_is_rarely_settled_however_often_one_looks(draw):
 
 def test_a_tournament_is_rarely_settled_wrongly():
   """All pairs of four equally good policies, two judges: nothing may be settled."""
-  values = np.random.default_rng(1).binomial(1, 0.5, (400, 12, 500)).astype(float)
+  values = np.random.default_rng(1).binomial(1, 0.5, (300, 12, 300)).astype(float)
   assert sequential.settled(values, LEVEL / 12).any(axis=0).mean() <= LEVEL
 
 
-@pytest.mark.parametrize(('rate', 'prompts'), [(0.6, 700), (0.7, 200), (0.9, 60)])
+@pytest.mark.parametrize(('rate', 'prompts'), [(0.6, 900), (0.7, 200), (0.9, 60)])
 def test_what_differs_is_settled_with_enough_prompts(rate, prompts):
   values = np.random.default_rng(2).binomial(1, rate, (prompts, 500)).astype(float)
   assert sequential.settled(values, LEVEL).mean() > 0.9

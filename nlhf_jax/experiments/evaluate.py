@@ -44,6 +44,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   with interrupts.deferred(), make_mesh(config), alone(workdir):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
+    stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
     run(experiment, workdir)
 
 

@@ -20,7 +20,7 @@ from nlhf_jax.build.evaluate import make_experiment
 from nlhf_jax.data import synthetic
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, files, mt_bench, styles
-from nlhf_jax.experiments import evaluate, language
+from nlhf_jax.experiments import evaluate, export, language
 
 ROOT = Path(__file__).parents[2]
 PLAYERS = ['reporter', 'lister', 'asker']  # of the embedded task's three styles
@@ -41,8 +41,7 @@ def config_of(toy, monkeypatch):
 
 def run(config, workdir, stages=None):
   """The results, read back from where they are left."""
-  made = make_experiment(config, 'evaluate', stages or workdir / 'stages')
-  evaluate.run(made, workdir)
+  evaluate.start(config, 'evaluate', workdir, stages or workdir / 'stages')
   return json.loads((workdir / 'results.json').read_text())
 
 
@@ -87,7 +86,7 @@ def test_what_was_judged_is_not_judged_again(config_of, tmp_path, monkeypatch):
   path, _ = styled(tmp_path, 12)
   config = config_of('synthetic', players=path, judges='')
   before = run(config, tmp_path / 'run')
-  monkeypatch.setattr(synthetic, 'preference', None)  # whoever asks now fails
+  monkeypatch.setattr(synthetic, 'preference', lambda *asked: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run') == before
   config.tournament.settle = 0.2  # and looking at it in another way asks nothing either
   assert run(config, tmp_path / 'run')['settled']['level'] == 0.2
@@ -113,33 +112,32 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
   assert results['comparisons'] == 200
 
 
-def test_a_run_a_folder_and_a_file_play_under_a_trained_judge(config_of, tmp_path, toy):
-  """Our checkpoint, its export's layout and responses of others; all is kept."""
+def test_a_run_its_export_and_a_file_play_under_a_trained_judge(config_of, tmp_path, toy):
   of_run = toy(importlib.import_module('configs.nash_md').get_config())
   del of_run.policies.self_play
-  stages = tmp_path / 'stages'
-  language.run(language.make_experiment(of_run, 'nash_md', stages), tmp_path / 'nash_md')
-  records.write_json(tmp_path / 'nash_md' / 'config.json', of_run.to_dict())
-  pretrained.save(tmp_path / 'llama')
-  prompts = [line['prompt'] for line in records.read(tmp_path / 'nash_md' / 'samples.jsonl')]
+  stages, workdir = tmp_path / 'stages', tmp_path / 'nash_md'
+  language.start(of_run, 'nash_md', workdir, stages)
+  experiment = language.make_experiment(of_run, 'nash_md', stages)
+  export.write(experiment, export.of_player(experiment, 'nash_md'), tmp_path / 'out', merged=False)
+  prompts = [line['prompt'] for line in records.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
   records.write(tmp_path / 'theirs.jsonl', theirs)
-  players = ','.join(
-    [f'{tmp_path}/nash_md:nash_md', f'hf={tmp_path}/llama', f'{tmp_path}/theirs.jsonl']
-  )
+  players = f'{workdir}:nash_md,exported={tmp_path}/out,{tmp_path}/theirs.jsonl'
   config = config_of('synthetic', players=players, judges='learned')
   config.data.update(of_run.data)
-  config.prompts.path = str(tmp_path / 'nash_md' / 'samples.jsonl')
+  config.prompts.path = str(workdir / 'samples.jsonl')
+  config.tournament.filters.top_k = 1
   results = run(config, tmp_path / 'run', stages)
-  assert results['policies'] == ['nash_md', 'hf', 'theirs']
-  assert results['tables'].keys() == {'oracle', 'learned'}
+  assert results['policies'] == ['nash_md', 'exported', 'theirs']
   assert results['comparisons'] == 6
+  assert results['tables'].keys() == {'oracle', 'learned'}
   for table in results['tables'].values():
     rate = np.array(table['win_rate'])
     np.testing.assert_allclose(rate + rate.T, 1)
-  # The judge was found, not trained: there is one of it.
-  assert len(list(stages.glob('preference_model-*'))) == 1
-  outputs = tmp_path / 'run' / 'players' / 'hf' / 'model_outputs.json'
+    assert rate[0, 1] == 0.5  # the likeliest tokens of one and the same policy
+    assert rate[0, 2] != 0.5
+  assert len(list(stages.glob('preference_model-*'))) == 1  # found, and not trained again
+  outputs = tmp_path / 'run' / 'players' / 'exported' / 'model_outputs.json'
   before = outputs.stat().st_mtime_ns
   assert run(config, tmp_path / 'run', stages) == results
   assert outputs.stat().st_mtime_ns == before
@@ -195,6 +193,29 @@ def test_alpaca_eval_s_files_and_figures(config_of, tmp_path, monkeypatch):
   assert 0 < float(board['oracle']['mine']['length_controlled_winrate']) < 100
 
 
+def test_published_judgements_have_the_leaderboard_s_figures(config_of, tmp_path, shared):
+  folder, names = shared / 'data' / 'alpaca_eval', ('alpaca-7b', 'gpt-3.5-turbo-1106')
+  expected = json.loads((folder / 'expected.json').read_text())
+  config = config_of(
+    players=','.join(f'{n}={folder}/models/{n}.jsonl.gz' for n in names), judges=''
+  )
+  config.alpaca_eval.update(
+    reference=str(folder / 'baseline_gpt4_1106_preview.jsonl.gz'),
+    difficulty=str(folder / 'instruction_difficulty_recovered.csv'),
+    anchors=str(folder / 'gamed_baselines_stand_in.csv'),
+  )
+  results = run(config, tmp_path / 'run')
+  assert results['tables'] == {}  # nobody judges
+  (table,) = results['benchmarks']
+  assert [row[0] for row in table['rows']] == list(names[::-1])  # the better one first
+  for name, *values in table['rows']:
+    row, published = dict(zip(table['columns'], values, strict=True)), expected[name]['published']
+    assert row['n_total'] == published['n_total']
+    assert row['win_rate'] == pytest.approx(published['win_rate'], abs=1e-9)
+    lengths_apart = row['length_controlled_winrate'] - published['length_controlled_winrate']
+    assert abs(lengths_apart) < 0.2
+
+
 @pytest.mark.parametrize('mode', ['single', 'pair'])
 def test_mt_bench_s_files(mode, config_of, tmp_path, monkeypatch):
   monkeypatch.setenv('KEY', 'secret')
@@ -208,27 +229,17 @@ def test_mt_bench_s_files(mode, config_of, tmp_path, monkeypatch):
     'model_id': 'gpt',
     'choices': [{'index': 0, 'turns': ['a', 'b']}],
   }
-  prompt = lambda name, style, fields: {
-    'name': name,
-    'type': style,
-    'system_prompt': 'Judge.',
-    'prompt_template': ' '.join(f'{{{field}}}' for field in fields),
-    'output_format': '[[rating]]' if style == 'single' else '[[A]]',
-  }
-  two = ('question_1', 'question_2')
-  sides = {'single': [('answer',)], 'pairwise': [('answer_a', 'answer_b')]}
+  sides = {'single': ['answer'], 'pair': ['answer_a', 'answer_b']}[mode]
   prompts = [
-    prompt(
-      name + ('-multi-turn' if turn == 2 else ''),
-      style,
-      [*(two if turn == 2 else ['question']), *(f'{s}_2' if turn == 2 else s for s in of_style)],
-    )
-    for style, names in (
-      ('single', ('single-v1', 'single-math-v1')),
-      ('pairwise', ('pair-v2', 'pair-math-v1')),
-    )
-    for (of_style,) in [sides[style]]
-    for name in names
+    {
+      'name': f'{mode}-{kind}{"-multi-turn" * (turn == 2)}',
+      'system_prompt': 'Judge.',
+      'prompt_template': ' '.join(
+        f'{{{side}{"_2" * (turn == 2)}}}' for side in ('question', *sides)
+      ),
+      'output_format': {'single': '[[rating]]', 'pair': '[[A]]'}[mode],
+    }
+    for kind in (('v1', 'math-v1') if mode == 'single' else ('v2', 'math-v1'))
     for turn in (1, 2)
   ]
   files.write_lines(tmp_path / 'question.jsonl', questions)

@@ -4,7 +4,7 @@ python benchmarks/evaluation_files.py
 
 Writes a model's outputs, annotations with draws and without verdicts, and judgements of both modes
 of MT-Bench, all made up; reads them with `alpaca_eval` and with FastChat's `show_result`, each in
-an environment of its own, and holds their figures against ours. Prints the largest difference of each.
+an environment of its own, and holds their figures against ours. Prints the differences.
 """
 
 import re

@@ -6,7 +6,6 @@ called.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -37,10 +36,8 @@ def kept(path: Path, read: Preference) -> Ask:
   The file is read once: one process at a time may use it.
   """
   known = {(row['prompt'], row['responses']): row['preference'] for row in records.read(path)}
-  started = False
 
   def ask(questions):
-    nonlocal started
     keys = [_key(question) for question in questions]
     new = {
       key: question
@@ -48,15 +45,10 @@ def kept(path: Path, read: Preference) -> Ask:
       if key not in known and question.left != question.right
     }
     if new:
-      if not started:
-        _mend(path)
-        started = True
       columns = zip(*((one.prompt, one.left, one.right) for one in new.values()), strict=True)
       said = np.asarray(read(*map(list, columns)), float).tolist()
       verdicts = {key: value for key, value in zip(new, said, strict=True) if value == value}
-      with path.open('a') as lines:
-        for key, value in verdicts.items():
-          lines.write(json.dumps(_row(key, new[key], value)) + '\n')
+      records.append(path, [_row(key, new[key], value) for key, value in verdicts.items()])
       known.update(verdicts)
     return np.array(
       [
@@ -66,13 +58,6 @@ def kept(path: Path, read: Preference) -> Ask:
     )
 
   return ask
-
-
-def _mend(path) -> None:
-  """Makes the folder, and takes off a last line that was cut short."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if path.exists() and not path.read_bytes().endswith(b'\n'):
-    records.write(path, records.read(path))
 
 
 def _key(question) -> tuple[str, str]:

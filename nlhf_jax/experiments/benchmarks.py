@@ -13,7 +13,7 @@ from nlhf_jax.build.evaluate import Experiment, Filed, digest
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
-from nlhf_jax.experiments.players import Load, key_of, of_model, once
+from nlhf_jax.experiments.players import Load, key_of, of_player
 
 LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
 
@@ -91,17 +91,10 @@ def write_board(path: Path, board: Mapping[str, Mapping]) -> None:
 
 def answer(experiment: Experiment, name: str, load: Load, workdir: Path) -> None:
   """A player's answers to MT-Bench's questions, in FastChat's file of its name."""
-  setting = experiment.mt_bench
-  if setting is None:
-    return
-
-  def make():
-    speak = of_model(experiment, load(), f'{name} answers')
-    rows = mt_bench.answer(speak, setting.bench.questions, name)
-    return sorted(rows, key=lambda row: row['question_id'])
-
-  key = digest([key_of(experiment, experiment.players[name]), setting.bench.questions])
-  once(answers_of(name, workdir), key, make)
+  if experiment.mt_bench:
+    respond = of_player(experiment, name, load, workdir / 'players' / name)
+    questions = experiment.mt_bench.bench.questions
+    mt_bench.write(answers_of(name, workdir), mt_bench.answer(respond, questions, name))
 
 
 def answers_of(name: str, workdir: Path) -> Path:
@@ -198,7 +191,10 @@ def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dic
       "'nlhf-jax[harness]'."
     ) from None
 
-  def make():
+  path = workdir / 'harness' / f'{name}.json'
+  asked = digest([key_of(experiment, experiment.players[name]), list(setting)])
+  kept = records.read_json(path) if path.exists() else {}
+  if kept.get('asked') != asked:
     model = load()
     policy = lm_harness.Policy(
       model.decoder,
@@ -209,11 +205,9 @@ def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dic
       batch=experiment.batch,
       seed=experiment.seed,
     )
-    return [lm_harness.evaluate(policy, setting.tasks, setting.limit)]
-
-  key = digest([key_of(experiment, experiment.players[name]), list(setting)])
-  (outcome,) = once(workdir / 'harness' / f'{name}.json', key, make)
-  return {name: outcome}
+    kept = {'asked': asked, **lm_harness.evaluate(policy, setting.tasks, setting.limit)}
+    records.write_json(path, kept)
+  return {name: kept}
 
 
 def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
 
@@ -116,28 +117,28 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   config_of, tmp_path, toy, monkeypatch
 ):
   of_run = toy(importlib.import_module('configs.nash_md').get_config())
-  del of_run.policies.self_play
-  stages, workdir = tmp_path / 'stages', tmp_path / 'nash_md'
-  language.start(of_run, 'nash_md', workdir, stages)
-  experiment = language.make_experiment(of_run, 'nash_md', stages)
-  export.write(experiment, export.of_player(experiment, 'nash_md'), tmp_path / 'out', merged=False)
+  of_run.policies = ConfigDict()  # SFT and a judge are enough
+  stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
+  language.start(of_run, 'theirs', workdir, stages)
+  experiment = language.make_experiment(of_run, 'theirs', stages)
+  export.write(experiment, export.of_player(experiment, 'sft'), tmp_path / 'out', merged=False)
   prompts = [line['prompt'] for line in records.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
   records.write(tmp_path / 'theirs.jsonl', theirs)
-  players = f'{workdir}:nash_md,exported={tmp_path}/out,{tmp_path}/theirs.jsonl'
+  players = f'{workdir}:sft,exported={tmp_path}/out,{tmp_path}/theirs.jsonl'
   config = config_of('synthetic', players=players, judges='learned')
   config.data.update(of_run.data)
   config.prompts.path = str(workdir / 'samples.jsonl')
   config.tournament.filters.top_k = 1
   results = run(config, tmp_path / 'run', stages)
-  assert results['policies'] == ['nash_md', 'exported', 'theirs']
+  assert results['policies'] == ['sft', 'exported', 'theirs']
   assert results['comparisons'] == 6
   assert results['tables'].keys() == {'oracle', 'learned'}
   for table in results['tables'].values():
     rate = np.array(table['win_rate'])
     np.testing.assert_allclose(rate + rate.T, 1)
     assert rate[0, 1] == 0.5  # the likeliest tokens of one and the same policy
-    assert rate[0, 2] != 0.5
+  assert results['tables']['learned']['win_rate'][0][2] != 0.5
   assert len(list(stages.glob('preference_model-*'))) == 1  # found, and not trained again
   monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run', stages) == results
@@ -216,66 +217,63 @@ def test_published_judgements_have_the_leaderboard_s_figures(config_of, tmp_path
     assert abs(lengths_apart) < 0.2
 
 
-@pytest.mark.parametrize('mode', ['single', 'pair'])
-def test_mt_bench_s_files(mode, config_of, tmp_path, monkeypatch):
+def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
+  """Answers are graded and then compared; they are given once."""
   monkeypatch.setenv('KEY', 'secret')
   pretrained.save(tmp_path / 'llama')
+  categories = ('math', 'reasoning', 'coding')  # all are answered with the likeliest tokens
   questions = [
     {'question_id': 81 + i, 'category': category, 'turns': ['tell red', 'say blue']}
-    for i, category in enumerate(('writing', 'math', 'stem'))
+    for i, category in enumerate(categories)
   ]
-  answer = lambda number: {
-    'question_id': number,
-    'model_id': 'gpt',
-    'choices': [{'index': 0, 'turns': ['a', 'b']}],
-  }
-  sides = {'single': ['answer'], 'pair': ['answer_a', 'answer_b']}[mode]
+  references = [
+    {'question_id': 81 + i, 'choices': [{'index': 0, 'turns': ['a', 'b']}]} for i in range(3)
+  ]
+  sides = {'single': ['answer'], 'pair': ['answer_a', 'answer_b']}
   prompts = [
     {
-      'name': f'{mode}-{kind}{"-multi-turn" * (turn == 2)}',
+      'name': f'{mode}-math-v1{"-multi-turn" * (turn == 2)}',
       'system_prompt': 'Judge.',
       'prompt_template': ' '.join(
-        f'{{{side}{"_2" * (turn == 2)}}}' for side in ('question', *sides)
+        f'{{{side}{"_2" * (turn == 2)}}}' for side in ('question', *sides[mode])
       ),
       'output_format': {'single': '[[rating]]', 'pair': '[[A]]'}[mode],
     }
-    for kind in (('v1', 'math-v1') if mode == 'single' else ('v2', 'math-v1'))
+    for mode in sides
     for turn in (1, 2)
   ]
-  files.write_lines(tmp_path / 'question.jsonl', questions)
-  files.write_lines(tmp_path / 'references.jsonl', [answer(81 + i) for i in range(3)])
-  files.write_lines(tmp_path / 'prompts.jsonl', prompts)
-  say = 'Well done. [[7.5]]' if mode == 'single' else '[[A]]'
-  players = f'one={tmp_path}/llama,two={tmp_path}/llama' if mode == 'pair' else f'{tmp_path}/llama'
-  with faults.serve(lambda content, before: faults.Reply(faults.said(say))) as served:
-    config = config_of('synthetic', players=players, judges='')
-    config.prompts.path = str(tmp_path / 'prompts_to_answer.jsonl')
-    records.write(Path(config.prompts.path), [{'prompt': 'tell red'}])
-    config.remote.update(url=served.url, model='judge', key='KEY')
-    config.mt_bench.update(
-      questions=str(tmp_path / 'question.jsonl'),
-      references=str(tmp_path / 'references.jsonl'),
-      judge_prompts=str(tmp_path / 'prompts.jsonl'),
-      mode=mode,
-    )
-    results = run(config, tmp_path / 'run')
-    asked = len(served.seen)
-    assert run(config, tmp_path / 'run') == results
-    assert len(served.seen) == asked  # answers are kept
+  rows = {'question': questions, 'references': references, 'judge_prompts': prompts}
+  for name, of_file in {**rows, 'prompts': [{'prompt': 'tell red'}]}.items():
+    files.write_lines(tmp_path / f'{name}.jsonl', of_file)
+  config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
+  config.prompts.path = str(tmp_path / 'prompts.jsonl')
+  config.tournament.filters.top_k = 1
+  config.mt_bench.update(
+    questions=str(tmp_path / 'question.jsonl'),
+    references=str(tmp_path / 'references.jsonl'),
+    judge_prompts=str(tmp_path / 'judge_prompts.jsonl'),
+  )
   folder = tmp_path / 'run' / 'mt_bench'
-  (table,) = results['benchmarks']
-  if mode == 'single':
-    rows = mt_bench.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
-    assert [row['score'] for row in rows] == [7.5] * 6
+  # Whoever is shown first wins; a grade is in the same words.
+  with faults.serve(lambda content, before: faults.Reply(faults.said('[[A]] [[7.5]]'))) as served:
+    config.remote.update(url=served.url, model='judge', key='KEY')
+    (table,) = run(config, tmp_path / 'run')['benchmarks']
+    assert table['columns'] == ['average', 'turn 1', 'turn 2', *sorted(categories), 'failed']
+    assert table['rows'] == [['one', *[7.5] * 6, 0], ['two', *[7.5] * 6, 0]]
+    graded = mt_bench.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
+    assert [row['score'] for row in graded] == [7.5] * 12
     assert (folder / 'radar.png').stat().st_size > 10_000
-    assert table['columns'] == ['average', 'turn 1', 'turn 2', 'math', 'stem', 'writing', 'failed']
-    assert table['rows'] == [['llama', *[7.5] * 6, 0]]
-    answers = mt_bench.read_answers(folder / 'model_answer' / 'llama.jsonl')
+    answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
-  else:
-    mt_bench.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
-    even = [0, 6, 0, 0.5]  # whoever is shown first wins
-    assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
+    monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
+    asked = len(served.seen)
+    assert run(config, tmp_path / 'run')['benchmarks'] == [table]
+    assert len(served.seen) == asked  # its answers are kept, too
+    config.mt_bench.mode = 'pair'
+    (table,) = run(config, tmp_path / 'run')['benchmarks']
+  even = [0, 6, 0, 0.5]
+  assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
+  mt_bench.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
 
 
 def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path):

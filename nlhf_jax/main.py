@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
-KINDS = ('finite_sample', 'language', 'preferences', 'tabular', 'token_game')
+KINDS = ('evaluate', 'finite_sample', 'language', 'preferences', 'tabular', 'token_game')
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -47,6 +47,21 @@ def write(path: Path, records: Iterable[Mapping]) -> None:
     draft.write_text(''.join(json.dumps(record) + '\n' for record in records))
 
 
+def append(path: Path, records: Iterable[Mapping]) -> None:
+  """Adds to a file of records, made if need be; a last line that was cut short goes first.
+
+  For a run of one process.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('ab+') as file:
+    if file.tell():
+      file.seek(-1, os.SEEK_END)
+      if file.read() != b'\n':
+        write(path, read(path))
+  with path.open('a') as lines:
+    lines.writelines(json.dumps(record) + '\n' for record in records)
+
+
 def write_json(path: Path, value: Mapping) -> None:
   """Writes one indented value."""
   with whole(path) as draft:

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
+from scipy.special import expit
 
 from nlhf_jax import hub
 from nlhf_jax.build.model import DTYPES, fingerprint
@@ -14,7 +16,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.preferences import judges, templates
 from nlhf_jax.preferences.endpoint import Endpoint, check_address
-from nlhf_jax.preferences.judges import Ask, Judge
+from nlhf_jax.preferences.judges import Ask, Judge, Preference
 from nlhf_jax.preferences.remote import make_remote
 from nlhf_jax.preferences.templates import Template
 from nlhf_jax.structs import Params
@@ -25,29 +27,31 @@ ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that chan
 
 
 class Outside(NamedTuple):
-  """A judge of tokens, who that is in words, and what has happened to it in this process so far.
+  """A judge of texts from outside: who that is, and its word.
 
-  `ask` has its word on texts, in both orders.
+  `read(prompts, left, right)` is its P(left > right), the left shown first, `ask` its word in both
+  orders, `of_tokens(tokenizer)` the same judge of responses that are tokens, and `counts` what has
+  happened to it in this process so far.
   """
 
-  judge: Judge
   about: str
+  read: Preference
   ask: Ask
+  of_tokens: Callable[[Any], Judge]
   counts: Callable[[], Mapping[str, float]] = dict
 
 
 class Given(NamedTuple):
-  """`make(config, tokenizer, folder)` gives the judge; `settings(config)` what determines its word.
+  """`make(config, folder)` gives the judge; `settings(config)` what determines its word.
 
-  Responses are tokens of the tokenizer; what is to be kept goes into the folder. Both raise
-  `UserError` for settings that cannot be used.
+  What is to be kept goes into the folder. Both raise `UserError` for settings that cannot be used.
   """
 
-  make: Callable[[ConfigDict, Any, Path], Outside]
+  make: Callable[[ConfigDict, Path], Outside]
   settings: Callable[[ConfigDict], object]
 
 
-def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
+def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   """The judge of the section `pairrm`."""
   # With these comes PyTorch, if there is one: seconds.
   from nlhf_jax.models import pairrm as networks
@@ -60,7 +64,8 @@ def make_pairrm(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
-  return Outside(pairrm.of_ranker(score, tokenizer), section.hf, pairrm.make_ask(score))
+  read = lambda prompts, left, right: expit(score(prompts, left, right))
+  return Outside(section.hf, read, pairrm.make_ask(score), partial(pairrm.of_ranker, score))
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
@@ -85,35 +90,45 @@ def pairrm_settings(config: ConfigDict) -> object:
   return [fingerprint(config.pairrm.hf, PAIRRM), config.pairrm.compute]
 
 
-def make_asked(config: ConfigDict, tokenizer: Any, folder: Path) -> Outside:
+def make_asked(config: ConfigDict, folder: Path) -> Outside:
   """The judge of the section `remote`."""
-  section, template = config.remote, make_template(config)
-  asking = {field: section[field] for field in ASKING}
-  endpoint = Endpoint(section.url, section.model, cache=folder / 'answers.sqlite', **asking)
-  stop = interrupts.requested
+  section = config.remote
   prices = (section.prices.prompt, section.prices.response)
   remote = make_remote(
-    endpoint,
-    template,
+    make_endpoint(config, folder),
+    make_template(config),
     sampling=json.loads(section.request),
     tolerated=section.tolerated,
     prices=prices if any(prices) else None,
-    stop=stop,
+    stop=interrupts.requested,
   )
   return Outside(
-    judges.of_texts(remote.preference, tokenizer),
     f'{section.model} at {section.url}',
+    remote.preference,
     judges.make_ask(remote.preference),
+    partial(judges.of_texts, remote.preference),
     remote.counts,
   )
+
+
+def make_endpoint(config: ConfigDict, folder: Path) -> Endpoint:
+  """Whom the section `remote` asks; its answers are kept in the folder."""
+  must_name(config)
+  section = config.remote
+  asking = {field: section[field] for field in ASKING}
+  return Endpoint(section.url, section.model, cache=folder / 'answers.sqlite', **asking)
+
+
+def must_name(config: ConfigDict) -> None:
+  """Refuses a section `remote` that does not say whom to ask."""
+  for field in ('url', 'model'):
+    if not config.remote[field]:
+      raise UserError(f'config.remote.{field} is empty; say whom to ask.')
 
 
 def make_template(config: ConfigDict) -> Template:
   """How it is asked."""
   section = config.remote
-  for field in ('url', 'model'):
-    if not section[field]:
-      raise UserError(f'config.remote.{field} is empty; say whom to ask.')
   if section.template == 'summaries':
     return templates.SUMMARIES
   if not section.judge_prompts:
@@ -127,6 +142,7 @@ def make_template(config: ConfigDict) -> Template:
 def asked_settings(config: ConfigDict) -> object:
   """Whom, and how."""
   template = make_template(config)
+  must_name(config)
   check_address(config.remote.url)
   words = template.messages('prompt', 'left', 'right')
   sampling = {**template.sampling, **json.loads(config.remote.request)}

@@ -173,7 +173,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
     given={
-      name: functools.partial(it.make, config, corpus.tokenizer, folder)
+      name: functools.partial(it.make, config, folder)
       for name, it in GIVEN.items()
       if name in asked
     },

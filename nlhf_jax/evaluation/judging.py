@@ -7,7 +7,8 @@ together, cycles among them, is in `transitivity`.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+
+from nlhf_jax.evaluation import intervals
 
 SURE = 1e-6  # probabilities are kept this far from 0 and 1 in logarithms
 BINS = 10
@@ -67,8 +68,7 @@ def accuracy(chance: np.ndarray, votes: np.ndarray) -> float:
 def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
   """Clopper and Pearson's interval of the accuracy; ties, half of a success, are rounded up."""
   wins, count = int(np.ceil(right(judged.chance, judged.votes).sum())), len(judged.votes)
-  low = special.betaincinv(wins, count - wins + 1, (1 - level) / 2) if wins else 0.0
-  high = special.betaincinv(wins + 1, count - wins, (1 + level) / 2) if wins < count else 1.0
+  low, high = intervals.clopper_pearson(np.int64(wins), count, level)
   return float(low), float(high)
 
 

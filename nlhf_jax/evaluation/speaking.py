@@ -9,7 +9,7 @@ from nlhf_jax import sampling
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.rows import Problem
-from nlhf_jax.drawing import Filters
+from nlhf_jax.drawing import UNFILTERED, Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.structs import Params
@@ -19,7 +19,14 @@ SHORTEST = 32  # tokens that no prompt is padded to less than
 
 
 def make_respond(
-  decoder: Decoder, params: Params, tokenizer, *, length: int, batch: int = 64
+  decoder: Decoder,
+  params: Params,
+  tokenizer,
+  *,
+  length: int,
+  longest: int,
+  batch: int = 64,
+  filters: Filters = UNFILTERED,
 ) -> Callable[[Sequence[Sequence[Mapping[str, str]]], float, int], list[str]]:
   """A function that gives the next message of conversations: (conversations, temperature, seed).
 
@@ -30,17 +37,20 @@ def make_respond(
     params: its parameters.
     tokenizer: of `tokenizers.train` or `load`.
     length: most tokens in a response.
+    longest: tokens that the network has positions for.
     batch: conversations that are read at once.
+    filters: of samples, but for their temperature.
 
   Raises:
-    UserError: if the tokenizer's chat template cannot write a conversation.
+    UserError: by the function, if the tokenizer's chat template cannot write a conversation, or one
+      and its response are too long for the network.
   """
 
   @functools.cache  # so that programs are kept
   def rollout_at(temperature):
-    filters = Filters(top_k=1) if temperature < GREEDY else Filters(temperature=temperature)
+    drawn = Filters(top_k=1) if temperature < GREEDY else filters._replace(temperature=temperature)
     return sampling.make_rollout(
-      decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=filters
+      decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=drawn
     )
 
   def respond(conversations, temperature, seed):
@@ -50,8 +60,14 @@ def make_respond(
       rows = tokenizers.prompt_ids(tokenizer, asked)
     except Problem as problem:
       raise UserError(f'{problem}; choose a policy whose tokenizer has one.') from None
-    longest = max(SHORTEST, *map(len, rows))
-    prompts = tokenizers.pad_prompts(tokenizer, rows, 1 << (longest - 1).bit_length())
+    most = max(map(len, rows))
+    if most + length > longest:
+      raise UserError(
+        f'a conversation of {most} tokens and a response of {length} are more than the {longest} '
+        'that the policy has positions for; ask for shorter responses, or leave it out.'
+      )
+    width = max(SHORTEST, 1 << (most - 1).bit_length())
+    prompts = tokenizers.pad_prompts(tokenizer, rows, width)
     rollout, key = rollout_at(temperature), jax.random.key(seed)
 
     def of_chunk(chunk, number):

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
-from nlhf_jax.games import exact
+from nlhf_jax.evaluation import intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-RESAMPLED = 200
+# What results call the means of what records tell.
+MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
 MANY = 6  # policies, beyond which a table has no room for intervals
 
 
@@ -85,63 +86,65 @@ def summarise(records: Sequence[Mapping]) -> dict:
   """The results, from the records of `samples.jsonl` and nothing else.
 
   Returns:
-    `policies` in order; `tables[judge]` with `win_rate`, `low` and `high` (row beats column, 95 %
-    intervals over prompts); `ranking[judge]`, see there; `kl_to_reference` in nats a response and
-    `length` in tokens, by policy.
+    `policies` in order; `tables[judge]`, see `tabulate`; `ranking[judge]`, see `ranking.rank`;
+    `cycles[judge]`, see there; and by policy those of `kl_to_reference` in nats a response, and of
+    its length in tokens or characters, that the records tell.
   """
   policies = list(records[0]['responses'])
-  tables, rankings = {}, {}
+  tables, rankings, cycles = {}, {}, {}
   for judge in records[0]['preferences']:
     values = np.array([record['preferences'][judge] for record in records])
-    low, high = interval(values)
-    win_rate = values.mean(axis=0)
-    tables[judge] = {'win_rate': win_rate.tolist(), 'low': low.tolist(), 'high': high.tolist()}
-    rankings[judge] = ranking(policies, values)
-
-  def means(field):
-    return {name: float(np.mean([record[field][name] for record in records])) for name in policies}
-
+    tables[judge] = tabulate(values)
+    rankings[judge] = ranking.rank(policies, values)
+    cycles[judge] = ranking.cycles(policies, tables[judge])
   return {
     'policies': policies,
     'comparisons': len(records),
     'tables': tables,
     'ranking': rankings,
-    'kl_to_reference': means('log_ratio'),
-    'length': means('tokens'),
+    'cycles': cycles,
+    **{
+      name: {
+        policy: float(np.mean([record[field][policy] for record in records])) for policy in policies
+      }
+      for name, field in MEANS.items()
+      if field in records[0]
+    },
   }
 
 
-def ranking(policies: Sequence[str], values: np.ndarray) -> list[dict]:
-  """The policies by the maximal lottery of their table, the Nash equilibrium of the meta-game.
-
-  Best first: by the share in the lottery, then by the win rate against it, which is 1/2 in its
-  support and at most that outside of it.
-
-  Args:
-    policies: their names.
-    values: P(row beats column) on each prompt, [n, M, M].
+def tabulate(values: np.ndarray) -> dict:
+  """The table of one judge, from P(row beats column) on each prompt, [n, M, M].
 
   Returns:
-    `policy`, `lottery` with `low` and `high` (95 % of `RESAMPLED` draws of the prompts, with
-    replacement), and `win_rate`.
+    matrices, row against column: `win_rate`, and of it 95 % intervals over prompts, Student's as
+    `low` and `high`, those of the paired bootstrap as `drawn_low` and `drawn_high`; `exact_low` and
+    `exact_high`, Clopper and Pearson's of how often row wins; `corrected`, p-values of even rates
+    by Holm's correction for all pairs; and `pairs`: how many there are, how many differ `alone`, at
+    95 % each, and how many do so `together`, with all of them in mind.
   """
-
-  def lottery_of(rows):
-    payoff = np.mean(rows, axis=0) - 0.5
-    # Rounding of the means must not look like a payoff that is not antisymmetric.
-    return exact.maximal_lottery((payoff - payoff.T) / 2)
-
-  random = np.random.default_rng(0)
-  draws = random.integers(len(values), size=(RESAMPLED, len(values)))
-  low, high = np.quantile([lottery_of(values[rows]) for rows in draws], (0.025, 0.975), axis=0)
-  lottery = lottery_of(values)
-  against = np.mean(values, axis=0) @ lottery
-  order = sorted(range(len(policies)), key=lambda i: (-round(lottery[i], 9), -against[i]))
-  columns = {'lottery': lottery, 'low': low, 'high': high, 'win_rate': against}
-  return [
-    {'policy': policies[i]} | {name: float(column[i]) for name, column in columns.items()}
-    for i in order
-  ]
+  low, high = interval(values)
+  drawn_low, drawn_high = np.quantile(intervals.resampled(values), (0.025, 0.975), axis=0)
+  exact_low, exact_high = intervals.exact(values)
+  above = np.triu_indices(values.shape[1], 1)
+  p = intervals.p_values(values[:, *above])
+  corrected = np.ones(values.shape[1:])
+  corrected[above] = corrected.T[above] = intervals.holm(p)
+  matrices = {
+    'win_rate': values.mean(axis=0),
+    'low': low,
+    'high': high,
+    'drawn_low': drawn_low,
+    'drawn_high': drawn_high,
+    'exact_low': exact_low,
+    'exact_high': exact_high,
+    'corrected': corrected,
+  }
+  together = int(np.sum(corrected[above] < 0.05))
+  return {
+    **{name: matrix.tolist() for name, matrix in matrices.items()},
+    'pairs': {'count': len(p), 'alone': int(np.sum(p < 0.05)), 'together': together},
+  }
 
 
 def exploitability(wins: Sequence[Mapping]) -> dict:

@@ -168,21 +168,9 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))
-  for name, table in results['tables'].items():
-    within = f'95 % intervals within ±{tournament.widest(table):.3f}'
-    title = (
-      f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
-    )
-    print(as_text(title, *tournament.as_cells(players, table)))
+  announce_tables(results)
   if not task:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
-  for name, ranked in results['ranking'].items():
-    cells = [
-      [f'{row["lottery"]:.3f} [{row["low"]:.3f}, {row["high"]:.3f}]', f'{row["win_rate"]:.3f}']
-      for row in ranked
-    ]
-    title = f'\nBy the maximal lottery of that table, {name} judge, 95 % over prompts:'
-    print(as_text(title, [row['policy'] for row in ranked], ['share', 'wins against it'], cells))
   if 'exploitability' in results:
     announce_exploiters(results['exploitability'])
 
@@ -202,6 +190,40 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   for name, row in judges.items():
     name = name.replace('_', ' ')
     print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
+
+
+def announce_tables(results: Mapping) -> None:
+  """Prints win rates, rankings and cycles under every judge."""
+  as_text, players = display.as_text, results['policies']
+  for name, table in results['tables'].items():
+    within = f'95 % intervals within ±{tournament.widest(table):.3f}'
+    title = (
+      f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
+    )
+    print(as_text(title, *tournament.as_cells(players, table)))
+    pairs = table['pairs']
+    if pairs['count'] > 1:
+      print(
+        f'  of {pairs["count"]} pairs {pairs["alone"]} differ at 95 % each, {pairs["together"]} '
+        'with all of them in mind (Holm)'
+      )
+    for cycle in results['cycles'][name]['first'][:3]:
+      round_about = ' > '.join([*cycle['policies'], cycle['policies'][0]])
+      sure = '' if cycle['certain'] else ', not certain'
+      print(f'  a cycle: {round_about}, its weakest link {cycle["weakest"]:.3f}{sure}')
+  for name, ranked in results['ranking'].items():
+    cells = [
+      [
+        f'{row["lottery"]:.3f} [{row["low"]:.3f}, {row["high"]:.3f}]',
+        f'{row["win_rate"]:.3f}',
+        f'{row["borda"]:.3f} ±{row["borda_error"]:.3f}',
+        f'{row["bradley_terry"]:.2f} ±{row["bradley_terry_error"]:.2f}',
+      ]
+      for row in ranked
+    ]
+    title = f'\nBy the maximal lottery of that table, {name} judge, 95 % over prompts:'
+    heads = ['share', 'wins against it', 'Borda', 'Bradley-Terry']
+    print(as_text(title, [row['policy'] for row in ranked], heads, cells))
 
 
 def announce_exploiters(found: Mapping) -> None:

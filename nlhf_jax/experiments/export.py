@@ -43,25 +43,32 @@ def start(config: ConfigDict, name: str, stages: Path, player: str, to: Path, me
     write(experiment, of_player(experiment, player), to, merged)
 
 
+def slot_of(experiment: Experiment, player: str) -> tuple[str, str]:
+  """The stage of a player, and its slot there.
+
+  Raises:
+    UserError: if there is no such player.
+  """
+  slots = {'sft': ('sft', 'policy')}
+  for policy, row in experiment.policies.items():
+    slots |= {name: (policy, slot) for name, slot in row.players.items()}
+  if player not in slots:
+    raise UserError(f"player '{player}' must be one of {', '.join(slots)}.")
+  return slots[player]
+
+
 def of_player(experiment: Experiment, player: str) -> Params:
   """The parameters of a player whose training is done.
 
   Raises:
     UserError: if there is no such player, or its training is not done.
   """
-  slots = {
-    name: (policy, slot)
-    for policy, row in experiment.policies.items()
-    for name, slot in row.players.items()
-  }
-  if player not in ('sft', *slots):
-    raise UserError(f"--player='{player}' must be one of sft, {', '.join(slots)}.")
-  policy, slot = slots.get(player, ('sft', 'policy'))
+  policy, slot = slot_of(experiment, player)
   for stage in dict.fromkeys(('sft', policy)):
     note = experiment.stages[stage].folder / 'stage.json'
     if not (note.exists() and records.read_json(note)['done']):
       raise UserError(
-        f"--player='{player}': its stage '{stage}' is not done; run nlhf_jax.main with the same "
+        f"player '{player}': its stage '{stage}' is not done; run nlhf_jax.main with the same "
         'config, and the same --workdir or --stages, first.'
       )
   reference = fine_tune(experiment)

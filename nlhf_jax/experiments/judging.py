@@ -1,7 +1,7 @@
 """Judges that are trained: what each kind is made of, and its stage."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +9,11 @@ import jax
 import numpy as np
 
 from nlhf_jax.build.language import Experiment
+from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import in_random_order, map_chunks, take
+from nlhf_jax.data.forms import Prompt
+from nlhf_jax.data.rows import Problem
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging, styles
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
@@ -20,7 +24,7 @@ from nlhf_jax.preferences.networks import (
   make_preference_network,
   make_reward_network,
 )
-from nlhf_jax.structs import Params
+from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import Measure, Score, make_update
 
@@ -88,6 +92,34 @@ def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
   examples = in_random_order(batches_of(train, training, experiment.seed))
   init, trains = kind.init(reference), experiment.model.trains
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
+
+
+def encoded(experiment: Experiment, texts: Sequence[str]) -> Responses:
+  """One response a prompt, cut to the experiment's length."""
+  tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
+  ids = tokenizers.response_ids(tokenizer, texts)
+  return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
+
+
+def encoded_prompts(experiment: Experiment, prompts: Sequence[Prompt]) -> Prompts:
+  """The prompts, the last tokens of those that are too long.
+
+  Raises:
+    UserError: if one is a conversation, and the model has no template for it.
+  """
+  tokenizer = experiment.corpus.tokenizer
+  length = experiment.corpus.held_out.prompts.tokens.shape[1]
+  written = [
+    prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt] for prompt in prompts
+  ]
+  try:
+    ids = tokenizers.prompt_ids(tokenizer, written)
+  except Problem as problem:
+    raise UserError(
+      f'a prompt cannot be written for the model of the judges ({problem}); leave it out, or '
+      'choose a model with a chat template.'
+    ) from None
+  return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
 
 
 def against(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:

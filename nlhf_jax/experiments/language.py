@@ -109,9 +109,10 @@ def make_judges(
   experiment: Experiment, reference: Params, outside: Mapping[str, Outside]
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
-  asked = {name: given.judge for name, given in outside.items()}
+  tokenizer = experiment.corpus.tokenizer
+  asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
-    asked['oracle'] = judges.of_texts(synthetic.preference, experiment.corpus.tokenizer)
+    asked['oracle'] = judges.of_texts(synthetic.preference, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
       kind = make_kind(experiment, stage)

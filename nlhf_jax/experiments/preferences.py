@@ -18,21 +18,27 @@ from nlhf_jax.build import language
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.build.preferences import Experiment, make_experiment
-from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.corpora import Corpus
 from nlhf_jax.data.forms import Record
-from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
 from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judging import Judged
 from nlhf_jax.experiments.competition import perfect_matrices
-from nlhf_jax.experiments.judging import WATCHED, Kind, make_kind, train_judge
+from nlhf_jax.experiments.judging import (
+  WATCHED,
+  Kind,
+  encoded,
+  encoded_prompts,
+  make_kind,
+  train_judge,
+)
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.preferences.judges import Judge, Word
-from nlhf_jax.structs import Comparison, Params, Prompts, Responses
+from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
@@ -102,7 +108,7 @@ def compare(
   for label, given in outside.items():
     for test, asked in tests.items():
       said[test][label] = judging.summarise(ask_outside(given, label, test, asked.texts))
-    cycles |= intransitivity(first, label, given.judge, groups)
+    cycles |= intransitivity(first, label, given.of_tokens(corpus.tokenizer), groups)
   for label, preference in make_baselines(corpus, known, first.seed).items():
     for test, asked in tests.items():
       if label != 'raters' or test == HELD_OUT:
@@ -139,29 +145,6 @@ def make_test(experiment: language.Experiment, asked: Sequence[Record]) -> Test:
   votes = np.array([record.preference for record in asked], np.float32)
   prompts = encoded_prompts(experiment, [record.prompt for record in asked])
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
-
-
-def encoded(experiment: language.Experiment, texts: Sequence[str]) -> Responses:
-  """One response a prompt."""
-  tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
-  ids = tokenizers.response_ids(tokenizer, texts)
-  return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
-
-
-def encoded_prompts(experiment: language.Experiment, prompts: Sequence) -> Prompts:
-  """The prompts, the last tokens of those that are too long."""
-  tokenizer = experiment.corpus.tokenizer
-  length = experiment.corpus.held_out.prompts.tokens.shape[1]
-  written = [
-    prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt] for prompt in prompts
-  ]
-  try:
-    ids = tokenizers.prompt_ids(tokenizer, written)
-  except Problem as problem:
-    raise UserError(
-      f'config.tests: a prompt cannot be written for this model ({problem}).'
-    ) from None
-  return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
 
 
 def make_groups(experiment: language.Experiment) -> Comparison | None:

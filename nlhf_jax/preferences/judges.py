@@ -19,6 +19,9 @@ from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
+# Of texts: (prompts, left, right) -> P(left > right), [n], with the left one shown first; NaN for
+# what it cannot say.
+Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
 class Word(NamedTuple):
@@ -33,7 +36,6 @@ class Word(NamedTuple):
   chance: np.ndarray
 
 
-Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], Word]  # prompts, left, right
 
 
@@ -102,10 +104,7 @@ def make_ask(preference: Preference) -> Ask:
 
 
 def of_texts(preference: Preference, tokenizer: Any) -> Judge:
-  """A judge that reads text: `preference(prompts, left, right)` gives P(left > right), [n].
-
-  NaN is for what it cannot say; in either order it makes the payoff of the pair NaN.
-  """
+  """A judge that reads text; NaN in either order makes the payoff of the pair NaN."""
 
   def one_order(comparison):
     prompts, left, right = spelled(comparison, tokenizer)

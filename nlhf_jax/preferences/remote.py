@@ -108,17 +108,7 @@ def make_remote(
   def answered(prompts, left, right) -> np.ndarray:
     triples = list(zip(prompts, left, right, strict=True))
     pairs = [pair for pair in dict.fromkeys(triples) if pair[1] != pair[2]]
-    abandoned = threading.Event()
-
-    def ending():
-      return 0.0 if abandoned.is_set() else GRACE if stop() else None
-
-    future = thread.submit(judge, pairs, ending)
-    try:
-      said = future.result()
-    except BaseException:  # a second Ctrl-C reaches this thread, not that one
-      abandoned.set()
-      raise
+    said = _waited(thread, lambda ending: judge(pairs, ending), stop)
     return np.array([said.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
@@ -131,6 +121,60 @@ def make_remote(
     return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
   return Remote(preference, so_far)
+
+
+def make_speak(
+  endpoint: Endpoint, sampling: Mapping[str, Any], stop: Callable[[], bool] = lambda: False
+) -> Callable[[Sequence[tuple[str, str]]], list[str]]:
+  """A language model that is asked in text: (system prompt, user prompt) of each -> what it says.
+
+  It says nothing, '', to questions that have no answer after all retries; those are asked again
+  another time.
+
+  Args:
+    endpoint: whom.
+    sampling: fields of the request.
+    stop: whether the user asked to stop.
+
+  Raises:
+    UserError: see `make_ask`.
+    Interrupted: by the function, if the user asked to stop. Every answer so far is kept.
+  """
+  ask, thread = make_ask(endpoint, Counter()), ThreadPoolExecutor(1, 'judge')
+
+  def speak(shown):
+    said: dict[int, str] = {}
+    requests = []
+    for system, user in shown:
+      messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
+      requests.append({'model': endpoint.model, 'messages': messages, **sampling})
+
+    def tell(place, outcome, kept):
+      said[place] = outcome.text if isinstance(outcome, Answer) else ''
+
+    _waited(thread, lambda ending: ask(requests, tell, ending), stop)
+    if len(said) < len(requests):
+      raise Interrupted(f"asking '{endpoint.model}', {len(said)} of {len(requests)} questions")
+    return [said[place] for place in range(len(requests))]
+
+  return speak
+
+
+def _waited(
+  thread: ThreadPoolExecutor, work: Callable[[Callable[[], float | None]], Any], stop
+) -> Any:
+  """What work gives in a thread of its own; it is told how long to wait once it is to end."""
+  abandoned = threading.Event()
+
+  def ending():
+    return 0.0 if abandoned.is_set() else GRACE if stop() else None
+
+  future = thread.submit(work, ending)
+  try:
+    return future.result()
+  except BaseException:  # a second Ctrl-C reaches this thread, not that one
+    abandoned.set()
+    raise
 
 
 def _verdicts(

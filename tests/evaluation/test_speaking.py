@@ -26,7 +26,7 @@ def respond():
   # As `tokenizers.train` has it, but for the name: this one is told of conversations.
   tokenizer.chat_template = tokenizers.SPACED + ' '
   decoder, params = decoder_of(tokenizer)
-  return make_respond(decoder, params, tokenizer, length=6)
+  return make_respond(decoder, params, tokenizer, length=6, longest=64)
 
 
 def decoder_of(tokenizer):
@@ -61,4 +61,9 @@ def test_what_was_said_before_matters(respond):
 def test_a_conversation_needs_a_template():
   tokenizer = tokenizers.train(TEXTS, 300)
   with pytest.raises(UserError, match='no chat template for a conversation'):
-    make_respond(*decoder_of(tokenizer), tokenizer, length=6)([TALK], 0.0, 0)
+    make_respond(*decoder_of(tokenizer), tokenizer, length=6, longest=64)([TALK], 0.0, 0)
+
+
+def test_what_is_too_long_to_read_is_refused(respond):
+  with pytest.raises(UserError, match='tokens and a response of 6 are more than the 64'):
+    respond([[{'role': 'user', 'content': 'What is it? ' * 40}]], 0.0, 0)

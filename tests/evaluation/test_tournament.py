@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from nlhf_jax import display
-from nlhf_jax.evaluation import tournament
+from nlhf_jax.evaluation import ranking, tournament
 from nlhf_jax.structs import Prompts, Responses
 
 PROMPTS = 7
@@ -116,7 +116,7 @@ def test_the_ranking_is_the_equilibrium_of_the_table():
     [0.8, 0.4, 0.5, 0.9],
     [0.1, 0.2, 0.1, 0.5],
   ]
-  ranked = tournament.ranking(['a', 'b', 'c', 'd'], np.array([win_rate] * 5))
+  ranked = ranking.rank(['a', 'b', 'c', 'd'], np.array([win_rate] * 5))
   assert [row['policy'] for row in ranked] == ['b', 'c', 'a', 'd']
   np.testing.assert_allclose(
     [row['lottery'] for row in ranked], [1 / 2, 1 / 3, 1 / 6, 0], atol=1e-9
@@ -130,7 +130,7 @@ def test_a_share_that_hangs_on_single_prompts_has_a_wide_interval():
   wins = np.full((40, 2, 2), 0.5)
   wins[:21, 0, 1], wins[21:, 0, 1] = 0.9, 0.1  # 21 prompts of 40 for the first
   wins[:, 1, 0] = 1 - wins[:, 0, 1]
-  first, second = tournament.ranking(['a', 'b'], wins)
+  first, second = ranking.rank(['a', 'b'], wins)
   assert (first['policy'], first['lottery'], first['win_rate']) == ('a', 1.0, 0.5)
   assert (first['low'], first['high']) == (second['low'], second['high']) == (0.0, 1.0)
 

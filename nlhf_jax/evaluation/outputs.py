@@ -1,0 +1,72 @@
+"""Responses that others made, in whatever of some layouts they are filed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import alpaca_eval, files
+
+
+class Filed(NamedTuple):
+  """A policy's responses by prompt, and what a published judge said of them, if it is filed too.
+
+  `annotations` are rows of AlpacaEval's.
+  """
+
+  responses: Mapping[str, str]
+  annotations: Sequence[Mapping] = ()
+
+
+def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | None, Filed]:
+  """The policies of a file, by their names; None if it says none.
+
+  A row has one of
+    - `instruction` and `output`: AlpacaEval's `model_outputs.json`, named by `generator`;
+    - `preference` and `output_2` or `output`: its `annotations.json`, named by `generator_2`;
+    - `prompt` and `responses`, an object of policies: our `samples.jsonl`;
+    - `prompt` and `response`.
+
+  Args:
+    path: a JSON list or JSON lines, gzipped or not.
+    references: outputs of AlpacaEval's reference, for annotations that leave out what they have.
+
+  Raises:
+    UserError: if a row cannot be used; it is named.
+  """
+  first = files.read(path)[0]
+  if 'preference' in first and ('output_2' in first or 'output' in first):
+    rows = alpaca_eval.read_annotations(path, references)
+    said = {row['instruction']: row['output_2'] for row in rows}
+    return {rows[0].get('generator_2'): Filed(said, rows)}
+  if 'instruction' in first:
+    rows = alpaca_eval.read_outputs(path)
+    return {rows[0].get('generator'): Filed({row['instruction']: row['output'] for row in rows})}
+  if 'responses' in first:
+    return _samples(path)
+  return {None: Filed(_by_prompt(path, 'response', str))}
+
+
+def _samples(path) -> dict[str | None, Filed]:
+  rows = _by_prompt(path, 'responses', dict)
+  policies = list(next(iter(rows.values())))
+  for number, (prompt, said) in enumerate(rows.items(), start=1):
+    for policy in policies:
+      if not isinstance(said.get(policy), str):
+        raise UserError(
+          f"{path}, row {number}: there is no response of '{policy}', of which row 1 has one "
+          f'(prompt {prompt!r:.60}); leave it out of all rows, or of none.'
+        )
+  return {
+    policy: Filed({prompt: said[policy] for prompt, said in rows.items()}) for policy in policies
+  }
+
+
+def _by_prompt(path, name, kind) -> dict:
+  found = {}
+  for number, row in enumerate(files.read(path), start=1):
+    prompt = files.field(path, number, row, 'prompt', str)
+    if prompt in found:
+      raise UserError(f'{path}, row {number}: its prompt came before; leave one of them out.')
+    found[prompt] = files.field(path, number, row, name, kind)
+  return found

@@ -1,0 +1,238 @@
+"""Published benchmarks of players, in their own files, and tables of their figures for the page.
+
+A table is `title`, `note`, `columns`, and `rows` that begin with a player's name.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nlhf_jax import records
+from nlhf_jax.build.evaluate import Experiment, Filed, digest
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
+from nlhf_jax.evaluation.judgements import Ask, Question
+from nlhf_jax.experiments.players import Load, key_of, of_player
+
+LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
+
+
+def alpaca(
+  experiment: Experiment,
+  asked: Mapping[str, Ask],
+  responses: Mapping[str, Sequence[str]],
+  workdir: Path,
+) -> list[dict]:
+  """AlpacaEval: each player against the reference, by each judge and as it was published.
+
+  Annotations go to `players/PLAYER/JUDGE/annotations.json`, and leaderboards beside the results.
+  """
+  setting = experiment.alpaca_eval
+  if setting is None:
+    return []
+  boards: dict[str, dict[str, dict]] = {}
+  for name, said in responses.items():
+    player = experiment.players[name]
+    if isinstance(player, Filed) and player.annotations:
+      boards.setdefault('published', {})[name] = figures(experiment, player.annotations)
+    questions = [{'instruction': prompt} for prompt in experiment.prompts]
+    own = alpaca_eval.make_outputs(questions, said, name)
+    for judge, ask in asked.items():
+      rows = alpaca_eval.annotate(as_alpaca(ask, name), setting.references, own, judge)
+      alpaca_eval.write(workdir / 'players' / name / judge / 'annotations.json', rows)
+      boards.setdefault(judge, {})[name] = figures(experiment, rows)
+  for judge, board in boards.items():
+    write_board(workdir / f'leaderboard_{judge}.csv', board)
+  reference = setting.references[0].get('generator', 'the reference')
+  return [
+    {
+      'title': f'AlpacaEval 2.0 against {reference}, {judge} judge',
+      'note': 'Percent, the higher the better; lengths are in characters.',
+      'columns': [column for column in LEADERBOARD if column in next(iter(board.values()))],
+      'rows': [[name, *(row[c] for c in LEADERBOARD if c in row)] for name, row in ranked(board)],
+    }
+    for judge, board in boards.items()
+  ]
+
+
+def as_alpaca(ask: Ask, name: str) -> alpaca_eval.Ask:
+  """A judge that remembers, as AlpacaEval asks it; the other side is the reference's."""
+  return lambda prompts, left, right: ask(
+    [Question(*of_row, (name, 'reference')) for of_row in zip(prompts, left, right, strict=True)]
+  )
+
+
+def figures(experiment: Experiment, rows: Sequence[Mapping]) -> dict[str, float]:
+  """The leaderboard's, with length control if it is set."""
+  setting, found = experiment.alpaca_eval, alpaca_eval.summarise(rows)
+  if setting.difficulty is None:
+    return found
+  weights = alpaca_eval.fit(rows, setting.difficulty, setting.anchors)
+  return found | alpaca_eval.length_controlled(rows, setting.difficulty, weights)
+
+
+def ranked(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
+  """Best first."""
+  by = next(key for key in LEADERBOARD if key in next(iter(board.values())))
+  return sorted(board.items(), key=lambda item: -item[1][by])
+
+
+def write_board(path: Path, board: Mapping[str, Mapping]) -> None:
+  """A leaderboard as AlpacaEval has it: a CSV file, the first column without a name."""
+  text = io.StringIO()
+  columns = list(next(iter(board.values())))
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(['', *columns])
+  table.writerows([name, *(row[column] for column in columns)] for name, row in ranked(board))
+  with records.whole(path) as draft:
+    draft.write_text(text.getvalue())
+
+
+def answer(experiment: Experiment, name: str, load: Load, workdir: Path) -> None:
+  """A player's answers to MT-Bench's questions, in FastChat's file of its name."""
+  if experiment.mt_bench:
+    respond = of_player(experiment, name, load, workdir / 'players' / name)
+    questions = experiment.mt_bench.bench.questions
+    mt_bench.write(answers_of(name, workdir), mt_bench.answer(respond, questions, name))
+
+
+def answers_of(name: str, workdir: Path) -> Path:
+  """The file of a player's answers."""
+  return workdir / 'mt_bench' / 'model_answer' / f'{name}.jsonl'
+
+
+def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
+  """MT-Bench's judgements of all answers, in FastChat's files; the radar plot of those graded.
+
+  Raises:
+    UserError: if the judge cannot be asked, or says nothing of use.
+  """
+  setting = experiment.mt_bench
+  if setting is None:
+    return []
+  folder = workdir / 'mt_bench'
+  answers = {
+    name: mt_bench.read_answers(answers_of(name, workdir))
+    for name, player in experiment.players.items()
+    if not isinstance(player, Filed)
+  }
+  ask = setting.make_ask()
+  mt_bench.write(folder / 'question.jsonl', setting.bench.questions)
+  judge_of = mt_bench_judge.grade if setting.mode == 'single' else mt_bench_judge.compare
+  rows = judge_of(ask, setting.bench, answers, setting.judge)
+  judge = setting.judge.replace('/', '__')
+  mt_bench.write(folder / 'model_judgment' / f'{judge}_{setting.mode}.jsonl', rows)
+  title = f'MT-Bench, judged by {setting.judge}'
+  if setting.mode == 'pair':
+    return [of_pairs(title, mt_bench.count_wins(rows))]
+  scores = mt_bench.summarise(rows, setting.bench.questions)
+  if not scores:
+    raise UserError(
+      f"the judge '{setting.judge}' graded no answer; see its judgements in {folder}."
+    )
+  categories = {name: of_player['categories'] for name, of_player in scores.items()}
+  if len({frozenset(found) for found in categories.values()}) == 1 and all(
+    len(found) > 2 for found in categories.values()
+  ):
+    with records.whole(folder / 'radar.png') as draft:
+      radar.draw(categories, title).savefig(draft, dpi=150, format='png')
+  return [of_scores(title, scores)]
+
+
+def of_pairs(title: str, wins: Mapping[str, Mapping]) -> dict:
+  """The table of pairwise mode."""
+  columns = ('win', 'tie', 'loss', 'win_rate_adjusted')
+  return {
+    'title': title,
+    'note': 'A win in one order only is a tie, and a tie is half a win.',
+    'columns': list(columns),
+    'rows': [[name, *(row[column] for column in columns)] for name, row in wins.items()],
+  }
+
+
+def of_scores(title: str, scores: Mapping[str, Mapping]) -> dict:
+  """The table of single mode: by turn, and by category."""
+  turns = sorted({turn for row in scores.values() for turn in row['turns']})
+  names = sorted({name for row in scores.values() for name in row['categories']})
+  none = float('nan')
+  return {
+    'title': title,
+    'note': 'Mean scores out of 10.',
+    'columns': ['average', *(f'turn {turn}' for turn in turns), *names, 'failed'],
+    'rows': [
+      [
+        policy,
+        row['average'],
+        *(row['turns'].get(turn, none) for turn in turns),
+        *(row['categories'].get(name, none) for name in names),
+        row['failed'],
+      ]
+      for policy, row in scores.items()
+    ],
+  }
+
+
+def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dict[str, dict]:
+  """What the lm-evaluation-harness says of a player, by its name; nothing if it is not asked for.
+
+  Raises:
+    UserError: if the harness is not installed, or has no such task.
+  """
+  setting = experiment.harness
+  if setting is None:
+    return {}
+  try:
+    # With it comes PyTorch, if there is one: seconds.
+    from nlhf_jax.evaluation import lm_harness
+  except ImportError as error:
+    raise UserError(
+      f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
+      "'nlhf-jax[harness]'."
+    ) from None
+
+  path = workdir / 'harness' / f'{name}.json'
+  asked = digest([key_of(experiment, experiment.players[name]), list(setting)])
+  kept = records.read_json(path) if path.exists() else {}
+  if kept.get('asked') != asked:
+    model = load()
+    policy = lm_harness.Policy(
+      model.decoder,
+      model.params,
+      model.tokenizer,
+      longest=model.longest,
+      name=name,
+      batch=experiment.batch,
+      seed=experiment.seed,
+    )
+    kept = {'asked': asked, **lm_harness.evaluate(policy, setting.tasks, setting.limit)}
+    records.write_json(path, kept)
+  return {name: kept}
+
+
+def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
+  """What alignment costs on the harness's tasks: each player beside the first one."""
+  if not harnessed:
+    return []
+  from nlhf_jax.evaluation import lm_harness
+
+  (first, before), *others = harnessed.items()
+  columns = ('metric', 'score', 'error')
+  alone = {
+    'title': f'lm-evaluation-harness, {first}',
+    'note': 'Errors are standard errors.',
+    'columns': list(columns),
+    'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.scores(before)],
+  }
+  columns = ('metric', 'before', 'after', 'change', 'error')
+  beside = [
+    {
+      'title': f'Alignment tax, {name} after {first}',
+      'note': 'Scores of the lm-evaluation-harness; errors of the change as if each had answered '
+      'other questions.',
+      'columns': list(columns),
+      'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.tax(before, after)],
+    }
+    for name, after in others
+  ]
+  return beside or [alone]

@@ -1,0 +1,228 @@
+"""Comparing policies of whatever origin: a tournament, published benchmarks, one page of it all.
+
+What was said and what was judged is kept in the work directory, and not asked for again.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nlhf_jax import display, records
+from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
+from nlhf_jax.build.judges import Outside
+from nlhf_jax.build.language import TRAINED
+from nlhf_jax.build.model import make_mesh
+from nlhf_jax.data import synthetic
+from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.evaluation import judgements, report, sequential, tournament
+from nlhf_jax.evaluation.judgements import Ask
+from nlhf_jax.experiments import benchmarks
+from nlhf_jax.experiments.competition import announce_tables, heard
+from nlhf_jax.experiments.judging import encoded, encoded_prompts, make_kind, train_judge
+from nlhf_jax.experiments.language import fine_tune
+from nlhf_jax.experiments.outside import accounted, announce
+from nlhf_jax.experiments.players import make_model, respond
+from nlhf_jax.experiments.stages import alone
+from nlhf_jax.preferences.judges import Preference
+from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.training import interrupts
+
+
+class Played(NamedTuple):
+  """A tournament as far as it was judged: the numbers of the prompts, in that order, and by each
+  judge P(row beats column) with the row's response shown first, [n, M, M]."""
+
+  rows: Sequence[int]
+  shown: Mapping[str, np.ndarray]
+
+
+def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
+  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  with interrupts.deferred(), make_mesh(config), alone(workdir):
+    experiment = make_experiment(config, name, stages)
+    records.write_json(workdir / 'config.json', config.to_dict())
+    stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
+    run(experiment, workdir)
+
+
+def run(experiment: Experiment, workdir: Path) -> dict:
+  """Lets the players respond and the judges compare, and writes everything to `workdir`.
+
+  Raises:
+    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+  """
+  outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
+  with accounted(workdir, outside) as accounts:
+    results, lines = evaluate(experiment, outside, workdir)
+  results['outside'] = accounts
+  publish(workdir, results, lines)
+  announce(accounts)
+  return results
+
+
+def evaluate(
+  experiment: Experiment, outside: Mapping[str, Outside], workdir: Path
+) -> tuple[dict, list[dict]]:
+  """What was found, and the records of the tournament."""
+  asked = make_asked(experiment, {name: it.read for name, it in outside.items()}, workdir)
+  responses, harnessed = {}, {}
+  for name, player in experiment.players.items():
+    # Read when something is left to ask, and one at a time.
+    load = (
+      None if isinstance(player, Filed) else functools.cache(functools.partial(make_model, player))
+    )
+    responses[name] = respond(experiment, name, load, workdir / 'players' / name)
+    if load:
+      benchmarks.answer(experiment, name, load, workdir)
+      harnessed |= benchmarks.harness(experiment, name, load, workdir)
+  played = play(experiment, asked, responses)
+  lines = make_lines(experiment, played, responses)
+  results = {'name': experiment.name, **tournament.summarise(lines)}
+  results['orders'] = {judge: judgements.orders(shown) for judge, shown in played.shown.items()}
+  if experiment.settle and asked:
+    results['settled'] = settle(experiment, results['tables'], lines)
+  results['benchmarks'] = [
+    *benchmarks.alpaca(experiment, asked, responses, workdir),
+    *benchmarks.judge_answers(experiment, workdir),
+    *benchmarks.tax(harnessed),
+  ]
+  return results, lines
+
+
+def make_asked(
+  experiment: Experiment, outside: Mapping[str, Preference], workdir: Path
+) -> dict[str, Ask]:
+  """The judges of the panel, each of which remembers what it said."""
+  read = dict(outside)
+  if 'oracle' in experiment.panel:
+    read['oracle'] = synthetic.preference
+  if experiment.trained:
+    reference = fine_tune(experiment.trained)
+    for name in experiment.panel:
+      if name in TRAINED:
+        read[name] = of_trained(experiment, TRAINED[name], reference)
+  return {
+    name: judgements.kept(workdir / 'judgements' / f'{name}-{key}.jsonl', read[name])
+    for name, key in experiment.panel.items()
+  }
+
+
+def of_trained(experiment: Experiment, stage: str, reference: Params) -> Preference:
+  """A judge that is trained here, as one of texts; what is too long for it is cut."""
+  trained = experiment.trained
+  shown = make_kind(trained, stage).shown(train_judge(trained, stage, reference))
+
+  def read(prompts, left, right):
+    sides = encoded_prompts(trained, prompts), encoded(trained, left), encoded(trained, right)
+    return map_chunks(lambda chunk, _: shown(chunk), Comparison(*sides))[:, 0, 0]
+
+  return read
+
+
+def play(
+  experiment: Experiment, asked: Mapping[str, Ask], responses: Mapping[str, Sequence[str]]
+) -> Played:
+  """Lets every judge compare all pairs in both orders, a batch of prompts at a time.
+
+  If the experiment may settle early, prompts come in random order, and the first batch after which
+  all pairs are settled is the last.
+  """
+  count, size = len(experiment.prompts), experiment.batch
+  order = np.arange(count)
+  if experiment.settle:
+    order = np.random.default_rng(experiment.seed).permutation(count)
+  parts: dict[str, list[np.ndarray]] = {name: [] for name in asked}
+  done = count
+  with tqdm(total=count, desc='tournament', unit='prompt', disable=not asked) as bar:
+    for begin in range(0, count, size) if asked else ():
+      rows = order[begin : begin + size]
+      prompts = [experiment.prompts[row] for row in rows]
+      said = {name: [texts[row] for row in rows] for name, texts in responses.items()}
+      for name, ask in asked.items():
+        interrupts.check(f'the tournament, {name} judge')
+        parts[name].append(judgements.table(ask, prompts, said))
+      bar.update(len(rows))
+      if experiment.settle and is_settled(parts, experiment.settle):
+        done = begin + len(rows)
+        break
+  return Played(
+    order[:done].tolist(), {name: np.concatenate(tables) for name, tables in parts.items()}
+  )
+
+
+def is_settled(parts: Mapping[str, Sequence[np.ndarray]], level: float) -> bool:
+  """Whether every pair is, under every judge, by what was shown so far."""
+  tables = np.stack(
+    [judgements.in_both_orders(np.concatenate(shown)) for shown in parts.values()], axis=1
+  )
+  tables = tables[np.isfinite(tables).all(axis=(1, 2, 3))]
+  return len(tables) > 0 and bool(sequential.known(tables, level).all())
+
+
+def make_lines(
+  experiment: Experiment, played: Played, responses: Mapping[str, Sequence[str]]
+) -> list[dict]:
+  """One record a prompt, as a tournament has them; prompts without a verdict are left out."""
+  said = {judge: judgements.in_both_orders(shown) for judge, shown in played.shown.items()}
+  lines = []
+  for place, row in enumerate(played.rows):
+    texts = {name: of_player[row] for name, of_player in responses.items()}
+    lines.append(
+      {
+        'prompt': experiment.prompts[row],
+        'responses': texts,
+        'characters': {name: len(text) for name, text in texts.items()},
+        'preferences': {judge: table[place].tolist() for judge, table in said.items()},
+      }
+    )
+  return heard(lines, list(said.values())) if said else lines
+
+
+def settle(experiment: Experiment, tables: Mapping[str, dict], lines: Sequence[Mapping]) -> dict:
+  """What is settled; the tables get intervals that hold though one looked on the way."""
+  values = np.stack([[line['preferences'][judge] for line in lines] for judge in tables], axis=1)
+  known = sequential.known(values, experiment.settle)
+  low, high = sequential.intervals(values, experiment.settle)
+  for number, table in enumerate(tables.values()):
+    table.update(low=low[number].tolist(), high=high[number].tolist())
+  return {
+    'level': experiment.settle,
+    'all': bool(known.all()),
+    'prompts': len(experiment.prompts),
+    'pairs': {judge: known[number].tolist() for number, judge in enumerate(tables)},
+  }
+
+
+def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
+  """Writes results, samples and the report, and prints the tables."""
+  records.write(workdir / 'samples.jsonl', lines)
+  records.write_json(workdir / 'results.json', results)
+  report.write(workdir / 'report.html', results, [], lines)
+  announce_tables(results)
+  for judge, of_judge in results['orders'].items():
+    if len(results['policies']) > 1:
+      print(
+        f'\nThe {judge} judge says the same in both orders for {of_judge["consistency"]:.1%} of '
+        f'pairs, and gives the first place {of_judge["first_place"]:+.3f}.'
+      )
+  if 'settled' in results:
+    outcome = 'settled' if results['settled']['all'] else 'not settled'
+    print(
+      f'The order of all pairs is {outcome} after {results["comparisons"]} of '
+      f'{results["settled"]["prompts"]} prompts, at a chance of {results["settled"]["level"]:g} of '
+      'any being wrong; intervals above hold for all of them together.'
+    )
+  for table in results['benchmarks']:
+    rows = [row[0] for row in table['rows']]
+    cells = [[display_of(value) for value in row[1:]] for row in table['rows']]
+    print(display.as_text(f'\n{table["title"]}:', rows, table['columns'], cells))
+
+
+def display_of(value: object) -> str:
+  """A cell of a benchmark's table."""
+  return f'{value:.2f}' if isinstance(value, float) else str(value)

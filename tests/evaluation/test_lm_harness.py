@@ -1,0 +1,243 @@
+"""The adapter for the lm-evaluation-harness, beside its own Hugging Face backend."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from nlhf_jax.data import tokenizers
+from nlhf_jax.evaluation import files
+from nlhf_jax.experiments.export import as_llama
+from nlhf_jax.models import architectures, weights
+from nlhf_jax.models.transformer import make_decoder
+
+lm_eval = pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
+torch = pytest.importorskip('torch')
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from nlhf_jax.errors import UserError  # noqa: E402
+from nlhf_jax.evaluation import lm_harness  # noqa: E402
+from nlhf_jax.sampling import Filters  # noqa: E402
+
+LONGEST = 48
+PLACES = ('harbour', 'market', 'old town', 'river')
+DOCS = [
+  {
+    'question': f'Where did the {who} go at {hour}?',
+    'choices': list(PLACES),
+    'letters': list('ABCD'),
+    'gold': hour % 4,
+    'text': f'The {who} went to the {PLACES[hour % 4]} at {hour}. ' * (1 + hour),
+  }
+  for hour, who in enumerate(('baker', 'nurse', 'old clerk', 'painter', 'guard'))
+]
+
+
+@pytest.fixture(scope='module')
+def backends(tmp_path_factory):
+  """A small Llama of random weights: our adapter, and the harness's own of what we export."""
+  folder = tmp_path_factory.mktemp('llama')
+  tokenizer = tokenizers.train([doc['text'] for doc in DOCS], 320)
+  sizes = architectures.small(
+    len(tokenizer), 24, layers=2, heads=4, key_heads=2, head_size=6, hidden=40, rotary_base=1e4
+  )
+  decoder, random = make_decoder(sizes), np.random.default_rng(0)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  params = jax.tree.map(
+    lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype), shapes
+  )
+  exported, config = as_llama(params, sizes, tokenizer)
+  weights.save(folder, 'llama', exported, np.float32)
+  config.save_pretrained(folder)
+  tokenizer.save_pretrained(folder)
+  theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=3, max_length=LONGEST)
+  ours = lm_harness.Policy(decoder, params, tokenizer, longest=LONGEST, name='small llama', batch=4)
+  return ours, theirs
+
+
+@pytest.fixture(scope='module')
+def tasks(tmp_path_factory):
+  """One task of each type, from a local file."""
+  path = tmp_path_factory.mktemp('docs') / 'docs.jsonl'
+  files.write_lines(path, DOCS)
+  common = {
+    'dataset_path': 'json',
+    'dataset_kwargs': {'data_files': {'test': str(path)}},
+    'test_split': 'test',
+    'doc_to_text': '{{question}}\nAnswer:',
+  }
+  choice = {**common, 'output_type': 'multiple_choice', 'doc_to_target': 'gold'}
+  return [
+    {'task': 'places', 'doc_to_choice': '{{choices}}', **choice},
+    {'task': 'letters', 'doc_to_choice': '{{letters}}', **choice},
+    {
+      'task': 'told',
+      **common,
+      'output_type': 'loglikelihood_rolling',
+      'doc_to_text': '',
+      'doc_to_target': '{{text}}',
+      'metric_list': [{'metric': 'word_perplexity'}, {'metric': 'byte_perplexity'}],
+    },
+    {
+      'task': 'free',
+      **common,
+      'output_type': 'generate_until',
+      'doc_to_target': '{{choices[gold]}}',
+      'generation_kwargs': {'until': ['\n', 'e'], 'max_gen_toks': 20},
+      'metric_list': [{'metric': 'exact_match'}],
+    },
+  ]
+
+
+def requests(kind, *rows):
+  return [Instance(request_type=kind, doc={}, arguments=row, idx=i) for i, row in enumerate(rows)]
+
+
+def test_tasks_have_the_same_outcome(backends, tasks):
+  alone = TaskManager(include_defaults=False)  # the harness's own are thousands of files
+  both = [
+    lm_eval.simple_evaluate(model, tasks=tasks, bootstrap_iters=0, task_manager=alone)
+    for model in backends
+  ]
+  for task in tasks:
+    name = task['task']
+    ours, theirs = (sorted(one['samples'][name], key=lambda x: x['doc_id']) for one in both)
+    assert len(ours) == len(DOCS)
+    for one, other in zip(ours, theirs, strict=True):
+      if name == 'free':
+        assert one['resps'] == other['resps']
+      else:
+        said = np.array([answer[0] for answer in one['resps']], object)
+        expected = np.array([answer[0] for answer in other['resps']], object)
+        if name == 'told':
+          np.testing.assert_allclose(said.astype(float), expected.astype(float), atol=1e-4)
+        else:
+          values = [np.array([float(x) for x, _ in side]) for side in (said, expected)]
+          np.testing.assert_allclose(*values, atol=1e-4)
+          assert [greedy for _, greedy in said] == [greedy for _, greedy in expected]
+  rows = lm_harness.tax(both[1], both[0])
+  assert {row['task'] for row in rows} == {task['task'] for task in tasks}
+  assert all(abs(row['change']) < 1e-4 * max(1, abs(row['before'])) for row in rows)
+
+
+def test_tasks_of_files_are_run_and_told_in_scores(backends, tasks, tmp_path):
+  ours, _ = backends
+  places, free = tasks[0], tasks[3]
+  for task in (places, free):
+    # JSON is YAML, too.
+    (tmp_path / f'{task["task"]}.yaml').write_text(json.dumps(task))
+  paths = [str(tmp_path / f'{task["task"]}.yaml') for task in (places, free)]
+  found = lm_harness.evaluate(ours, paths, limit=3)
+  assert json.loads(json.dumps(found)) == found
+  assert {row['task'] for row in lm_harness.scores(found)} == {'places', 'free'}
+  (row,) = (row for row in lm_harness.scores(found) if row['metric'] == 'acc')
+  assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+  assert found['n-samples']['places']['effective'] == 3
+  (tmp_path / 'bad.yaml').write_text('task: bad\noutput_type: nonsense\n')
+  with pytest.raises(UserError, match='cannot run'):
+    lm_harness.evaluate(ours, [str(tmp_path / 'bad.yaml')])
+
+
+def test_log_likelihoods_of_any_context(backends):
+  long = DOCS[-1]['text'] * 3
+  rows = [
+    ('', 'The baker'),
+    ('The baker ', 'went'),
+    ('The baker', ' went'),
+    (long, ' to the market at noon.'),
+    ('The', long[:60]),
+    ('The baker', ' went'),
+  ]
+  said, expected = (model.loglikelihood(requests('loglikelihood', *rows)) for model in backends)
+  np.testing.assert_allclose(
+    *(np.array([x for x, _ in side]) for side in (said, expected)), atol=1e-4
+  )
+  assert [greedy for _, greedy in said] == [greedy for _, greedy in expected]
+
+
+def test_a_greedy_continuation_is_called_so(backends):
+  ours, _ = backends
+  context = ours.tok_encode('The baker')
+  (said,) = ours._go_on([context], Filters(top_k=1), 5)
+  other = [*said[:-1], (said[-1] + 1) % 300]
+  asked = [(None, context, tokens) for tokens in (said, other)]
+  assert [greedy for _, greedy in ours._loglikelihood_tokens(asked)] == [True, False]
+
+
+def test_generations_stop_alike_however_long(backends):
+  rows = [
+    ('The baker', {'until': ['zz'], 'max_gen_toks': 40}),
+    ('Where did the old clerk go? ' * 4, {'until': 'a', 'max_gen_toks': 12}),
+    ('The nurse', {'until': ['zz'], 'max_new_tokens': 7, 'do_sample': False, 'temperature': 0.9}),
+    ('The', {'until': ['t', '\n'], 'max_gen_toks': 40}),
+  ]
+  piece = lm_harness.PIECE
+  try:
+    lm_harness.PIECE = 16  # so that some come back several times
+    said, expected = (model.generate_until(requests('generate_until', *rows)) for model in backends)
+  finally:
+    lm_harness.PIECE = piece
+  assert said == expected
+  assert len(said[0]) > len(said[2]) > 0
+
+
+def test_samples_differ_from_one_another_and_top_one_is_greedy(backends):
+  ours, _ = backends
+  ask = lambda **changed: ours.generate_until(
+    requests('generate_until', ('The', {'until': [], 'max_gen_toks': 12, **changed}))
+  )
+  sampled = {'do_sample': True, 'temperature': 1.5}
+  assert ask(**sampled) != ask(**sampled)
+  assert ask(**sampled, top_k=1) == ask()
+  with pytest.raises(UserError, match='num_beams'):
+    ask(num_beams=4)
+  with pytest.raises(UserError, match='60 tokens, and 48 fit'):
+    ask(max_gen_toks=60)
+
+
+def test_a_chat_is_written_by_the_template(backends):
+  talk = [{'role': 'user', 'content': 'Where?'}]
+  ours, theirs = (model.apply_chat_template(talk) for model in backends)
+  assert ours == theirs == ' Where?<sep>'
+  said, expected = (model.tok_encode(ours) for model in backends)
+  assert said == expected
+  assert backends[0].tokenizer_name == 'small llama'
+
+
+def test_answers_are_kept_in_the_harness_s_cache(backends, tmp_path):
+  ours, _ = backends
+  cached = lm_eval.api.model.CachingLM(ours, str(tmp_path / 'answers.db'))
+  asked = requests('loglikelihood', ('The baker', ' went'), ('The baker', ' sat'))
+  first = cached.loglikelihood(asked)
+  ours_again, ours._score = ours._score, None  # whoever reads now fails
+  try:
+    assert cached.loglikelihood(asked) == first
+  finally:
+    ours._score = ours_again
+    ours.set_cache_hook(lm_eval.api.model.CacheHook(None))
+
+
+def test_the_tax_is_after_less_before():
+  before = {'results': {'arc': {'acc,none': 0.5, 'acc_stderr,none': 0.03, 'alias': 'arc'}}}
+  after = {
+    'results': {
+      'arc': {'acc,none': 0.4, 'acc_stderr,none': 0.04, 'alias': 'arc'},
+      'other': {'acc,none': 1.0},
+    }
+  }
+  (row,) = lm_harness.tax(before, after)
+  assert row == {
+    'task': 'arc',
+    'metric': 'acc',
+    'before': 0.5,
+    'after': 0.4,
+    'change': pytest.approx(-0.1),
+    'error': pytest.approx(0.05),
+  }
+  after['results']['arc']['acc_stderr,none'] = 'N/A'
+  assert math.isnan(lm_harness.tax(before, after)[0]['error'])

@@ -1,0 +1,132 @@
+"""Files of responses in every layout, and judgements that are kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import files, judgements, outputs
+from nlhf_jax.evaluation.judgements import Question
+
+ALPACA = [{'instruction': 'Say hi.', 'output': 'Hi!', 'generator': 'polite'}]
+
+
+@pytest.mark.parametrize(
+  ('rows', 'expected'),
+  [
+    (ALPACA, {'polite': {'Say hi.': 'Hi!'}}),
+    ([{'instruction': 'a', 'output': 'b'}], {None: {'a': 'b'}}),
+    (
+      [{'prompt': 'a', 'response': 'b'}, {'prompt': 'c', 'response': ''}],
+      {None: {'a': 'b', 'c': ''}},
+    ),
+    (
+      [{'prompt': 'a', 'responses': {'sft': 'x', 'nash': 'y'}, 'tokens': {}}],
+      {'sft': {'a': 'x'}, 'nash': {'a': 'y'}},
+    ),
+  ],
+)
+@pytest.mark.parametrize('write', [files.write_list, files.write_lines])
+def test_every_layout_is_read(tmp_path, rows, expected, write):
+  path = tmp_path / 'file.json.gz'
+  write(path, rows)
+  found = outputs.read(path)
+  assert {name: dict(filed.responses) for name, filed in found.items()} == expected
+
+
+def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
+  rows = [{'index': 0, 'output': 'Hello.', 'preference': 1.25, 'generator_2': 'mine'}]
+  files.write_lines(tmp_path / 'mine.jsonl', rows)
+  ((name, filed),) = outputs.read(tmp_path / 'mine.jsonl', ALPACA).items()
+  assert (name, filed.responses) == ('mine', {'Say hi.': 'Hello.'})
+  assert filed.annotations[0]['preference'] == 1.25
+  assert filed.annotations[0]['output_1'] == 'Hi!'
+
+
+@pytest.mark.parametrize(
+  ('rows', 'said'),
+  [
+    ([{'prompt': 'a'}], "row 1: field 'response' is missing"),
+    (
+      [{'prompt': 'a', 'response': 'b'}, {'prompt': 'a', 'response': 'c'}],
+      'row 2: its prompt came',
+    ),
+    ([{'prompt': 'a', 'response': None}], "row 1: field 'response' is None"),
+    (
+      [{'prompt': 'a', 'responses': {'x': 'b'}}, {'prompt': 'c', 'responses': {}}],
+      "row 2: there is no response of 'x'",
+    ),
+    ([*ALPACA, *ALPACA], 'row 2: its instruction is that of row 1'),
+  ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, said):
+  files.write_lines(tmp_path / 'bad.jsonl', rows)
+  with pytest.raises(UserError, match=said):
+    outputs.read(tmp_path / 'bad.jsonl')
+
+
+class Counted:
+  """A judge of texts that likes the left one and the longer one, and counts what it is asked."""
+
+  def __init__(self):
+    self.asked = []
+
+  def __call__(self, prompts, left, right):
+    self.asked += zip(prompts, left, right, strict=True)
+    longer = np.array([len(a) - len(b) for a, b in zip(left, right, strict=True)])
+    said = np.clip(0.6 + 0.1 * longer, 0, 1)
+    return np.where([prompt == 'silence' for prompt in prompts], np.nan, said)
+
+
+PROMPTS = ['one', 'two']
+SAID = {'a': ['xx', 'same'], 'b': ['x', 'same'], 'c': ['xxxx', 'other']}
+
+
+def test_all_pairs_are_asked_in_both_orders_and_once(tmp_path):
+  read, path = Counted(), tmp_path / 'kept' / 'judge.jsonl'
+  shown = judgements.table(judgements.kept(path, read), PROMPTS, SAID)
+  # Of the second prompt two responses are the same text, so two pairs are one, and one is none.
+  assert len(read.asked) == len(set(read.asked)) == 6 + 2
+  assert shown[0, 0, 1] == pytest.approx(0.7)
+  assert shown[0, 1, 0] == pytest.approx(0.5)
+  assert shown[1, 0, 1] == 0.5
+  both = judgements.in_both_orders(shown)
+  assert both[0, 0, 1] == pytest.approx(0.6)
+  np.testing.assert_allclose(both + both.swapaxes(1, 2), 1)
+  again = Counted()
+  np.testing.assert_array_equal(
+    judgements.table(judgements.kept(path, again), PROMPTS, SAID), shown
+  )
+  assert again.asked == []
+
+
+def test_a_file_cut_short_loses_one_line(tmp_path):
+  path = tmp_path / 'judge.jsonl'
+  first = judgements.table(judgements.kept(path, Counted()), PROMPTS, SAID)
+  path.write_bytes(path.read_bytes()[:-9])
+  again = Counted()
+  second = judgements.table(judgements.kept(path, again), PROMPTS, SAID)
+  np.testing.assert_array_equal(first, second)
+  assert len(again.asked) == 1
+  assert len([json.loads(line) for line in path.open()]) == 8
+
+
+def test_what_has_no_verdict_is_asked_again(tmp_path):
+  read, path = Counted(), tmp_path / 'judge.jsonl'
+  ask = judgements.kept(path, read)
+  question = Question('silence', 'x', 'y', ('a', 'b'))
+  for _ in range(2):
+    assert np.isnan(ask([question])).all()
+  assert len(read.asked) == 2
+  assert not path.read_text()
+
+
+def test_a_liking_for_the_first_place_is_told():
+  shown = np.full((5, 2, 2), 0.5)
+  shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # the left one has 0.15 more than it should
+  found = judgements.orders(shown)
+  assert found['first_place'] == pytest.approx(0.15)
+  assert found['consistency'] == 1
+  shown[:, 1, 0] = 0.8
+  assert judgements.orders(shown)['consistency'] == 0

@@ -1,0 +1,75 @@
+"""Intervals that hold at every moment: how often they fail, how soon they tell, what is settled."""
+
+import numpy as np
+import pytest
+
+from nlhf_jax.evaluation import sequential
+
+LEVEL = 0.05
+
+
+@pytest.mark.parametrize(
+  'draw',
+  [
+    lambda random, shape: random.binomial(1, 0.5, shape).astype(float),
+    lambda random, shape: random.uniform(size=shape),
+    lambda random, shape: random.beta(0.2, 0.2, shape),
+    lambda random, shape: 0.5 + random.choice([-0.01, 0.01], size=shape),
+  ],
+  ids=['votes', 'probabilities', 'sure', 'nearly even'],
+)
+def test_an_even_pair_is_rarely_settled_however_often_one_looks(draw):
+  values = draw(np.random.default_rng(0), (600, 500))  # [prompts, tournaments]
+  wrong = sequential.settled(values, LEVEL).mean()
+  assert wrong <= LEVEL
+  # Looking at every moment by an interval for one moment alone errs far more often.
+  counts = np.arange(20, 601)[:, None]
+  means = np.cumsum(values, axis=0)[19:] / counts
+  naive = np.any(abs(means - 0.5) > 1.96 * values.std() / np.sqrt(counts), axis=0).mean()
+  assert naive > 4 * LEVEL
+
+
+def test_a_tournament_is_rarely_settled_wrongly():
+  """All pairs of four equally good policies, two judges: nothing may be settled."""
+  values = np.random.default_rng(1).binomial(1, 0.5, (300, 12, 300)).astype(float)
+  assert sequential.settled(values, LEVEL / 12).any(axis=0).mean() <= LEVEL
+
+
+@pytest.mark.parametrize(('rate', 'prompts'), [(0.6, 900), (0.7, 200), (0.9, 60)])
+def test_what_differs_is_settled_with_enough_prompts(rate, prompts):
+  values = np.random.default_rng(2).binomial(1, rate, (prompts, 500)).astype(float)
+  assert sequential.settled(values, LEVEL).mean() > 0.9
+
+
+@pytest.mark.parametrize('rate', [0.03, 0.5, 0.8])
+def test_intervals_hold_at_every_moment_together(rate):
+  """The mean is in the interval after each of 300 prompts, in all but few of 400 runs."""
+  values = np.random.default_rng(3).binomial(1, rate, (300, 400)).astype(float)
+  missed = np.any(sequential.log_capital(values, rate, LEVEL) >= np.log(1 / LEVEL), axis=0)
+  assert missed.mean() <= LEVEL
+  low, high = sequential.interval(values[:, 0], LEVEL)
+  assert low < values[:, 0].mean() < high
+  assert high - low < 0.25
+  shorter = sequential.interval(values[:100, 0], LEVEL)
+  assert shorter[0] <= low < high <= shorter[1]
+
+
+def test_capital_is_a_fair_game():
+  """Its mean over all sequences of three votes is 1, at any mean: a martingale."""
+  votes = np.array(np.meshgrid(*[[0.0, 1.0]] * 3)).reshape(3, -1)
+  for mean in (0.2, 0.5, 0.7):
+    chance = np.prod(np.where(votes == 1, mean, 1 - mean), axis=0)
+    capital = np.exp(sequential.log_capital(votes, mean, LEVEL)[-1])
+    assert chance @ capital == pytest.approx(1)
+
+
+def test_a_tournament_is_settled_when_all_of_its_pairs_are():
+  random = np.random.default_rng(4)
+  chance = np.array([[0.5, 0.8, 0.8], [0.2, 0.5, 0.5], [0.2, 0.5, 0.5]])
+  won = np.triu((random.random((300, 1, 3, 3)) < chance).astype(float), 1)
+  tables = won + np.tril(1 - won.swapaxes(2, 3), -1) + np.eye(3) / 2
+  known, (low, high) = sequential.known(tables, LEVEL), sequential.intervals(tables, LEVEL)
+  assert known[0].tolist() == [[True, True, True], [True, True, False], [True, False, True]]
+  np.testing.assert_allclose(low, 1 - high.swapaxes(1, 2))
+  assert low[0, 0, 1] > 0.5 > low[0, 1, 2]
+  assert sequential.known(tables[..., :2, :2], LEVEL).all()

@@ -30,8 +30,8 @@ def main() -> None:
   rows['sppo'] = token_game.method(
     'sppo', 'sppo', eta=1.0, updates=20, arguments=dict(eta=1.0, samples=5, every=50, log_z=0.5)
   )
-  del config.methods
-  config.methods = rows
+  del config.methods, config.votes.learners
+  config.methods, config.votes.learners = rows, {}
   with tempfile.TemporaryDirectory() as folder:
     workdir = Path(folder)
     experiment.start(config, 'quality', workdir, workdir / 'stages')

@@ -290,8 +290,11 @@ def works(settings: Settings) -> dict[str, Work]:
     attention = 2 * len(sizes.layers) * heads * length**2  # half of all pairs
     return rows * (2 * weights * length + 2 * head * heads_at + attention)
 
-  def decoding(streams, slots):
-    """Operations and bytes of all streams after the prompts, which each slot reads once."""
+  def decoding(streams, slots, passes):
+    """Operations and bytes of all streams after the prompts, which each slot reads once.
+
+    Weights are read in so many passes.
+    """
     keys = response * prompt + response**2 / 2  # that a row attends to, over its steps
     row = 2 * (weights + head) * response + 4 * len(sizes.layers) * heads * keys
     operations = slots * reading(prompt, 1) + streams * rows * row
@@ -299,7 +302,7 @@ def works(settings: Settings) -> dict[str, Work]:
     # What streams of a slot have in common, the prompt, is read once.
     own, shared = streams * rows * response**2 / 2, slots * rows * response * prompt
     caches = 2 * len(sizes.layers) * groups * (own + shared)
-    bytes_ = wide * (slots * response * (weights + head) + caches)
+    bytes_ = wide * (passes * (weights + head) + caches)
     read = rows * (slots * prompt + streams * (response - 1))
     again = rows * streams * (prompt * response + response * (response - 1) // 2)
     return Work(operations, bytes_, 2 * rows * response, read, again)
@@ -307,8 +310,8 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2),
-    'self-play rollout': decoding(2, 1),
+    'rollout': decoding(3, 2, response * (1 + 1 / sampling.drafts())),
+    'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),
     'preference model': Work(3 * pair, 0, 2 * rows * response),

@@ -92,7 +92,9 @@ def verified(
   """Tokens of the target, of which so many count: drafts that are kept, and one that is put right.
 
   Both log-probabilities are of the next token after the drafts before it, so that what follows the
-  first draft that is not kept means nothing (arXiv 2211.17192, theorem 1).
+  first draft that is not kept means nothing (arXiv 2211.17192, theorem 1). `uniform` decides on
+  each draft, and its last number draws what replaces one. None follows when all are kept, unlike
+  there: who drafts has not read the last one.
   """
   length = drafts.shape[-1]
   chance = jnp.exp(jnp.minimum(entry(log_target, drafts) - entry(log_draft, drafts), 0))

@@ -5,10 +5,11 @@ geometric mean of its members' next-token distributions, each member having read
 prefix (arXiv 2312.00886, appendix F.1). All mixtures asked for share the loop, so that a slot reads
 the prompts once, and one batch a token, whatever number of mixtures it takes part in.
 
-Weights that members have of their own are not all read for every token: the heaviest member drafts
-a few tokens, the others read those at once, and each is kept with probability min(1, mixture /
-draft); in place of the first that is not comes a draw from what the mixture has more of (arXiv
-2211.17192). Tokens are the mixture's whatever the draft is like; the closer, the more are kept.
+On accelerators, weights that members have of their own are not all read for every token: one member
+drafts a few tokens, the others read those at once, and each is kept with probability min(1,
+mixture / draft); in place of the first that is not comes a draw from what the mixture has more of
+(arXiv 2211.17192). Tokens are the mixture's whatever the draft is like. It pays while drafts are
+near: of two slots, each read as fast as the other, where more than 7 of 10 are kept.
 
 The loop is compiled, and comes back to the host when its caches are full, to have them grow, and
 when at most a quarter of its prompts have a response that is not done, to go on with those: one
@@ -37,11 +38,12 @@ Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]
 # Each step by four, so that there are few programs.
 PLACES = 32  # of the first caches; the next ones are four times as long
 PROMPTS = 8  # fewer are not gone on with on their own; else a quarter of them
+
 DRAFTS = 4  # tokens that are read at once by members that did not draft them
 
 
 class Stream(NamedTuple):
-  """A slot's part in a mixture, by number, and what its logits weigh in the draft."""
+  """A slot's part in a mixture, by number, and what its logits weigh where they are added up."""
 
   slot: str
   mixture: int
@@ -97,55 +99,27 @@ def make_rollout(
   mixtures = [{slot: mix[slot] for slot in mix if mix[slot]} for mix in mixtures]
   slots, rows = sorted(set().union(*mixtures)), len(mixtures) * count
   checked = np.array([i for i, mixture in enumerate(mixtures) if len(mixture) > 1], int)
+  drafters, at_once = _drafters(mixtures), drafts()
 
   def make_readers(params) -> tuple[list[Reader], list[Reader]]:
     """Those who draft, and those who read drafts; slots that share a base draft together."""
-
-    def by_slot(streams):
-      of_slots = [(slot, [it for it in streams if it.slot == slot]) for slot in slots]
-      return [Reader([slot], own) for slot, own in of_slots if own]
-
     every = [
       Stream(slot, i, mix[slot]) for slot in slots for i, mix in enumerate(mixtures) if slot in mix
     ]
     if 'base' in params:
       return [Reader(slots, every)], []
-    if drafts() == 1:
-      return by_slot(every), []
+    if at_once == 1:
+      return _by_slot(every), []
     drafting, checking = [], []
     for stream in every:
-      mixture = mixtures[stream.mixture]
-      if stream.slot == max(mixture, key=mixture.get):
-        drafting.append(stream._replace(weight=_sum(mixture)))
+      if stream.slot == drafters[stream.mixture]:
+        drafting.append(stream._replace(weight=_draft_weight(mixtures[stream.mixture])))
       else:
         checking.append(stream)
-    return by_slot(drafting), by_slot(checking)
+    return _by_slot(drafting), _by_slot(checking)
 
-  def after(loop, new):
-    """The loop after those of the tokens of `new`, [b, R, k], that are real: the first few."""
-    places = loop.time[..., None] + jnp.arange(new.tokens.shape[-1])
-    places = jnp.where(new.mask, places, length)
-    put = jax.vmap(jax.vmap(lambda old, at, own: old.at[at].set(own, mode='drop')))
-    written = jax.tree.map(lambda old, own: put(old, places, own), loop.written, new)
-    count = jnp.sum(new.mask, axis=-1)
-    time = loop.time + count
-    stopped = jnp.any(new.mask & (new.tokens == stop), axis=-1)
-    return loop._replace(
-      turn=loop.turn + 1,
-      done=loop.done | stopped | (time == length),
-      time=time,
-      last=jnp.where(loop.done, stop, entry(new.tokens, jnp.maximum(count - 1, 0))),
-      written=written,
-    )
-
-  def real(loop, drawn, count):
-    """The first `count` drawn tokens of each row as responses, up to a stop and to the length."""
-    places = jnp.arange(drawn.token.shape[-1])
-    stops = drawn.token == stop
-    mask = (jnp.cumsum(stops, axis=-1) - stops == 0) & (places < count[..., None])
-    mask &= ~loop.done[..., None] & (loop.time[..., None] + places < length)
-    tokens = jnp.where(mask, drawn.token, stop).astype(loop.last.dtype)
-    return Responses(tokens, mask, *(jnp.where(mask, x, 0) for x in drawn[1:]))
+  after = partial(_after, length=length, stop=stop)
+  real = partial(_real, length=length, stop=stop)
 
   def filtered_if_asked(logits):
     return logits if filters == UNFILTERED else filtered(logits, filters)
@@ -187,11 +161,12 @@ def make_rollout(
   def gone_on(params, loop, key, size, end, least):
     """The loop once at most `least` prompts are live, or caches full; (how many are, whether full).
 
-    They have `end` - 1 places. The last few tokens are not worth another program.
+    Caches have `end` - 1 places, and are full when a live row may lack room for a turn. The last
+    few tokens are not worth another program.
     """
     drafting, checking = readers = make_readers(params)
-    ahead = drafts() if checking else 1
-    turns = [
+    ahead = at_once if checking else 1
+    weights = [
       trees.of_turns(params, [stream.slot for stream in streams for _ in range(count)])
       for _, streams in itertools.chain(*readers)
     ]
@@ -202,15 +177,15 @@ def make_rollout(
       hidden, cache = decoder.extend(params, own.reshape(-1, own.shape[-1]), cache)
       return decoder.logits(params, hidden).reshape(*own.shape, -1), cache
 
-    def by_mixture(x):
+    def apart(x):
       return x.reshape(len(x), len(mixtures), count, *x.shape[2:])
 
     def draft(now, uniform):
       """One more token a row by those who draft: what was drawn, and of what logits."""
       last, caches = now
       totals, kept = [0.0] * len(mixtures), []
-      for reader, params, cache in zip(drafting, turns, caches, strict=False):
-        said, cache = heard(reader, params, cache, by_mixture(last)[..., None])
+      for reader, params, cache in zip(drafting, weights[: len(drafting)], caches, strict=True):
+        said, cache = heard(reader, params, cache, apart(last)[..., None])
         for number, stream in enumerate(reader.streams):
           totals[stream.mixture] += stream.weight * said[:, number, :, 0]
         kept.append(cache)
@@ -223,19 +198,19 @@ def make_rollout(
       before = jnp.concatenate([last[..., None], drawn.token[..., :-1]], axis=-1)
       totals = {}
       for number, i in enumerate(checked):
-        mixture = mixtures[i]
-        totals[i] = max(mixture.values()) / _sum(mixture) * logits[:, number]
+        share = mixtures[i][drafters[i]] / _draft_weight(mixtures[i])
+        totals[i] = share * logits[:, number]
       kept = []
-      for reader, params, cache in zip(checking, turns[len(drafting) :], caches, strict=True):
-        said, cache = heard(reader, params, cache, by_mixture(before))
+      for reader, params, cache in zip(checking, weights[len(drafting) :], caches, strict=True):
+        said, cache = heard(reader, params, cache, apart(before))
         for number, stream in enumerate(reader.streams):
           totals[stream.mixture] += stream.weight * said[:, number]
         kept.append(cache)
       log_target = filtered(jnp.stack([totals[i] for i in checked], axis=1), filters)
-      drafts, chances = (by_mixture(x)[:, checked] for x in (drawn.token, uniform))
-      theirs, real = verified(drafts, filtered(logits, filters), log_target, chances)
-      drawn = jax.tree.map(lambda x, own: by_mixture(x).at[:, checked].set(own), drawn, theirs)
-      whole = jnp.full(drawn.token.shape[:-1], ahead).at[:, checked].set(real)
+      guesses, chances = (apart(x)[:, checked] for x in (drawn.token, uniform))
+      theirs, right = verified(guesses, filtered(logits, filters), log_target, chances)
+      drawn = jax.tree.map(lambda x, own: apart(x).at[:, checked].set(own), drawn, theirs)
+      whole = jnp.full(drawn.token.shape[:-1], ahead).at[:, checked].set(right)
       flat = lambda x: x.reshape(len(x), rows, *x.shape[3:])
       return jax.tree.map(flat, drawn), flat(whole), tuple(kept)
 
@@ -243,18 +218,18 @@ def make_rollout(
       shape = (size, rows, 2 * ahead + 1 if checking else 1)
       uniform = jax.random.uniform(jax.random.fold_in(key, loop.turn), shape)[loop.which]
       caches = [
-        cache._replace(length=_of_streams(reader, by_mixture(loop.time - 1)))
+        cache._replace(length=_of_streams(reader, apart(loop.time - 1)))
         for reader, cache in zip(itertools.chain(*readers), loop.caches, strict=True)
       ]
-      drafters, checkers = tuple(caches[: len(drafting)]), tuple(caches[len(drafting) :])
-      begun, numbers = (loop.last, drafters), jnp.moveaxis(uniform[..., :ahead], -1, 0)
-      (_, drafters), (drawn, logits) = lax.scan(draft, begun, numbers)
+      own, others = tuple(caches[: len(drafting)]), tuple(caches[len(drafting) :])
+      begun, numbers = (loop.last, own), jnp.moveaxis(uniform[..., :ahead], -1, 0)
+      (_, own), (drawn, logits) = lax.scan(draft, begun, numbers)
       drawn = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), drawn)
       real_count = jnp.full(loop.time.shape, ahead)
       if checking:
         logits, chances = jnp.moveaxis(logits, 0, -2), uniform[..., ahead:]
-        drawn, real_count, checkers = check(loop.last, checkers, drawn, logits, chances)
-      return after(loop, real(loop, drawn, real_count))._replace(caches=drafters + checkers)
+        drawn, real_count, others = check(loop.last, others, drawn, logits, chances)
+      return after(loop, real(loop, drawn, real_count))._replace(caches=own + others)
 
     def live(loop):
       return jnp.sum(~jnp.all(loop.done, axis=1))
@@ -318,7 +293,7 @@ def make_rollout(
 
 
 def drafts() -> int:
-  """How many tokens are drafted at a time: a CPU, where every row costs, reads each at once."""
+  """How many tokens are drafted before others read them: 1 on a CPU, where every row costs."""
   return 1 if jax.default_backend() == 'cpu' else DRAFTS
 
 
@@ -337,9 +312,49 @@ def fewest(size: int) -> int:
   return least if least >= PROMPTS and not sharding.on_mesh() else 0
 
 
-def _sum(mixture: Mixture) -> float:
-  """What its heaviest member's logits weigh in a draft: as sure as if all others agreed with it."""
+def _drafters(mixtures: Sequence[Mixture]) -> list[str]:
+  """Who drafts each mixture: the heaviest of the members that are read for every token anyway."""
+  alone = {slot for mixture in mixtures if len(mixture) == 1 for slot in mixture}
+  return [max(mixture, key=lambda slot: (slot in alone, mixture[slot])) for mixture in mixtures]
+
+
+def _draft_weight(mixture: Mixture) -> float:
+  """What the drafter's logits weigh: as much as those of all members, or 1 where that is zero."""
   return sum(mixture.values()) or 1.0
+
+
+def _by_slot(streams: Sequence[Stream]) -> list[Reader]:
+  """A reader a slot."""
+  slots = sorted({stream.slot for stream in streams})
+  return [Reader([slot], [one for one in streams if one.slot == slot]) for slot in slots]
+
+
+def _after(loop: Loop, new: Responses, length: int, stop: int) -> Loop:
+  """The loop after those of the tokens of `new`, [b, R, k], that are real: the first few."""
+  places = loop.time[..., None] + jnp.arange(new.tokens.shape[-1])
+  places = jnp.where(new.mask, places, length)
+  put = jax.vmap(jax.vmap(lambda old, at, own: old.at[at].set(own, mode='drop')))
+  written = jax.tree.map(lambda old, own: put(old, places, own), loop.written, new)
+  count = jnp.sum(new.mask, axis=-1, dtype=jnp.int32)
+  time = loop.time + count
+  stopped = jnp.any(new.mask & (new.tokens == stop), axis=-1)
+  return loop._replace(
+    turn=loop.turn + 1,
+    done=loop.done | stopped | (time == length),
+    time=time,
+    last=jnp.where(loop.done, stop, entry(new.tokens, jnp.maximum(count - 1, 0))),
+    written=written,
+  )
+
+
+def _real(loop: Loop, drawn: Drawn, count: Int[Array, 'b R'], length: int, stop: int) -> Responses:
+  """The first `count` drawn tokens of each row as responses, up to a stop and to the length."""
+  places = jnp.arange(drawn.token.shape[-1])
+  stops = drawn.token == stop
+  mask = (jnp.cumsum(stops, axis=-1) - stops == 0) & (places < count[..., None])
+  mask &= ~loop.done[..., None] & (loop.time[..., None] + places < length)
+  tokens = jnp.where(mask, drawn.token, stop).astype(loop.last.dtype)
+  return Responses(tokens, mask, *(jnp.where(mask, x, 0) for x in drawn[1:]))
 
 
 def _of_streams(reader: Reader, x: Array) -> Array:

@@ -117,6 +117,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     raise UserError('config.policies: nothing is trained here but judges; leave policies out.')
   alpaca = make_alpaca_eval(config.alpaca_eval)
   players = make_players(config, alpaca.references if alpaca else (), folder)
+  if section.settle and len(players) < 2:
+    raise UserError(
+      f'config.tournament.settle={section.settle} needs two players in {FIELD}; leave it at 0.'
+    )
   panel = make_panel(config)
   trained = make_trained(config, panel, name, folder)
   return Experiment(
@@ -182,7 +186,7 @@ def make_players(
   """
   players: dict[str, Player] = {}
   for one in filter(None, map(str.strip, config.players.split(','))):
-    name, _, what = one.rpartition('=')
+    name, _, what = ('', '', one) if Path(one).exists() else one.rpartition('=')
     for label, player in make_player(config, name, what, references, folder).items():
       label = label.replace('/', '__')  # it is the name of a folder, too
       if label in players:
@@ -204,8 +208,10 @@ def make_player(
     found = outputs.read(path, references)
     if len(found) == 1:
       ((own, filed),) = found.items()
-      return {name or own or path.name.partition('.')[0]: filed}
+      return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}
     return {f'{name}_{own}' if name else own: filed for own, filed in found.items()}
+  if path.name.removesuffix('.gz').endswith(('.json', '.jsonl')):
+    raise UserError(f"{FIELD}: there is no file '{what}'.")
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     return {name or player: Trained(make_run(Path(run), folder), player)}
@@ -249,7 +255,7 @@ def make_prompts(
   filed = [player for player in players.values() if isinstance(player, Filed)]
   section = config.prompts
   if section.path:
-    prompts = [record.prompt for record in readings.records(**section)]
+    prompts = read_prompts(section)
   elif alpaca:
     prompts = [row['instruction'] for row in alpaca.references]
   elif filed:
@@ -271,6 +277,15 @@ def make_prompts(
   return common
 
 
+def read_prompts(section: ConfigDict) -> list:
+  """Those of the section `prompts`."""
+  try:
+    return [record.prompt for record in readings.records(**section)]
+  except UserError as error:
+    # Who reads sources does not know for which section.
+    raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None
+
+
 def make_alpaca_eval(section: ConfigDict) -> AlpacaEval | None:
   """The section `alpaca_eval`, if it names a reference."""
   if not section.reference:
@@ -284,6 +299,11 @@ def make_alpaca_eval(section: ConfigDict) -> AlpacaEval | None:
   if not section.difficulty:
     return AlpacaEval(references, None, None)
   difficulty = length_control.read_difficulty(section.difficulty)
+  if len(difficulty) != len(references):
+    raise UserError(
+      f"config.alpaca_eval.difficulty='{section.difficulty}' has {len(difficulty)} rows, and the "
+      f'reference {len(references)} outputs; they belong together row by row.'
+    )
   return AlpacaEval(references, difficulty, length_control.read_anchors(section.anchors))
 
 

@@ -97,7 +97,7 @@ def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str
 
 def in_both_orders(shown: np.ndarray) -> np.ndarray:
   """P(row beats column), the mean over the orders: (P_ij + 1 - P_ji) / 2."""
-  return (shown + 1 - shown.swapaxes(-1, -2)) / 2
+  return 0.5 + (shown - shown.swapaxes(-1, -2)) / 2  # exactly 1 with its mirror image
 
 
 def orders(shown: np.ndarray) -> dict[str, float]:

@@ -327,10 +327,12 @@ def scores(outcome: Mapping) -> list[dict]:
   for task, found in outcome['results'].items():
     for name, value in found.items():
       metric, _, filtered = name.partition(',')
-      if filtered and not metric.endswith('_stderr'):
+      known = isinstance(value, int | float)  # what is no number was kept as none
+      if filtered and known and not metric.endswith('_stderr'):
         error = found.get(f'{metric}_stderr,{filtered}')
         error = error if isinstance(error, int | float) else math.nan  # it says N/A, too
-        rows.append({'task': task, 'metric': metric, 'score': value, 'error': error})
+        label = metric if filtered == 'none' else f'{metric}, {filtered}'
+        rows.append({'task': task, 'metric': label, 'score': value, 'error': error})
   return rows
 
 

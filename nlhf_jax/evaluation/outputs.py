@@ -38,18 +38,25 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
   if 'preference' in first and ('output_2' in first or 'output' in first):
     rows = alpaca_eval.read_annotations(path, references)
     said = {row['instruction']: row['output_2'] for row in rows}
-    return {rows[0].get('generator_2'): Filed(said, rows)}
+    return {_name(rows[0].get('generator_2')): Filed(said, rows)}
   if 'instruction' in first:
     rows = alpaca_eval.read_outputs(path)
-    return {rows[0].get('generator'): Filed({row['instruction']: row['output'] for row in rows})}
+    said = {row['instruction']: row['output'] for row in rows}
+    return {_name(rows[0].get('generator')): Filed(said)}
   if 'responses' in first:
     return _samples(path)
   return {None: Filed(_by_prompt(path, 'response', str))}
 
 
+def _name(said: object) -> str | None:
+  return said if isinstance(said, str) and said else None
+
+
 def _samples(path) -> dict[str | None, Filed]:
   rows = _by_prompt(path, 'responses', dict)
   policies = list(next(iter(rows.values())))
+  if not policies:
+    raise UserError(f'{path}, row 1: it has no responses.')
   for number, (prompt, said) in enumerate(rows.items(), start=1):
     for policy in policies:
       if not isinstance(said.get(policy), str):

@@ -92,7 +92,9 @@ def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: fl
       line |= {'linewidth': 1.3, 'linestyle': '--', 'label': f'{name}, told'}
       handles += axes.plot(told['judged'][1:], told['gap'][1:], **line)
   _rule(axes, target)
-  axes.set_ylim(*_limits(learners | methods, target))
+  axes.set_ylim(
+    *_limits(methods | {f'{name}, by votes': row for name, row in learners.items()}, target)
+  )
   figure.legend(
     handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
   )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nlhf_jax import records
-from nlhf_jax.build.evaluate import Experiment, Filed, digest
+from nlhf_jax.build.evaluate import AlpacaEval, Experiment, Filed, digest
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
@@ -35,13 +35,13 @@ def alpaca(
   for name, said in responses.items():
     player = experiment.players[name]
     if isinstance(player, Filed) and player.annotations:
-      boards.setdefault('published', {})[name] = figures(experiment, player.annotations)
+      boards.setdefault('published', {})[name] = figures(setting, player.annotations)
     questions = [{'instruction': prompt} for prompt in experiment.prompts]
     own = alpaca_eval.make_outputs(questions, said, name)
     for judge, ask in asked.items():
       rows = alpaca_eval.annotate(as_alpaca(ask, name), setting.references, own, judge)
       alpaca_eval.write(workdir / 'players' / name / judge / 'annotations.json', rows)
-      boards.setdefault(judge, {})[name] = figures(experiment, rows)
+      boards.setdefault(judge, {})[name] = figures(setting, rows)
   for judge, board in boards.items():
     write_board(workdir / f'leaderboard_{judge}.csv', board)
   reference = setting.references[0].get('generator', 'the reference')
@@ -63,13 +63,19 @@ def as_alpaca(ask: Ask, name: str) -> alpaca_eval.Ask:
   )
 
 
-def figures(experiment: Experiment, rows: Sequence[Mapping]) -> dict[str, float]:
-  """The leaderboard's, with length control if it is set."""
-  setting, found = experiment.alpaca_eval, alpaca_eval.summarise(rows)
-  if setting.difficulty is None:
+def figures(setting: AlpacaEval, rows: Sequence[Mapping]) -> dict[str, float]:
+  """The leaderboard's, with length control if it is set.
+
+  Rows are as many as difficulties, which then belong to them in this order, or name instructions.
+  """
+  found, difficulty = alpaca_eval.summarise(rows), setting.difficulty
+  if difficulty is None:
     return found
-  weights = alpaca_eval.fit(rows, setting.difficulty, setting.anchors)
-  return found | alpaca_eval.length_controlled(rows, setting.difficulty, weights)
+  if len(rows) != len(difficulty):
+    place = {row['instruction']: number for number, row in enumerate(setting.references)}
+    difficulty = difficulty[[place[row['instruction']] for row in rows]]
+  weights = alpaca_eval.fit(rows, difficulty, setting.anchors)
+  return found | alpaca_eval.length_controlled(rows, difficulty, weights)
 
 
 def ranked(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:

@@ -195,14 +195,15 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
 def announce_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, players = display.as_text, results['policies']
+  level = results['settled']['level'] if 'settled' in results else 0.05
   for name, table in results['tables'].items():
-    within = f'95 % intervals within ±{tournament.widest(table):.3f}'
+    within = f'{1 - level:.0%} intervals within ±{tournament.widest(table):.3f}'
     title = (
       f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
     )
     print(as_text(title, *tournament.as_cells(players, table)))
     pairs = table['pairs']
-    if pairs['count'] > 1:
+    if pairs['count'] > 1 and 'alone' in pairs:
       print(
         f'  of {pairs["count"]} pairs {pairs["alone"]} differ at 95 % each, {pairs["together"]} '
         'with all of them in mind (Holm)'

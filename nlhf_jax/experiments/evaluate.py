@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax import display, records
+from nlhf_jax.build import rules
 from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import map_chunks
-from nlhf_jax.evaluation import judgements, report, sequential, tournament
+from nlhf_jax.evaluation import judgements, ranking, report, sequential, tournament
 from nlhf_jax.evaluation.judgements import Ask
 from nlhf_jax.experiments import benchmarks
 from nlhf_jax.experiments.competition import announce_tables, heard
@@ -43,6 +44,7 @@ class Played(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
+  rules.check(config)
   with interrupts.deferred(), make_mesh(config), alone(workdir):
     experiment = make_experiment(config, name, stages)
     records.write_json(workdir / 'config.json', config.to_dict())
@@ -83,9 +85,10 @@ def evaluate(
   played = play(experiment, asked, responses)
   lines = make_lines(experiment, played, responses)
   results = {'name': experiment.name, **tournament.summarise(lines)}
+  results['left_out'] = len(played.rows) - len(lines)
   results['orders'] = {judge: judgements.orders(shown) for judge, shown in played.shown.items()}
   if experiment.settle and asked:
-    results['settled'] = settle(experiment, results['tables'], lines)
+    results['settled'] = settle(experiment, results, lines)
   results['benchmarks'] = [
     *benchmarks.alpaca(experiment, asked, responses, workdir),
     *benchmarks.judge_answers(experiment, workdir),
@@ -183,13 +186,27 @@ def make_lines(
   return heard(lines, list(said.values())) if said else lines
 
 
-def settle(experiment: Experiment, tables: Mapping[str, dict], lines: Sequence[Mapping]) -> dict:
-  """What is settled; the tables get intervals that hold though one looked on the way."""
+def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> dict:
+  """What is settled; the tables keep nothing that does not hold where one looked on the way.
+
+  A pair that was settled for one side and ends on the other is not settled.
+  """
+  tables = results['tables']
   values = np.stack([[line['preferences'][judge] for line in lines] for judge in tables], axis=1)
-  known = sequential.known(values, experiment.settle)
   low, high = sequential.intervals(values, experiment.settle)
-  for number, table in enumerate(tables.values()):
-    table.update(low=low[number].tolist(), high=high[number].tolist())
+  known = sequential.known(values, experiment.settle)
+  known &= (values.mean(axis=0) > 0.5) == (low > 0.5)
+  above = np.triu_indices(values.shape[2], 1)
+  for number, (judge, table) in enumerate(tables.items()):
+    for name in ('drawn_low', 'drawn_high', 'exact_low', 'exact_high'):
+      del table[name]
+    table.update(
+      low=low[number].tolist(),
+      high=high[number].tolist(),
+      corrected=np.where(known[number], 0.0, 1.0).tolist(),
+      pairs={'count': len(above[0]), 'together': int(known[number][above].sum())},
+    )
+    results['cycles'][judge] = ranking.cycles(results['policies'], table)
   return {
     'level': experiment.settle,
     'all': bool(known.all()),

@@ -70,8 +70,9 @@ class Decoder(NamedTuple):
 
   `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T])` gives hidden states
   [N, T, D] and the `Reading`; `extend(params, tokens [N, T], cache)` reads the next tokens of each
-  row and gives hidden states [N, T, D] and the cache grown by them, for which there need be no room
-  if nothing reads on from them; `logits(params, hidden [..., D])` gives float32 logits [..., V].
+  row and gives hidden states [N, T, D] and the cache grown by them: tokens past its room are not
+  kept, and their hidden states mean nothing; `logits(params, hidden [..., D])` gives float32
+  logits [..., V].
   """
 
   init: Callable[[Array], Params]
@@ -304,6 +305,7 @@ class Transformer(nn.Module):
       ]
       return attend_parts(query, parts, **how), (key, value)
 
+    # Rows that are done read past the end, where learned positions would be no numbers.
     positions = jnp.minimum(positions.reshape(rows, count), self.sizes.longest - 1)
     hidden, keys, values = self._through(tokens, positions, size + len(places), look)
     return hidden, Cache(prompts, keys, values, cache.length + count)

@@ -69,24 +69,25 @@ def test_logits_agree_with_transformers(saved):
   np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
 
 
-def by_cache(decoder, params, tokens, mask):
-  """Hidden states of the prompt at once, and then token by token."""
+def by_cache(decoder, params, tokens, mask, step=1):
+  """Hidden states of the prompt at once, and then a few tokens at a time."""
   first, prompts = jax.jit(decoder.read)(params, tokens[:, :12], mask[:, :12])
   cache, parts = begin(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
   extend = jax.jit(decoder.extend)
-  for place in range(12, tokens.shape[1]):
+  for place in range(12, tokens.shape[1], step):
     cache = grown(cache, 10) if place == 15 else cache
-    hidden, cache = extend(params, tokens[:, place, None], cache)
-    parts.append(hidden[:, 0])
+    hidden, cache = extend(params, tokens[:, place : place + step], cache)
+    parts += jnp.unstack(hidden, axis=1)
   return np.stack(parts, axis=1)
 
 
-def test_cached_decoding_agrees_with_reading_at_once(saved):
+@pytest.mark.parametrize('step', [1, 3])
+def test_cached_decoding_agrees_with_reading_at_once(saved, step):
   _, folder = saved
   decoder, params = load(folder)
   tokens, mask = rows()
   whole, _ = jax.jit(decoder.read)(params, tokens, mask)
-  joined = by_cache(decoder, params, tokens, mask)
+  joined = by_cache(decoder, params, tokens, mask, step)
   np.testing.assert_allclose(joined[mask], np.asarray(whole)[mask], atol=2e-4)
 
 

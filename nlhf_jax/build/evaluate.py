@@ -127,7 +127,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     name=name,
     seed=config.seed,
     players=players,
-    prompts=make_prompts(config, players, alpaca)[: section.prompts],
+    prompts=first_of(make_prompts(config, players, alpaca), section.prompts),
     panel={judge: judge_digest(config, judge, trained) for judge in panel},
     trained=trained,
     given={
@@ -275,6 +275,13 @@ def make_prompts(
   if len(common) < len(prompts):
     print(f'{len(common)} of {len(prompts)} prompts have a response in every file; they are used.')
   return common
+
+
+def first_of(prompts: list[str], most: int) -> list[str]:
+  """No more than so many; it is said if some are left."""
+  if len(prompts) > most:
+    print(f'The first {most} of {len(prompts)} prompts are used (config.tournament.prompts).')
+  return prompts[:most]
 
 
 def read_prompts(section: ConfigDict) -> list:

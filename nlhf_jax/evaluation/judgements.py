@@ -16,6 +16,8 @@ import numpy as np
 from nlhf_jax import records
 from nlhf_jax.preferences.judges import Preference
 
+AT_ONCE = 256  # questions between two writes
+
 
 class Question(NamedTuple):
   """Which of two responses is better; of the names the first is that of whose is on the left."""
@@ -44,11 +46,13 @@ def kept(path: Path, read: Preference) -> Ask:
       for key, question in zip(keys, questions, strict=True)
       if key not in known and question.left != question.right
     }
-    if new:
-      columns = zip(*((one.prompt, one.left, one.right) for one in new.values()), strict=True)
+    pairs = list(new.items())
+    for start in range(0, len(pairs), AT_ONCE):
+      some = dict(pairs[start : start + AT_ONCE])
+      columns = zip(*((one.prompt, one.left, one.right) for one in some.values()), strict=True)
       said = np.asarray(read(*map(list, columns)), float).tolist()
-      verdicts = {key: value for key, value in zip(new, said, strict=True) if value == value}
-      records.append(path, [_row(key, new[key], value) for key, value in verdicts.items()])
+      verdicts = {key: value for key, value in zip(some, said, strict=True) if value == value}
+      records.append(path, [_row(key, some[key], value) for key, value in verdicts.items()])
       known.update(verdicts)
     return np.array(
       [

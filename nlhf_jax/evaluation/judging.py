@@ -66,9 +66,10 @@ def accuracy(chance: np.ndarray, votes: np.ndarray) -> float:
 
 
 def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
-  """Clopper and Pearson's interval of the accuracy; ties, half of a success, are rounded up."""
-  wins, count = int(np.ceil(right(judged.chance, judged.votes).sum())), len(judged.votes)
-  low, high = intervals.clopper_pearson(np.int64(wins), count, level)
+  """Clopper and Pearson's interval of the accuracy; what is left of half a tie widens it."""
+  wins, count = right(judged.chance, judged.votes).sum(), len(judged.votes)
+  low, _ = intervals.clopper_pearson(np.floor(wins), count, level)
+  _, high = intervals.clopper_pearson(np.ceil(wins), count, level)
   return float(low), float(high)
 
 

@@ -110,9 +110,21 @@ def make_asked(
       if name in TRAINED:
         read[name] = of_trained(experiment, TRAINED[name], reference)
   return {
-    name: judgements.kept(workdir / 'judgements' / f'{name}-{key}.jsonl', read[name])
+    name: judgements.kept(
+      workdir / 'judgements' / f'{name}-{key}.jsonl', attended(name, read[name])
+    )
     for name, key in experiment.panel.items()
   }
+
+
+def attended(name: str, read: Preference) -> Preference:
+  """The judge, which is not asked on once the user wants to stop."""
+
+  def ask(prompts, left, right):
+    interrupts.check(f'the word of the {name} judge')
+    return read(prompts, left, right)
+
+  return ask
 
 
 def of_trained(experiment: Experiment, stage: str, reference: Params) -> Preference:
@@ -147,7 +159,6 @@ def play(
       prompts = [experiment.prompts[row] for row in rows]
       said = {name: [texts[row] for row in rows] for name, texts in responses.items()}
       for name, ask in asked.items():
-        interrupts.check(f'the tournament, {name} judge')
         parts[name].append(judgements.table(ask, prompts, said))
       bar.update(len(rows))
       if experiment.settle and is_settled(parts, experiment.settle):

@@ -18,7 +18,7 @@ from nlhf_jax.build.judges import GIVEN, Outside, make_endpoint
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.data import readings, tokenizers
 from nlhf_jax.drawing import Filters
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_judge, outputs
 from nlhf_jax.evaluation.length_control import Anchors
 from nlhf_jax.evaluation.mt_bench_judge import Ask, Bench
@@ -214,17 +214,30 @@ def make_player(
     raise UserError(f"{FIELD}: there is no file '{what}'.")
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
-    return {name or player: Trained(make_run(Path(run), folder), player)}
+    experiment = make_run(Path(run), folder)
+    known = language.slots_of(experiment)
+    if player not in known:
+      raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
+    return {name or player: Trained(experiment, player)}
   return {name or path.name: make_pretrained(config, what)}
 
 
 def make_run(run: Path, folder: Path) -> language.Experiment:
   """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
-  settings = records.read_json(run / 'config.json')
+  try:
+    settings = records.read_json(run / 'config.json')
+  except ValueError as error:
+    raise UserError(f"{FIELD}: '{run}/config.json' is damaged ({first_line(error)}).") from None
   if settings.get('experiment') != 'language':
     raise UserError(f"{FIELD}: '{run}' is no run of an experiment that trains language models.")
   own = run / 'stages'
-  return language.make_experiment(ConfigDict(settings), run.name, own if own.is_dir() else folder)
+  stages = own if own.is_dir() else folder
+  try:
+    return language.make_experiment(ConfigDict(settings), run.name, stages)
+  except (AttributeError, KeyError) as error:
+    raise UserError(
+      f"{FIELD}: '{run}/config.json' is of another version ({first_line(error)}); train it again."
+    ) from None
 
 
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:

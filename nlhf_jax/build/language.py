@@ -195,6 +195,14 @@ def stages_of_judges(asked: Collection[str | None]) -> list[str]:
   return [stage for judge, stage in TRAINED.items() if judge in asked]
 
 
+def slots_of(experiment: Experiment) -> dict[str, tuple[str, str]]:
+  """Player -> its stage, and its slot there."""
+  slots = {'sft': ('sft', 'policy')}
+  for policy, row in experiment.policies.items():
+    slots |= {name: (policy, slot) for name, slot in row.players.items()}
+  return slots
+
+
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
   parts = sharding.examples_apart()

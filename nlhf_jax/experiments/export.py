@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from transformers import LlamaConfig
 
 from nlhf_jax import hub, processes, records
-from nlhf_jax.build.language import Experiment, check, make_experiment
+from nlhf_jax.build.language import Experiment, check, make_experiment, slots_of
 from nlhf_jax.build.model import DTYPES, make_mesh
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import fine_tune, train_policy
@@ -49,9 +49,7 @@ def slot_of(experiment: Experiment, player: str) -> tuple[str, str]:
   Raises:
     UserError: if there is no such player.
   """
-  slots = {'sft': ('sft', 'policy')}
-  for policy, row in experiment.policies.items():
-    slots |= {name: (policy, slot) for name, slot in row.players.items()}
+  slots = slots_of(experiment)
   if player not in slots:
     raise UserError(f"player '{player}' must be one of {', '.join(slots)}.")
   return slots[player]

@@ -311,6 +311,10 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path):
     ({}, 'config.players is empty'),
     ({'players': 'a=two.jsonl,a=two.jsonl'}, "two are called 'a_good'"),
     ({'players': 'nowhere'}, "config.players='nowhere' is no folder"),
+    ({'players': 'missing.json'}, "there is no file 'missing.json'"),
+    ({'players': 'damaged:sft'}, "'damaged/config.json' is damaged"),
+    ({'players': 'old:sft'}, "'old/config.json' is of another version"),
+    ({'players': 'other.jsonl', 'tournament.settle': 0.1}, 'needs two players'),
     ({'players': 'two.jsonl,other.jsonl'}, 'no prompt that all files respond to'),
     ({'players': 'two.jsonl', 'judges': 'nobody'}, "config.judges='nobody' must be some of"),
     ({'players': 'two.jsonl', 'tournament.settle': 1.0}, 'config.tournament.settle=1.0'),
@@ -327,6 +331,9 @@ def test_mistakes_are_told_in_a_sentence(changes, said, config_of, tmp_path, mon
   records.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
   talk = [{'role': role, 'content': 'hm'} for role in ('user', 'assistant', 'user')]
   records.write(Path('talk.jsonl'), [{'prompt': talk}])
+  for folder, content in (('damaged', '{'), ('old', '{"experiment": "language", "sft": {}}')):
+    Path(folder).mkdir()
+    Path(folder, 'config.json').write_text(content)
   config = config_of('synthetic', judges='')
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=said):

@@ -191,7 +191,8 @@ def make_rollout(
         kept.append(cache)
       logits = jnp.stack(totals, axis=1)
       drawn = draw(uniform, filtered_if_asked(logits.reshape(*last.shape, -1)))
-      return (drawn.token.astype(last.dtype), tuple(kept)), (drawn, logits[:, checked])
+      seen = logits[:, checked] if checking else None
+      return (drawn.token.astype(last.dtype), tuple(kept)), (drawn, seen)
 
     def check(last, caches, drawn, logits, uniform):
       """Of the drafts of mixtures with other members, what is theirs."""

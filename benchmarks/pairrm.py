@@ -61,8 +61,9 @@ def parity() -> dict[str, float]:
       model = test_deberta.saved(folder, **changes)
       encoder, params = test_deberta.load(Path(folder), model.config)
       tokens, mask = test_deberta.rows(45)
-      gap = test_deberta.ours(encoder, params, tokens, mask)
-      gap -= test_deberta.theirs(model, tokens, mask)
+      gap = test_deberta.ours(encoder, params, tokens, mask) - test_deberta.theirs(
+        model, tokens, mask
+      )
       found[case] = float(np.abs(gap[mask]).max())
   return found
 

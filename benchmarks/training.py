@@ -116,7 +116,7 @@ class Settings(NamedTuple):
   share: float = 0.125  # of the reference in the mixture
   tau: float = 0.1
   compute: str = 'float32'
-  runs: int = 5
+  runs: int = 7
   threads: int = os.cpu_count() or 1
 
 
@@ -156,9 +156,13 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   kinds = {'': None, ' with LoRA': Lora(16, 32.0, TARGETS)}
   for kind, adapter in list(kinds.items())[: 1 if only else 2]:
     decoder = make_decoder(architecture(settings.model), numerics, adapter)
-    for name, call in of_play(settings, decoder, prompts, judge, stop).items():
-      if not only or name in only:
-        parts[name + kind] = timed(call, settings.runs)
+    calls = of_play(settings, decoder, prompts, judge, stop)
+    calls = {name + kind: calls[name] for name in only or calls}
+    rollouts = {name: call for name, call in calls.items() if 'rollout' in name}
+    parts |= in_turns(rollouts, settings.runs)
+    parts |= {
+      name: timed(call, settings.runs) for name, call in calls.items() if name not in rollouts
+    }
   if not only:
     sides = [tokens(size, 1, settings.response_length) for _ in range(2)]
     sides = [Responses(side, jnp.ones_like(side, bool)) for side in sides]
@@ -235,12 +239,18 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
 
 def timed(call: Callable, runs: int) -> list[float]:
   """Seconds of each run, waiting for its results; the first two do not count."""
-  seconds = []
+  return in_turns({'': call}, runs)['']
+
+
+def in_turns(calls: dict[str, Callable], runs: int) -> dict[str, list[float]]:
+  """`timed` for each, one after the other in every run, so that a slow minute is everyone's."""
+  seconds = {name: [] for name in calls}
   for _ in range(runs + 2):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    seconds.append(time.perf_counter() - start)
-  return seconds[2:]
+    for name, call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[name].append(time.perf_counter() - start)
+  return {name: taken[2:] for name, taken in seconds.items()}
 
 
 # --- What the machine can do ---
@@ -373,6 +383,10 @@ def measure(
         }
       elif peak := PEAKS.get(device):
         case[name]['mfu'] = case[name]['operations_per_second'] / peak
+  for kind in ('', ' with LoRA'):
+    mixture, alone = (own['parts'][name + kind] for name in ('rollout', 'self-play rollout'))
+    ratios = [both / one for both, one in zip(mixture, alone, strict=True)]
+    case['rollout' + kind]['over_self_play'] = statistics.median(ratios)
   whole = ('rollout', 'update')
   case['step']['floor'] = sum(case[part]['floor'] for part in whole)
   peaks = {what: peer['peak'] for what, peer in peers.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 from training import MODELS, architecture
 
-from nlhf_jax import drawing, policies, sampling
+from nlhf_jax import drawing, policies, sampling, streams
 from nlhf_jax.models import attention
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Prompts, Responses
@@ -113,9 +113,9 @@ def of_rollouts() -> list[Case]:
   repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 8, axis=0), few)
   compiled = jax.jit(small.rollout([POLICY, MIXTURE]))
   hearing = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])  # a weight of zero is not read
-  with patched(sampling, drafts=lambda: 1):
+  with patched(streams, drafts=lambda: 1):
     each = near(small).rollout([POLICY, MIXTURE])
-  with patched(sampling, drafts=lambda: 4):
+  with patched(streams, drafts=lambda: 4):
     drafted = near(small).rollout([POLICY, MIXTURE])
   score = jax.jit(partial(policies.log_probs, small.decoder))
   logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
@@ -212,6 +212,12 @@ def by_noise(key, logits):
   return token, chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
+def by_softmax(query, key, value, sight, *, scale, cap):
+  """`attend` as JAX has it."""
+  del cap  # there is none
+  return jax.nn.dot_product_attention(query, key, value, mask=sight.visible[:, None], scale=scale)
+
+
 def of_updates() -> list[Case]:
   """What was done to the gradient of log-probabilities."""
   small = setting()
@@ -252,6 +258,14 @@ def of_updates() -> list[Case]:
       'kept',
       call(*ours()),
       under(attention, call(*ours()), QUERIES=1 << 20),
+    ),
+    Case(
+      'attention divided by the sums of its weights once values are weighed (without blocks)',
+      1.1,
+      'the backward pass of softmax goes over all queries and keys once more',
+      'kept',
+      under(attention, call(*ours()), QUERIES=1 << 20),
+      under(attention, call(*ours()), KERNELS={'xla': by_softmax}),
     ),
     Case(
       'logits an eighth at a time, made again in the backward pass',

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import LlamaConfig
 
-from nlhf_jax import policies, sampling, trees
+from nlhf_jax import policies, sampling, streams, trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.language import Training
 from nlhf_jax.experiments.stages import make_step
@@ -320,7 +320,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / sampling.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / streams.drafts())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

@@ -48,11 +48,15 @@ class Drawn(NamedTuple):
   entropy: Float[Array, '...']
 
 
-def draw(uniform: Float[Array, '...'], logits: Float[Array, '... V']) -> Drawn:
+def draw(
+  uniform: Float[Array, '...'], logits: Float[Array, '... V'], filters: Filters = UNFILTERED
+) -> Drawn:
   """One token a row by inverting the cumulative sum at a uniform number in [0, 1).
 
   Probabilities are added up in blocks: first the block is found, then the token in it.
   """
+  if filters != UNFILTERED:
+    logits = filtered(logits, filters)
   top = jnp.max(logits, axis=-1, keepdims=True)
   weights = jnp.exp(logits - top)
   unused = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]

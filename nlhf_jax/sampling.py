@@ -5,18 +5,11 @@ geometric mean of its members' next-token distributions, each member having read
 prefix (arXiv 2312.00886, appendix F.1). All mixtures asked for share the loop, so that a slot reads
 the prompts once, and one batch a token, whatever number of mixtures it takes part in.
 
-On accelerators, weights that members have of their own are not all read for every token: one member
-drafts a few tokens, the others read those at once, and each is kept with probability min(1,
-mixture / draft); in place of the first that is not comes a draw from what the mixture has more of
-(arXiv 2211.17192). Tokens are the mixture's whatever the draft is like. It pays while drafts are
-near: of two slots, each read as fast as the other, where more than 7 of 10 are kept.
-
 The loop is compiled, and comes back to the host when its caches are full, to have them grow, and
 when at most a quarter of its prompts have a response that is not done, to go on with those: one
 program for each size of both. On a mesh, and within another compiled program, it only grows.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -27,8 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from nlhf_jax import trees
-from nlhf_jax.drawing import UNFILTERED, Drawn, Filters, draw, entry, filtered, verified
+from nlhf_jax import streams, trees
+from nlhf_jax.drawing import UNFILTERED, Drawn, Filters, draw, entry
 from nlhf_jax.models import sharding
 from nlhf_jax.models.transformer import Cache, Decoder, begin, grown
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
@@ -38,23 +31,6 @@ Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]
 # Each step by four, so that there are few programs.
 PLACES = 32  # of the first caches; the next ones are four times as long
 PROMPTS = 8  # fewer are not gone on with on their own; else a quarter of them
-
-DRAFTS = 4  # tokens that are read at once by members that did not draft them
-
-
-class Stream(NamedTuple):
-  """A slot's part in a mixture, by number, and what its logits weigh where they are added up."""
-
-  slot: str
-  mixture: int
-  weight: float
-
-
-class Reader(NamedTuple):
-  """Slots that are read in one pass; its rows are the streams of each prompt and sample."""
-
-  slots: Sequence[str]
-  streams: Sequence[Stream]
 
 
 class Loop(NamedTuple):
@@ -97,38 +73,19 @@ def make_rollout(
     are read together, so that its weights are read once a token.
   """
   mixtures = [{slot: mix[slot] for slot in mix if mix[slot]} for mix in mixtures]
-  slots, rows = sorted(set().union(*mixtures)), len(mixtures) * count
-  checked = np.array([i for i, mixture in enumerate(mixtures) if len(mixture) > 1], int)
-  drafters, at_once = _drafters(mixtures), drafts()
-
-  def make_readers(params) -> tuple[list[Reader], list[Reader]]:
-    """Those who draft, and those who read drafts; slots that share a base draft together."""
-    every = [
-      Stream(slot, i, mix[slot]) for slot in slots for i, mix in enumerate(mixtures) if slot in mix
-    ]
-    if 'base' in params:
-      return [Reader(slots, every)], []
-    if at_once == 1:
-      return _by_slot(every), []
-    drafting, checking = [], []
-    for stream in every:
-      if stream.slot == drafters[stream.mixture]:
-        drafting.append(stream._replace(weight=_draft_weight(mixtures[stream.mixture])))
-      else:
-        checking.append(stream)
-    return _by_slot(drafting), _by_slot(checking)
-
+  rows, ahead = len(mixtures) * count, streams.drafts()
   after = partial(_after, length=length, stop=stop)
   real = partial(_real, length=length, stop=stop)
 
-  def filtered_if_asked(logits):
-    return logits if filters == UNFILTERED else filtered(logits, filters)
+  def of(params):
+    return streams.make_streams(mixtures, count, ahead, shared='base' in params)
 
   @partial(jax.jit, static_argnames='places')
   def started(params, prompts, key, places):
     """The loop after the prompts and the first tokens."""
     size, said, read = len(prompts.tokens), {}, {}
-    for members in [slots] if 'base' in params else [[slot] for slot in slots]:
+    readers = of(params).readers
+    for members in dict.fromkeys(tuple(reader.slots) for reader in readers):
       turns = trees.of_turns(params, members)
       tokens, mask = (jnp.repeat(leaf, len(members), axis=0) for leaf in prompts)
       hidden, reading = decoder.read(turns, tokens, mask)
@@ -136,12 +93,12 @@ def make_rollout(
       for number, slot in enumerate(members):
         said[slot], read[slot] = logits[:, number], reading
     caches = []
-    for members, streams in itertools.chain(*make_readers(params)):
+    for members, own in readers:
       reading = read[members[0]]
       if len(members) > 1:
-        slot_of = np.array([members.index(stream.slot) for stream in streams])
+        slot_of = np.array([members.index(stream.slot) for stream in own])
         reading = _of_prompts(reading, size, lambda leaf, of=slot_of: leaf[:, of])
-      caches.append(begin(reading, size * count * len(streams), places))
+      caches.append(begin(reading, size * count * len(own), places))
     blank = Responses(
       tokens=jnp.full((size, rows, length), stop, prompts.tokens.dtype),
       mask=jnp.zeros((size, rows, length), bool),
@@ -154,7 +111,7 @@ def make_rollout(
     logits = [sum(weight * said[slot] for slot, weight in mix.items()) for mix in mixtures]
     logits = jnp.repeat(jnp.stack(logits, axis=1), count, axis=1)
     uniform = jax.random.uniform(jax.random.fold_in(key, 0), (size, rows))
-    drawn = draw(uniform, filtered_if_asked(logits))
+    drawn = draw(uniform, logits, filters)
     return after(loop, real(loop, Drawn(*(x[..., None] for x in drawn)), none + 1))
 
   @partial(jax.jit, static_argnames=('size', 'end', 'least'), donate_argnums=1)
@@ -164,79 +121,22 @@ def make_rollout(
     Caches have `end` - 1 places, and are full when a live row may lack room for a turn. The last
     few tokens are not worth another program.
     """
-    drafting, checking = readers = make_readers(params)
-    ahead = at_once if checking else 1
-    weights = [
-      trees.of_turns(params, [stream.slot for stream in streams for _ in range(count)])
-      for _, streams in itertools.chain(*readers)
-    ]
-
-    def heard(reader, params, cache, tokens):
-      """Logits of a reader's streams after tokens [b, mixtures, count, k], [b, ., count, k, V]."""
-      own = tokens[:, np.array([stream.mixture for stream in reader.streams])]
-      hidden, cache = decoder.extend(params, own.reshape(-1, own.shape[-1]), cache)
-      return decoder.logits(params, hidden).reshape(*own.shape, -1), cache
-
-    def apart(x):
-      return x.reshape(len(x), len(mixtures), count, *x.shape[2:])
-
-    def draft(now, uniform):
-      """One more token a row by those who draft: what was drawn, and of what logits."""
-      last, caches = now
-      totals, kept = [0.0] * len(mixtures), []
-      for reader, params, cache in zip(drafting, weights[: len(drafting)], caches, strict=True):
-        said, cache = heard(reader, params, cache, apart(last)[..., None])
-        for number, stream in enumerate(reader.streams):
-          totals[stream.mixture] += stream.weight * said[:, number, :, 0]
-        kept.append(cache)
-      logits = jnp.stack(totals, axis=1)
-      drawn = draw(uniform, filtered_if_asked(logits.reshape(*last.shape, -1)))
-      seen = logits[:, checked] if checking else None
-      return (drawn.token.astype(last.dtype), tuple(kept)), (drawn, seen)
-
-    def check(last, caches, drawn, logits, uniform):
-      """Of the drafts of mixtures with other members, what is theirs."""
-      before = jnp.concatenate([last[..., None], drawn.token[..., :-1]], axis=-1)
-      totals = {}
-      for number, i in enumerate(checked):
-        share = mixtures[i][drafters[i]] / _draft_weight(mixtures[i])
-        totals[i] = share * logits[:, number]
-      kept = []
-      for reader, params, cache in zip(checking, weights[len(drafting) :], caches, strict=True):
-        said, cache = heard(reader, params, cache, apart(before))
-        for number, stream in enumerate(reader.streams):
-          totals[stream.mixture] += stream.weight * said[:, number]
-        kept.append(cache)
-      log_target = filtered(jnp.stack([totals[i] for i in checked], axis=1), filters)
-      guesses, chances = (apart(x)[:, checked] for x in (drawn.token, uniform))
-      theirs, right = verified(guesses, filtered(logits, filters), log_target, chances)
-      drawn = jax.tree.map(lambda x, own: apart(x).at[:, checked].set(own), drawn, theirs)
-      whole = jnp.full(drawn.token.shape[:-1], ahead).at[:, checked].set(right)
-      flat = lambda x: x.reshape(len(x), rows, *x.shape[3:])
-      return jax.tree.map(flat, drawn), flat(whole), tuple(kept)
+    each = of(params)
+    weights = streams.weights(each, params)
 
     def step(loop):
-      shape = (size, rows, 2 * ahead + 1 if checking else 1)
+      shape = (size, rows, each.numbers)
       uniform = jax.random.uniform(jax.random.fold_in(key, loop.turn), shape)[loop.which]
-      caches = [
-        cache._replace(length=_of_streams(reader, apart(loop.time - 1)))
-        for reader, cache in zip(itertools.chain(*readers), loop.caches, strict=True)
-      ]
-      own, others = tuple(caches[: len(drafting)]), tuple(caches[len(drafting) :])
-      begun, numbers = (loop.last, own), jnp.moveaxis(uniform[..., :ahead], -1, 0)
-      (_, own), (drawn, logits) = lax.scan(draft, begun, numbers)
-      drawn = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), drawn)
-      real_count = jnp.full(loop.time.shape, ahead)
-      if checking:
-        logits, chances = jnp.moveaxis(logits, 0, -2), uniform[..., ahead:]
-        drawn, real_count, others = check(loop.last, others, drawn, logits, chances)
-      return after(loop, real(loop, drawn, real_count))._replace(caches=own + others)
+      drawn, real_count, caches = streams.next_tokens(
+        decoder, each, filters, weights, loop.caches, loop.last, loop.time - 1, uniform
+      )
+      return after(loop, real(loop, drawn, real_count))._replace(caches=caches)
 
     def live(loop):
       return jnp.sum(~jnp.all(loop.done, axis=1))
 
     def full(loop):
-      return jnp.any(~loop.done & (loop.time + ahead > end)) & (end < length)
+      return jnp.any(~loop.done & (loop.time + each.ahead > end)) & (end < length)
 
     def worthwhile(loop):
       slowest = jnp.min(jnp.where(loop.done, length, loop.time))
@@ -293,11 +193,6 @@ def make_rollout(
   return rollout
 
 
-def drafts() -> int:
-  """How many tokens are drafted before others read them: 1 on a CPU, where every row costs."""
-  return 1 if jax.default_backend() == 'cpu' else DRAFTS
-
-
 def ends_of(length: int) -> list[int]:
   """At how many tokens caches are full: each of them has four times the room of the one before."""
   ends, room = [], PLACES
@@ -311,23 +206,6 @@ def fewest(size: int) -> int:
   """How few live prompts are gone on with on their own, of so many; 0 where that is never done."""
   least = size // 4
   return least if least >= PROMPTS and not sharding.on_mesh() else 0
-
-
-def _drafters(mixtures: Sequence[Mixture]) -> list[str]:
-  """Who drafts each mixture: the heaviest of the members that are read for every token anyway."""
-  alone = {slot for mixture in mixtures if len(mixture) == 1 for slot in mixture}
-  return [max(mixture, key=lambda slot: (slot in alone, mixture[slot])) for mixture in mixtures]
-
-
-def _draft_weight(mixture: Mixture) -> float:
-  """What the drafter's logits weigh: as much as those of all members, or 1 where that is zero."""
-  return sum(mixture.values()) or 1.0
-
-
-def _by_slot(streams: Sequence[Stream]) -> list[Reader]:
-  """A reader a slot."""
-  slots = sorted({stream.slot for stream in streams})
-  return [Reader([slot], [one for one in streams if one.slot == slot]) for slot in slots]
 
 
 def _after(loop: Loop, new: Responses, length: int, stop: int) -> Loop:
@@ -356,11 +234,6 @@ def _real(loop: Loop, drawn: Drawn, count: Int[Array, 'b R'], length: int, stop:
   mask &= ~loop.done[..., None] & (loop.time[..., None] + places < length)
   tokens = jnp.where(mask, drawn.token, stop).astype(loop.last.dtype)
   return Responses(tokens, mask, *(jnp.where(mask, x, 0) for x in drawn[1:]))
-
-
-def _of_streams(reader: Reader, x: Array) -> Array:
-  """What each row of a reader has of x, [b, mixtures, count]."""
-  return x[:, np.array([stream.mixture for stream in reader.streams])].reshape(-1)
 
 
 def _of_prompts(tree, size: int, change: Callable[[Array], Array]):

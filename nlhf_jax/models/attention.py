@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from nlhf_jax.models import sharding
@@ -125,7 +126,11 @@ def fitting(platform: str, query: Array, cap: float | None) -> str:
 
 
 def with_xla(query, key, value, sight, *, scale, cap):
-  """`attend` by its definition, some queries at a time, each time over the keys up to the last."""
+  """`attend` by its definition, some queries at a time, each time over the keys up to the last.
+
+  Means are divided by the sums of their weights, and not the weights before: of what has a value for
+  every query and key, backward passes read less.
+  """
   rows, length, heads, size = query.shape
   groups = key.shape[2]
   query = jnp.moveaxis(query.reshape(rows, length, groups, heads // groups, size), 1, 3)
@@ -139,13 +144,21 @@ def with_xla(query, key, value, sight, *, scale, cap):
       preferred_element_type=jnp.float32,
     )
     visible = sight.visible[:, None, None, start:stop, :stop]
-    weights = jax.nn.softmax(jnp.where(visible, capped(scale * logits, cap), LEAST), axis=-1)
-    return jnp.einsum('ngrts,ngsc->ngrtc', weights.astype(value.dtype), value[:, :, :stop])
+    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
+    top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits - top)
+    mixed = jnp.einsum(
+      'ngrts,ngsc->ngrtc',
+      weights.astype(value.dtype),
+      value[:, :, :stop],
+      preferred_element_type=jnp.float32,
+    )
+    return mixed / jnp.sum(weights, axis=-1, keepdims=True)
 
   count = min(max(length // QUERIES, 1), 4)
   ends = [length * number // count for number in range(count + 1)]
   mixed = jnp.concatenate([of_block(*ends[n : n + 2]) for n in range(count)], axis=3)
-  return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size)
+  return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size).astype(value.dtype)
 
 
 def with_cudnn(query, key, value, sight, *, scale, cap):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import programs, sampling
+from nlhf_jax import programs, streams
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.policies import log_probs
@@ -65,7 +65,7 @@ def test_rollout_reports_the_probabilities_of_a_full_recompute(
 ):
   opposite, beyond = {'policy': 0.2, 'reference': 0.8}, {'policy': 1.5, 'reference': -0.5}
   mixtures = [POLICY, MIXTURE, opposite, beyond] if drafts == 1 else [MIXTURE, opposite, beyond]
-  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
+  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
   rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
   sampled = rollout(params, prompts, jax.random.key(3))
   for mixture, responses in zip(mixtures, sampled, strict=True):
@@ -138,7 +138,7 @@ def many(decoder):
 def test_prompts_that_are_done_are_left_behind_and_caches_grow(
   counted, many, params, drafts, monkeypatch
 ):
-  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
+  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from nlhf_jax import drawing, sampling
+from nlhf_jax import drawing, sampling, streams
 from nlhf_jax.models.transformer import Decoder, Reading
 from nlhf_jax.structs import Prompts
 
@@ -84,7 +84,7 @@ def test_filters_keep_the_likeliest_tokens(name):
 def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(
   name, drafts, monkeypatch
 ):
-  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
+  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
   tables = random_tables()
   mixtures = [{'policy': 0.3, 'reference': 0.7}, {'policy': 1.0}, {'reference': 1.0}]
   symbols, length = 5, 3
@@ -121,7 +121,7 @@ def test_one_step_at_a_time_is_not_the_mixture_of_sequences(drafts, monkeypatch)
     slot: np.pad(table[[1, 2, 0]], ((0, 0), (0, 1)), constant_values=-np.inf)
     for slot, table in exact.TWO_TOKENS.items()
   }
-  monkeypatch.setattr(sampling, 'drafts', lambda: drafts)
+  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
   (responses,) = sample(tables, [HALF])
   assert responses.mask.all()
   np.testing.assert_allclose(responses.log_probs.sum(1), np.log(0.25), atol=1e-6)

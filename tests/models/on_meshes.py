@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nlhf_jax import policies, sampling, trees
+from nlhf_jax import policies, sampling, streams, trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.lora import Lora
@@ -72,7 +72,7 @@ def learn(mesh, adapter=None):
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
       sampling.PLACES = 2  # so that caches grow
-      sampling.drafts = lambda: 2
+      streams.drafts = lambda: 2
       rollout = sampling.make_rollout(
         decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1
       )

@@ -128,8 +128,8 @@ def fitting(platform: str, query: Array, cap: float | None) -> str:
 def with_xla(query, key, value, sight, *, scale, cap):
   """`attend` by its definition, some queries at a time, each time over the keys up to the last.
 
-  Means are divided by the sums of their weights, and not the weights before: of what has a value for
-  every query and key, backward passes read less.
+  Means are divided by the sums of their weights, and not the weights before: a backward pass goes
+  over all queries and keys once less.
   """
   rows, length, heads, size = query.shape
   groups = key.shape[2]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import programs, streams
+from nlhf_jax import programs, sampling, streams
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.policies import log_probs

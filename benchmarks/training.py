@@ -116,7 +116,7 @@ class Settings(NamedTuple):
   share: float = 0.125  # of the reference in the mixture
   tau: float = 0.1
   compute: str = 'float32'
-  runs: int = 7
+  runs: int = 5
   threads: int = os.cpu_count() or 1
 
 

@@ -22,7 +22,7 @@ def get_config(source='file'):
   # a file of responses.
   config.players = ''
   # What is responded to; without a path AlpacaEval's instructions, if its reference is given, else
-  # the prompts of the first file of responses.
+  # the prompts of the first file of responses; none, if MT-Bench or the harness is all there is.
   config.prompts = ConfigDict(dict(path='', form='prompts', split='', skip_bad=False))
   config.tournament.update(
     batch=64,

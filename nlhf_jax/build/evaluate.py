@@ -14,24 +14,21 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import hub, records
 from nlhf_jax.build import language, rules
-from nlhf_jax.build.judges import GIVEN, Outside, make_endpoint
+from nlhf_jax.build.judges import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.data import readings, tokenizers
 from nlhf_jax.drawing import Filters
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_judge, outputs
 from nlhf_jax.evaluation.length_control import Anchors
-from nlhf_jax.evaluation.mt_bench_judge import Ask, Bench
+from nlhf_jax.evaluation.mt_bench_judge import Bench
 from nlhf_jax.evaluation.outputs import Filed
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
-from nlhf_jax.preferences.remote import make_speak
+from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.structs import Params
-from nlhf_jax.training import interrupts
 
 FIELD = 'config.players'
-# How MT-Bench's judge is sampled.
-SPEAKING = {'temperature': 0.0, 'max_tokens': 2048}
 
 
 class Pretrained(NamedTuple):
@@ -63,11 +60,11 @@ class AlpacaEval(NamedTuple):
 
 
 class MtBench(NamedTuple):
-  """What is asked, who judges it, and whether answers are graded or compared."""
+  """What is asked, who judges it, and whether answers are graded, `single`, or compared, `pair`."""
 
   bench: Bench
   judge: str
-  make_ask: Callable[[], Ask]
+  make_judge: Callable[[], Speaker]
   mode: str
 
 
@@ -81,8 +78,9 @@ class Harness(NamedTuple):
 class Experiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
-  `prompts` are those that all files of responses respond to; `panel` has, for each judge, a digest
-  of what determines its word; `trained` is the experiment whose judges are in it, if there are any.
+  `prompts` are those that all files of responses respond to; without any there is no tournament.
+  `panel` has, for each judge, a digest of what determines its word; `trained` is the experiment
+  whose judges are in it, if there are any.
   """
 
   name: str
@@ -121,13 +119,14 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     raise UserError(
       f'config.tournament.settle={section.settle} needs two players in {FIELD}; leave it at 0.'
     )
-  panel = make_panel(config)
+  prompts = first_of(make_prompts(config, players, alpaca), section.prompts)
+  panel = make_panel(config) if prompts else []
   trained = make_trained(config, panel, name, folder)
   return Experiment(
     name=name,
     seed=config.seed,
     players=players,
-    prompts=first_of(make_prompts(config, players, alpaca), section.prompts),
+    prompts=prompts,
     panel={judge: judge_digest(config, judge, trained) for judge in panel},
     trained=trained,
     given={
@@ -244,7 +243,8 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
   family, sizes = architectures.read(folder)
-  decoder, tokenizer = make_decoder(sizes, make_numerics(config.model)), tokenizers.load(name)
+  decoder = make_decoder(sizes, make_numerics(config.model))
+  tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
     raise UserError(
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
@@ -260,21 +260,26 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
 def make_prompts(
   config: ConfigDict, players: Mapping[str, Player], alpaca: AlpacaEval | None
 ) -> list[str]:
-  """The prompts that all files of responses have in common, each once.
+  """The prompts that all files of responses have in common, each once; none for benchmarks alone.
 
   Raises:
     UserError: if there is no source of prompts, none is left, or one is a conversation.
   """
-  filed = [player for player in players.values() if isinstance(player, Filed)]
+  filed = {name: player for name, player in players.items() if isinstance(player, Filed)}
   section = config.prompts
   if section.path:
     prompts = read_prompts(section)
   elif alpaca:
     prompts = [row['instruction'] for row in alpaca.references]
   elif filed:
-    prompts = list(filed[0].responses)
+    prompts = list(next(iter(filed.values())).responses)
+  elif not config.judges and (config.mt_bench.questions or config.harness.tasks):
+    return []
   else:
-    raise UserError('config.prompts.path is empty; say what the players are to respond to.')
+    raise UserError(
+      'config.prompts.path is empty; say what the players are to respond to, or leave '
+      'config.judges empty and name a benchmark, by config.mt_bench or config.harness.'
+    )
   talk = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
   if talk:
     raise UserError(
@@ -282,11 +287,24 @@ def make_prompts(
       'MT-Bench has those here, leave them out.'
     )
   prompts = list(dict.fromkeys(prompts))
-  common = [prompt for prompt in prompts if all(prompt in one.responses for one in filed)]
+  lacking = {
+    name: [prompt for prompt in prompts if prompt not in one.responses]
+    for name, one in filed.items()
+  }
+  said = [
+    f"'{name}' has no response to {len(missing)} of {len(prompts)}, as {missing[0]!r:.80}"
+    for name, missing in lacking.items()
+    if missing
+  ]
+  left_out = set().union(*lacking.values())
+  common = [prompt for prompt in prompts if prompt not in left_out]
   if not common:
-    raise UserError(f'{FIELD}: there is no prompt that all files respond to; are they of one set?')
-  if len(common) < len(prompts):
-    print(f'{len(common)} of {len(prompts)} prompts have a response in every file; they are used.')
+    raise UserError(
+      f'{FIELD}: there is no prompt that all files respond to ({"; ".join(said)}); are they of one '
+      'set?'
+    )
+  if said:
+    print(f'{len(common)} prompts have a response in every file, and are used; {"; ".join(said)}.')
   return common
 
 
@@ -345,9 +363,9 @@ def make_mt_bench(
     mt_bench.read_answers(section.references),
     mt_bench_judge.read_prompts(section.judge_prompts),
   )
-  endpoint = make_endpoint(config, folder)
-  make_ask = functools.partial(make_speak, endpoint, SPEAKING, interrupts.requested)
-  return MtBench(bench, endpoint.model, make_ask, section.mode)
+  must_name(config)
+  make_judge = functools.partial(make_speaker, config, folder)
+  return MtBench(bench, config.remote.model, make_judge, section.mode)
 
 
 def must_answer(field: str, players: Mapping[str, Player], least: int) -> None:

@@ -8,35 +8,35 @@ from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
-from scipy.special import expit
 
 from nlhf_jax import hub
 from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Numerics
-from nlhf_jax.preferences import judges, templates
+from nlhf_jax.preferences import judges, remote, templates
 from nlhf_jax.preferences.endpoint import Endpoint, check_address
-from nlhf_jax.preferences.judges import Ask, Judge, Preference
-from nlhf_jax.preferences.remote import make_remote
+from nlhf_jax.preferences.judges import Both, Judge, Preference
+from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.preferences.templates import Template
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
 PAIRRM = 'config.pairrm.hf'
+SPEAKING = {'temperature': 0.0, 'max_tokens': 2048}  # how MT-Bench's judge is sampled
 ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that change no answer
 
 
 class Outside(NamedTuple):
   """A judge of texts from outside: who that is, and its word.
 
-  `read(prompts, left, right)` is its P(left > right), the left shown first, `ask` its word in both
-  orders, `of_tokens(tokenizer)` the same judge of responses that are tokens, and `counts` what has
-  happened to it in this process so far.
+  `read(prompts, left, right)` is its P(left > right), the left shown first, `both` what it makes of
+  both orders, `of_tokens(tokenizer)` the same judge of responses that are tokens, and `counts` what
+  has happened to it in this process so far.
   """
 
   about: str
   read: Preference
-  ask: Ask
+  both: Both
   of_tokens: Callable[[Any], Judge]
   counts: Callable[[], Mapping[str, float]] = dict
 
@@ -64,8 +64,8 @@ def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
-  read = lambda prompts, left, right: expit(score(prompts, left, right))
-  return Outside(section.hf, read, pairrm.make_ask(score), partial(pairrm.of_ranker, score))
+  of_tokens = partial(pairrm.of_ranker, score)
+  return Outside(section.hf, pairrm.make_preference(score), pairrm.both_orders, of_tokens)
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
@@ -90,25 +90,37 @@ def pairrm_settings(config: ConfigDict) -> object:
   return [fingerprint(config.pairrm.hf, PAIRRM), config.pairrm.compute]
 
 
-def make_asked(config: ConfigDict, folder: Path) -> Outside:
+def make_remote_judge(config: ConfigDict, folder: Path) -> Outside:
   """The judge of the section `remote`."""
   section = config.remote
-  prices = (section.prices.prompt, section.prices.response)
-  remote = make_remote(
+  judge = remote.make_remote(
     make_endpoint(config, folder),
     make_template(config),
     sampling=json.loads(section.request),
     tolerated=section.tolerated,
-    prices=prices if any(prices) else None,
+    prices=prices_of(config),
     stop=interrupts.requested,
   )
   return Outside(
     f'{section.model} at {section.url}',
-    remote.preference,
-    judges.make_ask(remote.preference),
-    partial(judges.of_texts, remote.preference),
-    remote.counts,
+    judge.preference,
+    judges.mean,
+    partial(judges.of_texts, judge.preference),
+    judge.counts,
   )
+
+
+def prices_of(config: ConfigDict) -> tuple[float, float] | None:
+  """What a million tokens cost, of prompts and of responses, if anything."""
+  found = (config.remote.prices.prompt, config.remote.prices.response)
+  return found if any(found) else None
+
+
+def make_speaker(config: ConfigDict, folder: Path) -> Speaker:
+  """Whom the section `remote` names, as MT-Bench asks."""
+  sampling = remote.changed(SPEAKING, json.loads(config.remote.request))
+  endpoint = make_endpoint(config, folder)
+  return remote.make_speaker(endpoint, sampling, prices_of(config), interrupts.requested)
 
 
 def make_endpoint(config: ConfigDict, folder: Path) -> Endpoint:
@@ -139,7 +151,7 @@ def make_template(config: ConfigDict) -> Template:
   return templates.mt_bench(Path(section.judge_prompts), section.template)
 
 
-def asked_settings(config: ConfigDict) -> object:
+def remote_settings(config: ConfigDict) -> object:
   """Whom, and how."""
   template = make_template(config)
   must_name(config)
@@ -151,5 +163,5 @@ def asked_settings(config: ConfigDict) -> object:
 
 GIVEN = {
   'pairrm': Given(make_pairrm, pairrm_settings),
-  'remote': Given(make_asked, asked_settings),
+  'remote': Given(make_remote_judge, remote_settings),
 }

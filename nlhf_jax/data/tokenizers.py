@@ -96,7 +96,7 @@ def _own(model) -> PreTrainedTokenizerFast:
   )
 
 
-def load(name: str) -> PreTrainedTokenizerFast:
+def load(name: str, field: str = 'config.model.hf') -> PreTrainedTokenizerFast:
   """The tokenizer of a pretrained model, from a folder or by its name on the Hugging Face hub.
 
   Its `eos_token` becomes the stop token: what its chat template writes after an answer, or without
@@ -105,16 +105,17 @@ def load(name: str) -> PreTrainedTokenizerFast:
 
   Args:
     name: a folder that holds `tokenizer.json`, or `vocab.json` and `merges.txt`; or `OWNER/MODEL`.
+    field: of the config, that has the name.
 
   Raises:
     UserError: if there is no such tokenizer, its files or its template cannot be used, it has no
       end-of-sequence token, or it reads special tokens in plain text.
   """
-  folder = hub.locate(name)
-  tokenizer = _loaded(name, folder)
+  folder, said = hub.locate(name, field=field), f"{field}='{name}'"
+  tokenizer = _loaded(said, folder)
   if tokenizer.eos_token is None:
     raise UserError(
-      f"config.model.hf='{name}': its tokenizer has no end-of-sequence token; name it as "
+      f'{said}: its tokenizer has no end-of-sequence token; name it as '
       f"'eos_token' in {folder / 'tokenizer_config.json'}."
     )
   if tokenizer.pad_token is None:
@@ -122,27 +123,25 @@ def load(name: str) -> PreTrainedTokenizerFast:
   try:
     _settle(tokenizer)
   except Problem as problem:
-    raise UserError(
-      f"config.model.hf='{name}': {problem}; correct 'chat_template' in its files."
-    ) from None
+    raise UserError(f"{said}: {problem}; correct 'chat_template' in its files.") from None
   if tokenizer.sep_token is None:
     tokenizer.sep_token = tokenizer.eos_token
-  _must_keep_apart(name, tokenizer)
+  _must_keep_apart(said, tokenizer)
   return tokenizer
 
 
-def _loaded(name, folder) -> PreTrainedTokenizerFast:
+def _loaded(said, folder) -> PreTrainedTokenizerFast:
   has = lambda *files: all((folder / file).is_file() for file in files)
   if not (has('tokenizer.json') or has('vocab.json', 'merges.txt')):
     raise UserError(
-      f"config.model.hf='{name}' holds no tokenizer; put the model's tokenizer.json there, or its "
+      f"{said} holds no tokenizer; put the model's tokenizer.json there, or its "
       'vocab.json and merges.txt.'
     )
   try:
     settings = folder / 'tokenizer_config.json'
     if settings.exists() and 'auto_map' in json.loads(settings.read_bytes()):
       raise UserError(
-        f"config.model.hf='{name}': its tokenizer is code of its own ('auto_map' in {settings}), "
+        f"{said}: its tokenizer is code of its own ('auto_map' in {settings}), "
         'which is not run here; choose a model whose tokenizer transformers has.'
       )
     from transformers import AutoTokenizer  # with it comes PyTorch, if there is one: seconds
@@ -154,12 +153,11 @@ def _loaded(name, folder) -> PreTrainedTokenizerFast:
     raise
   except Exception as error:  # whatever the code that the files lead to trips over
     raise UserError(
-      f"config.model.hf='{name}': its tokenizer cannot be read ({first_line(error)}); download "
-      'the files again.'
+      f'{said}: its tokenizer cannot be read ({first_line(error)}); download the files again.'
     ) from None
   if not isinstance(tokenizer, PreTrainedTokenizerFast):
     raise UserError(
-      f"config.model.hf='{name}': its tokenizer is a {type(tokenizer).__name__}, which cannot be "
+      f'{said}: its tokenizer is a {type(tokenizer).__name__}, which cannot be '
       "used; choose a model with a tokenizer.json that 'tokenizers' reads."
     )
   return tokenizer
@@ -188,14 +186,14 @@ def _settle(tokenizer) -> None:
     tokenizer.eos_token = found[0]
 
 
-def _must_keep_apart(name, tokenizer) -> None:
+def _must_keep_apart(said, tokenizer) -> None:
   """Refuses a vocabulary in which special tokens are pieces of text like others."""
   codec = _codec(tokenizer)
   tokens = [token for token in codec.ids if token != tokenizer.unk_token]
   for token, row in zip(tokens, _encode(codec, tokens), strict=True):
     if codec.ids[token] in row:
       raise UserError(
-        f"config.model.hf='{name}': its tokenizer takes the text '{token}' for the special token; "
+        f"{said}: its tokenizer takes the text '{token}' for the special token; "
         'choose another model, for anyone could write this in a prompt.'
       )
 

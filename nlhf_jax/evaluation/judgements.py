@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nlhf_jax import records
-from nlhf_jax.preferences.judges import Preference
+from nlhf_jax.preferences.judges import Both, Preference, mean
 
 AT_ONCE = 256  # questions between two writes
 
@@ -99,9 +99,9 @@ def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str
   return found
 
 
-def in_both_orders(shown: np.ndarray) -> np.ndarray:
-  """P(row beats column), the mean over the orders: (P_ij + 1 - P_ji) / 2."""
-  return 0.5 + (shown - shown.swapaxes(-1, -2)) / 2  # exactly 1 with its mirror image
+def in_both_orders(shown: np.ndarray, both: Both = mean) -> np.ndarray:
+  """P(row beats column), what the judge makes of both orders."""
+  return both(shown, shown.swapaxes(-1, -2))
 
 
 def orders(shown: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,7 @@ Here are answers and figures; `mt_bench_judge` has what lies between. Left out a
 FastChat's `question.jsonl`.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,6 +112,13 @@ def read_pairs(path: str | Path) -> list[dict]:
   return rows
 
 
+def failed(judgement: Mapping) -> bool:
+  """Whether a row of `read_scores` or of `read_pairs` says nothing that can be understood."""
+  if 'score' in judgement:
+    return judgement['score'] == FAILED
+  return 'error' in (judgement['g1_winner'], judgement['g2_winner'])
+
+
 def write(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes answers, to a file called by the policy's name, or judgements; by question."""
   files.write_lines(path, sorted(rows, key=lambda row: row['question_id']))
@@ -169,7 +177,7 @@ def _converse(respond, asked, temperature, seed) -> list[list[str]]:
 
 
 def summarise(judgements: Sequence[Mapping], questions: Sequence[Mapping]) -> dict[str, dict]:
-  """Mean scores of each policy, best first, over the judgements that have one.
+  """Mean scores of each policy, best first, over the judgements that have one; nan without any.
 
   Args:
     judgements: rows of `read_scores`; all of them count, however many a question has.
@@ -189,22 +197,27 @@ def summarise(judgements: Sequence[Mapping], questions: Sequence[Mapping]) -> di
   found = {}
   for policy in dict.fromkeys(row['model'] for row in judgements):
     rows = [row for row in judgements if row['model'] == policy]
-    judged = [row for row in rows if row['score'] != FAILED]
-    if judged:
-      in_category = lambda row: category[row['question_id']]
-      turns = _grouped(judged, lambda row: row['turn'])
-      found[policy] = {
-        'average': _mean(judged),
-        'turns': {turn: _mean(of_turn) for turn, of_turn in turns.items()},
-        'categories': {name: _mean(some) for name, some in _grouped(judged, in_category).items()},
-        'categories_of_turns': {
-          turn: {name: _mean(some) for name, some in _grouped(of_turn, in_category).items()}
-          for turn, of_turn in turns.items()
-        },
-        'judged': len(judged),
-        'failed': len(rows) - len(judged),
-      }
-  return dict(sorted(found.items(), key=lambda item: -item[1]['average']))
+    judged = [row for row in rows if not failed(row)]
+    in_category = lambda row: category[row['question_id']]
+    turns = _grouped(judged, lambda row: row['turn'])
+    found[policy] = {
+      'average': _mean(judged) if judged else math.nan,
+      'turns': {turn: _mean(of_turn) for turn, of_turn in turns.items()},
+      'categories': {name: _mean(some) for name, some in _grouped(judged, in_category).items()},
+      'categories_of_turns': {
+        turn: {name: _mean(some) for name, some in _grouped(of_turn, in_category).items()}
+        for turn, of_turn in turns.items()
+      },
+      'judged': len(judged),
+      'failed': len(rows) - len(judged),
+    }
+  return _best_first(found, 'average')
+
+
+def _best_first(found, by) -> dict[str, dict]:
+  """Those that have a figure come before those that have none."""
+  place = lambda item: (math.isnan(item[1][by]), -item[1][by])
+  return dict(sorted(found.items(), key=place))
 
 
 def _grouped(rows, key) -> dict:
@@ -222,30 +235,31 @@ def count_wins(judgements: Sequence[Mapping], baseline: str | None = None) -> di
   """Wins of each policy in pairwise mode, best first; a win in one order only is a tie.
 
   Args:
-    judgements: rows of `read_pairs`; those with an error in either order are left out.
+    judgements: rows of `read_pairs`; those with an error in either order are only `failed`.
     baseline: only pairs with this policy count, and it is left out itself.
 
   Returns:
-    policy -> `win`, `loss`, `tie`, their rates `win_rate` and `loss_rate`, and
-    `win_rate_adjusted`, where a tie is half a win.
+    policy -> `win`, `loss`, `tie`, `failed`, rates `win_rate` and `loss_rate` of the first three,
+    and `win_rate_adjusted`, where a tie is half a win; nan where all failed.
   """
   counts: dict[str, dict[str, int]] = {}
   for row in judgements:
     winners, pair = {row['g1_winner'], row['g2_winner']}, (row['model_1'], row['model_2'])
-    if 'error' in winners or (baseline is not None and baseline not in pair):
+    if baseline is not None and baseline not in pair:
       continue
     winner = row[winners.pop()] if len(winners) == 1 and winners <= set(SWAPPED) else None
     for policy in pair:
       outcome = 'tie' if winner is None else 'win' if policy == winner else 'loss'
-      counts.setdefault(policy, {'win': 0, 'loss': 0, 'tie': 0})[outcome] += 1
+      none = {'win': 0, 'loss': 0, 'tie': 0, 'failed': 0}
+      counts.setdefault(policy, none)['failed' if failed(row) else outcome] += 1
   found = {}
   for policy, count in counts.items():
     if policy != baseline:
-      total = sum(count.values())
+      total = count['win'] + count['loss'] + count['tie'] or math.nan
       found[policy] = {
         **count,
         'win_rate': count['win'] / total,
         'loss_rate': count['loss'] / total,
         'win_rate_adjusted': (count['win'] + count['tie'] / 2) / total,
       }
-  return dict(sorted(found.items(), key=lambda item: -item[1]['win_rate_adjusted']))
+  return _best_first(found, 'win_rate_adjusted')

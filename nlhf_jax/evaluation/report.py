@@ -9,7 +9,7 @@ from typing import Any
 
 from nlhf_jax import records
 
-SAMPLES = 200
+BYTES = 5_000_000  # of samples on a page; browsers search that many between two keystrokes
 POINTS = 400
 
 
@@ -18,11 +18,11 @@ def render(
   metrics: Sequence[Mapping[str, Any]],
   samples: Sequence[Mapping[str, Any]],
 ) -> str:
-  """The page as HTML, holding the first `SAMPLES` samples and thinned learning curves."""
+  """The page as HTML, holding thinned learning curves and the first `BYTES` of samples."""
   content = {
     'results': results,
     'curves': _curves(metrics),
-    'samples': samples[:SAMPLES],
+    'samples': _first(samples),
     'samples_total': len(samples),
   }
   text = json.dumps(records.plain(content), allow_nan=False, separators=(',', ':'))
@@ -43,6 +43,17 @@ def write(
   """Writes the page to `path`."""
   with records.whole(Path(path)) as draft:
     draft.write_text(render(results, metrics, samples), encoding='utf-8')
+
+
+def _first(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """As many as there is room for, at least one."""
+  kept, size = [], 0
+  for sample in map(records.plain, samples):
+    size += len(json.dumps(sample, separators=(',', ':')))
+    if kept and size > BYTES:
+      break
+    kept.append(sample)
+  return kept
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

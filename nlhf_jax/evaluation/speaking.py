@@ -56,15 +56,14 @@ def make_respond(
   def respond(conversations, temperature, seed):
     # One question alone is what tokenizers without a chat template know.
     asked = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
-    try:
-      rows = tokenizers.prompt_ids(tokenizer, asked)
-    except Problem as problem:
-      raise UserError(f'{problem}; choose a policy whose tokenizer has one.') from None
+    rows = written(tokenizer, asked)
     most = max(map(len, rows))
     if most + length > longest:
+      of = next(one for one, row in zip(conversations, rows, strict=True) if len(row) == most)
       raise UserError(
         f'a conversation of {most} tokens and a response of {length} are more than the {longest} '
-        'that the policy has positions for; ask for shorter responses, or leave it out.'
+        f'that the policy has positions for ({told(of)}); ask for shorter responses, or leave it '
+        'out.'
       )
     width = max(SHORTEST, 1 << (most - 1).bit_length())
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
@@ -73,7 +72,40 @@ def make_respond(
     def of_chunk(chunk, number):
       return rollout({'policy': params}, chunk, jax.random.fold_in(key, number))[0]
 
-    responses = map_chunks(of_chunk, prompts, batch)
+    try:
+      responses = map_chunks(of_chunk, prompts, batch)
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      raise UserError(
+        f'there is no memory for {min(batch, len(rows))} conversations of up to {width} tokens and '
+        f'responses of {length} at once ({told(conversations[0])}); take a smaller batch, or '
+        'shorter responses.'
+      ) from None
     return tokenizers.texts(tokenizer, responses.tokens, responses.mask)
 
   return respond
+
+
+def written(tokenizer, asked: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
+  """Token ids of each conversation, or question.
+
+  Raises:
+    UserError: if the tokenizer's chat template cannot write one; it is named.
+  """
+  try:
+    return tokenizers.prompt_ids(tokenizer, asked)
+  except Problem as problem:
+    if len(asked) > 1:
+      for one in asked:
+        written(tokenizer, [one])
+    raise UserError(
+      f'{problem} ({told(asked[0])}); choose a policy whose tokenizer has one that can, or leave '
+      'it out.'
+    ) from None
+
+
+def told(conversation: str | Sequence[Mapping[str, str]]) -> str:
+  """How a conversation ends, for a sentence."""
+  last = conversation if isinstance(conversation, str) else conversation[-1]['content']
+  return f'the one that ends with {last[-60:]!r}'

@@ -4,9 +4,11 @@ A table is `title`, `note`, `columns`, and `rows` that begin with a player's nam
 """
 
 import csv
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nlhf_jax import records
 from nlhf_jax.build.evaluate import AlpacaEval, Experiment, Filed, digest
@@ -14,6 +16,8 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
 from nlhf_jax.experiments.players import Load, key_of, of_player
+from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.training import interrupts
 
 LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
 
@@ -108,14 +112,14 @@ def answers_of(name: str, workdir: Path) -> Path:
   return workdir / 'mt_bench' / 'model_answer' / f'{name}.jsonl'
 
 
-def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
+def judge_answers(experiment: Experiment, judge: Speaker | None, workdir: Path) -> list[dict]:
   """MT-Bench's judgements of all answers, in FastChat's files; the radar plot of those graded.
 
   Raises:
     UserError: if the judge cannot be asked, or says nothing of use.
   """
   setting = experiment.mt_bench
-  if setting is None:
+  if setting is None or judge is None:
     return []
   folder = workdir / 'mt_bench'
   answers = {
@@ -123,20 +127,19 @@ def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
     for name, player in experiment.players.items()
     if not isinstance(player, Filed)
   }
-  ask = setting.make_ask()
   mt_bench.write(folder / 'question.jsonl', setting.bench.questions)
   judge_of = mt_bench_judge.grade if setting.mode == 'single' else mt_bench_judge.compare
-  rows = judge_of(ask, setting.bench, answers, setting.judge)
-  judge = setting.judge.replace('/', '__')
-  mt_bench.write(folder / 'model_judgment' / f'{judge}_{setting.mode}.jsonl', rows)
+  rows = judge_of(judge.speak, setting.bench, answers, setting.judge)
+  path = folder / 'model_judgment' / f'{setting.judge.replace("/", "__")}_{setting.mode}.jsonl'
+  mt_bench.write(path, rows)
+  if all(map(mt_bench.failed, rows)):
+    raise UserError(
+      f"the judge '{setting.judge}' gave no verdict that can be read; what it said is in {path}."
+    )
   title = f'MT-Bench, judged by {setting.judge}'
   if setting.mode == 'pair':
     return [of_pairs(title, mt_bench.count_wins(rows))]
   scores = mt_bench.summarise(rows, setting.bench.questions)
-  if not scores:
-    raise UserError(
-      f"the judge '{setting.judge}' graded no answer; see its judgements in {folder}."
-    )
   categories = {name: of_player['categories'] for name, of_player in scores.items()}
   if len({frozenset(found) for found in categories.values()}) == 1 and all(
     len(found) > 2 for found in categories.values()
@@ -148,10 +151,11 @@ def judge_answers(experiment: Experiment, workdir: Path) -> list[dict]:
 
 def of_pairs(title: str, wins: Mapping[str, Mapping]) -> dict:
   """The table of pairwise mode."""
-  columns = ('win', 'tie', 'loss', 'win_rate_adjusted')
+  columns = ('win', 'tie', 'loss', 'win_rate_adjusted', 'failed')
   return {
     'title': title,
-    'note': 'A win in one order only is a tie, and a tie is half a win.',
+    'note': 'A win in one order only is a tie, and a tie is half a win. Comparisons of which the '
+    'judge says nothing that can be read failed, and count for nobody.',
     'columns': list(columns),
     'rows': [[name, *(row[column] for column in columns)] for name, row in wins.items()],
   }
@@ -164,7 +168,7 @@ def of_scores(title: str, scores: Mapping[str, Mapping]) -> dict:
   none = float('nan')
   return {
     'title': title,
-    'note': 'Mean scores out of 10.',
+    'note': 'Mean scores out of 10; grades that cannot be read failed, and are in no mean.',
     'columns': ['average', *(f'turn {turn}' for turn in turns), *names, 'failed'],
     'rows': [
       [
@@ -179,15 +183,14 @@ def of_scores(title: str, scores: Mapping[str, Mapping]) -> dict:
   }
 
 
-def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dict[str, dict]:
-  """What the lm-evaluation-harness says of a player, by its name; nothing if it is not asked for.
+def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
+  """Who knows the tasks of the lm-evaluation-harness, and its pieces; none if not asked for.
 
   Raises:
     UserError: if the harness is not installed, or has no such task.
   """
-  setting = experiment.harness
-  if setting is None:
-    return {}
+  if experiment.harness is None:
+    return None, ()
   try:
     # With it comes PyTorch, if there is one: seconds.
     from nlhf_jax.evaluation import lm_harness
@@ -196,13 +199,29 @@ def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dic
       f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
       "'nlhf-jax[harness]'."
     ) from None
+  return lm_harness.find(experiment.harness.tasks)
 
-  path = workdir / 'harness' / f'{name}.json'
-  asked = digest([key_of(experiment, experiment.players[name]), list(setting)])
-  kept = records.read_json(path) if path.exists() else {}
-  if kept.get('asked') != asked:
+
+def harness(
+  experiment: Experiment, tasks: tuple[Any, Sequence[Any]], name: str, load: Load, workdir: Path
+) -> dict[str, dict]:
+  """What the lm-evaluation-harness says of a player, by its name; nothing if it is not asked for.
+
+  Each piece of the tasks is kept, in a file of its own, as soon as it is finished.
+
+  Raises:
+    UserError: if one cannot be run, or two have tasks in common.
+    Interrupted: if the user asked to stop; what is finished is kept.
+  """
+  manager, pieces = tasks
+  if not pieces:
+    return {}
+  from nlhf_jax.evaluation import lm_harness
+
+  @functools.cache
+  def policy():
     model = load()
-    policy = lm_harness.Policy(
+    return lm_harness.Policy(
       model.decoder,
       model.params,
       model.tokenizer,
@@ -210,10 +229,21 @@ def harness(experiment: Experiment, name: str, load: Load, workdir: Path) -> dic
       name=name,
       batch=experiment.batch,
       seed=experiment.seed,
+      between=lambda: interrupts.check(f'the lm-evaluation-harness with {name}'),
     )
-    kept = {'asked': asked, **lm_harness.evaluate(policy, setting.tasks, setting.limit)}
-    records.write_json(path, kept)
-  return {name: kept}
+
+  outcomes = []
+  for piece in pieces:
+    asked = digest(
+      [key_of(experiment, experiment.players[name]), piece.settings, experiment.harness.limit]
+    )
+    path = workdir / 'harness' / name / f'{Path(piece.name).name}-{asked}.json'
+    if not path.exists():
+      records.write_json(
+        path, lm_harness.evaluate(policy(), manager, piece, experiment.harness.limit)
+      )
+    outcomes.append(records.read_json(path))
+  return {name: lm_harness.merged(outcomes)}
 
 
 def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
@@ -226,7 +256,7 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
   columns = ('metric', 'score', 'error')
   alone = {
     'title': f'lm-evaluation-harness, {first}',
-    'note': 'Errors are standard errors.',
+    'note': 'Errors are standard errors.' + cut_short(before),
     'columns': list(columns),
     'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.scores(before)],
   }
@@ -235,10 +265,20 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
     {
       'title': f'Alignment tax, {name} after {first}',
       'note': 'Scores of the lm-evaluation-harness; errors of the change as if each had answered '
-      'other questions.',
+      'other questions.' + cut_short(after),
       'columns': list(columns),
       'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.tax(before, after)],
     }
     for name, after in others
   ]
   return beside or [alone]
+
+
+def cut_short(outcome: Mapping) -> str:
+  """A sentence, if prompts were longer than what the player reads."""
+  if not outcome['cut']:
+    return ''
+  return (
+    f' {outcome["cut"]} prompts have more tokens than the player reads; the first ones, of '
+    'examples mostly, were cut off.'
+  )

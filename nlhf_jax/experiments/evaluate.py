@@ -4,6 +4,7 @@ What was said and what was judged is kept in the work directory, and not asked f
 """
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,17 +30,20 @@ from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.experiments.players import make_model, respond
 from nlhf_jax.experiments.stages import alone
-from nlhf_jax.preferences.judges import Preference
+from nlhf_jax.preferences.judges import Both, Preference, mean
+from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
 
 class Played(NamedTuple):
   """A tournament as far as it was judged: the numbers of the prompts, in that order, and by each
-  judge P(row beats column) with the row's response shown first, [n, M, M]."""
+  judge P(row beats column), [n, M, M], as `shown` with the row's response first, and what it makes
+  of both orders, `said`."""
 
   rows: Sequence[int]
   shown: Mapping[str, np.ndarray]
+  said: Mapping[str, np.ndarray]
 
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
@@ -58,42 +62,74 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
-  outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
-  with accounted(workdir, outside) as accounts:
-    results, lines = evaluate(experiment, outside, workdir)
+  # What is wrong is said first.
+  outside = {name: make() for name, make in experiment.given.items()}
+  grader = experiment.mt_bench.make_judge() if experiment.mt_bench else None
+  with accounted(workdir, asked_by_anyone(outside, grader)) as accounts:
+    results, lines = evaluate(experiment, outside, grader, workdir)
   results['outside'] = accounts
   publish(workdir, results, lines)
   announce(accounts)
   return results
 
 
+def asked_by_anyone(
+  outside: Mapping[str, Outside], grader: Speaker | None
+) -> dict[str, Outside | Speaker]:
+  """Those to give an account of; the remote judge and that of MT-Bench are one."""
+  if grader is None:
+    return dict(outside)
+  both = [grader, outside['remote']] if 'remote' in outside else [grader]
+  counts = lambda: dict(sum((Counter(one.counts()) for one in both), Counter()))
+  return {**outside, 'remote': grader._replace(counts=counts)}
+
+
 def evaluate(
-  experiment: Experiment, outside: Mapping[str, Outside], workdir: Path
+  experiment: Experiment,
+  outside: Mapping[str, Outside],
+  grader: Speaker | None,
+  workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """What was found, and the records of the tournament."""
   asked = make_asked(experiment, {name: it.read for name, it in outside.items()}, workdir)
+  tasks = benchmarks.find_tasks(experiment)
   responses, harnessed = {}, {}
   for name, player in experiment.players.items():
     # Read when something is left to ask, and one at a time.
     load = (
       None if isinstance(player, Filed) else functools.cache(functools.partial(make_model, player))
     )
-    responses[name] = respond(experiment, name, load, workdir / 'players' / name)
+    if experiment.prompts:
+      responses[name] = respond(experiment, name, load, workdir / 'players' / name)
     if load:
       benchmarks.answer(experiment, name, load, workdir)
-      harnessed |= benchmarks.harness(experiment, name, load, workdir)
-  played = play(experiment, asked, responses)
+      harnessed |= benchmarks.harness(experiment, tasks, name, load, workdir)
+  results, lines = {'policies': list(experiment.players)}, []
+  if experiment.prompts:
+    both = {name: it.both for name, it in outside.items()}
+    results, lines = compete(experiment, asked, both, responses)
+  found = [
+    *benchmarks.alpaca(experiment, asked, responses, workdir),
+    *benchmarks.judge_answers(experiment, grader, workdir),
+    *benchmarks.tax(harnessed),
+  ]
+  return {'name': experiment.name, **results, 'benchmarks': found}, lines
+
+
+def compete(
+  experiment: Experiment,
+  asked: Mapping[str, Ask],
+  both: Mapping[str, Both],
+  responses: Mapping[str, Sequence[str]],
+) -> tuple[dict, list[dict]]:
+  """The tournament's part of the results, and its records."""
+  played = play(experiment, asked, both, responses)
   lines = make_lines(experiment, played, responses)
-  results = {'name': experiment.name, **tournament.summarise(lines)}
+  results = tournament.summarise(lines)
   results['left_out'] = len(played.rows) - len(lines)
   results['orders'] = {judge: judgements.orders(shown) for judge, shown in played.shown.items()}
   if experiment.settle and asked:
     results['settled'] = settle(experiment, results, lines)
-  results['benchmarks'] = [
-    *benchmarks.alpaca(experiment, asked, responses, workdir),
-    *benchmarks.judge_answers(experiment, workdir),
-    *benchmarks.tax(harnessed),
-  ]
   return results, lines
 
 
@@ -140,7 +176,10 @@ def of_trained(experiment: Experiment, stage: str, reference: Params) -> Prefere
 
 
 def play(
-  experiment: Experiment, asked: Mapping[str, Ask], responses: Mapping[str, Sequence[str]]
+  experiment: Experiment,
+  asked: Mapping[str, Ask],
+  both: Mapping[str, Both],
+  responses: Mapping[str, Sequence[str]],
 ) -> Played:
   """Lets every judge compare all pairs in both orders, a batch of prompts at a time.
 
@@ -161,19 +200,26 @@ def play(
       for name, ask in asked.items():
         parts[name].append(judgements.table(ask, prompts, said))
       bar.update(len(rows))
-      if experiment.settle and is_settled(parts, experiment.settle):
+      if experiment.settle and is_settled(said_of(parts, both), experiment.settle):
         done = begin + len(rows)
         break
-  return Played(
-    order[:done].tolist(), {name: np.concatenate(tables) for name, tables in parts.items()}
-  )
+  shown = {name: np.concatenate(tables) for name, tables in parts.items()}
+  return Played(order[:done].tolist(), shown, said_of(parts, both))
 
 
-def is_settled(parts: Mapping[str, Sequence[np.ndarray]], level: float) -> bool:
-  """Whether every pair is, under every judge, by what was shown so far."""
-  tables = np.stack(
-    [judgements.in_both_orders(np.concatenate(shown)) for shown in parts.values()], axis=1
-  )
+def said_of(
+  parts: Mapping[str, Sequence[np.ndarray]], both: Mapping[str, Both]
+) -> dict[str, np.ndarray]:
+  """What each judge makes of both orders, from what was shown so far; most take the mean."""
+  return {
+    name: judgements.in_both_orders(np.concatenate(shown), both.get(name, mean))
+    for name, shown in parts.items()
+  }
+
+
+def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
+  """Whether every pair is, under every judge."""
+  tables = np.stack(list(said.values()), axis=1)
   tables = tables[np.isfinite(tables).all(axis=(1, 2, 3))]
   return len(tables) > 0 and bool(sequential.known(tables, level).all())
 
@@ -182,7 +228,6 @@ def make_lines(
   experiment: Experiment, played: Played, responses: Mapping[str, Sequence[str]]
 ) -> list[dict]:
   """One record a prompt, as a tournament has them; prompts without a verdict are left out."""
-  said = {judge: judgements.in_both_orders(shown) for judge, shown in played.shown.items()}
   lines = []
   for place, row in enumerate(played.rows):
     texts = {name: of_player[row] for name, of_player in responses.items()}
@@ -191,10 +236,10 @@ def make_lines(
         'prompt': experiment.prompts[row],
         'responses': texts,
         'characters': {name: len(text) for name, text in texts.items()},
-        'preferences': {judge: table[place].tolist() for judge, table in said.items()},
+        'preferences': {judge: table[place].tolist() for judge, table in played.said.items()},
       }
     )
-  return heard(lines, list(said.values())) if said else lines
+  return heard(lines, list(played.said.values())) if played.said else lines
 
 
 def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> dict:
@@ -231,8 +276,9 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   records.write(workdir / 'samples.jsonl', lines)
   records.write_json(workdir / 'results.json', results)
   report.write(workdir / 'report.html', results, [], lines)
-  announce_tables(results)
-  for judge, of_judge in results['orders'].items():
+  if lines:
+    announce_tables(results)
+  for judge, of_judge in results.get('orders', {}).items():
     if len(results['policies']) > 1:
       print(
         f'\nThe {judge} judge says the same in both orders for {of_judge["consistency"]:.1%} of '

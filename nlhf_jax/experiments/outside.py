@@ -9,10 +9,11 @@ from nlhf_jax import processes, records
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation import judge_page
+from nlhf_jax.preferences.remote import Speaker
 
 
 @contextlib.contextmanager
-def accounted(workdir: Path, outside: Mapping[str, Outside]) -> Iterator[dict[str, dict]]:
+def accounted(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> Iterator[dict[str, dict]]:
   """Once the block has ended, or was interrupted, what it was given has the judges' accounts."""
   accounts = {}
   try:
@@ -23,7 +24,7 @@ def accounted(workdir: Path, outside: Mapping[str, Outside]) -> Iterator[dict[st
   accounts |= account(workdir, outside)
 
 
-def account(workdir: Path, outside: Mapping[str, Outside]) -> dict[str, dict]:
+def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str, dict]:
   """Name -> `about`, who it is, and `counts` of this run and those before it.
 
   It is kept in `NAME.json` of the work directory, if anything was counted. Called once, when a run

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from nlhf_jax import records
 from nlhf_jax.build.evaluate import Experiment, Filed, Player, Pretrained, digest
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval
 from nlhf_jax.evaluation.mt_bench import Respond
 from nlhf_jax.evaluation.speaking import make_respond
@@ -53,11 +54,14 @@ def key_of(experiment: Experiment, player: Player) -> str:
 def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Respond:
   """A player that is spoken to, batch by batch; conversations of like length come together.
 
+  The longest come first: if memory is short, it shows at once.
+
   What it says is kept in `said.jsonl` of the folder, a line a batch, and it is loaded only if some
   of it is missing.
 
   Raises:
     Interrupted: by the function, between batches, if the user asked to stop.
+    UserError: by the function, of whatever the player cannot respond to.
   """
   path, key = folder / 'said.jsonl', key_of(experiment, experiment.players[name])
   known = {row['asked']: row['texts'] for row in records.read(path)}
@@ -77,7 +81,7 @@ def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Re
 
   def respond(conversations, temperature, seed):
     lengths = [sum(len(turn['content']) for turn in turns) for turns in conversations]
-    order, said = np.argsort(lengths, kind='stable'), [''] * len(lengths)
+    order, said = np.argsort(np.negative(lengths), kind='stable'), [''] * len(lengths)
     with tqdm(total=len(order), desc=name, unit='response', mininterval=0.5) as bar:
       for number, start in enumerate(range(0, len(order), experiment.batch)):
         interrupts.check(f'the responses of {name}')
@@ -87,7 +91,10 @@ def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Re
         if asked not in known:
           # No two batches of a run draw alike, nor those of two seeds.
           entropy = np.random.SeedSequence([experiment.seed, seed, number])
-          known[asked] = made()(batch, temperature, int(entropy.generate_state(1)[0]))
+          try:
+            known[asked] = made()(batch, temperature, int(entropy.generate_state(1)[0]))
+          except UserError as error:
+            raise UserError(f"the player '{name}': {error}") from None
           records.append(path, [{'asked': asked, 'texts': known[asked]}])
         for row, text in zip(rows, known[asked], strict=True):
           said[row] = text

@@ -37,7 +37,7 @@ from nlhf_jax.experiments.judging import (
 )
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
-from nlhf_jax.preferences.judges import Judge, Word
+from nlhf_jax.preferences.judges import Judge, Word, in_both_orders
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
@@ -186,7 +186,8 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
   for start in range(0, len(texts.votes), AT_ONCE):
     interrupts.check('the comparison of judges')
     chunk = slice(start, start + AT_ONCE)
-    parts.append(given.ask(texts.prompts[chunk], texts.left[chunk], texts.right[chunk]))
+    asked = texts.prompts[chunk], texts.left[chunk], texts.right[chunk]
+    parts.append(in_both_orders(given.read, given.both, *asked))
   word = Word(*map(np.concatenate, zip(*parts, strict=True)))
   if np.isnan(word.chance).all():
     raise UserError(f'the {name} judge has no usable verdict on any comparison of {test}.')

@@ -36,7 +36,14 @@ class Word(NamedTuple):
   chance: np.ndarray
 
 
-Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], Word]  # prompts, left, right
+# P(left > right) by a judge that said `ahead`, P(left > right) with the left one shown first, and
+# `behind`, P(right > left) with the right one shown first.
+Both = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def mean(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
+  """The mean of the probabilities; with its mirror image it is exactly 1."""
+  return 0.5 + (ahead - behind) / 2
 
 
 def antisymmetric(one_order: Judge) -> Judge:
@@ -93,14 +100,16 @@ def spelled(
   return asked, ours, ours if right is left else sides(right)
 
 
-def make_ask(preference: Preference) -> Ask:
-  """The word of a judge that reads text, as `of_texts` has it: the mean over the orders."""
-
-  def ask(prompts, left, right):
-    shown, swapped = preference(prompts, left, right), 1 - preference(prompts, right, left)
-    return Word(shown, swapped, (shown + swapped) / 2)
-
-  return ask
+def in_both_orders(
+  preference: Preference,
+  both: Both,
+  prompts: Sequence[str],
+  left: Sequence[str],
+  right: Sequence[str],
+) -> Word:
+  """The word of a judge that reads text."""
+  ahead, behind = preference(prompts, left, right), preference(prompts, right, left)
+  return Word(ahead, 1 - behind, both(ahead, behind))
 
 
 def of_texts(preference: Preference, tokenizer: Any) -> Judge:

@@ -19,7 +19,7 @@ from nlhf_jax import processes
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm import Lengths, Ranker
-from nlhf_jax.preferences.judges import Ask, Judge, Word, spelled
+from nlhf_jax.preferences.judges import Judge, Preference, spelled
 from nlhf_jax.structs import Params
 
 # In the order in which they follow the vocabulary of DeBERTa-v3.
@@ -238,32 +238,43 @@ def max_wins(logits: Float[np.ndarray, '*B K K']) -> Int[np.ndarray, '*B K']:
   return np.sum(logits > 0, axis=-1) + np.sum(logits < 0, axis=-2)
 
 
-def make_ask(score: Score) -> Ask:
-  """The ranker's word on texts; that on both orders is the sigmoid of their mean logit."""
+def payoff(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
+  """P(left > right) - 1/2, the sigmoid of the mean logit of left over right in both orders.
 
-  def ask(prompts, left, right):
-    shown, swapped = score(prompts, left, right), score(prompts, right, left)
-    return Word(*(special.expit(logit) for logit in (shown, -swapped, (shown - swapped) / 2)))
+  Whoever asks the ranker goes by it, in training and in tournaments alike.
 
-  return ask
+  Args:
+    ahead: logits of left over right, the left shown first.
+    behind: logits of right over left, the right shown first.
+  """
+  return np.tanh((ahead - behind) / 4) / 2  # sigmoid(x) - 1/2 = tanh(x/2) / 2
+
+
+def both_orders(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
+  """The same of probabilities: a `judges.Both`."""
+  return 0.5 + payoff(special.logit(ahead), special.logit(behind))
+
+
+def make_preference(score: Score) -> Preference:
+  """The ranker as a judge of texts in one order; in double precision, to find the logit again."""
+  return lambda *asked: special.expit(np.asarray(score(*asked), np.float64))
 
 
 def of_ranker(score: Score, tokenizer: Any) -> Judge:
-  """P(y > y'|x) - 1/2, the sigmoid of the mean logit of both orders.
+  """P(y > y'|x) - 1/2 in both orders, as `payoff` has it.
 
   Args:
     score: from `make_score`.
     tokenizer: of the policy, whose tokens are read as text.
   """
 
-  def payoff(comparison):
+  def judge(comparison):
     prompts, left, right = spelled(comparison, tokenizer)
     if comparison.right is comparison.left:
-      logits = swap_mean(all_pairs(score, prompts, left))
-    else:
-      whole = np.ones((len(left[0]), len(right[0])), bool)
-      swapped = ordered(score, prompts, right, left, whole.T)
-      logits = (ordered(score, prompts, left, right, whole) - swapped.swapaxes(1, 2)) / 2
-    return np.tanh(logits / 2) / 2  # sigmoid - 1/2
+      ahead = all_pairs(score, prompts, left)
+      return payoff(ahead, ahead.swapaxes(1, 2))
+    whole = np.ones((len(left[0]), len(right[0])), bool)
+    behind = ordered(score, prompts, right, left, whole.T)
+    return payoff(ordered(score, prompts, left, right, whole), behind.swapaxes(1, 2))
 
-  return payoff
+  return judge

@@ -73,8 +73,7 @@ def make_remote(
   """
   counts: Counter[str] = Counter()
   ask = make_ask(endpoint, counts)
-  fields = {**template.sampling, **(sampling or {})}
-  fields = {name: value for name, value in fields.items() if value is not None}
+  fields = changed(template.sampling, sampling or {})
   verdict, note_orders = _verdicts(endpoint, template, tolerated, counts), _orders(counts)
   thread = ThreadPoolExecutor(1, 'judge')  # a notebook has a loop of its own in its thread
 
@@ -114,33 +113,46 @@ def make_remote(
   def preference(prompts, left, right):
     return processes.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
 
-  def so_far():
-    if not prices:
-      return dict(counts)
-    tokens = counts['prompt_tokens'], counts['response_tokens']
-    return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
-
-  return Remote(preference, so_far)
+  return Remote(preference, lambda: _priced(counts, prices))
 
 
-def make_speak(
-  endpoint: Endpoint, sampling: Mapping[str, Any], stop: Callable[[], bool] = lambda: False
-) -> Callable[[Sequence[tuple[str, str]]], list[str]]:
-  """A language model that is asked in text: (system prompt, user prompt) of each -> what it says.
+def changed(fields: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of a request, some of them changed; None takes a field away."""
+  return {name: value for name, value in {**fields, **by}.items() if value is not None}
 
-  It says nothing, '', to questions that have no answer after all retries; those are asked again
-  another time.
+
+class Speaker(NamedTuple):
+  """A language model that is asked in text: who it is, what it says, and counts, as of `Remote`.
+
+  `speak` takes (system prompt, user prompt) of each. It says nothing, '', to questions that have no
+  answer after all retries; those are asked again another time.
+  """
+
+  about: str
+  speak: Callable[[Sequence[tuple[str, str]]], list[str]]
+  counts: Callable[[], Mapping[str, float]]
+
+
+def make_speaker(
+  endpoint: Endpoint,
+  sampling: Mapping[str, Any],
+  prices: tuple[float, float] | None = None,
+  stop: Callable[[], bool] = lambda: False,
+) -> Speaker:
+  """A language model behind an endpoint.
 
   Args:
     endpoint: whom.
     sampling: fields of the request.
+    prices: of a million prompt tokens and of a million response tokens.
     stop: whether the user asked to stop.
 
   Raises:
     UserError: see `make_ask`.
-    Interrupted: by the function, if the user asked to stop. Every answer so far is kept.
+    Interrupted: by `speak`, if the user asked to stop. Every answer so far is kept.
   """
-  ask, thread = make_ask(endpoint, Counter()), ThreadPoolExecutor(1, 'judge')
+  counts: Counter[str] = Counter()
+  ask, thread = make_ask(endpoint, counts), ThreadPoolExecutor(1, 'judge')
 
   def speak(shown):
     said: dict[int, str] = {}
@@ -150,14 +162,31 @@ def make_speak(
       requests.append({'model': endpoint.model, 'messages': messages, **sampling})
 
     def tell(place, outcome, kept):
+      _count(counts, outcome, kept)
       said[place] = outcome.text if isinstance(outcome, Answer) else ''
+      if isinstance(outcome, Failure):
+        counts.update(['unusable', outcome.reason])
 
     _waited(thread, lambda ending: ask(requests, tell, ending), stop)
     if len(said) < len(requests):
       raise Interrupted(f"asking '{endpoint.model}', {len(said)} of {len(requests)} questions")
     return [said[place] for place in range(len(requests))]
 
-  return speak
+  return Speaker(f'{endpoint.model} at {endpoint.url}', speak, lambda: _priced(counts, prices))
+
+
+def _count(counts: Counter, outcome: Answer | Failure, kept: bool) -> None:
+  counts['kept' if kept else 'asked'] += 1
+  if isinstance(outcome, Answer) and not kept:
+    counts['prompt_tokens'] += outcome.prompt_tokens
+    counts['response_tokens'] += outcome.response_tokens
+
+
+def _priced(counts: Counter, prices: tuple[float, float] | None) -> dict[str, float]:
+  if not prices:
+    return dict(counts)
+  tokens = counts['prompt_tokens'], counts['response_tokens']
+  return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
 
 def _waited(
@@ -184,14 +213,11 @@ def _verdicts(
   recent: deque[bool] = deque(maxlen=RECENT)  # unusable or not
 
   def verdict(outcome, kept):
-    counts['kept' if kept else 'asked'] += 1
+    _count(counts, outcome, kept)
     if isinstance(outcome, Failure):
       said, (reason, detail) = None, outcome
     else:
       said, reason, detail = template.read(outcome), 'unreadable', repr(outcome.text[:80])
-      if not kept:
-        counts['prompt_tokens'] += outcome.prompt_tokens
-        counts['response_tokens'] += outcome.response_tokens
     recent.append(said is None)
     if said is not None:
       return said

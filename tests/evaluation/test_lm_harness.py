@@ -20,7 +20,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from nlhf_jax.errors import UserError  # noqa: E402
+from nlhf_jax.errors import Interrupted, UserError  # noqa: E402
 from nlhf_jax.evaluation import lm_harness  # noqa: E402
 from nlhf_jax.sampling import Filters  # noqa: E402
 
@@ -127,20 +127,74 @@ def test_tasks_have_the_same_outcome(backends, tasks):
 
 def test_tasks_of_files_are_run_and_told_in_scores(backends, tasks, tmp_path):
   ours, _ = backends
-  places, free = tasks[0], tasks[3]
-  for task in (places, free):
-    # JSON is YAML, too.
-    (tmp_path / f'{task["task"]}.yaml').write_text(json.dumps(task))
-  paths = [str(tmp_path / f'{task["task"]}.yaml') for task in (places, free)]
-  found = lm_harness.evaluate(ours, paths, limit=3)
+  paths = written(tmp_path, tasks[0], tasks[3])
+  manager, pieces = lm_harness.find(paths)
+  assert [piece.name for piece in pieces] == paths
+  outcomes = [lm_harness.evaluate(ours, manager, piece, limit=3) for piece in pieces]
+  found = lm_harness.merged(outcomes)
   assert json.loads(json.dumps(found)) == found
   assert {row['task'] for row in lm_harness.scores(found)} == {'places', 'free'}
   (row,) = (row for row in lm_harness.scores(found) if row['metric'] == 'acc')
   assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
   assert found['n-samples']['places']['effective'] == 3
-  (tmp_path / 'bad.yaml').write_text('task: bad\noutput_type: nonsense\n')
-  with pytest.raises(UserError, match='cannot run'):
-    lm_harness.evaluate(ours, [str(tmp_path / 'bad.yaml')])
+  with pytest.raises(UserError, match="'free' is in two of them"):
+    lm_harness.merged([*outcomes, outcomes[1]])
+
+
+def written(folder, *tasks):
+  """Files of tasks; JSON is YAML, too."""
+  for task in tasks:
+    (folder / f'{task["task"]}.yaml').write_text(json.dumps(task))
+  return [str(folder / f'{task["task"]}.yaml') for task in tasks]
+
+
+@pytest.mark.parametrize('content', ['- a list', 'task: bad\noutput_type: nonsense\n', 'a: [', ''])
+def test_files_that_are_no_tasks_are_refused(content, backends, tmp_path):
+  ours, _ = backends
+  (tmp_path / 'bad.yaml').write_text(content)
+
+  def run():
+    manager, (piece,) = lm_harness.find([str(tmp_path / 'bad.yaml')])
+    lm_harness.evaluate(ours, manager, piece)
+
+  with pytest.raises(UserError, match=r"cannot run '.*bad\.yaml'"):
+    run()
+
+
+def test_a_task_whose_file_data_or_code_change_is_another_one(tasks, tmp_path):
+  (tmp_path / 'docs.jsonl').write_text('{}\n')
+  (tmp_path / 'code.py').write_text('def shown(doc):\n  return "red"\n')
+  files = {'data_files': {'test': str(tmp_path / 'docs.jsonl')}}
+  path = tmp_path / 'places.yaml'
+  said = json.dumps(tasks[0] | {'dataset_kwargs': files})
+
+  def settings(content):
+    path.write_text(content)
+    return lm_harness.find([str(path)])[1][0].settings
+
+  seen = [settings(said), settings(said)]
+  assert seen[0] == seen[1]
+  seen.append(settings(said.replace('Answer', 'Word')))
+  (tmp_path / 'docs.jsonl').write_text('{}\n{}\n')
+  seen.append(settings(said))
+  with_code = said[:-1] + ', "doc_to_text": !function code.shown}'
+  seen.append(settings(with_code))
+  (tmp_path / 'code.py').write_text('def shown(doc):\n  return "blue"\n')
+  seen.append(settings(with_code))
+  assert len({json.dumps(one) for one in seen[1:]}) == 5
+
+
+def test_work_ends_between_batches(backends):
+  ours, _ = backends
+  stop = lambda: (_ for _ in ()).throw(Interrupted('here'))
+  own, ours._between = ours._between, stop
+  try:
+    with pytest.raises(Interrupted):
+      ours.loglikelihood(requests('loglikelihood', ('The baker', ' went')))
+    with pytest.raises(Interrupted):
+      ours.generate_until(requests('generate_until', ('The', {'until': [], 'max_gen_toks': 8})))
+  finally:
+    ours._between = own
 
 
 def test_log_likelihoods_of_any_context(backends):

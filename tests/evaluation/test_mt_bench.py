@@ -1,6 +1,7 @@
 """MT-Bench: published means from published judgements, and matches of made-up policies."""
 
 import json
+import math
 import re
 
 import pytest
@@ -268,6 +269,7 @@ def test_pairs_are_shown_in_both_orders_and_a_win_in_one_is_a_tie():
     'win': 5,
     'loss': 0,
     'tie': 5,
+    'failed': 0,
     'win_rate': 0.5,
     'loss_rate': 0,
     'win_rate_adjusted': 0.75,
@@ -281,6 +283,26 @@ def test_pairs_are_shown_in_both_orders_and_a_win_in_one_is_a_tie():
   }
   assert list(mt_bench.count_wins(against, 'good')) == ['loud', 'bad']
   assert mt_bench.count_wins(rows, 'good')['bad']['loss'] == 5
+
+
+def test_what_cannot_be_read_is_counted_and_in_no_figure():
+  mute = lambda shown: [''] * len(shown)
+  answers = {policy: spoken(policy) for policy in ('one', 'other', 'third')}
+  rows = mt_bench_judge.compare(mute, BENCH, answers, 'j')
+  assert all(map(mt_bench.failed, rows))
+  read = {'model_1': 'one', 'model_2': 'other', 'g1_winner': 'model_1', 'g2_winner': 'model_1'}
+  found = mt_bench.count_wins([*rows, read])
+  assert list(found) == ['one', 'other', 'third']
+  assert [found['one'][name] for name in ('win', 'failed', 'win_rate')] == [1, 10, 1]
+  assert found['third']['failed'] == 10
+  assert math.isnan(found['third']['win_rate_adjusted'])
+  graded = mt_bench_judge.grade(mute, BENCH, answers, 'j')
+  graded[0]['score'] = 4
+  scores = mt_bench.summarise(graded, QUESTIONS)
+  assert list(scores) == ['one', 'other', 'third']
+  assert (scores['one']['average'], scores['one']['failed']) == (4, 4)
+  assert (scores['third']['judged'], scores['third']['failed']) == (0, 5)
+  assert math.isnan(scores['third']['average'])
 
 
 @pytest.mark.parametrize(

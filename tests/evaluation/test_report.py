@@ -127,10 +127,15 @@ def test_a_rarely_logged_metric_survives_thinning():
   assert curve['steps'] == list(range(49, 2000, 50))
 
 
-def test_first_samples_are_embedded_and_all_are_counted():
+def test_samples_are_embedded_while_there_is_room_and_all_are_counted():
   data = embedded(report.render(results(), [], samples(1024)))
-  assert data['samples'] == samples(1024)[: report.SAMPLES]
-  assert data['samples_total'] == 1024
+  assert data['samples'] == samples(1024)
+  long = samples(30, 'word ' * 60_000)
+  data = embedded(report.render(results(), [], long))
+  assert data['samples'] == long[:16]  # of 300 kB each
+  assert data['samples_total'] == 30
+  (whole,) = embedded(report.render(results(), [], samples(2, 'x' * report.BYTES)))['samples']
+  assert len(whole['responses']['nash_md']) == report.BYTES
 
 
 def test_page_needs_no_other_resource():

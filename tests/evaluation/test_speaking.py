@@ -6,6 +6,7 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation import speaking
 from nlhf_jax.evaluation.speaking import make_respond
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
@@ -60,10 +61,24 @@ def test_what_was_said_before_matters(respond):
 
 def test_a_conversation_needs_a_template():
   tokenizer = tokenizers.train(TEXTS, 300)
-  with pytest.raises(UserError, match='no chat template for a conversation'):
-    make_respond(*decoder_of(tokenizer), tokenizer, length=6, longest=64)([TALK], 0.0, 0)
+  respond = make_respond(*decoder_of(tokenizer), tokenizer, length=6, longest=64)
+  said = r"no chat template for a conversation \(the one that ends with 'What\?'\)"
+  with pytest.raises(UserError, match=said):
+    respond([QUESTIONS[2], TALK], 0.0, 0)
 
 
 def test_what_is_too_long_to_read_is_refused(respond):
-  with pytest.raises(UserError, match='tokens and a response of 6 are more than the 64'):
-    respond([[{'role': 'user', 'content': 'What is it? ' * 40}]], 0.0, 0)
+  said = r"tokens and a response of 6 are more than the 64 .* ends with '.*What is it\? '"
+  with pytest.raises(UserError, match=said):
+    respond([*QUESTIONS, [{'role': 'user', 'content': 'What is it? ' * 40}]], 0.0, 0)
+
+
+def test_too_little_memory_is_told_with_what_was_asked(monkeypatch):
+  def exhausted(*args):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  monkeypatch.setattr(speaking, 'map_chunks', exhausted)
+  tokenizer = tokenizers.train(TEXTS, 300)
+  respond = make_respond(*decoder_of(tokenizer), tokenizer, length=6, longest=64)
+  with pytest.raises(UserError, match=r"no memory for 3 conversations .* ends with 'What\?'"):
+    respond(QUESTIONS, 0.0, 0)

@@ -17,11 +17,15 @@ import faults
 import pretrained
 
 from nlhf_jax import records
+from nlhf_jax.build import evaluate as evaluate_build
+from nlhf_jax.build import judges as judges_build
 from nlhf_jax.build.evaluate import make_experiment
-from nlhf_jax.data import synthetic
-from nlhf_jax.errors import UserError
+from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation import alpaca_eval, files, mt_bench, styles
 from nlhf_jax.experiments import evaluate, export, language
+from nlhf_jax.preferences import pairrm
+from nlhf_jax.structs import Comparison
 
 ROOT = Path(__file__).parents[2]
 PLAYERS = ['reporter', 'lister', 'asker']  # of the embedded task's three styles
@@ -218,7 +222,7 @@ def test_published_judgements_have_the_leaderboard_s_figures(config_of, tmp_path
 
 
 def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
-  """Answers are graded and then compared; they are given once."""
+  """Alone, without a tournament: answers are graded and then compared; they are given once."""
   monkeypatch.setenv('KEY', 'secret')
   pretrained.save(tmp_path / 'llama')
   categories = ('math', 'reasoning', 'coding')  # all are answered with the likeliest tokens
@@ -243,10 +247,9 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     for turn in (1, 2)
   ]
   rows = {'question': questions, 'references': references, 'judge_prompts': prompts}
-  for name, of_file in {**rows, 'prompts': [{'prompt': 'tell red'}]}.items():
+  for name, of_file in rows.items():
     files.write_lines(tmp_path / f'{name}.jsonl', of_file)
   config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
-  config.prompts.path = str(tmp_path / 'prompts.jsonl')
   config.tournament.filters.top_k = 1
   config.mt_bench.update(
     questions=str(tmp_path / 'question.jsonl'),
@@ -254,14 +257,20 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     judge_prompts=str(tmp_path / 'judge_prompts.jsonl'),
   )
   folder = tmp_path / 'run' / 'mt_bench'
-  # Whoever is shown first wins; a grade is in the same words.
-  with faults.serve(lambda content, before: faults.Reply(faults.said('[[A]] [[7.5]]'))) as served:
-    config.remote.update(url=served.url, model='judge', key='KEY')
-    (table,) = run(config, tmp_path / 'run')['benchmarks']
+  said = ['[[A]] [[7.5]]']  # whoever is shown first wins; a grade is in the same words
+  with faults.serve(lambda content, before: faults.Reply(faults.said(said[0]))) as served:
+    config.remote.update(url=served.url, model='judge', key='KEY', request='{"max_tokens": 70}')
+    results = run(config, tmp_path / 'run')
+    (table,) = results['benchmarks']
+    assert results['policies'] == ['one', 'two']
+    assert 'tables' not in results
     assert table['columns'] == ['average', 'turn 1', 'turn 2', *sorted(categories), 'failed']
     assert table['rows'] == [['one', *[7.5] * 6, 0], ['two', *[7.5] * 6, 0]]
     graded = mt_bench.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
     assert [row['score'] for row in graded] == [7.5] * 12
+    assert {(one.body['max_tokens'], one.body['temperature']) for one in served.seen} == {(70, 0)}
+    account = {'requests': 12, 'asked': 12, 'prompt_tokens': 1200, 'response_tokens': 24}
+    assert results['outside']['remote']['counts'] == account
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
@@ -269,40 +278,122 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     asked = len(served.seen)
     assert run(config, tmp_path / 'run')['benchmarks'] == [table]
     assert len(served.seen) == asked  # its answers are kept, too
+    assert json.loads((tmp_path / 'run/remote.json').read_text())['counts'] == {
+      **account,
+      'kept': 12,
+    }
     config.mt_bench.mode = 'pair'
     (table,) = run(config, tmp_path / 'run')['benchmarks']
-  even = [0, 6, 0, 0.5]
+    said[0], config.remote.request = 'hm', '{"max_tokens": 71}'
+    with pytest.raises(UserError, match='no verdict that can be read'):
+      run(config, tmp_path / 'run')
+  even = [0, 6, 0, 0.5, 0]
   assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
   mt_bench.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
 
 
-def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path):
+def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monkeypatch):
+  """Alone, without a tournament; a task that is finished is kept, whatever becomes of the next."""
   pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
+  from nlhf_jax.evaluation import lm_harness
+
   pretrained.save(tmp_path / 'llama')
   docs = [{'question': f'tell {n}', 'choices': ['red', 'blue'], 'gold': n % 2} for n in range(4)]
   files.write_lines(tmp_path / 'docs.jsonl', docs)
-  task = {
-    'task': 'colours',
-    'dataset_path': 'json',
-    'dataset_kwargs': {'data_files': {'test': str(tmp_path / 'docs.jsonl')}},
-    'test_split': 'test',
-    'output_type': 'multiple_choice',
-    'doc_to_text': '{{question}}',
-    'doc_to_choice': '{{choices}}',
-    'doc_to_target': 'gold',
-  }
-  (tmp_path / 'colours.yaml').write_text(json.dumps(task))  # JSON is YAML, too
-  records.write(tmp_path / 'prompts.jsonl', [{'prompt': 'tell red'}])
+  paths = [tmp_path / f'{name}.yaml' for name in ('colours', 'tones')]
+  for path in paths:
+    task = {
+      'task': path.stem,
+      'dataset_path': 'json',
+      'dataset_kwargs': {'data_files': {'test': str(tmp_path / 'docs.jsonl')}},
+      'test_split': 'test',
+      'output_type': 'multiple_choice',
+      'doc_to_text': '{{question}}',
+      'doc_to_choice': '{{choices}}',
+      'doc_to_target': 'gold',
+    }
+    path.write_text(json.dumps(task))  # JSON is YAML, too
   config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
-  config.prompts.path = str(tmp_path / 'prompts.jsonl')
-  config.harness.tasks = str(tmp_path / 'colours.yaml')
-  (table,) = run(config, tmp_path / 'run')['benchmarks']
+  config.harness.tasks = ','.join(map(str, paths))
+  own, ran = lm_harness.evaluate, []
+
+  def evaluate_piece(policy, manager, piece, limit):
+    if len(ran) == 1:
+      ran.append('cut')
+      raise Interrupted('here')
+    ran.append(Path(piece.name).stem)
+    return own(policy, manager, piece, limit)
+
+  monkeypatch.setattr(lm_harness, 'evaluate', evaluate_piece)
+  with pytest.raises(Interrupted):
+    run(config, tmp_path / 'run')
+  results = run(config, tmp_path / 'run')
+  assert ran == ['colours', 'cut', 'tones', 'colours', 'tones']  # of one, and of two
+  (table,) = results['benchmarks']
   assert table['title'] == 'Alignment tax, two after one'
-  assert all(row[0] == 'colours' and row[4] == 0 for row in table['rows'])
-  assert {path.name for path in (tmp_path / 'run/harness').glob('*.json')} == {
-    'one.json',
-    'two.json',
-  }
+  assert [row[0] for row in table['rows'][::2]] == ['colours', 'tones']
+  assert all(row[4] == 0 for row in table['rows'])
+  assert results['policies'] == ['one', 'two']
+  assert not (tmp_path / 'run/players').exists()
+  assert run(config, tmp_path / 'run') == results
+  assert len(ran) == 5
+  files.write_lines(tmp_path / 'docs.jsonl', docs[:3])
+  run(config, tmp_path / 'run')
+  assert len(ran) == 9
+
+
+def test_what_a_player_cannot_respond_to_is_named(config_of, tmp_path):
+  pretrained.save(tmp_path / 'llama')
+  asked = [{'prompt': 'tell red'}, {'prompt': 'tell blue ' * 300}, {'prompt': 'say'}]
+  records.write(tmp_path / 'prompts.jsonl', asked)
+  config = config_of('synthetic', players=f'mine={tmp_path}/llama', judges='')
+  config.prompts.path = str(tmp_path / 'prompts.jsonl')
+  with pytest.raises(UserError, match=r"the player 'mine': a conversation of .*'.*tell blue '"):
+    run(config, tmp_path / 'run')
+  assert not list((tmp_path / 'run').rglob('said.jsonl'))  # the longest came first
+
+
+def test_prompts_that_a_file_lacks_are_told(config_of, tmp_path, capsys):
+  rows = [{'prompt': word, 'response': 'x'} for word in ('first', 'second', 'third')]
+  records.write(tmp_path / 'whole.jsonl', rows)
+  records.write(tmp_path / 'part.jsonl', rows[::2])
+  config = config_of(players=f'{tmp_path}/whole.jsonl,{tmp_path}/part.jsonl')
+  assert make_experiment(config, 'evaluate', tmp_path).prompts == ['first', 'third']
+  said = "2 prompts have a response in every file, and are used; 'part' has no response to 1 of 3, "
+  assert f"{said}as 'second'" in capsys.readouterr().out
+
+
+def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_path, monkeypatch):
+  """That of the logits: of probabilities it would be another one."""
+  there, back = 3.0, -0.5  # logits of the left one over the right one, and the other way round
+  score = lambda prompts, left, right: np.array(
+    [there if (one, other) == ('x', 'y') else back for one, other in zip(left, right, strict=True)],
+    np.float32,
+  )
+  monkeypatch.setitem(
+    evaluate_build.GIVEN,
+    'pairrm',
+    judges_build.Given(
+      lambda config, folder: judges_build.Outside(
+        'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
+      ),
+      lambda config: 'a ranker',
+    ),
+  )
+  records.write(tmp_path / 'two.jsonl', [{'prompt': 'a', 'responses': {'one': 'x', 'other': 'y'}}])
+  config = config_of(players=f'{tmp_path}/two.jsonl', judges='pairrm')
+  table = run(config, tmp_path / 'run')['tables']['pairrm']['win_rate']
+  expected = 1 / (1 + np.exp(-(there - back) / 2))
+  assert table[0][1] == pytest.approx(expected, abs=1e-6)
+  assert table[0][1] + table[1][0] == 1
+  tokenizer = tokenizers.train(['a x y'], 260)
+  prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, ['a']), 8)
+  x, y = (
+    tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 8)
+    for text in 'xy'
+  )
+  trained_on = pairrm.of_ranker(score, tokenizer)(Comparison(prompts, x, y))
+  assert trained_on[0, 0, 0] + 0.5 == pytest.approx(table[0][1], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +406,9 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path):
     ({'players': 'damaged:sft'}, "'damaged/config.json' is damaged"),
     ({'players': 'old:sft'}, "'old/config.json' is of another version"),
     ({'players': 'other.jsonl', 'tournament.settle': 0.1}, 'needs two players'),
-    ({'players': 'two.jsonl,other.jsonl'}, 'no prompt that all files respond to'),
+    ({'players': 'two.jsonl,other.jsonl'}, "'other' has no response to 1 of 1, as 'a'"),
+    ({'players': 'toothless'}, "config.players='toothless' holds no tokenizer"),
+    ({'players': 'mute'}, 'config.prompts.path is empty'),
     ({'players': 'two.jsonl', 'judges': 'nobody'}, "config.judges='nobody' must be some of"),
     ({'players': 'two.jsonl', 'tournament.settle': 1.0}, 'config.tournament.settle=1.0'),
     ({'players': 'two.jsonl', 'mt_bench.questions': 'q', 'mt_bench.mode': 'x'}, 'single or pair'),
@@ -331,6 +424,9 @@ def test_mistakes_are_told_in_a_sentence(changes, said, config_of, tmp_path, mon
   records.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
   talk = [{'role': role, 'content': 'hm'} for role in ('user', 'assistant', 'user')]
   records.write(Path('talk.jsonl'), [{'prompt': talk}])
+  for folder in ('toothless', 'mute'):
+    pretrained.save(Path(folder))
+  Path('toothless/tokenizer.json').unlink()
   for folder, content in (('damaged', '{'), ('old', '{"experiment": "language", "sft": {}}')):
     Path(folder).mkdir()
     Path(folder, 'config.json').write_text(content)

@@ -131,7 +131,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   assert rows['remote']['longer'] == 1
   assert rows['pairrm']['comparisons'] == rows['preference model']['comparisons'] == 36
   there, back = (
-    experiment.first.given['pairrm']().ask(texts.prompts, *sides).shown
+    experiment.first.given['pairrm']().read(texts.prompts, *sides)
     for sides in ((texts.left, texts.right), (texts.right, texts.left))
   )
   logit = (special.logit(there) - special.logit(back)) / 2

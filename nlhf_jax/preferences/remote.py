@@ -182,7 +182,7 @@ def _count(counts: Counter, outcome: Answer | Failure, kept: bool) -> None:
     counts['response_tokens'] += outcome.response_tokens
 
 
-def _priced(counts: Counter, prices: tuple[float, float] | None) -> dict[str, float]:
+def _priced(counts: Counter, prices: tuple[float, float] | None) -> dict[str, int | float]:
   if not prices:
     return dict(counts)
   tokens = counts['prompt_tokens'], counts['response_tokens']

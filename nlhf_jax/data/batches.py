@@ -20,6 +20,7 @@ Tree = TypeVar('Tree')
 
 SHORTEST = 32  # tokens that no batch is cut below
 WINDOW = 32  # batches whose examples are put together by length
+ROWS, NUMBERS = 256, 2**18  # of a chunk of examples, unless something else is asked for, at most
 
 
 class Examples(NamedTuple):
@@ -117,13 +118,17 @@ def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
   return comparisons.random_map(swap)
 
 
-def map_chunks(function: Callable, examples: Tree, size: int = 256) -> Any:
+def map_chunks(function: Callable, examples: Tree, size: int | None = None) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
+  Where no size is given those are `ROWS`, or fewer long ones that have `NUMBERS` numbers together.
   The last chunk is filled up with rows from the start, so that every call has the same shapes; what
   they give is dropped. Returns the results, concatenated as NumPy arrays.
   """
-  count = len(jax.tree.leaves(examples)[0])
+  leaves = jax.tree.leaves(examples)
+  count = len(leaves[0])
+  if size is None:
+    size = max(min(ROWS, NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
   size = min(size, count)
   results = [
     processes.fetch(function(take(examples, np.arange(start, start + size) % count), number))

@@ -44,6 +44,7 @@ from nlhf_jax.training import interrupts
 HELD_OUT = 'held out'
 FEWEST = 3  # responses to a prompt that can go round in a circle
 MOST = 16
+TOKENS = 2**17  # of all pairs of the responses to a prompt, that a judge is asked about at once
 AT_ONCE = 256  # comparisons that a judge from outside is asked about between looks at the user
 
 
@@ -222,7 +223,10 @@ def ask_all(
     return perfect_matrices(experiment, attended, prompts) - 0.5
   if groups is None:
     return None
-  return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size=8)
+  _, count, length = groups.left.tokens.shape
+  of_one = count**2 * (groups.prompts.tokens.shape[1] + 2 * length)
+  size = max(min(8, TOKENS // of_one), 1)
+  return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size)
 
 
 def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:

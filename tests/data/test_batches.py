@@ -128,6 +128,19 @@ def test_chunks_give_the_result_of_the_whole_with_calls_of_one_shape(comparisons
   assert shapes[0].payoff[0] == min(size, COUNT)
 
 
+@pytest.mark.parametrize(('width', 'rows'), [(1, 256), (1024, 256), (4096, 64), (2**19, 1)])
+def test_chunks_of_long_examples_have_fewer_rows(width, rows):
+  examples = np.broadcast_to(np.arange(300)[:, None], (300, width))
+  shapes = []
+
+  def function(chunk, _):
+    shapes.append(chunk.shape)
+    return chunk[:, 0]
+
+  np.testing.assert_array_equal(map_chunks(function, examples), np.arange(300))
+  assert set(shapes) == {(rows, width)}
+
+
 def lengths_only(lengths, longest, seen=None):
   """Examples that are nothing but lengths; of each batch, the widths asked for are noted."""
 

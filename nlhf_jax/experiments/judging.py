@@ -54,6 +54,7 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
     experiment.model.decoder,
     experiment.model.sizes.width,
     experiment.corpus.tokenizer.sep_token_id,
+    experiment.response_length,
   )
   if name == 'reward_model':
     network = make_reward_network(*sizes)

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
+IN_FULL = 16  # tokens of the longest response up to which a sum over tokens is a plain one
+
 
 class PreferenceNetwork(NamedTuple):
   """`init(decoder parameters)` gives parameters; `logit(params, comparison)` gives [B, K, J].
@@ -41,12 +43,19 @@ def read_out(
   tokens: Int[Array, 'N S'],
   mask: Bool[Array, 'N S'],
   side: Int[Array, 'N S'],
+  longest: int,
 ) -> Float[Array, 'N *out']:
-  """v.h at the last token, plus the sum of u.h over tokens, each times its `side`."""
+  """v.h at the last token, plus the sum of u.h over tokens, each times its `side`.
+
+  Where the `longest` response may have more than `IN_FULL` tokens, each counts `IN_FULL / longest`:
+  a step moves u as far as v, and a plain sum over hundreds of tokens by as much as hundreds of
+  readouts.
+  """
   hidden, _ = decoder.read(params['backbone'], tokens, mask)
   said = hidden @ params['token']
   side = side.reshape(*side.shape, *(1,) * (said.ndim - 2))
-  return hidden[:, -1] @ params['verdict'] + jnp.sum(side * said, axis=1)
+  counts = min(1, IN_FULL / longest)
+  return hidden[:, -1] @ params['verdict'] + counts * jnp.sum(side * said, axis=1)
 
 
 def one_a_row(
@@ -67,11 +76,13 @@ def one_a_row(
   )
 
 
-def make_reward_network(decoder: Decoder, width: int, separator: int) -> RewardNetwork:
+def make_reward_network(
+  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL
+) -> RewardNetwork:
   """A decoder that reads `prompt response separator`: as `make_preference_network`, for one."""
 
   def rewards(params, prompts: Prompts, responses: Responses):
-    said = read_out(decoder, params, *one_a_row(prompts, responses, separator))
+    said = read_out(decoder, params, *one_a_row(prompts, responses, separator), longest)
     return said.reshape(*responses.tokens.shape[:2], 1)
 
   def score(params, comparison):
@@ -82,7 +93,7 @@ def make_reward_network(decoder: Decoder, width: int, separator: int) -> RewardN
 
 
 def make_embedding_network(
-  decoder: Decoder, width: int, separator: int, *, planes: int, key: Array
+  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL, *, planes: int, key: Array
 ) -> PreferenceNetwork:
   """A general preference model: K responses are judged by reading each of them once.
 
@@ -103,7 +114,7 @@ def make_embedding_network(
 
   @jax.jit
   def points(params, prompts, responses):
-    said = read_out(decoder, params, *one_a_row(prompts, responses, separator))
+    said = read_out(decoder, params, *one_a_row(prompts, responses, separator), longest)
     return said.reshape(*responses.tokens.shape[:2], 2, planes)
 
   def area(one, other):
@@ -118,7 +129,9 @@ def make_embedding_network(
   return PreferenceNetwork(init, logit)
 
 
-def make_preference_network(decoder: Decoder, width: int, separator: int) -> PreferenceNetwork:
+def make_preference_network(
+  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL
+) -> PreferenceNetwork:
   """A decoder that reads `prompt left separator right separator`, every pair in a row of its own.
 
   The logit is v.h at the last token, plus the sum of u.h over the left response's tokens, less that
@@ -128,6 +141,7 @@ def make_preference_network(decoder: Decoder, width: int, separator: int) -> Pre
     decoder: the backbone; its parameters go on from those given to `init`.
     width: of the decoder's hidden states.
     separator: the token after each response.
+    longest: the most tokens that a response may have, by which those of all are weighed.
   """
 
   def logit(params, comparison):
@@ -148,6 +162,6 @@ def make_preference_network(decoder: Decoder, width: int, separator: int) -> Pre
     tokens = rows(prompts.tokens, left.tokens, right.tokens, separator)
     mask = rows(prompts.mask, left.mask, right.mask, True)
     side = rows(jnp.zeros_like(prompts.mask, int), 1 * left.mask, -1 * right.mask, 0)
-    return read_out(decoder, params, tokens, mask, side).reshape(pairs)
+    return read_out(decoder, params, tokens, mask, side, longest).reshape(pairs)
 
   return PreferenceNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(logit))

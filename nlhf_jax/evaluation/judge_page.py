@@ -90,6 +90,9 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
       last = [row['curve'][name][-1] for row in rows]
       said = kind if name == 'accuracy' else f'{kind}, in training'
       axes.plot(at, last, style, color=colour, label=said)
+  counts = sorted({row['parameters'] for row in judges.values()})
+  axes.set_xticks(counts, [f'{count:,}' for count in counts])
+  axes.minorticks_off()
   axes.grid(color=plots.PALE, linewidth=0.6)
   figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
   return figure

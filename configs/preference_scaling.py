@@ -11,6 +11,8 @@ from configs import preferences
 def get_config(source='synthetic'):
   config = preferences.get_config(source)
   config.judges = 'learned'
+  # At three times that rate the largest hardly learns.
+  config.preference_model.optimizer.learning_rate = 7e-4
   config.sizes = ConfigDict(
     dict(
       small=dict(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=32),

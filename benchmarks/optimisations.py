@@ -262,7 +262,8 @@ def of_updates() -> list[Case]:
     Case(
       'attention divided by the sums of its weights once values are weighed (without blocks)',
       1.1,
-      'the backward pass of softmax goes over all queries and keys once more',
+      'the backward pass of softmax goes over all queries and keys once more '
+      '(said after a first look)',
       'kept',
       under(attention, call(*ours()), QUERIES=1 << 20),
       under(attention, call(*ours()), KERNELS={'xla': by_softmax}),

@@ -1,4 +1,4 @@
-"""Policies for EleutherAI's lm-evaluation-harness, and what alignment costs on its tasks.
+"""Policies for EleutherAI's lm-evaluation-harness; `lm_tasks` has its tasks, and what they cost.
 
 The harness asks a model for log-likelihoods and for generations (https://github.com/EleutherAI/
 lm-evaluation-harness); everything else of a task is its own. It is an extra of this package:
@@ -9,36 +9,25 @@ Left out: several processes, and stop sequences within the compiled sampler; gen
 every `PIECE` tokens to look for them.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import lm_eval
 import numpy as np
-import yaml
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
   handle_stop_sequences,
   normalize_gen_kwargs,
   postprocess_generated_text,
 )
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Entry, Kind, TaskIndex
-from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from nlhf_jax import records, sampling
+from nlhf_jax import sampling
 from nlhf_jax.data import tokenizers
 from nlhf_jax.drawing import Filters
-from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.policies import MOST_LOGITS
 from nlhf_jax.structs import Params
@@ -305,198 +294,3 @@ def _make_score(decoder: Decoder):
     )
 
   return score
-
-
-class Piece(NamedTuple):
-  """What of the harness is run in one go: a task, or a group that has a score of its own.
-
-  `settings` tell it apart from others, and from what it was before its files were changed.
-  """
-
-  name: str
-  settings: object
-
-
-def find(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
-  """The pieces of some tasks, and who knows them; no data are read.
-
-  Args:
-    tasks: names of tasks or groups, as `openllm`, or files of them.
-
-  Raises:
-    UserError: if there is no such task.
-  """
-  # The harness's own tasks are thousands of files, to be read only where one is named.
-  manager = TaskManager(include_defaults=not all(map(os.path.isfile, tasks)))
-  index, pieces = manager.task_index, []
-  for task in tasks:
-    try:
-      settings = [lm_eval.__version__, task, _contents(task) if os.path.isfile(task) else {}]
-      entry = TaskIndex.entry_from_path(Path(task)) if os.path.isfile(task) else index[task]
-      index[task] = entry
-      if entry.kind is Kind.GROUP:
-        _mend(index, task)
-    except (KeyError, TypeError, ValueError, OSError, AttributeError, yaml.YAMLError) as error:
-      raise _cannot_run(task, error) from None
-    of_group = index[task].cfg if entry.kind is Kind.GROUP else {}
-    if of_group and not of_group.get('aggregate_metric_list'):
-      for member in of_group['task']:
-        name = f'{entry.name}/{member.get("group", member.get("task"))}'
-        index[name] = dataclasses.replace(index[task], cfg={**of_group, 'task': [member]})
-        pieces.append(Piece(name, [*settings, name]))
-    else:
-      pieces.append(Piece(task, settings))
-  return manager, pieces
-
-
-def _cannot_run(task, error) -> UserError:
-  return UserError(
-    f"the lm-evaluation-harness cannot run '{task}' ({type(error).__name__}: {first_line(error)}); "
-    '`lm-eval ls tasks` lists what it has.'
-  )
-
-
-def _contents(path) -> dict[str, str]:
-  """Digests of what a file of a task says, and of the files of data and code that it names."""
-  config = load_yaml(path, resolve_func=False)
-  said = json.dumps(config, sort_keys=True, default=str)
-  found = {'': hashlib.sha256(said.encode()).hexdigest()}
-
-  def look(value):
-    if isinstance(value, Mapping | list):
-      for item in value.values() if isinstance(value, Mapping) else value:
-        look(item)
-    elif isinstance(value, str):
-      for named in (value, f'{os.path.splitext(value)[0]}.py'):  # a function is FOLDER/module.name
-        if os.path.isfile(named):
-          with open(named, 'rb') as file:
-            found[named] = hashlib.file_digest(file, 'sha256').hexdigest()
-
-  look(config)
-  return found
-
-
-def _mend(index: dict[str, Entry], name: str) -> None:
-  """Rewrites a group so that its tasks keep their names.
-
-  Where a group takes in another one, or a tag, with settings of its own, as `openllm` does MMLU,
-  lm_eval 0.4.13 calls all tasks in it by its name, and ends in a recursion without end.
-  """
-  entry = index[name]
-  config = load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg
-  members = []
-  for member in config['task']:
-    settings = dict(member) if isinstance(member, Mapping) else {'task': member}
-    of = settings.get('group', settings['task'])
-    kind = index[of].kind if of in index else None
-    own = {field: value for field, value in settings.items() if field not in ('group', 'task')}
-    if kind is Kind.GROUP:
-      _mend(index, of)
-      members.append({'group': of, **own})
-    elif kind is Kind.TAG:
-      members += [{'task': one, **own} for one in sorted(index[of].tags)]
-    else:
-      members.append(settings)
-  index[name] = dataclasses.replace(entry, yaml_path=None, cfg={**config, 'task': members})
-
-
-def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | None = None) -> dict:
-  """What `lm_eval.simple_evaluate` finds, less its samples, as plain values.
-
-  Args:
-    policy: who is asked.
-    manager: of `find`.
-    piece: one of those that it found.
-    limit: questions of each task; None for all.
-
-  Returns:
-    the harness's `results`, `n-shot`, `n-samples`, `versions` and `group_subtasks`, and how many
-    questions were `cut` to fit the policy.
-
-  Raises:
-    UserError: if it cannot be run, or its data cannot be had.
-  """
-  policy.cut = 0
-  try:
-    found = lm_eval.simple_evaluate(
-      policy, tasks=[piece.name], limit=limit, log_samples=False, task_manager=manager
-    )
-  except (KeyError, ValueError, OSError) as error:
-    raise _cannot_run(piece.name, error) from None
-  except UserError as error:
-    raise UserError(f"'{piece.name}' of the lm-evaluation-harness: {error}") from None
-  names = ('results', 'n-shot', 'n-samples', 'versions', 'group_subtasks')
-  kept = {name: found.get(name, {}) for name in names}
-  return json.loads(json.dumps(records.plain(kept), default=str)) | {'cut': policy.cut}
-
-
-def merged(outcomes: Sequence[Mapping]) -> dict:
-  """Outcomes of several pieces as one.
-
-  Raises:
-    UserError: if a task is in two of them.
-  """
-  whole: dict = {'cut': 0}
-  for outcome in outcomes:
-    for task in outcome['n-samples']:
-      if task in whole.get('n-samples', ()):
-        raise UserError(
-          f"config.harness.tasks: '{task}' is in two of them, and may be asked in two ways; leave "
-          'one out.'
-        )
-    for name, found in outcome.items():
-      whole[name] = whole['cut'] + found if name == 'cut' else whole.get(name, {}) | found
-  return whole
-
-
-def scores(outcome: Mapping) -> list[dict]:
-  """`task`, `metric`, `score` and its standard `error`, nan where the harness gives none.
-
-  Tasks that have a part in the score of their group are not told apart.
-
-  Args:
-    outcome: of `evaluate`.
-  """
-  scored = lambda name: any(',' in field for field in outcome['results'].get(name, ()))
-  groups = outcome.get('group_subtasks', {})
-  parts = {task for group, tasks in groups.items() if scored(group) for task in tasks}
-  rows = []
-  for task, found in outcome['results'].items():
-    for name, value in found.items() if task not in parts else ():
-      metric, _, filtered = name.partition(',')
-      known = isinstance(value, int | float)  # what is no number was kept as none
-      if filtered and known and not metric.endswith('_stderr'):
-        error = found.get(f'{metric}_stderr,{filtered}')
-        error = error if isinstance(error, int | float) else math.nan  # it says N/A, too
-        label = metric if filtered == 'none' else f'{metric}, {filtered}'
-        rows.append({'task': task, 'metric': label, 'score': value, 'error': error})
-  return rows
-
-
-def tax(before: Mapping, after: Mapping) -> list[dict]:
-  """What alignment changed on the tasks that two outcomes of `evaluate` share.
-
-  Args:
-    before: the outcome of the policy that training began with.
-    after: that of the trained one.
-
-  Returns:
-    `task`, `metric`, `before`, `after`, `change`, and `error`: the standard error of the change, as
-    if each had answered other questions; nan where the harness gives none.
-  """
-  was = {(row['task'], row['metric']): row for row in scores(before)}
-  rows = []
-  for now in scores(after):
-    then = was.get((now['task'], now['metric']))
-    if then:
-      rows.append(
-        {
-          'task': now['task'],
-          'metric': now['metric'],
-          'before': then['score'],
-          'after': now['score'],
-          'change': now['score'] - then['score'],
-          'error': math.hypot(then['error'], now['error']),
-        }
-      )
-  return rows

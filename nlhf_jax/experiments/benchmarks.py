@@ -193,13 +193,13 @@ def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
     return None, ()
   try:
     # With it comes PyTorch, if there is one: seconds.
-    from nlhf_jax.evaluation import lm_harness
+    from nlhf_jax.evaluation import lm_tasks
   except ImportError as error:
     raise UserError(
       f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
       "'nlhf-jax[harness]'."
     ) from None
-  return lm_harness.find(experiment.harness.tasks)
+  return lm_tasks.find(experiment.harness.tasks)
 
 
 def harness(
@@ -216,7 +216,7 @@ def harness(
   manager, pieces = tasks
   if not pieces:
     return {}
-  from nlhf_jax.evaluation import lm_harness
+  from nlhf_jax.evaluation import lm_harness, lm_tasks
 
   @functools.cache
   def policy():
@@ -240,17 +240,17 @@ def harness(
     path = workdir / 'harness' / name / f'{Path(piece.name).name}-{asked}.json'
     if not path.exists():
       records.write_json(
-        path, lm_harness.evaluate(policy(), manager, piece, experiment.harness.limit)
+        path, lm_tasks.evaluate(policy(), manager, piece, experiment.harness.limit)
       )
     outcomes.append(records.read_json(path))
-  return {name: lm_harness.merged(outcomes)}
+  return {name: lm_tasks.merged(outcomes)}
 
 
 def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
   """What alignment costs on the harness's tasks: each player beside the first one."""
   if not harnessed:
     return []
-  from nlhf_jax.evaluation import lm_harness
+  from nlhf_jax.evaluation import lm_tasks
 
   (first, before), *others = harnessed.items()
   columns = ('metric', 'score', 'error')
@@ -258,7 +258,7 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
     'title': f'lm-evaluation-harness, {first}',
     'note': 'Errors are standard errors.' + cut_short(before),
     'columns': list(columns),
-    'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.scores(before)],
+    'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_tasks.scores(before)],
   }
   columns = ('metric', 'before', 'after', 'change', 'error')
   beside = [
@@ -267,7 +267,7 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
       'note': 'Scores of the lm-evaluation-harness; errors of the change as if each had answered '
       'other questions.' + cut_short(after),
       'columns': list(columns),
-      'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_harness.tax(before, after)],
+      'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_tasks.tax(before, after)],
     }
     for name, after in others
   ]

@@ -12,7 +12,7 @@ pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
 import datasets
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import lm_harness
+from nlhf_jax.evaluation import lm_harness, lm_tasks
 
 LETTERS = list('ABCD')
 THINGS = ['a red boat', 'the river', 'an old clerk', 'rain']
@@ -124,10 +124,10 @@ def offline(monkeypatch):
 
 
 def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
-  manager, pieces = lm_harness.find(['openllm'])
+  manager, pieces = lm_tasks.find(['openllm'])
   assert [piece.name for piece in pieces] == [f'openllm/{member}' for member in MEMBERS]
   asked = policy(8192, batch=16)
-  found = lm_harness.merged([lm_harness.evaluate(asked, manager, piece, 2) for piece in pieces])
+  found = lm_tasks.merged([lm_tasks.evaluate(asked, manager, piece, 2) for piece in pieces])
   assert found['cut'] == 0
   subjects = [task for task in found['n-samples'] if task.startswith('mmlu_')]
   assert len(subjects) == 57
@@ -136,7 +136,7 @@ def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
     assert samples['effective'] == 2
     assert found['n-shot'][task] == MEMBERS[task.partition('_')[0] if task in subjects else task]
   said = {}
-  for row in lm_harness.scores(found):
+  for row in lm_tasks.scores(found):
     said.setdefault(row['task'], {})[row['metric']] = row['score']
     assert row['error'] >= 0
   assert said.keys() == set(MEMBERS)  # the subjects are in the score of theirs
@@ -154,14 +154,14 @@ def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
 
 
 def test_what_is_before_the_window_is_cut_and_counted(offline):
-  manager, pieces = lm_harness.find(['openllm'])
+  manager, pieces = lm_tasks.find(['openllm'])
   piece = {piece.name.partition('/')[2]: piece for piece in pieces}
   asked = policy(300)
-  ask = lambda task: lm_harness.evaluate(asked, manager, piece[task], 1)
+  ask = lambda task: lm_tasks.evaluate(asked, manager, piece[task], 1)
   assert ask('arc_challenge')['cut'] == 4  # 25 examples before each choice
   found = ask('gsm8k')
   assert found['cut'] == 1
   assert found['n-shot']['gsm8k'] == 5
   assert ask('truthfulqa_mc1')['cut'] == 4
   with pytest.raises(UserError, match=r"'openllm/gsm8k'.* 256 tokens, and 200 fit"):
-    lm_harness.evaluate(policy(200), manager, piece['gsm8k'], 1)
+    lm_tasks.evaluate(policy(200), manager, piece['gsm8k'], 1)

@@ -295,7 +295,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
 def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monkeypatch):
   """Alone, without a tournament; a task that is finished is kept, whatever becomes of the next."""
   pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
-  from nlhf_jax.evaluation import lm_harness
+  from nlhf_jax.evaluation import lm_tasks
 
   pretrained.save(tmp_path / 'llama')
   docs = [{'question': f'tell {n}', 'choices': ['red', 'blue'], 'gold': n % 2} for n in range(4)]
@@ -315,7 +315,7 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monke
     path.write_text(json.dumps(task))  # JSON is YAML, too
   config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
   config.harness.tasks = ','.join(map(str, paths))
-  own, ran = lm_harness.evaluate, []
+  own, ran = lm_tasks.evaluate, []
 
   def evaluate_piece(policy, manager, piece, limit):
     if len(ran) == 1:
@@ -324,7 +324,7 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monke
     ran.append(Path(piece.name).stem)
     return own(policy, manager, piece, limit)
 
-  monkeypatch.setattr(lm_harness, 'evaluate', evaluate_piece)
+  monkeypatch.setattr(lm_tasks, 'evaluate', evaluate_piece)
   with pytest.raises(Interrupted):
     run(config, tmp_path / 'run')
   results = run(config, tmp_path / 'run')

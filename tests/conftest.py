@@ -37,6 +37,15 @@ def shared() -> Path:
   return folder
 
 
+@pytest.fixture
+def float64():
+  """Double precision within the test alone, for numbers that are known to many digits."""
+  import jax  # after the settings above
+
+  with jax.enable_x64(True):
+    yield
+
+
 @pytest.fixture(scope='session')
 def toy():
   """A function that shrinks a config until a run takes seconds."""

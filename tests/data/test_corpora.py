@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from chats import FAMILIES, save
 
 from nlhf_jax.data import corpora, synthetic, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
+from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(
   seed=0,

@@ -4,10 +4,10 @@ import json
 import resource
 
 import pytest
-from malformed import GOOD, inputs
 
 from nlhf_jax.data import corpora, forms, readings
 from nlhf_jax.errors import UserError
+from tests.data.malformed import GOOD, inputs
 
 INPUTS = list(inputs())
 RECORDS = {form: [forms.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}

@@ -7,7 +7,6 @@ import json
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from chats import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama, save
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
@@ -15,6 +14,7 @@ from nlhf_jax import hub
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError
+from tests.data.chats import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama, save
 
 TEXTS = [
   'What is Paris?',

@@ -2,17 +2,13 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import transformers
 
 from nlhf_jax.data import tokenizers
-
-sys.path.append(str(Path(__file__).parents[1] / 'models'))
-
-import families
+from tests.models import families
 
 CHAT = (
   "{% for message in messages %}{{ '<sep>' + message.role + ':' + message.content + eos_token }}"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pretrained
 import pytest
 
 from nlhf_jax import trees
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.experiments import language
 from nlhf_jax.models import lora
+from tests.experiments import pretrained
 
 
 @pytest.fixture(scope='module')

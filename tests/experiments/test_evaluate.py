@@ -4,17 +4,11 @@ import csv
 import importlib
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-
-sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
-
-import faults
-import pretrained
 
 from nlhf_jax import records
 from nlhf_jax.build import evaluate as evaluate_build
@@ -26,6 +20,8 @@ from nlhf_jax.evaluation import alpaca_eval, files, mt_bench, styles
 from nlhf_jax.experiments import evaluate, export, language
 from nlhf_jax.preferences import pairrm
 from nlhf_jax.structs import Comparison
+from tests.experiments import pretrained
+from tests.preferences import faults
 
 ROOT = Path(__file__).parents[2]
 PLAYERS = ['reporter', 'lister', 'asker']  # of the embedded task's three styles

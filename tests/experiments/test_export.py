@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import peft
-import pretrained
 import pytest
 import torch
 import transformers
@@ -19,6 +18,7 @@ from nlhf_jax.build.model import make_model
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import language
 from nlhf_jax.experiments.export import of_player, write
+from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments import preferences
 from nlhf_jax.experiments.judging import make_kind
-
-sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
-
-import faults
-import published
+from tests.preferences import faults, published
 
 ROOT = Path(__file__).parents[2]
 WORDS = ['red', 'green', 'blue', 'big', 'small', 'ball', 'tree', 'house']

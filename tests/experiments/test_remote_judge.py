@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import signal
-import sys
 import zlib
 from pathlib import Path
 
@@ -16,10 +15,7 @@ from nlhf_jax.build.language import make_experiment
 from nlhf_jax.errors import Interrupted
 from nlhf_jax.experiments import language
 from nlhf_jax.training import interrupts
-
-sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
-
-import faults
+from tests.preferences import faults
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

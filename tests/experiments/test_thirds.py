@@ -4,12 +4,10 @@ Each iteration starts from the policy of the one before, as exported, and sees p
 """
 
 import importlib
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-import pretrained
 import pytest
 
 from nlhf_jax import records
@@ -17,10 +15,8 @@ from nlhf_jax.build.language import make_experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export, language
-
-sys.path.append(str(Path(__file__).parents[1] / 'preferences'))
-
-import published
+from tests.experiments import pretrained
+from tests.preferences import published
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f'tell {number} {word}' for number in range(3) for word in pretrained.WORDS[:8]]

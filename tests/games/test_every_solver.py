@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solving import at, gap, logs, path, paths
 
 from nlhf_jax.games import choice, exact, matrices, rlhf, solvers, spectrum
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solve import solve, when
+from tests.games.solving import at, gap, logs, path, paths
 
 # How to make every solver, with what number for each of three games; then how close it comes
 # to which equilibrium in 3000 updates: its last policy or its average, at the price or without.

@@ -4,10 +4,10 @@ import inspect
 
 import numpy as np
 import pytest
-from solving import gap
 
 from nlhf_jax.games import choice, matrices
 from nlhf_jax.games.game import make_game
+from tests.games.solving import gap
 
 PREFERENCES = {
   'rock_paper_scissors': matrices.rock_paper_scissors(),

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
-from solving import at, gap, gaps, nash, nashes, path
 
 from nlhf_jax.games import asymmetric, exact, matrices, solvers
 from nlhf_jax.games.game import Game, make_game
+from tests.games.solving import at, gap, gaps, nash, nashes, path
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
-from solving import MU, assert_printed, divergence, divergences, gap, gaps, logs, nash, nashes, path
 
 from nlhf_jax.games import choice, exact, matrices, rlhf, solvers, spectrum
 from nlhf_jax.games.game import gains, log_best_response, make_game
+from tests.games.solving import (
+  MU,
+  assert_printed,
+  divergence,
+  divergences,
+  gap,
+  gaps,
+  logs,
+  nash,
+  nashes,
+  path,
+)
 
 pytestmark = pytest.mark.usefixtures('float64')
 

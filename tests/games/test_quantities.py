@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 from scipy import special
-from solving import divergence, gaps, logs, nash
 
 from nlhf_jax.games import choice, game, matrices, rlhf, spectrum
 from nlhf_jax.games.game import make_game
+from tests.games.solving import divergence, gaps, logs, nash
 
 # --- Divergences, gaps and values ---
 

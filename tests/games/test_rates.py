@@ -3,10 +3,20 @@
 import jax
 import numpy as np
 import pytest
-from solving import MU, assert_printed, divergences, gaps, logs, nash, nashes, path, paths
 
 from nlhf_jax.games import exact, matrices, solvers, spectrum
 from nlhf_jax.games.game import make_game
+from tests.games.solving import (
+  MU,
+  assert_printed,
+  divergences,
+  gaps,
+  logs,
+  nash,
+  nashes,
+  path,
+  paths,
+)
 
 pytestmark = pytest.mark.usefixtures('float64')
 

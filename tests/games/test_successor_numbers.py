@@ -6,10 +6,10 @@ average of them all. Numbers in texts are compared as printed, to half a unit in
 
 import numpy as np
 import pytest
-from solving import assert_printed, at, free_extragradient, gap, nash, path
 
 from nlhf_jax.games import exact, matrices, solvers
 from nlhf_jax.games.game import make_game
+from tests.games.solving import assert_printed, at, free_extragradient, gap, nash, path
 
 pytestmark = pytest.mark.usefixtures('float64')
 

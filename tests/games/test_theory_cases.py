@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize, special
-from solving import at, divergence, gap, gaps, logs, nash, nashes, path
 
 from nlhf_jax.games import asymmetric, choice, exact, matrices, rlhf, solvers, spectrum
 from nlhf_jax.games.game import Game, log_best_response, make_game, value
+from tests.games.solving import at, divergence, gap, gaps, logs, nash, nashes, path
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tiny
 from jax import lax
 
 from nlhf_jax.algorithms import catalogue
@@ -20,6 +19,7 @@ from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.structs import Comparison, Responses, Scores, TrainState
 from nlhf_jax.training.play import make_play
 from nlhf_jax.training.steps import initial_state, make_update
+from tests.laws import tiny
 
 # P[i, j] = P(y_i > y_j), from arXiv 2312.00886. Its table in appendix A has the winner in columns.
 BRADLEY_TERRY = np.array([[1 / 2, 1 / 10, 1 / 3], [9 / 10, 1 / 2, 9 / 11], [2 / 3, 2 / 11, 1 / 2]])

@@ -1,11 +1,12 @@
 """Under an additive payoff r(y) - r(y'), playing against anyone is maximising a reward."""
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_fixed_points import LAWS, nash, settle_of
+
+from tests.laws import exact
+from tests.laws.test_fixed_points import LAWS, nash, settle_of
 
 pytestmark = pytest.mark.usefixtures('float64')
 

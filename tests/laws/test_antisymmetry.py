@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.preferences import judges
@@ -15,6 +14,7 @@ from nlhf_jax.preferences.networks import (
   make_reward_network,
 )
 from nlhf_jax.structs import Comparison, Responses
+from tests.laws import tiny
 
 POSTS = [
   'so baker well sold um clock at harbour around monday anyway',

@@ -3,16 +3,11 @@
 import inspect
 from pathlib import Path
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_fixed_points
-import test_successors
-import tiny
-from exact import natural
 from jax import lax
 from scipy.optimize import brentq
 from scipy.special import expit, logit, softmax
@@ -21,6 +16,8 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training.steps import initial_state, make_update
+from tests.laws import exact, test_fixed_points, test_successors, tiny
+from tests.laws.exact import natural
 
 pytestmark = pytest.mark.usefixtures('float64')
 

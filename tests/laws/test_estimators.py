@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -36,6 +35,7 @@ from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
 from nlhf_jax.training.play import make_play
 from nlhf_jax.training.steps import make_update
+from tests.laws import tiny
 
 VOCABULARY, STOP, LENGTH = 4, 2, 3
 BATCHES, ROWS = 256, 512

@@ -8,15 +8,14 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import exact
 import numpy as np
 import optax
 import pytest
-import theory
-from exact import natural
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
+from tests.laws import exact, theory
+from tests.laws.exact import natural
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -2,17 +2,16 @@
 
 from functools import partial
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax import lax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.losses import policy_gradient
 from nlhf_jax.structs import Comparison, Scores
+from tests.laws import exact, tiny
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -2,14 +2,14 @@
 
 import functools
 
-import exact
 import numpy as np
 import pytest
-from exact import natural
 from scipy.special import expit, logit, logsumexp
-from theory import kl
 
 from nlhf_jax.algorithms import catalogue
+from tests.laws import exact
+from tests.laws.exact import natural
+from tests.laws.theory import kl
 
 pytestmark = pytest.mark.usefixtures('float64')
 

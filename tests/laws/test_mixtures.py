@@ -1,6 +1,5 @@
 """A mixture is sampled one step at a time, from the filtered geometric mean of its members."""
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from scipy.special import log_softmax
 from nlhf_jax import drawing, sampling, streams
 from nlhf_jax.models.transformer import Decoder, Reading
 from nlhf_jax.structs import Prompts
+from tests.laws import exact
 
 ROWS = 20_000
 DRAW = jax.jit(drawing.draw)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from nlhf_jax import policies, sampling
 from nlhf_jax.algorithms.losses import (
@@ -20,6 +19,7 @@ from nlhf_jax.algorithms.losses import (
 )
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.structs import Comparison, Prompts, Responses
+from tests.laws import tiny
 
 VOCABULARY, SEPARATOR, STOP = 11, 1, 2
 DECODER = tiny.decoder(VOCABULARY)

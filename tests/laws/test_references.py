@@ -1,17 +1,16 @@
 """References move by their rules, and a step that is not taken leaves no trace but in them."""
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, always, extragradient
 from nlhf_jax.algorithms.references import ema, follow, frozen, history, snapshot
 from nlhf_jax.training.steps import advance, initial_state
+from tests.laws import exact, tiny
 
 pytestmark = pytest.mark.usefixtures('float64')
 

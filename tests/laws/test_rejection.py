@@ -2,14 +2,11 @@
 
 import functools
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import theory
-import tiny
 from jax import lax
 from scipy.special import logit, softmax
 
@@ -17,6 +14,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.selection import unchanged
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training.steps import initial_state, make_update
+from tests.laws import exact, theory, tiny
 
 pytestmark = pytest.mark.usefixtures('float64')
 

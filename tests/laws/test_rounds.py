@@ -1,20 +1,18 @@
 """Rows that are fitted in rounds: what one exact round does, and what many come to."""
 
-import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import theory
-import tiny
-from exact import natural
 from jax import lax
 from scipy.special import log_softmax, logit, logsumexp, softmax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training.steps import initial_state, make_update
+from tests.laws import exact, theory, tiny
+from tests.laws.exact import natural
 
 pytestmark = pytest.mark.usefixtures('float64')
 

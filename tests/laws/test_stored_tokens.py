@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from nlhf_jax import sampling, streams
 from nlhf_jax.drawing import Filters
 from nlhf_jax.structs import Prompts
+from tests.laws import tiny
 
 STORED = Path(__file__).with_name('stored_tokens.json')
 VOCABULARY, STOP, LENGTH, PROMPTS = 17, 0, 44, 32

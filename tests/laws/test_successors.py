@@ -9,16 +9,15 @@ start. Known failures are asserted too: multiplicative weights and a magnet move
 import functools
 from typing import NamedTuple
 
-import exact
 import numpy as np
 import optax
 import pytest
-import theory
-from exact import natural
 from scipy.special import log_softmax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
+from tests.laws import exact, theory
+from tests.laws.exact import natural
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -4,12 +4,12 @@ Each theory is a function (preference [V, V], mu [V], shares of the data) -> pro
 """
 
 import numpy as np
-import tiny
 from scipy import optimize
 from scipy.special import expit, log_softmax, logit, softmax
 
 from nlhf_jax.games import exact as equilibria
 from nlhf_jax.games.game import make_game
+from tests.laws import tiny
 
 
 @tiny.jit

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import (
+from scipy import optimize
+
+from nlhf_jax.learning import votes
+from nlhf_jax.learning.classes import coverage, information_ratio, most_informative
+from nlhf_jax.learning.finite import finite
+from nlhf_jax.learning.linear import linear
+from nlhf_jax.learning.links import log_odds, probability
+from nlhf_jax.learning.setting import duel, equilibrium, over_pairs
+from nlhf_jax.learning.tabular import boxed_width, tabular
+from tests.learning.problems import (
   K,
   N,
   X,
@@ -21,15 +30,6 @@ from problems import (
   some_counts,
   truth,
 )
-from scipy import optimize
-
-from nlhf_jax.learning import votes
-from nlhf_jax.learning.classes import coverage, information_ratio, most_informative
-from nlhf_jax.learning.finite import finite
-from nlhf_jax.learning.linear import linear
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import duel, equilibrium, over_pairs
-from nlhf_jax.learning.tabular import boxed_width, tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -4,14 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import K, X, contexts, features, log_policies, preferences, some_counts, truth
-from test_online import check_chain
 
 from nlhf_jax.learning import offline, online, votes
 from nlhf_jax.learning.linear import logistic
 from nlhf_jax.learning.links import log_odds, probability
 from nlhf_jax.learning.setting import Setting, gap, one_prompt
 from nlhf_jax.learning.tabular import tabular
+from tests.learning.problems import (
+  K,
+  X,
+  contexts,
+  features,
+  log_policies,
+  preferences,
+  some_counts,
+  truth,
+)
+from tests.learning.test_online import check_chain
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -2,7 +2,6 @@
 
 import json
 
-import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import transformers
 
 from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.transformer import FLOAT32, Numerics, begin, grown, make_decoder
+from tests.models import families
 
 NAMES = list(families.FAMILIES)
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -2,14 +2,12 @@
 
 from collections import Counter
 
-import families
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
-from test_families import HERE, NAMES, ours, rows, theirs
 
 from nlhf_jax import sampling, trees
 from nlhf_jax.models import architectures, lora, weights
@@ -17,6 +15,8 @@ from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
 from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Prompts
+from tests.models import families
+from tests.models.test_families import HERE, NAMES, ours, rows, theirs
 
 LORA = Lora(rank=3, alpha=5.0, targets=lora.TARGETS)
 SIZES = architectures.small(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import on_meshes
 import pytest
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
+from tests.models import on_meshes
 
 HERE = Path(__file__).parent
 # The programs run for less time than it takes to optimise them.
@@ -22,7 +22,7 @@ FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization
 def outcomes():
   """What the program says: of one device and every mesh, of two with adapters, of travelling."""
   program = subprocess.run(
-    [sys.executable, HERE / 'on_meshes.py'],
+    [sys.executable, '-m', 'tests.models.on_meshes'],
     env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
     cwd=HERE.parents[1],
     capture_output=True,

@@ -2,13 +2,13 @@
 
 import json
 
-import families
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_families import load
 
 from nlhf_jax.errors import UserError
+from tests.models import families
+from tests.models.test_families import load
 
 QUERY = 'model.layers.0.self_attn.q_proj.weight'
 

@@ -6,14 +6,14 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-import stories
 import transformers
-from test_families import load
 
 from nlhf_jax import policies
 from nlhf_jax.drawing import Filters
 from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Prompts, Responses
+from tests.models import stories
+from tests.models.test_families import load
 
 
 @pytest.fixture(scope='module')

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 
 import pytest
-from faults import Reply, said, serve
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.preferences.endpoint import Endpoint, Failure, make_ask, parse
 from nlhf_jax.preferences.templates import Answer
+from tests.preferences.faults import Reply, said, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from nlhf_jax.preferences.networks import (
   IN_FULL,
@@ -12,6 +11,7 @@ from nlhf_jax.preferences.networks import (
   make_reward_network,
 )
 from nlhf_jax.structs import Comparison, Prompts, Responses
+from tests.laws import tiny
 
 VOCABULARY, SEPARATOR = 11, 1
 DECODER = tiny.decoder(VOCABULARY)

@@ -4,7 +4,6 @@ import json
 
 import jax
 import numpy as np
-import published
 import pytest
 import safetensors.numpy
 
@@ -14,6 +13,7 @@ from nlhf_jax.models import pairrm as networks
 from nlhf_jax.models import weights
 from nlhf_jax.preferences import pairrm
 from nlhf_jax.structs import Comparison
+from tests.preferences import published
 
 LENGTHS = {'blender': (30, 12), 'port': (1224, 412)}
 PROMPTS = ['why is it bad?', 'is the cat on the mat?', 'how', 'the cat sat on the mat ' * 9]

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from faults import Reply, said, serve
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
@@ -23,6 +22,7 @@ from nlhf_jax.preferences.remote import make_remote
 from nlhf_jax.preferences.templates import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
+from tests.preferences.faults import Reply, said, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

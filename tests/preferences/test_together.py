@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import faults
 import numpy as np
-import published
 import pytest
 
 from nlhf_jax.models import pairrm as networks
 from nlhf_jax.preferences import pairrm
+from tests.preferences import faults, published
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

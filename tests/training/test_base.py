@@ -1,17 +1,10 @@
 """Slots that share a base: it stays what it was, whatever the slots do."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / 'models'))
-
-from test_lora import DECODER, changed, some_rows
 
 from nlhf_jax import policies, trees
 from nlhf_jax.algorithms import catalogue
@@ -19,6 +12,7 @@ from nlhf_jax.models import lora
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.steps import initial_state, make_update
+from tests.models.test_lora import DECODER, changed, some_rows
 
 ROWS = {
   'average': catalogue.nash_ema_pg(rate=0.25, tau=0.1),

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from nlhf_jax import records
+from nlhf_jax.storage import json_lines
 
 CHEATS = ('NullModel', 'gpt4_gamed')
 
@@ -64,7 +64,7 @@ def main() -> None:
   parser.add_argument('--out', type=Path, required=True, help='the file to write')
   arguments = parser.parse_args()
   rows = comparisons(arguments.alpaca_eval, arguments.count)
-  records.write(arguments.out, rows)
+  json_lines.write(arguments.out, rows)
   most = max(map(longest, rows))
   print(f'{arguments.out}: {len(rows)} comparisons, of texts of up to {most} characters')
 

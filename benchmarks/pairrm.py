@@ -39,9 +39,10 @@ import published  # noqa: E402 - the tests' own
 import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
-from nlhf_jax import display, records  # noqa: E402
+from nlhf_jax import display  # noqa: E402
 from nlhf_jax.models import pairrm as networks  # noqa: E402
 from nlhf_jax.preferences import pairrm  # noqa: E402
+from nlhf_jax.storage import json_lines
 
 SIZES = {  # layers, width, heads, hidden units
   'xsmall': (12, 384, 6, 1536),
@@ -210,7 +211,7 @@ def main() -> None:
       if name != 'nlhf_jax'
     },
   }
-  records.write_json(ROOT / 'benchmarks' / 'results' / 'pairrm.json', results)
+  json_lines.write_json(ROOT / 'benchmarks' / 'results' / 'pairrm.json', results)
   announce(results)
 
 

@@ -60,7 +60,7 @@ def run(
         apply(override, config, settings.config)
       if settings.cluster:
         # Imported late, so that a mistake in the flags does not wait for all of JAX.
-        importlib.import_module('nlhf_jax.processes').join(settings.cluster)
+        importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
       work(config, settings)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -34,7 +34,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f'--cluster: the experiment {config.experiment} runs in one process; leave it out.'
     )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
-  programs = importlib.import_module('nlhf_jax.programs')
+  programs = importlib.import_module('nlhf_jax.compilation')
   experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}')
   name, workdir, stages = command.places(settings)
   programs.keep(Path(settings.workdir or 'runs') / 'programs')

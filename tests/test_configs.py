@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax import command, records
+from nlhf_jax import command
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.evaluation import styles, tournament
 from nlhf_jax.experiments import language
+from nlhf_jax.storage import json_lines
 
 CONFIGS = sorted(
   path.stem
@@ -52,7 +53,7 @@ def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
   assert results['policies'] == ['sft', *names]
   assert results['tables'].keys() == {'oracle', 'learned'}
   assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-5)
-  logged = {record['stage'] for record in records.read(tmp_path / 'metrics.jsonl')}
+  logged = {record['stage'] for record in json_lines.read(tmp_path / 'metrics.jsonl')}
   asked = {'reward_model'} if 'reward' in {row.judge for row in config.policies.values()} else set()
   assert logged == {'sft', 'preference_model', *asked, *config.policies}
   for row in config.policies.values():
@@ -69,7 +70,7 @@ def test_what_is_set_in_one_config_is_not_set_in_the_next():
 
 def test_every_number_of_the_results_is_a_mean_over_the_samples(config_of, tmp_path):
   run(config_of('nash_md'), 'nash_md', tmp_path)
-  samples = records.read(tmp_path / 'samples.jsonl')
+  samples = json_lines.read(tmp_path / 'samples.jsonl')
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results == tournament.summarise(samples) | {'task': styles.summarise(samples)}
   for judge, table in results['tables'].items():
@@ -94,7 +95,7 @@ def test_own_comparisons_run_to_a_report_without_an_oracle(config_of, tmp_path, 
     {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}
     for number in range(12)
   ]
-  records.write(path, lines)
+  json_lines.write(path, lines)
   config = config_of('nash_md', 'file')
   config.data.path = str(path)
   run(config, 'nash_md', tmp_path)

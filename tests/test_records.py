@@ -2,36 +2,36 @@
 
 import pytest
 
-from nlhf_jax import records
+from nlhf_jax.storage import json_lines
 
 RECORDS = [{'step': 1, 'loss': 0.5}, {'step': 2, 'text': 'caf\u00e9\u2028\n"quoted" \U0001f389'}]
 
 
 def test_records_round_trip(tmp_path):
   path = tmp_path / 'new' / 'folder' / 'lines.jsonl'
-  records.write(path, RECORDS)
-  assert records.read(path) == RECORDS
+  json_lines.write(path, RECORDS)
+  assert json_lines.read(path) == RECORDS
   assert len(path.read_text().splitlines()) == len(RECORDS)
 
 
 def test_a_value_round_trips(tmp_path):
-  records.write_json(tmp_path / 'value.json', RECORDS[1])
-  assert records.read_json(tmp_path / 'value.json') == RECORDS[1]
+  json_lines.write_json(tmp_path / 'value.json', RECORDS[1])
+  assert json_lines.read_json(tmp_path / 'value.json') == RECORDS[1]
 
 
 def test_no_file_has_no_records(tmp_path):
-  assert records.read(tmp_path / 'none.jsonl') == []
-  records.write(tmp_path / 'empty.jsonl', [])
-  assert records.read(tmp_path / 'empty.jsonl') == []
+  assert json_lines.read(tmp_path / 'none.jsonl') == []
+  json_lines.write(tmp_path / 'empty.jsonl', [])
+  assert json_lines.read(tmp_path / 'empty.jsonl') == []
 
 
 @pytest.mark.parametrize('length', range(1, 20))
 def test_a_last_line_cut_short_is_left_out(tmp_path, length):
   path = tmp_path / 'lines.jsonl'
-  records.write(path, RECORDS)
+  json_lines.write(path, RECORDS)
   whole = path.read_bytes()
   path.write_bytes(whole[:-length])
-  assert records.read(path) == RECORDS[:1]
+  assert json_lines.read(path) == RECORDS[:1]
 
 
 @pytest.mark.parametrize('before', [None, 'old'])
@@ -40,7 +40,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, before, error):
   path = tmp_path / 'results.json'
   if before:
     path.write_text(before)
-  with pytest.raises(error), records.whole(path) as draft:  # noqa: PT012
+  with pytest.raises(error), json_lines.whole(path) as draft:  # noqa: PT012
     draft.write_text('half of the n')
     raise error
   assert path.exists() == bool(before)
@@ -49,15 +49,15 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, before, error):
 
 def test_a_record_that_cannot_be_written_leaves_the_old_ones(tmp_path):
   path = tmp_path / 'lines.jsonl'
-  records.write(path, RECORDS)
+  json_lines.write(path, RECORDS)
   with pytest.raises(TypeError):
-    records.write(path, [{'step': 3}, {'step': object()}])
-  assert records.read(path) == RECORDS
+    json_lines.write(path, [{'step': 3}, {'step': object()}])
+  assert json_lines.read(path) == RECORDS
 
 
 def test_the_last_of_two_writes_stays(tmp_path):
   path = tmp_path / 'results.json'
-  records.write_json(path, {'try': 1})
-  records.write_json(path, {'try': 2})
-  assert records.read_json(path) == {'try': 2}
+  json_lines.write_json(path, {'try': 1})
+  json_lines.write_json(path, {'try': 2})
+  assert json_lines.read_json(path) == {'try': 2}
   assert [found.name for found in tmp_path.iterdir()] == ['results.json']

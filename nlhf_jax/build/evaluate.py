@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import hub, records
 from nlhf_jax.build import language, rules
 from nlhf_jax.build.judges import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
@@ -26,6 +25,7 @@ from nlhf_jax.evaluation.outputs import Filed
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
 from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
 
 FIELD = 'config.players'
@@ -224,7 +224,7 @@ def make_player(
 def make_run(run: Path, folder: Path) -> language.Experiment:
   """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
   try:
-    settings = records.read_json(run / 'config.json')
+    settings = json_lines.read_json(run / 'config.json')
   except ValueError as error:
     raise UserError(f"{FIELD}: '{run}/config.json' is damaged ({first_line(error)}).") from None
   if settings.get('experiment') != 'language':

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax import hub
 from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Numerics
@@ -18,6 +17,7 @@ from nlhf_jax.preferences.endpoint import Endpoint, check_address
 from nlhf_jax.preferences.judges import Both, Judge, Preference
 from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.preferences.templates import Template
+from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from nlhf_jax import hub, trees
+from nlhf_jax import trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}

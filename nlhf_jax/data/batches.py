@@ -13,7 +13,7 @@ import grain
 import jax
 import numpy as np
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.structs import Comparison, Prompts
 
 Tree = TypeVar('Tree')
@@ -131,7 +131,7 @@ def map_chunks(function: Callable, examples: Tree, size: int | None = None) -> A
     size = max(min(ROWS, NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
   size = min(size, count)
   results = [
-    processes.fetch(function(take(examples, np.arange(start, start + size) % count), number))
+    distributed.fetch(function(take(examples, np.arange(start, start + size) % count), number))
     for number, start in enumerate(range(0, count, size))
   ]
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

@@ -21,12 +21,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax import processes, records
+from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.forms import Record, messages
 from nlhf_jax.data.readings import Entry
 from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.storage import json_lines
 
 # One record: where it was found, and its texts as rows of `prompts` and `responses`, -1 for none.
 COLUMNS = np.dtype(
@@ -91,7 +92,7 @@ def once(folder: Path, write: Callable[[Path], None]) -> None:
     UserError: if `write` does, or the disk is full.
   """
   problem = None
-  if processes.is_first():
+  if distributed.is_first():
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
       with _alone(folder.with_name(f'.{folder.name}.lock')):
@@ -99,7 +100,7 @@ def once(folder: Path, write: Callable[[Path], None]) -> None:
           _fill(folder, write)
     except UserError as error:
       problem = error
-  if processes.of_any(problem is not None):
+  if distributed.of_any(problem is not None):
     raise problem or UserError('the first process could not read the data.')
 
 
@@ -131,7 +132,7 @@ def _fill(folder, write) -> None:
 def is_whole(folder: Path) -> bool:
   """Whether all files are there, and as long as they were written."""
   try:
-    sizes = records.read_json(folder / NOTE)['sizes']
+    sizes = json_lines.read_json(folder / NOTE)['sizes']
     return all((folder / name).stat().st_size == size for name, size in sizes.items())
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return False
@@ -245,7 +246,7 @@ def read(folder: Path) -> Tokenised:
     path = folder / name
     return np.asarray(np.memmap(path, kind, 'r')) if path.stat().st_size else np.empty(0, kind)
 
-  account = records.read_json(folder / NOTE)
+  account = json_lines.read_json(folder / NOTE)
   del account['sizes']
   return Tokenised(
     ragged('prompts'),

@@ -29,9 +29,9 @@ os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # it misses PyT
 
 from transformers import PreTrainedTokenizerFast
 
-from nlhf_jax import hub
 from nlhf_jax.data.rows import Problem
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.storage import hub
 from nlhf_jax.structs import Prompts, Responses
 
 Row = Sequence[int] | np.ndarray  # token ids of one text

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files
+from nlhf_jax.storage import json_files
 
 Verdicts = Int[np.ndarray, 'n']
 NONE = -1
@@ -25,10 +25,10 @@ def read_llmbar(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('input', 'output_1', 'output_2'):
-      files.field(path, number, row, name, str)
+      json_files.field(path, number, row, name, str)
     _verdict(path, number, row, 'label', (1, 2))
   return rows
 
@@ -46,7 +46,7 @@ def read_llmbar_verdicts(path: str | Path) -> Int[np.ndarray, 'n 2']:
   return np.array(
     [
       [_verdict(path, number, row, name, (1, 2, 0, NONE)) for name in names]
-      for number, row in enumerate(files.read(path), start=1)
+      for number, row in enumerate(json_files.read(path), start=1)
     ]
   )
 
@@ -58,10 +58,10 @@ def read_pandalm(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('instruction', 'input', 'cmp_key'):
-      files.field(path, number, row, name, str)
+      json_files.field(path, number, row, name, str)
     for name in ('response1', 'response2'):
       if name not in row:
         raise UserError(f"{path}, row {number}: field '{name}' is missing; it has {sorted(row)}.")
@@ -77,7 +77,7 @@ def pandalm_labels(rows: Sequence[Mapping]) -> Int[np.ndarray, 'n 3']:
 
 
 def _verdict(path, number, row, name, among) -> int:
-  value = files.field(path, number, row, name, (int, str, type(None)))
+  value = json_files.field(path, number, row, name, (int, str, type(None)))
   found = {'TIE': 0, 'tie': 0, None: NONE}.get(value, value)
   found = int(found) if str(found).lstrip('-').isdecimal() else None
   if found not in among:

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files, length_control
+from nlhf_jax.evaluation import length_control
 from nlhf_jax.evaluation.length_control import Anchors, Weights
+from nlhf_jax.storage import json_files
 
 # (instructions, first responses, second responses) -> probability that the first is the better one,
 # [n]; nan where the judge gives no verdict.
@@ -30,10 +31,10 @@ def read_outputs(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('instruction', 'output'):
-      files.field(path, number, row, name, str)
+      json_files.field(path, number, row, name, str)
   _must_differ(path, rows)
   return rows
 
@@ -71,12 +72,13 @@ def read_annotations(path: str | Path, references: Sequence[Mapping] = ()) -> li
       another one.
   """
   rows = [
-    _whole(path, number, row, references) for number, row in enumerate(files.read(path), start=1)
+    _whole(path, number, row, references)
+    for number, row in enumerate(json_files.read(path), start=1)
   ]
   for number, row in enumerate(rows, start=1):
     for name in ('instruction', 'output_1', 'output_2'):
-      files.field(path, number, row, name, str)
-    value = files.field(path, number, row, 'preference', (float, int, type(None)))
+      json_files.field(path, number, row, name, str)
+    value = json_files.field(path, number, row, 'preference', (float, int, type(None)))
     if not (value is None or math.isnan(value) or value == 0 or 1 <= value <= 2):
       raise UserError(
         f"{path}, row {number}: field 'preference' is {value}; it must be from 1 (the reference is "
@@ -96,7 +98,7 @@ def _whole(path, number, row, references) -> dict:
   """The row with what it takes from the references."""
   if 'instruction' in row or 'index' not in row or not references:
     return row
-  index = files.field(path, number, row, 'index', int)
+  index = json_files.field(path, number, row, 'index', int)
   if not 0 <= index < len(references):
     raise UserError(
       f"{path}, row {number}: field 'index' is {index}; there are {len(references)} references."
@@ -124,7 +126,7 @@ def _must_differ(path, rows) -> None:
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> None:
   """Writes outputs or annotations as the published code reads them; gzipped if named `.gz`."""
-  files.write_list(path, rows)
+  json_files.write_list(path, rows)
 
 
 def annotate(

@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nlhf_jax import display, records
+from nlhf_jax import display
 from nlhf_jax.games import plots, report
+from nlhf_jax.storage import json_lines
 
 HEADS = (
   'accuracy',
@@ -164,7 +165,7 @@ def who(accounts: Mapping[str, Mapping]) -> list[str]:
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
   content = [*_content(results), *report.show(figures, CAPTIONS)]
-  with records.whole(path) as draft:
+  with json_lines.whole(path) as draft:
     report.write_page(draft, results['name'], content)
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax import records
 from nlhf_jax.preferences.judges import Both, Preference, mean
+from nlhf_jax.storage import json_lines
 
 AT_ONCE = 256  # questions between two writes
 
@@ -37,7 +37,7 @@ def kept(path: Path, read: Preference) -> Ask:
   What it says is on the disk before it is told. No verdict, NaN, is asked for again another time.
   The file is read once: one process at a time may use it.
   """
-  known = {(row['prompt'], row['responses']): row['preference'] for row in records.read(path)}
+  known = {(row['prompt'], row['responses']): row['preference'] for row in json_lines.read(path)}
 
   def ask(questions):
     keys = [_key(question) for question in questions]
@@ -52,7 +52,7 @@ def kept(path: Path, read: Preference) -> Ask:
       columns = zip(*((one.prompt, one.left, one.right) for one in some.values()), strict=True)
       said = np.asarray(read(*map(list, columns)), float).tolist()
       verdicts = {key: value for key, value in zip(some, said, strict=True) if value == value}
-      records.append(path, [_row(key, some[key], value) for key, value in verdicts.items()])
+      json_lines.append(path, [_row(key, some[key], value) for key, value in verdicts.items()])
       known.update(verdicts)
     return np.array(
       [

@@ -18,9 +18,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from nlhf_jax import records
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation.lm_harness import Policy
+from nlhf_jax.storage import json_lines
 
 
 class Piece(NamedTuple):
@@ -143,7 +143,7 @@ def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | No
     raise UserError(f"'{piece.name}' of the lm-evaluation-harness: {error}") from None
   names = ('results', 'n-shot', 'n-samples', 'versions', 'group_subtasks')
   kept = {name: found.get(name, {}) for name in names}
-  return json.loads(json.dumps(records.plain(kept), default=str)) | {'cut': policy.cut}
+  return json.loads(json.dumps(json_lines.plain(kept), default=str)) | {'cut': policy.cut}
 
 
 def merged(outcomes: Sequence[Mapping]) -> dict:

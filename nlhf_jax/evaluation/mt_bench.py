@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files
+from nlhf_jax.storage import json_files
 
 # How random answers are, by category; others are answered at `TEMPERATURE`.
 TEMPERATURES = {
@@ -48,11 +48,11 @@ def read_questions(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
-    files.field(path, number, row, 'question_id', int)
-    files.field(path, number, row, 'category', str)
-    _must_be_turns(path, number, files.field(path, number, row, 'turns', list))
+    json_files.field(path, number, row, 'question_id', int)
+    json_files.field(path, number, row, 'category', str)
+    _must_be_turns(path, number, json_files.field(path, number, row, 'turns', list))
   return rows
 
 
@@ -65,12 +65,12 @@ def read_answers(path: str | Path) -> dict[int, dict]:
     UserError: if a row cannot be used; it is named.
   """
   answers = {}
-  for number, row in enumerate(files.read(path), start=1):
-    choices = files.field(path, number, row, 'choices', list)
+  for number, row in enumerate(json_files.read(path), start=1):
+    choices = json_files.field(path, number, row, 'choices', list)
     if not choices or not isinstance(choices[0], dict):
       raise UserError(f"{path}, row {number}: field 'choices' has no answer.")
-    _must_be_turns(path, number, files.field(path, number, choices[0], 'turns', list))
-    answers[files.field(path, number, row, 'question_id', int)] = row
+    _must_be_turns(path, number, json_files.field(path, number, choices[0], 'turns', list))
+    answers[json_files.field(path, number, row, 'question_id', int)] = row
   return answers
 
 
@@ -85,12 +85,12 @@ def read_scores(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
-    files.field(path, number, row, 'model', str)
-    files.field(path, number, row, 'score', (float, int))
+    json_files.field(path, number, row, 'model', str)
+    json_files.field(path, number, row, 'score', (float, int))
     for name in ('question_id', 'turn'):
-      files.field(path, number, row, name, int)
+      json_files.field(path, number, row, name, int)
   return rows
 
 
@@ -100,10 +100,10 @@ def read_pairs(path: str | Path) -> list[dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('model_1', 'model_2', 'g1_winner', 'g2_winner'):
-      value = files.field(path, number, row, name, str)
+      value = json_files.field(path, number, row, name, str)
       if name.endswith('winner') and value not in (*SWAPPED, 'tie', 'error'):
         raise UserError(
           f"{path}, row {number}: field '{name}' is {value!r}; it must be one of "
@@ -121,7 +121,7 @@ def failed(judgement: Mapping) -> bool:
 
 def write(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes answers, to a file called by the policy's name, or judgements; by question."""
-  files.write_lines(path, sorted(rows, key=lambda row: row['question_id']))
+  json_files.write_lines(path, sorted(rows, key=lambda row: row['question_id']))
 
 
 def answer(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files
 from nlhf_jax.evaluation.mt_bench import FAILED, SWAPPED, Answers
+from nlhf_jax.storage import json_files
 
 # Names of prompts: without and with a reference answer; those of second turns end in `-multi-turn`.
 SINGLE, PAIR = ('single-v1', 'single-math-v1'), ('pair-v2', 'pair-math-v1')
@@ -57,10 +57,10 @@ def read_prompts(path: str | Path) -> dict[str, dict]:
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  rows = files.read(path)
+  rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('name', 'system_prompt', 'prompt_template', 'output_format'):
-      files.field(path, number, row, name, str)
+      json_files.field(path, number, row, name, str)
   return {row['name']: row for row in rows}
 
 

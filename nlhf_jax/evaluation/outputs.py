@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval, files
+from nlhf_jax.evaluation import alpaca_eval
+from nlhf_jax.storage import json_files
 
 
 class Filed(NamedTuple):
@@ -34,7 +35,7 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
   Raises:
     UserError: if a row cannot be used; it is named.
   """
-  first = files.read(path)[0]
+  first = json_files.read(path)[0]
   if 'preference' in first and ('output_2' in first or 'output' in first):
     rows = alpaca_eval.read_annotations(path, references)
     said = {row['instruction']: row['output_2'] for row in rows}
@@ -71,9 +72,9 @@ def _samples(path) -> dict[str | None, Filed]:
 
 def _by_prompt(path, name, kind) -> dict:
   found = {}
-  for number, row in enumerate(files.read(path), start=1):
-    prompt = files.field(path, number, row, 'prompt', str)
+  for number, row in enumerate(json_files.read(path), start=1):
+    prompt = json_files.field(path, number, row, 'prompt', str)
     if prompt in found:
       raise UserError(f'{path}, row {number}: its prompt came before; leave one of them out.')
-    found[prompt] = files.field(path, number, row, name, kind)
+    found[prompt] = json_files.field(path, number, row, name, kind)
   return found

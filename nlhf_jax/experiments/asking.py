@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from nlhf_jax import records
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.build.token_game import Learner
 from nlhf_jax.data import token_game
@@ -18,6 +17,7 @@ from nlhf_jax.data.token_game import TokenGame
 from nlhf_jax.experiments.stages import make_update_of
 from nlhf_jax.learning.tabular import tabular
 from nlhf_jax.preferences import judges
+from nlhf_jax.storage import json_lines
 from nlhf_jax.training.loop import Step
 from nlhf_jax.training.play import MakeRollout, make_sample
 from nlhf_jax.training.steps import Score
@@ -55,13 +55,13 @@ def make_asking_step(
   def votes(number, slots, batch, key) -> Float[np.ndarray, 'X R R']:
     """All those up to this round, of which its own are asked for unless they have been."""
     path = learner.stage.folder / f'votes_{number}.json'
-    if not records.exists(path):
+    if not json_lines.exists(path):
       before = np.zeros_like(game.payoff)
       if number:
-        before = np.array(records.read_json(path.with_name(f'votes_{number - 1}.json'))['wins'])
+        before = np.array(json_lines.read_json(path.with_name(f'votes_{number - 1}.json'))['wins'])
       wins = before + asked(slots, estimate(before), batch, jax.random.fold_in(key, 4))
-      records.write_json(path, {'wins': wins.tolist()})
-    return np.array(records.read_json(path)['wins'])
+      json_lines.write_json(path, {'wins': wins.tolist()})
+    return np.array(json_lines.read_json(path)['wins'])
 
   def step(state, batch, key):
     number = int(state.step) // training.evaluate_every

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax import records
 from nlhf_jax.build.evaluate import AlpacaEval, Experiment, Filed, digest
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
 from nlhf_jax.experiments.players import Load, key_of, of_player
 from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 
 LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
@@ -95,7 +95,7 @@ def write_board(path: Path, board: Mapping[str, Mapping]) -> None:
   table = csv.writer(text, lineterminator='\n')
   table.writerow(['', *columns])
   table.writerows([name, *(row[column] for column in columns)] for name, row in ranked(board))
-  with records.whole(path) as draft:
+  with json_lines.whole(path) as draft:
     draft.write_text(text.getvalue())
 
 
@@ -144,7 +144,7 @@ def judge_answers(experiment: Experiment, judge: Speaker | None, workdir: Path) 
   if len({frozenset(found) for found in categories.values()}) == 1 and all(
     len(found) > 2 for found in categories.values()
   ):
-    with records.whole(folder / 'radar.png') as draft:
+    with json_lines.whole(folder / 'radar.png') as draft:
       radar.draw(categories, title).savefig(draft, dpi=150, format='png')
   return [of_scores(title, scores)]
 
@@ -239,10 +239,10 @@ def harness(
     )
     path = workdir / 'harness' / name / f'{Path(piece.name).name}-{asked}.json'
     if not path.exists():
-      records.write_json(
+      json_lines.write_json(
         path, lm_tasks.evaluate(policy(), manager, piece, experiment.harness.limit)
       )
-    outcomes.append(records.read_json(path))
+    outcomes.append(json_lines.read_json(path))
   return {name: lm_tasks.merged(outcomes)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nlhf_jax import display, policies, records
+from nlhf_jax import display, policies
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
@@ -15,6 +15,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import report, styles, tournament
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
 from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
 from nlhf_jax.training import interrupts
 
@@ -26,9 +27,9 @@ def compete(
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
   with noted(stage):
-    if not records.exists(path):
-      records.write(path, play(experiment, players, panel))
-  return records.read(path)
+    if not json_lines.exists(path):
+      json_lines.write(path, play(experiment, players, panel))
+  return json_lines.read(path)
 
 
 def play(
@@ -121,9 +122,9 @@ def publish(
   if exploited:
     results['exploitability'] = tournament.exploitability(exploited)
   folders = [stage.folder for stage in experiment.stages.values()]
-  curves = [record for folder in folders for record in records.read(folder / 'metrics.jsonl')]
+  curves = [record for folder in folders for record in json_lines.read(folder / 'metrics.jsonl')]
   notes = {
-    name: records.read_json(stage.folder / 'stage.json')
+    name: json_lines.read_json(stage.folder / 'stage.json')
     for name, stage in experiment.stages.items()
   }
   stages = {
@@ -131,9 +132,9 @@ def publish(
     for name, note in notes.items()
   }
   judges = {stage: last_look(curves, stage) for stage in experiment.judges}
-  records.write(workdir / 'samples.jsonl', lines)
-  records.write(workdir / 'metrics.jsonl', curves)
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write(workdir / 'samples.jsonl', lines)
+  json_lines.write(workdir / 'metrics.jsonl', curves)
+  json_lines.write_json(workdir / 'results.json', results)
   page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'outside': accounts}
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display, records
+from nlhf_jax import display
 from nlhf_jax.build import rules
 from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
 from nlhf_jax.build.judges import Outside
@@ -32,6 +32,7 @@ from nlhf_jax.experiments.players import make_model, respond
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.preferences.judges import Both, Preference, mean
 from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
@@ -51,7 +52,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   rules.check(config)
   with interrupts.deferred(), make_mesh(config), alone(workdir):
     experiment = make_experiment(config, name, stages)
-    records.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
     run(experiment, workdir)
 
@@ -273,8 +274,8 @@ def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> d
 
 def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   """Writes results, samples and the report, and prints the tables."""
-  records.write(workdir / 'samples.jsonl', lines)
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write(workdir / 'samples.jsonl', lines)
+  json_lines.write_json(workdir / 'results.json', results)
   report.write(workdir / 'report.html', results, [], lines)
   if lines:
     announce_tables(results)

@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import LlamaConfig
 
-from nlhf_jax import hub, processes, records
+from nlhf_jax import distributed
 from nlhf_jax.build.language import Experiment, check, make_experiment, slots_of
 from nlhf_jax.build.model import DTYPES, make_mesh
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import fine_tune, train_policy
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
@@ -64,7 +65,7 @@ def of_player(experiment: Experiment, player: str) -> Params:
   policy, slot = slot_of(experiment, player)
   for stage in dict.fromkeys(('sft', policy)):
     note = experiment.stages[stage].folder / 'stage.json'
-    if not (note.exists() and records.read_json(note)['done']):
+    if not (note.exists() and json_lines.read_json(note)['done']):
       raise UserError(
         f"player '{player}': its stage '{stage}' is not done; run nlhf_jax.main with the same "
         'config, and the same --workdir or --stages, first.'
@@ -90,14 +91,14 @@ def write(experiment: Experiment, params: Params, to: Path, merged: bool) -> Non
   if model.source is None:
     params, config = as_llama(params, model.sizes, tokenizer)
     weights.save(to, 'llama', params, np.float32)
-    if processes.is_first():
+    if distributed.is_first():
       config.save_pretrained(to)
       tokenizer.save_pretrained(to)
   else:
     dtype = dtype_of(model.source.folder)
     weights.save(to, model.source.family, params, DTYPES[dtype])
     texts = [path for pattern in hub.TEXTS for path in model.source.folder.glob(pattern)]
-    for path in texts if processes.is_first() else ():
+    for path in texts if distributed.is_first() else ():
       if not path.name.endswith('.index.json'):
         shutil.copyfile(path, to / path.name)
   print(f'\nModel: {to}')

@@ -11,11 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display, records
+from nlhf_jax import display
 from nlhf_jax.build.finite_sample import Experiment, Part, make_experiment
 from nlhf_jax.games import plots
 from nlhf_jax.learning import protocols, rates, report, votes
 from nlhf_jax.learning.setting import equilibrium
+from nlhf_jax.storage import json_lines
 
 SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
 
@@ -25,7 +26,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   del stages
   with jax.enable_x64(True):
     experiment = make_experiment(config)
-    records.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
     run(experiment, name, workdir)
 
 
@@ -54,7 +55,7 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
       began = time.perf_counter()
       results[field] = measure(experiment, getattr(experiment, field), keys)
       results[field]['seconds'] = time.perf_counter() - began
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write_json(workdir / 'results.json', results)
   figures = draw(results)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import policies, processes, records
+from nlhf_jax import distributed, policies
 from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
@@ -28,6 +28,7 @@ from nlhf_jax.experiments.stages import (
 )
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts, measures
 from nlhf_jax.training.loop import Evaluate
@@ -39,10 +40,10 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
-    records.write_json(workdir / 'config.json', config.to_dict())
-    records.write_json(workdir / 'data.json', experiment.corpus.account)
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
     stages.mkdir(parents=True, exist_ok=True)
-    if processes.is_first():
+    if distributed.is_first():
       experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
     run(experiment, workdir)
 

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nlhf_jax import processes, records
+from nlhf_jax import distributed
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation import judge_page
 from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.storage import json_lines
 
 
 @contextlib.contextmanager
@@ -33,12 +34,12 @@ def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str
   accounts = {}
   for name, given in outside.items():
     path, counts = workdir / f'{name}.json', Counter(given.counts())
-    before = records.read_json(path) if records.exists(path) else {}
+    before = json_lines.read_json(path) if json_lines.exists(path) else {}
     if before.get('about') == given.about:
       counts.update(before['counts'])
     accounts[name] = {'about': given.about, 'counts': dict(counts)}
-    if processes.of_first(bool(counts)):
-      records.write_json(path, accounts[name])
+    if distributed.of_first(bool(counts)):
+      json_lines.write_json(path, accounts[name])
   return accounts
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax import records
 from nlhf_jax.build.evaluate import Experiment, Filed, Player, Pretrained, digest
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval
@@ -16,6 +15,7 @@ from nlhf_jax.evaluation.mt_bench import Respond
 from nlhf_jax.evaluation.speaking import make_respond
 from nlhf_jax.experiments import export
 from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
@@ -64,7 +64,7 @@ def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Re
     UserError: by the function, of whatever the player cannot respond to.
   """
   path, key = folder / 'said.jsonl', key_of(experiment, experiment.players[name])
-  known = {row['asked']: row['texts'] for row in records.read(path)}
+  known = {row['asked']: row['texts'] for row in json_lines.read(path)}
 
   @functools.cache
   def made():
@@ -95,7 +95,7 @@ def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Re
             known[asked] = made()(batch, temperature, int(entropy.generate_state(1)[0]))
           except UserError as error:
             raise UserError(f"the player '{name}': {error}") from None
-          records.append(path, [{'asked': asked, 'texts': known[asked]}])
+          json_lines.append(path, [{'asked': asked, 'texts': known[asked]}])
         for row, text in zip(rows, known[asked], strict=True):
           said[row] = text
         bar.update(len(rows))

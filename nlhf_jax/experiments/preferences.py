@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import display, records
+from nlhf_jax import display
 from nlhf_jax.build import language
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.model import make_mesh
@@ -38,6 +38,7 @@ from nlhf_jax.experiments.judging import (
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.preferences.judges import Judge, Word, in_both_orders
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
@@ -60,7 +61,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   language.check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
-    records.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
     run(experiment, workdir)
 
 
@@ -95,12 +96,12 @@ def compare(
     for stage in of_size.judges:
       kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
       label = stage.replace('_', ' ') + (f', {size}' if several else '')
-      logged = records.read(of_size.stages[stage].folder / 'metrics.jsonl')
+      logged = json_lines.read(of_size.stages[stage].folder / 'metrics.jsonl')
       curves += [record | {'stage': label} for record in logged]
       judges[label] = {
         'network': stage.replace('_', ' '),
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-        'seconds': records.read_json(of_size.stages[stage].folder / 'stage.json')['seconds'],
+        'seconds': json_lines.read_json(of_size.stages[stage].folder / 'stage.json')['seconds'],
         'curve': curve(logged),
       }
       for test, asked in tests.items():
@@ -258,10 +259,10 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   """Writes results, metrics, plots and the report, and prints the tables."""
   figures = judge_page.draw(results)
   for name, figure in figures.items():
-    with records.whole(workdir / f'{name}.png') as draft:
+    with json_lines.whole(workdir / f'{name}.png') as draft:
       draft.write_bytes(figure)
-  records.write(workdir / 'metrics.jsonl', curves)
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write(workdir / 'metrics.jsonl', curves)
+  json_lines.write_json(workdir / 'results.json', results)
   judge_page.write(workdir / 'report.html', results, figures)
   for test, said in results['sets'].items():
     count = judge_page.count(said)

@@ -12,7 +12,7 @@ import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import policies, processes, records, sampling, trees
+from nlhf_jax import distributed, policies, sampling, trees
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.drawing import UNFILTERED, Filters
@@ -21,6 +21,7 @@ from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling import Rollout
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, measures
 from nlhf_jax.training.ahead import Ahead, make_ahead
@@ -141,13 +142,13 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
   with alone(stage.folder):
-    if records.exists(path):
-      facts = records.read_json(path)
+    if json_lines.exists(path):
+      facts = json_lines.read_json(path)
       print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
       if facts['code'] != stage.code:
         print('  begun with another version of the code; delete the folder to make it anew')
     else:
-      records.write_json(path, facts)
+      json_lines.write_json(path, facts)
     start, done = time.monotonic(), facts['done']
     try:
       yield
@@ -155,7 +156,7 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
     finally:
       if not done:
         facts['seconds'] += time.monotonic() - start
-        records.write_json(path, facts)
+        json_lines.write_json(path, facts)
 
 
 @contextlib.contextmanager
@@ -169,11 +170,11 @@ def alone(folder: Path) -> Iterator[None]:
   with (folder / '.lock').open('w') as lock:
     taken = False
     try:
-      if processes.is_first():
+      if distributed.is_first():
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       taken = True
-    if processes.of_any(taken):
+    if distributed.of_any(taken):
       raise UserError(f'another run is at work in {folder}; wait for it to end.')
     yield
 

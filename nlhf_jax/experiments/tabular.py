@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display, records
+from nlhf_jax import display
 from nlhf_jax.build.tabular import Experiment, Row, make_experiment
 from nlhf_jax.games import choice, exact, plots, report, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
+from nlhf_jax.storage import json_lines
 
 SHOWN = 12  # actions named in the tables
 DRAWN = 1500  # updates shown of a trajectory
@@ -36,7 +37,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   del stages
   with jax.enable_x64(True):
     experiment = make_experiment(config)
-    records.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
     run(experiment, name, workdir)
 
 
@@ -56,7 +57,7 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   report.write(workdir / 'report.html', results, figures)
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write_json(workdir / 'results.json', results)
   announce(results)
   return results
 

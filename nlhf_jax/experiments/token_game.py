@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nlhf_jax import display, policies, records, sampling
+from nlhf_jax import display, policies, sampling
 from nlhf_jax.build.language import Stage, Training
 from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
 from nlhf_jax.data import token_game
@@ -28,6 +28,7 @@ from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.loop import Step
@@ -48,7 +49,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
   with interrupts.deferred():
     experiment = make_experiment(config, name, stages)
-    records.write_json(workdir / 'config.json', config.to_dict())
+    json_lines.write_json(workdir / 'config.json', config.to_dict())
     run(experiment, workdir)
 
 
@@ -72,9 +73,9 @@ def run(experiment: Experiment, workdir: Path) -> dict:
     (workdir / f'{name}.png').write_bytes(figure)
   stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
   curves = [record for stage in stages for record in history(stage)]
-  records.write(workdir / 'metrics.jsonl', curves)
+  json_lines.write(workdir / 'metrics.jsonl', curves)
   page.write(workdir / 'report.html', results, figures)
-  records.write_json(workdir / 'results.json', results)
+  json_lines.write_json(workdir / 'results.json', results)
   announce(results)
   return results
 
@@ -192,7 +193,7 @@ def trained(
 
 def history(stage: Stage) -> list[dict]:
   """What was logged as a stage trained."""
-  return records.read(stage.folder / 'metrics.jsonl')
+  return json_lines.read(stage.folder / 'metrics.jsonl')
 
 
 def looks(stage: Stage) -> list[dict]:

@@ -16,9 +16,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nlhf_jax import processes, records, trees
+from nlhf_jax import distributed, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.lora import Lora
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 
 INDEX = 'model.safetensors.index.json'
@@ -185,7 +186,7 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
   def written(name):
     parts = [
-      _turned(processes.fetch(flat[path]), tensor(path, family))
+      _turned(distributed.fetch(flat[path]), tensor(path, family))
       for _, path in sorted(whole[name].items(), key=str)
     ]
     return np.ascontiguousarray(np.concatenate(parts, axis=-1)).astype(dtype)
@@ -197,13 +198,13 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
     )
     content = {name: written(name) for name in names}
     total += sum(value.nbytes for value in content.values())
-    with records.whole(folder / file) as draft:
-      if processes.is_first():
+    with json_lines.whole(folder / file) as draft:
+      if distributed.is_first():
         safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
     where |= dict.fromkeys(names, file)
   if groups[1:]:
     index = {'metadata': {'total_size': total}, 'weight_map': where}
-    records.write_json(folder / INDEX, index)
+    json_lines.write_json(folder / INDEX, index)
 
 
 def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:
@@ -215,7 +216,7 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
       place = path.removesuffix('/lora_a')
       at = tensor(f'{place}/kernel', family)
       pair = tuple(
-        np.float32(processes.fetch(leaves[f'{place}/{name}'])) for name in ('lora_a', 'lora_b')
+        np.float32(distributed.fetch(leaves[f'{place}/{name}'])) for name in ('lora_a', 'lora_b')
       )
       of_module.setdefault(at.name.removesuffix('.weight'), {})[at.part] = pair
   tensors, ranks = {}, {}
@@ -241,9 +242,9 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
     'rank_pattern': ranks,
     'alpha_pattern': {module: lora.scale * rank for module, rank in ranks.items()},
   }
-  with records.whole(folder / 'adapter_model.safetensors') as draft:
+  with json_lines.whole(folder / 'adapter_model.safetensors') as draft:
     safetensors.numpy.save_file(tensors, draft, metadata={'format': 'pt'})
-  records.write_json(folder / 'adapter_config.json', config)
+  json_lines.write_json(folder / 'adapter_config.json', config)
 
 
 def _as_one(parts: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
 from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
@@ -91,11 +91,11 @@ def spelled(
   prompts, left, right = comparison[:3]
 
   def sides(responses):
-    tokens, mask = processes.fetch((responses.tokens, responses.mask))
+    tokens, mask = distributed.fetch((responses.tokens, responses.mask))
     texts = tokenizers.texts(tokenizer, tokens, mask)
     return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
 
-  asked = tokenizers.prompt_texts(tokenizer, *processes.fetch((prompts.tokens, prompts.mask)))
+  asked = tokenizers.prompt_texts(tokenizer, *distributed.fetch((prompts.tokens, prompts.mask)))
   ours = sides(left)
   return asked, ours, ours if right is left else sides(right)
 

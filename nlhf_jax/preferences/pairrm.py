@@ -15,7 +15,7 @@ import tokenizers
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm import Lengths, Ranker
@@ -180,7 +180,7 @@ def make_score(
       # None is waited for before the last is asked.
       parts.append(logit(params, places, *sharding.place_rows(padded(chosen, count))))
     logits = np.zeros(len(rows), np.float32)
-    logits[order] = np.concatenate(processes.fetch(parts))[: len(rows)]
+    logits[order] = np.concatenate(distributed.fetch(parts))[: len(rows)]
     return logits
 
   return score

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.preferences.endpoint import Endpoint, Failure, make_ask
 from nlhf_jax.preferences.templates import Answer, Template
@@ -111,7 +111,7 @@ def make_remote(
     return np.array([said.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
-    return processes.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
+    return distributed.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
 
   return Remote(preference, lambda: _priced(counts, prices))
 

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted
 
 _requested: list[int] = []  # signals received; a process has one set of handlers
@@ -36,5 +36,5 @@ def requested() -> bool:
 
 def check(place: str) -> None:
   """Raises `Interrupted` with the place reached, if the user asked to stop."""
-  if processes.of_any(requested()):
+  if distributed.of_any(requested()):
     raise Interrupted(place)

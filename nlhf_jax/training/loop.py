@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from nlhf_jax import processes, programs
+from nlhf_jax import compilation, distributed
 from nlhf_jax.errors import Interrupted
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
@@ -85,7 +85,7 @@ def train(
         due = done % evaluate_every == 0 or done == steps
         logged = done % log_every == 0 or due
         if logged:
-          record = summary(pending, since) | {'programs': programs.built()}
+          record = summary(pending, since) | {'programs': compilation.built()}
           pending, since = [], time.monotonic()
           if due:
             record |= evaluate(state.slots)
@@ -96,7 +96,7 @@ def train(
             since = time.monotonic()
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
         # Processes agree where they stop, but not at every step, for that waits for the device.
-        asked = (logged or jax.process_count() == 1) and processes.of_any(interrupts.requested())
+        asked = (logged or jax.process_count() == 1) and distributed.of_any(interrupts.requested())
         if asked and done < steps:
           if pending:
             metrics.write(done, summary(pending, since))

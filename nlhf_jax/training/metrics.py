@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from nlhf_jax import processes, records
+from nlhf_jax import distributed
+from nlhf_jax.storage import json_lines
 
 
 class Metrics:
@@ -17,9 +18,9 @@ class Metrics:
 
   def __init__(self, folder: Path, stage: str, step: int):
     path = folder / 'metrics.jsonl'
-    records.write(path, [record for record in records.read(path) if record['step'] <= step])
+    json_lines.write(path, [record for record in json_lines.read(path) if record['step'] <= step])
     self._stage = stage
-    self._writes = processes.is_first()
+    self._writes = distributed.is_first()
     if self._writes:
       self._lines = path.open('a')
       self._board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -28,7 +29,7 @@ class Metrics:
     """Adds a record; `step` is the number of updates done."""
     if not self._writes:
       return
-    record = records.plain({'stage': self._stage, 'step': step, **values})
+    record = json_lines.plain({'stage': self._stage, 'step': step, **values})
     self._lines.write(json.dumps(record, allow_nan=False) + '\n')
     self._lines.flush()
     for name, value in values.items():

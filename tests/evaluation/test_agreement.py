@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import agreement, files
+from nlhf_jax.evaluation import agreement
+from nlhf_jax.storage import json_files
 
 SUBSETS = {'Natural': 'Natural', 'Neighbor': 'Adversarial/Neighbor'}
 
@@ -69,20 +70,20 @@ def test_verdicts_may_be_ties_or_missing(tmp_path):
     {'winner_ab': '1', 'winner_ba_mapped_back': 'TIE'},
     {'winner_ab': None, 'winner_ba_mapped_back': 2},
   ]
-  files.write_lines(tmp_path / 'rows.jsonl', rows)
+  json_files.write_lines(tmp_path / 'rows.jsonl', rows)
   assert agreement.read_llmbar_verdicts(tmp_path / 'rows.jsonl').tolist() == [[1, 0], [-1, 2]]
 
 
 @pytest.mark.parametrize('winner', ['3', 'a', 1.0, True, [1]])
 def test_a_verdict_that_is_none_is_named(tmp_path, winner):
   rows = [{'winner_ab': winner, 'winner_ba_mapped_back': '1'}]
-  files.write_lines(tmp_path / 'rows.jsonl', rows)
+  json_files.write_lines(tmp_path / 'rows.jsonl', rows)
   with pytest.raises(UserError, match="row 1: field 'winner_ab' is"):
     agreement.read_llmbar_verdicts(tmp_path / 'rows.jsonl')
 
 
 def test_a_label_must_choose(tmp_path):
-  files.write_list(
+  json_files.write_list(
     tmp_path / 'rows.json', [{'input': 'i', 'output_1': 'a', 'output_2': 'b', 'label': 0}]
   )
   with pytest.raises(UserError, match="row 1: field 'label' is 0; it must be of 1, 2"):

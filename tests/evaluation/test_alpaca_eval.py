@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval, files, length_control
+from nlhf_jax.evaluation import alpaca_eval, length_control
+from nlhf_jax.storage import json_files
 
 MODELS = (
   'FuseChat-Gemma-2-9B-Instruct',
@@ -87,7 +88,7 @@ def test_the_original_files_are_read_as_the_short_ones_are(published, references
 
 def test_predictions_are_those_of_the_published_file(published, difficulty):
   path = published / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
-  expected = [row['glm_preference'] for row in files.read(path)]
+  expected = [row['glm_preference'] for row in json_files.read(path)]
   weights = length_control.read_weights(published / 'glm_weights_length_controlled_v1.csv')
   predictions = length_control.predict(weights['vicuna-13b-v1.5'], difficulty)
   np.testing.assert_allclose(predictions, expected, atol=1e-7)
@@ -95,7 +96,7 @@ def test_predictions_are_those_of_the_published_file(published, difficulty):
 
 @pytest.mark.parametrize('model', ['claude-2.1', 'gpt-3.5-turbo-1106'])
 def test_the_judge_is_understood_by_its_log_probabilities(model, published):
-  for row in files.read(published / f'judge_logprobs/{model}.jsonl.gz'):
+  for row in json_files.read(published / f'judge_logprobs/{model}.jsonl.gz'):
     log_probs = {
       token: row[f'logprob_{token}'] for token in 'mM' if row[f'logprob_{token}'] is not None
     }

@@ -7,29 +7,29 @@ import math
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files
+from nlhf_jax.storage import json_files
 
 ROWS = [{'id': 1, 'text': 'café\u2028 "x"'}, {'id': 2, 'text': '\U0001f389\n'}]
 
 
-@pytest.mark.parametrize('write', [files.write_list, files.write_lines])
+@pytest.mark.parametrize('write', [json_files.write_list, json_files.write_lines])
 @pytest.mark.parametrize('name', ['rows.json', 'rows.jsonl.gz', 'new/rows.json.gz'])
 def test_rows_round_trip(tmp_path, write, name):
   path = tmp_path / name
   write(path, ROWS)
-  assert files.read(path) == ROWS
+  assert json_files.read(path) == ROWS
   assert (path.read_bytes()[:2] == b'\x1f\x8b') == name.endswith('.gz')
 
 
 def test_what_is_no_number_is_written_as_null_and_half_a_pair_as_a_question_mark(tmp_path):
-  files.write_lines(tmp_path / 'rows.jsonl', [{'score': math.nan, 'text': '\ud83c'}])
-  assert files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '?'}]
+  json_files.write_lines(tmp_path / 'rows.jsonl', [{'score': math.nan, 'text': '\ud83c'}])
+  assert json_files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '?'}]
 
 
 def test_a_byte_order_mark_blank_lines_and_an_end_without_newline_are_fine(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n\n{"id": NaN}')
-  first, second = files.read(path)
+  first, second = json_files.read(path)
   assert first == {'id': 1}
   assert math.isnan(second['id'])
 
@@ -51,10 +51,10 @@ def test_a_bad_file_is_refused(tmp_path, content, said):
   path = tmp_path / 'rows'
   path.write_bytes(content)
   with pytest.raises(UserError, match=said) as error:
-    files.read(path)
+    json_files.read(path)
   assert str(path) in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
   with pytest.raises(UserError, match='No such file'):
-    files.read(tmp_path / 'none.json')
+    json_files.read(tmp_path / 'none.json')

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.evaluation import files
 from nlhf_jax.experiments.export import as_llama
 from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.storage import json_files
 
 lm_eval = pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
 torch = pytest.importorskip('torch')
@@ -64,7 +64,7 @@ def backends(tmp_path_factory):
 def tasks(tmp_path_factory):
   """One task of each type, from a local file."""
   path = tmp_path_factory.mktemp('docs') / 'docs.jsonl'
-  files.write_lines(path, DOCS)
+  json_files.write_lines(path, DOCS)
   common = {
     'dataset_path': 'json',
     'dataset_kwargs': {'data_files': {'test': str(path)}},

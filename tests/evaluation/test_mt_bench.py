@@ -8,9 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files, mt_bench, mt_bench_judge, radar
+from nlhf_jax.evaluation import mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.mt_bench_judge import Bench
 from nlhf_jax.games import plots
+from nlhf_jax.storage import json_files
 
 QUESTIONS = [
   {'question_id': 1, 'category': 'writing', 'turns': ['Write.', 'Write more.']},
@@ -349,7 +350,7 @@ def test_a_prompt_and_a_baseline_that_cannot_be_used_are_named():
   ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, read, row, said):
-  files.write_lines(tmp_path / 'rows.jsonl', [row])
+  json_files.write_lines(tmp_path / 'rows.jsonl', [row])
   with pytest.raises(UserError, match=f'row 1: {said}'):
     read(tmp_path / 'rows.jsonl')
 

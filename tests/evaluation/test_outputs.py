@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import files, judgements, outputs
+from nlhf_jax.evaluation import judgements, outputs
 from nlhf_jax.evaluation.judgements import Question
+from nlhf_jax.storage import json_files
 
 ALPACA = [{'instruction': 'Say hi.', 'output': 'Hi!', 'generator': 'polite'}]
 
@@ -27,7 +28,7 @@ ALPACA = [{'instruction': 'Say hi.', 'output': 'Hi!', 'generator': 'polite'}]
     ),
   ],
 )
-@pytest.mark.parametrize('write', [files.write_list, files.write_lines])
+@pytest.mark.parametrize('write', [json_files.write_list, json_files.write_lines])
 def test_every_layout_is_read(tmp_path, rows, expected, write):
   path = tmp_path / 'file.json.gz'
   write(path, rows)
@@ -37,7 +38,7 @@ def test_every_layout_is_read(tmp_path, rows, expected, write):
 
 def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
   rows = [{'index': 0, 'output': 'Hello.', 'preference': 1.25, 'generator_2': 'mine'}]
-  files.write_lines(tmp_path / 'mine.jsonl', rows)
+  json_files.write_lines(tmp_path / 'mine.jsonl', rows)
   ((name, filed),) = outputs.read(tmp_path / 'mine.jsonl', ALPACA).items()
   assert (name, filed.responses) == ('mine', {'Say hi.': 'Hello.'})
   assert filed.annotations[0]['preference'] == 1.25
@@ -61,7 +62,7 @@ def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
   ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, said):
-  files.write_lines(tmp_path / 'bad.jsonl', rows)
+  json_files.write_lines(tmp_path / 'bad.jsonl', rows)
   with pytest.raises(UserError, match=said):
     outputs.read(tmp_path / 'bad.jsonl')
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from nlhf_jax import records
 from nlhf_jax.build import evaluate as evaluate_build
 from nlhf_jax.build import judges as judges_build
 from nlhf_jax.build.evaluate import make_experiment
 from nlhf_jax.data import synthetic, tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation import alpaca_eval, files, mt_bench, styles
+from nlhf_jax.evaluation import alpaca_eval, mt_bench, styles
 from nlhf_jax.experiments import evaluate, export, language
 from nlhf_jax.preferences import pairrm
+from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
 from tests.experiments import pretrained
 from tests.preferences import faults
@@ -53,7 +53,7 @@ def styled(folder, count):
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts
   ]
-  records.write(folder / 'samples.jsonl', rows)
+  json_lines.write(folder / 'samples.jsonl', rows)
   return str(folder / 'samples.jsonl'), posts
 
 
@@ -73,7 +73,7 @@ def test_files_are_ranked_and_the_cycle_of_the_raters_is_shown(config_of, tmp_pa
     assert row['bradley_terry'] == pytest.approx(0, abs=1e-3)
   assert results['orders']['oracle'] == {'consistency': 1, 'first_place': pytest.approx(0)}
   assert table['pairs'] == {'count': 3, 'alone': 3, 'together': 3}
-  rows = records.read(next((tmp_path / 'run' / 'judgements').iterdir()))
+  rows = json_lines.read(next((tmp_path / 'run' / 'judgements').iterdir()))
   assert len(rows) == 40 * 6
   outputs = json.loads((tmp_path / 'run/players/lister/model_outputs.json').read_text())
   assert [row['instruction'] for row in outputs] == posts
@@ -95,7 +95,7 @@ def test_what_was_judged_is_not_judged_again(config_of, tmp_path, monkeypatch):
 
 def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch):
   rows = [{'prompt': f'p{n}', 'responses': {'good': 'good', 'bad': 'bad'}} for n in range(200)]
-  records.write(tmp_path / 'two.jsonl', rows)
+  json_lines.write(tmp_path / 'two.jsonl', rows)
   clear = lambda prompts, left, right: np.where([text == 'good' for text in left], 0.9, 0.1)
   monkeypatch.setattr(synthetic, 'preference', clear)
   config = config_of('synthetic', players=str(tmp_path / 'two.jsonl'), judges='')
@@ -122,9 +122,9 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   language.start(of_run, 'theirs', workdir, stages)
   experiment = language.make_experiment(of_run, 'theirs', stages)
   export.write(experiment, export.of_player(experiment, 'sft'), tmp_path / 'out', merged=False)
-  prompts = [line['prompt'] for line in records.read(workdir / 'samples.jsonl')]
+  prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
-  records.write(tmp_path / 'theirs.jsonl', theirs)
+  json_lines.write(tmp_path / 'theirs.jsonl', theirs)
   players = f'{workdir}:sft,exported={tmp_path}/out,{tmp_path}/theirs.jsonl'
   config = config_of('synthetic', players=players, judges='learned')
   config.data.update(of_run.data)
@@ -244,7 +244,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
   ]
   rows = {'question': questions, 'references': references, 'judge_prompts': prompts}
   for name, of_file in rows.items():
-    files.write_lines(tmp_path / f'{name}.jsonl', of_file)
+    json_files.write_lines(tmp_path / f'{name}.jsonl', of_file)
   config = config_of('synthetic', players=f'one={tmp_path}/llama,two={tmp_path}/llama', judges='')
   config.tournament.filters.top_k = 1
   config.mt_bench.update(
@@ -295,7 +295,7 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monke
 
   pretrained.save(tmp_path / 'llama')
   docs = [{'question': f'tell {n}', 'choices': ['red', 'blue'], 'gold': n % 2} for n in range(4)]
-  files.write_lines(tmp_path / 'docs.jsonl', docs)
+  json_files.write_lines(tmp_path / 'docs.jsonl', docs)
   paths = [tmp_path / f'{name}.yaml' for name in ('colours', 'tones')]
   for path in paths:
     task = {
@@ -333,7 +333,7 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monke
   assert not (tmp_path / 'run/players').exists()
   assert run(config, tmp_path / 'run') == results
   assert len(ran) == 5
-  files.write_lines(tmp_path / 'docs.jsonl', docs[:3])
+  json_files.write_lines(tmp_path / 'docs.jsonl', docs[:3])
   run(config, tmp_path / 'run')
   assert len(ran) == 9
 
@@ -341,7 +341,7 @@ def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monke
 def test_what_a_player_cannot_respond_to_is_named(config_of, tmp_path):
   pretrained.save(tmp_path / 'llama')
   asked = [{'prompt': 'tell red'}, {'prompt': 'tell blue ' * 300}, {'prompt': 'say'}]
-  records.write(tmp_path / 'prompts.jsonl', asked)
+  json_lines.write(tmp_path / 'prompts.jsonl', asked)
   config = config_of('synthetic', players=f'mine={tmp_path}/llama', judges='')
   config.prompts.path = str(tmp_path / 'prompts.jsonl')
   with pytest.raises(UserError, match=r"the player 'mine': a conversation of .*'.*tell blue '"):
@@ -351,8 +351,8 @@ def test_what_a_player_cannot_respond_to_is_named(config_of, tmp_path):
 
 def test_prompts_that_a_file_lacks_are_told(config_of, tmp_path, capsys):
   rows = [{'prompt': word, 'response': 'x'} for word in ('first', 'second', 'third')]
-  records.write(tmp_path / 'whole.jsonl', rows)
-  records.write(tmp_path / 'part.jsonl', rows[::2])
+  json_lines.write(tmp_path / 'whole.jsonl', rows)
+  json_lines.write(tmp_path / 'part.jsonl', rows[::2])
   config = config_of(players=f'{tmp_path}/whole.jsonl,{tmp_path}/part.jsonl')
   assert make_experiment(config, 'evaluate', tmp_path).prompts == ['first', 'third']
   said = "2 prompts have a response in every file, and are used; 'part' has no response to 1 of 3, "
@@ -376,7 +376,9 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
       lambda config: 'a ranker',
     ),
   )
-  records.write(tmp_path / 'two.jsonl', [{'prompt': 'a', 'responses': {'one': 'x', 'other': 'y'}}])
+  json_lines.write(
+    tmp_path / 'two.jsonl', [{'prompt': 'a', 'responses': {'one': 'x', 'other': 'y'}}]
+  )
   config = config_of(players=f'{tmp_path}/two.jsonl', judges='pairrm')
   table = run(config, tmp_path / 'run')['tables']['pairrm']['win_rate']
   expected = 1 / (1 + np.exp(-(there - back) / 2))
@@ -416,10 +418,10 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
 def test_mistakes_are_told_in_a_sentence(changes, said, config_of, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-  records.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])
-  records.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
+  json_lines.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])
+  json_lines.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
   talk = [{'role': role, 'content': 'hm'} for role in ('user', 'assistant', 'user')]
-  records.write(Path('talk.jsonl'), [{'prompt': talk}])
+  json_lines.write(Path('talk.jsonl'), [{'prompt': talk}])
   for folder in ('toothless', 'mute'):
     pretrained.save(Path(folder))
   Path('toothless/tokenizer.json').unlink()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import special
 
-from nlhf_jax import records
 from nlhf_jax.build import language
 from nlhf_jax.build.preferences import make_experiment
 from nlhf_jax.data import synthetic
@@ -16,6 +15,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments import preferences
 from nlhf_jax.experiments.judging import make_kind
+from nlhf_jax.storage import json_lines
 from tests.preferences import faults, published
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def write(path, prompts, answers):
         share = 2 / 3 if len(said[i]) > len(said[j]) else 1 / 3
         row = {'prompt': f'say {number}', 'left': said[i], 'right': said[j], 'preference': share}
         rows.append(row | {'votes': 3})
-  records.write(path, rows)
+  json_lines.write(path, rows)
 
 
 def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, capsys):

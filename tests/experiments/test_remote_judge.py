@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax import records
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.errors import Interrupted
 from nlhf_jax.experiments import language
+from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 from tests.preferences import faults
 
@@ -80,15 +80,15 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
 
     with interrupts.deferred(), pytest.raises(Interrupted):
       run()
-    first = records.read_json(tmp_path / 'remote.json')['counts']
+    first = json_lines.read_json(tmp_path / 'remote.json')['counts']
     assert 0 < first['requests'] <= 12 + 2
     results = run()
     assert capsys.readouterr().out.count(f'The remote judge is m at {served.url}') == 1
-    account = records.read_json(tmp_path / 'remote.json')
+    account = json_lines.read_json(tmp_path / 'remote.json')
     seen = len(served.seen)
     run()  # finds all that is done
     assert len(served.seen) == seen
-    assert records.read_json(tmp_path / 'remote.json') == account
+    assert json_lines.read_json(tmp_path / 'remote.json') == account
 
   # What was asked for, and what it cost, in both runs together.
   counts = account['counts']
@@ -108,13 +108,13 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
     assert request.body['max_tokens'] == 1
 
   # The tournament has the prompts on which it said all, and its word on them.
-  lines = records.read(tmp_path / 'samples.jsonl')
+  lines = json_lines.read(tmp_path / 'samples.jsonl')
   assert 0 < len(lines) == results['comparisons'] < PROMPTS
   for line in lines:
     left, right = line['responses']['sft'], line['responses']['nash_md']
     there, back = verdict(line['prompt'], left, right), verdict(line['prompt'], right, left)
     assert line['preferences']['remote'][0][1] == (there + 1 - back) / 2
-  logged = [row for row in records.read(tmp_path / 'metrics.jsonl') if row['stage'] == 'nash_md']
+  logged = [row for row in json_lines.read(tmp_path / 'metrics.jsonl') if row['stage'] == 'nash_md']
   assert 'win_rate_against_reference_by_remote' in logged[-1]
   page = in_page(tmp_path / 'report.html')
   assert page['outside'] == {'remote': account}

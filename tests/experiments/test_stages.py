@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from nlhf_jax import records
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import language
+from nlhf_jax.storage import json_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_pat
   wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))
   assert len(wins) == 2 * 4
   for path in wins:
-    record = records.read_json(path)
+    record = json_lines.read_json(path)
     found = first['exploitability'][record['player']][record['trained_by']]
     for judge in ('oracle', 'learned'):
       assert len(record[judge]) == config.tournament.prompts

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax import records
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export, language
+from nlhf_jax.storage import json_lines
 from tests.experiments import pretrained
 from tests.preferences import published
 
@@ -29,7 +29,7 @@ def config(toy, tmp_path, monkeypatch):
   pretrained.save(tmp_path / 'model')
   (tmp_path / 'pairrm').mkdir()
   published.save(tmp_path / 'pairrm', 'port')
-  records.write(tmp_path / 'prompts.jsonl', [{'prompt': prompt} for prompt in PROMPTS])
+  json_lines.write(tmp_path / 'prompts.jsonl', [{'prompt': prompt} for prompt in PROMPTS])
   made = toy(importlib.import_module('configs.sppo').get_config('file'))
   made.data.update(path=str(tmp_path / 'prompts.jsonl'), form='prompts', response_length=6)
   made.model.hf, made.sft.steps = str(tmp_path / 'model'), 0
@@ -61,7 +61,7 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
     if number < 3:  # the last one would be as the second
       results = language.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
-      assert {row['stage'] for row in records.read(workdir / 'metrics.jsonl')} == {'sppo'}
+      assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
       ends.append(export.of_player(experiment, 'sppo'))
       export.write(experiment, ends[-1], workdir / 'model', merged=False)
       config.model.hf = str(workdir / 'model')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import command, main, policies, records, sampling
+from nlhf_jax import command, main, policies, sampling
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.token_game import make_experiment
 from nlhf_jax.data import token_game
@@ -25,6 +25,7 @@ from nlhf_jax.experiments.token_game import (
   run,
   solved,
 )
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training import interrupts
 
@@ -192,13 +193,15 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
   cut = learned(tmp_path / 'cut')
 
   def gaps(at):
-    return [row['gap'] for row in records.read(at / 'metrics.jsonl') if 'gap' in row]
+    return [row['gap'] for row in json_lines.read(at / 'metrics.jsonl') if 'gap' in row]
 
   assert gaps(whole) == gaps(cut)
   assert len(gaps(whole)) == 2
-  first, second = (np.array(records.read_json(whole / f'votes_{n}.json')['wins']) for n in (0, 1))
-  np.testing.assert_array_equal(first, records.read_json(cut / 'votes_0.json')['wins'])
-  np.testing.assert_array_equal(second, records.read_json(cut / 'votes_1.json')['wins'])
+  first, second = (
+    np.array(json_lines.read_json(whole / f'votes_{n}.json')['wins']) for n in (0, 1)
+  )
+  np.testing.assert_array_equal(first, json_lines.read_json(cut / 'votes_0.json')['wins'])
+  np.testing.assert_array_equal(second, json_lines.read_json(cut / 'votes_1.json')['wins'])
   assert (np.trace(first, axis1=1, axis2=2) == 0).all()
   assert 30 <= first.sum() <= 50  # but for responses that met themselves
   assert (second >= first).all()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import programs, sampling, streams
+from nlhf_jax import compilation, sampling, streams
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.policies import log_probs
@@ -166,7 +166,7 @@ def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monk
   built = []
   for number in range(16):
     jax.block_until_ready(rollout(params, prompts, jax.random.key(number)))
-    built.append(programs.built())
+    built.append(compilation.built())
   assert built[5] == built[-1]
 
 

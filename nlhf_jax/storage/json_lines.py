@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax import processes
+from nlhf_jax import distributed
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def whole(path: Path) -> Iterator[Path]:
 
   Of several processes only the first one's does; all go on from there together.
   """
-  with processes.first_alone(str(path)) as mine:
+  with distributed.first_alone(str(path)) as mine:
     if mine:
       path.parent.mkdir(parents=True, exist_ok=True)
       draft = path.with_name(f'.{path.name}.draft')
@@ -31,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def exists(path: Path) -> bool:
   """Whether there is a file; the same answer in every process."""
-  return processes.of_first(path.exists())
+  return distributed.of_first(path.exists())
 
 
 def read(path: Path) -> list[dict]:

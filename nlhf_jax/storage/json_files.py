@@ -1,6 +1,6 @@
 """The files of published benchmarks: JSON lists and JSON lines, gzipped or not.
 
-What a run writes for itself is in `nlhf_jax.records`; these files come from elsewhere, so a row
+What a run writes for itself is in `nlhf_jax.storage.json_lines`; these files come from elsewhere, so a row
 that cannot be used is named.
 """
 
@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from nlhf_jax import records
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage import json_lines
 
 
 def read(path: str | Path) -> list[dict]:
@@ -65,19 +65,19 @@ def _lines(path, text) -> list:
 
 def write_list(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes rows as one indented JSON list; gzipped if the name ends in `.gz`."""
-  _write(path, json.dumps(records.plain(list(rows)), indent=2, ensure_ascii=False) + '\n')
+  _write(path, json.dumps(json_lines.plain(list(rows)), indent=2, ensure_ascii=False) + '\n')
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes a row a line; gzipped if the name ends in `.gz`."""
-  lines = [json.dumps(records.plain(row), ensure_ascii=False) + '\n' for row in rows]
+  lines = [json.dumps(json_lines.plain(row), ensure_ascii=False) + '\n' for row in rows]
   _write(path, ''.join(lines))
 
 
 def _write(path, text) -> None:
   # Half of a surrogate pair is no character; a model's response may hold one all the same.
   content = text.encode(errors='replace')
-  with records.whole(Path(path)) as draft:
+  with json_lines.whole(Path(path)) as draft:
     packed = gzip.compress(content, mtime=0) if Path(path).suffix == '.gz' else content
     draft.write_bytes(packed)
 

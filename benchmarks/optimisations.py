@@ -24,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 from training import MODELS, architecture
 
-from nlhf_jax import drawing, policies, sampling, streams
-from nlhf_jax.models import attention
+from nlhf_jax.models import attention, scoring
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.sampling.rollout import mixtures, rollout, token
 from nlhf_jax.structs import Prompts, Responses
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
   def rollout(self, mixtures, length=64, count=1) -> Callable:
     """(prompts) -> responses."""
-    sample = sampling.make_rollout(
+    sample = rollout.make_rollout(
       self.decoder, mixtures, length=length, stop=self.stop, count=count
     )
     return lambda prompts: sample(self.slots, prompts, jax.random.key(0))
@@ -113,11 +113,11 @@ def of_rollouts() -> list[Case]:
   repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 8, axis=0), few)
   compiled = jax.jit(small.rollout([POLICY, MIXTURE]))
   hearing = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])  # a weight of zero is not read
-  with patched(streams, drafts=lambda: 1):
+  with patched(mixtures, drafts=lambda: 1):
     each = near(small).rollout([POLICY, MIXTURE])
-  with patched(streams, drafts=lambda: 4):
+  with patched(mixtures, drafts=lambda: 4):
     drafted = near(small).rollout([POLICY, MIXTURE])
-  score = jax.jit(partial(policies.log_probs, small.decoder))
+  score = jax.jit(partial(scoring.log_probs, small.decoder))
   logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
 
   def and_scored():
@@ -139,7 +139,7 @@ def of_rollouts() -> list[Case]:
       'attention scans 148 places on average, not 255, and is half of a step',
       'kept',
       long,
-      under(sampling, many, PLACES=1 << 20),
+      under(rollout, many, PLACES=1 << 20),
     ),
     Case(
       'done prompts left behind (256 tokens, of which one in 128 ends a response)',
@@ -147,7 +147,7 @@ def of_rollouts() -> list[Case]:
       'a prompt lives to the end of the longer of two geometric lengths: 158 tokens of 256',
       'kept, on one device',
       uneven,
-      under(sampling, even, PROMPTS=1 << 20),
+      under(rollout, even, PROMPTS=1 << 20),
     ),
     Case(
       'prompts read and kept once for 8 samples',
@@ -201,7 +201,7 @@ def near(apart: Setting) -> Setting:
 
 def by_sums(key, logits):
   """As the rollout draws."""
-  return drawing.draw(jax.random.uniform(key, logits.shape[:1]), logits)
+  return token.draw(jax.random.uniform(key, logits.shape[:1]), logits)
 
 
 def by_noise(key, logits):
@@ -230,7 +230,7 @@ def of_updates() -> list[Case]:
 
   def ours():
     return gradient(
-      lambda params: policies.log_probs(small.decoder, params, small.prompts, responses)
+      lambda params: scoring.log_probs(small.decoder, params, small.prompts, responses)
     )
 
   def everywhere(params):
@@ -272,8 +272,8 @@ def of_updates() -> list[Case]:
       'logits an eighth at a time, made again in the backward pass',
       0.95,
       'a twentieth more operations, for an eighth of the memory',
-      f'kept beyond {policies.MOST_LOGITS:,} logits',
-      under(policies, call(*ours()), MOST_LOGITS=1 << 20),
+      f'kept beyond {scoring.MOST_LOGITS:,} logits',
+      under(scoring, call(*ours()), MOST_LOGITS=1 << 20),
       call(*ours()),
     ),
   ]

@@ -40,7 +40,7 @@ import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
 from nlhf_jax import display  # noqa: E402
-from nlhf_jax.models import pairrm as networks  # noqa: E402
+from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
 from nlhf_jax.preferences import pairrm  # noqa: E402
 from nlhf_jax.storage import json_lines
 

@@ -13,16 +13,17 @@ import sys
 from pathlib import Path
 
 import jax
+from nlhf_jax.sampling.rollout.rollout import make_rollout
 from training import timed
 
-from nlhf_jax import command, policies
+from nlhf_jax import command
 from nlhf_jax.build.data import make_corpus
 from nlhf_jax.build.language import check, make_training
 from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
+from nlhf_jax.models import scoring
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import make_preference_network
-from nlhf_jax.sampling import make_rollout
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import initial_state, make_update
@@ -46,7 +47,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
     length=config.data.response_length,
     stop=corpus.tokenizer.eos_token_id,
   )
-  score = policies.make_score(decoder)
+  score = scoring.make_score(decoder)
   measure = measures.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]

@@ -30,16 +30,17 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import LlamaConfig
 
-from nlhf_jax import policies, sampling, streams, trees
+from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.language import Training
 from nlhf_jax.experiments.stages import make_step
-from nlhf_jax.models import architectures, lora
+from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
+from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import measures
 from nlhf_jax.training.optimizers import make_optimizer
@@ -183,11 +184,11 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   own, base = (own, base) if own else (base, {})
   optimizer = make_optimizer(**OPTIMIZER)
   state = initial_state(algorithm, own, optimizer, base)
-  make = partial(sampling.make_rollout, decoder, length=settings.response_length, stop=stop)
+  make = partial(rollout.make_rollout, decoder, length=settings.response_length, stop=stop)
   both, alone = make([*algorithm.left, *algorithm.right]), make([*algorithm.left, *algorithm.left])
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
-  score, training = policies.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
+  score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
   update = make_update(algorithm, score, optimizer, measures.of_play(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
@@ -320,7 +321,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / streams.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / mixtures.drafts())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

@@ -16,7 +16,6 @@ from nlhf_jax.build import language, rules
 from nlhf_jax.build.judges import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.data import readings, tokenizers
-from nlhf_jax.drawing import Filters
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_judge, outputs
 from nlhf_jax.evaluation.length_control import Anchors
@@ -25,6 +24,7 @@ from nlhf_jax.evaluation.outputs import Filed
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
 from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.sampling.rollout.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
 

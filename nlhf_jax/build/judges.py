@@ -54,7 +54,7 @@ class Given(NamedTuple):
 def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   """The judge of the section `pairrm`."""
   # With these comes PyTorch, if there is one: seconds.
-  from nlhf_jax.models import pairrm as networks
+  from nlhf_jax.models import pairrm_encoder as networks
   from nlhf_jax.preferences import pairrm
 
   del folder
@@ -77,7 +77,7 @@ def make_numerics(section: ConfigDict) -> Numerics:
 
 def pairrm_shapes(config: ConfigDict) -> Params:
   """The shapes of its parameters, for which the port's config is enough."""
-  from nlhf_jax.models import pairrm as networks
+  from nlhf_jax.models import pairrm_encoder as networks
 
   folder = hub.locate(config.pairrm.hf, ['config.json'], PAIRRM)
   sizes, tasks, _ = networks.read(folder)

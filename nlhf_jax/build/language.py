@@ -22,10 +22,10 @@ from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import sources
 from nlhf_jax.data.corpora import Corpus
-from nlhf_jax.drawing import Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges
+from nlhf_jax.sampling.rollout.token import Filters
 from nlhf_jax.training import optimizers
 
 # Judges that are trained, and the stages that they are the outcome of.

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from nlhf_jax import sampling
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.rows import Problem
-from nlhf_jax.drawing import UNFILTERED, Filters
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 
 GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens
@@ -49,7 +49,7 @@ def make_respond(
   @functools.cache  # so that programs are kept
   def rollout_at(temperature):
     drawn = Filters(top_k=1) if temperature < GREEDY else filters._replace(temperature=temperature)
-    return sampling.make_rollout(
+    return rollout.make_rollout(
       decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=drawn
     )
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nlhf_jax import display, policies
+from nlhf_jax import display
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import report, styles, tournament
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.models import scoring
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
@@ -40,7 +41,7 @@ def play(
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
-  score = jax.jit(policies.make_score(experiment.model.decoder))
+  score = jax.jit(scoring.make_score(experiment.model.decoder))
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(players.items()):
     key = jax.random.fold_in(stage.key, number)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import distributed, policies
+from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
@@ -26,6 +26,7 @@ from nlhf_jax.experiments.stages import (
   make_policy_step,
   make_rollout,
 )
+from nlhf_jax.models import scoring
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.storage import json_lines
@@ -82,7 +83,7 @@ def play(
 
 def fine_tune(experiment: Experiment) -> Params:
   """Supervised fine-tuning of a new model on the demonstrations."""
-  score = policies.make_score(experiment.model.decoder)
+  score = scoring.make_score(experiment.model.decoder)
   held_out = experiment.corpus.held_out.demonstrations
 
   @jax.jit
@@ -163,7 +164,7 @@ def make_evaluate(
   The last judge of the panel says so, and the metric has its name.
   """
   name, judge = list(panel.items())[-1]
-  score = policies.make_score(experiment.model.decoder)
+  score = scoring.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
   prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
   key = experiment.stages['sft'].key

@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nlhf_jax import display, policies, sampling, trees
+from nlhf_jax import display, trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build import language
 from nlhf_jax.build.judges import pairrm_shapes
 from nlhf_jax.build.language import Training
 from nlhf_jax.build.model import Model, make_mesh, make_unfilled
-from nlhf_jax.models import sharding
+from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import measures
 from nlhf_jax.training.play import make_play
@@ -145,7 +146,7 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   state, key = state_of(model, training), jax.eval_shape(lambda: jax.random.key(0))
 
   def make_rollout(mixtures, **changes):
-    return sampling.make_rollout(
+    return rollout.make_rollout(
       decoder, mixtures, length=config.data.response_length, stop=0, **changes
     )
 
@@ -156,7 +157,7 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   batch = laid_out_rows(batch_of(config, training))
   played = jax.jit(play).lower(state.slots, batch, key)
   comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  score, measure = policies.make_score(decoder), measures.of_play(algorithm)
+  score, measure = scoring.make_score(decoder), measures.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
   return temporary(updated), temporary(played)

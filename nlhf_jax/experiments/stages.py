@@ -12,15 +12,16 @@ import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import distributed, policies, sampling, trees
+from nlhf_jax import distributed, trees
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
-from nlhf_jax.drawing import UNFILTERED, Filters
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import sharding
+from nlhf_jax.models import scoring, sharding
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
-from nlhf_jax.sampling import Rollout
+from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling.rollout.rollout import Rollout
+from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, measures
@@ -105,7 +106,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
   """The step of a policy of the experiment."""
   return make_step(
     policy.training,
-    policies.make_score(experiment.model.decoder),
+    scoring.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
     judge and judges.told(judge, policy.feedback),
   )
@@ -118,7 +119,7 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
     partial(judges.told, report=policy.feedback),
-    make_update_of(training, policies.make_score(experiment.model.decoder)),
+    make_update_of(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
   )
@@ -186,7 +187,7 @@ def make_rollout(
   filters: Filters = UNFILTERED,
 ) -> Rollout:
   """A rollout of the experiment's decoder, to its length and stop token."""
-  return sampling.make_rollout(
+  return rollout.make_rollout(
     experiment.model.decoder,
     mixtures,
     length=experiment.response_length,

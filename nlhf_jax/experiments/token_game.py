@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nlhf_jax import display, policies, sampling
+from nlhf_jax import display
 from nlhf_jax.build.language import Stage, Training
 from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
 from nlhf_jax.data import token_game
@@ -28,6 +28,8 @@ from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
+from nlhf_jax.models import scoring
+from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
@@ -92,7 +94,7 @@ def make_listed(experiment: Experiment) -> Callable[[Params], Float[np.ndarray, 
 
   @jax.jit
   def log_probs(params):
-    return policies.log_probs(experiment.decoder, params, prompts, responses).sum(axis=-1)
+    return scoring.log_probs(experiment.decoder, params, prompts, responses).sum(axis=-1)
 
   def listed(params):
     log_pi = np.asarray(log_probs(params), float)
@@ -141,7 +143,7 @@ def train(
   training, judge = experiment.methods[label].training, token_game.make_judge(experiment.game)
   step = make_step(
     training,
-    policies.make_score(experiment.decoder),
+    scoring.make_score(experiment.decoder),
     make_rollouts(experiment),
     lambda comparison, key: judge(comparison),
   )
@@ -154,7 +156,7 @@ def learn(
   """One learner, from the reference, judged by what votes have said so far; its policy."""
   learner = experiment.learners[label]
   step = make_asking_step(
-    learner, experiment.game, policies.make_score(experiment.decoder), make_rollouts(experiment)
+    learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
   )
   stage, training = learner.stage, learner.training
   return trained(experiment, stage, training, step, params, listed, measured)
@@ -163,7 +165,7 @@ def learn(
 def make_rollouts(experiment: Experiment) -> MakeRollout:
   """Mixtures -> a rollout of the experiment's decoder."""
   return partial(
-    sampling.make_rollout,
+    rollout.make_rollout,
     experiment.decoder,
     length=experiment.game.responses.tokens.shape[-1],
     stop=experiment.game.stop,

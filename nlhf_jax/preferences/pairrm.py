@@ -18,7 +18,7 @@ from scipy import special
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models import sharding
-from nlhf_jax.models.pairrm import Lengths, Ranker
+from nlhf_jax.models.pairrm_encoder import Lengths, Ranker
 from nlhf_jax.preferences.judges import Judge, Preference, spelled
 from nlhf_jax.structs import Params
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 import transformers
 
-from nlhf_jax import export, policies
+from nlhf_jax import export
 from nlhf_jax.build.language import make_experiment
 from nlhf_jax.build.model import make_model
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import language
 from nlhf_jax.experiments.export import of_player, write
+from nlhf_jax.models import scoring
 from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def trained(tmp_path_factory, toy):
 def log_probs_of(experiment, params):
   """What a policy says of the chosen responses, [n, T], and which of them are real."""
   prompts, left, *_ = experiment.corpus.held_out.comparisons
-  said = jax.jit(lambda params: policies.log_probs(experiment.model.decoder, params, prompts, left))
+  said = jax.jit(lambda params: scoring.log_probs(experiment.model.decoder, params, prompts, left))
   return np.asarray(said(params))[:, 0], left.mask[:, 0]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import command, main, policies, sampling
+from nlhf_jax import command, main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.token_game import make_experiment
 from nlhf_jax.data import token_game
@@ -25,6 +25,8 @@ from nlhf_jax.experiments.token_game import (
   run,
   solved,
 )
+from nlhf_jax.models import scoring
+from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training import interrupts
@@ -60,7 +62,7 @@ def experiment(toy, tmp_path):
 def sampled(experiment):
   """Two sides of responses to prompts in some order, with the places of the prompts."""
   game = experiment.game
-  rollout = sampling.make_rollout(
+  rollout = rollout.make_rollout(
     experiment.decoder, [{'policy': 1.0}] * 2, length=3, stop=game.stop, count=40
   )
   asked = np.array([3, 0, 4, 2, 1, 1])
@@ -87,7 +89,7 @@ def test_every_response_is_listed_once(experiment):
 def test_probabilities_of_the_listed_responses_sum_to_one(experiment):
   prompts, responses = jax.tree.map(jnp.asarray, experiment.game[:2])
   params = make_reference(experiment)
-  log_probs = jax.jit(partial(policies.log_probs, experiment.decoder))
+  log_probs = jax.jit(partial(scoring.log_probs, experiment.decoder))
   log_pi = log_probs(params, prompts, responses).sum(axis=-1)
   np.testing.assert_allclose(np.exp(log_pi).sum(axis=1), 1, atol=1e-5)
   np.testing.assert_allclose(make_listed(experiment)(params), log_pi, atol=1e-4)

@@ -25,13 +25,13 @@ import optax
 import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from nlhf_jax.sampling.rollout.rollout import make_rollout
 
-from nlhf_jax import policies
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import LEFT, mixture
 from nlhf_jax.algorithms.losses import importance, log_ratio, policy_gradient, squared_ratio
 from nlhf_jax.algorithms.selection import shifted
-from nlhf_jax.sampling import make_rollout
+from nlhf_jax.models import scoring
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
 from nlhf_jax.training.play import make_play
 from nlhf_jax.training.steps import make_update
@@ -115,14 +115,14 @@ def look_up(table, comparison):
 @tiny.jit
 def listed_log_probs(params):
   """[2, 40, 3]."""
-  return policies.log_probs(DECODER, params, PROMPTS, ALL)
+  return scoring.log_probs(DECODER, params, PROMPTS, ALL)
 
 
 @tiny.jit
 @jax.jacrev
 def listed_derivatives(params, mask):
   """[240, ...], where `mask` says what is read of the prompts."""
-  return policies.log_probs(DECODER, params, PROMPTS._replace(mask=mask), ALL).ravel()
+  return scoring.log_probs(DECODER, params, PROMPTS._replace(mask=mask), ALL).ravel()
 
 
 @functools.cache
@@ -323,7 +323,7 @@ FORWARD_KL = importance(10.0, reference=1.0)
 @pytest.mark.parametrize('row', [MANY, SPPO], ids=['many', 'shared_and_selected'])
 def test_looking_responses_up_changes_no_gradient(row):
   batch = jax.tree.map(lambda leaf: leaf[0], draws(row, 64 if row is MANY else 128))
-  step = functools.partial(update_gradient, row, policies.make_score(DECODER), PARAMS)
+  step = functools.partial(update_gradient, row, scoring.make_score(DECODER), PARAMS)
   real = np.array(ravel_pytree(tiny.jit(step)(batch))[0])
   looked_up = jax.tree.map(lambda leaf: leaf[None], batch)
   (quick,) = sampled_gradients(row, looked_up)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from nlhf_jax import drawing, sampling, streams
 from nlhf_jax.models.transformer import Decoder, Reading
+from nlhf_jax.sampling.rollout import mixtures, rollout, token
 from nlhf_jax.structs import Prompts
 from tests.laws import exact
 
 ROWS = 20_000
-DRAW = jax.jit(drawing.draw)
+DRAW = jax.jit(token.draw)
 HALF = {'policy': 0.5, 'reference': 0.5}
 
 
@@ -30,7 +30,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
   last = len(tables['policy']) - 1
   stop = last if stop is None else stop
   prompts = Prompts(jnp.full((rows, 1), last), jnp.ones((rows, 1), bool))
-  rollout = sampling.make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
+  rollout = rollout.make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
   tables = {slot: jnp.asarray(table, jnp.float32) for slot, table in tables.items()}
   sampled = rollout(tables, prompts, jax.random.key(0))
   return [jax.tree.map(lambda leaf: np.array(leaf[:, 0]), responses) for responses in sampled]
@@ -63,11 +63,11 @@ def random_tables(symbols=5):
 
 
 FILTERS = {
-  'unfiltered': drawing.UNFILTERED,
-  'temperature': drawing.Filters(temperature=0.7),
-  'top_k': drawing.Filters(top_k=2),
-  'top_p': drawing.Filters(top_p=0.6),
-  'all': drawing.Filters(temperature=1.5, top_k=4, top_p=0.8),
+  'unfiltered': token.UNFILTERED,
+  'temperature': token.Filters(temperature=0.7),
+  'top_k': token.Filters(top_k=2),
+  'top_p': token.Filters(top_p=0.6),
+  'all': token.Filters(temperature=1.5, top_k=4, top_p=0.8),
 }
 
 
@@ -76,7 +76,7 @@ def test_filters_keep_the_likeliest_tokens(name):
   logits = 2 * np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
   expected = [in_filtering_order(row, FILTERS[name]) for row in logits]
   np.testing.assert_allclose(
-    drawing.filtered(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
+    token.filtered(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
   )
 
 
@@ -84,7 +84,7 @@ def test_filters_keep_the_likeliest_tokens(name):
 def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(
   name, drafts, monkeypatch
 ):
-  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
   tables = random_tables()
   mixtures = [{'policy': 0.3, 'reference': 0.7}, {'policy': 1.0}, {'reference': 1.0}]
   symbols, length = 5, 3
@@ -121,7 +121,7 @@ def test_one_step_at_a_time_is_not_the_mixture_of_sequences(drafts, monkeypatch)
     slot: np.pad(table[[1, 2, 0]], ((0, 0), (0, 1)), constant_values=-np.inf)
     for slot, table in exact.TWO_TOKENS.items()
   }
-  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
   (responses,) = sample(tables, [HALF])
   assert responses.mask.all()
   np.testing.assert_allclose(responses.log_probs.sum(1), np.log(0.25), atol=1e-6)
@@ -137,7 +137,7 @@ def test_drafts_are_kept_as_often_as_the_target_has_their_probability_and_put_ri
   tokens = jax.random.categorical(keys[0], draft, shape=(ROWS, 2))
   tile = lambda x: jnp.tile(jnp.asarray(x, jnp.float32), (ROWS, 1, 1))
   uniform = jax.random.uniform(keys[1], (ROWS, 3))
-  drawn, count = jax.jit(drawing.verified)(tokens, tile(draft), tile(target), uniform)
+  drawn, count = jax.jit(token.verified)(tokens, tile(draft), tile(target), uniform)
   assert_frequencies(np.bincount(drawn.token[:, 0], minlength=3), np.exp(target[0]))
   kept = 0.2 + 0.3 + 0.2
   assert_frequencies(np.bincount(count - 1, minlength=2), [1 - kept, kept])
@@ -151,7 +151,7 @@ def test_a_draft_of_the_target_itself_is_kept_whole():
   logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (ROWS, 3, 7)))
   tokens = jax.random.categorical(jax.random.key(1), logits)
   uniform = jax.random.uniform(jax.random.key(2), (ROWS, 4))
-  drawn, count = jax.jit(drawing.verified)(tokens, logits, logits, uniform)
+  drawn, count = jax.jit(token.verified)(tokens, logits, logits, uniform)
   np.testing.assert_array_equal(drawn.token, tokens)
   assert np.all(count == 3)
 

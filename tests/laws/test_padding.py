@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import policies, sampling
 from nlhf_jax.algorithms.losses import (
   contrast,
   cross_entropy,
@@ -17,7 +16,9 @@ from nlhf_jax.algorithms.losses import (
   regression,
   winner_likelihood,
 )
+from nlhf_jax.models import scoring
 from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
+from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from tests.laws import tiny
 
@@ -53,7 +54,7 @@ def comparison(extra):
   return Comparison(prompts, responses(LEFT, 3 + extra), responses(RIGHT, 3 + 2 * extra), payoff)
 
 
-SCORE = policies.make_score(DECODER)
+SCORE = scoring.make_score(DECODER)
 REWARDS = make_reward_network(DECODER, tiny.WIDTH, SEPARATOR)
 LOSSES = [
   policy_gradient(reference=0.1),
@@ -135,7 +136,7 @@ def test_judges_do_not_see_padding(name):
 
 
 def test_samples_do_not_see_padding():
-  rollout = sampling.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
+  rollout = rollout.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
   (tight,), (padded,) = (
     rollout({'policy': POLICY}, comparison(extra).prompts, jax.random.key(0)) for extra in (0, 3)
   )

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nlhf_jax.sampling.rollout.token import Filters
 
-from nlhf_jax import sampling, streams
-from nlhf_jax.drawing import Filters
+from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Prompts
 from tests.laws import tiny
 
@@ -38,12 +38,12 @@ def prompts_of(seed):
 
 def sample(monkeypatch, seed, drafts, **options):
   """The rows of every mixture as lists, without the stop tokens that fill them up."""
-  monkeypatch.setattr(streams, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
   decoder = tiny.decoder(VOCABULARY)
   slots = {
     slot: tiny.parameters(decoder, number) for number, slot in enumerate(('policy', 'reference'))
   }
-  rollout = sampling.make_rollout(decoder, MIXTURES, length=LENGTH, stop=STOP, **options)
+  rollout = rollout.make_rollout(decoder, MIXTURES, length=LENGTH, stop=STOP, **options)
   responses = rollout(slots, prompts_of(seed), jax.random.key(seed))
   return [
     [row[mask].tolist() for row, mask in zip(*map(np.concatenate, one[:2]), strict=True)]

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nlhf_jax import policies, sampling, streams, trees
+from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.models import architectures, lora, sharding, weights
+from nlhf_jax.models import architectures, lora, scoring, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
+from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.steps import initial_state, make_update
@@ -62,7 +63,7 @@ def learn(mesh, adapter=None):
     payoff = np.float32(random.uniform(-0.5, 0.5, (8, 1, 1)))
     prompts = Prompts(tokens[:, 10:], tokens[:, 10:] > 2)
     comparison = sharding.place_rows(Comparison(prompts, *sides, payoff))
-    score = policies.make_score(decoder)
+    score = scoring.make_score(decoder)
     update = make_update(ALGORITHM, score, optimizer, lambda *_: {})
     for step in range(2):
       state, _ = jax.block_until_ready(update(state, comparison, jax.random.key(step)))
@@ -71,11 +72,9 @@ def learn(mesh, adapter=None):
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
-      sampling.PLACES = 2  # so that caches grow
-      streams.drafts = lambda: 2
-      rollout = sampling.make_rollout(
-        decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1
-      )
+      rollout.PLACES = 2  # so that caches grow
+      mixtures.drafts = lambda: 2
+      rollout = rollout.make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}

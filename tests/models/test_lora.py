@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+from nlhf_jax.sampling.rollout.rollout import make_rollout
 
-from nlhf_jax import sampling, trees
+from nlhf_jax import trees
 from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import make_rollout
+from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.structs import Prompts
 from tests.models import families
 from tests.models.test_families import HERE, NAMES, ours, rows, theirs
@@ -108,8 +109,8 @@ def test_prompts_that_are_done_are_left_behind_with_their_adapters(params, monke
   stopping = DECODER._replace(logits=logits)
   make = lambda: make_rollout(stopping, MIXTURES, length=12, stop=10, count=2)
   expected = jax.jit(make())(slots, prompts, key)  # in one program, all together
-  monkeypatch.setattr(sampling, 'PROMPTS', 4)
-  monkeypatch.setattr(sampling, 'PLACES', 2)
+  monkeypatch.setattr(rollout, 'PROMPTS', 4)
+  monkeypatch.setattr(rollout, 'PLACES', 2)
   for one, said in zip(expected, make()(slots, prompts, key), strict=True):
     np.testing.assert_array_equal(said.tokens, one.tokens)
     np.testing.assert_allclose(said.log_probs, one.log_probs, atol=3e-5)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import policies
-from nlhf_jax.models import architectures
+from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.structs import Prompts, Responses
 
@@ -47,7 +46,7 @@ def test_log_probabilities_never_hold_all_logits(compute, monkeypatch):
 
   def value_and_gradient():
     def total(params):
-      log_p = policies.log_probs(decoder, params, prompts, responses)
+      log_p = scoring.log_probs(decoder, params, prompts, responses)
       return jnp.sum(weights * log_p), log_p
 
     compiled = jax.jit(jax.value_and_grad(total, has_aux=True)).lower(params).compile()
@@ -56,7 +55,7 @@ def test_log_probabilities_never_hold_all_logits(compute, monkeypatch):
   whole = 4 * rows * count * length * vocabulary
   (expected, gradient), before = value_and_gradient()
   assert before > whole
-  monkeypatch.setattr(policies, 'MOST_LOGITS', rows * count * 7 * vocabulary)
+  monkeypatch.setattr(scoring, 'MOST_LOGITS', rows * count * 7 * vocabulary)
   (said, chunked), after = value_and_gradient()
   assert after < 0.6 * whole
   assert said[1].dtype == jnp.float32
@@ -71,9 +70,9 @@ def test_one_place_at_a_time_at_the_least(monkeypatch):
   decoder = make_decoder(sizes)
   params = some_parameters(decoder)
   given = conversation(2, 3, 4, 5, 11)
-  expected = jax.jit(partial(policies.log_probs, decoder))(params, *given)
-  monkeypatch.setattr(policies, 'MOST_LOGITS', 1)
-  said = jax.jit(partial(policies.log_probs, decoder))(params, *given)
+  expected = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
+  monkeypatch.setattr(scoring, 'MOST_LOGITS', 1)
+  said = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
   np.testing.assert_allclose(said, expected, atol=1e-5)
 
 

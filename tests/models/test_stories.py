@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 import transformers
+from nlhf_jax.sampling.rollout.rollout import make_rollout
+from nlhf_jax.sampling.rollout.token import Filters
 
-from nlhf_jax import policies
-from nlhf_jax.drawing import Filters
-from nlhf_jax.sampling import make_rollout
+from nlhf_jax.models import scoring
 from nlhf_jax.structs import Prompts, Responses
 from tests.models import stories
 from tests.models.test_families import load
@@ -50,7 +50,7 @@ def test_probabilities_of_given_texts(model):
   mask = np.arange(max(map(len, rows)) - 1) < np.array([len(row) - 1 for row in rows])[:, None]
   tokens = np.zeros(mask.shape, np.int32)
   tokens[mask] = [token for row in rows for token in row[1:]]
-  score = jax.jit(partial(policies.log_probs, decoder))
+  score = jax.jit(partial(scoring.log_probs, decoder))
   said = score(params, Prompts(begin, begin > 0), Responses(tokens[:, None], mask[:, None]))
   for row, case in zip(np.asarray(said)[:, 0], cases, strict=True):
     wanted = case['next_token_logprobs']
@@ -71,7 +71,7 @@ def test_sampled_stories_are_drawn_from_the_model(model):
   stop = tokenizer.eos_token_id
   rollout = make_rollout(decoder, [{'policy': 1.0}], length=length, stop=stop, count=count)
   (said,) = rollout({'policy': params}, prompts, jax.random.key(0))
-  score = jax.jit(partial(policies.log_probs, decoder))
+  score = jax.jit(partial(scoring.log_probs, decoder))
   np.testing.assert_allclose(said.log_probs, score(params, prompts, said), atol=1e-4)
   # What is unexpected of each token, over what the model expects, averages to nothing.
   surprise = np.asarray(said.log_probs + said.entropy, np.float64).sum(axis=-1)

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import pairrm as networks
+from nlhf_jax.models import pairrm_encoder as networks
 from nlhf_jax.models import weights
 from nlhf_jax.preferences import pairrm
 from nlhf_jax.structs import Comparison

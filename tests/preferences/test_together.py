@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax.models import pairrm as networks
+from nlhf_jax.models import pairrm_encoder as networks
 from nlhf_jax.preferences import pairrm
 from tests.preferences import faults, published
 

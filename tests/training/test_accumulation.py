@@ -10,12 +10,11 @@ import optax
 import pytest
 
 from configs import base
-from nlhf_jax import policies
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.build import language, rules
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import architectures
+from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
@@ -145,7 +144,7 @@ def test_parts_of_responses_compared_with_themselves_are_read_once():
 
 def test_parts_take_less_memory():
   comparison = some_comparison(ROWS['dpo'], batch=64, length=20)
-  params, read = some_parameters(0), policies.make_score(DECODER)
+  params, read = some_parameters(0), scoring.make_score(DECODER)
 
   def differentiate(part, weight):
     def total(params):

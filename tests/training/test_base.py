@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from nlhf_jax import policies, trees
+from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.models import lora
+from nlhf_jax.models import lora, scoring
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.steps import initial_state, make_update
@@ -39,7 +39,7 @@ def begun():
 @pytest.mark.parametrize('slot', ROWS)
 def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
   row, (own, base) = ROWS[slot], begun
-  update = make_update(row, policies.make_score(DECODER), OPTIMIZER, lambda *_: {})
+  update = make_update(row, scoring.make_score(DECODER), OPTIMIZER, lambda *_: {})
 
   def run(state, steps):
     for step in steps:
@@ -68,7 +68,7 @@ def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
 
 def test_a_policy_on_a_base_learns_what_its_adapter_would_within_the_whole(begun):
   own, base = begun
-  row, score = ROWS['average'], policies.make_score(DECODER)
+  row, score = ROWS['average'], scoring.make_score(DECODER)
   shared = make_update(row, score, optax.sgd(0.1), lambda *_: {})
   state, _ = shared(initial_state(row, own, optax.sgd(0.1), base), comparison(), jax.random.key(0))
   whole = trees.merged(base, own)

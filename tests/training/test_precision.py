@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import policies, trees
+from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.models import architectures
+from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import make_preference_network
@@ -61,7 +61,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
   optimizer = optimizers.make_optimizer(
     'adamw', 1e-2, 10, warmup=0, b1=0.0, b2=0.95, decay=0.0, clip=1.0, rounding=rounding
   )
-  read, seen = policies.make_score(make_decoder(SIZES, numerics)), set()
+  read, seen = scoring.make_score(make_decoder(SIZES, numerics)), set()
 
   def score(params, comparison):
     scores = read(params, comparison)
@@ -93,7 +93,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(weights):
   comparison = some_comparison()
 
   def gradient(numerics):
-    score = policies.make_score(make_decoder(SIZES, numerics))
+    score = scoring.make_score(make_decoder(SIZES, numerics))
     params = jax.tree.map(lambda leaf: leaf.astype(numerics.weights), some_parameters(Numerics()))
     reference = some_parameters(numerics, seed=1)
 

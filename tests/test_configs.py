@@ -9,9 +9,10 @@ import pytest
 
 from nlhf_jax import command
 from nlhf_jax.build.language import make_experiment
-from nlhf_jax.evaluation import styles, tournament
+from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments import language
 from nlhf_jax.storage import json_lines
+from nlhf_jax.tasks.summaries import styles
 
 CONFIGS = sorted(
   path.stem

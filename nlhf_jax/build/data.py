@@ -6,8 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
-from nlhf_jax.data import corpora
-from nlhf_jax.data.corpora import Corpus
+from nlhf_jax.data import dataset
+from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   """
   settings = config.data.to_dict()
   source = settings.pop('source')
-  makers = {'synthetic': corpora.make_synthetic, 'file': corpora.make_file}
+  makers = {'synthetic': dataset.make_synthetic, 'file': dataset.make_file}
   if source not in makers or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.build import language, rules
 from nlhf_jax.build.judges import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
-from nlhf_jax.data import readings, tokenizers
+from nlhf_jax.data import examples, tokenizers
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_judge, outputs
 from nlhf_jax.evaluation.length_control import Anchors
@@ -318,7 +318,7 @@ def first_of(prompts: list[str], most: int) -> list[str]:
 def read_prompts(section: ConfigDict) -> list:
   """Those of the section `prompts`."""
   try:
-    return [record.prompt for record in readings.records(**section)]
+    return [record.prompt for record in examples.records(**section)]
   except UserError as error:
     # Who reads sources does not know for which section.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

@@ -21,7 +21,7 @@ from nlhf_jax.build.judges import GIVEN, Outside
 from nlhf_jax.build.model import Model, fingerprint, make_model
 from nlhf_jax.build.names import functions
 from nlhf_jax.data import sources
-from nlhf_jax.data.corpora import Corpus
+from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.preferences import judges

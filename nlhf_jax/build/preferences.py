@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.build import language
 from nlhf_jax.build.model import SIZES
-from nlhf_jax.data import readings
-from nlhf_jax.data.forms import Record
+from nlhf_jax.data import examples
+from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.sources import for_each
 from nlhf_jax.errors import UserError
 
@@ -85,7 +85,7 @@ def read_tests(section: ConfigDict) -> dict[str, list[Record]]:
   forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
   tests = {}
   for path, form, split in zip(paths, forms, splits, strict=True):
-    records = readings.records(path, form, split, skip_bad=section.skip_bad)
+    records = examples.records(path, form, split, skip_bad=section.skip_bad)
     compared = [record for record in records if record.left is not None]
     if not compared:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")

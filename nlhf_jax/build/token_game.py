@@ -13,13 +13,13 @@ from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.build import language, tabular
 from nlhf_jax.build.language import Stage, Training, make_stage, named_key
 from nlhf_jax.build.names import functions
-from nlhf_jax.data.token_game import LETTERS, TokenGame, make_token_game
 from nlhf_jax.errors import UserError
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.tasks.token_game.responses import LETTERS, TokenGame, make_token_game
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 
-from nlhf_jax.data import rows
-from nlhf_jax.data.rows import KINDS
+from nlhf_jax.data import readers
+from nlhf_jax.data.readers import KINDS
 from nlhf_jax.errors import UserError, first_line
 
 # What folders hold beside data, of `datasets` and of TensorFlow Datasets.
@@ -41,9 +41,9 @@ def locate(name: str, split: str) -> Source:
       and none is named.
   """
   path = Path(name)
-  with rows.reached(path):
+  with readers.reached(path):
     folder = path.is_dir()
-    if path.is_file() or (rows.kind(path) in KINDS and not folder):
+    if path.is_file() or (readers.kind(path) in KINDS and not folder):
       return Source(name, (path,))  # one that is missing is missed by who reads it
   if not folder:
     path = _downloaded(name, split)
@@ -69,7 +69,7 @@ def _files(folder: Path) -> list[Path]:
     if name not in NOTES and not name.startswith('.')
   ]
   for kind in ('.parquet', '.arrow', '.jsonl', '.json'):
-    if files := sorted(file for file in found if rows.kind(file) == kind):
+    if files := sorted(file for file in found if readers.kind(file) == kind):
       return files
   return []
 
@@ -142,7 +142,7 @@ def digest(sources: Iterable[Source]) -> str:
 
 
 def _digest(file: Path) -> str:
-  with rows.readable(file), file.open('rb') as opened:
+  with readers.readable(file), file.open('rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
@@ -153,14 +153,14 @@ def read(source: Source) -> Iterator[tuple[int, int, Any]]:
     UserError: if a file cannot be read.
   """
   if source.split and source.files[0].name == PREPARED:
-    for number, value in rows.prepared(source.files[0].parent, source.split):
+    for number, value in readers.prepared(source.files[0].parent, source.split):
       yield 0, number, value
     return
   for index, file in enumerate(source.files):
-    for number, value in rows.read(file):
+    for number, value in readers.read(file):
       yield index, number, value
 
 
 def place(source: Source, file: int, number: int) -> str:
   """How to call the place of a row."""
-  return f'{source.files[file]}, {rows.noun(source.files[file])} {number}'
+  return f'{source.files[file]}, {readers.noun(source.files[file])} {number}'

@@ -29,7 +29,7 @@ os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # it misses PyT
 
 from transformers import PreTrainedTokenizerFast
 
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Prompts, Responses

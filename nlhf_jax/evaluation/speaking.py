@@ -7,7 +7,7 @@ import jax
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.sampling.rollout import rollout

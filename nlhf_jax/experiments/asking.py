@@ -12,12 +12,12 @@ from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.build.token_game import Learner
-from nlhf_jax.data import token_game
-from nlhf_jax.data.token_game import TokenGame
 from nlhf_jax.experiments.stages import make_update_of
 from nlhf_jax.learning.tabular import tabular
 from nlhf_jax.preferences import judges
 from nlhf_jax.storage import json_lines
+from nlhf_jax.tasks.token_game import responses
+from nlhf_jax.tasks.token_game.responses import TokenGame
 from nlhf_jax.training.loop import Step
 from nlhf_jax.training.play import MakeRollout, make_sample
 from nlhf_jax.training.steps import Score
@@ -32,7 +32,7 @@ def make_asking_step(
   """
   training, row = learner.training, learner.training.algorithm
   sample, update = make_sample(row, make_rollout), make_update_of(training, score)
-  find, look_up = token_game.make_places(game), token_game.make_look_up(game)
+  find, look_up = responses.make_places(game), responses.make_look_up(game)
   truth = jnp.asarray(game.payoff, jnp.float32)
   estimate = jax.jit(lambda wins: tabular(learner.ridge).estimate(wins) - 0.5)
   known = {}  # the round that is on, and the payoffs that its judge goes by

@@ -19,7 +19,6 @@ from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED
 from nlhf_jax.build.model import make_mesh
-from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import judgements, ranking, report, sequential, tournament
 from nlhf_jax.evaluation.judgements import Ask
@@ -34,6 +33,7 @@ from nlhf_jax.preferences.judges import Both, Preference, mean
 from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.tasks.summaries import texts
 from nlhf_jax.training import interrupts
 
 
@@ -140,7 +140,7 @@ def make_asked(
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
   if 'oracle' in experiment.panel:
-    read['oracle'] = synthetic.preference
+    read['oracle'] = texts.preference
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.panel:

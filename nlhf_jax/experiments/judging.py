@@ -11,10 +11,10 @@ import numpy as np
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import in_random_order, map_chunks, take
-from nlhf_jax.data.forms import Prompt
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import judging, styles
+from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
 from nlhf_jax.preferences import judges
@@ -25,6 +25,7 @@ from nlhf_jax.preferences.networks import (
   make_reward_network,
 )
 from nlhf_jax.structs import Params, Prompts, Responses
+from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import Measure, Score, make_update
 

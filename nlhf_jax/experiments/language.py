@@ -13,7 +13,6 @@ from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
 from nlhf_jax.build.model import make_mesh
-from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.competition import compete, publish
 from nlhf_jax.experiments.exploitability import exploit
@@ -31,6 +30,7 @@ from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.tasks.summaries import texts
 from nlhf_jax.training import interrupts, measures
 from nlhf_jax.training.loop import Evaluate
 from nlhf_jax.training.steps import make_update
@@ -114,7 +114,7 @@ def make_judges(
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
-    asked['oracle'] = judges.of_texts(synthetic.preference, tokenizer)
+    asked['oracle'] = judges.of_texts(texts.preference, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
       kind = make_kind(experiment, stage)

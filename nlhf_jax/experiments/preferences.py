@@ -18,10 +18,9 @@ from nlhf_jax.build import language
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.build.preferences import Experiment, make_experiment
-from nlhf_jax.data import synthetic
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.data.corpora import Corpus
-from nlhf_jax.data.forms import Record
+from nlhf_jax.data.dataset import Corpus
+from nlhf_jax.data.schemas import Record
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
 from nlhf_jax.evaluation.baselines import Texts
@@ -40,6 +39,7 @@ from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.preferences.judges import Judge, Word, in_both_orders
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.tasks.summaries import texts
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
@@ -236,7 +236,7 @@ def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselin
   if words := baselines.bag_of_words(known, seed):
     found['bag of words'] = words
   if corpus.embedded:
-    found['raters'] = lambda asked: synthetic.preference(asked.prompts, asked.left, asked.right)
+    found['raters'] = lambda asked: texts.preference(asked.prompts, asked.left, asked.right)
   return found
 
 

@@ -20,9 +20,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import display
 from nlhf_jax.build.language import Stage, Training
 from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
-from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
-from nlhf_jax.evaluation import token_game as page
 from nlhf_jax.experiments.asking import make_asking_step, pairs
 from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.games import exact
@@ -32,6 +30,8 @@ from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
+from nlhf_jax.tasks.token_game import page as page
+from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.loop import Step
 from nlhf_jax.training.play import MakeRollout
@@ -140,7 +140,7 @@ def train(
   experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
 ) -> Params:
   """One method, from the reference, judged by the truth; its policy."""
-  training, judge = experiment.methods[label].training, token_game.make_judge(experiment.game)
+  training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
   step = make_step(
     training,
     scoring.make_score(experiment.decoder),
@@ -213,7 +213,7 @@ def summarise(
     shown = int(jnp.argmax(by_prompt(measured, reply)['gap']))
 
   def described(log_pi):
-    return measure(measured, log_pi) | {'styles': token_game.style_shares(game, np.exp(log_pi))}
+    return measure(measured, log_pi) | {'styles': responses.style_shares(game, np.exp(log_pi))}
 
   reference = described(np.asarray(measured.game.log_reference))
   methods = {}
@@ -239,9 +239,9 @@ def summarise(
     'name': experiment.name,
     'tau': experiment.tau,
     'target': experiment.target,
-    'prompts': token_game.prompt_texts(game),
+    'prompts': responses.prompt_texts(game),
     'shown': shown,
-    'responses': token_game.response_texts(game),
+    'responses': responses.response_texts(game),
     'reference': reference,
     'reply': described(np.asarray(reply)),
     'equilibrium': described(np.asarray(measured.nash)),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlhf_jax.data.forms import LONGEST
+from nlhf_jax.data.schemas import LONGEST
 
 TALK = [{'role': 'user', 'content': 'Say hi.'}, {'role': 'assistant', 'content': 'Hi!'}]
 ROWS = {

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 
-from nlhf_jax.data import corpora
+from nlhf_jax.data import dataset
 from nlhf_jax.data.batches import batches, in_random_order
 
 
-def make(path: Path, folder: Path) -> corpora.Corpus:
+def make(path: Path, folder: Path) -> dataset.Corpus:
   """The corpus of a file of graded comparisons."""
-  return corpora.make_file(
+  return dataset.make_file(
     seed=0,
     path=str(path),
     form='graded',

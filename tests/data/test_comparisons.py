@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nlhf_jax.data import forms, readings, rows
+from nlhf_jax.data import examples, readers, schemas
 from nlhf_jax.errors import UserError
 
 GOOD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
@@ -47,7 +47,7 @@ def assistant(content):
 
 
 TURNS = [system('Be kind.'), user('Hello?'), assistant('Yes?'), user('Say hi.')]
-MESSAGES = tuple(forms.Message(**message) for message in TURNS)
+MESSAGES = tuple(schemas.Message(**message) for message in TURNS)
 BAD_MESSAGES = {
   "field 'prompt' is empty": {'prompt': []},
   "a message of field 'prompt' is not a JSON object but str": {'prompt': ['Say hi.']},
@@ -102,9 +102,9 @@ def line(**fields):
 
 def read(path, skip_bad=False):
   """(number, record) of every line that can be used."""
-  records = list(readings.records(path, 'comparisons', '', skip_bad))
-  entries = readings.read(readings.locate(path, 'comparisons', ''))
-  found = [(number, said) for _, number, said in entries if isinstance(said, forms.Record)]
+  records = list(examples.records(path, 'comparisons', '', skip_bad))
+  entries = examples.read(examples.locate(path, 'comparisons', ''))
+  found = [(number, said) for _, number, said in entries if isinstance(said, schemas.Record)]
   assert [record for _, record in found] == records
   return found
 
@@ -117,8 +117,8 @@ def read(path, skip_bad=False):
 def test_every_usual_way_to_end_lines_and_files_works(write, start, end, last):
   path = write(line(), b'', line(chosen='Hi\u2028there \U0001f389'), *last, start=start, end=end)
   assert read(path) == [
-    (1, forms.Record('Say hi.', 'Hi!', 'No.')),
-    (3, forms.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
+    (1, schemas.Record('Say hi.', 'Hi!', 'No.')),
+    (3, schemas.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
   ]
 
 
@@ -180,7 +180,7 @@ def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, pr
   said = {
     field: [*(before if whole else []), assistant(GOOD[field])] for field in ('chosen', 'rejected')
   }
-  expected = forms.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
+  expected = schemas.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
   path = write(line(prompt=prompt, **said), line(prompt=prompt), json.dumps(said).encode())
   assert [record for _, record in read(path, skip_bad=True)] == [expected] * (2 + whole)
 
@@ -188,32 +188,32 @@ def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, pr
 def test_one_question_is_the_same_prompt_however_it_is_written(write):
   ((_, one), (_, other)) = read(write(line(), line(prompt=[user('Say hi.') | {'name': 'x'}])))
   assert one == other
-  assert forms.messages(one.prompt) == (forms.Message('user', 'Say hi.'),)
+  assert schemas.messages(one.prompt) == (schemas.Message('user', 'Say hi.'),)
 
 
 def test_a_conversation_can_be_looked_up(write):
   ((_, record),) = read(write(line(prompt=TURNS)))
   assert record.prompt == MESSAGES
   assert record.prompt in {MESSAGES}
-  assert forms.messages(record.prompt) == MESSAGES
+  assert schemas.messages(record.prompt) == MESSAGES
 
 
 @pytest.mark.parametrize('problem', BAD_MESSAGES)
 def test_bad_messages_are_refused_with_what_is_wrong_with_them(problem):
-  with pytest.raises(rows.Problem) as refused:
-    forms.comparisons(GOOD | BAD_MESSAGES[problem])
+  with pytest.raises(readers.Problem) as refused:
+    schemas.comparisons(GOOD | BAD_MESSAGES[problem])
   assert str(refused.value).startswith(problem)
 
 
 @pytest.mark.parametrize('turns', NO_TURNS)
 def test_turns_in_another_order_are_refused(turns):
-  with pytest.raises(rows.Problem, match="field 'prompt' is not user and assistant in turn"):
-    forms.comparisons(GOOD | {'prompt': turns})
+  with pytest.raises(readers.Problem, match="field 'prompt' is not user and assistant in turn"):
+    schemas.comparisons(GOOD | {'prompt': turns})
 
 
 def test_a_missing_prompt_is_that_of_the_chosen_conversation_and_must_be_that_of_the_other():
   said = {'chosen': [user('a'), assistant('b')], 'rejected': [user('A'), assistant('c')]}
-  with pytest.raises(rows.Problem, match="field 'rejected' has other messages than the prompt"):
-    forms.comparisons(said)
-  with pytest.raises(rows.Problem, match="field 'prompt' is missing"):
-    forms.comparisons(said | {'chosen': [assistant('b')]})
+  with pytest.raises(readers.Problem, match="field 'rejected' has other messages than the prompt"):
+    schemas.comparisons(said)
+  with pytest.raises(readers.Problem, match="field 'prompt' is missing"):
+    schemas.comparisons(said | {'chosen': [assistant('b')]})

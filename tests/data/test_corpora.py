@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import corpora, synthetic, tokenizers
+from nlhf_jax.data import dataset, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import texts
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(
@@ -48,7 +49,7 @@ def make(tmp_path):
   def make(records, **changes):
     path = tmp_path / 'mine.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return corpora.make_file(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
+    return dataset.make_file(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
 
   return make
 
@@ -56,7 +57,7 @@ def make(tmp_path):
 @pytest.fixture
 def make_synthetic(tmp_path):
   """A function that makes a corpus of the embedded task."""
-  return lambda **changes: corpora.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
+  return lambda **changes: dataset.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
 
 
 def whole(part):
@@ -161,7 +162,7 @@ def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(
   }
   paths = [write(f'{form}.jsonl', rows) for form, rows in sources.items()]
   own = write('own.jsonl', RECORDS)
-  corpus = corpora.make_file(
+  corpus = dataset.make_file(
     path=','.join([own, *paths]),
     folder=tmp_path / 'kept',
     **FILE | {'form': ','.join(['comparisons', *sources])},
@@ -266,7 +267,7 @@ def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synt
     posts = prompts(corpus, split.prompts)
     texts.extend(posts)
     assert len(posts) == count
-    assert all(len(synthetic.facts(post)) == 5 for post in posts)
+    assert all(len(texts.facts(post)) == 5 for post in posts)
     for part in (split.demonstrations, split.comparisons):
       jax.tree.map(np.testing.assert_array_equal, part.prompts, split.prompts)
     assert set(np.round(3 * (split.comparisons.payoff + 0.5)).ravel()) <= {0, 1, 2, 3}

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from nlhf_jax.data import forms, readings
-from nlhf_jax.data.forms import Message, Record
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data import examples, schemas
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.data.schemas import Message, Record
 
 POST = {
   'id': 't3_1abcde',
@@ -231,24 +231,24 @@ REFUSED = [
 
 @pytest.mark.parametrize(('form', 'row', 'record'), READ)
 def test_a_row_is_read_as_it_was_published(form, row, record):
-  assert forms.FORMS[form](row) == record
+  assert schemas.FORMS[form](row) == record
 
 
 @pytest.mark.parametrize(('form', 'row', 'problem'), REFUSED)
 def test_a_row_that_cannot_be_used_is_refused_with_its_field(form, row, problem):
   with pytest.raises(Problem) as refused:
-    forms.FORMS[form](row)
+    schemas.FORMS[form](row)
   assert problem in str(refused.value)
 
 
 def test_every_form_is_tested_on_rows_that_it_reads():
-  assert {form for form, *_ in READ} == set(forms.FORMS)
+  assert {form for form, *_ in READ} == set(schemas.FORMS)
 
 
 def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
   folder = shared / 'data' / 'alpaca_eval'
   path = folder / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
-  records = list(readings.records(str(path), 'alpaca_eval', '', skip_bad=True))
+  records = list(examples.records(str(path), 'alpaca_eval', '', skip_bad=True))
   with gzip.open(path) as file:
     rows = json.load(file)
   expected = {row['instruction']: 2 - row['preference'] for row in rows}
@@ -259,14 +259,14 @@ def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
 
 def test_llmbar_is_read_whole(shared):
   path = shared / 'data' / 'llmbar' / 'Natural.json.gz'
-  records = list(readings.records(str(path), 'llmbar', '', skip_bad=False))
+  records = list(examples.records(str(path), 'llmbar', '', skip_bad=False))
   assert len(records) == 100
   assert {record.preference for record in records} == {0.0, 1.0}
 
 
 def test_pandalm_keeps_what_each_person_said(shared):
   path = shared / 'data' / 'pandalm' / 'testset-v1.json.gz'
-  records = list(readings.records(str(path), 'pandalm', '', skip_bad=True))
+  records = list(examples.records(str(path), 'pandalm', '', skip_bad=True))
   assert len(records) > 900
   assert {record.votes for record in records} == {3}
   assert {round(6 * record.preference) for record in records} == set(range(7))
@@ -275,7 +275,7 @@ def test_pandalm_keeps_what_each_person_said(shared):
 def test_auto_j_has_ties_and_its_summaries_the_same_form(shared):
   data = shared / 'data'
   path = f'{data}/autoj_pairs/pairs_a.jsonl.gz,{data}/tldr_pairs/pairs_00-11.jsonl'
-  records = list(readings.records(path, 'autoj', '', skip_bad=True))
+  records = list(examples.records(path, 'autoj', '', skip_bad=True))
   counts = Counter(record.preference for record in records)
   assert set(counts) == {0.0, 0.5, 1.0}
   assert 500 < counts.total() <= 512

@@ -5,12 +5,12 @@ import resource
 
 import pytest
 
-from nlhf_jax.data import corpora, forms, readings
+from nlhf_jax.data import dataset, examples, schemas
 from nlhf_jax.errors import UserError
 from tests.data.malformed import GOOD, inputs
 
 INPUTS = list(inputs())
-RECORDS = {form: [forms.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}
+RECORDS = {form: [schemas.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def outcome(path, form, skip_bad):
   """The records that are read, and the sentence that ended it if one did."""
   read = []
   try:
-    for record in readings.records(path, form, '', skip_bad):
+    for record in examples.records(path, form, '', skip_bad):
       read.append(record)
   except UserError as error:
     return read, str(error)
@@ -66,7 +66,7 @@ def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
   (tmp_path / 'data').mkdir()
 
   def make(skip_bad):
-    return corpora.make_file(
+    return dataset.make_file(
       seed=0,
       path=str(write(tmp_path / 'data')),
       form='comparisons',

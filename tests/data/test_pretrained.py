@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.storage import hub
 from tests.data.chats import CHATML, FAMILIES, LLAMA, SAMPLE, byte_level, chatml, llama, save

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nlhf_jax.data import readings, sources, synthetic
-from nlhf_jax.data.forms import Message, Record
+from nlhf_jax.data import examples, sources
+from nlhf_jax.data.schemas import Message, Record
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import texts
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -22,7 +23,7 @@ RECORDS = [Record(row['prompt'], row['left'], row['right'], row['preference']) f
 
 
 def read(path, form='graded', split='', skip_bad=False):
-  return list(readings.records(str(path), form, split, skip_bad))
+  return list(examples.records(str(path), form, split, skip_bad))
 
 
 def lines(rows):
@@ -182,7 +183,7 @@ def prepared(tmp_path_factory):
 
 def test_the_embedded_task_comes_back_from_tensorflow_datasets_vote_by_vote(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
-    expected = list(itertools.islice(synthetic.records(seed), count))
+    expected = list(itertools.islice(texts.records(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
   with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
     read(prepared, 'embedded')

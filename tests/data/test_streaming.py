@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nlhf_jax.data import synthetic, tokenised
+from nlhf_jax.data import token_store
+from nlhf_jax.tasks.summaries import texts
 
 ROOT = Path(__file__).parents[2]
-WORDS = synthetic.vocabulary()
+WORDS = texts.vocabulary()
 
 
 pytestmark = pytest.mark.skipif(
@@ -100,12 +101,12 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
   def write(draft):
     made.append(draft)
     (draft / 'tokens').write_bytes(b'12345678')
-    (draft / tokenised.NOTE).write_text(json.dumps({'sizes': {'tokens': 8}}))
+    (draft / token_store.NOTE).write_text(json.dumps({'sizes': {'tokens': 8}}))
 
   def again():
     before = len(made)
-    tokenised.once(folder, write)
-    assert tokenised.is_whole(folder)
+    token_store.once(folder, write)
+    assert token_store.is_whole(folder)
     return len(made) > before
 
   assert again()
@@ -114,9 +115,9 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
   assert again()
   (folder / 'tokens').unlink()
   assert again()
-  (folder / tokenised.NOTE).write_text('{"sizes"')
+  (folder / token_store.NOTE).write_text('{"sizes"')
   assert again()
-  (folder / tokenised.NOTE).unlink()
+  (folder / token_store.NOTE).unlink()
   assert again()
   assert not again()
 
@@ -127,5 +128,5 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     raise RuntimeError('a bug')
 
   with pytest.raises(RuntimeError, match='a bug'):
-    tokenised.once(tmp_path / 'kept', write)
+    token_store.once(tmp_path / 'kept', write)
   assert [file.name for file in tmp_path.iterdir()] == ['.kept.lock']

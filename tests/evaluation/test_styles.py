@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.data import synthetic
-from nlhf_jax.evaluation import styles
+from nlhf_jax.tasks.summaries import styles, texts
 
 POST = 'well the baker so sold um clock at harbour around noon okay'
-PERFECT = dict(zip(synthetic.STYLES, styles.perfect_summaries(POST), strict=True))
+PERFECT = dict(zip(texts.STYLES, styles.perfect_summaries(POST), strict=True))
 
 
 def record(response, other):
@@ -19,8 +18,8 @@ def record(response, other):
 
 def test_perfect_summaries_are_perfect_in_each_style():
   for style, summary in PERFECT.items():
-    assert synthetic.style_of(summary) == style
-    assert synthetic.quality(POST, summary) == 1
+    assert texts.style_of(summary) == style
+    assert texts.quality(POST, summary) == 1
 
 
 def test_a_response_has_its_style_and_quality():

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 from nlhf_jax.build import evaluate as evaluate_build
 from nlhf_jax.build import judges as judges_build
 from nlhf_jax.build.evaluate import make_experiment
-from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation import alpaca_eval, mt_bench, styles
+from nlhf_jax.evaluation import alpaca_eval, mt_bench
 from nlhf_jax.experiments import evaluate, export, language
 from nlhf_jax.preferences import pairrm
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
+from nlhf_jax.tasks.summaries import styles, texts
 from tests.experiments import pretrained
 from tests.preferences import faults
 
@@ -48,7 +49,7 @@ def run(config, workdir, stages=None):
 
 def styled(folder, count):
   """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
-  posts = [record.prompt for record in itertools.islice(synthetic.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(texts.records(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts
@@ -87,7 +88,7 @@ def test_what_was_judged_is_not_judged_again(config_of, tmp_path, monkeypatch):
   path, _ = styled(tmp_path, 12)
   config = config_of('synthetic', players=path, judges='')
   before = run(config, tmp_path / 'run')
-  monkeypatch.setattr(synthetic, 'preference', lambda *asked: pytest.fail('asked again'))
+  monkeypatch.setattr(texts, 'preference', lambda *asked: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run') == before
   config.tournament.settle = 0.2  # and looking at it in another way asks nothing either
   assert run(config, tmp_path / 'run')['settled']['level'] == 0.2
@@ -97,7 +98,7 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
   rows = [{'prompt': f'p{n}', 'responses': {'good': 'good', 'bad': 'bad'}} for n in range(200)]
   json_lines.write(tmp_path / 'two.jsonl', rows)
   clear = lambda prompts, left, right: np.where([text == 'good' for text in left], 0.9, 0.1)
-  monkeypatch.setattr(synthetic, 'preference', clear)
+  monkeypatch.setattr(texts, 'preference', clear)
   config = config_of('synthetic', players=str(tmp_path / 'two.jsonl'), judges='')
   config.tournament.settle = 0.05
   results = run(config, tmp_path / 'run')
@@ -107,7 +108,7 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
   table = results['tables']['oracle']
   assert 0.5 < table['low'][0][1] < 0.9 < table['high'][0][1]
   even = lambda prompts, left, right: np.full(len(left), 0.5)
-  monkeypatch.setattr(synthetic, 'preference', even)
+  monkeypatch.setattr(texts, 'preference', even)
   results = run(config, tmp_path / 'other')
   assert not results['settled']['all']
   assert results['comparisons'] == 200
@@ -165,7 +166,7 @@ def test_alpaca_eval_s_files_and_figures(config_of, tmp_path, monkeypatch):
   longer = lambda prompts, left, right: np.array(
     [0.8 if len(a) > len(b) else 0.3 for a, b in zip(left, right, strict=True)]
   )
-  monkeypatch.setattr(synthetic, 'preference', longer)
+  monkeypatch.setattr(texts, 'preference', longer)
   config = config_of('synthetic', judges='')
   config.players = f'{tmp_path}/mine.json,{tmp_path}/old.json'
   config.alpaca_eval.update(

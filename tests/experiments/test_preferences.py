@@ -10,12 +10,12 @@ from scipy import special
 
 from nlhf_jax.build import language
 from nlhf_jax.build.preferences import make_experiment
-from nlhf_jax.data import synthetic
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments import preferences
 from nlhf_jax.experiments.judging import make_kind
 from nlhf_jax.storage import json_lines
+from nlhf_jax.tasks.summaries import texts
 from tests.preferences import faults, published
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   small, wide = (results['judges'][f'preference model, {size}'] for size in ('small', 'wide'))
   assert small['parameters'] < wide['parameters']
   assert small['curve']['at'] == [2]
-  assert results['transitivity'][judges[0]]['responses'] == len(synthetic.STYLES)
+  assert results['transitivity'][judges[0]]['responses'] == len(texts.STYLES)
   assert json.loads((tmp_path / 'results.json').read_text()).keys() == results.keys()
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == 4

@@ -12,7 +12,6 @@ import pytest
 from nlhf_jax import command, main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.token_game import make_experiment
-from nlhf_jax.data import token_game
 from nlhf_jax.data.batches import take
 from nlhf_jax.errors import Interrupted
 from nlhf_jax.experiments.asking import pairs
@@ -29,6 +28,7 @@ from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
+from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training import interrupts
 
 CONFIG = 'configs/token_game.py'
@@ -73,14 +73,14 @@ def sampled(experiment):
 
 def test_prompts_are_distinct_and_of_several_lengths(experiment):
   game = experiment.game
-  assert token_game.prompt_texts(game) == ['∅', 'a', 'b', 'c', 'aa']
+  assert responses.prompt_texts(game) == ['∅', 'a', 'b', 'c', 'aa']
   assert game.prompts.mask.sum(axis=1).tolist() == [1, 2, 2, 2, 3]
   assert game.prompts.mask[:, -1].all()
 
 
 def test_every_response_is_listed_once(experiment):
   game = experiment.game
-  texts = token_game.response_texts(game)
+  texts = responses.response_texts(game)
   assert len(texts) == len(set(texts)) == game.payoff.shape[-1] == 1 + 3 + 9 + 27
   lengths = [len(text.replace('∅', '')) for text in texts]
   assert game.responses.mask[0].sum(axis=1).tolist() == [min(n + 1, 3) for n in lengths]
@@ -118,7 +118,7 @@ def test_the_judge_says_what_the_payoff_matrix_says(experiment, sampled):
   game = experiment.game
   left, right = places(game, comparison.left), places(game, comparison.right)
   expected = game.payoff[asked[:, None, None], left[:, :, None], right[:, None, :]]
-  said = token_game.make_judge(game)(comparison)
+  said = responses.make_judge(game)(comparison)
   np.testing.assert_allclose(said, expected, atol=1e-6)
   assert abs(expected).max() > 0.2
 

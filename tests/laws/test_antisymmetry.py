@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data import synthetic, tokenizers
+from nlhf_jax.data import tokenizers
 from nlhf_jax.preferences import judges
 from nlhf_jax.preferences.networks import (
   make_embedding_network,
@@ -14,6 +14,7 @@ from nlhf_jax.preferences.networks import (
   make_reward_network,
 )
 from nlhf_jax.structs import Comparison, Responses
+from nlhf_jax.tasks.summaries import texts
 from tests.laws import tiny
 
 POSTS = [
@@ -23,10 +24,10 @@ POSTS = [
 TOKENIZER = tokenizers.train(POSTS, 300)
 
 
-TOLD = [synthetic.facts(post) for post in POSTS]
+TOLD = [texts.facts(post) for post in POSTS]
 LESS = [{kind: word for kind, word in told.items() if kind != 'who'} for told in TOLD]
-LEFT = [[synthetic.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
-RIGHT = [[synthetic.summarise(told, style) for style in synthetic.STYLES] for told in LESS]
+LEFT = [[texts.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
+RIGHT = [[texts.summarise(told, style) for style in texts.STYLES] for told in LESS]
 
 
 def _responses(summaries):
@@ -66,7 +67,7 @@ def _learned(make_network, make_judge):
 
 def _first_place_counts(posts, left, right):
   """The raters of the embedded task, half of whose votes go to what they read first."""
-  return 0.5 + 0.5 * synthetic.preference(posts, left, right)
+  return 0.5 + 0.5 * texts.preference(posts, left, right)
 
 
 JUDGES = {
@@ -118,5 +119,5 @@ def test_what_is_antisymmetric_stays_as_it_is(judge):
 def test_a_liking_for_the_first_place_leaves_no_trace():
   payoff = JUDGES['of_texts'](COMPARISON)
   for b, k, j in np.ndindex(payoff.shape):
-    chance = synthetic.preference([POSTS[b]], [LEFT[b][k]], [RIGHT[b][j]])
+    chance = texts.preference([POSTS[b]], [LEFT[b][k]], [RIGHT[b][j]])
     np.testing.assert_allclose(payoff[b, k, j], (chance[0] - 0.5) / 2, atol=1e-12)

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlhf_jax.data import readings, sources, synthetic, tokenised, tokenizers
+from nlhf_jax.data import examples, sources, token_store, tokenizers
 from nlhf_jax.data.batches import Examples
-from nlhf_jax.data.forms import Record
-from nlhf_jax.data.readings import Entry, Reading
-from nlhf_jax.data.rows import Problem
-from nlhf_jax.data.tokenised import Refuse, Tokenised
+from nlhf_jax.data.examples import Entry, Reading
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
+from nlhf_jax.tasks.summaries import texts
 
 KINDS = ('prompts', 'demonstrations', 'comparisons')
 NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
@@ -85,12 +86,12 @@ def make_synthetic(
   """
 
   def entries():
-    records = itertools.islice(synthetic.records(seed), posts + held_out)
+    records = itertools.islice(texts.records(seed), posts + held_out)
     return ((0, number, record) for number, record in enumerate(records, start=1))
 
   what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}
   tokenizer, said = _kept(
-    folder, what, entries, synthetic.vocabulary, vocabulary, pretrained, lambda *_: None
+    folder, what, entries, texts.vocabulary, vocabulary, pretrained, lambda *_: None
   )
   hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
   for field, length, texts in (
@@ -142,25 +143,25 @@ def make_file(
     UserError: if a source or a row of it cannot be used, there are fewer than two prompts, or the
       tokenizer cannot be used.
   """
-  found = readings.locate(path, form, split)
+  found = examples.locate(path, form, split)
 
   def refuse(file, number, problem, remedy):
     if not skip_bad:
-      raise readings.unusable(readings.place(found, file, number), str(problem), remedy)
+      raise examples.unusable(examples.place(found, file, number), str(problem), remedy)
 
   what = {
     'sources': sources.digest(reading.source for reading in found),
     'forms': [reading.form.__name__ for reading in found],
     'skip_bad': skip_bad,
   }
-  entries = functools.partial(readings.read, found)
+  entries = functools.partial(examples.read, found)
   texts = functools.partial(_texts, entries, refuse)
   tokenizer, said = _kept(folder, what, entries, texts, vocabulary, pretrained, refuse)
   if not said.account['rows']:
     raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
-  readings.announce(path, said.account['dropped'])
+  examples.announce(path, said.account['dropped'])
   fit = _fitting(found, said, prompt_length, skip_bad)
-  readings.announce(path, fit.dropped)
+  examples.announce(path, fit.dropped)
   prompts = _part(said, fit.records, part)
   tested = _tested(path, prompts, held_out, seed)
   rows = fit.records[np.isin(fit.records['prompt'], prompts)]
@@ -215,12 +216,12 @@ def _kept(
     if known is None:
       known = tokenizers.train(texts(), vocabulary)
       (draft / own).write_text(tokenizers.stored(known))
-    tokenised.write(draft, entries(), known, refuse)
+    token_store.write(draft, entries(), known, refuse)
 
-  tokenised.once(place, write)
+  token_store.once(place, write)
   if tokenizer is None:
     tokenizer = tokenizers.restore((place / own).read_text())
-  return tokenizer, tokenised.read(place)
+  return tokenizer, token_store.read(place)
 
 
 @functools.cache
@@ -247,8 +248,8 @@ def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: b
     problem = (
       f"field 'prompt' has {lengths[~fits][0]} tokens and leaves no room for a response ({setting})"
     )
-    where = readings.place(found, int(first['file']), int(first['number']))
-    raise readings.unusable(where, problem, 'shorten it, raise that length')
+    where = examples.place(found, int(first['file']), int(first['number']))
+    raise examples.unusable(where, problem, 'shorten it, raise that length')
   reason = f"field 'prompt' leaves no room for a response ({setting} tokens)"
   long = int((~fits).sum())
   return _Fitting(said.records[fits], {reason: long} if long else {})
@@ -313,7 +314,7 @@ def _corpus(
     name: {kind: len(part.lengths) for kind, part in zip(KINDS, split[:3], strict=True)}
     for name, split in (('train', train), ('held_out', held_out))
   }
-  responses = np.concatenate([records[field] for field in tokenised.TEXTS])
+  responses = np.concatenate([records[field] for field in token_store.TEXTS])
   responses = responses[responses >= 0]
   compared = records['preference'][records['left'] >= 0]
   account = said.account | counts

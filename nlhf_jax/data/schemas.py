@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
 
 ROLES = ('system', 'user', 'assistant')
 LONGEST = 2**20  # characters of a text
@@ -227,7 +227,7 @@ def autoj(row: Mapping) -> Record:
 
 
 def embedded(row: Mapping) -> Record:
-  """The embedded task, as `nlhf_jax.data.tfds_posts` writes it."""
+  """The embedded task, as `nlhf_jax.tasks.summaries.tfds_posts` writes it."""
   fields = ('post', 'left', 'right', 'summary')
   _must_have(row, *fields)
   post, left, right, summary = (_text(f"field '{field}'", row[field]) for field in fields)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.data.forms import Record
+from nlhf_jax.data.schemas import Record
 
 STYLES = ('report', 'list', 'question')
 

@@ -1,6 +1,6 @@
 """The embedded task as a dataset for TensorFlow Datasets, with its graded preferences.
 
-    from nlhf_jax.data.tfds_posts import PreferredPosts
+    from nlhf_jax.tasks.summaries.tfds_posts import PreferredPosts
     PreferredPosts(data_dir='DIR', file_format='array_record').download_and_prepare()
 
 writes `DIR/preferred_posts/1.0.0`, which `config.data.path` may name, with
@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nlhf_jax.data import synthetic
+from nlhf_jax.tasks.summaries import texts
 
 SEEDS = {'train': 0, 'test': 1}
 SIZES = {'train': 32_768, 'test': 1_024}
@@ -36,9 +36,7 @@ class PreferredPosts(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in SEEDS}
 
   def _generate_examples(self, split):
-    for number, record in enumerate(
-      itertools.islice(synthetic.records(SEEDS[split]), SIZES[split])
-    ):
+    for number, record in enumerate(itertools.islice(texts.records(SEEDS[split]), SIZES[split])):
       yield (
         number,
         {

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.forms import Record, messages
-from nlhf_jax.data.readings import Entry
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.examples import Entry
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.data.schemas import Record, messages
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.storage import json_lines
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nlhf_jax.data import synthetic
+from nlhf_jax.tasks.summaries import texts
 
 
 def perfect_summaries(post: str) -> list[str]:
   """A summary with every key fact and no other, in each style."""
-  told = synthetic.facts(post)
-  return [synthetic.summarise(told, style) for style in synthetic.STYLES]
+  told = texts.facts(post)
+  return [texts.summarise(told, style) for style in texts.STYLES]
 
 
 def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
@@ -26,12 +26,12 @@ def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
   post, responses = record['prompt'], record['responses']
   counter = {}
   for policy, response in responses.items():
-    restyled = [synthetic.restyle(others[policy], style) for style in synthetic.STYLES]
-    chance = synthetic.preference([post] * len(restyled), restyled, [response] * len(restyled))
-    counter[policy] = dict(zip(synthetic.STYLES, chance.tolist(), strict=True))
+    restyled = [texts.restyle(others[policy], style) for style in texts.STYLES]
+    chance = texts.preference([post] * len(restyled), restyled, [response] * len(restyled))
+    counter[policy] = dict(zip(texts.STYLES, chance.tolist(), strict=True))
   return {
-    'style': {policy: synthetic.style_of(text) for policy, text in responses.items()},
-    'quality': {policy: synthetic.quality(post, text) for policy, text in responses.items()},
+    'style': {policy: texts.style_of(text) for policy, text in responses.items()},
+    'quality': {policy: texts.quality(post, text) for policy, text in responses.items()},
     'counter': counter,
   }
 
@@ -42,13 +42,11 @@ def summarise(records: Sequence[Mapping]) -> dict:
   shares, quality, counters = {}, {}, {}
   for policy in policies:
     styles = [record['style'][policy] for record in records]
-    shares[policy] = {
-      style: styles.count(style) / len(styles) for style in (*synthetic.STYLES, 'none')
-    }
+    shares[policy] = {style: styles.count(style) / len(styles) for style in (*texts.STYLES, 'none')}
     quality[policy] = float(np.mean([record['quality'][policy] for record in records]))
     win_rates = {
       style: float(np.mean([record['counter'][policy][style] for record in records]))
-      for style in synthetic.STYLES
+      for style in texts.STYLES
     }
     best = max(win_rates, key=win_rates.get)
     counters[policy] = {'style': best, 'win_rate': win_rates[best]}
@@ -57,7 +55,7 @@ def summarise(records: Sequence[Mapping]) -> dict:
     for judge in records[0]['perfect']
   }
   return {
-    'styles': list(synthetic.STYLES),
+    'styles': list(texts.STYLES),
     'judge_matrix': matrices,
     'shares': shares,
     'quality': quality,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from nlhf_jax.data import sources
-from nlhf_jax.data.forms import FORMS, Record
-from nlhf_jax.data.rows import Problem
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.data.schemas import FORMS, Record
 from nlhf_jax.data.sources import Source
 from nlhf_jax.errors import UserError
 

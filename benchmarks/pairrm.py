@@ -40,8 +40,8 @@ import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
 from nlhf_jax import display  # noqa: E402
+from nlhf_jax.judges import pairrm  # noqa: E402
 from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
-from nlhf_jax.preferences import pairrm  # noqa: E402
 from nlhf_jax.storage import json_lines
 
 SIZES = {  # layers, width, heads, hidden units

@@ -21,9 +21,9 @@ from nlhf_jax.build.data import make_corpus
 from nlhf_jax.build.language import check, make_training
 from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import scoring
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import initial_state, make_update
@@ -40,7 +40,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
   params = decoder.init(jax.random.key(0))
   state = initial_state(algorithm, params, training.optimizer)
   network = make_preference_network(decoder, config.model.width, corpus.tokenizer.sep_token_id)
-  judge = judges.of_network(network, network.init(params))
+  judge = judge.of_network(network, network.init(params))
   rollout = make_rollout(
     decoder,
     [*algorithm.left, *algorithm.right],

@@ -34,12 +34,12 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.build.language import Training
 from nlhf_jax.experiments.stages import make_step
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import make_preference_network, make_reward_network
 from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import measures
@@ -150,7 +150,7 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   prompts = Prompts(prompts, jnp.ones_like(prompts, bool))
   small = make_decoder(architecture(settings.model | settings.judge), numerics)
   network = make_reward_network(small, settings.judge['hidden_size'], stop)
-  rewards = judges.of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
+  rewards = judge.of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
   judge = jax.jit(lambda comparison: jax.nn.sigmoid(rewards(comparison)) - 0.5)
 
   parts = {}

@@ -21,9 +21,9 @@ from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_
 from nlhf_jax.evaluation.length_control import Anchors
 from nlhf_jax.evaluation.mt_bench_judge import Bench
 from nlhf_jax.evaluation.outputs import Filed
+from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
-from nlhf_jax.preferences.remote import Speaker
 from nlhf_jax.sampling.rollout.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params

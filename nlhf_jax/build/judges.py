@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges import judge, remote, verdicts
+from nlhf_jax.judges.endpoint import Endpoint, check_address
+from nlhf_jax.judges.judge import Both, Judge, Preference
+from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.verdicts import Template
 from nlhf_jax.models.transformer import Numerics
-from nlhf_jax.preferences import judges, remote, templates
-from nlhf_jax.preferences.endpoint import Endpoint, check_address
-from nlhf_jax.preferences.judges import Both, Judge, Preference
-from nlhf_jax.preferences.remote import Speaker
-from nlhf_jax.preferences.templates import Template
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
@@ -54,8 +54,8 @@ class Given(NamedTuple):
 def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   """The judge of the section `pairrm`."""
   # With these comes PyTorch, if there is one: seconds.
+  from nlhf_jax.judges import pairrm
   from nlhf_jax.models import pairrm_encoder as networks
-  from nlhf_jax.preferences import pairrm
 
   del folder
   section = config.pairrm
@@ -104,8 +104,8 @@ def make_remote_judge(config: ConfigDict, folder: Path) -> Outside:
   return Outside(
     f'{section.model} at {section.url}',
     judge.preference,
-    judges.mean,
-    partial(judges.of_texts, judge.preference),
+    judge.mean,
+    partial(judge.of_texts, judge.preference),
     judge.counts,
   )
 
@@ -142,13 +142,13 @@ def make_template(config: ConfigDict) -> Template:
   """How it is asked."""
   section = config.remote
   if section.template == 'summaries':
-    return templates.SUMMARIES
+    return verdicts.SUMMARIES
   if not section.judge_prompts:
     raise UserError(
       f"config.remote.template='{section.template}' must be summaries, or a prompt of the file "
       'that config.remote.judge_prompts names.'
     )
-  return templates.mt_bench(Path(section.judge_prompts), section.template)
+  return verdicts.mt_bench(Path(section.judge_prompts), section.template)
 
 
 def remote_settings(config: ConfigDict) -> object:

@@ -23,8 +23,8 @@ from nlhf_jax.build.names import functions
 from nlhf_jax.data import sources
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges import judge
 from nlhf_jax.models import sharding
-from nlhf_jax.preferences import judges
 from nlhf_jax.sampling.rollout.token import Filters
 from nlhf_jax.training import optimizers
 
@@ -40,7 +40,7 @@ LEARNED = ('sft', *TRAINED.values())
 ROWS = {'embedding_model': 'preference_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
-FEEDBACK = {'probability': judges.probability, 'verdict': judges.verdict}
+FEEDBACK = {'probability': judge.probability, 'verdict': judge.verdict}
 
 
 class Training(NamedTuple):

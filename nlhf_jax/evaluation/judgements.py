@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.preferences.judges import Both, Preference, mean
+from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.storage import json_lines
 
 AT_ONCE = 256  # questions between two writes

@@ -15,7 +15,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
 from nlhf_jax.experiments.players import Load, key_of, of_player
-from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 

@@ -14,8 +14,8 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import report, tournament
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
-from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
 from nlhf_jax.tasks.summaries import styles

@@ -29,8 +29,8 @@ from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.experiments.players import make_model, respond
 from nlhf_jax.experiments.stages import alone
-from nlhf_jax.preferences.judges import Both, Preference, mean
-from nlhf_jax.preferences.remote import Speaker
+from nlhf_jax.judges.judge import Both, Preference, mean
+from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts

@@ -17,9 +17,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judging
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.judges import Judge
-from nlhf_jax.preferences.networks import (
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import Judge
+from nlhf_jax.judges.networks import (
   make_embedding_network,
   make_preference_network,
   make_reward_network,
@@ -59,17 +59,17 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
   )
   if name == 'reward_model':
     network = make_reward_network(*sizes)
-    judge = partial(judges.of_rewards, network)
-    preference = lambda params: judges.by_bradley_terry(judge(params))
+    judge = partial(judge.of_rewards, network)
+    preference = lambda params: judge.by_bradley_terry(judge(params))
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
     return Kind(network.init, network.score, measures.of_rewards, judge, preference, shown)
   if name == 'embedding_model':
     key = jax.random.fold_in(experiment.stages[name].key, INIT)
     network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
-    judge = partial(judges.of_embeddings, network)
+    judge = partial(judge.of_embeddings, network)
   else:
     network = make_preference_network(*sizes)
-    judge = partial(judges.of_network, network)
+    judge = partial(judge.of_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
   return Kind(network.init, network.logit, measures.of_preferences, judge, judge, shown)
 

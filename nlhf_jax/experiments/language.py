@@ -25,9 +25,9 @@ from nlhf_jax.experiments.stages import (
   make_policy_step,
   make_rollout,
 )
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts
@@ -71,7 +71,7 @@ def play(
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
-    panel['reward'] = judges.by_bradley_terry(panel['reward'])
+    panel['reward'] = judge.by_bradley_terry(panel['reward'])
   evaluate = make_evaluate(experiment, reference, panel)
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
@@ -114,7 +114,7 @@ def make_judges(
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
-    asked['oracle'] = judges.of_texts(texts.preference, tokenizer)
+    asked['oracle'] = judge.of_texts(texts.preference, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
       kind = make_kind(experiment, stage)

@@ -36,7 +36,7 @@ from nlhf_jax.experiments.judging import (
 )
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
-from nlhf_jax.preferences.judges import Judge, Word, in_both_orders
+from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts

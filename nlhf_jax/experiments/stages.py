@@ -16,9 +16,9 @@ from nlhf_jax import distributed, trees
 from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring, sharding
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.judges import Judge
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.sampling.rollout.rollout import Rollout
 from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
@@ -108,7 +108,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
     policy.training,
     scoring.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
-    judge and judges.told(judge, policy.feedback),
+    judge and judge.told(judge, policy.feedback),
   )
 
 
@@ -118,7 +118,7 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
   return make_ahead(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
-    partial(judges.told, report=policy.feedback),
+    partial(judge.told, report=policy.feedback),
     make_update_of(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

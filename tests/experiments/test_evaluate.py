@@ -17,7 +17,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation import alpaca_eval, mt_bench
 from nlhf_jax.experiments import evaluate, export, language
-from nlhf_jax.preferences import pairrm
+from nlhf_jax.judges import pairrm
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.summaries import styles, texts

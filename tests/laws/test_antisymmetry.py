@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import (
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.networks import (
   make_embedding_network,
   make_preference_network,
   make_reward_network,
@@ -71,13 +71,13 @@ def _first_place_counts(posts, left, right):
 
 
 JUDGES = {
-  'antisymmetric': judges.antisymmetric(_arbitrary),
-  'of_network': _learned(make_preference_network, judges.of_network),
-  'of_rewards': _learned(make_reward_network, judges.of_rewards),
+  'antisymmetric': judge.antisymmetric(_arbitrary),
+  'of_network': _learned(make_preference_network, judge.of_network),
+  'of_rewards': _learned(make_reward_network, judge.of_rewards),
   'of_embeddings': _learned(
-    partial(make_embedding_network, planes=2, key=jax.random.key(0)), judges.of_embeddings
+    partial(make_embedding_network, planes=2, key=jax.random.key(0)), judge.of_embeddings
   ),
-  'of_texts': judges.of_texts(_first_place_counts, TOKENIZER),
+  'of_texts': judge.of_texts(_first_place_counts, TOKENIZER),
 }
 
 
@@ -112,7 +112,7 @@ def test_each_pair_is_judged_as_if_alone(judge):
 
 
 def test_what_is_antisymmetric_stays_as_it_is(judge):
-  again = judges.antisymmetric(judge)
+  again = judge.antisymmetric(judge)
   np.testing.assert_allclose(again(COMPARISON), judge(COMPARISON), atol=1e-6)
 
 

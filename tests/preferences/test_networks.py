@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.preferences.networks import (
+from nlhf_jax.judges.networks import (
   IN_FULL,
   make_embedding_network,
   make_preference_network,

@@ -9,9 +9,9 @@ import safetensors.numpy
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges import pairrm
 from nlhf_jax.models import pairrm_encoder as networks
 from nlhf_jax.models import weights
-from nlhf_jax.preferences import pairrm
 from nlhf_jax.structs import Comparison
 from tests.preferences import published
 

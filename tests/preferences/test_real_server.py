@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax.preferences.endpoint import Endpoint
-from nlhf_jax.preferences.remote import make_remote
-from nlhf_jax.preferences.templates import SUMMARIES
+from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.verdicts import SUMMARIES
 
 for package in ('openai', 'fastapi', 'uvicorn', 'torch'):
   if importlib.util.find_spec(package) is None:

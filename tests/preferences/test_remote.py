@@ -16,10 +16,10 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.preferences import judges, remote
-from nlhf_jax.preferences.endpoint import Endpoint
-from nlhf_jax.preferences.remote import make_remote
-from nlhf_jax.preferences.templates import SUMMARIES
+from nlhf_jax.judges import judge, remote
+from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.verdicts import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
 from tests.preferences.faults import Reply, said, serve
@@ -170,11 +170,11 @@ def test_a_pair_of_which_one_order_fails_is_unusable_and_the_others_are_not(tmp_
     return REFUSED if shown(content) == ('a', 'a b c') else likes_longer(content, before)
 
   with serve(behave) as served:
-    payoff = judges.of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
+    payoff = judge.of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
     assert len(served.seen) == 6  # no response is compared with itself
   nan = np.nan
   np.testing.assert_array_equal(payoff, [[[0, -0.5, nan], [0.5, 0, -0.5], [nan, 0.5, 0]]])
-  told = judges.told(lambda comparison: payoff, judges.verdict)
+  told = judge.told(lambda comparison: payoff, judge.verdict)
   votes = np.array(told(compared(), jax.random.key(0)))
   np.testing.assert_array_equal(votes, payoff)
 
@@ -182,9 +182,9 @@ def test_a_pair_of_which_one_order_fails_is_unusable_and_the_others_are_not(tmp_
 SCRIPT = """
 import sys
 from pathlib import Path
-from nlhf_jax.preferences.endpoint import Endpoint
-from nlhf_jax.preferences.remote import make_remote
-from nlhf_jax.preferences.templates import SUMMARIES
+from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.verdicts import SUMMARIES
 url, cache = sys.argv[1:]
 judge = make_remote(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
 judge.preference(['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)

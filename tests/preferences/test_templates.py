@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.preferences.templates import SUMMARIES, Answer, mt_bench, read_bracketed
+from nlhf_jax.judges.verdicts import SUMMARIES, Answer, mt_bench, read_bracketed
 
 
 def answer(text='', **first):

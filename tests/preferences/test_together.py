@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nlhf_jax.judges import pairrm
 from nlhf_jax.models import pairrm_encoder as networks
-from nlhf_jax.preferences import pairrm
 from tests.preferences import faults, published
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
@@ -30,9 +30,9 @@ jax.config.update('jax_num_cpu_devices', 2)
 processes.join(cluster)
 from nlhf_jax.models import pairrm as networks, sharding
 from nlhf_jax.preferences import pairrm
-from nlhf_jax.preferences.endpoint import Endpoint
-from nlhf_jax.preferences.remote import make_remote
-from nlhf_jax.preferences.templates import SUMMARIES
+from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.verdicts import SUMMARIES
 folder, texts = Path(folder), json.loads(texts)
 with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
   ranker, params, lengths = networks.load(folder)

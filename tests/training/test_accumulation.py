@@ -14,9 +14,9 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.build import language, rules
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
 from nlhf_jax.training import measures
 from nlhf_jax.training.steps import in_parts, initial_state, make_update

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.preferences import judges
+from nlhf_jax.judges import judge
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
 from nlhf_jax.training.ahead import make_ahead
 from nlhf_jax.training.play import make_sample
@@ -55,7 +55,7 @@ def ahead():
   return lambda judge=judge: make_ahead(
     make_sample(algorithm, make_rollout),
     judge,
-    lambda asked: judges.told(asked, judges.probability),
+    lambda asked: judge.told(asked, judge.probability),
     update,
     steps=4,
     prompt_length=5,
@@ -160,7 +160,7 @@ def test_responses_compared_with_themselves_are_kept_once():
       responses(jnp.ones((2, 1, 3), int)) for _ in mixtures
     )),
     all_of_them,
-    lambda asked: judges.told(asked, judges.verdict),
+    lambda asked: judge.told(asked, judge.verdict),
     lambda state, comparison, key: (state, {'same': comparison.right is comparison.left}),
     steps=4,
     prompt_length=3,

@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import likelihood
-from nlhf_jax.preferences.judges import antisymmetric, probability, told, verdict
+from nlhf_jax.judges.judge import antisymmetric, probability, told, verdict
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.play import make_play
 

@@ -7,10 +7,10 @@ import pytest
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
+from nlhf_jax.judges import judge
+from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.preferences import judges
-from nlhf_jax.preferences.networks import make_preference_network
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import measures, optimizers
 from nlhf_jax.training.steps import initial_state, make_update
@@ -83,7 +83,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
 def test_judges_say_payoffs_in_float32(numerics):
   network = make_preference_network(make_decoder(SIZES, numerics), WIDTH, separator=1)
   params = network.init(some_parameters(numerics)) | {'verdict': jnp.ones(WIDTH)}
-  payoff = judges.of_network(network, params)(some_comparison())
+  payoff = judge.of_network(network, params)(some_comparison())
   assert payoff.dtype == FLOAT
   assert float(abs(payoff).max()) > 0
 

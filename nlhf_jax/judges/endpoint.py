@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.preferences import cache
-from nlhf_jax.preferences.templates import Answer, bare
+from nlhf_jax.judges import answer_cache
+from nlhf_jax.judges.verdicts import Answer, bare
 
 POLL = 0.1  # seconds between looks at whether to end
 HOPELESS = (401, 404)  # what any question would get: the key, the address or the model is wrong
@@ -111,11 +111,11 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
     return parse(raw.http_response.content)
 
   async def ask_all(requests, tell, ending):
-    with cache.opened(endpoint.cache) as kept:
-      names = [cache.name_of(endpoint.url.rstrip('/'), request) for request in requests]
+    with answer_cache.opened(endpoint.cache) as kept:
+      names = [answer_cache.name_of(endpoint.url.rstrip('/'), request) for request in requests]
       left = []
       for place, name in enumerate(names):
-        found = cache.get(kept, name)
+        found = answer_cache.get(kept, name)
         if found:
           tell(place, found, True)
         else:
@@ -128,7 +128,7 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
         while ending() is None and (place := next(places, None)) is not None:
           outcome = await answer(client, requests[place])
           if isinstance(outcome, Answer):
-            outcome = cache.put(kept, names[place], outcome)
+            outcome = answer_cache.put(kept, names[place], outcome)
           tell(place, outcome, False)
 
       async with connected() as client:

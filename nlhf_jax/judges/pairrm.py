@@ -17,9 +17,9 @@ from scipy import special
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.judges.judge import Judge, Preference, spelled
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm_encoder import Lengths, Ranker
-from nlhf_jax.preferences.judges import Judge, Preference, spelled
 from nlhf_jax.structs import Params
 
 # In the order in which they follow the vocabulary of DeBERTa-v3.

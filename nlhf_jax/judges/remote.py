@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.preferences.endpoint import Endpoint, Failure, make_ask
-from nlhf_jax.preferences.templates import Answer, Template
+from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask
+from nlhf_jax.judges.verdicts import Answer, Template
 
 RECENT = 100  # questions over which the unusable ones are counted
 GRACE = 5.0  # seconds that an interruption waits for answers on their way

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.preferences.templates import Answer
+from nlhf_jax.judges.verdicts import Answer
 
 PATIENCE = 60.0  # seconds to wait for another process that writes
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
-from nlhf_jax.preferences.networks import PreferenceNetwork, RewardNetwork
+from nlhf_jax.judges.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import environments  # noqa: E402
 
-from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge  # noqa: E402
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge  # noqa: E402
 
 PEERS = ROOT / '.cache' / 'peers'
 ALPACA = ('alpaca_eval==0.6.6', 'scikit-learn>=1.5')

@@ -26,7 +26,7 @@ import families  # noqa: E402 - the tests' own
 from test_families import by_cache, exported, load, ours, rows, theirs  # noqa: E402
 from test_lora import with_adapter  # noqa: E402
 
-from nlhf_jax import display  # noqa: E402
+from nlhf_jax.reporting import tables  # noqa: E402
 
 
 def measure(name: str, folder: Path) -> dict[str, float | bool]:
@@ -69,4 +69,4 @@ if __name__ == '__main__':
     for row in table.values()
   ]
   title = ', '.join(f'{name} {version}' for name, version in versions.items())
-  print(display.as_text(title, list(table), list(table['llama']), cells))
+  print(tables.as_text(title, list(table), list(table['llama']), cells))

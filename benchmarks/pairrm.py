@@ -39,9 +39,9 @@ import published  # noqa: E402 - the tests' own
 import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
-from nlhf_jax import display  # noqa: E402
 from nlhf_jax.judges import pairrm  # noqa: E402
 from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
+from nlhf_jax.reporting import tables  # noqa: E402
 from nlhf_jax.storage import json_lines
 
 SIZES = {  # layers, width, heads, hidden units
@@ -224,7 +224,7 @@ def announce(results: dict) -> None:
   """Prints the tables."""
   title = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
   cells = [[f'{gap:.1e}'] for gap in results['hidden_states'].values()]
-  print(display.as_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells))
+  print(tables.as_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells))
   cells = [
     [f'{row[of]:.2f}' for of in ('median', 'least', 'most')]
     + [f'{results["processor_seconds"][name]["median"]:.2f}']
@@ -237,7 +237,7 @@ def announce(results: dict) -> None:
   ]
   columns = ['seconds', 'least', 'most', 'of processors', 'over nlhf_jax', 'of processors']
   print(f'\n{results["setting"]}\nlogits: {results["logits"]}')
-  print(display.as_text('all pairs', [*results['seconds']], columns, cells))
+  print(tables.as_text('all pairs', [*results['seconds']], columns, cells))
 
 
 if __name__ == '__main__':

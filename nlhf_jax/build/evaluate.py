@@ -17,10 +17,11 @@ from nlhf_jax.build.judges import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.build.model import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.data import examples, tokenizers
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.evaluation import alpaca_eval, length_control, mt_bench, mt_bench_judge, outputs
-from nlhf_jax.evaluation.length_control import Anchors
-from nlhf_jax.evaluation.mt_bench_judge import Bench
-from nlhf_jax.evaluation.outputs import Filed
+from nlhf_jax.evaluation import response_files
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control, mt_bench, mt_bench_judge
+from nlhf_jax.evaluation.benchmarks.length_control import Anchors
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
+from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
@@ -204,7 +205,7 @@ def make_player(
   """Those that one entry of the list names; several of one file have `name_` before theirs."""
   path = Path(what)
   if path.is_file():
-    found = outputs.read(path, references)
+    found = response_files.read(path, references)
     if len(found) == 1:
       ((own, filed),) = found.items()
       return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}

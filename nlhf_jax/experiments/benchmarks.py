@@ -12,7 +12,7 @@ from typing import Any
 
 from nlhf_jax.build.evaluate import AlpacaEval, Experiment, Filed, digest
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval, mt_bench, mt_bench_judge, radar
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
 from nlhf_jax.experiments.players import Load, key_of, of_player
 from nlhf_jax.judges.remote import Speaker
@@ -193,7 +193,7 @@ def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
     return None, ()
   try:
     # With it comes PyTorch, if there is one: seconds.
-    from nlhf_jax.evaluation import lm_tasks
+    from nlhf_jax.evaluation.benchmarks import lm_tasks
   except ImportError as error:
     raise UserError(
       f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
@@ -216,7 +216,7 @@ def harness(
   manager, pieces = tasks
   if not pieces:
     return {}
-  from nlhf_jax.evaluation import lm_harness, lm_tasks
+  from nlhf_jax.evaluation.benchmarks import lm_harness, lm_tasks
 
   @functools.cache
   def policy():
@@ -250,7 +250,7 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
   """What alignment costs on the harness's tasks: each player beside the first one."""
   if not harnessed:
     return []
-  from nlhf_jax.evaluation import lm_tasks
+  from nlhf_jax.evaluation.benchmarks import lm_tasks
 
   (first, before), *others = harnessed.items()
   columns = ('metric', 'score', 'error')

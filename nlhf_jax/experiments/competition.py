@@ -7,15 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nlhf_jax import display
 from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import report, tournament
+from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
+from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
 from nlhf_jax.tasks.summaries import styles
@@ -140,7 +140,7 @@ def publish(
   page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'outside': accounts}
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
-  report.write(workdir / 'report.html', page, curves, lines)
+  tournament_page.write(workdir / 'report.html', page, curves, lines)
   announce(results, judges)
   return results
 
@@ -164,7 +164,7 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
 
 def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
-  as_text, players, task = display.as_text, results['policies'], results.get('task')
+  as_text, players, task = tables.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
@@ -197,7 +197,7 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
 
 def announce_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
-  as_text, players = display.as_text, results['policies']
+  as_text, players = tables.as_text, results['policies']
   level = results['settled']['level'] if 'settled' in results else 0.05
   for name, table in results['tables'].items():
     within = f'{1 - level:.0%} intervals within ±{tournament.widest(table):.3f}'
@@ -247,4 +247,4 @@ def announce_exploiters(found: Mapping) -> None:
   ]
   columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
-  print(display.as_text(title, list(found), columns, cells))
+  print(tables.as_text(title, list(found), columns, cells))

@@ -13,14 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display
 from nlhf_jax.build import rules
 from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.language import TRAINED
 from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data.batches import map_chunks
-from nlhf_jax.evaluation import judgements, ranking, report, sequential, tournament
+from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
 from nlhf_jax.experiments import benchmarks
 from nlhf_jax.experiments.competition import announce_tables, heard
@@ -31,6 +30,7 @@ from nlhf_jax.experiments.players import make_model, respond
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts
@@ -222,7 +222,7 @@ def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
   """Whether every pair is, under every judge."""
   tables = np.stack(list(said.values()), axis=1)
   tables = tables[np.isfinite(tables).all(axis=(1, 2, 3))]
-  return len(tables) > 0 and bool(sequential.known(tables, level).all())
+  return len(tables) > 0 and bool(early_stopping.known(tables, level).all())
 
 
 def make_lines(
@@ -250,8 +250,8 @@ def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> d
   """
   tables = results['tables']
   values = np.stack([[line['preferences'][judge] for line in lines] for judge in tables], axis=1)
-  low, high = sequential.intervals(values, experiment.settle)
-  known = sequential.known(values, experiment.settle)
+  low, high = early_stopping.intervals(values, experiment.settle)
+  known = early_stopping.known(values, experiment.settle)
   known &= (values.mean(axis=0) > 0.5) == (low > 0.5)
   above = np.triu_indices(values.shape[2], 1)
   for number, (judge, table) in enumerate(tables.items()):
@@ -276,7 +276,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   """Writes results, samples and the report, and prints the tables."""
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write_json(workdir / 'results.json', results)
-  report.write(workdir / 'report.html', results, [], lines)
+  tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
     announce_tables(results)
   for judge, of_judge in results.get('orders', {}).items():
@@ -295,7 +295,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   for table in results['benchmarks']:
     rows = [row[0] for row in table['rows']]
     cells = [[display_of(value) for value in row[1:]] for row in table['rows']]
-    print(display.as_text(f'\n{table["title"]}:', rows, table['columns'], cells))
+    print(tables.as_text(f'\n{table["title"]}:', rows, table['columns'], cells))
 
 
 def display_of(value: object) -> str:

@@ -11,11 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display
 from nlhf_jax.build.finite_sample import Experiment, Part, make_experiment
-from nlhf_jax.games import plots
-from nlhf_jax.learning import protocols, rates, report, votes
+from nlhf_jax.learning import protocols, rates, votes
 from nlhf_jax.learning.setting import equilibrium
+from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.storage import json_lines
 
 SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
@@ -32,7 +31,11 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 
 def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
-  for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in report.CAPTIONS)):
+  for old in (
+    'results.json',
+    'report.html',
+    *(f'{figure}.png' for figure in sample_complexity_page.CAPTIONS),
+  ):
     (workdir / old).unlink(missing_ok=True)
   results = {
     'name': name,
@@ -59,7 +62,7 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   figures = draw(results)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
-  report.write(workdir / 'report.html', results, figures)
+  sample_complexity_page.write(workdir / 'report.html', results, figures)
   announce(results)
   return results
 
@@ -185,8 +188,8 @@ def draw(results: Mapping) -> dict[str, bytes]:
     theory = {
       label: (row['at'], row['predicted']) for label, row in rows.items() if 'predicted' in row
     }
-    figures[name] = plots.as_png(
-      plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
+    figures[name] = game_plots.as_png(
+      game_plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
     )
 
   add('rates', results['rates']['curves'], 'The equilibrium of the estimate', f'gap, {unit}')
@@ -200,9 +203,9 @@ def draw(results: Mapping) -> dict[str, bytes]:
 
 def announce(results: Mapping) -> None:
   """Prints what was found."""
-  for title, rows in report.tables(results):
+  for title, rows in sample_complexity_page.tables(results):
     at = next(iter(rows.values()))['at']
-    shown = report.shown(at)
-    cells = [report.cells(row, shown) for row in rows.values()]
-    print(display.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
-  print(f'\nMeans over {results["seeds"]} seeds. {report.said_of_solvers(results)}')
+    shown = sample_complexity_page.shown(at)
+    cells = [sample_complexity_page.cells(row, shown) for row in rows.values()]
+    print(tables.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
+  print(f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.said_of_solvers(results)}')

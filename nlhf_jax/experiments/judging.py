@@ -14,7 +14,7 @@ from nlhf_jax.data.batches import in_random_order, map_chunks, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import judging
+from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
 from nlhf_jax.judges import judge
@@ -127,7 +127,7 @@ def encoded_prompts(experiment: Experiment, prompts: Sequence[Prompt]) -> Prompt
 def against(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:
   """How a judge's preferences stand to the share of votes, both less 1/2."""
   return {
-    'held_out_accuracy': judging.accuracy(said + 0.5, votes + 0.5),
-    'held_out_log_loss': judging.log_loss(said + 0.5, votes + 0.5),
+    'held_out_accuracy': judge_metrics.accuracy(said + 0.5, votes + 0.5),
+    'held_out_log_loss': judge_metrics.log_loss(said + 0.5, votes + 0.5),
     'held_out_squared_error': float(np.mean((said - votes) ** 2)),
   }

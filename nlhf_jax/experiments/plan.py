@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nlhf_jax import display, trees
+from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.build import language
 from nlhf_jax.build.judges import pairrm_shapes
@@ -25,6 +25,7 @@ from nlhf_jax.build.language import Training
 from nlhf_jax.build.model import Model, make_mesh, make_unfilled
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.reporting import tables
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import measures
@@ -211,7 +212,7 @@ def announce(needs: Mapping[str, Need], shape: str, memory: float) -> None:
     ]
     for need in needs.values()
   ]
-  print(display.as_text(f'\nGigabytes on each device ({shape}):', list(needs), heads, cells))
+  print(tables.as_text(f'\nGigabytes on each device ({shape}):', list(needs), heads, cells))
 
 
 def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int) -> None:

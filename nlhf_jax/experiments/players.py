@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from nlhf_jax.build.evaluate import Experiment, Filed, Player, Pretrained, digest
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval
-from nlhf_jax.evaluation.mt_bench import Respond
-from nlhf_jax.evaluation.speaking import make_respond
+from nlhf_jax.evaluation.benchmarks import alpaca_eval
+from nlhf_jax.evaluation.benchmarks.mt_bench import Respond
+from nlhf_jax.evaluation.generation import make_respond
 from nlhf_jax.experiments import export
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.storage import json_lines

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax import display
 from nlhf_jax.build import language
 from nlhf_jax.build.judges import Outside
 from nlhf_jax.build.model import make_mesh
@@ -22,9 +21,9 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.data.schemas import Record
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import baselines, judge_page, judging, transitivity
+from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
-from nlhf_jax.evaluation.judging import Judged
+from nlhf_jax.evaluation.judge_metrics import Judged
 from nlhf_jax.experiments.competition import perfect_matrices
 from nlhf_jax.experiments.judging import (
   WATCHED,
@@ -37,6 +36,7 @@ from nlhf_jax.experiments.judging import (
 from nlhf_jax.experiments.language import fine_tune
 from nlhf_jax.experiments.outside import accounted, announce
 from nlhf_jax.judges.judge import Judge, Word, in_both_orders
+from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts
@@ -105,18 +105,18 @@ def compare(
         'curve': curve(logged),
       }
       for test, asked in tests.items():
-        said[test][label] = judging.summarise(ask(kind, params, asked))
+        said[test][label] = judge_metrics.summarise(ask(kind, params, asked))
       cycles |= intransitivity(of_size, label, kind.preference(params), groups)
   for label, given in outside.items():
     for test, asked in tests.items():
-      said[test][label] = judging.summarise(ask_outside(given, label, test, asked.texts))
+      said[test][label] = judge_metrics.summarise(ask_outside(given, label, test, asked.texts))
     cycles |= intransitivity(first, label, given.of_tokens(corpus.tokenizer), groups)
   for label, preference in make_baselines(corpus, known, first.seed).items():
     for test, asked in tests.items():
       if label != 'raters' or test == HELD_OUT:
         chance = preference(asked.texts)
         judged = Judged(*[chance] * 3, asked.texts.votes, baselines.lengths(asked.texts))
-        said[test][label] = judging.summarise(judged)
+        said[test][label] = judge_metrics.summarise(judged)
   results = {
     'name': experiment.name,
     'comparisons': len(known.votes),
@@ -267,7 +267,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   for test, said in results['sets'].items():
     count = judge_page.count(said)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
-    print(display.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
+    print(tables.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
     for sentence in judge_page.left_out(said):
       print(sentence)
   if results['transitivity']:
@@ -275,4 +275,4 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
     names = ('three_cycles', 'cyclic_energy', 'condorcet')
     cells = [[f'{row[name]:.3f}' for name in names] for row in rows.values()]
     title = '\nAll responses to a prompt against each other, shares:'
-    print(display.as_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))
+    print(tables.as_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax import display
 from nlhf_jax.build.tabular import Experiment, Row, make_experiment
-from nlhf_jax.games import choice, exact, plots, report, rlhf, spectrum
+from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
+from nlhf_jax.reporting import game_page, game_plots, tables
 from nlhf_jax.storage import json_lines
 
 SHOWN = 12  # actions named in the tables
@@ -44,7 +44,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
-  for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in report.CAPTIONS)):
+  for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
     (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
   target, facts = analyse(experiment)
   outcomes, paths = {}, {}
@@ -56,7 +56,7 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   figures = draw(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
-  report.write(workdir / 'report.html', results, figures)
+  game_page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
   announce(results)
   return results
@@ -191,16 +191,16 @@ def draw(
   figures = {}
   tau = results['tau']
   if target.nash is not None:
-    figures['gap_tau'] = plots.convergence(
+    figures['gap_tau'] = game_plots.convergence(
       curves('gap_tau'), f'To the equilibrium at τ = {tau:g}', 'duality gap, last iterate'
     )
-    figures['gap_tau_average'] = plots.convergence(
+    figures['gap_tau_average'] = game_plots.convergence(
       curves('average_gap_tau'), f'The average, to τ = {tau:g}', 'duality gap, average iterate'
     )
-  figures['gap'] = plots.convergence(
+  figures['gap'] = game_plots.convergence(
     curves('gap'), 'To the equilibrium without a price', 'duality gap, last iterate'
   )
-  figures['gap_average'] = plots.convergence(
+  figures['gap_average'] = game_plots.convergence(
     curves('average_gap'), 'The average, without a price', 'duality gap, average iterate'
   )
   marks = {'reference': np.exp(experiment.game.log_reference[0])}
@@ -210,14 +210,14 @@ def draw(
   if len(names) == 3:
     first = {label: path[0] for label, path in paths.items()}
     title = f'The iterates of the first {DRAWN:,} updates'
-    figures['simplex'] = plots.simplex(first, names, marks, title)
-  figures['preferences'] = plots.matrix(
+    figures['simplex'] = game_plots.simplex(first, names, marks, title)
+  figures['preferences'] = game_plots.matrix(
     np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
   )
   for sampling, outcome in results.get('rlhf', {}).items():
     marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
-  figures['policies'] = plots.bars(marks, names, 'Policies')
-  return {name: plots.as_png(figure) for name, figure in figures.items()}
+  figures['policies'] = game_plots.bars(marks, names, 'Policies')
+  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
 
 
 def announce(results: Mapping) -> None:
@@ -237,7 +237,7 @@ def announce(results: Mapping) -> None:
   more = f', {len(shown)} of {len(names)} actions' if len(shown) < len(names) else ''
   first = f' on the first of {prompts} prompts' if prompts > 1 else ''
   title = f'\n{results["game"]}{first}{more}:'
-  print(display.as_text(title, list(policies), [names[k] for k in shown], cells))
+  print(tables.as_text(title, list(policies), [names[k] for k in shown], cells))
   say = results['choice'][0]
   print(
     f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {" = ".join(say["borda"])}, '
@@ -260,6 +260,6 @@ def announce(results: Mapping) -> None:
   ]
   means = f', means over {prompts} prompts' if prompts > 1 else ''
   title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
-  print(display.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
+  print(tables.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print('Without a price there are several equilibria; distances to Nash are to one of them.')

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nlhf_jax import display
 from nlhf_jax.build.language import Stage, Training
 from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
 from nlhf_jax.data.batches import take
@@ -27,6 +26,7 @@ from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.models import scoring
+from nlhf_jax.reporting import tables
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
@@ -305,6 +305,6 @@ def announce(results: Mapping) -> None:
     f'\nExploitability (gap) in win probability, KL in nats; solved is below {results["target"]:g} '
     'for good:'
   )
-  print(display.as_text(title, list(results['methods']), heads, cells))
+  print(tables.as_text(title, list(results['methods']), heads, cells))
   if results['learners']:
-    print(display.as_text('\nExploitability by judged comparisons:', *page.budgets(results)))
+    print(tables.as_text('\nExploitability by judged comparisons:', *page.budgets(results)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import agreement
+from nlhf_jax.evaluation.benchmarks import agreement
 from nlhf_jax.storage import json_files
 
 SUBSETS = {'Natural': 'Natural', 'Neighbor': 'Adversarial/Neighbor'}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval, length_control
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control
 from nlhf_jax.storage import json_files
 
 MODELS = (

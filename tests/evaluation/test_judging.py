@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from nlhf_jax.evaluation import judging, transitivity
-from nlhf_jax.evaluation.judging import Judged
+from nlhf_jax.evaluation import judge_metrics, transitivity
+from nlhf_jax.evaluation.judge_metrics import Judged
 
 
 def by_hand():
@@ -20,7 +20,7 @@ def by_hand():
 
 
 def test_four_comparisons_by_hand():
-  found = judging.summarise(by_hand())
+  found = judge_metrics.summarise(by_hand())
   chance = [0.8, 0.55, 0.5, 0.7]
   assert found['comparisons'] == 4
   assert found['accuracy'] == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_accuracy_as_often_as_it_says():
     right = random.random(60) < truth
     votes = np.where(right, 1.0, 0.0)
     judged = Judged(*[np.full(60, 0.8)] * 3, votes, np.ones((60, 2)))
-    low, high = judging.accuracy_interval(judged)
+    low, high = judge_metrics.accuracy_interval(judged)
     covered += low <= truth <= high
   assert covered >= stats.binom(400, 0.95).ppf(1e-4)  # exact intervals cover at least so often
 
@@ -53,20 +53,20 @@ def test_a_judge_that_says_what_is_true_is_calibrated_and_one_twice_as_sure_is_n
   votes = (random.random(20_000) < special.expit(logits)).astype(float)
   lengths = random.integers(1, 9, (20_000, 2))
   true, sure = (Judged(*[special.expit(by * logits)] * 3, votes, lengths) for by in (1, 3))
-  assert judging.calibration_error(true) < 0.01
-  assert judging.calibration_error(sure) > 0.1
-  assert judging.accuracy(sure.chance, votes) == judging.accuracy(true.chance, votes)
-  assert judging.log_loss(sure.chance, votes) > judging.log_loss(true.chance, votes)
-  for bin_ in judging.calibration(true):
+  assert judge_metrics.calibration_error(true) < 0.01
+  assert judge_metrics.calibration_error(sure) > 0.1
+  assert judge_metrics.accuracy(sure.chance, votes) == judge_metrics.accuracy(true.chance, votes)
+  assert judge_metrics.log_loss(sure.chance, votes) > judge_metrics.log_loss(true.chance, votes)
+  for bin_ in judge_metrics.calibration(true):
     assert abs(bin_.chance - bin_.votes) < 5 * (0.25 / bin_.count) ** 0.5
-  assert judging.longer(true.chance, lengths) == pytest.approx(0.5, abs=0.01)
+  assert judge_metrics.longer(true.chance, lengths) == pytest.approx(0.5, abs=0.01)
 
 
 def test_sides_can_be_named_either_way():
   judged = by_hand()
   word = (1 - judged.swapped, 1 - judged.shown, 1 - judged.chance)
   other = Judged(*word, 1 - judged.votes, judged.lengths[:, ::-1])
-  one, two = judging.summarise(judged), judging.summarise(other)
+  one, two = judge_metrics.summarise(judged), judge_metrics.summarise(other)
   assert one.pop('calibration') == [pytest.approx(bin_) for bin_ in two.pop('calibration')]
   for name in one:
     assert one[name] == pytest.approx(two[name]), name
@@ -77,13 +77,13 @@ def test_what_a_judge_cannot_say_is_counted_and_in_no_figure():
   nothing = np.array([np.nan])
   more = Judged(*[nothing] * 3, np.array([1.0]), np.array([[3, 2]]))
   both = Judged(*(np.concatenate(pair) for pair in zip(judged, more, strict=True)))
-  assert judging.summarise(both) == judging.summarise(judged) | {'unusable': 1}
+  assert judge_metrics.summarise(both) == judge_metrics.summarise(judged) | {'unusable': 1}
 
 
 def test_a_probability_of_zero_costs_a_lot_but_is_a_number():
-  loss = judging.log_loss(np.array([0.0]), np.array([1.0]))
-  assert loss == pytest.approx(-np.log(judging.SURE))
-  assert judging.longer(np.array([0.9]), np.array([[3, 3]])) == 0.5
+  loss = judge_metrics.log_loss(np.array([0.0]), np.array([1.0]))
+  assert loss == pytest.approx(-np.log(judge_metrics.SURE))
+  assert judge_metrics.longer(np.array([0.9]), np.array([[3, 3]])) == 0.5
 
 
 def test_cycles_are_found_where_they_are():

@@ -5,8 +5,8 @@ import pytest
 from scipy import optimize
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import length_control
-from nlhf_jax.evaluation.length_control import Anchors, Weights
+from nlhf_jax.evaluation.benchmarks import length_control
+from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
 
 TRUE = np.array([-1.5, 0.8, -0.6])
 

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import mt_bench, mt_bench_judge, radar
-from nlhf_jax.evaluation.mt_bench_judge import Bench
-from nlhf_jax.games import plots
+from nlhf_jax.evaluation.benchmarks import mt_bench, mt_bench_judge, radar
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
+from nlhf_jax.reporting import game_plots
 from nlhf_jax.storage import json_files
 
 QUESTIONS = [
@@ -370,7 +370,7 @@ def test_the_radar_has_a_line_a_policy_and_an_axis_a_category():
   (axes,) = figure.axes
   assert [label.get_text() for label in axes.get_xticklabels()] == ['writing', 'math', 'art']
   assert [line.get_ydata().tolist() for line in axes.lines] == [[9, 3, 4, 9], [2, 1, 3, 2]]
-  assert plots.as_png(figure).startswith(b'\x89PNG')
+  assert game_plots.as_png(figure).startswith(b'\x89PNG')
 
 
 @pytest.mark.parametrize('other', [{'math': 1.0}, {'math': 1.0, 'art': 2.0, 'coding': 1.0}])

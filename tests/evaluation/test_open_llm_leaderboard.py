@@ -12,7 +12,7 @@ pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
 import datasets
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import lm_harness, lm_tasks
+from nlhf_jax.evaluation.benchmarks import lm_harness, lm_tasks
 
 LETTERS = list('ABCD')
 THINGS = ['a red boat', 'the river', 'an old clerk', 'rain']

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import judgements, outputs
+from nlhf_jax.evaluation import judgements, response_files
 from nlhf_jax.evaluation.judgements import Question
 from nlhf_jax.storage import json_files
 
@@ -32,14 +32,14 @@ ALPACA = [{'instruction': 'Say hi.', 'output': 'Hi!', 'generator': 'polite'}]
 def test_every_layout_is_read(tmp_path, rows, expected, write):
   path = tmp_path / 'file.json.gz'
   write(path, rows)
-  found = outputs.read(path)
+  found = response_files.read(path)
   assert {name: dict(filed.responses) for name, filed in found.items()} == expected
 
 
 def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
   rows = [{'index': 0, 'output': 'Hello.', 'preference': 1.25, 'generator_2': 'mine'}]
   json_files.write_lines(tmp_path / 'mine.jsonl', rows)
-  ((name, filed),) = outputs.read(tmp_path / 'mine.jsonl', ALPACA).items()
+  ((name, filed),) = response_files.read(tmp_path / 'mine.jsonl', ALPACA).items()
   assert (name, filed.responses) == ('mine', {'Say hi.': 'Hello.'})
   assert filed.annotations[0]['preference'] == 1.25
   assert filed.annotations[0]['output_1'] == 'Hi!'
@@ -64,7 +64,7 @@ def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
 def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, said):
   json_files.write_lines(tmp_path / 'bad.jsonl', rows)
   with pytest.raises(UserError, match=said):
-    outputs.read(tmp_path / 'bad.jsonl')
+    response_files.read(tmp_path / 'bad.jsonl')
 
 
 class Counted:

@@ -6,7 +6,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from nlhf_jax.evaluation import report
+from nlhf_jax.reporting import tournament_page
 
 NASTY = '</script><script>alert("1")</script> <!-- \'"\\ & \u2028\u2029 /*DATA*/ caf\u00e9 \ud800'
 
@@ -47,7 +47,7 @@ def embedded(page):
 
 
 def test_data_round_trips():
-  data = embedded(report.render(results(), metrics(3), samples(2)))
+  data = embedded(tournament_page.render(results(), metrics(3), samples(2)))
   assert data['results'] == results()
   assert data['samples'] == samples(2)
   assert data['samples_total'] == 2
@@ -58,10 +58,10 @@ def test_data_round_trips():
 
 def test_text_of_a_response_cannot_end_the_data(tmp_path):
   path = tmp_path / 'report.html'
-  report.write(path, results(), [], samples(1, NASTY))
+  tournament_page.write(path, results(), [], samples(1, NASTY))
   page = path.read_text(encoding='utf-8')
   assert embedded(page)['samples'][0]['responses']['nash_md'] == NASTY
-  plain = report.render(results(), [], samples(1))
+  plain = tournament_page.render(results(), [], samples(1))
   assert page.count('<script') == plain.count('<script')
   assert '\u2028' not in page
   assert '\u2029' not in page
@@ -69,7 +69,7 @@ def test_text_of_a_response_cannot_end_the_data(tmp_path):
 
 @pytest.mark.parametrize('tables', [{}, {'learned': {'win_rate': [[0.5]]}}])
 def test_optional_parts_may_be_absent(tables):
-  data = embedded(report.render({'policies': ['sft'], 'tables': tables}, [], []))
+  data = embedded(tournament_page.render({'policies': ['sft'], 'tables': tables}, [], []))
   assert data == {
     'results': {'policies': ['sft'], 'tables': tables},
     'curves': [],
@@ -84,7 +84,7 @@ def test_numbers_that_are_not_finite_become_null():
     {'stage': 'sft', 'step': 1, 'loss': -math.inf},
     {'stage': 'sft', 'step': 2, 'loss': 1.5},
   ]
-  page = report.render({**results(), 'judge': {'accuracy': math.inf}}, rows, [])
+  page = tournament_page.render({**results(), 'judge': {'accuracy': math.inf}}, rows, [])
   assert embedded(page)['results']['judge'] == {'accuracy': None}
   assert embedded(page)['curves'][0]['values'] == [None, None, 1.5]
 
@@ -93,7 +93,7 @@ def test_arrays_and_their_scalars_become_numbers():
   win_rate = np.array([[0.5, np.nan], [0.75, 0.5]])
   given = {'policies': ('sft', 'nash_md'), 'tables': {'oracle': {'win_rate': win_rate}}}
   row = {'stage': 'sft', 'step': np.int32(7), 'loss': np.float32(0.5), 'kl': np.array(0.25)}
-  data = embedded(report.render(given, [row], []))
+  data = embedded(tournament_page.render(given, [row], []))
   assert data['results']['tables']['oracle']['win_rate'] == [[0.5, None], [0.75, 0.5]]
   assert [(curve['steps'], curve['values']) for curve in data['curves']] == [
     ([7], [0.5]),
@@ -103,18 +103,18 @@ def test_arrays_and_their_scalars_become_numbers():
 
 def test_only_numbers_become_curves():
   row = {'stage': 'sft', 'step': 1, 'loss': 1, 'note': 'slow', 'done': True, 'win_rate': None}
-  data = embedded(report.render(results(), [row], []))
+  data = embedded(tournament_page.render(results(), [row], []))
   assert [curve['metric'] for curve in data['curves']] == ['loss']
 
 
 @pytest.mark.parametrize('count', [1, 399, 400, 401, 1000, 4321])
 def test_thinning_keeps_both_ends(count):
-  (curve,) = embedded(report.render(results(), metrics(count), []))['curves']
+  (curve,) = embedded(tournament_page.render(results(), metrics(count), []))['curves']
   assert (curve['steps'][0], curve['steps'][-1]) == (0, count - 1)
   assert curve['values'][-1] == 1 / count
-  assert len(curve['steps']) == len(curve['values']) <= report.POINTS + 1
+  assert len(curve['steps']) == len(curve['values']) <= tournament_page.POINTS + 1
   assert curve['points'] == count
-  if count <= report.POINTS:
+  if count <= tournament_page.POINTS:
     assert len(curve['steps']) == count
 
 
@@ -122,20 +122,22 @@ def test_a_rarely_logged_metric_survives_thinning():
   rows = metrics(2000)
   for row in rows[49::50]:
     row['win_rate'] = 0.6
-  curves = embedded(report.render(results(), rows, []))['curves']
+  curves = embedded(tournament_page.render(results(), rows, []))['curves']
   (curve,) = [curve for curve in curves if curve['metric'] == 'win_rate']
   assert curve['steps'] == list(range(49, 2000, 50))
 
 
 def test_samples_are_embedded_while_there_is_room_and_all_are_counted():
-  data = embedded(report.render(results(), [], samples(1024)))
+  data = embedded(tournament_page.render(results(), [], samples(1024)))
   assert data['samples'] == samples(1024)
   long = samples(30, 'word ' * 60_000)
-  data = embedded(report.render(results(), [], long))
+  data = embedded(tournament_page.render(results(), [], long))
   assert data['samples'] == long[:16]  # of 300 kB each
   assert data['samples_total'] == 30
-  (whole,) = embedded(report.render(results(), [], samples(2, 'x' * report.BYTES)))['samples']
-  assert len(whole['responses']['nash_md']) == report.BYTES
+  (whole,) = embedded(
+    tournament_page.render(results(), [], samples(2, 'x' * tournament_page.BYTES))
+  )['samples']
+  assert len(whole['responses']['nash_md']) == tournament_page.BYTES
 
 
 def test_page_needs_no_other_resource():

@@ -8,7 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from nlhf_jax.evaluation import report, tournament
+from nlhf_jax.evaluation import tournament
+from nlhf_jax.reporting import tournament_page
 
 BROWSER = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None
@@ -72,7 +73,7 @@ def section(page, name):
 def test_five_megabytes_are_shown_whole(tmp_path):
   rows = lines(PROMPTS)
   path = tmp_path / 'report.html'
-  report.write(path, {'name': 'whole', **tournament.summarise(rows)}, [], rows)
+  tournament_page.write(path, {'name': 'whole', **tournament.summarise(rows)}, [], rows)
   assert path.stat().st_size > 4_700_000
   page = shown(path)
   heat = section(page, 'win-rates')
@@ -91,7 +92,7 @@ def test_five_megabytes_are_shown_whole(tmp_path):
 def test_benchmarks_alone_are_all_there_is(tmp_path):
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   path = tmp_path / 'report.html'
-  report.write(path, {'name': 'alone', 'policies': ['one'], 'benchmarks': [table]}, [], [])
+  tournament_page.write(path, {'name': 'alone', 'policies': ['one'], 'benchmarks': [table]}, [], [])
   page = shown(path)
   assert '7.50' in section(page, 'benchmarks')
   assert 'figures of benchmarks' in page

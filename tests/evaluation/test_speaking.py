@@ -6,8 +6,8 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import speaking
-from nlhf_jax.evaluation.speaking import make_respond
+from nlhf_jax.evaluation import generation
+from nlhf_jax.evaluation.generation import make_respond
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 
@@ -77,7 +77,7 @@ def test_too_little_memory_is_told_with_what_was_asked(monkeypatch):
   def exhausted(*args):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
-  monkeypatch.setattr(speaking, 'map_chunks', exhausted)
+  monkeypatch.setattr(generation, 'map_chunks', exhausted)
   tokenizer = tokenizers.train(TEXTS, 300)
   respond = make_respond(*decoder_of(tokenizer), tokenizer, length=6, longest=64)
   with pytest.raises(UserError, match=r"no memory for 3 conversations .* ends with 'What\?'"):

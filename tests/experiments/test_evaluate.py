@@ -15,7 +15,7 @@ from nlhf_jax.build import judges as judges_build
 from nlhf_jax.build.evaluate import make_experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation import alpaca_eval, mt_bench
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
 from nlhf_jax.experiments import evaluate, export, language
 from nlhf_jax.judges import pairrm
 from nlhf_jax.storage import json_files, json_lines
@@ -292,7 +292,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
 def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monkeypatch):
   """Alone, without a tournament; a task that is finished is kept, whatever becomes of the next."""
   pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
-  from nlhf_jax.evaluation import lm_tasks
+  from nlhf_jax.evaluation.benchmarks import lm_tasks
 
   pretrained.save(tmp_path / 'llama')
   docs = [{'question': f'tell {n}', 'choices': ['red', 'blue'], 'gold': n % 2} for n in range(4)]

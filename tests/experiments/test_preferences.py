@@ -11,7 +11,7 @@ from scipy import special
 from nlhf_jax.build import language
 from nlhf_jax.build.preferences import make_experiment
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import judging
+from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments import preferences
 from nlhf_jax.experiments.judging import make_kind
 from nlhf_jax.storage import json_lines
@@ -132,7 +132,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   logit = (special.logit(there) - special.logit(back)) / 2
   chance = special.expit(logit)
   assert rows['pairrm']['log_loss'] == pytest.approx(
-    judging.log_loss(chance, texts.votes), rel=1e-4
+    judge_metrics.log_loss(chance, texts.votes), rel=1e-4
   )
   assert rows['pairrm']['first_place'] == pytest.approx(np.mean(there + back - 1) / 2, abs=1e-6)
   cycles = results['transitivity']

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nlhf_jax.games import matrices, plots
+from nlhf_jax.games import matrices
+from nlhf_jax.reporting import game_plots
 
 
 def drawn(figure: Figure, folder) -> np.ndarray:
@@ -30,7 +31,7 @@ def in_ink(pixels: np.ndarray) -> float:
 def test_convergence(count, tmp_path):
   updates = np.array([0, 1, 10, 100])
   curves = {f'solver {i}': (updates, 0.1 / (updates + i + 1)) for i in range(count)}
-  figure = plots.convergence(curves, 'title', 'label')
+  figure = game_plots.convergence(curves, 'title', 'label')
   assert in_ink(drawn(figure, tmp_path)) > 0.02
   lines = figure.axes[0].lines
   assert all(line.get_xdata().min() == 1 for line in lines)
@@ -42,7 +43,7 @@ def test_convergence(count, tmp_path):
 
 def test_zeros_and_rounding_errors_run_along_the_floor(tmp_path):
   values = jnp.array([1.0, 1e-3, 0, -1e-9, 1e-40])
-  figure = plots.convergence({'a': (np.arange(5), values)}, '', '', floor=1e-20)
+  figure = game_plots.convergence({'a': (np.arange(5), values)}, '', '', floor=1e-20)
   drawn(figure, tmp_path)
   axes = figure.axes[0]
   np.testing.assert_allclose(axes.lines[0].get_ydata(), [1e-3, 1e-20, 1e-20, 1e-20])
@@ -51,7 +52,7 @@ def test_zeros_and_rounding_errors_run_along_the_floor(tmp_path):
 
 
 def test_no_floor_is_drawn_where_nothing_reaches_it(tmp_path):
-  figure = plots.convergence({'a': ([1, 2], [1e-3, 2e-3])}, '', '')
+  figure = game_plots.convergence({'a': ([1, 2], [1e-3, 2e-3])}, '', '')
   drawn(figure, tmp_path)
   assert not figure.axes[0].texts
   assert figure.axes[0].get_ylim() == pytest.approx((1e-3, 1e-2))
@@ -63,11 +64,11 @@ def test_what_is_not_finite_is_left_out(tmp_path):
     'never began': ([1, 2, 3], [np.nan] * 3),
     'start alone': ([0], [0.1]),
   }
-  figure = plots.convergence(curves, '', '')
+  figure = game_plots.convergence(curves, '', '')
   drawn(figure, tmp_path)
   assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 0, 0]
   assert len(figure.legends[0].get_texts()) == 3
-  drawn(plots.convergence({'never began': curves['never began']}, '', ''), tmp_path)
+  drawn(game_plots.convergence({'never began': curves['never began']}, '', ''), tmp_path)
 
 
 @pytest.mark.parametrize('count', [1, 2, 6])
@@ -77,22 +78,22 @@ def test_simplex(count, tmp_path):
   path /= path.sum(axis=1, keepdims=True)
   paths = {f'solver {i}': jnp.asarray(path) for i in range(count)}
   marks = {'Nash': [1 / 3, 1 / 3, 1 / 3], 'reference': np.array([0.6, 0.3, 0.1])}
-  figure = plots.simplex(paths, ['report', 'list', 'question'], marks, 'title')
+  figure = game_plots.simplex(paths, ['report', 'list', 'question'], marks, 'title')
   assert in_ink(drawn(figure, tmp_path)) > 0.01
   assert [axes.get_title() for axes in figure.axes] == list(paths)
   names = [text.get_text() for text in figure.legends[0].get_texts()]
   assert names == ['start', 'end', 'Nash', 'reference']
   ends = figure.axes[0].lines[-1].get_xydata()[0]
-  np.testing.assert_allclose(ends, path[-1] @ plots.CORNERS)
+  np.testing.assert_allclose(ends, path[-1] @ game_plots.CORNERS)
 
 
 def test_a_path_that_stays_where_it_is(tmp_path):
   paths = {'still': np.full((5, 3), 1 / 3), 'one point': np.full((1, 3), 1 / 3)}
-  drawn(plots.simplex(paths, ['a', 'b', 'c'], {}, ''), tmp_path)
+  drawn(game_plots.simplex(paths, ['a', 'b', 'c'], {}, ''), tmp_path)
 
 
 def test_matrix_of_a_few_actions_has_numbers(tmp_path):
-  figure = plots.matrix(matrices.three_raters(), ['report', 'list', 'question'], 'title')
+  figure = game_plots.matrix(matrices.three_raters(), ['report', 'list', 'question'], 'title')
   drawn(figure, tmp_path)
   numbers = [text.get_text() for text in figure.axes[0].texts]
   assert numbers == ['0.50', '0.67', '0.33', '0.33', '0.50', '0.67', '0.67', '0.33', '0.50']
@@ -100,7 +101,7 @@ def test_matrix_of_a_few_actions_has_numbers(tmp_path):
 
 def test_matrix_of_many_actions_has_none(tmp_path):
   names = [f'a long name {i}' for i in range(43)]
-  figure = plots.matrix(jnp.asarray(matrices.random(43)), names, 'title')
+  figure = game_plots.matrix(jnp.asarray(matrices.random(43)), names, 'title')
   pixels = drawn(figure, tmp_path)
   assert max(pixels.shape[:2]) < 600  # at 50 dots an inch
   axes, bar = figure.axes
@@ -110,16 +111,16 @@ def test_matrix_of_many_actions_has_none(tmp_path):
 
 
 def test_payoffs_beyond_a_sure_win_are_not_called_probabilities(tmp_path):
-  figure = plots.matrix(2 * matrices.strict_cycle(3), 'abc', '')
+  figure = game_plots.matrix(2 * matrices.strict_cycle(3), 'abc', '')
   drawn(figure, tmp_path)
   assert [text.get_text() for text in figure.axes[0].texts[:3]] == ['0.00', '1.00', '-1.00']
   assert figure.axes[1].get_ylabel() == 'payoff of row'
-  drawn(plots.matrix(np.zeros((2, 2)), 'ab', ''), tmp_path)
+  drawn(game_plots.matrix(np.zeros((2, 2)), 'ab', ''), tmp_path)
 
 
 def test_bars(tmp_path):
   policies = {'reference': [0.6, 0.3, 0.1], 'Nash': jnp.array([0.3333, 0.6666, 1e-4])}
-  figure = plots.bars(policies, ['a', 'b', 'c'], 'title')
+  figure = game_plots.bars(policies, ['a', 'b', 'c'], 'title')
   assert in_ink(drawn(figure, tmp_path)) > 0.05
   axes = figure.axes[0]
   widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
@@ -132,14 +133,14 @@ def test_bars_of_many_actions_sum_up_the_rare_ones(tmp_path):
   policy = np.zeros(43)
   policy[[3, 40]] = 0.25, 0.75
   names = [f'bot {i}' for i in range(43)]
-  figure = plots.bars({'uniform': uniform, 'Nash': policy}, names, 'title', threshold=0.05)
+  figure = game_plots.bars({'uniform': uniform, 'Nash': policy}, names, 'title', threshold=0.05)
   drawn(figure, tmp_path)
   axes = figure.axes[0]
   labels = [label.get_text() for label in axes.get_yticklabels()]
   assert labels == ['bot 3', 'bot 40', 'the other 41']
   widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
   np.testing.assert_allclose(widths, [[1 / 43, 1 / 43, 41 / 43], [0.25, 0.75, 0]])
-  figure = plots.bars({'uniform': uniform}, names, 'title', threshold=0.02)
+  figure = game_plots.bars({'uniform': uniform}, names, 'title', threshold=0.02)
   assert len(figure.axes[0].get_yticklabels()) == 43
 
 
@@ -148,14 +149,14 @@ def test_sweep(log, tmp_path):
   values = np.geomspace(0.01, 1, 20)
   policy = jnp.stack([values / 2, 1 - values, values / 2], axis=1)
   methods = {'RLHF': policy, 'Nash': policy}
-  figure = plots.sweep(values, methods, ['a', 'b', 'c'], 'title', 'tau', log)
+  figure = game_plots.sweep(values, methods, ['a', 'b', 'c'], 'title', 'tau', log)
   assert in_ink(drawn(figure, tmp_path)) > 0.3
   assert [axes.get_title(loc='left') for axes in figure.axes] == ['RLHF', 'Nash']
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ['c', 'b', 'a']
 
 
 def test_pyplot_is_left_alone():
-  plots.bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
+  game_plots.bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
   assert matplotlib.pyplot.get_fignums() == []
 
 
@@ -163,7 +164,7 @@ def test_bands_lie_about_their_curves():
   at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
   curves = {'with': (at, values), 'without': (at, 2 * values)}
   bands = {'with': (values / 2, values * 2)}
-  axes = plots.convergence(curves, '', 'gap', bands=bands).axes[0]
+  axes = game_plots.convergence(curves, '', 'gap', bands=bands).axes[0]
   (band,) = axes.collections
   corners = band.get_paths()[0].vertices
   assert corners[:, 1].min() == 5e-4
@@ -173,7 +174,7 @@ def test_bands_lie_about_their_curves():
 def test_what_theory_says_is_broken_and_of_the_colour_of_its_curve():
   at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
   curves = {'with': (at, values), 'without': (at, 2 * values)}
-  figure = plots.convergence(curves, '', 'gap', theory={'with': (at, 100 * values)})
+  figure = game_plots.convergence(curves, '', 'gap', theory={'with': (at, 100 * values)})
   one, closed, other = figure.axes[0].lines
   assert closed.get_linestyle() == '--' != one.get_linestyle()
   assert closed.get_color() == one.get_color() != other.get_color()

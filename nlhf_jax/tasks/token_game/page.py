@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nlhf_jax import display
-from nlhf_jax.games import plots, report
+from nlhf_jax.reporting import game_page, game_plots, tables
 
 GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
@@ -52,27 +51,31 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
     'time': together(methods, results['target'], 'seconds', 'seconds of training'),
     'tabular': apart(methods, results['target']),
     **({'votes': by_votes(methods, learners, results['target'])} if learners else {}),
-    'styles': plots.bars(played, names, f'First symbols, prompt {prompt}'),
-    'preferences': plots.matrix(
+    'styles': game_plots.bars(played, names, f'First symbols, prompt {prompt}'),
+    'preferences': game_plots.matrix(
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
     ),
   }
-  return {name: plots.as_png(figure) for name, figure in figures.items()}
+  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
 
 
 def together(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
   """Every method's gap along one of its columns, which the axis calls `label`."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), 'A transformer on a token game')
+  axes = game_plots.dress(figure.add_subplot(), 'A transformer on a token game')
   axes.set(xlabel=label, ylabel=GAP)
   handles = []
-  for (name, row), colour in zip(methods.items(), cycle(plots.COLOURS), strict=False):
+  for (name, row), colour in zip(methods.items(), cycle(game_plots.COLOURS), strict=False):
     handles += axes.plot(row[along], row['gap'], color=colour, linewidth=1.8, label=name)
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
   handles.sort(key=lambda line: -line.get_ydata()[-1])
   figure.legend(
-    handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
+    handles=handles,
+    loc='outside right center',
+    frameon=False,
+    fontsize=9,
+    labelcolor=game_plots.INK,
   )
   return figure
 
@@ -80,10 +83,10 @@ def together(methods: Mapping[str, Any], target: float, along: str, label: str) 
 def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: float) -> Figure:
   """Gaps of learners by their votes, and of methods of the same names by what they were told."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), 'What a judge is asked for')
+  axes = game_plots.dress(figure.add_subplot(), 'What a judge is asked for')
   axes.set(xlabel='judged comparisons', ylabel=GAP, xscale='log')
   handles = []
-  for (name, row), colour in zip(learners.items(), cycle(plots.COLOURS), strict=False):
+  for (name, row), colour in zip(learners.items(), cycle(game_plots.COLOURS), strict=False):
     line = {'color': colour, 'linewidth': 1.8}
     votes, gaps = row['judged'][1:], row['gap'][1:]  # at none a logarithm has no place
     handles += axes.plot(votes, gaps, marker='o', markersize=3.5, label=f'{name}, by votes', **line)
@@ -96,7 +99,11 @@ def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: fl
     *_limits(methods | {f'{name}, by votes': row for name, row in learners.items()}, target)
   )
   figure.legend(
-    handles=handles, loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK
+    handles=handles,
+    loc='outside right center',
+    frameon=False,
+    fontsize=9,
+    labelcolor=game_plots.INK,
   )
   return figure
 
@@ -108,12 +115,12 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
   figure = Figure(figsize=(3.4 * columns + 0.4, 3.1 * rows + 0.5), layout='constrained')
   grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
   panels = iter(grid.flat)
-  colours = cycle(plots.COLOURS)
+  colours = cycle(game_plots.COLOURS)
   for (label, row), axes, colour in zip(methods.items(), panels, colours, strict=False):
-    plots.dress(axes, label)
+    game_plots.dress(axes, label)
     axes.set_xlabel('training steps')
     for other in methods.values():
-      axes.plot(other['at'], other['gap'], color=plots.PALE, linewidth=1, zorder=1)
+      axes.plot(other['at'], other['gap'], color=game_plots.PALE, linewidth=1, zorder=1)
     axes.plot(row['at'], row['gap'], color=colour, linewidth=1.9, zorder=3)
     _rule(axes, target)
     solver = row['tabular']
@@ -121,7 +128,7 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
     axes.plot(
       np.array(solver['at']) * stretch,
       np.maximum(solver['gap'], 1e-12),
-      color=plots.INK,
+      color=game_plots.INK,
       linestyle='--',
       linewidth=1.3,
       zorder=4,
@@ -129,8 +136,8 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
     above = axes.secondary_xaxis(
       'top', functions=(lambda x, by=stretch: x / by, lambda x, by=stretch: x * by)
     )
-    above.set_xlabel(f'updates of {solver["solver"]}', fontsize=8.5, color=plots.GREY)
-    above.tick_params(labelsize=7.5, labelcolor=plots.GREY, color=plots.GREY, length=2)
+    above.set_xlabel(f'updates of {solver["solver"]}', fontsize=8.5, color=game_plots.GREY)
+    above.tick_params(labelsize=7.5, labelcolor=game_plots.GREY, color=game_plots.GREY, length=2)
     above.spines['top'].set_visible(False)
     above.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_ylim(*_limits(methods, target))
@@ -140,8 +147,8 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
   for axes in grid[:, 0]:
     axes.set_ylabel('exploitability at τ')
   lines = [
-    Line2D([], [], color=plots.GREY, linewidth=1.9, label='transformer, sampled'),
-    Line2D([], [], color=plots.INK, linewidth=1.3, linestyle='--', label='tabular, exact'),
+    Line2D([], [], color=game_plots.GREY, linewidth=1.9, label='transformer, sampled'),
+    Line2D([], [], color=game_plots.INK, linewidth=1.3, linestyle='--', label='tabular, exact'),
   ]
   figure.legend(
     handles=lines,
@@ -149,7 +156,7 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
     ncols=2,
     frameon=False,
     fontsize=9,
-    labelcolor=plots.INK,
+    labelcolor=game_plots.INK,
   )
   return figure
 
@@ -163,15 +170,15 @@ def _limits(methods: Mapping[str, Any], target: float) -> tuple[float, float]:
 def _rule(axes: Axes, target: float) -> None:
   """A line at the target, and a grid."""
   axes.set_yscale('log')
-  axes.grid(color=plots.PALE, linewidth=0.6)
-  axes.axhline(target, color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+  axes.grid(color=game_plots.PALE, linewidth=0.6)
+  axes.axhline(target, color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
   axes.text(
     0.01,
     target,
     f'{target:g}',
     transform=axes.get_yaxis_transform(),
     fontsize=8,
-    color=plots.INK,
+    color=game_plots.INK,
     ha='left',
     va='bottom',
   )
@@ -232,8 +239,13 @@ def budgets(results: Mapping[str, Any]) -> tuple[list[str], list[str], list[list
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_head(results), *_table(results), *_budgets(results), *report.show(figures, CAPTIONS)]
-  report.write_page(path, results['name'], content)
+  content = [
+    *_head(results),
+    *_table(results),
+    *_budgets(results),
+    *game_page.show(figures, CAPTIONS),
+  ]
+  game_page.write_page(path, results['name'], content)
 
 
 def _head(results: Mapping[str, Any]) -> Iterable[str]:
@@ -268,7 +280,7 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'price τ; means over the prompts, unless the worst is named. KL in nats. A method has '
   yield 'solved the game at the first evaluation from which on it stays below '
   yield f'{results["target"]:g}.</p>'
-  yield display.as_html(list(results['methods']), heads, cells)
+  yield tables.as_html(list(results['methods']), heads, cells)
 
 
 def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
@@ -276,4 +288,4 @@ def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
     yield '<h2>Judged comparisons</h2><p>Gaps by how many comparisons were judged. By votes: the '
     yield 'preference is learned as well, from one vote a pair. Told: as above, a probability for '
     yield 'every pair that is played, where there was a measurement at that number.</p>'
-    yield display.as_html(*budgets(results))
+    yield tables.as_html(*budgets(results))

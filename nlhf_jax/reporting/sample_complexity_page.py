@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.games.report import show, table, write_page
+from nlhf_jax.reporting.game_page import show, table, write_page
 
 _OFFLINE = (
   'Votes that are there already. Plug-in plays the equilibrium of the estimate; the bonus charges '

@@ -19,7 +19,7 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.evaluation.lm_harness import Policy
+from nlhf_jax.evaluation.benchmarks.lm_harness import Policy
 from nlhf_jax.storage import json_lines
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import alpaca_eval
+from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.storage import json_files
 
 

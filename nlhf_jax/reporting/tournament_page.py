@@ -30,7 +30,7 @@ def render(
   # json.dumps has already escaped everything beyond ASCII, U+2028 and U+2029 among it.
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
-  template = resources.files('nlhf_jax.evaluation').joinpath('report.html')
+  template = resources.files('nlhf_jax.reporting').joinpath('tournament_page.html')
   return template.read_text(encoding='utf-8').replace('/*DATA*/', text, 1)
 
 

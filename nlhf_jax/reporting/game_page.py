@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax import display
+from nlhf_jax.reporting import tables
 
 # What each figure shows, in words for whoever opens the page first.
 CAPTIONS = {
@@ -35,7 +35,9 @@ def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) 
 
 def write_page(path: Path, title: str, content: Iterable[str]) -> None:
   """Writes a page of that markup to `path`."""
-  template = resources.files('nlhf_jax.games').joinpath('report.html').read_text(encoding='utf-8')
+  template = (
+    resources.files('nlhf_jax.reporting').joinpath('game_page.html').read_text(encoding='utf-8')
+  )
   page = template.replace('<!--TITLE-->', html.escape(title))
   path.write_text(page.replace('<!--CONTENT-->', ''.join(content)), encoding='utf-8')
 
@@ -111,7 +113,7 @@ def show(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[
   """The figures, in the order of the captions, as markup that holds them."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
-    yield display.as_figure(name, figures[name], captions[name])
+    yield tables.as_figure(name, figures[name], captions[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:

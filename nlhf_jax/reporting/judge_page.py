@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nlhf_jax import display
-from nlhf_jax.games import plots, report
+from nlhf_jax.reporting import game_page, game_plots, tables
 from nlhf_jax.storage import json_lines
 
 HEADS = (
@@ -41,48 +40,50 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
     figures = {'learning': learning(judges), 'loss': losses(results, first)} | figures
   if len({row['parameters'] for row in judges.values()}) > 1:
     figures['sizes'] = sizes(judges)
-  return {name: plots.as_png(figure) for name, figure in figures.items()}
+  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
 
 
 def learning(judges: Mapping[str, Any]) -> Figure:
   """Accuracy against steps, in training and held out."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), 'Learning to judge')
+  axes = game_plots.dress(figure.add_subplot(), 'Learning to judge')
   axes.set(xlabel='training steps', ylabel='accuracy')
-  for (name, row), colour in zip(judges.items(), cycle(plots.COLOURS), strict=False):
+  for (name, row), colour in zip(judges.items(), cycle(game_plots.COLOURS), strict=False):
     curve = row['curve']
     axes.plot(curve['at'], curve['train_accuracy'], color=colour, linewidth=0.8, alpha=0.6)
     axes.plot(curve['at'], curve['accuracy'], color=colour, linewidth=2, marker='o', label=name)
-  axes.axhline(0.5, color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
-  axes.grid(color=plots.PALE, linewidth=0.6)
-  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  axes.axhline(0.5, color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+  axes.grid(color=game_plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=game_plots.INK)
   return figure
 
 
 def losses(results: Mapping[str, Any], test: str) -> Figure:
   """Held-out log-loss against steps, with those that do not learn as lines."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), f'Log-loss, {test}')
+  axes = game_plots.dress(figure.add_subplot(), f'Log-loss, {test}')
   axes.set(xlabel='training steps', ylabel='log-loss, nats a comparison')
-  for (name, row), colour in zip(results['judges'].items(), cycle(plots.COLOURS), strict=False):
+  for (name, row), colour in zip(
+    results['judges'].items(), cycle(game_plots.COLOURS), strict=False
+  ):
     curve = row['curve']
     axes.plot(curve['at'], curve['log_loss'], color=colour, linewidth=2, marker='o', label=name)
   still = [name for name in results['sets'][test] if name not in results['judges']]
   for name, line in zip(still, cycle(('--', ':', '-.')), strict=False):
     loss = results['sets'][test][name]['log_loss']
-    axes.axhline(loss, color=plots.GREY, linewidth=1.2, linestyle=line, label=name)
-  axes.grid(color=plots.PALE, linewidth=0.6)
-  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+    axes.axhline(loss, color=game_plots.GREY, linewidth=1.2, linestyle=line, label=name)
+  axes.grid(color=game_plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=game_plots.INK)
   return figure
 
 
 def sizes(judges: Mapping[str, Any]) -> Figure:
   """Accuracy in the end against parameters, in training and held out."""
   figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), 'Size')
+  axes = game_plots.dress(figure.add_subplot(), 'Size')
   axes.set(xscale='log', xlabel='parameters', ylabel='accuracy')
   for kind, colour in zip(
-    sorted({row['network'] for row in judges.values()}), plots.COLOURS, strict=False
+    sorted({row['network'] for row in judges.values()}), game_plots.COLOURS, strict=False
   ):
     rows = [row for row in judges.values() if row['network'] == kind]
     rows.sort(key=lambda row: row['parameters'])
@@ -94,25 +95,25 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
   counts = sorted({row['parameters'] for row in judges.values()})
   axes.set_xticks(counts, [f'{count:,}' for count in counts])
   axes.minorticks_off()
-  axes.grid(color=plots.PALE, linewidth=0.6)
-  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  axes.grid(color=game_plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=game_plots.INK)
   return figure
 
 
 def calibration(said: Mapping[str, Any]) -> Figure:
   """How often each is right, by how sure it is."""
   figure = Figure(figsize=(6.4, 4.6), layout='constrained')
-  axes = plots.dress(figure.add_subplot(), 'Calibration')
+  axes = game_plots.dress(figure.add_subplot(), 'Calibration')
   axes.set(xlabel='probability given to the preferred side', ylabel='votes for it')
-  axes.plot([0.5, 1], [0.5, 1], color=plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
-  for (name, row), colour in zip(said.items(), cycle(plots.COLOURS), strict=False):
+  axes.plot([0.5, 1], [0.5, 1], color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+  for (name, row), colour in zip(said.items(), cycle(game_plots.COLOURS), strict=False):
     bins = row['calibration']
     x, y = ([bin_[field] for bin_ in bins] for field in ('chance', 'votes'))
     areas = [200 * bin_['count'] / row['comparisons'] for bin_ in bins]
     axes.plot(x, y, color=colour, linewidth=1.4, label=name)
     axes.scatter(x, y, s=areas, color=colour, alpha=0.6)
-  axes.grid(color=plots.PALE, linewidth=0.6)
-  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=plots.INK)
+  axes.grid(color=game_plots.PALE, linewidth=0.6)
+  figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=game_plots.INK)
   return figure
 
 
@@ -164,9 +165,9 @@ def who(accounts: Mapping[str, Mapping]) -> list[str]:
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_content(results), *report.show(figures, CAPTIONS)]
+  content = [*_content(results), *game_page.show(figures, CAPTIONS)]
   with json_lines.whole(path) as draft:
-    report.write_page(draft, results['name'], content)
+    game_page.write_page(draft, results['name'], content)
 
 
 def _content(results: Mapping[str, Any]) -> Iterable[str]:
@@ -180,7 +181,7 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
     yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
     yield 'place is what being shown first adds to the probability of a response; the last '
     yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
-    yield display.as_html(list(said), HEADS, cells(said))
+    yield tables.as_html(list(said), HEADS, cells(said))
     yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
@@ -191,4 +192,4 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
       [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
       for row in results['transitivity'].values()
     ]
-    yield display.as_html(list(results['transitivity']), heads, rows)
+    yield tables.as_html(list(results['transitivity']), heads, rows)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.games.plots import COLOURS, GREY, INK, LINES, PALE
+from nlhf_jax.reporting.game_plots import COLOURS, GREY, INK, LINES, PALE
 
 # Clockwise from the top, so that what is alike lies side by side; others come after.
 ORDER = (

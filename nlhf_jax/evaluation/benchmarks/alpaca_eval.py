@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import length_control
-from nlhf_jax.evaluation.length_control import Anchors, Weights
+from nlhf_jax.evaluation.benchmarks import length_control
+from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
 from nlhf_jax.storage import json_files
 
 # (instructions, first responses, second responses) -> probability that the first is the better one,

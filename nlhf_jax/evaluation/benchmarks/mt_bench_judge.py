@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.mt_bench import FAILED, SWAPPED, Answers
+from nlhf_jax.evaluation.benchmarks.mt_bench import FAILED, SWAPPED, Answers
 from nlhf_jax.storage import json_files
 
 # Names of prompts: without and with a reference answer; those of second turns end in `-multi-turn`.

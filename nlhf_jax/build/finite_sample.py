@@ -9,10 +9,10 @@ from nlhf_jax.build import rules
 from nlhf_jax.build.names import functions
 from nlhf_jax.build.tabular import call, numbers
 from nlhf_jax.errors import UserError
-from nlhf_jax.learning import links, worlds
-from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting, one_prompt
-from nlhf_jax.learning.worlds import World, skewed
+from nlhf_jax.sample_complexity import links, worlds
+from nlhf_jax.sample_complexity.links import Link
+from nlhf_jax.sample_complexity.setting import Setting, one_prompt
+from nlhf_jax.sample_complexity.worlds import World, skewed
 
 
 class Part(NamedTuple):

@@ -14,7 +14,7 @@ from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.build.token_game import Learner
 from nlhf_jax.experiments.stages import make_update_of
 from nlhf_jax.judges import judge
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.tasks.token_game.responses import TokenGame

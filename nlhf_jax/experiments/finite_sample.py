@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax.build.finite_sample import Experiment, Part, make_experiment
-from nlhf_jax.learning import protocols, rates, votes
-from nlhf_jax.learning.setting import equilibrium
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
+from nlhf_jax.sample_complexity import protocols, rates, votes
+from nlhf_jax.sample_complexity.setting import equilibrium
 from nlhf_jax.storage import json_lines
 
 SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff

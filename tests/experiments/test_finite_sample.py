@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax import command, main
 from nlhf_jax.build.finite_sample import make_experiment
 from nlhf_jax.errors import UserError
-from nlhf_jax.learning.protocols import STRATEGIES
+from nlhf_jax.sample_complexity.protocols import STRATEGIES
 
 CONFIG = 'configs/finite_sample.py'
 

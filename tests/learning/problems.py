@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax.games import matrices
-from nlhf_jax.learning.finite import finite
-from nlhf_jax.learning.linear import every_pair, linear, logistic, products
-from nlhf_jax.learning.setting import Setting
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity.linear import every_pair, linear, logistic, products
+from nlhf_jax.sample_complexity.listed import finite
+from nlhf_jax.sample_complexity.setting import Setting
+from nlhf_jax.sample_complexity.unstructured import tabular
 
 X, K, F, N = 2, 4, 3, 6
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from nlhf_jax.learning import votes
-from nlhf_jax.learning.classes import coverage, information_ratio, most_informative
-from nlhf_jax.learning.finite import finite
-from nlhf_jax.learning.linear import linear
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import duel, equilibrium, over_pairs
-from nlhf_jax.learning.tabular import boxed_width, tabular
+from nlhf_jax.sample_complexity import votes
+from nlhf_jax.sample_complexity.classes import coverage, information_ratio, most_informative
+from nlhf_jax.sample_complexity.linear import linear
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.listed import finite
+from nlhf_jax.sample_complexity.setting import duel, equilibrium, over_pairs
+from nlhf_jax.sample_complexity.unstructured import boxed_width, tabular
 from tests.learning.problems import (
   K,
   N,

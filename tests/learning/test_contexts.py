@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.learning import offline, online, votes
-from nlhf_jax.learning.linear import logistic
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import Setting, gap, one_prompt
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity import offline, online, votes
+from nlhf_jax.sample_complexity.linear import logistic
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.setting import Setting, gap, one_prompt
+from nlhf_jax.sample_complexity.unstructured import tabular
 from tests.learning.problems import (
   K,
   X,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from nlhf_jax.games import matrices
-from nlhf_jax.learning import offline, votes
-from nlhf_jax.learning.classes import coverage, information_ratio, most_informative
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import duel, equilibrium, gap, one_prompt
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity import offline, votes
+from nlhf_jax.sample_complexity.classes import coverage, information_ratio, most_informative
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.setting import duel, equilibrium, gap, one_prompt
+from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
 

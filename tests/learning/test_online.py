@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nlhf_jax.games import matrices
-from nlhf_jax.learning import online, worlds
-from nlhf_jax.learning.links import probability
-from nlhf_jax.learning.protocols import STRATEGIES, learn_online
-from nlhf_jax.learning.setting import one_prompt
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity import online, worlds
+from nlhf_jax.sample_complexity.links import probability
+from nlhf_jax.sample_complexity.protocols import STRATEGIES, learn_online
+from nlhf_jax.sample_complexity.setting import one_prompt
+from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
 

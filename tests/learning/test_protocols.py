@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.learning import protocols, votes, worlds
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.rates import interval, slopes
-from nlhf_jax.learning.setting import equilibrium, one_prompt
+from nlhf_jax.sample_complexity import protocols, votes, worlds
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.rates import interval, slopes
+from nlhf_jax.sample_complexity.setting import equilibrium, one_prompt
 
 pytestmark = pytest.mark.usefixtures('float64')
 

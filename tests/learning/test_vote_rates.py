@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from nlhf_jax.games import matrices
-from nlhf_jax.learning import rates, votes
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import Setting, equilibrium, gap, over_pairs
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity import rates, votes
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.setting import Setting, equilibrium, gap, over_pairs
+from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
 

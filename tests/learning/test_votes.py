@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nlhf_jax.games import matrices
-from nlhf_jax.learning import votes
-from nlhf_jax.learning.links import log_odds, probability
-from nlhf_jax.learning.setting import Setting, duel, duels, over_pairs
+from nlhf_jax.sample_complexity import votes
+from nlhf_jax.sample_complexity.links import log_odds, probability
+from nlhf_jax.sample_complexity.setting import Setting, duel, duels, over_pairs
 
 pytestmark = pytest.mark.usefixtures('float64')
 

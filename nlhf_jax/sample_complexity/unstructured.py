@@ -5,8 +5,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from nlhf_jax.learning.classes import Counts, Preference, PreferenceClass, Weights
-from nlhf_jax.learning.setting import mirror, over_pairs
+from nlhf_jax.sample_complexity.classes import Counts, Preference, PreferenceClass, Weights
+from nlhf_jax.sample_complexity.setting import mirror, over_pairs
 
 
 def tabular(ridge: float = 1.0) -> PreferenceClass:

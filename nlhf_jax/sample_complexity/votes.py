@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nlhf_jax.learning.setting import Setting, mirror, over_pairs
+from nlhf_jax.sample_complexity.setting import Setting, mirror, over_pairs
 
 
 def sampled_from(

@@ -12,9 +12,9 @@ from jax.scipy.special import expit, logit
 from jaxtyping import Array, Float
 from scipy import stats
 
-from nlhf_jax.learning.classes import Counts, PreferenceClass
-from nlhf_jax.learning.setting import mirror
-from nlhf_jax.learning.tabular import deviation
+from nlhf_jax.sample_complexity.classes import Counts, PreferenceClass
+from nlhf_jax.sample_complexity.setting import mirror
+from nlhf_jax.sample_complexity.unstructured import deviation
 
 Features = Float[Array, 'X K K F']
 SWEEPS = 3  # over the prompts, to find where all of them together are the widest

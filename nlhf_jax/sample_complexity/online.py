@@ -13,16 +13,16 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nlhf_jax.games.game import log_best_response
-from nlhf_jax.learning import votes
-from nlhf_jax.learning.classes import (
+from nlhf_jax.sample_complexity import votes
+from nlhf_jax.sample_complexity.classes import (
   Counts,
   Preference,
   PreferenceClass,
   information_ratio,
   most_informative,
 )
-from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting, equilibrium, games, gap
+from nlhf_jax.sample_complexity.links import Link
+from nlhf_jax.sample_complexity.setting import Setting, equilibrium, games, gap
 
 LogPolicy = Float[Array, 'X K']
 # (estimate, counts so far, main agent) -> the policy that the second response comes from.

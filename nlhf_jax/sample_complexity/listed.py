@@ -5,8 +5,8 @@ import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float
 
-from nlhf_jax.learning.classes import PreferenceClass
-from nlhf_jax.learning.setting import over_pairs
+from nlhf_jax.sample_complexity.classes import PreferenceClass
+from nlhf_jax.sample_complexity.setting import over_pairs
 
 
 def finite(members: Float[Array, 'N X K K'], constant: float = 1.0) -> PreferenceClass:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting
+from nlhf_jax.sample_complexity.links import Link
+from nlhf_jax.sample_complexity.setting import Setting
 
 
 def plug_in_gap(

@@ -12,13 +12,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from nlhf_jax.learning import offline, online, rates, votes
-from nlhf_jax.learning.classes import Preference
-from nlhf_jax.learning.links import Link, log_odds
-from nlhf_jax.learning.online import Course
-from nlhf_jax.learning.setting import Setting, divergence, equilibrium, gap
-from nlhf_jax.learning.tabular import tabular
-from nlhf_jax.learning.worlds import World
+from nlhf_jax.sample_complexity import offline, online, rates, votes
+from nlhf_jax.sample_complexity.classes import Preference
+from nlhf_jax.sample_complexity.links import Link, log_odds
+from nlhf_jax.sample_complexity.online import Course
+from nlhf_jax.sample_complexity.setting import Setting, divergence, equilibrium, gap
+from nlhf_jax.sample_complexity.unstructured import tabular
+from nlhf_jax.sample_complexity.worlds import World
 
 STRATEGIES = ('information', 'optimistic', 'self-play', 'reference', 'best of n')
 

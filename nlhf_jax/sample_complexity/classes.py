@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting, duel, duels
+from nlhf_jax.sample_complexity.links import Link
+from nlhf_jax.sample_complexity.setting import Setting, duel, duels
 
 Preference = Float[Array, 'X K K']  # P(a > b), complementary over a pair
 Counts = Float[Array, 'X K K']  # comparisons of a pair, or their expectation; symmetric

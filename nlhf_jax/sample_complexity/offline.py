@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.games import asymmetric
 from nlhf_jax.games.asymmetric import AsymmetricGame
 from nlhf_jax.games.game import kl, log_best_response
-from nlhf_jax.learning.classes import Counts, Preference, PreferenceClass
-from nlhf_jax.learning.links import Link
-from nlhf_jax.learning.setting import Setting, divergence, duel, equilibrium, games, gap
+from nlhf_jax.sample_complexity.classes import Counts, Preference, PreferenceClass
+from nlhf_jax.sample_complexity.links import Link
+from nlhf_jax.sample_complexity.setting import Setting, divergence, duel, equilibrium, games, gap
 
 
 class Learnt(NamedTuple):

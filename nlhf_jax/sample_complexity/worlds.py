@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.scipy.special import expit
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nlhf_jax.learning.classes import Preference, PreferenceClass
-from nlhf_jax.learning.finite import finite
-from nlhf_jax.learning.linear import differences, linear, logistic, products
-from nlhf_jax.learning.setting import mirror
-from nlhf_jax.learning.tabular import tabular
+from nlhf_jax.sample_complexity.classes import Preference, PreferenceClass
+from nlhf_jax.sample_complexity.linear import differences, linear, logistic, products
+from nlhf_jax.sample_complexity.listed import finite
+from nlhf_jax.sample_complexity.setting import mirror
+from nlhf_jax.sample_complexity.unstructured import tabular
 
 
 class World(NamedTuple):

@@ -25,8 +25,8 @@ from nlhf_jax.judges import judge
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import scoring
 from nlhf_jax.structs import Comparison
-from nlhf_jax.training import measures
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training import metrics
+from nlhf_jax.training.update import initial_state, make_update
 
 
 def measure(config) -> dict[str, tuple[float, float]]:
@@ -48,7 +48,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
     stop=corpus.tokenizer.eos_token_id,
   )
   score = scoring.make_score(decoder)
-  measure = measures.of_play(algorithm)
+  measure = metrics.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
   comparison = Comparison(prompts, *rollout(state.slots, prompts, jax.random.key(1)))

@@ -42,9 +42,9 @@ from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import measures
+from nlhf_jax.training import metrics
 from nlhf_jax.training.optimizers import make_optimizer
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = (
@@ -189,7 +189,7 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
-  update = make_update(algorithm, score, optimizer, measures.of_play(algorithm))
+  update = make_update(algorithm, score, optimizer, metrics.of_play(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
   def moving(change, *given):
@@ -217,13 +217,13 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
   for name, row, network, score, measure in (
-    ('reward model', catalogue.reward_model(), rewards, rewards.score, measures.of_rewards),
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, metrics.of_rewards),
     (
       'preference model',
       catalogue.preference_model(),
       preferences,
       preferences.logit,
-      measures.of_preferences,
+      metrics.of_preferences,
     ),
   ):
     state = initial_state(row, network.init(params), optimizer)

@@ -19,8 +19,8 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.tasks.token_game.responses import TokenGame
 from nlhf_jax.training.loop import Step
-from nlhf_jax.training.play import MakeRollout, make_sample
-from nlhf_jax.training.steps import Score
+from nlhf_jax.training.rollout_step import MakeRollout, make_sample
+from nlhf_jax.training.update import Score
 
 
 def make_asking_step(

@@ -26,8 +26,8 @@ from nlhf_jax.judges.networks import (
 )
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.tasks.summaries import styles
-from nlhf_jax.training import measures
-from nlhf_jax.training.steps import Measure, Score, make_update
+from nlhf_jax.training import metrics
+from nlhf_jax.training.update import Measure, Score, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
 INIT = zlib.crc32(b'init')  # folded into the key of a stage, whose steps fold in lower numbers
@@ -62,7 +62,7 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
     judge = partial(judge.of_rewards, network)
     preference = lambda params: judge.by_bradley_terry(judge(params))
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
-    return Kind(network.init, network.score, measures.of_rewards, judge, preference, shown)
+    return Kind(network.init, network.score, metrics.of_rewards, judge, preference, shown)
   if name == 'embedding_model':
     key = jax.random.fold_in(experiment.stages[name].key, INIT)
     network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
@@ -71,7 +71,7 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
     network = make_preference_network(*sizes)
     judge = partial(judge.of_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, measures.of_preferences, judge, judge, shown)
+  return Kind(network.init, network.logit, metrics.of_preferences, judge, judge, shown)
 
 
 def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:

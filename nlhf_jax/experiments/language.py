@@ -31,9 +31,9 @@ from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import texts
-from nlhf_jax.training import interrupts, measures
+from nlhf_jax.training import interrupts, metrics
 from nlhf_jax.training.loop import Evaluate
-from nlhf_jax.training.steps import make_update
+from nlhf_jax.training.update import make_update
 
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
@@ -99,7 +99,7 @@ def fine_tune(experiment: Experiment) -> Params:
     training.algorithm,
     score,
     training.optimizer,
-    measures.of_demonstrations,
+    metrics.of_demonstrations,
     training.accumulate,
   )
   examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)

@@ -28,9 +28,9 @@ from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import measures
-from nlhf_jax.training.play import make_play
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training import metrics
+from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.update import initial_state, make_update
 
 DEPTHS = (2, 3)
 # Without it CPUs keep what is to be computed again in the backward pass.
@@ -158,7 +158,7 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   batch = laid_out_rows(batch_of(config, training))
   played = jax.jit(play).lower(state.slots, batch, key)
   comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  score, measure = scoring.make_score(decoder), measures.of_play(algorithm)
+  score, measure = scoring.make_score(decoder), metrics.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
   return temporary(updated), temporary(played)

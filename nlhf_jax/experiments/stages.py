@@ -24,10 +24,10 @@ from nlhf_jax.sampling.rollout.rollout import Rollout
 from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
-from nlhf_jax.training import interrupts, loop, measures
-from nlhf_jax.training.ahead import Ahead, make_ahead
-from nlhf_jax.training.play import Feedback, MakeRollout, make_play, make_sample
-from nlhf_jax.training.steps import Score, Update, initial_state, make_update
+from nlhf_jax.training import interrupts, loop, metrics
+from nlhf_jax.training.async_judge import Ahead, make_ahead
+from nlhf_jax.training.rollout_step import Feedback, MakeRollout, make_play, make_sample
+from nlhf_jax.training.update import Score, Update, initial_state, make_update
 
 
 def fit(
@@ -98,7 +98,7 @@ def make_step(
 def make_update_of(training: Training, score: Score) -> Update:
   """The update of a policy that plays."""
   algorithm = training.algorithm
-  measure = measures.of_play(algorithm)
+  measure = metrics.of_play(algorithm)
   return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 

@@ -34,7 +34,7 @@ from nlhf_jax.tasks.token_game import page as page
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.loop import Step
-from nlhf_jax.training.play import MakeRollout
+from nlhf_jax.training.rollout_step import MakeRollout
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
 LOOKS = 201  # points of a solver's course

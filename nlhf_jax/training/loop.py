@@ -15,7 +15,7 @@ from nlhf_jax.errors import Interrupted
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
-from nlhf_jax.training.metrics import Metrics
+from nlhf_jax.training.trackers import Metrics
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]
 Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]

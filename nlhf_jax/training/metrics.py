@@ -1,42 +1,59 @@
-"""Metrics as JSON lines and TensorBoard events."""
+"""What each kind of training logs at every step: (comparison, slot -> scores) -> scalars.
 
-import json
+The comparison is the whole one; the scores are of what the algorithm selects of it.
+"""
+
 from collections.abc import Mapping
-from pathlib import Path
 
-from tensorboardX import SummaryWriter
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from nlhf_jax import distributed
-from nlhf_jax.storage import json_lines
+from nlhf_jax.algorithms.algorithm import LEFT, Algorithm, asks_judge
+from nlhf_jax.structs import Comparison
+from nlhf_jax.training.update import Measure
 
 
-class Metrics:
-  """Writes one record a call to `metrics.jsonl` and to TensorBoard, from `step` on.
+def of_demonstrations(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """Nats a token of the left responses, and their tokens."""
+  tokens = jnp.sum(comparison.left.mask)
+  return {'nats_per_token': -jnp.sum(scores['policy'].left) / tokens, 'tokens': tokens}
 
-  Records later than `step`, written before an interruption, are taken out: those steps come again.
+
+def of_preferences(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """Accuracy: how often the network agrees with the majority of the votes; a tie counts half."""
+  return _accuracy(comparison, scores['policy'])
+
+
+def of_rewards(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """The same of a reward network."""
+  left, right = scores['policy']
+  return _accuracy(comparison, left[:, :, None, 0] - right[:, None, :, 0])
+
+
+def _accuracy(comparison, said):
+  right = jnp.sign(said) * jnp.sign(comparison.payoff)
+  tokens = jnp.sum(comparison.left.mask) + jnp.sum(comparison.right.mask)
+  return {'accuracy': jnp.mean((1 + right) / 2), 'tokens': tokens}
+
+
+def of_play(algorithm: Algorithm) -> Measure:
+  """How the left responses fare against the right ones, and what they are like.
+
+  `payoff`, where a judge compared two sides, in its unit, over the pairs that have one; `entropy`
+  in nats a token, of what was sampled; `response_length` in tokens.
   """
 
-  def __init__(self, folder: Path, stage: str, step: int):
-    path = folder / 'metrics.jsonl'
-    json_lines.write(path, [record for record in json_lines.read(path) if record['step'] <= step])
-    self._stage = stage
-    self._writes = distributed.is_first()
-    if self._writes:
-      self._lines = path.open('a')
-      self._board = SummaryWriter(str(folder), purge_step=step + 1)
+  def measure(comparison, scores):
+    del scores
+    left, right = comparison.left, comparison.right
+    tokens = jnp.sum(left.mask)
+    values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
+    if left.entropy is not None:
+      values['entropy'] = jnp.sum(left.entropy) / tokens
+    if algorithm.right not in (None, LEFT):
+      values['tokens'] += jnp.sum(right.mask)
+      if asks_judge(algorithm):
+        values['payoff'] = jnp.nanmean(comparison.payoff)
+    return values
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds a record; `step` is the number of updates done."""
-    if not self._writes:
-      return
-    record = json_lines.plain({'stage': self._stage, 'step': step, **values})
-    self._lines.write(json.dumps(record, allow_nan=False) + '\n')
-    self._lines.flush()
-    for name, value in values.items():
-      self._board.add_scalar(f'{self._stage}/{name}', value, step)
-
-  def close(self) -> None:
-    """Flushes both files."""
-    if self._writes:
-      self._lines.close()
-      self._board.close()
+  return measure

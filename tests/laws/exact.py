@@ -17,8 +17,8 @@ from jax import lax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.structs import Comparison, Responses, Scores, TrainState
-from nlhf_jax.training.play import make_play
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import tiny
 
 # P[i, j] = P(y_i > y_j), from arXiv 2312.00886. Its table in appendix A has the winner in columns.

@@ -15,7 +15,7 @@ from scipy.special import expit, logit, softmax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.structs import Comparison, Responses
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import exact, test_fixed_points, test_successors, tiny
 from tests.laws.exact import natural
 

@@ -33,8 +33,8 @@ from nlhf_jax.algorithms.losses import importance, log_ratio, policy_gradient, s
 from nlhf_jax.algorithms.selection import shifted
 from nlhf_jax.models import scoring
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
-from nlhf_jax.training.play import make_play
-from nlhf_jax.training.steps import make_update
+from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.update import make_update
 from tests.laws import tiny
 
 VOCABULARY, STOP, LENGTH = 4, 2, 3

@@ -9,7 +9,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, always, extragradient
 from nlhf_jax.algorithms.references import ema, follow, frozen, history, snapshot
-from nlhf_jax.training.steps import advance, initial_state
+from nlhf_jax.training.update import advance, initial_state
 from tests.laws import exact, tiny
 
 pytestmark = pytest.mark.usefixtures('float64')

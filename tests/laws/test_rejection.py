@@ -13,7 +13,7 @@ from scipy.special import logit, softmax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.selection import unchanged
 from nlhf_jax.structs import Comparison, Responses
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import exact, theory, tiny
 
 pytestmark = pytest.mark.usefixtures('float64')

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, logit, logsumexp, softmax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.structs import Comparison, Responses
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import exact, theory, tiny
 from tests.laws.exact import natural
 

@@ -24,7 +24,7 @@ from nlhf_jax.models.transformer import FLOAT32, make_decoder
 from nlhf_jax.sampling.rollout import mixtures, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 
 SIZES = architectures.small(
   vocabulary=16, width=32, layers=1, heads=8, key_heads=4, head_size=4, hidden=64, rotary_base=1e4

@@ -18,8 +18,8 @@ from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
-from nlhf_jax.training import measures
-from nlhf_jax.training.steps import in_parts, initial_state, make_update
+from nlhf_jax.training import metrics
+from nlhf_jax.training.update import in_parts, initial_state, make_update
 
 BATCH, VOCABULARY, WIDTH = 6, 11, 8
 DECODER = make_decoder(
@@ -100,7 +100,7 @@ def updated(algorithm, score, measure, params, comparison, accumulate):
 @pytest.mark.parametrize('name', list(ROWS))
 def test_parts_make_the_update_of_the_whole(name):
   algorithm = ROWS[name]
-  measure = measures.of_demonstrations if name == 'sft' else measures.of_play(algorithm)
+  measure = metrics.of_demonstrations if name == 'sft' else metrics.of_play(algorithm)
   comparison = some_comparison(algorithm)
   whole, parts = (
     updated(algorithm, score, measure, some_table, comparison, accumulate) for accumulate in (1, 3)
@@ -119,7 +119,7 @@ def test_parts_make_the_update_of_a_judge():
     updated(
       algorithm,
       network.logit,
-      measures.of_preferences,
+      metrics.of_preferences,
       lambda seed: network.init(some_parameters(seed)) | {'token': jnp.ones(WIDTH)},
       some_comparison(algorithm),
       accumulate,

@@ -10,8 +10,8 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.judges import judge
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
-from nlhf_jax.training.ahead import make_ahead
-from nlhf_jax.training.play import make_sample
+from nlhf_jax.training.async_judge import make_ahead
+from nlhf_jax.training.rollout_step import make_sample
 
 KEYS = [jax.random.key(number) for number in range(5)]
 

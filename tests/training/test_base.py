@@ -11,7 +11,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import lora, scoring
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training.update import initial_state, make_update
 from tests.models.test_lora import DECODER, changed, some_rows
 
 ROWS = {

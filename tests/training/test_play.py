@@ -12,7 +12,7 @@ from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import likelihood
 from nlhf_jax.judges.judge import antisymmetric, probability, told, verdict
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training.play import make_play
+from nlhf_jax.training.rollout_step import make_play
 
 KEY = jax.random.key(0)
 PROMPTS = Prompts(jnp.array([[10, 20], [30, 40]]), jnp.array([[True, True], [False, True]]))

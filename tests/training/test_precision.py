@@ -12,8 +12,8 @@ from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import measures, optimizers
-from nlhf_jax.training.steps import initial_state, make_update
+from nlhf_jax.training import metrics, optimizers
+from nlhf_jax.training.update import initial_state, make_update
 
 WIDTH = 16
 SIZES = architectures.small(
@@ -68,7 +68,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
     seen.update(dtypes(scores))
     return scores
 
-  update = make_update(ALGORITHM, score, optimizer, measures.of_play(ALGORITHM), accumulate)
+  update = make_update(ALGORITHM, score, optimizer, metrics.of_play(ALGORITHM), accumulate)
   params = some_parameters(numerics)
   state = initial_state(ALGORITHM, params, optimizer)
   after, metrics = update(state, some_comparison(), jax.random.key(0))

@@ -17,8 +17,8 @@ import numpy as np
 
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Prompts, TrainState
-from nlhf_jax.training.play import Play
-from nlhf_jax.training.steps import Update
+from nlhf_jax.training.rollout_step import Play
+from nlhf_jax.training.update import Update
 
 Judge = Callable[[Comparison], Any]
 

@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 import jax
+from nlhf_jax.experiments.language.run.config import check, make_training
 from nlhf_jax.sampling.rollout.rollout import make_rollout
 from training import timed
 
 from nlhf_jax import command
-from nlhf_jax.build.data import make_corpus
-from nlhf_jax.build.language import check, make_training
-from nlhf_jax.build.model import make_model
 from nlhf_jax.data.batches import batches
+from nlhf_jax.experiments.data_config import make_corpus
+from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.judges import judge
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import scoring

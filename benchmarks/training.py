@@ -28,11 +28,11 @@ import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
+from nlhf_jax.experiments.language.run.config import Training
 from transformers import LlamaConfig
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.build.language import Training
 from nlhf_jax.experiments.stages import make_step
 from nlhf_jax.judges import judge
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network

@@ -45,7 +45,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(f"--merged: '{settings.merged}' is not True or False.")
   name, _, stages = command.places(settings)
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
-  experiment = importlib.import_module('nlhf_jax.experiments.export')
+  experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
   experiment.start(config, name, stages, settings.player, Path(settings.to), merged == 'true')
 
 

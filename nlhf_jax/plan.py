@@ -41,7 +41,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   if devices < 1 or memory <= 0:
     raise UserError('--devices must be at least 1, --memory above 0.')
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
-  experiment = importlib.import_module('nlhf_jax.experiments.plan')
+  experiment = importlib.import_module('nlhf_jax.experiments.memory_plan')
   experiment.start(config, devices, memory)
 
 

@@ -13,9 +13,9 @@ import jax
 from tqdm import tqdm
 
 from nlhf_jax import distributed, trees
-from nlhf_jax.build.language import Experiment, Policy, Stage, Training
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.language.run.config import Experiment, Policy, Stage, Training
 from nlhf_jax.judges import judge
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring, sharding

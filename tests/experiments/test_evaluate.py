@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from nlhf_jax.experiments.evaluate.run.config import make_experiment
 
-from nlhf_jax.build import evaluate as evaluate_build
-from nlhf_jax.build import judges as judges_build
-from nlhf_jax.build.evaluate import make_experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
-from nlhf_jax.experiments import evaluate, export, language
+from nlhf_jax.experiments import export_policy
+from nlhf_jax.experiments import judge_config as judges_build
+from nlhf_jax.experiments.evaluate.run import config as evaluate_build
+from nlhf_jax.experiments.evaluate.run import run
+from nlhf_jax.experiments.language.run import run
 from nlhf_jax.judges import pairrm
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
@@ -43,7 +45,7 @@ def config_of(toy, monkeypatch):
 
 def run(config, workdir, stages=None):
   """The results, read back from where they are left."""
-  evaluate.start(config, 'evaluate', workdir, stages or workdir / 'stages')
+  run.start(config, 'evaluate', workdir, stages or workdir / 'stages')
   return json.loads((workdir / 'results.json').read_text())
 
 
@@ -120,9 +122,11 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   of_run = toy(importlib.import_module('configs.nash_md').get_config())
   of_run.policies = ConfigDict()  # SFT and a judge are enough
   stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
-  language.start(of_run, 'theirs', workdir, stages)
-  experiment = language.make_experiment(of_run, 'theirs', stages)
-  export.write(experiment, export.of_player(experiment, 'sft'), tmp_path / 'out', merged=False)
+  run.start(of_run, 'theirs', workdir, stages)
+  experiment = run.make_experiment(of_run, 'theirs', stages)
+  export_policy.write(
+    experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False
+  )
   prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
   json_lines.write(tmp_path / 'theirs.jsonl', theirs)
@@ -141,7 +145,7 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
     assert rate[0, 1] == 0.5  # the likeliest tokens of one and the same policy
   assert results['tables']['learned']['win_rate'][0][2] != 0.5
   assert len(list(stages.glob('preference_model-*'))) == 1  # found, and not trained again
-  monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
+  monkeypatch.setattr(run, 'make_model', lambda player: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run', stages) == results
 
 
@@ -271,7 +275,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
-    monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
+    monkeypatch.setattr(run, 'make_model', lambda player: pytest.fail('asked again'))
     asked = len(served.seen)
     assert run(config, tmp_path / 'run')['benchmarks'] == [table]
     assert len(served.seen) == asked  # its answers are kept, too

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax import command, main
-from nlhf_jax.build.finite_sample import make_experiment
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.sample_complexity.config import make_experiment
 from nlhf_jax.sample_complexity.protocols import STRATEGIES
 
 CONFIG = 'configs/finite_sample.py'

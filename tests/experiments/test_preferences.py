@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nlhf_jax.experiments.language.run.judge_stage import make_kind
 from scipy import special
 
-from nlhf_jax.build import language
-from nlhf_jax.build.preferences import make_experiment
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments import preferences
-from nlhf_jax.experiments.judging import make_kind
+from nlhf_jax.experiments.judges import run
+from nlhf_jax.experiments.judges.config import make_experiment
+from nlhf_jax.experiments.language.run import config
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import texts
 from tests.preferences import faults, published
@@ -45,7 +45,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)
   config.sizes = {'small': {}, 'wide': {'width': 24}}
-  run = lambda: preferences.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
+  run = lambda: run.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
   kinds = ('preference model', 'reward model', 'embedding model')
   judges = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
@@ -77,7 +77,7 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
   config.tests.update(path=str(tmp_path / 'theirs.jsonl'), form='graded')
   config.judges = 'learned'
-  results = preferences.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
+  results = run.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
   assert results['comparisons'] == 14 * 6
   sets = results['sets']
   assert {name: row['preference model']['comparisons'] for name, row in sets.items()} == {
@@ -114,10 +114,10 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   with faults.serve(behave) as served:
     config.remote.update(url=served.url, model='m', key='', tolerated=1.0)
     experiment = make_experiment(config, 'p', tmp_path / 'stages')
-    results = preferences.run(experiment, tmp_path)
+    results = run.run(experiment, tmp_path)
     asked = len(served.seen)
   corpus = experiment.first.corpus
-  texts = preferences.as_texts(corpus.texts(corpus.held_out))
+  texts = run.as_texts(corpus.texts(corpus.held_out))
   rows = results['sets']['held out']
   red = sum(left.startswith('red') for left in texts.left)
   assert 0 < red < len(texts.left)
@@ -147,7 +147,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
     assert sentence in printed
   config.judges = 'pairrm'  # and then nothing is trained
   alone = make_experiment(config, 'p', tmp_path / 'others')
-  again = preferences.run(alone, tmp_path / 'alone')
+  again = run.run(alone, tmp_path / 'alone')
   assert again['judges'] == {}
   assert again['sets']['held out']['pairrm'] == rows['pairrm']
   assert not list((tmp_path / 'others').glob('*/stage.json'))
@@ -157,7 +157,7 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
   def points(seed):
     config = config_of('preferences')
     config.seed = seed
-    kind = make_kind(language.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    kind = make_kind(config.make_experiment(config, 'p', tmp_path), 'embedding_model')
     return kind.init({})['verdict']
 
   np.testing.assert_array_equal(points(0), points(0))

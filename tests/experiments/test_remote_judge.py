@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nlhf_jax.experiments.language.run.config import make_experiment
 
-from nlhf_jax.build.language import make_experiment
 from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments import language
+from nlhf_jax.experiments.language.run import run
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 from tests.preferences import faults
@@ -76,7 +76,7 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
     config.remote.prices.update(prompt=3.0, response=15.0)
 
     def run():
-      return language.run(make_experiment(config, 'nash_md', tmp_path / 'stages'), tmp_path)
+      return run.run(make_experiment(config, 'nash_md', tmp_path / 'stages'), tmp_path)
 
     with interrupts.deferred(), pytest.raises(Interrupted):
       run()

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from nlhf_jax.experiments.language.run.config import make_experiment
 
-from nlhf_jax.build.language import make_experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import export, language
+from nlhf_jax.experiments import export_policy
+from nlhf_jax.experiments.language.run import run
 from nlhf_jax.storage import json_lines
 from tests.experiments import pretrained
 from tests.preferences import published
@@ -59,11 +60,11 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
     seen += prompts_of(experiment)
     starts.append(experiment.model.begin(experiment.stages['sft'].key))
     if number < 3:  # the last one would be as the second
-      results = language.run(experiment, workdir)
+      results = run.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
       assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
-      ends.append(export.of_player(experiment, 'sppo'))
-      export.write(experiment, ends[-1], workdir / 'model', merged=False)
+      ends.append(export_policy.of_player(experiment, 'sppo'))
+      export_policy.write(experiment, ends[-1], workdir / 'model', merged=False)
       config.model.hf = str(workdir / 'model')
   assert sum(map(len, seen)) == len(PROMPTS)
   assert set().union(*seen) == set(PROMPTS)

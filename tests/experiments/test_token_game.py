@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from nlhf_jax import command, main
-from nlhf_jax.algorithms import catalogue
-from nlhf_jax.build.token_game import make_experiment
-from nlhf_jax.data.batches import take
-from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments.asking import pairs
-from nlhf_jax.experiments.token_game import (
+from nlhf_jax.experiments.token_game.run.active_learning import pairs
+from nlhf_jax.experiments.token_game.run.config import make_experiment
+from nlhf_jax.experiments.token_game.run.run import (
   learn,
   make_listed,
   make_measured,
@@ -24,6 +19,11 @@ from nlhf_jax.experiments.token_game import (
   run,
   solved,
 )
+
+from nlhf_jax import command, main
+from nlhf_jax.algorithms import catalogue
+from nlhf_jax.data.batches import take
+from nlhf_jax.errors import Interrupted
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import rollout
 from nlhf_jax.storage import json_lines

@@ -12,8 +12,9 @@ import pytest
 from configs import base
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
-from nlhf_jax.build import language, rules
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.language.run import config
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
@@ -169,14 +170,14 @@ def section(algorithm, **arguments):
 
 
 def refused(row):
-  rules.check(row, 'config.it')
-  language.make_training(row, 'config.it')
+  ranges.check(row, 'config.it')
+  config.make_training(row, 'config.it')
 
 
 def test_the_config_says_how_many_parts():
   row = section('dpo', beta=0.1)
   row.accumulate = 3
-  assert language.make_training(row, 'config.dpo').accumulate == 3
+  assert config.make_training(row, 'config.dpo').accumulate == 3
 
 
 @pytest.mark.parametrize(

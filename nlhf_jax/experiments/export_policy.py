@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from transformers import LlamaConfig
 
 from nlhf_jax import distributed
-from nlhf_jax.build.language import Experiment, check, make_experiment, slots_of
-from nlhf_jax.build.model import DTYPES, make_mesh
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language import fine_tune, train_policy
+from nlhf_jax.experiments.language.run.config import Experiment, check, make_experiment, slots_of
+from nlhf_jax.experiments.language.run.run import fine_tune, train_policy
+from nlhf_jax.experiments.model_config import DTYPES, make_mesh
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.storage import hub, json_lines

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax.build.model import DTYPES, fingerprint
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.model_config import DTYPES, fingerprint
 from nlhf_jax.judges import judge, remote, verdicts
 from nlhf_jax.judges.endpoint import Endpoint, check_address
 from nlhf_jax.judges.judge import Both, Judge, Preference

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nlhf_jax.build.language import Stage, Training
-from nlhf_jax.build.token_game import Experiment, Learner, Method, make_experiment
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.asking import make_asking_step, pairs
+from nlhf_jax.experiments.language.run.config import Stage, Training
 from nlhf_jax.experiments.stages import fit, make_step
+from nlhf_jax.experiments.token_game.run.active_learning import make_asking_step, pairs
+from nlhf_jax.experiments.token_game.run.config import Experiment, Learner, Method, make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve

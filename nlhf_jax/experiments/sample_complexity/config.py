@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax.build import rules
-from nlhf_jax.build.names import functions
-from nlhf_jax.build.tabular import call, numbers
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.tabular.run.config import call, numbers
 from nlhf_jax.sample_complexity import links, worlds
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting, one_prompt
@@ -45,7 +45,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
   Raises:
     UserError: if a setting cannot be used.
   """
-  rules.check(config)
+  ranges.check(config)
   link = call(functions(links, Link), config.payoff, {}, 'config.payoff', 'config.payoff')
   parts = {
     field: make_part(config[field], f'config.{field}')

@@ -13,10 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax.build import language
-from nlhf_jax.build.judges import Outside
-from nlhf_jax.build.model import make_mesh
-from nlhf_jax.build.preferences import Experiment, make_experiment
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.data.schemas import Record
@@ -24,8 +20,11 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judge_metrics import Judged
-from nlhf_jax.experiments.competition import perfect_matrices
-from nlhf_jax.experiments.judging import (
+from nlhf_jax.experiments.external_judges import accounted, announce
+from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.judges.config import Experiment, make_experiment
+from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language.run.judge_stage import (
   WATCHED,
   Kind,
   encoded,
@@ -33,8 +32,9 @@ from nlhf_jax.experiments.judging import (
   make_kind,
   train_judge,
 )
-from nlhf_jax.experiments.language import fine_tune
-from nlhf_jax.experiments.outside import accounted, announce
+from nlhf_jax.experiments.language.run.run import fine_tune
+from nlhf_jax.experiments.language.run.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
@@ -58,7 +58,7 @@ class Test(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  language.check(config)
+  config.check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
@@ -139,7 +139,7 @@ def as_texts(asked: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: language.Experiment, asked: Sequence[Record]) -> Test:
+def make_test(experiment: config.Experiment, asked: Sequence[Record]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
     encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
@@ -149,7 +149,7 @@ def make_test(experiment: language.Experiment, asked: Sequence[Record]) -> Test:
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
 
 
-def make_groups(experiment: language.Experiment) -> Comparison | None:
+def make_groups(experiment: config.Experiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
   for record in corpus.texts(corpus.held_out):
@@ -197,7 +197,7 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
 
 
 def intransitivity(
-  experiment: language.Experiment, label: str, preference: Judge, groups: Comparison | None
+  experiment: config.Experiment, label: str, preference: Judge, groups: Comparison | None
 ) -> dict[str, dict]:
   """What cycles a judge has, by its label, if there are prompts on which it says all."""
   payoffs = ask_all(experiment, preference, groups)
@@ -208,7 +208,7 @@ def intransitivity(
 
 
 def ask_all(
-  experiment: language.Experiment, preference: Judge, groups: Comparison | None
+  experiment: config.Experiment, preference: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
   """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nlhf_jax.build.language import Experiment
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import in_random_order, map_chunks, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.competition import perfect_matrices
+from nlhf_jax.experiments.language.run.config import Experiment
+from nlhf_jax.experiments.language.run.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
 from nlhf_jax.judges import judge
 from nlhf_jax.judges.judge import Judge

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
-from nlhf_jax.build import rules
-from nlhf_jax.build.data import check_enough, make_corpus
-from nlhf_jax.build.judges import GIVEN, Outside
-from nlhf_jax.build.model import Model, fingerprint, make_model
-from nlhf_jax.build.names import functions
 from nlhf_jax.data import sources
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.data_config import check_enough, make_corpus
+from nlhf_jax.experiments.judge_config import GIVEN, Outside
+from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
+from nlhf_jax.experiments.names import functions
 from nlhf_jax.judges import judge
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.rollout.token import Filters
@@ -111,7 +111,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-  rules.check(config)
+  ranges.check(config)
   model = config.model
   if model.heads % model.key_heads:
     raise UserError(

@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
-from nlhf_jax.build import language
-from nlhf_jax.build.judges import pairrm_shapes
-from nlhf_jax.build.language import Training
-from nlhf_jax.build.model import Model, make_mesh, make_unfilled
+from nlhf_jax.experiments.judge_config import pairrm_shapes
+from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language.run.config import Training
+from nlhf_jax.experiments.model_config import Model, make_mesh, make_unfilled
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
@@ -56,16 +56,16 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   """Prints what every policy of a config needs, of `memory` gigabytes on each of the devices."""
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
-  language.check(config)
+  config.check(config)
   with make_mesh(config):
     model = make_unfilled(config)
     own, _ = split(model)
     policies = {
-      name: language.make_policy(row, name, config) for name, row in config.policies.items()
+      name: config.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    asked = {*language.make_panel(config), *(policy.judge for policy in policies.values())}
+    asked = {*config.make_panel(config), *(policy.judge for policy in policies.values())}
     # A judge is as large as what is trained; the base is there but once.
-    kept = len(language.stages_of_judges(asked)) * held(own)
+    kept = len(config.stages_of_judges(asked)) * held(own)
     if 'pairrm' in asked:
       kept += held(pairrm_shapes(config))
     needs = {}

@@ -13,20 +13,25 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.build import rules
-from nlhf_jax.build.evaluate import Experiment, Filed, make_experiment
-from nlhf_jax.build.judges import Outside
-from nlhf_jax.build.language import TRAINED
-from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
-from nlhf_jax.experiments import benchmarks
-from nlhf_jax.experiments.competition import announce_tables, heard
-from nlhf_jax.experiments.judging import encoded, encoded_prompts, make_kind, train_judge
-from nlhf_jax.experiments.language import fine_tune
-from nlhf_jax.experiments.outside import accounted, announce
-from nlhf_jax.experiments.players import make_model, respond
+from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.evaluate.run import benchmark_stage
+from nlhf_jax.experiments.evaluate.run.config import Experiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.run.entries import make_model, respond
+from nlhf_jax.experiments.external_judges import accounted, announce
+from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.language.run.config import TRAINED
+from nlhf_jax.experiments.language.run.judge_stage import (
+  encoded,
+  encoded_prompts,
+  make_kind,
+  train_judge,
+)
+from nlhf_jax.experiments.language.run.run import fine_tune
+from nlhf_jax.experiments.language.run.tournament_stage import announce_tables, heard
+from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
@@ -49,7 +54,7 @@ class Played(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  rules.check(config)
+  ranges.check(config)
   with interrupts.deferred(), make_mesh(config), alone(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
@@ -93,7 +98,7 @@ def evaluate(
 ) -> tuple[dict, list[dict]]:
   """What was found, and the records of the tournament."""
   asked = make_asked(experiment, {name: it.read for name, it in outside.items()}, workdir)
-  tasks = benchmarks.find_tasks(experiment)
+  tasks = benchmark_stage.find_tasks(experiment)
   responses, harnessed = {}, {}
   for name, player in experiment.players.items():
     # Read when something is left to ask, and one at a time.
@@ -103,16 +108,16 @@ def evaluate(
     if experiment.prompts:
       responses[name] = respond(experiment, name, load, workdir / 'players' / name)
     if load:
-      benchmarks.answer(experiment, name, load, workdir)
-      harnessed |= benchmarks.harness(experiment, tasks, name, load, workdir)
+      benchmark_stage.answer(experiment, name, load, workdir)
+      harnessed |= benchmark_stage.harness(experiment, tasks, name, load, workdir)
   results, lines = {'policies': list(experiment.players)}, []
   if experiment.prompts:
     both = {name: it.both for name, it in outside.items()}
     results, lines = compete(experiment, asked, both, responses)
   found = [
-    *benchmarks.alpaca(experiment, asked, responses, workdir),
-    *benchmarks.judge_answers(experiment, grader, workdir),
-    *benchmarks.tax(harnessed),
+    *benchmark_stage.alpaca(experiment, asked, responses, workdir),
+    *benchmark_stage.judge_answers(experiment, grader, workdir),
+    *benchmark_stage.tax(harnessed),
   ]
   return {'name': experiment.name, **results, 'benchmarks': found}, lines
 

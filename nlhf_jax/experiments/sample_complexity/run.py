@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.build.finite_sample import Experiment, Part, make_experiment
+from nlhf_jax.experiments.sample_complexity.config import Experiment, Part, make_experiment
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium

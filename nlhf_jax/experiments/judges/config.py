@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from nlhf_jax.build import language
-from nlhf_jax.build.model import SIZES
 from nlhf_jax.data import examples
 from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.sources import for_each
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.model_config import SIZES
 
 
 class Experiment(NamedTuple):
@@ -23,11 +23,11 @@ class Experiment(NamedTuple):
   """
 
   name: str
-  sizes: Mapping[str, language.Experiment]
+  sizes: Mapping[str, config.Experiment]
   tests: Mapping[str, Sequence[Record]]
 
   @property
-  def first(self) -> language.Experiment:
+  def first(self) -> config.Experiment:
     """That of the first size; all have the same data, and the same judges from outside."""
     return next(iter(self.sizes.values()))
 
@@ -53,9 +53,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
-    if not language.stages_of_judges(language.make_panel(sized)):
+    if not config.stages_of_judges(config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
-    sizes[label] = language.make_experiment(sized, name, folder)
+    sizes[label] = config.make_experiment(sized, name, folder)
   experiment = Experiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):

@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import learns_from
-from nlhf_jax.build.judges import Outside
-from nlhf_jax.build.language import TRAINED, Experiment, check, make_experiment
-from nlhf_jax.build.model import make_mesh
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.experiments.competition import compete, publish
-from nlhf_jax.experiments.exploitability import exploit
-from nlhf_jax.experiments.judging import WATCHED, make_kind, train_judge
-from nlhf_jax.experiments.outside import accounted, announce
+from nlhf_jax.experiments.external_judges import accounted, announce
+from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.language.run.config import TRAINED, Experiment, check, make_experiment
+from nlhf_jax.experiments.language.run.exploiter_stage import exploit
+from nlhf_jax.experiments.language.run.judge_stage import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.language.run.tournament_stage import compete, publish
+from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import (
   batches_of,
   fit,

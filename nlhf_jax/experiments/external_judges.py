@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nlhf_jax import distributed
-from nlhf_jax.build.judges import Outside
 from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.experiments.judge_config import Outside
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import judge_page
 from nlhf_jax.storage import json_lines

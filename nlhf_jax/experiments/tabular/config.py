@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nlhf_jax.build import rules
-from nlhf_jax.build.names import functions
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.names import functions
 from nlhf_jax.games import exact, files, matrices, solvers
 from nlhf_jax.games.game import Game, make_game
 from nlhf_jax.games.solvers import Solver
@@ -50,7 +50,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
   Raises:
     UserError: if a setting or the game cannot be used.
   """
-  rules.check(config)
+  ranges.check(config)
   table = make_table(config.game)
   payoff = np.reshape(table.payoff, (-1, *table.payoff.shape[-2:]))
   actions = payoff.shape[-1]

@@ -22,7 +22,7 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'models')]
 
-import families  # noqa: E402 - the tests' own
+import families  # noqa: E402
 from test_families import by_cache, exported, load, ours, rows, theirs  # noqa: E402
 from test_lora import with_adapter  # noqa: E402
 

@@ -26,7 +26,7 @@ from training import MODELS, architecture
 
 from nlhf_jax.models import attention, scoring
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.sampling.rollout import mixtures, rollout, token
+from nlhf_jax.sampling import rollout, token
 from nlhf_jax.structs import Prompts, Responses
 
 ROOT = Path(__file__).parents[1]

@@ -35,14 +35,14 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'models'), str(ROOT / 'tests' / 'preferences')]
 
-import published  # noqa: E402 - the tests' own
+import published  # noqa: E402
 import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
 from nlhf_jax.judges import pairrm  # noqa: E402
 from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
 from nlhf_jax.reporting import tables  # noqa: E402
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines  # noqa: E402
 
 SIZES = {  # layers, width, heads, hidden units
   'xsmall': (12, 384, 6, 1536),

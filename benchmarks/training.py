@@ -28,21 +28,21 @@ import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
-from nlhf_jax.experiments.language.run.config import Training
 from transformers import LlamaConfig
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
+from nlhf_jax.experiments.language.config import Training
 from nlhf_jax.experiments.stages import make_step
-from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import of_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.sampling.rollout import mixtures, rollout
+from nlhf_jax.sampling import mixture_decoding, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import metrics
+from nlhf_jax.training import step_metrics
 from nlhf_jax.training.optimizers import make_optimizer
 from nlhf_jax.training.update import initial_state, make_update
 
@@ -150,7 +150,7 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   prompts = Prompts(prompts, jnp.ones_like(prompts, bool))
   small = make_decoder(architecture(settings.model | settings.judge), numerics)
   network = make_reward_network(small, settings.judge['hidden_size'], stop)
-  rewards = judge.of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
+  rewards = of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
   judge = jax.jit(lambda comparison: jax.nn.sigmoid(rewards(comparison)) - 0.5)
 
   parts = {}
@@ -189,7 +189,7 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
-  update = make_update(algorithm, score, optimizer, metrics.of_play(algorithm))
+  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
   def moving(change, *given):
@@ -217,13 +217,13 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
   for name, row, network, score, measure in (
-    ('reward model', catalogue.reward_model(), rewards, rewards.score, metrics.of_rewards),
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.of_rewards),
     (
       'preference model',
       catalogue.preference_model(),
       preferences,
       preferences.logit,
-      metrics.of_preferences,
+      step_metrics.of_preferences,
     ),
   ):
     state = initial_state(row, network.init(params), optimizer)
@@ -321,7 +321,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / mixtures.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.drafts())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax import command
 from nlhf_jax.evaluation import tournament
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import styles
 
@@ -23,7 +23,7 @@ OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
 
 
 def run(config, name, folder, stages=None):
-  run.run(make_experiment(config, name, stages or folder / 'stages'), folder)
+  language.run(make_experiment(config, name, stages or folder / 'stages'), folder)
 
 
 @pytest.fixture(scope='session')

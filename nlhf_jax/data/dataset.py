@@ -18,7 +18,7 @@ from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 
 KINDS = ('prompts', 'demonstrations', 'comparisons')
 NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
@@ -91,7 +91,7 @@ def make_synthetic(
 
   what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}
   tokenizer, said = _kept(
-    folder, what, entries, texts.vocabulary, vocabulary, pretrained, lambda *_: None
+    folder, what, entries, generator.vocabulary, vocabulary, pretrained, lambda *_: None
   )
   hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
   for field, length, texts in (

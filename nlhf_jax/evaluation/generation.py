@@ -10,8 +10,8 @@ from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.transformer import Decoder
-from nlhf_jax.sampling.rollout import rollout
-from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
+from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 
 GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens

@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run.config import Experiment, check, make_experiment, slots_of
-from nlhf_jax.experiments.language.run.run import fine_tune, train_policy
+from nlhf_jax.experiments.language.config import Experiment, check, make_experiment, slots_of
+from nlhf_jax.experiments.language.run import fine_tune, train_policy
 from nlhf_jax.experiments.model_config import DTYPES, make_mesh
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture

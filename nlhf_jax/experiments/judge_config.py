@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.model_config import DTYPES, fingerprint
-from nlhf_jax.judges import judge, remote, verdicts
+from nlhf_jax.judges import remote, verdicts
 from nlhf_jax.judges.endpoint import Endpoint, check_address
-from nlhf_jax.judges.judge import Both, Judge, Preference
+from nlhf_jax.judges.judge import Both, Judge, Preference, mean, of_texts
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.judges.verdicts import Template
 from nlhf_jax.models.transformer import Numerics
@@ -104,8 +104,8 @@ def make_remote_judge(config: ConfigDict, folder: Path) -> Outside:
   return Outside(
     f'{section.model} at {section.url}',
     judge.preference,
-    judge.mean,
-    partial(judge.of_texts, judge.preference),
+    mean,
+    partial(of_texts, judge.preference),
     judge.counts,
   )
 

@@ -20,15 +20,15 @@ from ml_collections import ConfigDict
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.experiments.judge_config import pairrm_shapes
-from nlhf_jax.experiments.language.run import config
-from nlhf_jax.experiments.language.run.config import Training
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.config import Training
 from nlhf_jax.experiments.model_config import Model, make_mesh, make_unfilled
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
-from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import metrics
+from nlhf_jax.training import step_metrics
 from nlhf_jax.training.rollout_step import make_play
 from nlhf_jax.training.update import initial_state, make_update
 
@@ -56,16 +56,16 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   """Prints what every policy of a config needs, of `memory` gigabytes on each of the devices."""
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
-  config.check(config)
+  language_config.check(config)
   with make_mesh(config):
     model = make_unfilled(config)
     own, _ = split(model)
     policies = {
-      name: config.make_policy(row, name, config) for name, row in config.policies.items()
+      name: language_config.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    asked = {*config.make_panel(config), *(policy.judge for policy in policies.values())}
+    asked = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
     # A judge is as large as what is trained; the base is there but once.
-    kept = len(config.stages_of_judges(asked)) * held(own)
+    kept = len(language_config.stages_of_judges(asked)) * held(own)
     if 'pairrm' in asked:
       kept += held(pairrm_shapes(config))
     needs = {}
@@ -158,7 +158,7 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   batch = laid_out_rows(batch_of(config, training))
   played = jax.jit(play).lower(state.slots, batch, key)
   comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  score, measure = scoring.make_score(decoder), metrics.of_play(algorithm)
+  score, measure = scoring.make_score(decoder), step_metrics.of_play(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
   return temporary(updated), temporary(played)

@@ -15,16 +15,15 @@ from tqdm import tqdm
 from nlhf_jax import distributed, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run.config import Experiment, Policy, Stage, Training
-from nlhf_jax.judges import judge
-from nlhf_jax.judges.judge import Judge
+from nlhf_jax.experiments.language.config import Experiment, Policy, Stage, Training
+from nlhf_jax.judges.judge import Judge, told
 from nlhf_jax.models import scoring, sharding
-from nlhf_jax.sampling.rollout import rollout
-from nlhf_jax.sampling.rollout.rollout import Rollout
-from nlhf_jax.sampling.rollout.token import UNFILTERED, Filters
+from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling.rollout import Rollout
+from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
-from nlhf_jax.training import interrupts, loop, metrics
+from nlhf_jax.training import interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import Ahead, make_ahead
 from nlhf_jax.training.rollout_step import Feedback, MakeRollout, make_play, make_sample
 from nlhf_jax.training.update import Score, Update, initial_state, make_update
@@ -98,7 +97,7 @@ def make_step(
 def make_update_of(training: Training, score: Score) -> Update:
   """The update of a policy that plays."""
   algorithm = training.algorithm
-  measure = metrics.of_play(algorithm)
+  measure = step_metrics.of_play(algorithm)
   return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 
@@ -108,7 +107,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
     policy.training,
     scoring.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
-    judge and judge.told(judge, policy.feedback),
+    judge and told(judge, policy.feedback),
   )
 
 
@@ -118,7 +117,7 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
   return make_ahead(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
-    partial(judge.told, report=policy.feedback),
+    partial(told, report=policy.feedback),
     make_update_of(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

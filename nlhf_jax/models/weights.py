@@ -291,7 +291,7 @@ def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
   files, found = {}, {}
   for path in _files(folder):
     with _opened(path) as file:
-      for name in file.keys():  # noqa: SIM118 - it is no dict
+      for name in file.keys():  # noqa: SIM118 - not a dict
         if not _BUFFERS.search(name):
           files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
   return files, found

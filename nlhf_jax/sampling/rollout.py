@@ -23,8 +23,7 @@ from jaxtyping import Array, Bool, Int
 from nlhf_jax import trees
 from nlhf_jax.models import sharding
 from nlhf_jax.models.transformer import Cache, Decoder, begin, grown
-from nlhf_jax.sampling.rollout import mixtures
-from nlhf_jax.sampling.rollout.token import UNFILTERED, Drawn, Filters, draw, entry
+from nlhf_jax.sampling.token import UNFILTERED, Drawn, Filters, draw, entry
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
 Rollout = Callable[[Mapping[str, Params], Prompts, Array], tuple[Responses, ...]]

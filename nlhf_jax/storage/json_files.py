@@ -1,7 +1,7 @@
 """The files of published benchmarks: JSON lists and JSON lines, gzipped or not.
 
-What a run writes for itself is in `nlhf_jax.storage.json_lines`; these files come from elsewhere, so a row
-that cannot be used is named.
+What a run writes for itself is in `json_lines`; these files come from elsewhere, so an error names
+the row that cannot be used.
 """
 
 import codecs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, asks_judge
-from nlhf_jax.sampling.rollout.rollout import Rollout
+from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
 Play = Callable[[Mapping[str, Params], Any, Array], Comparison]

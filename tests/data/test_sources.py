@@ -12,7 +12,7 @@ import pytest
 from nlhf_jax.data import examples, sources
 from nlhf_jax.data.schemas import Message, Record
 from nlhf_jax.errors import UserError
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -183,7 +183,7 @@ def prepared(tmp_path_factory):
 
 def test_the_embedded_task_comes_back_from_tensorflow_datasets_vote_by_vote(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
-    expected = list(itertools.islice(texts.records(seed), count))
+    expected = list(itertools.islice(generator.records(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
   with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
     read(prepared, 'embedded')

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.data import token_store
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 
 ROOT = Path(__file__).parents[2]
-WORDS = texts.vocabulary()
+WORDS = generator.vocabulary()
 
 
 pytestmark = pytest.mark.skipif(

@@ -19,10 +19,10 @@ torch = pytest.importorskip('torch')
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
-from nlhf_jax.sampling.rollout.rollout import Filters  # noqa: E402
 
 from nlhf_jax.errors import Interrupted, UserError  # noqa: E402
 from nlhf_jax.evaluation.benchmarks import lm_harness, lm_tasks  # noqa: E402
+from nlhf_jax.sampling.rollout import Filters  # noqa: E402
 
 LONGEST = 48
 PLACES = ('harbour', 'market', 'old town', 'river')

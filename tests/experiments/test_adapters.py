@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax import trees
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.models import lora
 from tests.experiments import pretrained
 
@@ -30,13 +30,13 @@ def config(tmp_path_factory, toy):
 def trained(config, tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   experiment = make_experiment(config, 'adapters', folder / 'stages')
-  return experiment, run.run(experiment, folder)
+  return experiment, language.run(experiment, folder)
 
 
 def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
   experiment, _ = trained
-  reference = run.fine_tune(experiment)
-  slots = run.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
+  reference = language.fine_tune(experiment)
+  slots = language.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
   own, base = trees.split(slots['reference'], lora.is_adapter)
   assert any(np.any(leaf) for path, leaf in trees.flat(own).items() if path.endswith('lora_b'))
   moved, same = trees.split(slots['policy'], lora.is_adapter)

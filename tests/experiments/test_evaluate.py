@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from nlhf_jax.experiments.evaluate.run.config import make_experiment
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
 from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments import judge_config as judges_build
-from nlhf_jax.experiments.evaluate.run import config as evaluate_build
-from nlhf_jax.experiments.evaluate.run import run
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.evaluate import config as evaluate_build
+from nlhf_jax.experiments.evaluate import run as evaluate
+from nlhf_jax.experiments.evaluate.config import make_experiment
+from nlhf_jax.experiments.language import run as language
 from nlhf_jax.judges import pairrm
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
-from nlhf_jax.tasks.summaries import styles, texts
+from nlhf_jax.tasks.summaries import generator, styles
 from tests.experiments import pretrained
-from tests.preferences import faults
+from tests.judges import faults
 
 ROOT = Path(__file__).parents[2]
 PLAYERS = ['reporter', 'lister', 'asker']  # of the embedded task's three styles
@@ -45,13 +45,13 @@ def config_of(toy, monkeypatch):
 
 def run(config, workdir, stages=None):
   """The results, read back from where they are left."""
-  run.start(config, 'evaluate', workdir, stages or workdir / 'stages')
+  evaluate.start(config, 'evaluate', workdir, stages or workdir / 'stages')
   return json.loads((workdir / 'results.json').read_text())
 
 
 def styled(folder, count):
   """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
-  posts = [record.prompt for record in itertools.islice(texts.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(generator.records(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts
@@ -90,7 +90,7 @@ def test_what_was_judged_is_not_judged_again(config_of, tmp_path, monkeypatch):
   path, _ = styled(tmp_path, 12)
   config = config_of('synthetic', players=path, judges='')
   before = run(config, tmp_path / 'run')
-  monkeypatch.setattr(texts, 'preference', lambda *asked: pytest.fail('asked again'))
+  monkeypatch.setattr(generator, 'preference', lambda *asked: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run') == before
   config.tournament.settle = 0.2  # and looking at it in another way asks nothing either
   assert run(config, tmp_path / 'run')['settled']['level'] == 0.2
@@ -100,7 +100,7 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
   rows = [{'prompt': f'p{n}', 'responses': {'good': 'good', 'bad': 'bad'}} for n in range(200)]
   json_lines.write(tmp_path / 'two.jsonl', rows)
   clear = lambda prompts, left, right: np.where([text == 'good' for text in left], 0.9, 0.1)
-  monkeypatch.setattr(texts, 'preference', clear)
+  monkeypatch.setattr(generator, 'preference', clear)
   config = config_of('synthetic', players=str(tmp_path / 'two.jsonl'), judges='')
   config.tournament.settle = 0.05
   results = run(config, tmp_path / 'run')
@@ -110,7 +110,7 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
   table = results['tables']['oracle']
   assert 0.5 < table['low'][0][1] < 0.9 < table['high'][0][1]
   even = lambda prompts, left, right: np.full(len(left), 0.5)
-  monkeypatch.setattr(texts, 'preference', even)
+  monkeypatch.setattr(generator, 'preference', even)
   results = run(config, tmp_path / 'other')
   assert not results['settled']['all']
   assert results['comparisons'] == 200
@@ -122,8 +122,8 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   of_run = toy(importlib.import_module('configs.nash_md').get_config())
   of_run.policies = ConfigDict()  # SFT and a judge are enough
   stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
-  run.start(of_run, 'theirs', workdir, stages)
-  experiment = run.make_experiment(of_run, 'theirs', stages)
+  language.start(of_run, 'theirs', workdir, stages)
+  experiment = language.make_experiment(of_run, 'theirs', stages)
   export_policy.write(
     experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False
   )
@@ -145,7 +145,7 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
     assert rate[0, 1] == 0.5  # the likeliest tokens of one and the same policy
   assert results['tables']['learned']['win_rate'][0][2] != 0.5
   assert len(list(stages.glob('preference_model-*'))) == 1  # found, and not trained again
-  monkeypatch.setattr(run, 'make_model', lambda player: pytest.fail('asked again'))
+  monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
   assert run(config, tmp_path / 'run', stages) == results
 
 
@@ -275,7 +275,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
-    monkeypatch.setattr(run, 'make_model', lambda player: pytest.fail('asked again'))
+    monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
     asked = len(served.seen)
     assert run(config, tmp_path / 'run')['benchmarks'] == [table]
     assert len(served.seen) == asked  # its answers are kept, too

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def config(toy, tmp_path, monkeypatch):
 
 
 def test_a_policy_learns_from_it_and_is_measured_by_it(config, tmp_path):
-  run.run(make_experiment(config, 'sppo', tmp_path / 'stages'), tmp_path)
+  language.run(make_experiment(config, 'sppo', tmp_path / 'stages'), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['tables'].keys() == {'oracle', 'learned', 'pairrm'}
   wins = results['tables']['pairrm']['win_rate']

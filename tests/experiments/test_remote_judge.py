@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
-from tests.preferences import faults
+from tests.judges import faults
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 
@@ -76,7 +76,7 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
     config.remote.prices.update(prompt=3.0, response=15.0)
 
     def run():
-      return run.run(make_experiment(config, 'nash_md', tmp_path / 'stages'), tmp_path)
+      return language.run(make_experiment(config, 'nash_md', tmp_path / 'stages'), tmp_path)
 
     with interrupts.deferred(), pytest.raises(Interrupted):
       run()

@@ -4,10 +4,10 @@ import importlib
 from pathlib import Path
 
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_a_stage_is_made_anew_when_what_it_builds_on_changes(config, tmp_path, f
 
 
 def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_path, capsys):
-  run = lambda: run.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
+  run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
   first = run()
   wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))
   assert len(wins) == 2 * 4

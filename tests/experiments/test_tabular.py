@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nlhf_jax.experiments.tabular.run.config import make_experiment
 
 from nlhf_jax import command, main
-from nlhf_jax.experiments.tabular.run import run
+from nlhf_jax.experiments.tabular import run as tabular
+from nlhf_jax.experiments.tabular.config import make_experiment
 from nlhf_jax.games import matrices
 
 CONFIG = '--config=configs/tabular.py'
@@ -172,7 +172,7 @@ def test_a_run_leaves_no_figures_of_another_game(solved, tmp_path):
   ],
 )
 def test_winners_that_tie_are_all_named(payoff, undefeated, borda):
-  said = run.winners(('a', 'b', 'c'), np.array(payoff))
+  said = tabular.winners(('a', 'b', 'c'), np.array(payoff))
   assert said['undefeated'] == undefeated
   assert said['borda'] == borda
   assert said['condorcet'] is None

@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 from tests.experiments import pretrained
-from tests.preferences import published
+from tests.judges import published
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f'tell {number} {word}' for number in range(3) for word in pretrained.WORDS[:8]]
@@ -60,7 +60,7 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
     seen += prompts_of(experiment)
     starts.append(experiment.model.begin(experiment.stages['sft'].key))
     if number < 3:  # the last one would be as the second
-      results = run.run(experiment, workdir)
+      results = language.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
       assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
       ends.append(export_policy.of_player(experiment, 'sppo'))

@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlhf_jax.experiments.token_game.run.active_learning import pairs
-from nlhf_jax.experiments.token_game.run.config import make_experiment
-from nlhf_jax.experiments.token_game.run.run import (
+
+from nlhf_jax import command, main
+from nlhf_jax.algorithms import catalogue
+from nlhf_jax.data.batches import take
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.experiments.token_game.active_learning import pairs
+from nlhf_jax.experiments.token_game.config import make_experiment
+from nlhf_jax.experiments.token_game.run import (
   learn,
   make_listed,
   make_measured,
@@ -19,13 +24,8 @@ from nlhf_jax.experiments.token_game.run.run import (
   run,
   solved,
 )
-
-from nlhf_jax import command, main
-from nlhf_jax.algorithms import catalogue
-from nlhf_jax.data.batches import take
-from nlhf_jax.errors import Interrupted
 from nlhf_jax.models import scoring
-from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.token_game import responses
@@ -62,7 +62,7 @@ def experiment(toy, tmp_path):
 def sampled(experiment):
   """Two sides of responses to prompts in some order, with the places of the prompts."""
   game = experiment.game
-  rollout = rollout.make_rollout(
+  rollout = make_rollout(
     experiment.decoder, [{'policy': 1.0}] * 2, length=3, stop=game.stop, count=40
   )
   asked = np.array([3, 0, 4, 2, 1, 1])

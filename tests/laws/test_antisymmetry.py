@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import antisymmetric, of_embeddings, of_network, of_rewards, of_texts
 from nlhf_jax.judges.networks import (
   make_embedding_network,
   make_preference_network,
   make_reward_network,
 )
 from nlhf_jax.structs import Comparison, Responses
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 from tests.laws import tiny
 
 POSTS = [
@@ -24,10 +24,10 @@ POSTS = [
 TOKENIZER = tokenizers.train(POSTS, 300)
 
 
-TOLD = [texts.facts(post) for post in POSTS]
+TOLD = [generator.facts(post) for post in POSTS]
 LESS = [{kind: word for kind, word in told.items() if kind != 'who'} for told in TOLD]
-LEFT = [[texts.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
-RIGHT = [[texts.summarise(told, style) for style in texts.STYLES] for told in LESS]
+LEFT = [[generator.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
+RIGHT = [[generator.summarise(told, style) for style in generator.STYLES] for told in LESS]
 
 
 def _responses(summaries):
@@ -67,17 +67,17 @@ def _learned(make_network, make_judge):
 
 def _first_place_counts(posts, left, right):
   """The raters of the embedded task, half of whose votes go to what they read first."""
-  return 0.5 + 0.5 * texts.preference(posts, left, right)
+  return 0.5 + 0.5 * generator.preference(posts, left, right)
 
 
 JUDGES = {
-  'antisymmetric': judge.antisymmetric(_arbitrary),
-  'of_network': _learned(make_preference_network, judge.of_network),
-  'of_rewards': _learned(make_reward_network, judge.of_rewards),
+  'antisymmetric': antisymmetric(_arbitrary),
+  'of_network': _learned(make_preference_network, of_network),
+  'of_rewards': _learned(make_reward_network, of_rewards),
   'of_embeddings': _learned(
-    partial(make_embedding_network, planes=2, key=jax.random.key(0)), judge.of_embeddings
+    partial(make_embedding_network, planes=2, key=jax.random.key(0)), of_embeddings
   ),
-  'of_texts': judge.of_texts(_first_place_counts, TOKENIZER),
+  'of_texts': of_texts(_first_place_counts, TOKENIZER),
 }
 
 
@@ -112,12 +112,12 @@ def test_each_pair_is_judged_as_if_alone(judge):
 
 
 def test_what_is_antisymmetric_stays_as_it_is(judge):
-  again = judge.antisymmetric(judge)
+  again = antisymmetric(judge)
   np.testing.assert_allclose(again(COMPARISON), judge(COMPARISON), atol=1e-6)
 
 
 def test_a_liking_for_the_first_place_leaves_no_trace():
   payoff = JUDGES['of_texts'](COMPARISON)
   for b, k, j in np.ndindex(payoff.shape):
-    chance = texts.preference([POSTS[b]], [LEFT[b][k]], [RIGHT[b][j]])
+    chance = generator.preference([POSTS[b]], [LEFT[b][k]], [RIGHT[b][j]])
     np.testing.assert_allclose(payoff[b, k, j], (chance[0] - 0.5) / 2, atol=1e-12)

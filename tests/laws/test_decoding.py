@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlhf_jax.sampling.rollout.rollout import make_rollout
 
 from nlhf_jax import compilation
 from nlhf_jax.models import architectures
 from nlhf_jax.models.scoring import log_probs
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.sampling.rollout import mixtures, rollout
+from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 
 STOP, LENGTH = 2, 7
@@ -66,7 +67,7 @@ def test_rollout_reports_the_probabilities_of_a_full_recompute(
 ):
   opposite, beyond = {'policy': 0.2, 'reference': 0.8}, {'policy': 1.5, 'reference': -0.5}
   mixtures = [POLICY, MIXTURE, opposite, beyond] if drafts == 1 else [MIXTURE, opposite, beyond]
-  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
   rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
   sampled = rollout(params, prompts, jax.random.key(3))
   for mixture, responses in zip(mixtures, sampled, strict=True):
@@ -139,7 +140,7 @@ def many(decoder):
 def test_prompts_that_are_done_are_left_behind_and_caches_grow(
   counted, many, params, drafts, monkeypatch
 ):
-  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)
@@ -147,8 +148,8 @@ def test_prompts_that_are_done_are_left_behind_and_caches_grow(
   jax.effects_barrier()
   assert set(steps) == {24 * 2 * 2, 24 * 2}  # two streams of the policy, one of the reference
   steps.clear()
-  monkeypatch.setattr(rollout, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout, 'PLACES', 4)
+  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
+  monkeypatch.setattr(rollout_module, 'PLACES', 4)
   said = make()(params, prompts, key)
   jax.effects_barrier()
   assert set(steps) == {rows * part for rows in (24, 6) for part in (4, 2)}
@@ -160,8 +161,8 @@ def test_prompts_that_are_done_are_left_behind_and_caches_grow(
 
 
 def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monkeypatch):
-  monkeypatch.setattr(rollout, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout, 'PLACES', 4)
+  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
+  monkeypatch.setattr(rollout_module, 'PLACES', 4)
   prompts, logits = many
   rollout = make_rollout(decoder._replace(logits=logits), [POLICY], length=20, stop=STOP)
   built = []

@@ -25,13 +25,13 @@ import optax
 import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from nlhf_jax.sampling.rollout.rollout import make_rollout
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import LEFT, mixture
 from nlhf_jax.algorithms.losses import importance, log_ratio, policy_gradient, squared_ratio
 from nlhf_jax.algorithms.selection import shifted
 from nlhf_jax.models import scoring
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
 from nlhf_jax.training.rollout_step import make_play
 from nlhf_jax.training.update import make_update

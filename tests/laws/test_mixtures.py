@@ -7,7 +7,8 @@ import pytest
 from scipy.special import log_softmax
 
 from nlhf_jax.models.transformer import Decoder, Reading
-from nlhf_jax.sampling.rollout import mixtures, rollout, token
+from nlhf_jax.sampling import mixture_decoding, token
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.laws import exact
 
@@ -30,7 +31,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
   last = len(tables['policy']) - 1
   stop = last if stop is None else stop
   prompts = Prompts(jnp.full((rows, 1), last), jnp.ones((rows, 1), bool))
-  rollout = rollout.make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
+  rollout = make_rollout(BIGRAM, mixtures, length=length, stop=stop, **options)
   tables = {slot: jnp.asarray(table, jnp.float32) for slot, table in tables.items()}
   sampled = rollout(tables, prompts, jax.random.key(0))
   return [jax.tree.map(lambda leaf: np.array(leaf[:, 0]), responses) for responses in sampled]
@@ -84,7 +85,7 @@ def test_filters_keep_the_likeliest_tokens(name):
 def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(
   name, drafts, monkeypatch
 ):
-  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
   tables = random_tables()
   mixtures = [{'policy': 0.3, 'reference': 0.7}, {'policy': 1.0}, {'reference': 1.0}]
   symbols, length = 5, 3
@@ -121,7 +122,7 @@ def test_one_step_at_a_time_is_not_the_mixture_of_sequences(drafts, monkeypatch)
     slot: np.pad(table[[1, 2, 0]], ((0, 0), (0, 1)), constant_values=-np.inf)
     for slot, table in exact.TWO_TOKENS.items()
   }
-  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
   (responses,) = sample(tables, [HALF])
   assert responses.mask.all()
   np.testing.assert_allclose(responses.log_probs.sum(1), np.log(0.25), atol=1e-6)

@@ -18,7 +18,7 @@ from nlhf_jax.algorithms.losses import (
 )
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import scoring
-from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from tests.laws import tiny
 
@@ -136,7 +136,7 @@ def test_judges_do_not_see_padding(name):
 
 
 def test_samples_do_not_see_padding():
-  rollout = rollout.make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
+  rollout = make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
   (tight,), (padded,) = (
     rollout({'policy': POLICY}, comparison(extra).prompts, jax.random.key(0)) for extra in (0, 3)
   )

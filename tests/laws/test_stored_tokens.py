@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlhf_jax.sampling.rollout.token import Filters
 
-from nlhf_jax.sampling.rollout import mixtures, rollout
+from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Prompts
 from tests.laws import tiny
 
@@ -38,12 +39,12 @@ def prompts_of(seed):
 
 def sample(monkeypatch, seed, drafts, **options):
   """The rows of every mixture as lists, without the stop tokens that fill them up."""
-  monkeypatch.setattr(mixtures, 'drafts', lambda: drafts)
+  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
   decoder = tiny.decoder(VOCABULARY)
   slots = {
     slot: tiny.parameters(decoder, number) for number, slot in enumerate(('policy', 'reference'))
   }
-  rollout = rollout.make_rollout(decoder, MIXTURES, length=LENGTH, stop=STOP, **options)
+  rollout = make_rollout(decoder, MIXTURES, length=LENGTH, stop=STOP, **options)
   responses = rollout(slots, prompts_of(seed), jax.random.key(seed))
   return [
     [row[mask].tolist() for row, mask in zip(*map(np.concatenate, one[:2]), strict=True)]

@@ -21,7 +21,9 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, lora, scoring, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling.rollout import mixtures, rollout
+from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.update import initial_state, make_update
@@ -72,9 +74,9 @@ def learn(mesh, adapter=None):
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
-      rollout.PLACES = 2  # so that caches grow
-      mixtures.drafts = lambda: 2
-      rollout = rollout.make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
+      rollout_module.PLACES = 2  # so that caches grow
+      mixture_decoding.drafts = lambda: 2
+      rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
-from nlhf_jax.sampling.rollout.rollout import make_rollout
 
 from nlhf_jax import trees
 from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.models import families
 from tests.models.test_families import HERE, NAMES, ours, rows, theirs

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from nlhf_jax.sampling.rollout.rollout import make_rollout
-from nlhf_jax.sampling.rollout.token import Filters
 
 from nlhf_jax.models import scoring
+from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Prompts, Responses
 from tests.models import stories
 from tests.models.test_families import load

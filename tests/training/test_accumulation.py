@@ -14,12 +14,12 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
-from nlhf_jax.training import metrics
+from nlhf_jax.training import step_metrics
 from nlhf_jax.training.update import in_parts, initial_state, make_update
 
 BATCH, VOCABULARY, WIDTH = 6, 11, 8
@@ -101,7 +101,7 @@ def updated(algorithm, score, measure, params, comparison, accumulate):
 @pytest.mark.parametrize('name', list(ROWS))
 def test_parts_make_the_update_of_the_whole(name):
   algorithm = ROWS[name]
-  measure = metrics.of_demonstrations if name == 'sft' else metrics.of_play(algorithm)
+  measure = step_metrics.of_demonstrations if name == 'sft' else step_metrics.of_play(algorithm)
   comparison = some_comparison(algorithm)
   whole, parts = (
     updated(algorithm, score, measure, some_table, comparison, accumulate) for accumulate in (1, 3)
@@ -120,7 +120,7 @@ def test_parts_make_the_update_of_a_judge():
     updated(
       algorithm,
       network.logit,
-      metrics.of_preferences,
+      step_metrics.of_preferences,
       lambda seed: network.init(some_parameters(seed)) | {'token': jnp.ones(WIDTH)},
       some_comparison(algorithm),
       accumulate,
@@ -171,13 +171,13 @@ def section(algorithm, **arguments):
 
 def refused(row):
   ranges.check(row, 'config.it')
-  config.make_training(row, 'config.it')
+  language_config.make_training(row, 'config.it')
 
 
 def test_the_config_says_how_many_parts():
   row = section('dpo', beta=0.1)
   row.accumulate = 3
-  assert config.make_training(row, 'config.dpo').accumulate == 3
+  assert language_config.make_training(row, 'config.dpo').accumulate == 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.errors import Interrupted
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
-from nlhf_jax.training import interrupts, loop, metrics, optimizers
+from nlhf_jax.training import interrupts, loop, optimizers, step_metrics
 from nlhf_jax.training.update import initial_state, make_update
 
 STEPS, EVERY = 12, 4
@@ -30,7 +30,7 @@ def make_step():
   optimizer = optimizers.make_optimizer(
     'adamw', 0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0, rounding='nearest'
   )
-  update = make_update(ALGORITHM, score, optimizer, metrics.of_play(ALGORITHM))
+  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM))
 
   def step(state, prompts, key):
     def side(key):

@@ -7,12 +7,12 @@ import pytest
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import of_network
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training import metrics, optimizers
+from nlhf_jax.training import optimizers, step_metrics
 from nlhf_jax.training.update import initial_state, make_update
 
 WIDTH = 16
@@ -68,7 +68,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
     seen.update(dtypes(scores))
     return scores
 
-  update = make_update(ALGORITHM, score, optimizer, metrics.of_play(ALGORITHM), accumulate)
+  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM), accumulate)
   params = some_parameters(numerics)
   state = initial_state(ALGORITHM, params, optimizer)
   after, metrics = update(state, some_comparison(), jax.random.key(0))
@@ -83,7 +83,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
 def test_judges_say_payoffs_in_float32(numerics):
   network = make_preference_network(make_decoder(SIZES, numerics), WIDTH, separator=1)
   params = network.init(some_parameters(numerics)) | {'verdict': jnp.ones(WIDTH)}
-  payoff = judge.of_network(network, params)(some_comparison())
+  payoff = of_network(network, params)(some_comparison())
   assert payoff.dtype == FLOAT
   assert float(abs(payoff).max()) > 0
 

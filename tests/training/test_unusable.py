@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import LEFT
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
-from nlhf_jax.training import metrics
+from nlhf_jax.training import step_metrics
 from nlhf_jax.training.update import initial_state, make_update
 
 BATCH, VOCABULARY = 6, 7
@@ -52,7 +52,7 @@ def updated(algorithm, comparison, accumulate=1):
   """Metrics and the policy after one step."""
   start = {'logits': jnp.asarray(np.random.default_rng(1).normal(size=VOCABULARY), jnp.float32)}
   optimizer = optax.sgd(1.0)
-  update = make_update(algorithm, score, optimizer, metrics.of_play(algorithm), accumulate)
+  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm), accumulate)
   state = initial_state(algorithm, start, optimizer)
   state, metrics = update(state, comparison, jax.random.key(0))
   return metrics, state.slots['policy'], start

@@ -28,8 +28,8 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.scoring import MOST_LOGITS
 from nlhf_jax.models.transformer import Decoder
-from nlhf_jax.sampling.rollout import rollout
-from nlhf_jax.sampling.rollout.token import Filters
+from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Params
 
 PIECE = 64  # tokens that are sampled before looking for stop sequences
@@ -225,7 +225,7 @@ class Policy(TemplateLM):
   def _go_on(self, rows, filters, length) -> list[list[int]]:
     """The next tokens of each row, at most so many, the stop token included."""
     if (filters, length) not in self._rollouts:
-      self._rollouts[filters, length] = rollout.make_rollout(
+      self._rollouts[filters, length] = make_rollout(
         self._decoder, [{'policy': 1.0}], length=length, stop=self.eot_token_id, filters=filters
       )
     rollout = self._rollouts[filters, length]

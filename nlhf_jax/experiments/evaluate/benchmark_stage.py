@@ -13,8 +13,8 @@ from typing import Any
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
-from nlhf_jax.experiments.evaluate.run.config import AlpacaEval, Experiment, Filed, digest
-from nlhf_jax.experiments.evaluate.run.entries import Load, key_of, of_player
+from nlhf_jax.experiments.evaluate.config import AlpacaEval, Experiment, Filed, digest
+from nlhf_jax.experiments.evaluate.entries import Load, key_of, of_player
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts

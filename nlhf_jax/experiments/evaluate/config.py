@@ -21,12 +21,12 @@ from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
-from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
-from nlhf_jax.sampling.rollout.token import Filters
+from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
 
@@ -46,7 +46,7 @@ class Pretrained(NamedTuple):
 class Trained(NamedTuple):
   """A player of a finished run."""
 
-  experiment: config.Experiment
+  experiment: language_config.Experiment
   player: str
 
 
@@ -90,7 +90,7 @@ class Experiment(NamedTuple):
   players: Mapping[str, Player]
   prompts: Sequence[str]
   panel: Mapping[str, str]
-  trained: config.Experiment | None
+  trained: language_config.Experiment | None
   given: Mapping[str, Callable[[], Outside]]
   length: int
   batch: int
@@ -149,26 +149,26 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
 def make_panel(config: ConfigDict) -> list[str]:
   """The judges; there may be none, where only benchmarks are asked for."""
   if config.judges:
-    return config.make_panel(config)
+    return language_config.make_panel(config)
   return ['oracle'] if config.data.source == 'synthetic' else []
 
 
 def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
-) -> config.Experiment | None:
+) -> language_config.Experiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
-  learned = [judge for judge in panel if judge in config.TRAINED]
+  learned = [judge for judge in panel if judge in language_config.TRAINED]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
   of_judges.judges = ','.join(learned)
-  return config.make_experiment(of_judges, name, folder)
+  return language_config.make_experiment(of_judges, name, folder)
 
 
-def judge_digest(config: ConfigDict, judge: str, trained: config.Experiment | None) -> str:
+def judge_digest(config: ConfigDict, judge: str, trained: language_config.Experiment | None) -> str:
   """Of all that determines the word of a judge."""
-  if judge in config.TRAINED:
-    return trained.stages[config.TRAINED[judge]].folder.name.rpartition('-')[2]
+  if judge in language_config.TRAINED:
+    return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
   return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
 
 
@@ -216,14 +216,14 @@ def make_player(
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = make_run(Path(run), folder)
-    known = config.slots_of(experiment)
+    known = language_config.slots_of(experiment)
     if player not in known:
       raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
     return {name or player: Trained(experiment, player)}
   return {name or path.name: make_pretrained(config, what)}
 
 
-def make_run(run: Path, folder: Path) -> config.Experiment:
+def make_run(run: Path, folder: Path) -> language_config.Experiment:
   """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
   try:
     settings = json_lines.read_json(run / 'config.json')
@@ -234,7 +234,7 @@ def make_run(run: Path, folder: Path) -> config.Experiment:
   own = run / 'stages'
   stages = own if own.is_dir() else folder
   try:
-    return config.make_experiment(ConfigDict(settings), run.name, stages)
+    return language_config.make_experiment(ConfigDict(settings), run.name, stages)
   except (AttributeError, KeyError) as error:
     raise UserError(
       f"{FIELD}: '{run}/config.json' is of another version ({first_line(error)}); train it again."

@@ -17,20 +17,20 @@ from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.evaluate.run import benchmark_stage
-from nlhf_jax.experiments.evaluate.run.config import Experiment, Filed, make_experiment
-from nlhf_jax.experiments.evaluate.run.entries import make_model, respond
+from nlhf_jax.experiments.evaluate import benchmark_stage
+from nlhf_jax.experiments.evaluate.config import Experiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.run.config import TRAINED
-from nlhf_jax.experiments.language.run.judge_stage import (
+from nlhf_jax.experiments.language.config import TRAINED
+from nlhf_jax.experiments.language.judge_stage import (
   encoded,
   encoded_prompts,
   make_kind,
   train_judge,
 )
-from nlhf_jax.experiments.language.run.run import fine_tune
-from nlhf_jax.experiments.language.run.tournament_stage import announce_tables, heard
+from nlhf_jax.experiments.language.run import fine_tune
+from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
@@ -38,7 +38,7 @@ from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
 
 
@@ -145,7 +145,7 @@ def make_asked(
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
   if 'oracle' in experiment.panel:
-    read['oracle'] = texts.preference
+    read['oracle'] = generator.preference
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.panel:

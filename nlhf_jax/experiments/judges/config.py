@@ -11,7 +11,7 @@ from nlhf_jax.data import examples
 from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.sources import for_each
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
 
 
@@ -23,11 +23,11 @@ class Experiment(NamedTuple):
   """
 
   name: str
-  sizes: Mapping[str, config.Experiment]
+  sizes: Mapping[str, language_config.Experiment]
   tests: Mapping[str, Sequence[Record]]
 
   @property
-  def first(self) -> config.Experiment:
+  def first(self) -> language_config.Experiment:
     """That of the first size; all have the same data, and the same judges from outside."""
     return next(iter(self.sizes.values()))
 
@@ -53,9 +53,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
-    if not config.stages_of_judges(config.make_panel(sized)):
+    if not language_config.stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
-    sizes[label] = config.make_experiment(sized, name, folder)
+    sizes[label] = language_config.make_experiment(sized, name, folder)
   experiment = Experiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):

@@ -23,8 +23,8 @@ from nlhf_jax.evaluation.judge_metrics import Judged
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
 from nlhf_jax.experiments.judges.config import Experiment, make_experiment
-from nlhf_jax.experiments.language.run import config
-from nlhf_jax.experiments.language.run.judge_stage import (
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
   Kind,
   encoded,
@@ -32,14 +32,14 @@ from nlhf_jax.experiments.language.run.judge_stage import (
   make_kind,
   train_judge,
 )
-from nlhf_jax.experiments.language.run.run import fine_tune
-from nlhf_jax.experiments.language.run.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.language.run import fine_tune
+from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
@@ -58,7 +58,7 @@ class Test(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  config.check(config)
+  language_config.check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
@@ -139,7 +139,7 @@ def as_texts(asked: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: config.Experiment, asked: Sequence[Record]) -> Test:
+def make_test(experiment: language_config.Experiment, asked: Sequence[Record]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
     encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
@@ -149,7 +149,7 @@ def make_test(experiment: config.Experiment, asked: Sequence[Record]) -> Test:
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
 
 
-def make_groups(experiment: config.Experiment) -> Comparison | None:
+def make_groups(experiment: language_config.Experiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
   for record in corpus.texts(corpus.held_out):
@@ -197,7 +197,7 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
 
 
 def intransitivity(
-  experiment: config.Experiment, label: str, preference: Judge, groups: Comparison | None
+  experiment: language_config.Experiment, label: str, preference: Judge, groups: Comparison | None
 ) -> dict[str, dict]:
   """What cycles a judge has, by its label, if there are prompts on which it says all."""
   payoffs = ask_all(experiment, preference, groups)
@@ -208,7 +208,7 @@ def intransitivity(
 
 
 def ask_all(
-  experiment: config.Experiment, preference: Judge, groups: Comparison | None
+  experiment: language_config.Experiment, preference: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
   """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
 
@@ -236,7 +236,7 @@ def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselin
   if words := baselines.bag_of_words(known, seed):
     found['bag of words'] = words
   if corpus.embedded:
-    found['raters'] = lambda asked: texts.preference(asked.prompts, asked.left, asked.right)
+    found['raters'] = lambda asked: generator.preference(asked.prompts, asked.left, asked.right)
   return found
 
 

@@ -23,9 +23,9 @@ from nlhf_jax.experiments.data_config import check_enough, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN, Outside
 from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
 from nlhf_jax.experiments.names import functions
-from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import probability, verdict
 from nlhf_jax.models import sharding
-from nlhf_jax.sampling.rollout.token import Filters
+from nlhf_jax.sampling.token import Filters
 from nlhf_jax.training import optimizers
 
 # Judges that are trained, and the stages that they are the outcome of.
@@ -40,7 +40,7 @@ LEARNED = ('sft', *TRAINED.values())
 ROWS = {'embedding_model': 'preference_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
-FEEDBACK = {'probability': judge.probability, 'verdict': judge.verdict}
+FEEDBACK = {'probability': probability, 'verdict': verdict}
 
 
 class Training(NamedTuple):

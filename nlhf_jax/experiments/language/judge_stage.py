@@ -14,11 +14,10 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.language.run.config import Experiment
-from nlhf_jax.experiments.language.run.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.language.config import Experiment
+from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.stages import batches_of, fit
-from nlhf_jax.judges import judge
-from nlhf_jax.judges.judge import Judge
+from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_embeddings, of_network, of_rewards
 from nlhf_jax.judges.networks import (
   make_embedding_network,
   make_preference_network,
@@ -26,7 +25,7 @@ from nlhf_jax.judges.networks import (
 )
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.tasks.summaries import styles
-from nlhf_jax.training import metrics
+from nlhf_jax.training import step_metrics
 from nlhf_jax.training.update import Measure, Score, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
@@ -59,19 +58,19 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
   )
   if name == 'reward_model':
     network = make_reward_network(*sizes)
-    judge = partial(judge.of_rewards, network)
-    preference = lambda params: judge.by_bradley_terry(judge(params))
+    judge = partial(of_rewards, network)
+    preference = lambda params: by_bradley_terry(judge(params))
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
-    return Kind(network.init, network.score, metrics.of_rewards, judge, preference, shown)
+    return Kind(network.init, network.score, step_metrics.of_rewards, judge, preference, shown)
   if name == 'embedding_model':
     key = jax.random.fold_in(experiment.stages[name].key, INIT)
     network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
-    judge = partial(judge.of_embeddings, network)
+    judge = partial(of_embeddings, network)
   else:
     network = make_preference_network(*sizes)
-    judge = partial(judge.of_network, network)
+    judge = partial(of_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, metrics.of_preferences, judge, judge, shown)
+  return Kind(network.init, network.logit, step_metrics.of_preferences, judge, judge, shown)
 
 
 def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:

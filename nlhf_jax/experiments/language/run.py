@@ -13,10 +13,10 @@ from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.run.config import TRAINED, Experiment, check, make_experiment
-from nlhf_jax.experiments.language.run.exploiter_stage import exploit
-from nlhf_jax.experiments.language.run.judge_stage import WATCHED, make_kind, train_judge
-from nlhf_jax.experiments.language.run.tournament_stage import compete, publish
+from nlhf_jax.experiments.language.config import TRAINED, Experiment, check, make_experiment
+from nlhf_jax.experiments.language.exploiter_stage import exploit
+from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.language.tournament_stage import compete, publish
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import (
   batches_of,
@@ -25,13 +25,12 @@ from nlhf_jax.experiments.stages import (
   make_policy_step,
   make_rollout,
 )
-from nlhf_jax.judges import judge
-from nlhf_jax.judges.judge import Judge
+from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import texts
-from nlhf_jax.training import interrupts, metrics
+from nlhf_jax.tasks.summaries import generator
+from nlhf_jax.training import interrupts, step_metrics
 from nlhf_jax.training.loop import Evaluate
 from nlhf_jax.training.update import make_update
 
@@ -71,7 +70,7 @@ def play(
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
-    panel['reward'] = judge.by_bradley_terry(panel['reward'])
+    panel['reward'] = by_bradley_terry(panel['reward'])
   evaluate = make_evaluate(experiment, reference, panel)
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
@@ -99,7 +98,7 @@ def fine_tune(experiment: Experiment) -> Params:
     training.algorithm,
     score,
     training.optimizer,
-    metrics.of_demonstrations,
+    step_metrics.of_demonstrations,
     training.accumulate,
   )
   examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)
@@ -114,7 +113,7 @@ def make_judges(
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
-    asked['oracle'] = judge.of_texts(texts.preference, tokenizer)
+    asked['oracle'] = of_texts(generator.preference, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
       kind = make_kind(experiment, stage)

@@ -11,7 +11,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
-from nlhf_jax.experiments.language.run.config import Experiment
+from nlhf_jax.experiments.language.config import Experiment
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.names import functions
-from nlhf_jax.experiments.tabular.run.config import call, numbers
+from nlhf_jax.experiments.tabular.config import call, numbers
 from nlhf_jax.sample_complexity import links, worlds
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting, one_prompt

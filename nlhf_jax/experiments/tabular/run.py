@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.tabular.run.config import Experiment, Row, make_experiment
+from nlhf_jax.experiments.tabular.config import Experiment, Row, make_experiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.experiments.stages import make_update_of
-from nlhf_jax.experiments.token_game.run.config import Learner
-from nlhf_jax.judges import judge
+from nlhf_jax.experiments.token_game.config import Learner
+from nlhf_jax.judges.judge import verdict
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
@@ -45,7 +45,7 @@ def make_asking_step(
       comparison = sample(slots, batch, of_batch)
       comparison = comparison._replace(payoff=look_up(table, comparison))
       pair = row.select(comparison, jax.random.fold_in(of_batch, 2))
-      vote = judge.verdict(look_up(truth, pair), jax.random.fold_in(of_batch, 3))
+      vote = verdict(look_up(truth, pair), jax.random.fold_in(of_batch, 3))
       prompt, left, right = jax.tree.map(np.asarray, find(pair))
       ahead, left, right = np.asarray(vote) > 0, left[:, :, None], right[:, None, :]
       winner, loser = np.where(ahead, left, right), np.where(ahead, right, left)

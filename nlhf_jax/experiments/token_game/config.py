@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.run import config
-from nlhf_jax.experiments.language.run.config import Stage, Training, make_stage, named_key
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
 from nlhf_jax.experiments.names import functions
-from nlhf_jax.experiments.tabular.run import config
+from nlhf_jax.experiments.tabular import config as tabular_config
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
@@ -90,7 +90,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-  config.check(config)
+  language_config.check(config)
   game = config.game
   for field in ('tau', 'target'):
     if not 0 < config[field] < math.inf:
@@ -112,7 +112,7 @@ def check(config: ConfigDict) -> None:
 
 def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
   """How a row of the catalogue that plays is trained, from the section called `field`."""
-  training = config.make_training(row, field)
+  training = language_config.make_training(row, field)
   if not asks_judge(training.algorithm):
     raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
   if training.batch % config.game.prompts:
@@ -132,7 +132,7 @@ def make_method(config: ConfigDict, label: str) -> Method:
   arguments = dict(row.tabular.arguments)
   if 'pull' in arguments:
     arguments['eta'] = arguments.pop('pull') / config.tau
-  solver = config.call(
+  solver = tabular_config.call(
     known, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
   )
   try:

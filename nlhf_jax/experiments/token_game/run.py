@@ -18,16 +18,16 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.language.run.config import Stage, Training
+from nlhf_jax.experiments.language.config import Stage, Training
 from nlhf_jax.experiments.stages import fit, make_step
-from nlhf_jax.experiments.token_game.run.active_learning import make_asking_step, pairs
-from nlhf_jax.experiments.token_game.run.config import Experiment, Learner, Method, make_experiment
+from nlhf_jax.experiments.token_game.active_learning import make_asking_step, pairs
+from nlhf_jax.experiments.token_game.config import Experiment, Learner, Method, make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables
-from nlhf_jax.sampling.rollout import rollout
+from nlhf_jax.sampling import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game import page as page

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 
 
 def perfect_summaries(post: str) -> list[str]:
   """A summary with every key fact and no other, in each style."""
-  told = texts.facts(post)
-  return [texts.summarise(told, style) for style in texts.STYLES]
+  told = generator.facts(post)
+  return [generator.summarise(told, style) for style in generator.STYLES]
 
 
 def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
@@ -26,12 +26,12 @@ def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
   post, responses = record['prompt'], record['responses']
   counter = {}
   for policy, response in responses.items():
-    restyled = [texts.restyle(others[policy], style) for style in texts.STYLES]
-    chance = texts.preference([post] * len(restyled), restyled, [response] * len(restyled))
-    counter[policy] = dict(zip(texts.STYLES, chance.tolist(), strict=True))
+    restyled = [generator.restyle(others[policy], style) for style in generator.STYLES]
+    chance = generator.preference([post] * len(restyled), restyled, [response] * len(restyled))
+    counter[policy] = dict(zip(generator.STYLES, chance.tolist(), strict=True))
   return {
-    'style': {policy: texts.style_of(text) for policy, text in responses.items()},
-    'quality': {policy: texts.quality(post, text) for policy, text in responses.items()},
+    'style': {policy: generator.style_of(text) for policy, text in responses.items()},
+    'quality': {policy: generator.quality(post, text) for policy, text in responses.items()},
     'counter': counter,
   }
 
@@ -42,11 +42,13 @@ def summarise(records: Sequence[Mapping]) -> dict:
   shares, quality, counters = {}, {}, {}
   for policy in policies:
     styles = [record['style'][policy] for record in records]
-    shares[policy] = {style: styles.count(style) / len(styles) for style in (*texts.STYLES, 'none')}
+    shares[policy] = {
+      style: styles.count(style) / len(styles) for style in (*generator.STYLES, 'none')
+    }
     quality[policy] = float(np.mean([record['quality'][policy] for record in records]))
     win_rates = {
       style: float(np.mean([record['counter'][policy][style] for record in records]))
-      for style in texts.STYLES
+      for style in generator.STYLES
     }
     best = max(win_rates, key=win_rates.get)
     counters[policy] = {'style': best, 'win_rate': win_rates[best]}
@@ -55,7 +57,7 @@ def summarise(records: Sequence[Mapping]) -> dict:
     for judge in records[0]['perfect']
   }
   return {
-    'styles': list(texts.STYLES),
+    'styles': list(generator.STYLES),
     'judge_matrix': matrices,
     'shares': shares,
     'quality': quality,

@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 import tensorflow_datasets as tfds
 
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
 
 SEEDS = {'train': 0, 'test': 1}
 SIZES = {'train': 32_768, 'test': 1_024}
@@ -36,7 +36,9 @@ class PreferredPosts(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in SEEDS}
 
   def _generate_examples(self, split):
-    for number, record in enumerate(itertools.islice(texts.records(SEEDS[split]), SIZES[split])):
+    for number, record in enumerate(
+      itertools.islice(generator.records(SEEDS[split]), SIZES[split])
+    ):
       yield (
         number,
         {

@@ -13,7 +13,7 @@ import pytest
 from nlhf_jax.errors import UserError
 from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask, parse
 from nlhf_jax.judges.verdicts import Answer
-from tests.preferences.faults import Reply, said, serve
+from tests.judges.faults import Reply, said, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from nlhf_jax.tasks.summaries import styles, texts
+from nlhf_jax.tasks.summaries import generator, styles
 
 POST = 'well the baker so sold um clock at harbour around noon okay'
-PERFECT = dict(zip(texts.STYLES, styles.perfect_summaries(POST), strict=True))
+PERFECT = dict(zip(generator.STYLES, styles.perfect_summaries(POST), strict=True))
 
 
 def record(response, other):
@@ -18,8 +18,8 @@ def record(response, other):
 
 def test_perfect_summaries_are_perfect_in_each_style():
   for style, summary in PERFECT.items():
-    assert texts.style_of(summary) == style
-    assert texts.quality(POST, summary) == 1
+    assert generator.style_of(summary) == style
+    assert generator.quality(POST, summary) == 1
 
 
 def test_a_response_has_its_style_and_quality():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.tasks.summaries import texts
+from nlhf_jax.tasks.summaries import generator
+from nlhf_jax.tasks.summaries.generator import STYLES
 from nlhf_jax.tasks.summaries.styles import perfect_summaries
-from nlhf_jax.tasks.summaries.texts import STYLES
 
 POST = 'well the baker so sold um clock at harbour around noon okay'
-EXAMPLES = list(itertools.islice(texts.examples(0), 2000))
+EXAMPLES = list(itertools.islice(generator.examples(0), 2000))
 
 
 def pairs(summaries, post=POST):
@@ -34,19 +34,19 @@ def summaries():
 
 
 def test_perfect_summaries_form_a_cycle():
-  chance = table(texts.preference, perfect_summaries(POST))
+  chance = table(generator.preference, perfect_summaries(POST))
   for i in range(3):
     assert chance[i, (i + 1) % 3] > 0.55
 
 
 def test_no_style_of_perfect_summaries_wins_on_average():
-  chance = table(texts.preference, perfect_summaries(POST))
+  chance = table(generator.preference, perfect_summaries(POST))
   np.testing.assert_allclose(chance.mean(axis=1), 0.5, atol=1e-12)
 
 
 @pytest.mark.parametrize('rater', range(3))
 def test_every_rater_alone_has_a_total_order(rater, summaries):
-  chance = table(texts.rater_preferences, summaries)[..., rater]
+  chance = table(generator.rater_preferences, summaries)[..., rater]
   # Sorted by the number of others that each beats, everyone beats or ties with all that follow.
   order = np.argsort(-(chance > 0.5).sum(axis=1), kind='stable')
   ranked = chance[np.ix_(order, order)]
@@ -54,19 +54,19 @@ def test_every_rater_alone_has_a_total_order(rater, summaries):
 
 
 def test_raters_rank_the_styles_in_three_different_orders():
-  chance = table(texts.rater_preferences, perfect_summaries(POST))
+  chance = table(generator.rater_preferences, perfect_summaries(POST))
   best_first = [tuple(np.argsort(-chance[..., rater].sum(axis=1))) for rater in range(3)]
   assert len(set(best_first)) == 3
 
 
-@pytest.mark.parametrize('function', [texts.preference, texts.rater_preferences])
+@pytest.mark.parametrize('function', [generator.preference, generator.rater_preferences])
 def test_preference_is_antisymmetric(function, summaries):
   chance = table(function, summaries)
   np.testing.assert_allclose(chance + chance.swapaxes(0, 1), 1, atol=1e-12)
 
 
 def test_facts_of_a_post_are_found_among_its_words():
-  assert texts.facts(POST) == {
+  assert generator.facts(POST) == {
     'who': 'baker',
     'did': 'sold',
     'what': 'clock',
@@ -96,7 +96,7 @@ def test_facts_of_a_post_are_found_among_its_words():
   ],
 )
 def test_quality_is_covered_less_invented_facts(summary, expected):
-  assert texts.quality(POST, summary) == pytest.approx(expected)
+  assert generator.quality(POST, summary) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_quality_is_covered_less_invented_facts(summary, expected):
   ],
 )
 def test_style_is_known_by_the_opening(summary, style):
-  assert texts.style_of(summary) == style
+  assert generator.style_of(summary) == style
 
 
 @pytest.mark.parametrize('style', STYLES)
@@ -120,25 +120,25 @@ def test_restyling_changes_the_style_and_keeps_the_quality(style):
   plain = ['baker sold clock harbour noon', 'stole', '', 'well okay']
   for example in EXAMPLES[:200]:
     for summary in (example.left, example.right, *plain):
-      restyled = texts.restyle(summary, style)
-      assert texts.style_of(restyled) == style
-      quality = texts.quality(example.post, summary)
-      assert texts.quality(example.post, restyled) == pytest.approx(quality)
+      restyled = generator.restyle(summary, style)
+      assert generator.style_of(restyled) == style
+      quality = generator.quality(example.post, summary)
+      assert generator.quality(example.post, restyled) == pytest.approx(quality)
 
 
 def test_votes_average_to_the_preference():
   left, right = perfect_summaries(POST)[0], 'key points baker ; sold ; clock ; stole'
   count = 3000
   columns = [[text] * count for text in (POST, left, right)]
-  votes = texts.votes(np.random.default_rng(0), *columns)
+  votes = generator.votes(np.random.default_rng(0), *columns)
   assert set(np.round(3 * votes, 9)) <= {0, 1, 2, 3}
-  expected = texts.preference([POST], [left], [right])[0]
+  expected = generator.preference([POST], [left], [right])[0]
   assert 0.1 < expected < 0.9
   assert votes.mean() == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(3 * count))
 
 
 def test_the_stream_depends_on_the_seed_alone():
-  again, other = (list(itertools.islice(texts.examples(seed), 50)) for seed in (0, 1))
+  again, other = (list(itertools.islice(generator.examples(seed), 50)) for seed in (0, 1))
   assert again == EXAMPLES[:50]
   assert other != again
 
@@ -165,35 +165,35 @@ def test_the_stream_depends_on_the_seed_alone():
   ],
 )
 def test_a_summary_tells_the_facts_it_is_given(told, expected):
-  assert [texts.summarise(told, style) for style in STYLES] == expected
+  assert [generator.summarise(told, style) for style in STYLES] == expected
 
 
 def test_every_post_has_one_fact_of_each_kind():
   for example in EXAMPLES:
-    told = [texts.KIND[word] for word in example.post.split() if word in texts.KIND]
-    assert sorted(told) == sorted(texts.FACTS)
+    told = [generator.KIND[word] for word in example.post.split() if word in generator.KIND]
+    assert sorted(told) == sorted(generator.FACTS)
 
 
 def test_demonstrations_are_imperfect_and_have_favourite_styles():
-  quality = [texts.quality(example.post, example.summary) for example in EXAMPLES]
+  quality = [generator.quality(example.post, example.summary) for example in EXAMPLES]
   assert np.mean(quality) == pytest.approx(0.353, abs=0.03)
-  styles = Counter(texts.style_of(example.summary) for example in EXAMPLES)
+  styles = Counter(generator.style_of(example.summary) for example in EXAMPLES)
   for style, share in zip(STYLES, (0.35, 0.40, 0.25), strict=True):
     assert styles[style] / len(EXAMPLES) == pytest.approx(share, abs=0.04)
 
 
 def test_compared_summaries_have_all_styles_alike_and_all_qualities():
   compared = [(example.post, text) for example in EXAMPLES for text in example[2:]]
-  styles = Counter(texts.style_of(text) for _, text in compared)
+  styles = Counter(generator.style_of(text) for _, text in compared)
   for style in STYLES:
     assert styles[style] / len(compared) == pytest.approx(1 / 3, abs=0.03)
-  quality = np.array([texts.quality(*pair) for pair in compared])
+  quality = np.array([generator.quality(*pair) for pair in compared])
   assert np.mean(quality == 1) > 0.05
   assert np.mean(quality <= 0) > 0.05
 
 
 def test_every_word_is_one_token_so_that_posts_and_summaries_fit():
-  tokenizer = tokenizers.train(texts.vocabulary(), 1024)
+  tokenizer = tokenizers.train(generator.vocabulary(), 1024)
   posts = [example.post for example in EXAMPLES]
   for texts, encode, length in (
     (posts, tokenizers.prompt_ids, 25),

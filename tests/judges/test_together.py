@@ -12,7 +12,7 @@ import pytest
 
 from nlhf_jax.judges import pairrm
 from nlhf_jax.models import pairrm_encoder as networks
-from tests.preferences import faults, published
+from tests.judges import faults, published
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 

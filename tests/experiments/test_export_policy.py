@@ -11,12 +11,12 @@ import peft
 import pytest
 import torch
 import transformers
-from nlhf_jax.experiments.language.run.config import make_experiment
 
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.export_policy import of_player, write
-from nlhf_jax.experiments.language.run import run
+from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
 from tests.experiments import pretrained
@@ -31,7 +31,7 @@ def trained(tmp_path_factory, toy):
   config = pretrained.config(folder, toy)
   config.sft.steps = 0
   experiment = make_experiment(config, 'pretrained', folder / 'stages')
-  results = run.run(experiment, folder / 'run')
+  results = language.run(experiment, folder / 'run')
   return experiment, results, folder
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.judges import judge
+from nlhf_jax.judges.judge import probability, verdict
+from nlhf_jax.judges.judge import told as with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
 from nlhf_jax.training.async_judge import make_ahead
 from nlhf_jax.training.rollout_step import make_sample
@@ -55,7 +56,7 @@ def ahead():
   return lambda judge=judge: make_ahead(
     make_sample(algorithm, make_rollout),
     judge,
-    lambda asked: judge.told(asked, judge.probability),
+    lambda asked: with_feedback(asked, probability),
     update,
     steps=4,
     prompt_length=5,
@@ -160,7 +161,7 @@ def test_responses_compared_with_themselves_are_kept_once():
       responses(jnp.ones((2, 1, 3), int)) for _ in mixtures
     )),
     all_of_them,
-    lambda asked: judge.told(asked, judge.verdict),
+    lambda asked: with_feedback(asked, verdict),
     lambda state, comparison, key: (state, {'same': comparison.right is comparison.left}),
     steps=4,
     prompt_length=3,

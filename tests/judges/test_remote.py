@@ -16,13 +16,14 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.judges import judge, remote
+from nlhf_jax.judges import remote
 from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.judge import of_texts, told, verdict
 from nlhf_jax.judges.remote import make_remote
 from nlhf_jax.judges.verdicts import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
-from tests.preferences.faults import Reply, said, serve
+from tests.judges.faults import Reply, said, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 
@@ -170,12 +171,12 @@ def test_a_pair_of_which_one_order_fails_is_unusable_and_the_others_are_not(tmp_
     return REFUSED if shown(content) == ('a', 'a b c') else likes_longer(content, before)
 
   with serve(behave) as served:
-    payoff = judge.of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
+    payoff = of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
     assert len(served.seen) == 6  # no response is compared with itself
   nan = np.nan
   np.testing.assert_array_equal(payoff, [[[0, -0.5, nan], [0.5, 0, -0.5], [nan, 0.5, 0]]])
-  told = judge.told(lambda comparison: payoff, judge.verdict)
-  votes = np.array(told(compared(), jax.random.key(0)))
+  feedback = told(lambda comparison: payoff, verdict)
+  votes = np.array(feedback(compared(), jax.random.key(0)))
   np.testing.assert_array_equal(votes, payoff)
 
 

@@ -13,7 +13,7 @@ from nlhf_jax.judges import pairrm
 from nlhf_jax.models import pairrm_encoder as networks
 from nlhf_jax.models import weights
 from nlhf_jax.structs import Comparison
-from tests.preferences import published
+from tests.judges import published
 
 LENGTHS = {'blender': (30, 12), 'port': (1224, 412)}
 PROMPTS = ['why is it bad?', 'is the cat on the mat?', 'how', 'the cat sat on the mat ' * 9]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nlhf_jax.experiments.language.run.judge_stage import make_kind
 from scipy import special
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.judges import run
 from nlhf_jax.experiments.judges.config import make_experiment
-from nlhf_jax.experiments.language.run import config
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.judge_stage import make_kind
 from nlhf_jax.storage import json_lines
-from nlhf_jax.tasks.summaries import texts
-from tests.preferences import faults, published
+from nlhf_jax.tasks.summaries import generator
+from tests.judges import faults, published
 
 ROOT = Path(__file__).parents[2]
 WORDS = ['red', 'green', 'blue', 'big', 'small', 'ball', 'tree', 'house']
@@ -59,7 +59,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   small, wide = (results['judges'][f'preference model, {size}'] for size in ('small', 'wide'))
   assert small['parameters'] < wide['parameters']
   assert small['curve']['at'] == [2]
-  assert results['transitivity'][judges[0]]['responses'] == len(texts.STYLES)
+  assert results['transitivity'][judges[0]]['responses'] == len(generator.STYLES)
   assert json.loads((tmp_path / 'results.json').read_text()).keys() == results.keys()
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == 4
@@ -157,7 +157,7 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
   def points(seed):
     config = config_of('preferences')
     config.seed = seed
-    kind = make_kind(config.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    kind = make_kind(language_config.make_experiment(config, 'p', tmp_path), 'embedding_model')
     return kind.init({})['verdict']
 
   np.testing.assert_array_equal(points(0), points(0))

@@ -10,7 +10,7 @@ from nlhf_jax.sample_complexity.linear import logistic
 from nlhf_jax.sample_complexity.links import log_odds, probability
 from nlhf_jax.sample_complexity.setting import Setting, gap, one_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
-from tests.learning.problems import (
+from tests.sample_complexity.problems import (
   K,
   X,
   contexts,
@@ -20,7 +20,7 @@ from tests.learning.problems import (
   some_counts,
   truth,
 )
-from tests.learning.test_online import check_chain
+from tests.sample_complexity.test_online import check_chain
 
 pytestmark = pytest.mark.usefixtures('float64')
 

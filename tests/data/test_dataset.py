@@ -10,7 +10,6 @@ import pytest
 from nlhf_jax.data import dataset, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
-from nlhf_jax.tasks.summaries import texts
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(

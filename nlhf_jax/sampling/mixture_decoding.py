@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax import trees
 from nlhf_jax.models.transformer import Cache, Decoder
-from nlhf_jax.sampling.rollout.token import Drawn, Filters, draw, filtered, verified
+from nlhf_jax.sampling.token import Drawn, Filters, draw, filtered, verified
 from nlhf_jax.structs import Mixture, Params
 
 DRAFTS = 4  # tokens that are read at once by members that did not draft them

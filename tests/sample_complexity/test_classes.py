@@ -15,7 +15,7 @@ from nlhf_jax.sample_complexity.links import log_odds, probability
 from nlhf_jax.sample_complexity.listed import finite
 from nlhf_jax.sample_complexity.setting import duel, equilibrium, over_pairs
 from nlhf_jax.sample_complexity.unstructured import boxed_width, tabular
-from tests.learning.problems import (
+from tests.sample_complexity.problems import (
   K,
   N,
   X,

@@ -1,1 +1,0 @@
-"""Judges, and the networks that learn to be one."""

@@ -78,16 +78,16 @@ def test_two_processes_are_one_and_go_on_where_they_were_stopped(tmp_path):
 ASKS = """
 import sys
 import numpy as np
-from nlhf_jax import processes
+from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-processes.join(sys.argv[1])
-mine = 0.5 if processes.is_first() else 7.5
-said = [processes.asked_of_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
+distributed.join(sys.argv[1])
+mine = 0.5 if distributed.is_first() else 7.5
+said = [distributed.asked_of_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
 for kind in (UserError, Interrupted):
   def fail():
     raise kind('no luck')
   try:
-    processes.asked_of_first(fail, (2,))
+    distributed.asked_of_first(fail, (2,))
   except Exception as error:
     said.append(type(error).__name__)
 print(said, file=sys.stderr)

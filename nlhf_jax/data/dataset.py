@@ -86,7 +86,7 @@ def make_synthetic(
   """
 
   def entries():
-    records = itertools.islice(texts.records(seed), posts + held_out)
+    records = itertools.islice(generator.records(seed), posts + held_out)
     return ((0, number, record) for number, record in enumerate(records, start=1))
 
   what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Int
 from nlhf_jax import trees
 from nlhf_jax.models import sharding
 from nlhf_jax.models.transformer import Cache, Decoder, begin, grown
+from nlhf_jax.sampling import mixture_decoding
 from nlhf_jax.sampling.token import UNFILTERED, Drawn, Filters, draw, entry
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
@@ -73,12 +74,12 @@ def make_rollout(
     are read together, so that its weights are read once a token.
   """
   mixtures = [{slot: mix[slot] for slot in mix if mix[slot]} for mix in mixtures]
-  rows, ahead = len(mixtures) * count, mixtures.drafts()
+  rows, ahead = len(mixtures) * count, mixture_decoding.drafts()
   after = partial(_after, length=length, stop=stop)
   real = partial(_real, length=length, stop=stop)
 
   def of(params):
-    return mixtures.make_streams(mixtures, count, ahead, shared='base' in params)
+    return mixture_decoding.make_streams(mixtures, count, ahead, shared='base' in params)
 
   @partial(jax.jit, static_argnames='places')
   def started(params, prompts, key, places):
@@ -122,12 +123,12 @@ def make_rollout(
     few tokens are not worth another program.
     """
     each = of(params)
-    weights = mixtures.weights(each, params)
+    weights = mixture_decoding.weights(each, params)
 
     def step(loop):
       shape = (size, rows, each.numbers)
       uniform = jax.random.uniform(jax.random.fold_in(key, loop.turn), shape)[loop.which]
-      drawn, real_count, caches = mixtures.next_tokens(
+      drawn, real_count, caches = mixture_decoding.next_tokens(
         decoder, each, filters, weights, loop.caches, loop.last, loop.time - 1, uniform
       )
       return after(loop, real(loop, drawn, real_count))._replace(caches=caches)

@@ -266,7 +266,7 @@ def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synt
     posts = prompts(corpus, split.prompts)
     texts.extend(posts)
     assert len(posts) == count
-    assert all(len(texts.facts(post)) == 5 for post in posts)
+    assert all(len(generator.facts(post)) == 5 for post in posts)
     for part in (split.demonstrations, split.comparisons):
       jax.tree.map(np.testing.assert_array_equal, part.prompts, split.prompts)
     assert set(np.round(3 * (split.comparisons.payoff + 0.5)).ravel()) <= {0, 1, 2, 3}

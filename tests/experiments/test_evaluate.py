@@ -170,7 +170,7 @@ def test_alpaca_eval_s_files_and_figures(config_of, tmp_path, monkeypatch):
   longer = lambda prompts, left, right: np.array(
     [0.8 if len(a) > len(b) else 0.3 for a, b in zip(left, right, strict=True)]
   )
-  monkeypatch.setattr(texts, 'preference', longer)
+  monkeypatch.setattr(generator, 'preference', longer)
   config = config_of('synthetic', judges='')
   config.players = f'{tmp_path}/mine.json,{tmp_path}/old.json'
   config.alpaca_eval.update(

@@ -10,7 +10,7 @@ from scipy import special
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.judges import run
+from nlhf_jax.experiments.judges import run as judges
 from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import make_kind
@@ -45,7 +45,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)
   config.sizes = {'small': {}, 'wide': {'width': 24}}
-  run = lambda: run.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
+  run = lambda: judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
   kinds = ('preference model', 'reward model', 'embedding model')
   judges = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
@@ -77,7 +77,7 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
   config.tests.update(path=str(tmp_path / 'theirs.jsonl'), form='graded')
   config.judges = 'learned'
-  results = run.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
+  results = judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
   assert results['comparisons'] == 14 * 6
   sets = results['sets']
   assert {name: row['preference model']['comparisons'] for name, row in sets.items()} == {
@@ -114,10 +114,10 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   with faults.serve(behave) as served:
     config.remote.update(url=served.url, model='m', key='', tolerated=1.0)
     experiment = make_experiment(config, 'p', tmp_path / 'stages')
-    results = run.run(experiment, tmp_path)
+    results = judges.run(experiment, tmp_path)
     asked = len(served.seen)
   corpus = experiment.first.corpus
-  texts = run.as_texts(corpus.texts(corpus.held_out))
+  texts = judges.as_texts(corpus.texts(corpus.held_out))
   rows = results['sets']['held out']
   red = sum(left.startswith('red') for left in texts.left)
   assert 0 < red < len(texts.left)
@@ -147,7 +147,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
     assert sentence in printed
   config.judges = 'pairrm'  # and then nothing is trained
   alone = make_experiment(config, 'p', tmp_path / 'others')
-  again = run.run(alone, tmp_path / 'alone')
+  again = judges.run(alone, tmp_path / 'alone')
   assert again['judges'] == {}
   assert again['sets']['held out']['pairrm'] == rows['pairrm']
   assert not list((tmp_path / 'others').glob('*/stage.json'))

@@ -24,12 +24,12 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax
-from nlhf_jax import processes
+from nlhf_jax import distributed
 cluster, folder, url, texts = sys.argv[1:]
 jax.config.update('jax_num_cpu_devices', 2)
-processes.join(cluster)
-from nlhf_jax.models import pairrm as networks, sharding
-from nlhf_jax.preferences import pairrm
+distributed.join(cluster)
+from nlhf_jax.models import pairrm_encoder as networks, sharding
+from nlhf_jax.judges import pairrm
 from nlhf_jax.judges.endpoint import Endpoint
 from nlhf_jax.judges.remote import make_remote
 from nlhf_jax.judges.verdicts import SUMMARIES

@@ -32,7 +32,7 @@ from transformers import LlamaConfig
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.experiments.language.config import Training
+from nlhf_jax.experiments.specs import Training
 from nlhf_jax.experiments.stages import make_step
 from nlhf_jax.judges.judge import of_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network

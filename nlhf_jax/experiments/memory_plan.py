@@ -21,8 +21,8 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.experiments.judge_config import pairrm_shapes
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Training
-from nlhf_jax.experiments.model_config import Model, make_mesh, make_unfilled
+from nlhf_jax.experiments.model_config import make_mesh, make_unfilled
+from nlhf_jax.experiments.specs import Model, Training
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables

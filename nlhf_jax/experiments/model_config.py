@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import Lora
@@ -22,30 +22,6 @@ from nlhf_jax.structs import Params
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary_base')
-
-
-class Source(NamedTuple):
-  """A pretrained model: its name, its folder, and the `model_type` of its config."""
-
-  name: str
-  folder: Path
-  family: str
-
-
-class Model(NamedTuple):
-  """A decoder, what its parameters are at the start, and which of them are trained.
-
-  `begin(key)` gives parameters; `trains(path)` says whether one is trained, in the decoder and in
-  the networks made of it. All slots share those that are not.
-  """
-
-  decoder: Decoder
-  sizes: Architecture
-  numerics: Numerics
-  lora: Lora | None
-  begin: Callable[[Array], Params]
-  trains: Callable[[str], bool]
-  source: Source | None
 
 
 def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.WANTED) -> Model:
@@ -67,7 +43,7 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
     folder = hub.locate(section.hf, files)
     family, sizes = architectures.read(folder)
     name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
-    source = Source(name, folder, family)
+    source = ModelSource(name, folder, family)
   else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
   check_fit(config, sizes, vocabulary)
@@ -136,7 +112,7 @@ def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   return jax.jit(lambda key: sharding.as_parameters(init(key)))
 
 
-def loaded(decoder: Decoder, source: Source) -> Callable[[Array], Params]:
+def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
   """Pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nlhf_jax import distributed, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.config import Experiment, Policy, Stage, Training
+from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, told
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
@@ -101,7 +101,9 @@ def make_update_of(training: Training, score: Score) -> Update:
   return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 
-def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None) -> loop.Step:
+def make_policy_step(
+  experiment: LanguageExperiment, policy: Policy, judge: Judge | None
+) -> loop.Step:
   """The step of a policy of the experiment."""
   return make_step(
     policy.training,
@@ -111,7 +113,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
   )
 
 
-def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> Ahead:
+def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Judge) -> Ahead:
   """The same of one that learns from responses while the next ones are judged."""
   training = policy.training
   return make_ahead(
@@ -180,7 +182,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def make_rollout(
-  experiment: Experiment,
+  experiment: LanguageExperiment,
   mixtures: Sequence[Mixture],
   count: int = 1,
   filters: Filters = UNFILTERED,

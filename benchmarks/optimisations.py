@@ -235,7 +235,7 @@ def of_updates() -> list[Case]:
 
   def everywhere(params):
     whole = jnp.concatenate([small.prompts.tokens, tokens[:, 0]], axis=1)
-    hidden, _ = small.decoder.read(params, whole, jnp.ones(whole.shape, bool))
+    hidden, _ = small.decoder.prefill(params, whole, jnp.ones(whole.shape, bool))
     log_p = jax.nn.log_softmax(small.decoder.logits(params, hidden[:, :-1]))
     return jnp.take_along_axis(log_p, whole[:, 1:, None], axis=-1)[:, -64:]
 

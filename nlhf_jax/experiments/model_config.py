@@ -15,8 +15,9 @@ from nlhf_jax import trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.models.transformer import REMAT, Numerics, make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 

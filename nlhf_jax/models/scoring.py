@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
 MOST_LOGITS = 1 << 26  # that exist at once, in 256 MiB
@@ -24,7 +24,7 @@ def log_probs(
     return jnp.concatenate([repeated, of_response.reshape(-1, length)], axis=1)
 
   tokens = rows(prompts.tokens, responses.tokens)
-  hidden, _ = decoder.read(params, tokens, rows(prompts.mask, responses.mask))
+  hidden, _ = decoder.prefill(params, tokens, rows(prompts.mask, responses.mask))
   # The state at each token predicts the next one, so the head reads T places, not P + T.
   log_p = of_next(decoder, params, hidden[:, -length - 1 : -1], tokens[:, -length:])
   return jnp.where(responses.mask, log_p.reshape(responses.tokens.shape), 0.0)

@@ -5,7 +5,6 @@ the package sees a `Decoder`, four functions and plain nested dicts. Layers are 
 decoding reads each layer's weights where they lie.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,15 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.attention import Part, Sight, attend, attend_parts
+from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
 from nlhf_jax.models.lora import Lora, delta
-from nlhf_jax.structs import Params
 
 
 class Numerics(NamedTuple):
@@ -39,68 +38,6 @@ class Numerics(NamedTuple):
 
 
 FLOAT32 = Numerics()
-
-
-class Reading(NamedTuple):
-  """Keys and values of tokens that were read as a whole, a pair a layer; `mask` marks real ones.
-
-  They lie as decoding reads them, heads first.
-  """
-
-  keys: tuple[Float[Array, 'N G P C'], ...]
-  values: tuple[Float[Array, 'N G P C'], ...]
-  mask: Bool[Array, 'N P']
-
-
-class Cache(NamedTuple):
-  """What rows that go on from prompts attend to, token after token.
-
-  The prompts' keys and values lie once, however many rows go on from each: row n of N from prompt
-  n // (N / M). Of each row's own S places, the first `length` are taken; to lower it is to go back.
-  """
-
-  prompts: Reading  # of M prompts
-  keys: tuple[Float[Array, 'N G S C'], ...]
-  values: tuple[Float[Array, 'N G S C'], ...]
-  length: Int[Array, 'N']
-
-
-class Decoder(NamedTuple):
-  """A decoder as functions.
-
-  `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T])` gives hidden states
-  [N, T, D] and the `Reading`; `extend(params, tokens [N, T], cache)` reads the next tokens of each
-  row and gives hidden states [N, T, D] and the cache grown by them: tokens past its room are not
-  kept, and their hidden states mean nothing; `logits(params, hidden [..., D])` gives float32
-  logits [..., V].
-  """
-
-  init: Callable[[Array], Params]
-  read: Callable[[Params, Array, Array], tuple[Array, Reading]]
-  extend: Callable[[Params, Array, Cache], tuple[Array, Cache]]
-  logits: Callable[[Params, Array], Array]
-
-
-def begin(prompts: Reading, rows: int, places: int) -> Cache:
-  """A cache for `rows` rows, a multiple of the prompts, with room for `places` tokens each."""
-
-  def buffers(like):
-    _, groups, _, size = like.shape
-    empty = jnp.zeros((rows, groups, places, size), like.dtype)
-    return sharding.as_rows(empty, 'tensor')
-
-  keys, values = (tuple(map(buffers, pair)) for pair in (prompts.keys, prompts.values))
-  return Cache(prompts, keys, values, jnp.zeros(rows, jnp.int32))
-
-
-def grown(cache: Cache, places: int) -> Cache:
-  """The same cache with room for `places` tokens a row."""
-
-  def longer(buffer):
-    return jnp.pad(buffer, ((0, 0), (0, 0), (0, places - buffer.shape[2]), (0, 0)))
-
-  keys, values = (tuple(map(longer, pair)) for pair in (cache.keys, cache.values))
-  return cache._replace(keys=keys, values=values)
 
 
 def rotate(x: Float[Array, 'N T H C'], turns: tuple[Array, Array]) -> Float[Array, 'N T H C']:
@@ -276,9 +213,9 @@ class Transformer(nn.Module):
 
     remat = REMAT.get(self.numerics.remat)
     hidden, keys, values = self._through(tokens, positions, length, look, remat)
-    return hidden, Reading(keys, values, mask)
+    return hidden, PrefillCache(keys, values, mask)
 
-  def extend(self, tokens, cache):
+  def decode(self, tokens, cache):
     """Reads the next few tokens of each row."""
     prompts, (rows, count) = cache.prompts, tokens.shape
     size, places = prompts.mask.shape[1], jnp.arange(cache.keys[0].shape[2])
@@ -292,12 +229,9 @@ class Transformer(nn.Module):
       recent = at[:, :, None] - places < window
       seen[window] = (of_prompts & near, (own & recent)[:, None])
 
-    @jax.vmap
-    def added(buffer, new, at):
-      return buffer.at[:, at].set(jnp.swapaxes(new, 0, 1), mode='drop')
-
     def look(number, query, key, value, **how):
-      key, value = added(cache.keys[number], key, at), added(cache.values[number], value, at)
+      key = append_to_cache(cache.keys[number], key, at)
+      value = append_to_cache(cache.values[number], value, at)
       of_prompts, own = seen[self.sizes.layers[number].window]
       parts = [
         Part(prompts.keys[number], prompts.values[number], of_prompts),
@@ -388,13 +322,13 @@ def make_decoder(
       attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
     return params
 
-  def read(params, tokens, mask):
+  def prefill(params, tokens, mask):
     return model.apply({'params': params}, tokens, mask)
 
-  def extend(params, tokens, cache):
-    return model.apply({'params': params}, tokens, cache, method='extend')
+  def decode(params, tokens, cache):
+    return model.apply({'params': params}, tokens, cache, method='decode')
 
   def logits(params, hidden):
     return model.apply({'params': params}, hidden, method='logits')
 
-  return Decoder(init, read, extend, logits)
+  return Decoder(init, prefill, decode, logits)

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax import trees
-from nlhf_jax.models.transformer import Cache, Decoder
+from nlhf_jax.models.decoder import Cache, Decoder
 from nlhf_jax.sampling.token import Drawn, Filters, draw, filtered, verified
 from nlhf_jax.structs import Mixture, Params
 
@@ -160,7 +160,7 @@ def _heard(decoder, streams, readers, params, caches, tokens):
   totals, kept = {}, []
   for reader, own, cache in zip(readers, params, caches, strict=True):
     rows = _of_reader(reader, _apart(streams, tokens))
-    hidden, cache = decoder.extend(own, rows.reshape(-1, rows.shape[-1]), cache)
+    hidden, cache = decoder.decode(own, rows.reshape(-1, rows.shape[-1]), cache)
     said = decoder.logits(own, hidden).reshape(*rows.shape, -1)
     for number, stream in enumerate(reader.streams):
       totals[stream.mixture] = totals.get(stream.mixture, 0.0) + stream.weight * said[:, number]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int
 
 from nlhf_jax import trees
 from nlhf_jax.models import sharding
-from nlhf_jax.models.transformer import Cache, Decoder, begin, grown
+from nlhf_jax.models.decoder import Cache, Decoder, grow_cache, make_cache
 from nlhf_jax.sampling import mixture_decoding
 from nlhf_jax.sampling.token import UNFILTERED, Drawn, Filters, draw, entry
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
@@ -89,7 +89,7 @@ def make_rollout(
     for members in dict.fromkeys(tuple(reader.slots) for reader in readers):
       turns = trees.of_turns(params, members)
       tokens, mask = (jnp.repeat(leaf, len(members), axis=0) for leaf in prompts)
-      hidden, reading = decoder.read(turns, tokens, mask)
+      hidden, reading = decoder.prefill(turns, tokens, mask)
       logits = decoder.logits(turns, hidden[:, -1]).reshape(size, len(members), -1)
       for number, slot in enumerate(members):
         said[slot], read[slot] = logits[:, number], reading
@@ -99,7 +99,7 @@ def make_rollout(
       if len(members) > 1:
         slot_of = np.array([members.index(stream.slot) for stream in own])
         reading = _of_prompts(reading, size, lambda leaf, of=slot_of: leaf[:, of])
-      caches.append(begin(reading, size * count * len(own), places))
+      caches.append(make_cache(reading, size * count * len(own), places))
     blank = Responses(
       tokens=jnp.full((size, rows, length), stop, prompts.tokens.dtype),
       mask=jnp.zeros((size, rows, length), bool),
@@ -149,7 +149,7 @@ def make_rollout(
 
   @partial(jax.jit, static_argnames='places')
   def with_room(loop, places):
-    return loop._replace(caches=tuple(grown(cache, places) for cache in loop.caches))
+    return loop._replace(caches=tuple(grow_cache(cache, places) for cache in loop.caches))
 
   @partial(jax.jit, static_argnames='least')
   def without_done(loop, least):

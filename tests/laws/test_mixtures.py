@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from nlhf_jax.models.transformer import Decoder, Reading
+from nlhf_jax.models.decoder import Decoder, PrefillCache
 from nlhf_jax.sampling import mixture_decoding, token
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
@@ -20,8 +20,8 @@ HALF = {'policy': 0.5, 'reference': 0.5}
 # A model that looks the next token's logits up in a table [V, V] by the last token alone.
 BIGRAM = Decoder(
   init=None,
-  read=lambda table, tokens, mask: (table[tokens], Reading((), (), mask)),
-  extend=lambda table, tokens, cache: (table[tokens], cache),
+  prefill=lambda table, tokens, mask: (table[tokens], PrefillCache((), (), mask)),
+  decode=lambda table, tokens, cache: (table[tokens], cache),
   logits=lambda table, hidden: hidden,
 )
 

@@ -151,7 +151,7 @@ def test_a_transformer_reads_the_same_with_splash_attention(monkeypatch):
 
   @jax.jit
   def read(params):
-    hidden, _ = decoder.read(params, tokens, jnp.asarray(real))
+    hidden, _ = decoder.prefill(params, tokens, jnp.asarray(real))
     return hidden * real[:, :, None]
 
   expected = read(params)

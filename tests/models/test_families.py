@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from nlhf_jax.models import architectures, weights
-from nlhf_jax.models.transformer import FLOAT32, Numerics, begin, grown, make_decoder
+from nlhf_jax.models.decoder import grow_cache, make_cache
+from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
 from tests.models import families
 
 NAMES = list(families.FAMILIES)
@@ -41,7 +42,7 @@ def rows(length=21):
 
 def ours(decoder, params, tokens, mask):
   def logits(params, tokens, mask):
-    return decoder.logits(params, decoder.read(params, tokens, mask)[0])
+    return decoder.logits(params, decoder.prefill(params, tokens, mask)[0])
 
   return np.asarray(jax.jit(logits)(params, tokens, mask))
 
@@ -71,11 +72,11 @@ def test_logits_agree_with_transformers(saved):
 
 def by_cache(decoder, params, tokens, mask, step=1):
   """Hidden states of the prompt at once, and then a few tokens at a time."""
-  first, prompts = jax.jit(decoder.read)(params, tokens[:, :12], mask[:, :12])
-  cache, parts = begin(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
-  extend = jax.jit(decoder.extend)
+  first, prompts = jax.jit(decoder.prefill)(params, tokens[:, :12], mask[:, :12])
+  cache, parts = make_cache(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
+  extend = jax.jit(decoder.decode)
   for place in range(12, tokens.shape[1], step):
-    cache = grown(cache, 10) if place == 15 else cache
+    cache = grow_cache(cache, 10) if place == 15 else cache
     hidden, cache = extend(params, tokens[:, place : place + step], cache)
     parts += jnp.unstack(hidden, axis=1)
   return np.stack(parts, axis=1)
@@ -86,7 +87,7 @@ def test_cached_decoding_agrees_with_reading_at_once(saved, step):
   _, folder = saved
   decoder, params = load(folder)
   tokens, mask = rows()
-  whole, _ = jax.jit(decoder.read)(params, tokens, mask)
+  whole, _ = jax.jit(decoder.prefill)(params, tokens, mask)
   joined = by_cache(decoder, params, tokens, mask, step)
   np.testing.assert_allclose(joined[mask], np.asarray(whole)[mask], atol=2e-4)
 

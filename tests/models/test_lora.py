@@ -122,7 +122,7 @@ def said(params, prompts, responses):
   count, length = responses.tokens.shape[1:]
   repeated = jnp.repeat(prompts.tokens, count, axis=0)
   tokens = jnp.concatenate([repeated, responses.tokens.reshape(-1, length)], axis=1)
-  hidden, _ = DECODER.read(params, tokens, jnp.ones_like(tokens, bool))
+  hidden, _ = DECODER.prefill(params, tokens, jnp.ones_like(tokens, bool))
   logits = DECODER.logits(params, hidden[:, -length - 1 : -1])
   return jax.nn.log_softmax(logits).reshape(*responses.tokens.shape, -1)
 

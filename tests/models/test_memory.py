@@ -87,7 +87,7 @@ def test_remat_gives_the_same_gradient_in_less_memory():
     decoder = make_decoder(sizes, Numerics(remat=remat))
 
     def total(params):
-      hidden, _ = decoder.read(params, tokens, jnp.ones_like(tokens, bool))
+      hidden, _ = decoder.prefill(params, tokens, jnp.ones_like(tokens, bool))
       return jnp.sum(jnp.square(decoder.logits(params, hidden)))
 
     # XLA for CPUs alone removes what keeps a computation and its repetition apart, and merges them.

@@ -25,7 +25,8 @@ from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params

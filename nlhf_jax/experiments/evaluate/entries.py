@@ -14,7 +14,7 @@ from nlhf_jax.evaluation.benchmarks.mt_bench import Respond
 from nlhf_jax.evaluation.generation import make_respond
 from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments.evaluate.config import Experiment, Filed, Player, Pretrained, digest
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts

@@ -19,7 +19,8 @@ from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.tasks.token_game.responses import LETTERS, TokenGame, make_token_game
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense

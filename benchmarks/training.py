@@ -40,7 +40,7 @@ from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.sampling import mixture_decoding, rollout
+from nlhf_jax.sampling import rollout, sampler
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.optimizers import make_optimizer
@@ -321,7 +321,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / sampler.default_draft_length())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

@@ -12,8 +12,7 @@ from nlhf_jax import compilation
 from nlhf_jax.models import architectures
 from nlhf_jax.models.scoring import log_probs
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.sampling import mixture_decoding
-from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 
@@ -67,7 +66,7 @@ def test_rollout_reports_the_probabilities_of_a_full_recompute(
 ):
   opposite, beyond = {'policy': 0.2, 'reference': 0.8}, {'policy': 1.5, 'reference': -0.5}
   mixtures = [POLICY, MIXTURE, opposite, beyond] if drafts == 1 else [MIXTURE, opposite, beyond]
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
   sampled = rollout(params, prompts, jax.random.key(3))
   for mixture, responses in zip(mixtures, sampled, strict=True):
@@ -140,7 +139,7 @@ def many(decoder):
 def test_prompts_that_are_done_are_left_behind_and_caches_grow(
   counted, many, params, drafts, monkeypatch
 ):
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)
@@ -148,8 +147,8 @@ def test_prompts_that_are_done_are_left_behind_and_caches_grow(
   jax.effects_barrier()
   assert set(steps) == {24 * 2 * 2, 24 * 2}  # two streams of the policy, one of the reference
   steps.clear()
-  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout_module, 'PLACES', 4)
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 6)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 4)
   said = make()(params, prompts, key)
   jax.effects_barrier()
   assert set(steps) == {rows * part for rows in (24, 6) for part in (4, 2)}
@@ -161,8 +160,8 @@ def test_prompts_that_are_done_are_left_behind_and_caches_grow(
 
 
 def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monkeypatch):
-  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout_module, 'PLACES', 4)
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 6)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 4)
   prompts, logits = many
   rollout = make_rollout(decoder._replace(logits=logits), [POLICY], length=20, stop=STOP)
   built = []

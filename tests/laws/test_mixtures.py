@@ -7,13 +7,13 @@ import pytest
 from scipy.special import log_softmax
 
 from nlhf_jax.models.decoder import Decoder, PrefillCache
-from nlhf_jax.sampling import mixture_decoding, token
+from nlhf_jax.sampling import sampler, speculative, token
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.laws import exact
 
 ROWS = 20_000
-DRAW = jax.jit(token.draw)
+DRAW = jax.jit(token.sample_token)
 HALF = {'policy': 0.5, 'reference': 0.5}
 
 
@@ -38,7 +38,7 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
 
 
 def in_filtering_order(logits, filters):
-  """What `drawing.filtered` should give, one row at a time and without ties."""
+  """What `token.filter_logits` should give, one row at a time and without ties."""
   p = np.exp(log_softmax(logits / filters.temperature))
   order = np.argsort(-p)
   keep = order[: filters.top_k or None]
@@ -77,7 +77,7 @@ def test_filters_keep_the_likeliest_tokens(name):
   logits = 2 * np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
   expected = [in_filtering_order(row, FILTERS[name]) for row in logits]
   np.testing.assert_allclose(
-    token.filtered(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
+    token.filter_logits(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
   )
 
 
@@ -85,7 +85,7 @@ def test_filters_keep_the_likeliest_tokens(name):
 def test_tokens_are_drawn_from_the_mixture_at_their_own_prefix_then_filtered(
   name, drafts, monkeypatch
 ):
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   tables = random_tables()
   mixtures = [{'policy': 0.3, 'reference': 0.7}, {'policy': 1.0}, {'reference': 1.0}]
   symbols, length = 5, 3
@@ -122,7 +122,7 @@ def test_one_step_at_a_time_is_not_the_mixture_of_sequences(drafts, monkeypatch)
     slot: np.pad(table[[1, 2, 0]], ((0, 0), (0, 1)), constant_values=-np.inf)
     for slot, table in exact.TWO_TOKENS.items()
   }
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   (responses,) = sample(tables, [HALF])
   assert responses.mask.all()
   np.testing.assert_allclose(responses.log_probs.sum(1), np.log(0.25), atol=1e-6)
@@ -138,7 +138,7 @@ def test_drafts_are_kept_as_often_as_the_target_has_their_probability_and_put_ri
   tokens = jax.random.categorical(keys[0], draft, shape=(ROWS, 2))
   tile = lambda x: jnp.tile(jnp.asarray(x, jnp.float32), (ROWS, 1, 1))
   uniform = jax.random.uniform(keys[1], (ROWS, 3))
-  drawn, count = jax.jit(token.verified)(tokens, tile(draft), tile(target), uniform)
+  drawn, count = jax.jit(speculative.accept)(tokens, tile(draft), tile(target), uniform)
   assert_frequencies(np.bincount(drawn.token[:, 0], minlength=3), np.exp(target[0]))
   kept = 0.2 + 0.3 + 0.2
   assert_frequencies(np.bincount(count - 1, minlength=2), [1 - kept, kept])
@@ -152,7 +152,7 @@ def test_a_draft_of_the_target_itself_is_kept_whole():
   logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (ROWS, 3, 7)))
   tokens = jax.random.categorical(jax.random.key(1), logits)
   uniform = jax.random.uniform(jax.random.key(2), (ROWS, 4))
-  drawn, count = jax.jit(token.verified)(tokens, logits, logits, uniform)
+  drawn, count = jax.jit(speculative.accept)(tokens, logits, logits, uniform)
   np.testing.assert_array_equal(drawn.token, tokens)
   assert np.all(count == 3)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Prompts
@@ -39,7 +39,7 @@ def prompts_of(seed):
 
 def sample(monkeypatch, seed, drafts, **options):
   """The rows of every mixture as lists, without the stop tokens that fill them up."""
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   decoder = tiny.decoder(VOCABULARY)
   slots = {
     slot: tiny.parameters(decoder, number) for number, slot in enumerate(('policy', 'reference'))

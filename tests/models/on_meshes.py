@@ -21,8 +21,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, lora, scoring, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import mixture_decoding
-from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -74,8 +73,8 @@ def learn(mesh, adapter=None):
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
-      rollout_module.PLACES = 2  # so that caches grow
-      mixture_decoding.drafts = lambda: 2
+      sampler.FIRST_ROOM = 2  # so that caches grow
+      sampler.default_draft_length = lambda: 2
       rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from nlhf_jax.models.decoder import decoder_from_apply
 from nlhf_jax.models.scoring import log_probs
-from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.laws import tiny
@@ -81,7 +81,7 @@ def teacher_forced(mixture, prompts, responses):
 
 @pytest.mark.parametrize('drafts', [1, 3])
 def test_rollout_without_cache_equals_teacher_forcing(drafts, monkeypatch):
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   prompts = some_prompts()
   rollout = make_rollout(DECODER, [POLICY, MIXTURE], length=LENGTH, stop=STOP, count=2)
   for mixture, responses in zip(

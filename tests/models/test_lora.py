@@ -13,7 +13,7 @@ from nlhf_jax import trees
 from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.models import families
@@ -109,8 +109,8 @@ def test_prompts_that_are_done_are_left_behind_with_their_adapters(params, monke
   stopping = DECODER._replace(logits=logits)
   make = lambda: make_rollout(stopping, MIXTURES, length=12, stop=10, count=2)
   expected = jax.jit(make())(slots, prompts, key)  # in one program, all together
-  monkeypatch.setattr(rollout, 'PROMPTS', 4)
-  monkeypatch.setattr(rollout, 'PLACES', 2)
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 4)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 2)
   for one, said in zip(expected, make()(slots, prompts, key), strict=True):
     np.testing.assert_array_equal(said.tokens, one.tokens)
     np.testing.assert_allclose(said.log_probs, one.log_probs, atol=3e-5)

@@ -257,7 +257,7 @@ def of_updates() -> list[Case]:
       'three quarters of the logits of attention are made, which is a fifth of the time',
       'kept',
       call(*ours()),
-      under(attention, call(*ours()), QUERIES=1 << 20),
+      under(attention, call(*ours()), QUERY_BLOCK=1 << 20),
     ),
     Case(
       'attention divided by the sums of its weights once values are weighed (without blocks)',
@@ -265,15 +265,15 @@ def of_updates() -> list[Case]:
       'the backward pass of softmax goes over all queries and keys once more '
       '(said after a first look)',
       'kept',
-      under(attention, call(*ours()), QUERIES=1 << 20),
+      under(attention, call(*ours()), QUERY_BLOCK=1 << 20),
       under(attention, call(*ours()), KERNELS={'xla': by_softmax}),
     ),
     Case(
       'logits an eighth at a time, made again in the backward pass',
       0.95,
       'a twentieth more operations, for an eighth of the memory',
-      f'kept beyond {scoring.MOST_LOGITS:,} logits',
-      under(scoring, call(*ours()), MOST_LOGITS=1 << 20),
+      f'kept beyond {scoring.MAX_LOGITS:,} logits',
+      under(scoring, call(*ours()), MAX_LOGITS=1 << 20),
       call(*ours()),
     ),
   ]

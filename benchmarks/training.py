@@ -123,7 +123,7 @@ class Settings(NamedTuple):
 
 def architecture(fields: dict) -> Architecture:
   """Of a Llama's config."""
-  return architectures.from_config(LlamaConfig(**fields))
+  return architectures.architecture_from_config(LlamaConfig(**fields))
 
 
 # --- Ours ---

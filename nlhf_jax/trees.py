@@ -8,39 +8,39 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 
-def flat(tree: Mapping) -> dict[str, Any]:
+def flatten(tree: Mapping) -> dict[str, Any]:
   """Path -> leaf, with names joined by slashes."""
   return flatten_dict(tree, sep='/')
 
 
-def nested(leaves: Mapping[str, Any]) -> dict:
+def unflatten(leaves: Mapping[str, Any]) -> dict:
   """The tree of those paths."""
   return unflatten_dict(leaves, sep='/')
 
 
 def split(tree: Mapping, wanted: Callable[[str], bool]) -> tuple[dict, dict]:
   """The leaves whose paths are wanted, and the others."""
-  leaves = flat(tree)
+  leaves = flatten(tree)
   yes = {path: leaf for path, leaf in leaves.items() if wanted(path)}
-  return nested(yes), nested({path: leaf for path, leaf in leaves.items() if path not in yes})
+  return unflatten(yes), unflatten({path: leaf for path, leaf in leaves.items() if path not in yes})
 
 
-def merged(*trees: Mapping) -> dict:
+def merge(*trees: Mapping) -> dict:
   """One tree with the leaves of all."""
-  return nested({path: leaf for tree in trees for path, leaf in flat(tree).items()})
+  return unflatten({path: leaf for tree in trees for path, leaf in flatten(tree).items()})
 
 
-def of_slot(slots: Mapping[str, Any], slot: str) -> Any:
+def slot_params(slots: Mapping[str, Any], slot: str) -> Any:
   """All parameters of a slot: its own and, if there is one, those of the base."""
-  return merged(slots['base'], slots[slot]) if 'base' in slots else slots[slot]
+  return merge(slots['base'], slots[slot]) if 'base' in slots else slots[slot]
 
 
-def of_turns(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
+def stack_slots(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
   """Parameters for rows that take turns: own leaves of the slots stacked, the base as it is.
 
   Without a base, all names have to be the same.
   """
   if len(set(names)) == 1:
-    return of_slot(slots, names[0])
+    return slot_params(slots, names[0])
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(slots[name] for name in names))
-  return merged(slots['base'], stacked)
+  return merge(slots['base'], stacked)

@@ -112,7 +112,9 @@ def laid_out(tree: Any) -> Any:
 
   def of(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.place(name, leaf))
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(name, leaf)
+    )
 
   return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -189,7 +191,7 @@ def laid_out_rows(tree: Any) -> Any:
     return tree
 
   def of(leaf):
-    axes = (sharding.ROWS, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
+    axes = (sharding.ROW_AXES, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
     where = NamedSharding(mesh, sharding.spec(axes, leaf.shape) if axes else PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

@@ -66,7 +66,7 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   source = None
   if section.hf:
     folder = hub.locate(section.hf, files)
-    family, sizes = architectures.read(folder)
+    family, sizes = architectures.read_architecture(folder)
     name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
     source = Source(name, folder, family)
   else:
@@ -134,7 +134,7 @@ def trains(adapter: Lora | None) -> Callable[[str], bool]:
 
 def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   """`init` compiled, its parameters on the mesh from the first."""
-  return jax.jit(lambda key: sharding.as_parameters(init(key)))
+  return jax.jit(lambda key: sharding.shard_parameters(init(key)))
 
 
 def loaded(decoder: Decoder, source: Source) -> Callable[[Array], Params]:
@@ -143,11 +143,11 @@ def loaded(decoder: Decoder, source: Source) -> Callable[[Array], Params]:
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
     adapters, base = trees.split(shapes, lora.is_adapter)
-    base = weights.load(source.folder, source.family, base, sharding.place)
+    base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     if not adapters:
       return base
     new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
-    return trees.merged(base, new(key))
+    return trees.merge(base, new(key))
 
   return begin
 
@@ -161,11 +161,11 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
   data = config.data
   longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
-  if longest > sizes.longest:
+  if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
-      'lower prompt_length or response_length.'
+      f'{data.response_length} are more than the {sizes.max_positions} that the model has '
+      'positions for; lower prompt_length or response_length.'
     )
 
 

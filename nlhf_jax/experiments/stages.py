@@ -53,13 +53,13 @@ def fit(
   """
 
   def whole(slots):
-    return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
+    return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
 
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # What does not move lies where it should, and is not copied.
-  state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
-  placed = examples.map(sharding.place_rows)
+  state = sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
+  placed = examples.map(sharding.put_rows)
   if begin:
     # Steps fold in the numbers below that of all of them.
     state = begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
@@ -126,7 +126,7 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
 
 def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
   """Batches for a stage, of which each process reads the rows that its devices hold."""
-  return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
+  return batches(examples, training.batch, seed, sharding.local_rows(training.batch))
 
 
 @contextlib.contextmanager

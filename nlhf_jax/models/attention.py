@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Shaped
 from nlhf_jax.models import sharding
 
 LANES = 128  # of a TPU: what sizes are multiples of
-LEAST = float(jnp.finfo(jnp.float32).min)  # the logit of what is not seen
-QUERIES = 64  # that are worth going over fewer keys for
-LARGEST_BLOCK = 512  # of queries, and of keys, that the TPU kernel has at hand at once
+MASKED = float(jnp.finfo(jnp.float32).min)  # the logit of what is not seen
+QUERY_BLOCK = 64  # that are worth going over fewer keys for
+MAX_BLOCK = 512  # of queries, and of keys, that the TPU kernel has at hand at once
 
 
-class Sight(NamedTuple):
+class AttentionMask(NamedTuple):
   """What each query sees.
 
   `visible` says it; `real`, which marks what is no padding, says the same with less: a query sees
@@ -34,7 +34,7 @@ class Sight(NamedTuple):
   window: int | None = None
 
 
-class Part(NamedTuple):
+class KeyValues(NamedTuple):
   """Keys and values that lie together, heads first, each for an equal run of R adjoining rows."""
 
   key: Float[Array, 'M G S C']
@@ -46,7 +46,7 @@ def attend(
   query: Float[Array, 'N T H C'],
   key: Float[Array, 'N T G C'],
   value: Float[Array, 'N T G C'],
-  sight: Sight,
+  sight: AttentionMask,
   *,
   scale: float,
   cap: float | None,
@@ -56,12 +56,12 @@ def attend(
   `cap` bounds logits softly, cap tanh(logit / cap), as Gemma 2 does. What queries at padding get is
   finite, and means nothing.
   """
-  kernel = KERNELS[fitting(platform(), query, cap)]
+  kernel = KERNELS[choose_kernel(platform(), query, cap)]
   return kernel(query, key, value, sight, scale=scale, cap=cap)
 
 
-def attend_parts(
-  query: Float[Array, 'N T H C'], parts: Sequence[Part], *, scale: float, cap: float | None
+def attend_cached(
+  query: Float[Array, 'N T H C'], parts: Sequence[KeyValues], *, scale: float, cap: float | None
 ) -> Float[Array, 'N T H C']:
   """`attend` for a few queries a row over all that the parts hold; row n sees row n // R of each.
 
@@ -79,7 +79,7 @@ def attend_parts(
       'mgntrc,mgsc->mgntrs', grouped, part.key, preferred_element_type=jnp.float32
     )
     visible = part.visible[:, None, :, :, None]
-    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
+    logits = jnp.where(visible, soft_cap(scale * logits, cap), MASKED)
     top = jnp.max(logits, axis=-1)
     weights = jnp.exp(logits - top[..., None])
     mixed = jnp.einsum(
@@ -110,7 +110,7 @@ def platform() -> str:
   return device.platform
 
 
-def fitting(platform: str, query: Array, cap: float | None) -> str:
+def choose_kernel(platform: str, query: Array, cap: float | None) -> str:
   """The kernel for arrays of these shapes and types: `xla`, `cudnn` or `splash`.
 
   cuDNN takes 16-bit types, heads of at most 128 in multiples of 8, even lengths and no cap; splash
@@ -125,7 +125,7 @@ def fitting(platform: str, query: Array, cap: float | None) -> str:
   return 'xla'
 
 
-def with_xla(query, key, value, sight, *, scale, cap):
+def attend_xla(query, key, value, sight, *, scale, cap):
   """`attend` by its definition, some queries at a time, each time over the keys up to the last.
 
   Means are divided by the sums of their weights, and not the weights before: a backward pass goes
@@ -144,7 +144,7 @@ def with_xla(query, key, value, sight, *, scale, cap):
       preferred_element_type=jnp.float32,
     )
     visible = sight.visible[:, None, None, start:stop, :stop]
-    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
+    logits = jnp.where(visible, soft_cap(scale * logits, cap), MASKED)
     top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
     mixed = jnp.einsum(
@@ -155,13 +155,13 @@ def with_xla(query, key, value, sight, *, scale, cap):
     )
     return mixed / jnp.sum(weights, axis=-1, keepdims=True)
 
-  count = min(max(length // QUERIES, 1), 4)
+  count = min(max(length // QUERY_BLOCK, 1), 4)
   ends = [length * number // count for number in range(count + 1)]
   mixed = jnp.concatenate([of_block(*ends[n : n + 2]) for n in range(count)], axis=3)
   return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size).astype(value.dtype)
 
 
-def with_cudnn(query, key, value, sight, *, scale, cap):
+def attend_cudnn(query, key, value, sight, *, scale, cap):
   """`attend` by cuDNN's flash attention."""
   del cap  # there is none, or another kernel fits
   return jax.nn.dot_product_attention(
@@ -169,20 +169,20 @@ def with_cudnn(query, key, value, sight, *, scale, cap):
   )
 
 
-def capped(logits: Array, cap: float | None) -> Array:
+def soft_cap(logits: Array, cap: float | None) -> Array:
   """The logits, softly bounded."""
   return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def with_splash(query, key, value, sight, *, scale, cap, interpret=False):
+def attend_splash(query, key, value, sight, *, scale, cap, interpret=False):
   """`attend` by splash attention, each device for its own rows and heads.
 
   `interpret` runs the kernel without a TPU, slowly.
   """
   by_rows = partial(_splash, window=sight.window, scale=scale, cap=cap, interpret=interpret)
-  if sharding.on_mesh():  # XLA cannot split the kernel by itself
-    heads = sharding.spec((sharding.ROWS, None, 'tensor', None), key.shape)
-    rows = sharding.spec((sharding.ROWS, None), sight.real.shape)
+  if sharding.has_mesh():  # XLA cannot split the kernel by itself
+    heads = sharding.spec((sharding.ROW_AXES, None, 'tensor', None), key.shape)
+    rows = sharding.spec((sharding.ROW_AXES, None), sight.real.shape)
     by_rows = jax.shard_map(
       by_rows, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
@@ -212,7 +212,7 @@ def _splash(query, key, value, real, *, window, scale, cap, interpret):
   def by_heads(x):
     return jnp.swapaxes(filled(x), 1, 2)
 
-  block = math.gcd(padded, LARGEST_BLOCK)
+  block = math.gcd(padded, MAX_BLOCK)
   kernel = splash.make_splash_mha(
     masks.MultiHeadMask([mask] * query.shape[2]),
     block_sizes=splash.BlockSizes(
@@ -244,7 +244,7 @@ def _ordered(x: Shaped[Array, 'N T *rest'], order: Array) -> Shaped[Array, 'N T 
 
 
 KERNELS = {
-  'xla': with_xla,
-  'cudnn': with_cudnn,
-  'splash': with_splash,
+  'xla': attend_xla,
+  'cudnn': attend_cudnn,
+  'splash': attend_splash,
 }

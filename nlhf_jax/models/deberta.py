@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import architectures, sharding
-from nlhf_jax.models.attention import LEAST, platform
+from nlhf_jax.models.attention import MASKED, platform
 from nlhf_jax.models.transformer import ACTIVATIONS, FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
@@ -26,7 +26,7 @@ ACTIVATE = {'tanh': jnp.tanh} | {
 }
 
 
-class Relative(NamedTuple):
+class RelativePositions(NamedTuple):
   """Relative places: told apart up to `buckets`/2 tokens, by logarithm from there to `farthest`.
 
   With 0 buckets all of them are, up to `farthest`.
@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
   activate: Callable[[Array], Array]
   norm_epsilon: float
   terms: int  # that attention is made of: its logits have the variance of so many
-  relative: Relative | None
+  relative: RelativePositions | None
   absolute: int = 0  # places that have an embedding of their own
   types: int = 0  # of tokens; here all are of the first
   convolution: Convolution | None = None
@@ -96,18 +96,18 @@ class Encoder(NamedTuple):
   read: Callable[[Params, tuple, Array, Array, Array], Array]
 
 
-def from_config(config: Any) -> Sizes:
+def sizes_from_config(config: Any) -> Sizes:
   """The sizes of a `transformers` config of type `deberta-v2`.
 
   Raises:
     UserError: if it asks for something that is not supported.
   """
-  known = architectures.known
+  known = architectures.lookup
   terms = tuple(term for term in ('c2p', 'p2c') if term in (config.pos_att_type or ()))
   relative = convolution = None
   if config.relative_attention:
     longest = config.max_relative_positions
-    relative = Relative(
+    relative = RelativePositions(
       terms=terms,
       farthest=config.max_position_embeddings if longest < 1 else longest,
       buckets=max(getattr(config, 'position_buckets', -1), 0),
@@ -140,14 +140,14 @@ def from_config(config: Any) -> Sizes:
 
 
 # Keys and queries of the relative places, [H, W, C], of what attention has of them.
-Places = tuple[Float[Array, 'H W C'] | None, Float[Array, 'H W C'] | None]
+PositionProjections = tuple[Float[Array, 'H W C'] | None, Float[Array, 'H W C'] | None]
 
 
-def attend(
+def attend_disentangled(
   query: Float[Array, 'N Q H C'],
   key: Float[Array, 'N S H C'],
   value: Float[Array, 'N S H C'],
-  places: Places,
+  places: PositionProjections,
   buckets: Int[np.ndarray, 'distances'],
   at: Int[Array, 'N Q'],
   mask: Bool[Array, 'N S'],
@@ -172,7 +172,7 @@ def attend(
   length = key.shape[1]
   first, end = (buckets.min(), buckets.max() + 1) if buckets.size else (0, 0)
   places = jax.tree.map(lambda x: x[:, first:end], places)  # those within reach
-  alone = platform() == 'cpu' and not sharding.on_mesh()
+  alone = platform() == 'cpu' and not sharding.has_mesh()
   each = lax.map if alone else lambda function, xs: jax.vmap(function)(xs)
 
   def of_row(row):
@@ -198,7 +198,7 @@ def _of_head(query, key, value, keys, queries, bucket, mask, scale):
     logits += _taken(product(query, keys.T), bucket, axis=1)
   if queries is not None:
     logits += _taken(product(queries, key.T), bucket, axis=0)
-  logits = jnp.where(mask, scale * logits, LEAST)
+  logits = jnp.where(mask, scale * logits, MASKED)
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
   mixed = product(weights.astype(value.dtype), value)
   return (mixed / jnp.sum(weights, axis=1, keepdims=True)).astype(value.dtype)
@@ -211,7 +211,7 @@ def _taken(x, index, axis=None):
   return jnp.take_along_axis(x, index, axis, mode='promise_in_bounds')
 
 
-class Attention(nn.Module):
+class DisentangledAttention(nn.Module):
   """Disentangled attention of some tokens to all."""
 
   sizes: Sizes
@@ -230,7 +230,7 @@ class Attention(nn.Module):
       if 'p2c' in relative.terms:
         self.place_query = dense()
 
-  def places(self, embedding: Float[Array, 'W D']) -> Places:
+  def places(self, embedding: Float[Array, 'W D']) -> PositionProjections:
     """Keys and queries of relative places."""
     shared, terms = self.sizes.relative.shared, self.sizes.relative.terms
 
@@ -246,14 +246,14 @@ class Attention(nn.Module):
     query, key, value = self.query(asking), self.key(x), self.value(x)
     query, key, value = (self._heads(y) for y in (query, key, value))
     scale = (self.sizes.head_size * self.sizes.terms) ** -0.5
-    mixed = attend(query, key, value, places, buckets, at, mask, scale)
+    mixed = attend_disentangled(query, key, value, places, buckets, at, mask, scale)
     return self.out(mixed.reshape(*asking.shape[:2], -1))
 
   def _heads(self, x):
     return x.reshape(*x.shape[:-1], self.sizes.heads, self.sizes.head_size)
 
 
-class FeedForward(nn.Module):
+class EncoderFeedForward(nn.Module):
   """A hidden layer."""
 
   sizes: Sizes
@@ -298,8 +298,8 @@ class Deberta(nn.Module):
       self.relative = embedding(2 * sizes.relative.span, sizes.width)
       if sizes.relative.normed:
         self.relative_norm = norm()
-    self.attentions = each(lambda: Attention(sizes, numerics))
-    self.feed_forwards = each(lambda: FeedForward(sizes, numerics))
+    self.attentions = each(lambda: DisentangledAttention(sizes, numerics))
+    self.feed_forwards = each(lambda: EncoderFeedForward(sizes, numerics))
     self.attention_norms, self.feed_forward_norms = each(norm), each(norm)
     if sizes.convolution:
       size, groups, _ = sizes.convolution
@@ -343,7 +343,7 @@ class Deberta(nn.Module):
       if self._convolves(number):
         x = self._convolved(embedded, x, mask)
         x = _at(x, at) if last else x
-      x = sharding.as_rows(x)
+      x = sharding.shard_rows(x)
     return x
 
   def _embedded(self, tokens, mask):
@@ -354,7 +354,7 @@ class Deberta(nn.Module):
       x += self.types(jnp.zeros_like(tokens))
     if self.sizes.embedded != self.sizes.width:
       x = self.widen(x)
-    return sharding.as_rows(self.embed_norm(x) * mask[:, :, None])
+    return sharding.shard_rows(self.embed_norm(x) * mask[:, :, None])
 
   def _convolves(self, number):
     return self.sizes.convolution is not None and number == 0

@@ -63,7 +63,7 @@ def make_cache(prompts: PrefillCache, rows: int, room: int) -> Cache:
 
   def empty(like):
     _, groups, _, size = like.shape
-    return sharding.as_rows(jnp.zeros((rows, groups, room, size), like.dtype), 'tensor')
+    return sharding.shard_rows(jnp.zeros((rows, groups, room, size), like.dtype), 'tensor')
 
   keys, values = (tuple(map(empty, pair)) for pair in (prompts.keys, prompts.values))
   return Cache(prompts, keys, values, jnp.zeros(rows, jnp.int32))

@@ -107,7 +107,7 @@ def make_ranker(sizes: deberta.Sizes, tasks: int, numerics: Numerics = FLOAT32) 
   return Ranker(init, lambda params: encoder.places(params['encoder']), logit)
 
 
-def read(folder: Path) -> Published:
+def read_published(folder: Path) -> Published:
   """What a published folder holds, in either layout; in that of the port, its config says it all.
 
   Raises:
@@ -143,7 +143,9 @@ def _of_port(said: Mapping[str, Any]) -> Published:
       'its config.json is neither that of a ranker of LLM-Blender nor that of a DeBERTa with '
       'n_tasks; give llm-blender/PairRM, llm-blender/PairRM-hf or a copy.'
     )
-  return Published(deberta.from_config(DebertaV2Config.from_dict(said)), said['n_tasks'], Lengths())
+  return Published(
+    deberta.sizes_from_config(DebertaV2Config.from_dict(said)), said['n_tasks'], Lengths()
+  )
 
 
 def _of_blender(said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Published:
@@ -165,17 +167,17 @@ def _of_blender(said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     **V3,
   )
   lengths = Lengths(said['source_maxlength'], said['candidate_maxlength'])
-  return Published(deberta.from_config(config), said['n_tasks'], lengths)
+  return Published(deberta.sizes_from_config(config), said['n_tasks'], lengths)
 
 
-def load(folder: Path, numerics: Numerics = FLOAT32) -> tuple[Ranker, Params, Lengths]:
+def load_ranker(folder: Path, numerics: Numerics = FLOAT32) -> tuple[Ranker, Params, Lengths]:
   """The ranker of a published folder, its parameters, and the lengths of what it reads.
 
   Raises:
     UserError: if its config or its weights cannot be used.
   """
   _check_weights(folder)
-  sizes, tasks, lengths = read(folder)
+  sizes, tasks, lengths = read_published(folder)
   ranker = make_ranker(sizes, tasks, numerics)
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))
-  return ranker, weights.load(folder, FAMILY, shapes, sharding.place), lengths
+  return ranker, weights.load(folder, FAMILY, shapes, sharding.parameter_sharding), lengths

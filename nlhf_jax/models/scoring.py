@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
-MOST_LOGITS = 1 << 26  # that exist at once, in 256 MiB
+MAX_LOGITS = 1 << 26  # that exist at once, in 256 MiB
 
 
 def log_probs(
@@ -26,11 +26,11 @@ def log_probs(
   tokens = rows(prompts.tokens, responses.tokens)
   hidden, _ = decoder.prefill(params, tokens, rows(prompts.mask, responses.mask))
   # The state at each token predicts the next one, so the head reads T places, not P + T.
-  log_p = of_next(decoder, params, hidden[:, -length - 1 : -1], tokens[:, -length:])
+  log_p = next_token_log_probs(decoder, params, hidden[:, -length - 1 : -1], tokens[:, -length:])
   return jnp.where(responses.mask, log_p.reshape(responses.tokens.shape), 0.0)
 
 
-def of_next(
+def next_token_log_probs(
   decoder: Decoder, params: Params, hidden: Float[Array, 'N T D'], tokens: Int[Array, 'N T']
 ) -> Float[Array, 'N T']:
   """log pi of the tokens, in nats, each from the hidden state that predicts it.
@@ -46,7 +46,7 @@ def of_next(
 
   rows, length = tokens.shape
   vocabulary = jax.eval_shape(decoder.logits, params, hidden).shape[-1]
-  at_once = max(MOST_LOGITS // (rows * vocabulary), 1)
+  at_once = max(MAX_LOGITS // (rows * vocabulary), 1)
   if length <= at_once:
     return of_places(hidden, tokens)
 

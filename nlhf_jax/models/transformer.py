@@ -18,7 +18,7 @@ from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.models.attention import Part, Sight, attend, attend_parts
+from nlhf_jax.models.attention import AttentionMask, KeyValues, attend, attend_cached
 from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
 from nlhf_jax.models.lora import Lora, delta
 
@@ -121,7 +121,7 @@ class Attention(nn.Module):
       key = Norm(sizes, self.numerics, name='key_norm')(key)
     if turns is not None:
       query, key = rotate(query, turns), rotate(key, turns)
-    query, key, value = (sharding.as_rows(x, None, 'tensor') for x in (query, key, value))
+    query, key, value = (sharding.shard_rows(x, None, 'tensor') for x in (query, key, value))
     scale = sizes.attention_scale or sizes.head_size**-0.5
     mixed, kept = look(query, key, value, scale=scale, cap=sizes.attention_cap)
     mixed = mixed.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
     norm = lambda: Norm(sizes, numerics)
     self.embed = embedding(sizes.vocabulary)
     if sizes.learned_positions:
-      self.places = embedding(sizes.longest)
+      self.places = embedding(sizes.max_positions)
     self.attentions = each(lambda: Attention(sizes, numerics, self.lora))
     self.feed_forwards = each(lambda: FeedForward(sizes, numerics, self.lora))
     self.attention_norms, self.feed_forward_norms = each(norm), each(norm)
@@ -202,10 +202,10 @@ class Transformer(nn.Module):
     length, positions = mask.shape[1], masks.positions(mask)
     past = mask[:, None, :] & jnp.tri(length, dtype=bool)
     # Layers of the same kind share masks.
-    sights = {None: Sight(past, mask)}
+    sights = {None: AttentionMask(past, mask)}
     for window in self._windows():
       near = positions[:, :, None] - positions[:, None, :] < window
-      sights[window] = Sight(past & near, mask, window)
+      sights[window] = AttentionMask(past & near, mask, window)
 
     def look(number, query, key, value, **how):
       mixed = attend(query, key, value, sights[self.sizes.layers[number].window], **how)
@@ -234,13 +234,13 @@ class Transformer(nn.Module):
       value = append_to_cache(cache.values[number], value, at)
       of_prompts, own = seen[self.sizes.layers[number].window]
       parts = [
-        Part(prompts.keys[number], prompts.values[number], of_prompts),
-        Part(key, value, own),
+        KeyValues(prompts.keys[number], prompts.values[number], of_prompts),
+        KeyValues(key, value, own),
       ]
-      return attend_parts(query, parts, **how), (key, value)
+      return attend_cached(query, parts, **how), (key, value)
 
     # Rows that are done read past the end, where learned positions would be no numbers.
-    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.longest - 1)
+    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.max_positions - 1)
     hidden, keys, values = self._through(tokens, positions, size + len(places), look)
     return hidden, Cache(prompts, keys, values, cache.length + count)
 
@@ -250,15 +250,15 @@ class Transformer(nn.Module):
   def _through(self, tokens, positions, longest, look, remat=None):
     """Hidden states, and what each layer's `look` keeps of keys and values."""
     sizes = self.sizes
-    if longest > sizes.longest:
+    if longest > sizes.max_positions:
       raise UserError(
-        f'{longest} tokens are more than the {sizes.longest} that the model has positions '
+        f'{longest} tokens are more than the {sizes.max_positions} that the model has positions '
         'for; lower config.data.prompt_length or config.data.response_length.'
       )
     # A row of the table comes whole, from wherever it lies.
     table = jnp.asarray(self.embed.embedding, self.numerics.compute)
-    table = sharding.as_axes(table, 'tensor', None)
-    x = sharding.as_rows(jnp.take(table, tokens, axis=0))
+    table = sharding.shard_axes(table, 'tensor', None)
+    x = sharding.shard_rows(jnp.take(table, tokens, axis=0))
     x *= jnp.asarray(sizes.embedding_scale, x.dtype)
     if sizes.learned_positions:
       x += self.places(positions)
@@ -285,7 +285,7 @@ class Transformer(nn.Module):
     x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
     out = self.feed_forwards[number](self.feed_forward_norms[number](x))
     x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
-    return sharding.as_rows(x), pair
+    return sharding.shard_rows(x), pair
 
   def all(self, tokens, mask):
     """Uses every parameter once, so that `init` makes it."""

@@ -86,7 +86,7 @@ def decode(
     return (unfinished(state) > jnp.where(ending, 0, compact_to)) & ~full(state)
 
   state = lax.while_loop(proceed, step, state)
-  return state, sharding.as_axes(unfinished(state)), sharding.as_axes(full(state))
+  return state, sharding.shard_axes(unfinished(state)), sharding.shard_axes(full(state))
 
 
 def next_tokens(
@@ -165,7 +165,7 @@ def compacted_size(sampler: Sampler, size: int) -> int:
   """The batch size that `size` prompts are compacted to; 0 where they are not."""
   smaller = size // GROWTH
   worthwhile = smaller >= sampler.min_batch and sampler.length > sampler.first_room
-  return smaller if worthwhile and not sharding.on_mesh() else 0
+  return smaller if worthwhile and not sharding.has_mesh() else 0
 
 
 @partial(jax.jit, static_argnames='size')

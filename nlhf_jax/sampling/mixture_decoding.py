@@ -92,7 +92,9 @@ def draft_weight(sampler: Sampler, mixture: int) -> float:
 def group_params(sampler: Sampler, plan: DecodePlan, params: Mapping[str, Params]) -> list[Params]:
   """The parameters that each group decodes its rows with."""
   return [
-    trees.of_turns(params, [member.slot for member in group.members for _ in range(sampler.count)])
+    trees.stack_slots(
+      params, [member.slot for member in group.members for _ in range(sampler.count)]
+    )
     for group in plan.groups
   ]
 

@@ -47,7 +47,7 @@ def _prefill_slots(
   """slot -> logits after the prompts; and slot -> cache, one for slots that share a pass."""
   decoder, size, logits, prefilled = sampler.decoder, len(prompts.tokens), {}, {}
   for slots in dict.fromkeys(tuple(group.slots) for group in plan.groups):
-    own = trees.of_turns(params, slots)
+    own = trees.stack_slots(params, slots)
     tokens, mask = (jnp.repeat(leaf, len(slots), axis=0) for leaf in prompts)
     hidden, cache = decoder.prefill(own, tokens, mask)
     last = decoder.logits(own, hidden[:, -1]).reshape(size, len(slots), -1)

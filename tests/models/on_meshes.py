@@ -53,9 +53,9 @@ def learn(mesh, adapter=None):
     decoder = make_decoder(SIZES, FLOAT32, adapter)
     params = started(decoder)
     own, base = trees.split(params, lora.is_adapter) if adapter else (params, {})
-    base = sharding.put(base)
+    base = sharding.put_parameters(base)
     optimizer = optax.adam(1e-2, eps=1e-2)  # at the usual one it makes signs of rounding errors
-    state = sharding.put(initial_state(ALGORITHM, own, optimizer, base))
+    state = sharding.put_parameters(initial_state(ALGORITHM, own, optimizer, base))
     random = np.random.default_rng(0)
     tokens = random.integers(2, 16, (8, 15)).astype(np.int32)
     sides = [
@@ -63,7 +63,7 @@ def learn(mesh, adapter=None):
     ]
     payoff = np.float32(random.uniform(-0.5, 0.5, (8, 1, 1)))
     prompts = Prompts(tokens[:, 10:], tokens[:, 10:] > 2)
-    comparison = sharding.place_rows(Comparison(prompts, *sides, payoff))
+    comparison = sharding.put_rows(Comparison(prompts, *sides, payoff))
     score = scoring.make_score(decoder)
     update = make_update(ALGORITHM, score, optimizer, lambda *_: {})
     for step in range(2):
@@ -88,7 +88,7 @@ def travel(folder):
 
   def begun(seed):
     moved = jax.tree.map(lambda leaf: leaf + np.float32(seed), params)
-    return sharding.put(initial_state(ALGORITHM, moved, optimizer))
+    return sharding.put_parameters(initial_state(ALGORITHM, moved, optimizer))
 
   read = weights._read
   largest = []
@@ -111,7 +111,7 @@ def travel(folder):
     after = restored.restore(begun(0))
     restored.close()
     shapes = jax.eval_shape(decoder.init, jax.random.key(0))
-    loaded = weights.load(folder / 'model', 'llama', shapes, sharding.place)
+    loaded = weights.load(folder / 'model', 'llama', shapes, sharding.parameter_sharding)
   return {
     'step': int(after.step),
     'same': [equal_trees(before, after.params['policy']), equal_trees(before, loaded)],

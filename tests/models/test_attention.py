@@ -10,11 +10,11 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from nlhf_jax.models import architectures, attention
-from nlhf_jax.models.attention import Sight
+from nlhf_jax.models.attention import AttentionMask
 from nlhf_jax.models.transformer import Numerics, make_decoder
 
 ROWS, HEADS, GROUPS, SIZE = 2, 4, 2, 128
-SPLASH = partial(attention.with_splash, interpret=True)
+SPLASH = partial(attention.attend_splash, interpret=True)
 
 
 def sight_of(real, window=None):
@@ -24,7 +24,7 @@ def sight_of(real, window=None):
   visible = real[:, None, :] & (places <= places[:, None])
   if window is not None:
     visible &= positions[:, :, None] - positions[:, None, :] < window
-  return Sight(jnp.asarray(visible), jnp.asarray(real), window)
+  return AttentionMask(jnp.asarray(visible), jnp.asarray(real), window)
 
 
 def some_rows(length):
@@ -65,7 +65,7 @@ def test_splash_attention_is_what_the_definition_says(length, window, cap):
     value_and_gradients(
       partial(attend, sight=sight, scale=SIZE**-0.5, cap=cap), real, arrays(length)
     )
-    for attend in (attention.with_xla, SPLASH)
+    for attend in (attention.attend_xla, SPLASH)
   ]
   for expected, said in zip(*compared, strict=True):
     np.testing.assert_allclose(said, expected, atol=2e-5)
@@ -91,7 +91,7 @@ def gradient_of(attend):
 @pytest.mark.parametrize('window', [None, 20])
 def test_splash_attention_becomes_a_program_for_tpus(dtype, window):
   attend = partial(
-    attention.with_splash, sight=sight_of(some_rows(150), window), scale=0.1, cap=None
+    attention.attend_splash, sight=sight_of(some_rows(150), window), scale=0.1, cap=None
   )
   gradient = jax.jit(
     jax.grad(lambda *given: jnp.sum(attend(*given).astype(jnp.float32)), (0, 1, 2))
@@ -113,7 +113,7 @@ def test_cudnn_becomes_a_program_for_nvidia():
 
 
 def fitting(platform, length=128, dtype=jnp.bfloat16, size=128, cap=None):
-  return attention.fitting(platform, jnp.zeros((ROWS, length, HEADS, size), dtype), cap)
+  return attention.choose_kernel(platform, jnp.zeros((ROWS, length, HEADS, size), dtype), cap)
 
 
 def test_cudnn_is_for_nvidia_and_for_what_it_can_do():

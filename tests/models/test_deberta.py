@@ -72,7 +72,7 @@ def saved(folder, **changes):
 
 
 def load(folder, config, numerics=deberta.FLOAT32):
-  encoder = deberta.make_encoder(deberta.from_config(config), numerics)
+  encoder = deberta.make_encoder(deberta.sizes_from_config(config), numerics)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0))
   return encoder, weights.load(folder, 'deberta-v2', shapes, lambda path, leaf: HERE)
 
@@ -153,7 +153,7 @@ def test_buckets_are_those_of_transformers(buckets, farthest):
   length = 2500
   distance = torch.arange(1 - length, length)
   theirs = make_log_bucket_position(distance, buckets, farthest).long() + buckets
-  relative = deberta.Relative(('c2p',), farthest, buckets, shared=True, normed=True)
+  relative = deberta.RelativePositions(('c2p',), farthest, buckets, shared=True, normed=True)
   np.testing.assert_array_equal(relative.bucketed(length), theirs.clamp(0, 2 * buckets - 1).numpy())
 
 
@@ -170,9 +170,9 @@ def test_export_is_what_was_read(third, tmp_path):
 
 def test_what_is_not_known_is_refused(tmp_path):
   with pytest.raises(UserError, match="hidden_act='relu6' is not one of tanh, silu, gelu"):
-    deberta.from_config(configured(hidden_act='relu6'))
+    deberta.sizes_from_config(configured(hidden_act='relu6'))
   with pytest.raises(UserError, match="conv_act='relu' is not one of"):
-    deberta.from_config(configured(conv_kernel_size=3, conv_act='relu'))
+    deberta.sizes_from_config(configured(conv_kernel_size=3, conv_act='relu'))
   model = saved(tmp_path, position_biased_input=True)
   encoder, params = load(tmp_path, model.config)
   with pytest.raises(UserError, match='17 tokens are more than the 16'):

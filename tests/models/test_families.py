@@ -20,7 +20,7 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 def load(folder, numerics=FLOAT32):
   """Decoder and parameters of a saved model."""
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, numerics)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   return decoder, weights.load(folder, family, shapes, lambda path, leaf: HERE)
@@ -95,7 +95,7 @@ def test_cached_decoding_agrees_with_reading_at_once(saved, step):
 def exported(folder, again):
   """What `transformers` reads of an export of the model in a folder: its tensors."""
   _, params = load(folder)
-  family, _ = architectures.read(folder)
+  family, _ = architectures.read_architecture(folder)
   weights.save(again, family, params, np.float32, most=20_000)
   (again / 'config.json').write_text((folder / 'config.json').read_text())
   model = transformers.AutoModelForCausalLM.from_pretrained(again, local_files_only=True)

@@ -29,12 +29,12 @@ DECODER = make_decoder(SIZES, lora=LORA)
 def changed(params, seed):
   """The same with adapters that change something."""
   random = np.random.default_rng(seed)
-  return trees.nested(
+  return trees.unflatten(
     {
       path: jnp.asarray(random.normal(size=leaf.shape, scale=0.3), leaf.dtype)
       if lora.is_adapter(path)
       else leaf
-      for path, leaf in trees.flat(params).items()
+      for path, leaf in trees.flatten(params).items()
     }
   )
 
@@ -61,7 +61,9 @@ def test_rows_that_take_turns_have_their_own_adapters(params):
   base = trees.split(params, lora.is_adapter)[1]
   own = {slot: trees.split(tree, lora.is_adapter)[0] for slot, tree in slots.items()}
   tokens, mask = some_rows()
-  together = ours(DECODER, trees.of_turns({'base': base, **own}, ['policy', 'other']), tokens, mask)
+  together = ours(
+    DECODER, trees.stack_slots({'base': base, **own}, ['policy', 'other']), tokens, mask
+  )
   for turn, slot in enumerate(slots):
     part = slice(turn, None, 2)
     alone = ours(DECODER, slots[slot], tokens[part], mask[part])
@@ -72,7 +74,7 @@ def test_rows_that_take_turns_have_their_own_adapters(params):
 def test_merged_it_is_the_same_policy(params):
   one = changed(params, 1)
   merged = lora.merge(one, LORA.scale)
-  assert not any(map(lora.is_adapter, trees.flat(merged)))
+  assert not any(map(lora.is_adapter, trees.flatten(merged)))
   np.testing.assert_allclose(
     ours(make_decoder(SIZES), merged, *some_rows()), ours(DECODER, one, *some_rows()), atol=1e-5
   )
@@ -90,7 +92,7 @@ def test_the_reference_of_a_mixture_is_the_base_and_never_the_adapted_policy(par
   rollout = make_rollout(DECODER, MIXTURES, length=5, stop=10, count=2)
   _, mixed = rollout(slots, prompts, jax.random.key(3))
   of_base = np.asarray(said(base, prompts, mixed))
-  of_policy = np.asarray(said(trees.merged(base, own), prompts, mixed))
+  of_policy = np.asarray(said(trees.merge(base, own), prompts, mixed))
   assert np.abs(of_base - of_policy)[np.asarray(mixed.mask)].max() > 0.1
   log_mix = 0.25 * of_policy + 0.75 * of_base
   log_mix -= np.logaddexp.reduce(log_mix, axis=-1, keepdims=True)
@@ -155,12 +157,12 @@ def test_a_token_reads_the_weights_of_the_base_once(params):
 
 def with_adapter(base, folder):
   """A saved model and an adapter, which is written to a folder: decoder, parameters, base."""
-  family, sizes = architectures.read(base)
+  family, sizes = architectures.read_architecture(base)
   decoder = make_decoder(sizes, FLOAT32, LORA)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   adapter, kept = trees.split(shapes, lora.is_adapter)
   loaded = weights.load(base, family, kept, lambda path, leaf: HERE)
-  params = changed(trees.merged(loaded, adapter), 5)
+  params = changed(trees.merge(loaded, adapter), 5)
   weights.save_adapter(folder, family, params, LORA, str(base))
   return decoder, params, loaded
 

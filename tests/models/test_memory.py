@@ -55,7 +55,7 @@ def test_log_probabilities_never_hold_all_logits(compute, monkeypatch):
   whole = 4 * rows * count * length * vocabulary
   (expected, gradient), before = value_and_gradient()
   assert before > whole
-  monkeypatch.setattr(scoring, 'MOST_LOGITS', rows * count * 7 * vocabulary)
+  monkeypatch.setattr(scoring, 'MAX_LOGITS', rows * count * 7 * vocabulary)
   (said, chunked), after = value_and_gradient()
   assert after < 0.6 * whole
   assert said[1].dtype == jnp.float32
@@ -71,7 +71,7 @@ def test_one_place_at_a_time_at_the_least(monkeypatch):
   params = some_parameters(decoder)
   given = conversation(2, 3, 4, 5, 11)
   expected = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
-  monkeypatch.setattr(scoring, 'MOST_LOGITS', 1)
+  monkeypatch.setattr(scoring, 'MAX_LOGITS', 1)
   said = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
   np.testing.assert_allclose(said, expected, atol=1e-5)
 

@@ -245,7 +245,7 @@ def make_run(run: Path, folder: Path) -> language_config.Experiment:
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
@@ -257,7 +257,7 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))
-  return Pretrained(decoder, read, tokenizer, sizes.longest, settings)
+  return Pretrained(decoder, read, tokenizer, sizes.max_positions, settings)
 
 
 def make_prompts(

@@ -205,7 +205,7 @@ def slots_of(experiment: Experiment) -> dict[str, tuple[str, str]]:
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
-  parts = sharding.examples_apart()
+  parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:
       raise UserError(

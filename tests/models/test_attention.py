@@ -63,7 +63,7 @@ def test_splash_attention_is_what_the_definition_says(length, window, cap):
   sight = sight_of(real, window)
   compared = [
     value_and_gradients(
-      partial(attend, sight=sight, scale=SIZE**-0.5, cap=cap), real, arrays(length)
+      partial(attend, mask=sight, scale=SIZE**-0.5, cap=cap), real, arrays(length)
     )
     for attend in (attention.attend_xla, SPLASH)
   ]
@@ -73,7 +73,7 @@ def test_splash_attention_is_what_the_definition_says(length, window, cap):
 
 def test_splash_attention_on_a_mesh():
   real = some_rows(128)
-  attend = jax.jit(partial(SPLASH, sight=sight_of(real), scale=SIZE**-0.5, cap=None))
+  attend = jax.jit(partial(SPLASH, mask=sight_of(real), scale=SIZE**-0.5, cap=None))
   alone = attend(*arrays(128))
   axes = (jax.sharding.AxisType.Auto,) * 3
   with jax.set_mesh(jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), axis_types=axes)):
@@ -91,7 +91,7 @@ def gradient_of(attend):
 @pytest.mark.parametrize('window', [None, 20])
 def test_splash_attention_becomes_a_program_for_tpus(dtype, window):
   attend = partial(
-    attention.attend_splash, sight=sight_of(some_rows(150), window), scale=0.1, cap=None
+    attention.attend_splash, mask=sight_of(some_rows(150), window), scale=0.1, cap=None
   )
   gradient = jax.jit(
     jax.grad(lambda *given: jnp.sum(attend(*given).astype(jnp.float32)), (0, 1, 2))
@@ -101,7 +101,7 @@ def test_splash_attention_becomes_a_program_for_tpus(dtype, window):
 
 
 def test_cudnn_becomes_a_program_for_nvidia():
-  attend = partial(attention.KERNELS['cudnn'], sight=sight_of(some_rows(128)), scale=0.1, cap=None)
+  attend = partial(attention.KERNELS['cudnn'], mask=sight_of(some_rows(128)), scale=0.1, cap=None)
   gradient = jax.jit(
     jax.grad(lambda *given: jnp.sum(attend(*given).astype(jnp.float32)), (0, 1, 2))
   )

@@ -93,7 +93,9 @@ def ours(encoder, params, tokens, mask, at=None):
   """Hidden states at the given positions, or at all."""
   everywhere = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
   at = everywhere if at is None else at
-  return np.asarray(jax.jit(encoder.read)(params, encoder.places(params), tokens, mask, at))
+  return np.asarray(
+    jax.jit(encoder.encode)(params, encoder.project_positions(params), tokens, mask, at)
+  )
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -74,7 +74,7 @@ def test_a_file_of_something_else_is_named(copy):
 def test_weights_in_other_formats_are_not_read(copy):
   folder = copy()
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
-  assert 'weights in other formats are not read' in refused(folder)
+  assert 'convert weights in other formats' in refused(folder)
 
 
 def test_a_part_that_the_index_names_and_is_not_there_is_named(tmp_path):

@@ -99,9 +99,9 @@ def call_patched(module, call: Call, **values) -> Call:
   return changed
 
 
-def rollout_cases() -> list[Case]:
-  """Optimisations of sampling."""
-  small, prompts = setting(), setting().prompts
+def loop_cases(small: Setting) -> list[Case]:
+  """Optimisations of the loop that samples."""
+  prompts = small.prompts
   both, alone, mixture = (
     small.rollout(mixtures) for mixtures in ([POLICY, MIXTURE], [POLICY], [MIXTURE])
   )
@@ -116,19 +116,6 @@ def rollout_cases() -> list[Case]:
   few = jax.tree.map(lambda leaf: leaf[:8], prompts)
   repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 8, axis=0), few)
   compiled = jax.jit(small.rollout([POLICY, MIXTURE]))
-  # A member of weight zero would be left out.
-  with_reference = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])
-  with patched(sampler, default_draft_length=lambda: 1):
-    one_by_one = near(small).rollout([POLICY, MIXTURE])
-  with patched(sampler, default_draft_length=lambda: 4):
-    drafted = near(small).rollout([POLICY, MIXTURE])
-  score = jax.jit(partial(scoring.log_probs, small.decoder))
-  logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
-
-  def sample_then_score():
-    left, _ = both(prompts)
-    return score(small.slots['reference'], prompts, left)
-
   return [
     Case(
       'one loop for both sides',
@@ -170,6 +157,26 @@ def rollout_cases() -> list[Case]:
       lambda: both(prompts),
       lambda: compiled(prompts),
     ),
+  ]
+
+
+def token_cases(small: Setting) -> list[Case]:
+  """Optimisations of a step of the loop."""
+  prompts, both = small.prompts, small.rollout([POLICY, MIXTURE])
+  # A member of weight zero would be left out.
+  with_reference = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])
+  with patched(sampler, default_draft_length=lambda: 1):
+    one_by_one = near(small).rollout([POLICY, MIXTURE])
+  with patched(sampler, default_draft_length=lambda: 4):
+    drafted = near(small).rollout([POLICY, MIXTURE])
+  score = jax.jit(partial(scoring.log_probs, small.decoder))
+  logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
+
+  def sample_then_score():
+    left, _ = both(prompts)
+    return score(small.slots['reference'], prompts, left)
+
+  return [
     Case(
       'sampling a token by inverting block sums, with log-probability and entropy (64 rows)',
       2.0,
@@ -223,9 +230,8 @@ def attend_by_softmax(query, key, value, mask, *, scale, cap):
   return jax.nn.dot_product_attention(query, key, value, mask=mask.visible[:, None], scale=scale)
 
 
-def update_cases() -> list[Case]:
+def update_cases(small: Setting) -> list[Case]:
   """Optimisations of the gradient of log-probabilities."""
-  small = setting()
   tokens = jax.random.randint(jax.random.key(1), (BATCH, 1, 64), 0, small.stop)
   responses = Responses(tokens, jnp.ones(tokens.shape, bool))
 
@@ -321,7 +327,8 @@ def table(found: list[dict]) -> str:
 
 def main() -> None:
   """Measures all cases, and prints and writes the results."""
-  cases = rollout_cases() + update_cases()
+  small = setting()
+  cases = loop_cases(small) + token_cases(small) + update_cases(small)
   found = [compare(case) for case in tqdm(cases, unit='case')]
   results = {'machine': environments.machine(), 'cases': found}
   (ROOT / 'benchmarks' / 'results' / 'optimisations.json').write_text(

@@ -4,16 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
 from nlhf_jax.models.decoder import Decoder, PrefillCache
-from nlhf_jax.sampling import sampler, speculative, token
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.laws import exact
+from tests.sampling.expected import FILTERS, ROWS, assert_frequencies, filter_row
 
-ROWS = 20_000
-SAMPLE = jax.jit(token.sample_token)
 HALF = {'policy': 0.5, 'reference': 0.5}
 
 
@@ -37,48 +35,9 @@ def sample(tables, mixtures, *, length=2, rows=ROWS, stop=None, **options):
   return [jax.tree.map(lambda leaf: np.array(leaf[:, 0]), responses) for responses in sampled]
 
 
-def filter_row(logits, filters):
-  """The expected `token.filter_logits` of one row without ties."""
-  p = np.exp(log_softmax(logits / filters.temperature))
-  order = np.argsort(-p)
-  keep = order[: filters.top_k or None]
-  p = p / p[keep].sum()
-  reached = np.cumsum(p[keep]) >= filters.top_p
-  if reached.any():
-    keep = keep[: np.argmax(reached) + 1]
-  out = np.full(len(p), -np.inf)
-  out[keep] = np.log(p[keep] / p[keep].sum())
-  return out
-
-
-def assert_frequencies(counts, chances):
-  """Frequencies are within five standard errors; impossible events never occur."""
-  chances = np.asarray(chances)
-  error = np.sqrt(chances * (1 - chances) / counts.sum())
-  assert np.all(abs(counts / counts.sum() - chances) <= 5 * error)
-
-
 def random_tables(symbols=5):
   random = np.random.default_rng(0)
   return {slot: random.normal(size=(symbols, symbols)) for slot in ('policy', 'reference')}
-
-
-FILTERS = {
-  'unfiltered': token.UNFILTERED,
-  'temperature': token.Filters(temperature=0.7),
-  'top_k': token.Filters(top_k=2),
-  'top_p': token.Filters(top_p=0.6),
-  'all': token.Filters(temperature=1.5, top_k=4, top_p=0.8),
-}
-
-
-@pytest.mark.parametrize('name', FILTERS)
-def test_filters_keep_the_most_likely_tokens(name):
-  logits = 2 * np.random.default_rng(1).normal(size=(50, 7)).astype(np.float32)
-  expected = [filter_row(row, FILTERS[name]) for row in logits]
-  np.testing.assert_allclose(
-    token.filter_logits(jnp.asarray(logits), FILTERS[name]), expected, atol=1e-5
-  )
 
 
 @pytest.mark.parametrize(('name', 'drafts'), [('unfiltered', 1), ('unfiltered', 4), ('all', 2)])
@@ -129,34 +88,6 @@ def test_token_mixture_is_not_the_sequence_mixture(drafts, monkeypatch):
   assert_frequencies(np.array([counts[:2].sum(), counts[2:].sum()]), [0.5, 0.5])
 
 
-def test_accepted_drafts_have_the_target_distribution():
-  """The first draft is accepted with probability sum(min(p, q)), the second only after it."""
-  draft, target = np.log([[0.5, 0.3, 0.2]] * 2), np.log([[0.2, 0.3, 0.5]] * 2)
-  keys = jax.random.split(jax.random.key(0), 2)
-  tokens = jax.random.categorical(keys[0], draft, shape=(ROWS, 2))
-  tile = lambda x: jnp.tile(jnp.asarray(x, jnp.float32), (ROWS, 1, 1))
-  uniform = jax.random.uniform(keys[1], (ROWS, 3))
-  sampled, count = jax.jit(speculative.accept)(tokens, tile(draft), tile(target), uniform)
-  assert_frequencies(np.bincount(sampled.token[:, 0], minlength=3), np.exp(target[0]))
-  accepted = 0.2 + 0.3 + 0.2
-  assert_frequencies(np.bincount(count - 1, minlength=2), [1 - accepted, accepted])
-  second = sampled.token[:, 1][count == 2]
-  assert_frequencies(np.bincount(second, minlength=3), np.exp(target[1]))
-  np.testing.assert_allclose(sampled.log_prob, target[0][sampled.token], rtol=1e-5)
-  np.testing.assert_allclose(
-    sampled.entropy, -np.sum(np.exp(target) * target, axis=1)[0], rtol=1e-5
-  )
-
-
-def test_draft_from_the_target_is_accepted():
-  logits = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (ROWS, 3, 7)))
-  tokens = jax.random.categorical(jax.random.key(1), logits)
-  uniform = jax.random.uniform(jax.random.key(2), (ROWS, 4))
-  sampled, count = jax.jit(speculative.accept)(tokens, logits, logits, uniform)
-  np.testing.assert_array_equal(sampled.token, tokens)
-  assert np.all(count == 3)
-
-
 def test_weights_one_and_zero_give_the_first_member():
   tables = random_tables()
   (mixture,) = sample(tables, [{'reference': 1.0, 'policy': 0.0}], rows=100, length=6)
@@ -184,37 +115,3 @@ def test_response_lengths_have_the_expected_distribution():
   assert np.all(stopped[~responses.mask])
   assert np.all(responses.log_probs[~responses.mask] == 0)
   assert np.all(responses.entropy[~responses.mask] == 0)
-
-
-CHANCES = np.array([0, 0.5, 0, 0.3, 0.2, 0], np.float32)
-
-
-@pytest.mark.parametrize('symbols', [6, 64, 1_000])
-def test_token_frequencies_equal_their_probabilities(symbols):
-  chances = np.resize(CHANCES, symbols)
-  chances = chances / chances.sum()
-  with np.errstate(divide='ignore'):
-    logits = np.log(chances) + 3
-  sampled = SAMPLE(jax.random.uniform(jax.random.key(0), (ROWS,)), jnp.tile(logits, (ROWS, 1)))
-  assert_frequencies(np.bincount(sampled.token, minlength=symbols), chances)
-  np.testing.assert_allclose(np.exp(sampled.log_prob), chances[sampled.token], rtol=1e-5)
-  some = chances[chances > 0]
-  np.testing.assert_allclose(sampled.entropy, -np.sum(some * np.log(some)), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-  ('symbols', 'numbers'), [(6, 2_000), (66, 2_000), (300, 2_000), (30_000, 100)]
-)
-def test_impossible_tokens_are_never_sampled(symbols, numbers):
-  below_one = np.nextafter(np.float32(1), np.float32(0))
-  spread = np.tile(CHANCES, symbols // len(CHANCES))
-  last = np.flatnonzero(spread)[-1]
-  uniform = np.linspace(0, 1, numbers, endpoint=False, dtype=np.float32)
-  uniform = np.concatenate([uniform, [below_one]])
-  for scale in (1, 1.9, 0.3, 1e-3):  # rounding depends on the sum
-    logits = np.tile(np.log(np.maximum(spread * scale, 1e-38)), (len(uniform), 1))
-    logits[:, spread == 0] = -np.inf
-    sampled = SAMPLE(jnp.asarray(uniform), jnp.asarray(logits, jnp.float32))
-    assert np.all(spread[sampled.token] > 0)
-    assert np.all(np.diff(sampled.token) >= 0)
-    assert (sampled.token[0], sampled.token[-1]) == (1, last)

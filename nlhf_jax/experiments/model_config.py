@@ -140,8 +140,8 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
   if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.max_positions} that the model has positions for; '
-      'lower prompt_length or response_length.'
+      f'{data.response_length} are more than the {sizes.max_positions} that the model has '
+      'positions for; lower prompt_length or response_length.'
     )
 
 

@@ -158,7 +158,7 @@ def make_score(
     vocabulary: of the same folder.
     batch: most pairs at a time.
   """
-  logit, places = jax.jit(ranker.logit), jax.jit(ranker.places)(params)
+  logit, places = jax.jit(ranker.logit), jax.jit(ranker.project_positions)(params)
 
   def score(prompts, first, second):
     of_prompt, of_response = (

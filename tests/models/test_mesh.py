@@ -15,12 +15,12 @@ from nlhf_jax.models import sharding
 from tests.models import on_meshes
 
 HERE = Path(__file__).parent
-# The programs run for less time than it takes to optimise them.
+# Optimising the programs takes longer than running them.
 FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
 
 
 def outcomes():
-  """What the program says: of one device and every mesh, of two with adapters, of travelling."""
+  """The results of `on_meshes`: one device, every mesh, two with adapters, and resharding."""
   program = subprocess.run(
     [sys.executable, '-m', 'tests.models.on_meshes'],
     env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
@@ -38,23 +38,23 @@ def equal(one, other):
   np.testing.assert_allclose(one['params'], other['params'], atol=2e-6)
 
 
-def test_sharded_equals_unsharded_and_takes_its_share_of_memory():
-  alone, *meshes, adapter, adapter_on_mesh, travelled = outcomes()
+def test_sharded_equals_unsharded_in_less_memory():
+  alone, *meshes, adapter, adapter_on_mesh, resharded = outcomes()
   assert len(meshes) == len(on_meshes.MESHES) == 10
   assert sum(bool(outcome['sampled']) for outcome in meshes) == 3
   for (_, fsdp, tensor), outcome in zip(on_meshes.MESHES, meshes, strict=True):
     equal(alone, outcome)
-    # Norms, a few numbers each, are whole everywhere.
+    # Norms are small and not split.
     assert outcome['held'] == pytest.approx(alone['held'] / (fsdp * tensor), rel=0.02, abs=1500)
   equal(adapter, adapter_on_mesh)
 
-  assert travelled['step'] == 5  # a checkpoint and a model's files, from one mesh to another
-  assert travelled['same'] == [True, True]
-  assert travelled['parts'] == 8
-  assert travelled['largest'] <= travelled['whole'] / 8  # a part of a tensor at a time
+  assert resharded['step'] == 5  # a checkpoint and a model's files, loaded on another mesh
+  assert resharded['same'] == [True, True]
+  assert resharded['parts'] == 8
+  assert resharded['largest'] <= resharded['whole'] / 8  # one part of a tensor at a time
 
 
-def test_a_mesh_that_does_not_fit_the_devices_is_refused():
+def test_mesh_that_does_not_fit_devices_is_refused():
   count = jax.device_count()
   with pytest.raises(UserError, match=f'fsdp=3 .* must be the {count} devices'):
     sharding.make_mesh(0, 3, 1)

@@ -258,7 +258,7 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))
-  return Pretrained(decoder, read, tokenizer, sizes.longest, settings)
+  return Pretrained(decoder, read, tokenizer, sizes.max_positions, settings)
 
 
 def make_prompts(

@@ -44,7 +44,7 @@ def make_model(player: Player) -> Model:
     return Model(player.decoder, player.begin(), player.tokenizer, player.longest)
   experiment = player.experiment
   params, own = export_policy.of_player(experiment, player.player), experiment.model
-  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.longest)
+  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
 
 
 def key_of(experiment: EvaluateExperiment, player: Player) -> str:

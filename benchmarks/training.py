@@ -190,7 +190,7 @@ def step_parts(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
-  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm))
+  update = make_update(algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
   def run_update(update_state, *inputs):
@@ -218,13 +218,13 @@ def time_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
   for name, algorithm, network, score, measure in (
-    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.of_rewards),
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.reward_metrics),
     (
       'preference model',
       catalogue.preference_model(),
       preferences,
       preferences.logit,
-      step_metrics.of_preferences,
+      step_metrics.preference_metrics,
     ),
   ):
     state = initial_state(algorithm, network.init(params), optimizer)

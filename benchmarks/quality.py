@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import token_game  # noqa: E402
-from nlhf_jax.experiments.token_game.run import run as experiment  # noqa: E402
+from nlhf_jax.experiments.start import start  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 METHODS = ('nash_md_pg', 'online_ipo', 'inpo', 'egpo')
@@ -34,7 +34,7 @@ def main() -> None:
   config.methods, config.votes.learners = rows, {}
   with tempfile.TemporaryDirectory() as folder:
     workdir = Path(folder)
-    experiment.start(config, 'quality', workdir, workdir / 'stages')
+    start(config, 'quality', workdir, workdir / 'stages')
     results = json.loads((workdir / 'results.json').read_text())
     (RESULTS / 'quality.png').write_bytes((workdir / 'time.png').read_bytes())
   courses = {

@@ -48,7 +48,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
     stop=corpus.tokenizer.eos_token_id,
   )
   score = scoring.make_score(decoder)
-  measure = step_metrics.of_play(algorithm)
+  measure = step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
   comparison = Comparison(prompts, *rollout(state.slots, prompts, jax.random.key(1)))

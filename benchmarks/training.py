@@ -33,7 +33,7 @@ from transformers import LlamaConfig
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.experiments.specs import Training
-from nlhf_jax.experiments.stages import make_step
+from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import of_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
@@ -44,6 +44,7 @@ from nlhf_jax.sampling import mixture_decoding, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.optimizers import make_optimizer
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
 ROOT = Path(__file__).parents[1]
@@ -189,8 +190,9 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
-  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm))
-  step = make_step(training, score, make, lambda comparison, key: judge(comparison))
+  update = make_update(algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm))
+  rollout_step = make_rollout_step(algorithm, make, lambda comparison, key: judge(comparison))
+  step = make_policy_update(training, score, rollout_step)
 
   def moving(change, *given):
     def call():
@@ -217,13 +219,13 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
   for name, row, network, score, measure in (
-    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.of_rewards),
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.reward_metrics),
     (
       'preference model',
       catalogue.preference_model(),
       preferences,
       preferences.logit,
-      step_metrics.of_preferences,
+      step_metrics.preference_metrics,
     ),
   ):
     state = initial_state(row, network.init(params), optimizer)

@@ -66,7 +66,7 @@ class TrainState(NamedTuple):
   params: Mapping[str, Params]
   optimizer: Any
   fixed: Mapping[str, Params]
-  underway: Comparison | None = None
+  in_flight: Comparison | None = None
 
   @property
   def slots(self) -> Mapping[str, Params]:

@@ -50,11 +50,11 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   if adapter and not sizes.gated and adapter.targets == ('gate',):
     raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
   decoder = make_decoder(sizes, numerics, adapter)
-  begin = loaded(decoder, source) if source else placed(decoder.init)
-  return Model(decoder, sizes, numerics, adapter, begin, trains(adapter), source)
+  begin = make_loader(decoder, source) if source else make_sharded_init(decoder.init)
+  return Model(decoder, sizes, numerics, adapter, begin, make_trains(adapter), source)
 
 
-def make_unfilled(config: ConfigDict) -> Model:
+def make_model_without_tokenizer(config: ConfigDict) -> Model:
   """The model without a tokenizer, as large as that may make it."""
   if not config.model.hf:
     return make_model(config, config.data.vocabulary)
@@ -65,8 +65,11 @@ def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
   """The mesh of the section `mesh`, in force within a `with`; of one device there is none.
 
   Raises:
-    UserError: if the mesh does not fit the devices.
+    UserError: if an axis has a wrong size, or the mesh does not fit the devices.
   """
+  for axis, least in (('data', 0), ('fsdp', 1), ('tensor', 1)):
+    if config.mesh[axis] < least:
+      raise UserError(f'config.mesh.{axis}={config.mesh[axis]} must be at least {least}.')
   mesh = sharding.make_mesh(**config.mesh)
   if mesh.size == 1:
     return contextlib.nullcontext()
@@ -100,19 +103,19 @@ def make_lora(section: ConfigDict) -> Lora | None:
   return Lora(section.rank, section.alpha, targets)
 
 
-def trains(adapter: Lora | None) -> Callable[[str], bool]:
+def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
   """Everything or, with adapters, those and what networks put on top of the decoder."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
 
 
-def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
+def make_sharded_init(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   """`init` compiled, its parameters on the mesh from the first."""
   return jax.jit(lambda key: sharding.as_parameters(init(key)))
 
 
-def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
+def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
   """Pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
@@ -121,7 +124,7 @@ def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
     base = weights.load(source.folder, source.family, base, sharding.place)
     if not adapters:
       return base
-    new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
+    new = make_sharded_init(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
     return trees.merged(base, new(key))
 
   return begin

@@ -11,6 +11,7 @@ import pytest
 from nlhf_jax import trees
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_policy, load_reference
 from nlhf_jax.models import lora
 from tests.experiments import pretrained
 
@@ -35,8 +36,8 @@ def trained(config, tmp_path_factory):
 
 def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
   experiment, _ = trained
-  reference = language.fine_tune(experiment)
-  slots = language.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
+  reference = load_reference(experiment)
+  slots = load_policy(experiment, 'nash_md', reference)
   own, base = trees.split(slots['reference'], lora.is_adapter)
   assert any(np.any(leaf) for path, leaf in trees.flat(own).items() if path.endswith('lora_b'))
   moved, same = trees.split(slots['policy'], lora.is_adapter)

@@ -36,7 +36,7 @@ def folders(config, tmp_path):
     ('tournament.prompts', 4, ('sft', 'preference_model', 'ema1', 'dpo')),
     ('exploiter.steps', 3, ('sft', 'preference_model', 'ema1', 'dpo', 'tournament')),
     (
-      'policies.ema1.players',
+      'policies.ema1.entries',
       'policy',
       ('sft', 'preference_model', 'ema1', 'dpo', ('oracle', 'dpo')),
     ),
@@ -89,7 +89,7 @@ def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_pat
   ('field', 'value', 'complaint'),
   [
     ('policies.ema1.judge', 'reward', "judge='reward' does not go with 'nash_ema_pg'"),
-    ('policies.ema1.players', 'policy,magnet', "'magnet' is not a slot"),
+    ('policies.ema1.entries', 'policy,magnet', "'magnet' is not a slot"),
     ('policies.ema1.arguments.tau', -1.0, 'tau=-1.0 must be at least 0'),
   ],
 )

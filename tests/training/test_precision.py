@@ -68,7 +68,9 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
     seen.update(dtypes(scores))
     return scores
 
-  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM), accumulate)
+  update = make_update(
+    ALGORITHM, score, optimizer, step_metrics.make_rollout_metrics(ALGORITHM), accumulate
+  )
   params = some_parameters(numerics)
   state = initial_state(ALGORITHM, params, optimizer)
   after, metrics = update(state, some_comparison(), jax.random.key(0))

@@ -52,7 +52,9 @@ def updated(algorithm, comparison, accumulate=1):
   """Metrics and the policy after one step."""
   start = {'logits': jnp.asarray(np.random.default_rng(1).normal(size=VOCABULARY), jnp.float32)}
   optimizer = optax.sgd(1.0)
-  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm), accumulate)
+  update = make_update(
+    algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm), accumulate
+  )
   state = initial_state(algorithm, start, optimizer)
   state, metrics = update(state, comparison, jax.random.key(0))
   return metrics, state.slots['policy'], start

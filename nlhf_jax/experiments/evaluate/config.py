@@ -22,8 +22,8 @@ from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import fingerprint, loaded, make_numerics
-from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
+from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
+from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
@@ -217,7 +217,7 @@ def make_player(
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = make_run(Path(run), folder)
-    known = language_config.slots_of(experiment)
+    known = entry_slots(experiment.policies)
     if player not in known:
       raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
     return {name or player: Trained(experiment, player)}
@@ -253,7 +253,7 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
       f'{sizes.vocabulary}; they do not belong together.'
     )
-  begin = loaded(decoder, ModelSource(name, folder, family))
+  begin = make_loader(decoder, ModelSource(name, folder, family))
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
-from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
-from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -30,9 +28,7 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
-from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import alone
+from nlhf_jax.experiments.language.tournament_stage import announce_tables, drop_unjudged
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
@@ -50,16 +46,6 @@ class Played(NamedTuple):
   rows: Sequence[int]
   shown: Mapping[str, np.ndarray]
   said: Mapping[str, np.ndarray]
-
-
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  ranges.check(config)
-  with interrupts.deferred(), make_mesh(config), alone(workdir):
-    experiment = make_experiment(config, name, stages)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
-    run(experiment, workdir)
 
 
 def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
@@ -245,7 +231,7 @@ def make_lines(
         'preferences': {judge: table[place].tolist() for judge, table in played.said.items()},
       }
     )
-  return heard(lines, list(played.said.values())) if played.said else lines
+  return drop_unjudged(lines, list(played.said.values())) if played.said else lines
 
 
 def settle(experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]) -> dict:

@@ -16,7 +16,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment
-from nlhf_jax.experiments.stages import batches_of, fit
+from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_embeddings, of_network, of_rewards
 from nlhf_jax.judges.networks import (
   make_embedding_network,
@@ -26,6 +26,7 @@ from nlhf_jax.judges.networks import (
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, Score, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
@@ -61,7 +62,7 @@ def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
     judge = partial(of_rewards, network)
     preference = lambda params: by_bradley_terry(judge(params))
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
-    return Kind(network.init, network.score, step_metrics.of_rewards, judge, preference, shown)
+    return Kind(network.init, network.score, step_metrics.reward_metrics, judge, preference, shown)
   if name == 'embedding_model':
     key = jax.random.fold_in(experiment.stages[name].key, INIT)
     network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
@@ -70,7 +71,7 @@ def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
     network = make_preference_network(*sizes)
     judge = partial(of_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, step_metrics.of_preferences, judge, judge, shown)
+  return Kind(network.init, network.logit, step_metrics.preference_metrics, judge, judge, shown)
 
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
@@ -90,9 +91,9 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   update = make_update(
     training.algorithm, kind.score, training.optimizer, kind.measure, training.accumulate
   )
-  examples = in_random_order(batches_of(train, training, experiment.seed))
+  examples = in_random_order(make_batches(train, training, experiment.seed))
   init, trains = kind.init(reference), experiment.model.trains
-  return fit(stage, training, init, update, examples, evaluate, trains)['policy']
+  return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
 
 
 def encoded(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:

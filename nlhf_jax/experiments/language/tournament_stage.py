@@ -12,7 +12,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
-from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
@@ -22,19 +22,19 @@ from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
-def compete(
+def run_tournament(
   experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """The tournament between the players; its records, one a held-out prompt."""
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
-  with noted(stage):
+  with work_on(stage):
     if not json_lines.exists(path):
-      json_lines.write(path, play(experiment, players, panel))
+      json_lines.write(path, make_samples(experiment, players, panel))
   return json_lines.read(path)
 
 
-def play(
+def make_samples(
   experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """Lets every player respond to the held-out prompts, and every judge compare the responses."""
@@ -63,7 +63,7 @@ def play(
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
     name: tournament.preferences(
-      attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+      make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
   }
@@ -74,10 +74,10 @@ def play(
     for row, line in enumerate(lines):
       line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return heard(lines, [*said.values(), *matrices.values()])
+  return drop_unjudged(lines, [*said.values(), *matrices.values()])
 
 
-def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
+def drop_unjudged(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
   """The lines on which every judge has a verdict on every pair, [n, K, K]; NaN is none.
 
   Raises:
@@ -92,7 +92,7 @@ def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
   return list(itertools.compress(lines, usable))
 
 
-def attended(judge: Judge, name: str) -> Judge:
+def make_interruptible(judge: Judge, name: str) -> Judge:
   """The judge, behind a check whether the user asked to stop."""
 
   def payoff(comparison):
@@ -133,7 +133,7 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judges = {stage: last_look(curves, stage) for stage in experiment.judges}
+  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -145,7 +145,7 @@ def publish(
   return results
 
 
-def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
+def last_evaluation(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
   """What was measured of a judge on held-out comparisons in the end."""
   of_stage = [record for record in curves if record['stage'] == stage]
   last = [record for record in of_stage if 'held_out_accuracy' in record][-1]

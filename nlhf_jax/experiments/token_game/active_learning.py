@@ -12,26 +12,26 @@ from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.experiments.specs import Learner
-from nlhf_jax.experiments.stages import make_update_of
+from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import verdict
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.tasks.token_game.responses import TokenGame
-from nlhf_jax.training.loop import Step
+from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import MakeRollout, make_sample
 from nlhf_jax.training.update import Score
 
 
 def make_asking_step(
   learner: Learner, game: TokenGame, score: Score, make_rollout: MakeRollout
-) -> Step:
+) -> Steps:
   """A step of the loop, of which the first of a round asks for votes and changes the judge.
 
   The votes of each round are kept beside its stage, so that a run resumed goes on with the same.
   """
   training, row = learner.training, learner.training.algorithm
-  sample, update = make_sample(row, make_rollout), make_update_of(training, score)
+  sample, update = make_sample(row, make_rollout), make_policy_update(training, score)
   find, look_up = responses.make_places(game), responses.make_look_up(game)
   truth = jnp.asarray(game.payoff, jnp.float32)
   estimate = jax.jit(lambda wins: tabular(learner.ridge).estimate(wins) - 0.5)
@@ -72,7 +72,7 @@ def make_asking_step(
     comparison = comparison._replace(payoff=look_up(known[number], comparison))
     return update(state, comparison, jax.random.fold_in(key, 2))
 
-  return step
+  return Steps(step)
 
 
 def pairs(algorithm: Algorithm) -> int:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import make_stage, named_key
+from nlhf_jax.experiments.language.config import key_from_name, make_stage
 from nlhf_jax.experiments.names import functions
 from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
 from nlhf_jax.experiments.tabular import config as tabular_config
@@ -37,7 +37,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExp
     tau=config.tau,
     target=config.target,
     decoder=make_decoder(architectures.small(vocabulary=game.stop + 1, **config.model)),
-    key=named_key(config.seed, 'reference'),
+    key=key_from_name(config.seed, 'reference'),
     scale=config.reference.scale,
     methods={label: make_method(config, label) for label in config.methods},
     stages=make_stages(config, folder),

@@ -101,5 +101,5 @@ def test_what_does_not_go_together_is_refused(config, tmp_path, field, value, co
 
 def test_two_players_of_one_name_are_refused(config, tmp_path):
   config.policies.ema1_average = config.policies.dpo
-  with pytest.raises(UserError, match="two players would be called 'ema1_average'"):
+  with pytest.raises(UserError, match="two entries would be named 'ema1_average'"):
     make_experiment(config, 'x', tmp_path)

@@ -14,7 +14,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
@@ -175,13 +175,13 @@ def section(algorithm, **arguments):
 
 def refused(row):
   ranges.check(row, 'config.it')
-  language_config.make_training(row, 'config.it')
+  make_training(row, 'config.it')
 
 
 def test_the_config_says_how_many_parts():
   row = section('dpo', beta=0.1)
   row.accumulate = 3
-  assert language_config.make_training(row, 'config.dpo').accumulate == 3
+  assert make_training(row, 'config.dpo').accumulate == 3
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_config_says_how_many_parts():
       4,
       r'config\.it\.batch=6 must be a multiple of config\.it\.accumulate=4',
     ),
-    (section('kto', beta=0.1, desirable=1.0, undesirable=1.0), 2, "accumulate=2: 'kto' measures"),
+    (section('kto', beta=0.1, desirable=1.0, undesirable=1.0), 2, "accumulate=2: 'kto' compares"),
     (section('sft'), 0, r'config\.it\.accumulate=0 must be at least 1'),
   ],
 )

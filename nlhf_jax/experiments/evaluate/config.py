@@ -22,6 +22,7 @@ from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
 from nlhf_jax.judges.remote import Speaker
@@ -158,7 +159,7 @@ def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
 ) -> LanguageExperiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
-  learned = [judge for judge in panel if judge in language_config.TRAINED]
+  learned = [judge for judge in panel if judge in TRAINED]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
@@ -168,8 +169,8 @@ def make_trained(
 
 def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | None) -> str:
   """Of all that determines the word of a judge."""
-  if judge in language_config.TRAINED:
-    return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
+  if judge in TRAINED:
+    return trained.stages[TRAINED[judge]].folder.name.rpartition('-')[2]
   return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
 
 

@@ -20,7 +20,6 @@ from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED
 from nlhf_jax.experiments.language.judge_stage import (
   encoded,
   encoded_prompts,
@@ -28,6 +27,7 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
+from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import announce_tables, drop_unjudged
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker

@@ -12,9 +12,9 @@ from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (

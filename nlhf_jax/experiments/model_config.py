@@ -1,4 +1,4 @@
-"""The decoder of an experiment: a new one, or a pretrained one."""
+"""Reads the model of an experiment, new or pretrained, and its mesh."""
 
 import contextlib
 import hashlib
@@ -25,15 +25,15 @@ SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary
 
 
 def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.WANTED) -> Model:
-  """The model of the section `model`.
+  """Makes the model of the section `model`.
 
   Args:
-    config: all of it.
-    vocabulary: how many tokens the tokenizer has.
-    files: what to download of a pretrained model.
+    config: of the experiment.
+    vocabulary: number of tokens of the tokenizer.
+    files: patterns of the files to download of a pretrained model.
 
   Raises:
-    UserError: if the settings, the pretrained model and the tokenizer do not go together.
+    UserError: if a setting is wrong, or the tokenizer or the lengths do not fit the model.
   """
   section = config.model
   numerics = make_numerics(section)
@@ -55,14 +55,14 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
 
 
 def make_model_without_tokenizer(config: ConfigDict) -> Model:
-  """The model without a tokenizer, as large as that may make it."""
+  """Makes the model without reading the tokenizer, whose vocabulary it takes from the config."""
   if not config.model.hf:
     return make_model(config, config.data.vocabulary)
   return make_model(config, 1, ['config.json'])
 
 
 def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
-  """The mesh of the section `mesh`, in force within a `with`; of one device there is none.
+  """A context with the mesh of the section `mesh`; a single device needs none.
 
   Raises:
     UserError: if an axis has a wrong size, or the mesh does not fit the devices.
@@ -77,7 +77,11 @@ def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
-  """In what a decoder computes and keeps its weights."""
+  """The types in which a decoder computes and keeps its weights, and what it rematerialises.
+
+  Raises:
+    UserError: if a name is unknown.
+  """
   for field in ('compute', 'weights'):
     if section[field] not in DTYPES:
       raise UserError(f"config.model.{field}='{section[field]}' must be one of {list(DTYPES)}.")
@@ -88,7 +92,11 @@ def make_numerics(section: ConfigDict) -> Numerics:
 
 
 def make_lora(section: ConfigDict) -> Lora | None:
-  """The adapters, if there are any."""
+  """The adapters of the section `lora`, or None at rank 0.
+
+  Raises:
+    UserError: if a setting is wrong.
+  """
   if section.rank == 0:
     return None
   if section.alpha <= 0:
@@ -104,19 +112,19 @@ def make_lora(section: ConfigDict) -> Lora | None:
 
 
 def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
-  """Everything or, with adapters, those and what networks put on top of the decoder."""
+  """Path -> whether the parameter is trained: with adapters, only they and the judges' heads are."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
 
 
 def make_sharded_init(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
-  """`init` compiled, its parameters on the mesh from the first."""
+  """Compiles `init` such that its parameters are created with their shardings."""
   return jax.jit(lambda key: sharding.as_parameters(init(key)))
 
 
 def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
-  """Pretrained weights, with new adapters where the decoder has some."""
+  """A function key -> pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
@@ -131,24 +139,28 @@ def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Para
 
 
 def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
-  """Refuses a tokenizer or texts that are too large for a pretrained model."""
+  """Refuses a tokenizer or texts that are too large for the model.
+
+  Raises:
+    UserError: that names the limit.
+  """
   if vocabulary > sizes.vocabulary:
     raise UserError(
       f"config.model.hf='{config.model.hf}': its tokenizer has {vocabulary} tokens, but its "
       f'embedding only {sizes.vocabulary}; they do not belong together.'
     )
   data = config.data
-  longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
+  longest = data.prompt_length + 2 * (data.response_length + 1)  # the input of a preference model
   if longest > sizes.longest:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
+      f'{data.response_length} exceed the {sizes.longest} positions of the model; '
       'lower prompt_length or response_length.'
     )
 
 
 def fingerprint(name: str, field: str = 'config.model.hf') -> str:
-  """A digest of a pretrained model: of all files that are read of it."""
+  """A digest of the files that are read of a pretrained model."""
   folder = hub.locate(name, field=field)
   digest = hashlib.sha256()
   for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):

@@ -117,7 +117,7 @@ def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
   ('changes', 'vocabulary', 'said'),
   [
     ({}, 4097, 'its tokenizer has 4097 tokens, but its embedding only 4096'),
-    ({'data.prompt_length': 60}, 500, 'more than the 64 that the model has positions for'),
+    ({'data.prompt_length': 60}, 500, 'exceed the 64 positions of the model'),
     ({'model.lora.targets': 'query,heads'}, 500, "there is no layer 'heads'"),
     ({'model.compute': 'float16'}, 500, "config.model.compute='float16' must be one of"),
     ({'model.remat': 'all'}, 500, "config.model.remat='all' must be one of nothing, layers, dots"),

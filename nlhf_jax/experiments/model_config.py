@@ -112,7 +112,7 @@ def make_lora(section: ConfigDict) -> Lora | None:
 
 
 def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
-  """Path -> whether the parameter is trained: with adapters, only they and the judges' heads are."""
+  """Path -> whether the parameter is trained; with adapters, they and the judges' heads are."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')

@@ -28,7 +28,7 @@ from nlhf_jax.experiments.language.judge_stage import (
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.stage_settings import TRAINED
-from nlhf_jax.experiments.language.tournament_stage import announce_tables, drop_unjudged
+from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
@@ -269,7 +269,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   json_lines.write_json(workdir / 'results.json', results)
   tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
-    announce_tables(results)
+    print_tables(results)
   for judge, of_judge in results.get('orders', {}).items():
     if len(results['policies']) > 1:
       print(

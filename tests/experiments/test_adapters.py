@@ -1,4 +1,4 @@
-"""Adapters through every stage of a run: fine-tuned, judged, trained, exploited."""
+"""Adapters through every stage of a run: SFT, judge, policy, exploiter."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def trained(config, tmp_path_factory):
   return experiment, language.run(experiment, folder)
 
 
-def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
+def test_reference_slot_is_the_fine_tuned_adapter(trained):
   experiment, _ = trained
   reference = load_reference(experiment)
   slots = load_policy(experiment, 'nash_md', reference)
@@ -51,7 +51,7 @@ def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
   assert any(np.any(trees.flat(moved)[path] != leaf) for path, leaf in tuned.items())
 
 
-def test_every_player_is_exploited_by_adapters_of_its_own(trained):
+def test_exploiters_save_adapters_only(trained):
   experiment, results = trained
   assert set(results['exploitability']) == {'sft', 'nash_md'}
   for stage in experiment.exploiters.values():
@@ -61,7 +61,7 @@ def test_every_player_is_exploited_by_adapters_of_its_own(trained):
     assert saved
 
 
-def test_another_model_is_another_experiment(config, tmp_path):
+def test_changed_weights_change_every_stage(config, tmp_path):
   folders = lambda: {
     name: stage.folder for name, stage in make_experiment(config, 'x', tmp_path).stages.items()
   }

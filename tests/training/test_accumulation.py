@@ -1,4 +1,4 @@
-"""Law: an update learned part by part is that of the whole batch."""
+"""Law: accumulating the gradient over parts of a batch gives the update of the whole batch."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ def some_parameters(seed):
 
 
 def some_table(seed):
-  """Parameters of a policy whose next token depends on the last one alone: quick to compile."""
+  """Parameters of a bigram policy, which compiles quickly."""
   random = np.random.default_rng(seed)
   return {'logits': jnp.asarray(random.normal(size=(VOCABULARY, VOCABULARY)), jnp.float32)}
 
@@ -69,7 +69,7 @@ def score(params, comparison):
 
 
 def some_comparison(algorithm, batch=BATCH, length=5):
-  """As many responses as the row has, with lengths of their own and payoffs at random."""
+  """Random responses of random lengths, as many as the algorithm samples, with random payoffs."""
   random = np.random.default_rng(0)
 
   def responses(side):
@@ -89,7 +89,7 @@ def some_comparison(algorithm, batch=BATCH, length=5):
 
 
 def updated(algorithm, score, measure, params, comparison, accumulate):
-  """The state and the metrics after a step down the gradient, from slots that differ."""
+  """The state and metrics after one SGD step, from slots that differ."""
   optimizer = optax.sgd(1.0)
   state = initial_state(algorithm, params(0), optimizer)
   others = {slot: params(seed) for seed, slot in enumerate(state.fixed, 1)}
@@ -99,7 +99,7 @@ def updated(algorithm, score, measure, params, comparison, accumulate):
 
 
 @pytest.mark.parametrize('name', list(ROWS))
-def test_parts_make_the_update_of_the_whole(name):
+def test_parts_give_the_update_of_the_whole_batch(name):
   algorithm = ROWS[name]
   measure = (
     step_metrics.demonstration_metrics
@@ -114,10 +114,11 @@ def test_parts_make_the_update_of_the_whole(name):
   moved = jax.tree.map(
     lambda new, old: abs(new - old).max(), whole[0].slots['policy'], some_table(0)
   )
-  assert max(jax.tree.leaves(moved)) > 0.01 or name == 'egpo'  # whose first step only looks ahead
+  # The first update of EGPO is its look-ahead step.
+  assert max(jax.tree.leaves(moved)) > 0.01 or name == 'egpo'
 
 
-def test_parts_make_the_update_of_a_judge():
+def test_parts_give_the_update_of_a_judge():
   network = make_preference_network(DECODER, WIDTH, separator=1)
   algorithm = catalogue.preference_model()
   whole, parts = (
@@ -134,7 +135,7 @@ def test_parts_make_the_update_of_a_judge():
   chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_of_responses_compared_with_themselves_are_read_once():
+def test_shared_responses_stay_shared_in_each_part():
   comparison = some_comparison(ROWS['rspo'])
   comparison = comparison._replace(right=comparison.left)
 
@@ -178,7 +179,7 @@ def refused(row):
   make_training(row, 'config.it')
 
 
-def test_the_config_says_how_many_parts():
+def test_config_sets_the_number_of_parts():
   row = section('dpo', beta=0.1)
   row.accumulate = 3
   assert make_training(row, 'config.dpo').accumulate == 3
@@ -196,7 +197,7 @@ def test_the_config_says_how_many_parts():
     (section('sft'), 0, r'config\.it\.accumulate=0 must be at least 1'),
   ],
 )
-def test_what_cannot_be_split_is_refused(row, accumulate, sentence):
+def test_batches_that_cannot_be_split_are_refused(row, accumulate, sentence):
   row.accumulate = accumulate
   with pytest.raises(UserError, match=sentence):
     refused(row)
@@ -214,7 +215,7 @@ def test_what_cannot_be_split_is_refused(row, accumulate, sentence):
     ('name', 'rmsprop', r'config\.it\.optimizer\.b1=0\.9: rmsprop has no momentum'),
   ],
 )
-def test_an_optimiser_that_there_is_not_is_refused(field, value, sentence):
+def test_unknown_optimisers_are_refused(field, value, sentence):
   row = section('sft')
   row.optimizer[field] = value
   with pytest.raises(UserError, match=sentence):

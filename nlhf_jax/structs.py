@@ -59,7 +59,7 @@ class TrainState(NamedTuple):
 
   `fixed` has the slots that do not move; they are neither copied nor saved. One of them may be
   `base`: leaves that all slots share, such as the pretrained weights under their adapters.
-  `underway` is what a judge is asked about meanwhile, where training runs ahead of it.
+  `in_flight` is the comparison that an async judge is working on.
   """
 
   step: Int[Array, '']

@@ -49,15 +49,10 @@ def make_async_judge(
   in_flight = {}  # the comparison that is being judged, and the future of its payoff
   mesh = jax.sharding.get_mesh()
 
-  def restore_right(comparison):
-    """Responses compared with each other are stored once, and scored once."""
-    right = comparison.left if comparison.right is None else comparison.right
-    return comparison._replace(right=right)
-
   def submit(comparison):
     def payoff():
       with sharding.on(mesh):  # threads do not inherit the mesh
-        return np.asarray(judge(restore_right(comparison)))
+        return np.asarray(judge(_restore_right(comparison)))
 
     in_flight.update(comparison=comparison, payoff=thread.submit(payoff))
 
@@ -78,12 +73,18 @@ def make_async_judge(
     payoff = in_flight['payoff'].result()
     if int(state.step) + 1 < steps:
       submit(comparison)
-    judged = restore_right(previous)
+    judged = _restore_right(previous)
     judged = judged._replace(payoff=feedback(lambda _: payoff)(judged, jax.random.fold_in(key, 1)))
     state, metrics = update(state._replace(in_flight=None), judged, jax.random.fold_in(key, 2))
     return state._replace(in_flight=comparison), metrics
 
   return Steps(step, begin, thread.shutdown)
+
+
+def _restore_right(comparison: Comparison) -> Comparison:
+  """Shares the left responses with the right side again, which the state stores once."""
+  right = comparison.left if comparison.right is None else comparison.right
+  return comparison._replace(right=right)
 
 
 def _pad_left(leaf: jax.Array, length: int) -> jax.Array:

@@ -138,8 +138,7 @@ def make_update(
     score: (parameters, comparison) -> scores. Scores that no loss reads are not computed.
     optimizer: minimises the mean loss.
     measure: (comparison, slot -> scores of the selected part) -> metrics.
-    accumulate: number of equal parts that the gradient is computed in, one after the other. Needs a
-      loss of which each example's value depends on that example alone.
+    accumulate: number of equal parts that the gradient is computed in; needs a per-example loss.
     rollout_step: (slots, batch, key) -> comparison; without it, batches are comparisons.
 
   Returns:
@@ -149,10 +148,8 @@ def make_update(
   def objective(policy, state, selected, weight):
     """(mean loss, slot -> scores)."""
     slots = {**state.slots, 'policy': policy}
-    scores = {
-      slot: score(trees.of_slot(slots, slot), selected)
-      for slot in ('policy', *algorithm.references)
-    }
+    names = ('policy', *algorithm.references)
+    scores = {slot: score(trees.of_slot(slots, slot), selected) for slot in names}
     loss = algorithm.loss(scores, selected)
     return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 

@@ -142,7 +142,7 @@ def test_models_that_do_not_fit_are_refused(trained, toy, changes, vocabulary, m
     (['--to=there'], '--policy is missing'),
     (['--policy=nash_md'], '--to is missing'),
     (['--policy=nobody', '--to=there'], 'must be one of sft, self_play, nash_md'),
-    (['--policy=nash_md', '--to=there'], "its stage 'sft' is not done"),
+    (['--policy=nash_md', '--to=there'], "the stage 'sft' is not done"),
     (['--policy=nash_md', '--to=.'], 'is not empty'),
     (['--policy=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
   ],

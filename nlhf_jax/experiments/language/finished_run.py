@@ -1,10 +1,8 @@
-"""Reads what a finished run trained: its SFT policy, its judges and its tournament entries."""
+"""Reads what a finished run trained: its SFT policy and its tournament entries."""
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.judge_stage import make_kind
 from nlhf_jax.experiments.specs import LanguageExperiment, entry_slots
 from nlhf_jax.experiments.stages import load
-from nlhf_jax.judges.judge import Judge
 from nlhf_jax.structs import Params
 
 
@@ -50,14 +48,3 @@ def load_policy(experiment: LanguageExperiment, name: str, reference: Params) ->
   """
   training, trains = experiment.policies[name].training, experiment.model.trains
   return load(experiment.stages[name], training, reference, trains)
-
-
-def load_judge(experiment: LanguageExperiment, stage: str, reference: Params) -> Judge:
-  """The judge that a stage of the experiment trained, given the SFT policy's parameters.
-
-  Raises:
-    UserError: if the judge is not trained.
-  """
-  kind, trains = make_kind(experiment, stage), experiment.model.trains
-  params = load(experiment.stages[stage], experiment.judges[stage], kind.init(reference), trains)
-  return kind.judge(params['policy'])

@@ -124,7 +124,7 @@ class Settings(NamedTuple):
 
 def architecture(fields: dict) -> Architecture:
   """Of a Llama's config."""
-  return architectures.from_config(LlamaConfig(**fields))
+  return architectures.architecture_from_config(LlamaConfig(**fields))
 
 
 # --- Ours ---
@@ -323,7 +323,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.default_draft_length())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

@@ -119,7 +119,9 @@ def shard_parameters(tree: Any) -> Any:
 
   def shard(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.place(name, leaf))
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(name, leaf)
+    )
 
   return jax.tree_util.tree_map_with_path(shard, tree)
 
@@ -196,7 +198,7 @@ def shard_rows(tree: Any) -> Any:
     return tree
 
   def shard(leaf):
-    axes = (sharding.ROWS, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
+    axes = (sharding.ROW_AXES, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
     where = NamedSharding(mesh, sharding.spec(axes, leaf.shape) if axes else PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

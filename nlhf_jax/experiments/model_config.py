@@ -15,8 +15,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.models.transformer import REMAT, Numerics, make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
@@ -41,7 +42,7 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   source = None
   if section.hf:
     folder = hub.locate(section.hf, files)
-    family, sizes = architectures.read(folder)
+    family, sizes = architectures.read_architecture(folder)
     name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
     source = ModelSource(name, folder, family)
   else:
@@ -120,7 +121,7 @@ def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
 
 def make_sharded_init(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   """Compiles `init` such that its parameters are created with their shardings."""
-  return jax.jit(lambda key: sharding.as_parameters(init(key)))
+  return jax.jit(lambda key: sharding.shard_parameters(init(key)))
 
 
 def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
@@ -129,11 +130,11 @@ def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Para
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
     adapters, base = trees.split(shapes, lora.is_adapter)
-    base = weights.load(source.folder, source.family, base, sharding.place)
+    base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     if not adapters:
       return base
     new = make_sharded_init(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
-    return trees.merged(base, new(key))
+    return trees.merge(base, new(key))
 
   return begin
 
@@ -151,10 +152,10 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
   data = config.data
   longest = data.prompt_length + 2 * (data.response_length + 1)  # the input of a preference model
-  if longest > sizes.longest:
+  if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} exceed the {sizes.longest} positions of the model; '
+      f'{data.response_length} exceed the {sizes.max_positions} positions of the model; '
       'lower prompt_length or response_length.'
     )
 

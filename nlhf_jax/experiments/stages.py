@@ -69,8 +69,8 @@ def fit(
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # Fixed slots are sharded already, and are not copied.
-  state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
-  placed = examples.map(sharding.place_rows)
+  state = sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
+  placed = examples.map(sharding.put_rows)
   if steps.begin:
     # Steps fold smaller numbers into the key.
     state = steps.begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
@@ -111,7 +111,7 @@ def load(
       'config, and the same --workdir or --stages, first.'
     )
   own, base = trees.split(params, trains)
-  own, algorithm = sharding.put(own), training.algorithm
+  own, algorithm = sharding.put_parameters(own), training.algorithm
   slots = {slot: own for slot in algorithm.references}
   slots |= load_slots(stage.folder / 'checkpoints', {slot: own for slot in moving_slots(algorithm)})
   return merge_base(slots | ({'base': base} if base else {}))
@@ -119,12 +119,12 @@ def load(
 
 def merge_base(slots: Mapping[str, Params]) -> dict[str, Params]:
   """Slot -> all of its parameters, those of the shared base included."""
-  return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
+  return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
 
 
 def make_batches(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
   """Batches for a stage; each process reads the rows that its devices hold."""
-  return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
+  return batches(examples, training.batch, seed, sharding.local_rows(training.batch))
 
 
 # --- Steps ---

@@ -76,7 +76,7 @@ def check_accumulation(row: ConfigDict, field: str) -> None:
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
-  parts = sharding.examples_apart()
+  parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:
       raise UserError(

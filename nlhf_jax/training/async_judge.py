@@ -51,7 +51,7 @@ def make_async_judge(
 
   def submit(comparison):
     def payoff():
-      with sharding.on(mesh):  # threads do not inherit the mesh
+      with sharding.use_mesh(mesh):  # threads do not inherit the mesh
         return np.asarray(judge(_restore_right(comparison)))
 
     in_flight.update(comparison=comparison, payoff=thread.submit(payoff))

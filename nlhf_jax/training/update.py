@@ -149,7 +149,7 @@ def make_update(
     """(mean loss, slot -> scores)."""
     slots = {**state.slots, 'policy': policy}
     names = ('policy', *algorithm.references)
-    scores = {slot: score(trees.of_slot(slots, slot), selected) for slot in names}
+    scores = {slot: score(trees.slot_params(slots, slot), selected) for slot in names}
     loss = algorithm.loss(scores, selected)
     return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 
@@ -169,7 +169,7 @@ def make_update(
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.widen(gradient))}
     metrics |= measure(comparison, scores)
     state = advance(algorithm, state, optax.apply_updates(policy, change), optimizer_state)
-    return sharding.as_parameters(state._replace(fixed={})), metrics
+    return sharding.shard_parameters(state._replace(fixed={})), metrics
 
   def update(state, batch, key):
     if rollout_step:

@@ -39,16 +39,16 @@ def test_reference_slot_is_the_fine_tuned_adapter(trained):
   reference = load_reference(experiment)
   slots = load_policy(experiment, 'nash_md', reference)
   own, base = trees.split(slots['reference'], lora.is_adapter)
-  assert any(np.any(leaf) for path, leaf in trees.flat(own).items() if path.endswith('lora_b'))
+  assert any(np.any(leaf) for path, leaf in trees.flatten(own).items() if path.endswith('lora_b'))
   moved, same = trees.split(slots['policy'], lora.is_adapter)
   loaded = trees.split(experiment.model.begin(jax.random.key(0)), lora.is_adapter)[1]
-  for path, leaf in trees.flat(loaded).items():
-    np.testing.assert_array_equal(trees.flat(base)[path], leaf)
-    np.testing.assert_array_equal(trees.flat(same)[path], leaf)
-  tuned = trees.flat(trees.split(reference, lora.is_adapter)[0])
-  for path, leaf in trees.flat(own).items():
+  for path, leaf in trees.flatten(loaded).items():
+    np.testing.assert_array_equal(trees.flatten(base)[path], leaf)
+    np.testing.assert_array_equal(trees.flatten(same)[path], leaf)
+  tuned = trees.flatten(trees.split(reference, lora.is_adapter)[0])
+  for path, leaf in trees.flatten(own).items():
     np.testing.assert_array_equal(tuned[path], leaf)
-  assert any(np.any(trees.flat(moved)[path] != leaf) for path, leaf in tuned.items())
+  assert any(np.any(trees.flatten(moved)[path] != leaf) for path, leaf in tuned.items())
 
 
 def test_exploiters_save_adapters_only(trained):

@@ -27,7 +27,8 @@ from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_num
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
@@ -246,7 +247,7 @@ def make_run(run: Path, folder: Path) -> LanguageExperiment:
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:

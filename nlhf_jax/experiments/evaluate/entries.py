@@ -20,7 +20,7 @@ from nlhf_jax.experiments.evaluate.config import (
   digest,
 )
 from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts

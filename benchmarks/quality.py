@@ -35,7 +35,7 @@ def main() -> None:
   config.methods, config.votes.learners = rows, {}
   with tempfile.TemporaryDirectory() as folder:
     workdir = Path(folder)
-    experiment.start(config, 'quality', workdir, workdir / 'stages')
+    start(config, 'quality', workdir, workdir / 'stages')
     results = json.loads((workdir / 'results.json').read_text())
     (RESULTS / 'quality.png').write_bytes((workdir / 'time.png').read_bytes())
   curves = {

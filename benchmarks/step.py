@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import jax
-from nlhf_jax.experiments.training_config import make_training
 from training import timed
 
 from nlhf_jax import command
@@ -21,6 +20,7 @@ from nlhf_jax.data.batches import batches
 from nlhf_jax.experiments.data_config import make_corpus
 from nlhf_jax.experiments.language.config import check
 from nlhf_jax.experiments.model_config import make_model
+from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.judges.judge import of_network
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import scoring

@@ -32,7 +32,7 @@ from transformers import LlamaConfig
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.experiments.specs import Training
-from nlhf_jax.experiments.stages import make_step
+from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import of_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
@@ -43,6 +43,7 @@ from nlhf_jax.sampling import rollout, sampler
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.optimizers import make_optimizer
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
 ROOT = Path(__file__).parents[1]

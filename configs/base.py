@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 def training(
   algorithm, *, steps, batch, learning_rate, evaluate_every, b1=0.9, b2=0.98, warmup=50, **arguments
 ):
-  """One stage: a row of the catalogue with its arguments, and how it is trained."""
+  """How a stage trains: an algorithm of the catalogue, its arguments and its optimiser."""
   return ConfigDict(
     dict(
       algorithm=algorithm,
       arguments=arguments,
       steps=steps,
       batch=batch,
-      accumulate=1,  # parts of a batch that are learned from one after the other, to save memory
+      accumulate=1,  # parts that a batch is split into, one gradient each, to save memory
       evaluate_every=evaluate_every,
       optimizer=dict(
         name='adamw',  # or adafactor, rmsprop: with b1=0
@@ -25,7 +25,7 @@ def training(
         b2=b2,
         decay=0.01,
         clip=1.0,
-        rounding='stochastic',  # or kahan, nearest: of updates to weights in bfloat16
+        rounding='stochastic',  # or kahan, nearest: how updates are rounded to bfloat16
       ),
     ),
     sort_keys=False,
@@ -45,11 +45,11 @@ def policy(
   async_judge=False,
   **arguments,
 ):
-  """A policy. No momentum by default: in play it would orbit a cycle.
+  """A policy. Without momentum by default, which makes the last iterate orbit a cycle.
 
   `judge` is learned, reward, embedding, oracle, pairrm or remote; `feedback` probability or
-  verdict; `players` the slots that enter the tournament, separated by commas. With `ahead`,
-  responses are judged while those before them are learned from, which are then one update old.
+  verdict; `entries` the slots that enter the tournament, separated by commas. With `async_judge`,
+  responses are judged while the policy trains on those before them, one update late.
   """
   row = training(
     algorithm,
@@ -62,12 +62,12 @@ def policy(
     warmup=10,
     **arguments,
   )
-  row.update(judge=judge, feedback=feedback, entries=players, async_judge=ahead)
+  row.update(judge=judge, feedback=feedback, entries=entries, async_judge=async_judge)
   return row
 
 
 def offline(algorithm, *, steps=600, learning_rate=5e-4, **arguments):
-  """A policy that learns from a fixed set of comparisons or demonstrations."""
+  """A policy that trains on a fixed set of comparisons or demonstrations."""
   return policy(algorithm, steps=steps, learning_rate=learning_rate, b1=0.9, **arguments)
 
 

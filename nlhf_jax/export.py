@@ -1,4 +1,4 @@
-"""The command: `python -m nlhf_jax.export --config=... --player=nash_md --to=DIR`.
+"""The command: `python -m nlhf_jax.export --config=... --policy=nash_md --to=DIR`.
 
 Takes the flags of nlhf_jax.main, and writes a player of a finished run as a folder in the Hugging
 Face layout: a model, or the adapter of one (`--merged=True` makes it part of the weights).
@@ -16,7 +16,7 @@ from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
 FLAGS = {
-  'player': 'whom to write, by the name in the tournament: sft, or a policy of the config',
+  'policy': 'the policy to write, by its name in the tournament: sft, or a policy of the config',
   'to': 'the folder to write to; a new one',
   'merged': 'True to make an adapter part of the weights; default False',
 }
@@ -37,7 +37,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(
       f"--config: '{settings.config}' trains no language models of its own to export."
     )
-  for flag in ('player', 'to'):
+  for flag in ('policy', 'to'):
     if not settings[flag].value:
       raise UserError(f'--{flag} is missing: {FLAGS[flag]}.')
   merged = (settings.merged or 'False').lower()
@@ -46,7 +46,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   name, _, stages = command.places(settings)
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
-  experiment.start(config, name, stages, settings.player, Path(settings.to), merged == 'true')
+  experiment.start(config, name, stages, settings.policy, Path(settings.to), merged == 'true')
 
 
 if __name__ == '__main__':

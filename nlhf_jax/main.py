@@ -35,7 +35,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   programs = importlib.import_module('nlhf_jax.compilation')
-  experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}.run')
+  experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.places(settings)
   programs.keep(Path(settings.workdir or 'runs') / 'programs')
   try:

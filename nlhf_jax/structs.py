@@ -58,7 +58,7 @@ class TrainState(NamedTuple):
   """The state of training: one parameter tree a slot, and the optimiser's state.
 
   `fixed` has the slots that are not trained; they are neither copied nor saved. One of them may be
-  `base`: leaves that all slots share, such as pretrained weights under adapters. `underway` is the
+  `base`: leaves that all slots share, such as pretrained weights under adapters. `in_flight` is the
   comparison that an asynchronous judge is judging, None without one.
   """
 

@@ -70,7 +70,7 @@ def test_two_processes_are_one_and_go_on_where_they_were_stopped(tmp_path):
   said, _ = program.communicate(timeout=120)
   assert program.returncode == 130, said[-3000:]
   assert said.count('run the same command again') == 1  # they stop together
-  assert 'sft: going on in' in launch(2, tmp_path / 'cut')
+  assert 'sft: resuming in' in launch(2, tmp_path / 'cut')
   for name in ('results.json', 'samples.jsonl'):
     assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
 

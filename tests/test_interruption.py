@@ -29,7 +29,7 @@ TOY = {
   'tournament.prompts': 8,
 }
 AHEAD = (
-  '--config.policies.nash_md.ahead=True',
+  '--config.policies.nash_md.async_judge=True',
   '--config.policies.nash_md.judge=oracle',
   '--config.sft.steps=4',
   '--config.preference_model.steps=4',

@@ -12,77 +12,45 @@ from transformers import LlamaConfig
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.config import check, make_experiment, slots_of
-from nlhf_jax.experiments.language.run import fine_tune, train_policy
+from nlhf_jax.experiments.language.config import check, make_experiment
+from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.model_config import DTYPES, make_mesh
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
 
-def start(config: ConfigDict, name: str, stages: Path, player: str, to: Path, merged: bool) -> None:
-  """Writes a player of the experiment to a folder.
+def start(config: ConfigDict, name: str, stages: Path, policy: str, to: Path, merged: bool) -> None:
+  """Writes a policy of a finished run to a folder.
 
   Args:
     config: of the experiment.
     name: of the experiment.
     stages: where its stages are kept.
-    player: as it is called in the tournament.
-    to: the folder; there must be nothing in it.
-    merged: whether an adapter becomes part of the weights, instead of being written apart.
+    policy: its name in the tournament.
+    to: the folder, which must be new or empty.
+    merged: whether to merge an adapter into the weights, instead of writing it on its own.
 
   Raises:
-    UserError: if the player is unknown or has not been trained to its end, or the folder is taken.
+    UserError: if the policy is unknown or not trained, or the folder is not empty.
   """
   if to.exists() and any(to.iterdir()):
     raise UserError(f"--to='{to}' is not empty; give a new folder.")
   check(config)
   with interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
-    write(experiment, of_player(experiment, player), to, merged)
+    write_policy(experiment, load_entry(experiment, policy), to, merged)
 
 
-def slot_of(experiment: LanguageExperiment, player: str) -> tuple[str, str]:
-  """The stage of a player, and its slot there.
-
-  Raises:
-    UserError: if there is no such player.
-  """
-  slots = slots_of(experiment)
-  if player not in slots:
-    raise UserError(f"player '{player}' must be one of {', '.join(slots)}.")
-  return slots[player]
-
-
-def of_player(experiment: LanguageExperiment, player: str) -> Params:
-  """The parameters of a player whose training is done.
-
-  Raises:
-    UserError: if there is no such player, or its training is not done.
-  """
-  policy, slot = slot_of(experiment, player)
-  for stage in dict.fromkeys(('sft', policy)):
-    note = experiment.stages[stage].folder / 'stage.json'
-    if not (note.exists() and json_lines.read_json(note)['done']):
-      raise UserError(
-        f"player '{player}': its stage '{stage}' is not done; run nlhf_jax.main with the same "
-        'config, and the same --workdir or --stages, first.'
-      )
-  reference = fine_tune(experiment)
-  if policy == 'sft':
-    return reference
-  return train_policy(experiment, policy, reference, None, lambda slots: {})[slot]
-
-
-def write(experiment: LanguageExperiment, params: Params, to: Path, merged: bool) -> None:
-  """Weights, config and tokenizer; of a pretrained model, what lies beside its weights as it is."""
+def write_policy(experiment: LanguageExperiment, params: Params, to: Path, merged: bool) -> None:
+  """Writes weights, config and tokenizer; those of a pretrained model's files are copied."""
   model, tokenizer = experiment.model, experiment.corpus.tokenizer
   if model.lora and not merged:
     if model.source is None:
-      raise UserError('an adapter of a new model is of use to no one; pass --merged=True.')
+      raise UserError('the adapter of a new model needs that model too; pass --merged=True.')
     base = model.source.name
     weights.save_adapter(to, model.source.family, params, model.lora, base)
     print(f'\nAdapter of {base}: {to}')
@@ -90,13 +58,13 @@ def write(experiment: LanguageExperiment, params: Params, to: Path, merged: bool
   if model.lora:
     params = lora.merge(params, model.lora.scale)
   if model.source is None:
-    params, config = as_llama(params, model.sizes, tokenizer)
+    params, config = convert_to_llama(params, model.sizes, tokenizer)
     weights.save(to, 'llama', params, np.float32)
     if distributed.is_first():
       config.save_pretrained(to)
       tokenizer.save_pretrained(to)
   else:
-    dtype = dtype_of(model.source.folder)
+    dtype = read_dtype(model.source.folder)
     weights.save(to, model.source.family, params, DTYPES[dtype])
     texts = [path for pattern in hub.TEXTS for path in model.source.folder.glob(pattern)]
     for path in texts if distributed.is_first() else ():
@@ -105,15 +73,17 @@ def write(experiment: LanguageExperiment, params: Params, to: Path, merged: bool
   print(f'\nModel: {to}')
 
 
-def dtype_of(folder: Path) -> str:
-  """In what a pretrained model is written, by its config."""
+def read_dtype(folder: Path) -> str:
+  """The type in which a pretrained model is saved, by its config; float32 if that names none."""
   config = json.loads((folder / 'config.json').read_text())
   dtype = config.get('dtype') or config.get('torch_dtype')
   return dtype if dtype in DTYPES else 'float32'
 
 
-def as_llama(params: Params, sizes: Architecture, tokenizer: Any) -> tuple[Params, LlamaConfig]:
-  """A model of `architectures.small` as a Llama, whose embeddings are not scaled, nor tied then."""
+def convert_to_llama(
+  params: Params, sizes: Architecture, tokenizer: Any
+) -> tuple[Params, LlamaConfig]:
+  """Converts a model of `architectures.small` to a Llama with unscaled, untied embeddings."""
   table = params['embed']['embedding']
   changed = {
     'embed': {'embedding': table * sizes.embedding_scale},

@@ -1,11 +1,11 @@
-"""What training a policy needs of each device's memory, before there is a device.
+"""Plans how much memory training a policy needs on each device, without having the devices.
 
-What stays between the steps (weights, optimiser) follows from shapes and the sharding table. What a
-step needs beside it is read from the memory analysis of the compiled update and rollout, at two and
-at three layers, and extended to all of them: layers are alike, and need the same each. They are
-compiled for CPUs, which multiply in float32; of a model that computes in bfloat16 half is counted.
-Attention keeps its logits there, as the kernels of accelerators do not: what is said of long
-sequences is rather too much than too little.
+What stays in memory between steps (weights, optimiser states) follows from shapes and the sharding
+table. The temporary memory of a step is read from the compiler's memory analysis of the update and
+the rollout, compiled with two and with three layers, and extrapolated to all layers, which need the
+same each. The programs are compiled for CPUs, which compute in float32, so their temporary memory
+is halved for a model that computes in bfloat16. On CPUs attention stores its logits, which the
+kernels of accelerators do not, so that long sequences are rather over- than underestimated.
 """
 
 import math
@@ -21,7 +21,8 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.experiments.judge_config import pairrm_shapes
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import make_mesh, make_unfilled
+from nlhf_jax.experiments.language.stage_settings import stages_of_judges
+from nlhf_jax.experiments.model_config import make_mesh, make_model_without_tokenizer
 from nlhf_jax.experiments.specs import Model, Training
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
@@ -29,124 +30,130 @@ from nlhf_jax.reporting import tables
 from nlhf_jax.sampling import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
 DEPTHS = (2, 3)
-# Without it CPUs keep what is to be computed again in the backward pass.
+# Without this, the CPU compiler undoes rematerialisation.
 OPTIONS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 
 
-class Need(NamedTuple):
-  """Bytes on each device, for one policy."""
+class MemoryUse(NamedTuple):
+  """Bytes that training one policy needs on each device."""
 
   slots: int
   optimizer: int
-  kept: int  # judges, and players that are done
+  kept: int  # judges, and policies trained before
   update: int  # gradients and activations
   rollout: int  # caches and activations
 
   @property
   def peak(self) -> int:
-    """What stays, and the larger of what the two parts of a step need."""
+    """The memory kept between steps, plus the larger of update and rollout."""
     return self.slots + self.optimizer + self.kept + max(self.update, self.rollout)
 
 
-def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
-  """Prints what every policy of a config needs, of `memory` gigabytes on each of the devices."""
+def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUse]:
+  """Prints the memory use of every policy of a config, and what would reduce it where needed.
+
+  Args:
+    config: of an experiment that trains language models.
+    devices: how many there are.
+    memory: gigabytes (10^9 bytes) on each device.
+  """
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', devices)
   language_config.check(config)
   with make_mesh(config):
-    model = make_unfilled(config)
-    own, _ = split(model)
+    model = make_model_without_tokenizer(config)
+    own, _ = split_shapes(model)
     policies = {
       name: language_config.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    asked = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
-    # A judge is as large as what is trained; the base is there but once.
-    kept = len(language_config.stages_of_judges(asked)) * held(own)
-    if 'pairrm' in asked:
-      kept += held(pairrm_shapes(config))
-    needs = {}
+    used = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
+    # A judge has as many trained parameters as a policy; the base is shared.
+    kept = len(stages_of_judges(used)) * bytes_per_device(own)
+    if 'pairrm' in used:
+      kept += bytes_per_device(pairrm_shapes(config))
+    uses = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)
-      needs[name] = of_policy(config, model, policy.training, kept)
-      kept += held(own) * len(policy.players)
+      uses[name] = plan_policy(config, model, policy.training, kept)
+      kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
-  announce(needs, shape, memory)
-  for name, need in needs.items():
-    if need.peak > memory * 1e9:
-      advise(config, name, need, model, devices)
-  return needs
+  print_table(uses, shape, memory)
+  for name, use in uses.items():
+    if use.peak > memory * 1e9:
+      print_advice(config, name, use, model, devices)
+  return uses
 
 
-def of_policy(config: ConfigDict, model: Model, training: Training, kept: int) -> Need:
-  """What a policy needs at its full depth, beside `kept` bytes of judges and finished players."""
-  state = state_of(model, training)
-  slots = held(state.params) + held(state.fixed)
-  few, more = (step_of(config, at_depth(model, depth), training) for depth in DEPTHS)
-  depth, share = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
+def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int) -> MemoryUse:
+  """The memory use of a policy, beside `kept` bytes of judges and policies trained before."""
+  state = state_shapes(model, training)
+  slots = bytes_per_device(state.params) + bytes_per_device(state.fixed)
+  few, more = (measure_step(config, truncate_layers(model, depth), training) for depth in DEPTHS)
+  depth, width = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
 
-  def extended(low, high):
-    a_layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
-    return share * (low + max(a_layer, 0) * (depth - DEPTHS[0]))
+  def extrapolate(low, high):
+    layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
+    return width * (low + max(layer, 0) * (depth - DEPTHS[0]))
 
-  update, rollout = (extended(low, high) for low, high in zip(few, more, strict=True))
-  # Gradients are as wide as the weights, whatever is computed in.
-  wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - share, 0)
-  update += wider * held(state.params['policy'])
-  return Need(slots, held(state.optimizer), kept, round(update), round(rollout))
+  update, rollout = (extrapolate(low, high) for low, high in zip(few, more, strict=True))
+  # Gradients have the type of the weights, not the one that is computed in.
+  wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - width, 0)
+  update += wider * bytes_per_device(state.params['policy'])
+  return MemoryUse(slots, bytes_per_device(state.optimizer), kept, round(update), round(rollout))
 
 
-def at_depth(model: Model, depth: int) -> Model:
-  """The model with its first layers alone, in float32."""
+def truncate_layers(model: Model, depth: int) -> Model:
+  """The model with its first `depth` layers only, in float32."""
   sizes = model.sizes._replace(layers=model.sizes.layers[:depth])
   numerics = model.numerics._replace(compute=jnp.float32, weights=jnp.float32)
   return model._replace(sizes=sizes, decoder=make_decoder(sizes, numerics, model.lora))
 
 
-def laid_out(tree: Any) -> Any:
-  """Shapes, with where they lie on the mesh in force."""
+def shard_parameters(tree: Any) -> Any:
+  """Adds the shardings of parameters to their shapes, on the current mesh."""
 
-  def of(path, leaf):
+  def shard(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     return jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(name, leaf)
     )
 
-  return jax.tree_util.tree_map_with_path(of, tree)
+  return jax.tree_util.tree_map_with_path(shard, tree)
 
 
-def split(model: Model) -> tuple[Any, Any]:
-  """The shapes of what is trained, and of what all slots share."""
+def split_shapes(model: Model) -> tuple[Any, Any]:
+  """The shapes of the trained parameters, and of those that all slots share."""
   return trees.split(jax.eval_shape(model.decoder.init, jax.random.key(0)), model.trains)
 
 
-def state_of(model: Model, training: Training) -> Any:
+def state_shapes(model: Model, training: Training) -> Any:
   """The shapes of a training state."""
-  own, base = split(model)
+  own, base = split_shapes(model)
   optimizer = training.optimizer
-  return laid_out(
+  return shard_parameters(
     jax.eval_shape(
       lambda own, base: initial_state(training.algorithm, own, optimizer, base), own, base
     )
   )
 
 
-def held(tree: Any) -> int:
-  """Bytes that a device holds of a tree."""
+def bytes_per_device(tree: Any) -> int:
+  """Bytes of a tree of parameters on each device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(laid_out(tree))
+    for leaf in jax.tree.leaves(shard_parameters(tree))
   )
 
 
-def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, int]:
-  """Bytes that the update and the rollout need beside what stays, on each device."""
+def measure_step(config: ConfigDict, model: Model, training: Training) -> tuple[int, int]:
+  """Temporary bytes of the update and of the rollout, on each device."""
   algorithm, decoder = training.algorithm, model.decoder
-  state, key = state_of(model, training), jax.eval_shape(lambda: jax.random.key(0))
+  state, key = state_shapes(model, training), jax.eval_shape(lambda: jax.random.key(0))
 
   def make_rollout(mixtures, **changes):
     return rollout.make_rollout(
@@ -156,92 +163,92 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   def feedback(comparison, key):
     return jnp.zeros((*comparison.left.tokens.shape[:2], comparison.right.tokens.shape[1]))
 
-  play = make_play(algorithm, make_rollout, feedback)
-  batch = laid_out_rows(batch_of(config, training))
-  played = jax.jit(play).lower(state.slots, batch, key)
-  comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  score, measure = scoring.make_score(decoder), step_metrics.of_play(algorithm)
+  rollout_step = make_rollout_step(algorithm, make_rollout, feedback)
+  batch = shard_rows(batch_shapes(config, training))
+  sampled = jax.jit(rollout_step).lower(state.slots, batch, key)
+  comparison = shard_rows(jax.eval_shape(rollout_step, state.slots, batch, key))
+  score, measure = scoring.make_score(decoder), step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
-  return temporary(updated), temporary(played)
+  return temporary_bytes(updated), temporary_bytes(sampled)
 
 
-def batch_of(config: ConfigDict, training: Training) -> Comparison | Prompts:
-  """The shapes of what a step learns from."""
+def batch_shapes(config: ConfigDict, training: Training) -> Comparison | Prompts:
+  """The shapes of a batch."""
   data, rows = config.data, training.batch
 
-  def of(length, *axes):
+  def tokens_and_mask(length, *axes):
     shape = (rows, *axes, length)
     tokens, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, bool))
     return tokens, mask
 
-  prompts = Prompts(*of(data.prompt_length))
+  prompts = Prompts(*tokens_and_mask(data.prompt_length))
   if training.algorithm.left != DATA:
     return prompts
-  left, right = (Responses(*of(data.response_length, 1)) for _ in range(2))
+  left, right = (Responses(*tokens_and_mask(data.response_length, 1)) for _ in range(2))
   payoff = jax.ShapeDtypeStruct((rows, 1, 1), jnp.float32)
   given = training.algorithm.right == DATA
   return Comparison(prompts, left, *((right, payoff) if given else ()))
 
 
-def laid_out_rows(tree: Any) -> Any:
-  """The shapes of examples, with where they lie."""
+def shard_rows(tree: Any) -> Any:
+  """Adds the shardings of examples to their shapes."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return tree
 
-  def of(leaf):
+  def shard(leaf):
     axes = (sharding.ROW_AXES, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
     where = NamedSharding(mesh, sharding.spec(axes, leaf.shape) if axes else PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-  return jax.tree.map(of, tree)
+  return jax.tree.map(shard, tree)
 
 
-def temporary(lowered: Any) -> int:
+def temporary_bytes(lowered: Any) -> int:
   """Bytes that a program needs on each device, beside its arguments."""
   used = lowered.compile(OPTIONS).memory_analysis()
   return used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
 
 
-def announce(needs: Mapping[str, Need], shape: str, memory: float) -> None:
-  """Prints the table."""
-  heads = (*Need._fields, 'peak', f'of {memory:g} GB')
+def print_table(uses: Mapping[str, MemoryUse], shape: str, memory: float) -> None:
+  """Prints the memory use of every policy."""
+  heads = (*MemoryUse._fields, 'peak', f'of {memory:g} GB')
   cells = [
     [
-      *(f'{value / 1e9:.4g}' for value in (*need, need.peak)),
-      'fits' if need.peak <= memory * 1e9 else 'does NOT fit',
+      *(f'{value / 1e9:.4g}' for value in (*use, use.peak)),
+      'fits' if use.peak <= memory * 1e9 else 'does NOT fit',
     ]
-    for need in needs.values()
+    for use in uses.values()
   ]
-  print(tables.as_text(f'\nGigabytes on each device ({shape}):', list(needs), heads, cells))
+  print(tables.as_text(f'\nGigabytes on each device ({shape}):', list(uses), heads, cells))
 
 
-def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int) -> None:
-  """Prints what would make the largest parts of a policy's need smaller."""
+def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, devices: int) -> None:
+  """Prints settings that would reduce the largest parts of a policy's memory use."""
   row, ways = config.policies[name], []
   mesh = jax.tree.map(int, dict(config.mesh))
   if mesh['fsdp'] * mesh['tensor'] < devices:
     parts = devices // mesh['tensor']
-    ways.append(f'--config.mesh.fsdp={parts} --config.mesh.data=0 (all parameters in parts)')
-  if need.slots + need.optimizer > max(need.update, need.rollout) and not model.lora:
+    ways.append(f'--config.mesh.fsdp={parts} --config.mesh.data=0 (all parameters are sharded)')
+  if use.slots + use.optimizer > max(use.update, use.rollout) and not model.lora:
     ways.append(
       '--config.model.lora.rank=16 (adapters: one copy of the weights, a small optimiser)'
     )
     if config.model.weights == 'float32':
       ways.append('--config.model.weights=bfloat16')
-  if need.rollout > need.update and mesh['fsdp'] > 1:
+  if use.rollout > use.update and mesh['fsdp'] > 1:
     ways.append(
       f'--config.mesh.tensor={devices} --config.mesh.fsdp=1 --config.mesh.data=0 '
-      '(rollouts need no whole weights then)'
+      '(rollouts then need no gathered weights)'
     )
-  if need.update >= need.rollout:
+  if use.update >= use.rollout:
     if config.model.compute == 'float32':
       ways.append('--config.model.compute=bfloat16')
     if config.model.remat == 'nothing':
-      ways.append('--config.model.remat=layers (activations computed again)')
+      ways.append('--config.model.remat=layers (activations are recomputed)')
     twice = 2 * row.accumulate
-    ways.append(f'--config.policies.{name}.accumulate={twice} (updates from smaller parts)')
+    ways.append(f'--config.policies.{name}.accumulate={twice} (smaller parts of a batch at once)')
   else:
-    ways.append(f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples at once)')
-  print(f'\nTo make {name} smaller:', *ways, sep='\n  ')
+    ways.append(f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples a step)')
+  print(f'\nTo reduce the memory of {name}:', *ways, sep='\n  ')

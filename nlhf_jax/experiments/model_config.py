@@ -1,4 +1,4 @@
-"""The decoder of an experiment: a new one, or a pretrained one."""
+"""Reads the model of an experiment, new or pretrained, and its mesh."""
 
 import contextlib
 import hashlib
@@ -26,15 +26,15 @@ SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary
 
 
 def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.WANTED) -> Model:
-  """The model of the section `model`.
+  """Makes the model of the section `model`.
 
   Args:
-    config: all of it.
-    vocabulary: how many tokens the tokenizer has.
-    files: what to download of a pretrained model.
+    config: of the experiment.
+    vocabulary: number of tokens of the tokenizer.
+    files: patterns of the files to download of a pretrained model.
 
   Raises:
-    UserError: if the settings, the pretrained model and the tokenizer do not go together.
+    UserError: if a setting is wrong, or the tokenizer or the lengths do not fit the model.
   """
   section = config.model
   numerics = make_numerics(section)
@@ -51,23 +51,26 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   if adapter and not sizes.gated and adapter.targets == ('gate',):
     raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
   decoder = make_decoder(sizes, numerics, adapter)
-  begin = loaded(decoder, source) if source else placed(decoder.init)
-  return Model(decoder, sizes, numerics, adapter, begin, trains(adapter), source)
+  begin = make_loader(decoder, source) if source else make_sharded_init(decoder.init)
+  return Model(decoder, sizes, numerics, adapter, begin, make_trains(adapter), source)
 
 
-def make_unfilled(config: ConfigDict) -> Model:
-  """The model without a tokenizer, as large as that may make it."""
+def make_model_without_tokenizer(config: ConfigDict) -> Model:
+  """Makes the model without reading the tokenizer, whose vocabulary it takes from the config."""
   if not config.model.hf:
     return make_model(config, config.data.vocabulary)
   return make_model(config, 1, ['config.json'])
 
 
 def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
-  """The mesh of the section `mesh`, in force within a `with`; of one device there is none.
+  """A context with the mesh of the section `mesh`; a single device needs none.
 
   Raises:
-    UserError: if the mesh does not fit the devices.
+    UserError: if an axis has a wrong size, or the mesh does not fit the devices.
   """
+  for axis, least in (('data', 0), ('fsdp', 1), ('tensor', 1)):
+    if config.mesh[axis] < least:
+      raise UserError(f'config.mesh.{axis}={config.mesh[axis]} must be at least {least}.')
   mesh = sharding.make_mesh(**config.mesh)
   if mesh.size == 1:
     return contextlib.nullcontext()
@@ -75,7 +78,11 @@ def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
-  """In what a decoder computes and keeps its weights."""
+  """The types in which a decoder computes and keeps its weights, and what it rematerialises.
+
+  Raises:
+    UserError: if a name is unknown.
+  """
   for field in ('compute', 'weights'):
     if section[field] not in DTYPES:
       raise UserError(f"config.model.{field}='{section[field]}' must be one of {list(DTYPES)}.")
@@ -86,7 +93,11 @@ def make_numerics(section: ConfigDict) -> Numerics:
 
 
 def make_lora(section: ConfigDict) -> Lora | None:
-  """The adapters, if there are any."""
+  """The adapters of the section `lora`, or None at rank 0.
+
+  Raises:
+    UserError: if a setting is wrong.
+  """
   if section.rank == 0:
     return None
   if section.alpha <= 0:
@@ -101,20 +112,20 @@ def make_lora(section: ConfigDict) -> Lora | None:
   return Lora(section.rank, section.alpha, targets)
 
 
-def trains(adapter: Lora | None) -> Callable[[str], bool]:
-  """Everything or, with adapters, those and what networks put on top of the decoder."""
+def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
+  """Path -> whether the parameter is trained; with adapters, they and the judges' heads are."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
 
 
-def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
-  """`init` compiled, its parameters on the mesh from the first."""
+def make_sharded_init(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
+  """Compiles `init` such that its parameters are created with their shardings."""
   return jax.jit(lambda key: sharding.shard_parameters(init(key)))
 
 
-def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
-  """Pretrained weights, with new adapters where the decoder has some."""
+def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
+  """A function key -> pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
@@ -122,31 +133,35 @@ def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
     base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     if not adapters:
       return base
-    new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
+    new = make_sharded_init(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
     return trees.merge(base, new(key))
 
   return begin
 
 
 def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
-  """Refuses a tokenizer or texts that are too large for a pretrained model."""
+  """Refuses a tokenizer or texts that are too large for the model.
+
+  Raises:
+    UserError: that names the limit.
+  """
   if vocabulary > sizes.vocabulary:
     raise UserError(
       f"config.model.hf='{config.model.hf}': its tokenizer has {vocabulary} tokens, but its "
       f'embedding only {sizes.vocabulary}; they do not belong together.'
     )
   data = config.data
-  longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
+  longest = data.prompt_length + 2 * (data.response_length + 1)  # the input of a preference model
   if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.max_positions} that the model has '
-      'positions for; lower prompt_length or response_length.'
+      f'{data.response_length} exceed the {sizes.max_positions} positions of the model; '
+      'lower prompt_length or response_length.'
     )
 
 
 def fingerprint(name: str, field: str = 'config.model.hf') -> str:
-  """A digest of a pretrained model: of all files that are read of it."""
+  """A digest of the files that are read of a pretrained model."""
   folder = hub.locate(name, field=field)
   digest = hashlib.sha256()
   for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):

@@ -44,14 +44,22 @@ class Policy(NamedTuple):
   """How a policy trains, and which of its slots enter the tournament.
 
   `judge` is a name, or None where the algorithm uses no judge; `feedback` turns its preference
-  into the payoff. With `ahead`, responses are judged during the update before theirs.
+  into the payoff. With `async_judge`, responses are judged during the update before theirs.
   """
 
   training: Training
   judge: str | None
   feedback: Callable[[jax.Array, jax.Array], jax.Array]
-  players: Mapping[str, str]  # name in the tournament -> slot
-  ahead: bool = False
+  entries: Mapping[str, str]  # name in the tournament -> slot
+  async_judge: bool = False
+
+
+def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:
+  """Entry of the tournament -> its stage, and its slot there."""
+  slots = {'sft': ('sft', 'policy')}
+  for name, policy in policies.items():
+    slots |= {entry: (name, slot) for entry, slot in policy.entries.items()}
+  return slots
 
 
 class Stage(NamedTuple):
@@ -146,6 +154,7 @@ class TabularExperiment(NamedTuple):
   """Solves a game, given on each of X equally weighted prompts, with several solvers."""
 
   name: str
+  game_name: str
   table: Table
   game: Game  # with a leading axis X
   start: Float[Array, 'X K']  # log-probabilities
@@ -167,6 +176,7 @@ class Measurement(NamedTuple):
 class SampleComplexityExperiment(NamedTuple):
   """Learns games from votes: four measurements over the same number of seeds."""
 
+  name: str
   payoff: str
   link: Link
   seed: int

@@ -1,4 +1,4 @@
-"""Stages: pieces of work whose outcome is kept, and what they are made of."""
+"""Stages: pieces of work whose outcome is kept on disk, trained with `fit` and read with `load`."""
 
 import contextlib
 import fcntl
@@ -22,163 +22,141 @@ from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
-from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
+from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, loop, step_metrics
-from nlhf_jax.training.async_judge import Ahead, make_ahead
-from nlhf_jax.training.rollout_step import Feedback, MakeRollout, make_play, make_sample
-from nlhf_jax.training.update import Score, Update, initial_state, make_update
+from nlhf_jax.training.async_judge import make_async_judge
+from nlhf_jax.training.checkpoints import load_slots
+from nlhf_jax.training.loop import Steps
+from nlhf_jax.training.rollout_step import RolloutStep, make_rollout_step, make_sample
+from nlhf_jax.training.update import Score, Update, initial_state, make_update, moving_slots
+
+# --- Training and loading ---
+
+
+def train_all(path: str) -> bool:
+  """Trains every parameter."""
+  del path
+  return True
 
 
 def fit(
   stage: Stage,
   training: Training,
   params: Params,
-  step: loop.Step,
+  steps: Steps,
   examples: grain.MapDataset,
   evaluate: loop.Evaluate,
-  trains: Callable[[str], bool] = lambda path: True,
-  begin: Callable[[TrainState, Any, jax.Array], TrainState] | None = None,
+  trains: Callable[[str], bool] = train_all,
 ) -> dict[str, Params]:
-  """Trains, unless it is done; returns slot -> parameters.
+  """Trains a stage, or loads it if it is done; returns slot -> parameters.
 
   Args:
-    stage: what to call it and where to keep it.
-    training: how.
-    params: what every slot starts from.
-    step: of the loop.
-    examples: what it learns from.
-    evaluate: slots to scalars.
-    trains: says of the path of a parameter whether it is trained; all slots share the others.
-    begin: (state, batch, key) -> state, of a step that takes the batch of the one after it.
+    stage: its name, key and folder.
+    training: its algorithm and number of steps.
+    params: initial parameters of every slot.
+    steps: of the training loop.
+    examples: batches.
+    evaluate: slots -> metrics.
+    trains: path of a parameter -> whether it is trained; all slots share those that are not.
+
+  Raises:
+    Interrupted: if the user asked to stop; a checkpoint is saved first.
+    UserError: if another process is training the stage.
   """
-
-  def whole(slots):
-    return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
-
+  if is_done(stage):
+    print_status(stage)
+    return load(stage, training, params, trains)
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
-  # What does not move lies where it should, and is not copied.
+  # Fixed slots are sharded already, and are not copied.
   state = sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
   placed = examples.map(sharding.put_rows)
-  if begin:
-    # Steps fold in the numbers below that of all of them.
-    state = begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
+  if steps.begin:
+    # Steps fold smaller numbers into the key.
+    state = steps.begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
     first, placed = placed, grain.MapDataset.range(1, training.steps + 1)
     placed = placed.map(lambda number: first[number])
-  with noted(stage, steps=training.steps):
+  with work_on(stage, steps=training.steps), contextlib.closing(steps):
     state = loop.train(
       state,
-      step,
+      steps.step,
       placed,
       stage.key,
       stage=stage.name,
       steps=training.steps,
       folder=stage.folder,
-      evaluate=lambda slots: evaluate(whole(slots)),
+      evaluate=lambda slots: evaluate(merge_base(slots)),
       evaluate_every=training.evaluate_every,
     )
-  return whole(state.slots)
+  return merge_base(state.slots)
 
 
-def make_step(
-  training: Training, score: Score, make_rollout: MakeRollout, feedback: Feedback | None
-) -> loop.Step:
-  """A step of the loop: play, be judged, update."""
-  play = make_play(training.algorithm, make_rollout, feedback)
-  update = make_update_of(training, score)
+def load(
+  stage: Stage, training: Training, params: Params, trains: Callable[[str], bool] = train_all
+) -> dict[str, Params]:
+  """Slot -> parameters of a finished stage; the optimiser's state is not read.
 
-  def step(state, batch, key):
-    # Playing takes the key folded with 0 and 1.
-    return update(state, play(state.slots, batch, key), jax.random.fold_in(key, 2))
+  Args:
+    stage: its folder.
+    training: its algorithm, which names the slots.
+    params: what every slot started from, as in `fit`; frozen slots still equal it.
+    trains: as in `fit`.
 
-  return step
-
-
-def make_update_of(training: Training, score: Score) -> Update:
-  """The update of a policy that plays."""
-  algorithm = training.algorithm
-  measure = step_metrics.of_play(algorithm)
-  return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
-
-
-def make_policy_step(
-  experiment: LanguageExperiment, policy: Policy, judge: Judge | None
-) -> loop.Step:
-  """The step of a policy of the experiment."""
-  return make_step(
-    policy.training,
-    scoring.make_score(experiment.model.decoder),
-    partial(make_rollout, experiment),
-    judge and told(judge, policy.feedback),
-  )
+  Raises:
+    UserError: if the stage is not done.
+  """
+  if not is_done(stage):
+    raise UserError(
+      f"the stage '{stage.name}' is not done in {stage.folder}; run nlhf_jax.main with the same "
+      'config, and the same --workdir or --stages, first.'
+    )
+  own, base = trees.split(params, trains)
+  own, algorithm = sharding.put_parameters(own), training.algorithm
+  slots = {slot: own for slot in algorithm.references}
+  slots |= load_slots(stage.folder / 'checkpoints', {slot: own for slot in moving_slots(algorithm)})
+  return merge_base(slots | ({'base': base} if base else {}))
 
 
-def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Judge) -> Ahead:
-  """The same of one that learns from responses while the next ones are judged."""
-  training = policy.training
-  return make_ahead(
-    make_sample(training.algorithm, partial(make_rollout, experiment)),
-    judge,
-    partial(told, report=policy.feedback),
-    make_update_of(training, scoring.make_score(experiment.model.decoder)),
-    steps=training.steps,
-    prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
-  )
+def merge_base(slots: Mapping[str, Params]) -> dict[str, Params]:
+  """Slot -> all of its parameters, those of the shared base included."""
+  return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
 
 
-def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
-  """Batches for a stage, of which each process reads the rows that its devices hold."""
+def make_batches(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
+  """Batches for a stage; each process reads the rows that its devices hold."""
   return batches(examples, training.batch, seed, sharding.local_rows(training.batch))
 
 
-@contextlib.contextmanager
-def noted(stage: Stage, **facts) -> Iterator[None]:
-  """Notes what determines the stage and the seconds spent on it; only a kill loses some of them.
-
-  Code determines it too, but a change of code does not throw away what took days to train: it is
-  pointed out.
-
-  Raises:
-    UserError: if another process is at work on the stage.
-  """
-  path = stage.folder / 'stage.json'
-  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
-  with alone(stage.folder):
-    if json_lines.exists(path):
-      facts = json_lines.read_json(path)
-      print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
-      if facts['code'] != stage.code:
-        print('  begun with another version of the code; delete the folder to make it anew')
-    else:
-      json_lines.write_json(path, facts)
-    start, done = time.monotonic(), facts['done']
-    try:
-      yield
-      facts['done'] = True
-    finally:
-      if not done:
-        facts['seconds'] += time.monotonic() - start
-        json_lines.write_json(path, facts)
+# --- Steps ---
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-  """Keeps other processes out of a folder, as long as they ask here.
+def make_policy_update(
+  training: Training, score: Score, rollout_step: RolloutStep | None = None
+) -> Update:
+  """The update of a policy, after a rollout step if there is one."""
+  algorithm = training.algorithm
+  measure = step_metrics.make_rollout_metrics(algorithm)
+  return make_update(
+    algorithm, score, training.optimizer, measure, training.accumulate, rollout_step
+  )
 
-  Raises:
-    UserError: if one is inside.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
-    taken = False
-    try:
-      if distributed.is_first():
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      taken = True
-    if distributed.of_any(taken):
-      raise UserError(f'another run is at work in {folder}; wait for it to end.')
-    yield
+
+def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Judge | None) -> Steps:
+  """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
+  training, make = policy.training, partial(make_rollout, experiment)
+  score = scoring.make_score(experiment.model.decoder)
+  if not policy.async_judge:
+    feedback = judge and told(judge, policy.feedback)
+    rollout_step = make_rollout_step(training.algorithm, make, feedback)
+    return Steps(make_policy_update(training, score, rollout_step))
+  return make_async_judge(
+    make_sample(training.algorithm, make),
+    judge,
+    partial(told, report=policy.feedback),
+    make_policy_update(training, score),
+    steps=training.steps,
+    prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
+  )
 
 
 def make_rollout(
@@ -187,7 +165,7 @@ def make_rollout(
   count: int = 1,
   filters: Filters = UNFILTERED,
 ) -> Rollout:
-  """A rollout of the experiment's decoder, to its length and stop token."""
+  """A rollout of the experiment's decoder, up to its response length or stop token."""
   return rollout.make_rollout(
     experiment.model.decoder,
     mixtures,
@@ -206,10 +184,10 @@ def respond(
   label: str,
   batch: int,
 ) -> tuple[Responses, ...]:
-  """Responses to any number of prompts, `batch` of them at a time.
+  """Responses to any number of prompts, `batch` prompts at a time.
 
   Raises:
-    Interrupted: between chunks, if the user asked to stop.
+    Interrupted: between batches, if the user asked to stop.
   """
   with tqdm(total=len(prompts.tokens), desc=label, unit='prompt', mininterval=0.5) as bar:
 
@@ -220,3 +198,68 @@ def respond(
       return responses
 
     return map_chunks(one_chunk, prompts, batch)
+
+
+# --- The folder of a stage ---
+
+
+def is_done(stage: Stage) -> bool:
+  """Whether the stage is finished."""
+  path = stage.folder / 'stage.json'
+  return json_lines.exists(path) and json_lines.read_json(path)['done']
+
+
+def print_status(stage: Stage) -> None:
+  """Prints that the stage exists already, and whether other code began it."""
+  note = json_lines.read_json(stage.folder / 'stage.json')
+  print(f'{stage.name}: {"found" if note["done"] else "resuming"} in {stage.folder}')
+  if note['code'] != stage.code:
+    print('  begun with another version of the code; delete the folder to train it again')
+
+
+@contextlib.contextmanager
+def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
+  """Locks the stage's folder, and records its settings and the time spent on it in `stage.json`.
+
+  The stage is done when the block ends without an error. A change of the code does not invalidate
+  a stage, which may have taken days to train; `print_status` reports it.
+
+  Raises:
+    UserError: if another process is at work on the stage.
+  """
+  path = stage.folder / 'stage.json'
+  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
+  with lock_folder(stage.folder):
+    if json_lines.exists(path):
+      facts = json_lines.read_json(path)
+      print_status(stage)
+    else:
+      json_lines.write_json(path, facts)
+    start, done = time.monotonic(), facts['done']
+    try:
+      yield
+      facts['done'] = True
+    finally:
+      if not done:
+        facts['seconds'] += time.monotonic() - start
+        json_lines.write_json(path, facts)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+  """Locks a folder, which it makes if need be, against other runs.
+
+  Raises:
+    UserError: if another run holds the lock.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as lock:
+    taken = False
+    try:
+      if distributed.is_first():
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      taken = True
+    if distributed.of_any(taken):
+      raise UserError(f'another run is at work in {folder}; wait for it to end.')
+    yield

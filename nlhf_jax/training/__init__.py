@@ -1,1 +1,1 @@
-"""Updates, the loop, and what it leaves on disk."""
+"""The update, the training loop, and what it writes to disk."""

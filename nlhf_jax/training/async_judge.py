@@ -1,101 +1,93 @@
-"""Having responses judged while others are learned from: for judges that are slow and elsewhere.
+"""Judging in the background: a slow judge compares responses while the policy trains on others.
 
-A step samples what the next one learns from, hands it to the judge, and learns from what the step
-before it sampled. Everything it learns from is therefore one update old: sampled by the policy of
-the update before, and learned from as if the policy of now had said it. What is underway is part of
-the state, so that a run that is resumed asks for it again and is the same run, if the judge's word
-stays the same.
+Step n samples responses and sends them to the judge, then trains on those sampled at step n - 1.
+Everything is therefore learned one update late: sampled by the policy before the last update, but
+trained on as if by the current policy. The comparison in flight is part of the state; a resumed run
+sends it to the judge again, and is the same run if the judge answers the same.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax.models import sharding
-from nlhf_jax.structs import Comparison, Prompts, TrainState
-from nlhf_jax.training.rollout_step import Play
+from nlhf_jax.structs import Comparison, Prompts
+from nlhf_jax.training.loop import Steps
+from nlhf_jax.training.rollout_step import RolloutStep
 from nlhf_jax.training.update import Update
 
 Judge = Callable[[Comparison], Any]
 
 
-class Ahead(NamedTuple):
-  """`begin(state, batch, key)` puts the first responses underway; `step` goes on with others.
-
-  The batch given to `step` is the one that the next step learns from; `close()` waits for the
-  judge.
-  """
-
-  begin: Callable[[TrainState, Any, jax.Array], TrainState]
-  step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-  close: Callable[[], None]
-
-
-def make_ahead(
-  sample: Play,
+def make_async_judge(
+  sample: RolloutStep,
   judge: Judge,
   feedback: Callable[[Judge], Callable[[Comparison, jax.Array], jax.Array]],
   update: Update,
   *,
   steps: int,
   prompt_length: int,
-) -> Ahead:
-  """Steps that learn one update behind what they sample; of one process.
+) -> Steps:
+  """Steps that train on the comparison sampled one step before; for a single process.
+
+  `begin` samples the first comparison. The batch given to `step` is the one that the next step
+  trains on; `close` waits for the judge.
 
   Args:
     sample: (slots, batch, key) -> comparison without a payoff.
-    judge: comparison -> payoff; asked in a thread of its own, about one comparison at a time.
-    feedback: a judge -> how its word reaches the learner, (comparison, key) -> payoff.
-    update: of the policy.
-    steps: how many there are; what the last one samples is not judged.
-    prompt_length: that prompts are padded to, for a state has one shape.
+    judge: comparison -> payoff; called in one background thread, one comparison at a time.
+    feedback: judge -> ((comparison, key) -> payoff), as probabilities or as sampled votes.
+    update: of the policy, from a comparison.
+    steps: number of steps; the last one's samples are not judged.
+    prompt_length: length in tokens that prompts are padded to, so that the state keeps its shape.
   """
-  thread = ThreadPoolExecutor(1, 'ahead')
-  asked = {}  # the comparison that is underway, and its payoff to come
+  thread = ThreadPoolExecutor(1, 'judge')
+  in_flight = {}  # the comparison that is being judged, and the future of its payoff
   mesh = jax.sharding.get_mesh()
 
-  def whole(comparison):
-    """Responses that are compared with themselves are kept, and read, once."""
-    right = comparison.left if comparison.right is None else comparison.right
-    return comparison._replace(right=right)
+  def submit(comparison):
+    def payoff():
+      with sharding.use_mesh(mesh):  # threads do not inherit the mesh
+        return np.asarray(judge(_restore_right(comparison)))
 
-  def ask(comparison):
-    def answer():
-      with sharding.use_mesh(mesh):  # which a thread does not know of
-        return np.asarray(judge(whole(comparison)))
+    in_flight.update(comparison=comparison, payoff=thread.submit(payoff))
 
-    asked.update(underway=comparison, payoff=thread.submit(answer))
-
-  def sampled(state, batch, key):
-    prompts = Prompts(*(_longer(leaf, prompt_length) for leaf in batch))
+  def sample_padded(state, batch, key):
+    prompts = Prompts(*(_pad_left(leaf, prompt_length) for leaf in batch))
     comparison = sample(state.slots, prompts, key)
-    themselves = comparison.right is comparison.left
-    return comparison._replace(right=None) if themselves else comparison
+    shared = comparison.right is comparison.left
+    return comparison._replace(right=None) if shared else comparison
 
   def begin(state, batch, key):
-    return state._replace(underway=sampled(state, batch, key))
+    return state._replace(in_flight=sample_padded(state, batch, key))
 
   def step(state, batch, key):
-    before = state.underway
-    if not asked or asked['underway'] is not before:  # at first, and after a restart
-      ask(before)
-    comparison = sampled(state, batch, key)
-    payoff = asked['payoff'].result()
+    previous = state.in_flight
+    if in_flight.get('comparison') is not previous:  # the first step, or the first after a restart
+      submit(previous)
+    comparison = sample_padded(state, batch, key)
+    payoff = in_flight['payoff'].result()
     if int(state.step) + 1 < steps:
-      ask(comparison)
-    judged = whole(before)
+      submit(comparison)
+    judged = _restore_right(previous)
     judged = judged._replace(payoff=feedback(lambda _: payoff)(judged, jax.random.fold_in(key, 1)))
-    state, metrics = update(state._replace(underway=None), judged, jax.random.fold_in(key, 2))
-    return state._replace(underway=comparison), metrics
+    state, metrics = update(state._replace(in_flight=None), judged, jax.random.fold_in(key, 2))
+    return state._replace(in_flight=comparison), metrics
 
-  return Ahead(begin, step, thread.shutdown)
+  return Steps(step, begin, thread.shutdown)
 
 
-def _longer(leaf: jax.Array, length: int) -> jax.Array:
-  """Rows [B, P] with padding before them, [B, length]."""
+def _restore_right(comparison: Comparison) -> Comparison:
+  """Shares the left responses with the right side again, which the state stores once."""
+  right = comparison.left if comparison.right is None else comparison.right
+  return comparison._replace(right=right)
+
+
+def _pad_left(leaf: jax.Array, length: int) -> jax.Array:
+  """Pads rows [B, P] on the left, to [B, length]."""
   leaf = jnp.asarray(leaf)
   return jnp.pad(leaf, ((0, 0), (length - leaf.shape[1], 0)))

@@ -1,15 +1,17 @@
-"""Checkpoints of all that training changes; its step is the position in the data as well."""
+"""Checkpoints of the training state; its step is also the position in the data."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as orbax
 
-from nlhf_jax.structs import TrainState
+from nlhf_jax.structs import Params, TrainState
 
 
 class Checkpoints:
-  """The latest checkpoint in a folder. Saves are atomic, and written while training goes on."""
+  """The latest checkpoint in a folder. Saves are atomic and run while training continues."""
 
   def __init__(self, folder: Path):
     latest = orbax.training.preservation_policies.LatestN(1)
@@ -19,9 +21,9 @@ class Checkpoints:
     self._writing = None
 
   def save(self, state: TrainState) -> None:
-    """Saves the state unless this step is saved already.
+    """Saves the state, unless its step is saved already.
 
-    Returns when the state may be donated; what goes wrong later is raised by the next call.
+    Returns as soon as the state may be donated; the next call raises errors of the background save.
     """
     self._wait()
     step = int(state.step)
@@ -35,21 +37,38 @@ class Checkpoints:
       writing.result()
 
   def restore(self, state: TrainState) -> TrainState:
-    """The latest saved state, laid out as `state` is; `state` itself where nothing is saved."""
+    """The latest saved state, sharded as `state` is; `state` itself if nothing is saved."""
     self._wait()
     latest = self._checkpointer.latest
     if latest is None:
       return state
-
-    def layout(leaf):
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-    moving = jax.tree.map(layout, state._replace(fixed={}))
+    moving = _layout(state._replace(fixed={}))
     return self._checkpointer.load(latest.step, moving)._replace(fixed=state.fixed)
 
   def close(self) -> None:
-    """Releases the folder, when all is written."""
+    """Waits for saves and releases the folder."""
     try:
       self._wait()
     finally:
       self._checkpointer.close()
+
+
+def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
+  """The slots of the latest checkpoint in a folder, sharded as `slots`; `slots` if there is none.
+
+  The rest of the checkpoint is not read.
+  """
+  context = orbax.Context()
+  context.pytree.loading.partial_load = True
+  with context, orbax.training.Checkpointer(folder.absolute()) as checkpointer:
+    latest = checkpointer.latest
+    if latest is None:
+      return dict(slots)
+    return checkpointer.load(latest.step, {'params': _layout(dict(slots))})['params']
+
+
+def _layout(tree: Any) -> Any:
+  """Shapes, types and shardings."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+  )

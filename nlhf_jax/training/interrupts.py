@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until the work is at a place where it can be saved."""
+"""Defers Ctrl-C and SIGTERM until the work can be saved."""
 
 import contextlib
 import signal
@@ -12,15 +12,15 @@ _requested: list[int] = []  # signals received; a process has one set of handler
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Within it, the first signal only asks to stop; a second one interrupts at once."""
+  """In its block the first signal requests a stop; a second one interrupts at once."""
 
-  def ask(number, frame):
+  def request(number, frame):
     if _requested:
       signal.default_int_handler(number, frame)
     _requested.append(number)
-    print('\nStopping at the next safe place; once more to stop at once.', flush=True)
+    print('\nStopping at the next safe point; interrupt again to stop at once.', flush=True)
 
-  before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+  before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield
   finally:
@@ -30,11 +30,11 @@ def deferred() -> Iterator[None]:
 
 
 def requested() -> bool:
-  """Whether the user asked to stop."""
+  """Whether a stop was requested."""
   return bool(_requested)
 
 
 def check(place: str) -> None:
-  """Raises `Interrupted` with the place reached, if the user asked to stop."""
+  """Raises `Interrupted`, naming the place reached, if a stop was requested."""
   if distributed.of_any(requested()):
     raise Interrupted(place)

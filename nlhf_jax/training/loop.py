@@ -1,9 +1,10 @@
-"""The training loop: one for every stage."""
+"""The training loop, which every stage runs."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -21,6 +22,20 @@ Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax
 Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
+class Steps(NamedTuple):
+  """The steps of a stage: `step(state, batch, key)` returns the next state and metrics.
+
+  A step may donate the state, unless it raises `Interrupted`. Its metric `tokens`, if there is one,
+  is logged as `tokens_per_second`. `begin(state, batch, key)`, if there is one, prepares the first
+  state from the first batch; every step then receives the batch after its own. `close` releases
+  what the steps hold.
+  """
+
+  step: Step
+  begin: Callable[[TrainState, Any, jax.Array], TrainState] | None = None
+  close: Callable[[], None] = lambda: None
+
+
 def train(
   state: TrainState,
   step: Step,
@@ -34,93 +49,114 @@ def train(
   evaluate_every: int,
   log_every: int = 10,
 ) -> TrainState:
-  """Takes the state to `steps` updates, going on from a checkpoint in `folder` if there is one.
+  """Trains until `steps` updates are done, from the checkpoint in `folder` if there is one.
 
-  Randomness is `fold_in(key, step)` and a batch is `batches[step]`, so that a run resumed is the
-  same run, bit for bit. Metrics are means over `log_every` steps (fewer, where an evaluation or an
-  interruption ends the interval); but for what the step itself asks of the host, the device waits
-  for it only once in as many.
-  `programs`, of those compiled so far, should soon stand still: a step that takes others is slow.
-
-  Args:
-    state: the state to start from where there is no checkpoint.
-    step: (state, batch, key) -> (state, scalars); it may donate the state, unless it raises
-      `Interrupted`. The scalar `tokens`, if there is one, is logged as `tokens_per_second`, beside
-      `seconds_per_step`.
-    batches: indexed by step.
-    key: the stage's key.
-    stage: its name, for the log.
-    steps: updates in all.
-    folder: where checkpoints and metrics go.
-    evaluate: slot -> parameters to scalars, at every checkpoint.
-    evaluate_every: steps between checkpoints.
-    log_every: steps between log records.
+  Step n uses `batches[n]` and `fold_in(key, n)`, so a resumed run equals an uninterrupted one bit
+  for bit. Mean metrics are written every `log_every` steps. Every `evaluate_every` steps, and at
+  the end, `evaluate(slots)` is added to them and a checkpoint is saved.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM, or where the step does, after saving a checkpoint.
+    Interrupted: on Ctrl-C or SIGTERM, or if a step raises it; a checkpoint is saved first.
   """
   folder.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(folder / 'checkpoints')
-  state = checkpoints.restore(state)
-  first = int(state.step)
-  if first >= steps:
-    checkpoints.close()
-    return state
-  metrics = Metrics(folder, stage, first)
-  pending, since = [], time.monotonic()
-  try:
-    with tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5) as bar:
+  with contextlib.closing(checkpoints):
+    state = checkpoints.restore(state)
+    first = int(state.step)
+    if first >= steps:
+      return state
+    means, metrics = _Means(), Metrics(folder, stage, first)
+    progress = tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5)
+    with contextlib.closing(metrics), progress as bar:
       for number in range(first, steps):
         try:
           state, values = step(state, batches[number], jax.random.fold_in(key, number))
         except Interrupted:
-          # A judge that is waited for stops before the update has begun: the state is as it was.
-          if pending:
-            metrics.write(number, summary(pending, since))
-          checkpoints.save(state)
+          # Raised while waiting for a judge, before the update began: the state is unchanged.
+          _save(state, checkpoints, metrics, means, number)
           raise
-        pending.append(values)
+        means.add(values)
         bar.update()
         done = number + 1
-        due = done % evaluate_every == 0 or done == steps
-        logged = done % log_every == 0 or due
-        if logged:
-          record = summary(pending, since) | {'programs': compilation.built()}
-          pending, since = [], time.monotonic()
-          if due:
-            record |= evaluate(state.slots)
-          # In this order: a record without its checkpoint is taken out again, one lost stays lost.
+        evaluated = done % evaluate_every == 0 or done == steps
+        logged = evaluated or done % log_every == 0
+        if evaluated:
+          record = _save(state, checkpoints, metrics, means, done, evaluate)
+        elif logged:
+          record = means.take()
           metrics.write(done, record)
-          if due:
-            checkpoints.save(state)
-            since = time.monotonic()
+        if logged:
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
-        # Processes agree where they stop, but not at every step, for that waits for the device.
-        asked = (logged or jax.process_count() == 1) and distributed.of_any(interrupts.requested())
-        if asked and done < steps:
-          if pending:
-            metrics.write(done, summary(pending, since))
-          checkpoints.save(state)
+        if done < steps and _stop_requested(logged):
+          _save(state, checkpoints, metrics, means, done)
           interrupts.check(f'{stage}, step {done} of {steps}')
-  finally:
-    metrics.close()
-    checkpoints.close()
-  return state
+    return state
 
 
-def summary(records: Sequence[Mapping[str, jax.Array]], since: float) -> dict[str, float]:
-  """Means of each scalar over the records, and their pace in monotonic time `since`."""
-  columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
-  means = {name: _mean(column) for name, column in columns.items()}
-  # The clock is read now, when the device is known to be done.
-  seconds = (time.monotonic() - since) / len(records)
-  if 'tokens' in means:
-    means['tokens_per_second'] = means.pop('tokens') / seconds
-  return means | {'seconds_per_step': seconds}
+def _stop_requested(synchronised: bool) -> bool:
+  """Whether to stop. Several processes agree only at steps that wait for the device anyway."""
+  if jax.process_count() > 1 and not synchronised:
+    return False
+  return distributed.of_any(interrupts.requested())
+
+
+def _save(
+  state: TrainState,
+  checkpoints: Checkpoints,
+  metrics: Metrics,
+  means: '_Means',
+  done: int,
+  evaluate: Evaluate = lambda slots: {},
+) -> dict[str, float]:
+  """Writes the metrics after `done` steps, then the checkpoint; returns the metrics.
+
+  In this order, because metrics without a checkpoint are dropped on resume, while a checkpoint
+  without its metrics would leave a gap.
+  """
+  record = {}
+  if means.pending:
+    record = means.take()
+    record |= evaluate(state.slots)
+    metrics.write(done, record)
+  checkpoints.save(state)
+  means.restart_clock()
+  return record
+
+
+class _Means:
+  """Means of metrics since they were last taken, and the time a step took.
+
+  `programs` counts the programs compiled so far: if it keeps growing, batches differ in shape and
+  every compilation takes time.
+  """
+
+  def __init__(self):
+    self.pending: list[Mapping[str, jax.Array]] = []
+    self.restart_clock()
+
+  def restart_clock(self) -> None:
+    """Leaves the time until now out of the next means."""
+    self._since = time.monotonic()
+
+  def add(self, values: Mapping[str, jax.Array]) -> None:
+    """Adds the metrics of a step, without waiting for the device."""
+    self.pending.append(values)
+
+  def take(self) -> dict[str, float]:
+    """Means of the metrics added since the last call; waits for the device."""
+    records, self.pending = self.pending, []
+    columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
+    means = {name: _mean(column) for name, column in columns.items()}
+    # Read only now, when the device has finished.
+    seconds = (time.monotonic() - self._since) / len(records)
+    self.restart_clock()
+    if 'tokens' in means:
+      means['tokens_per_second'] = means.pop('tokens') / seconds
+    return means | {'seconds_per_step': seconds, 'programs': compilation.built()}
 
 
 def _mean(column: Sequence[np.ndarray]) -> float:
-  """The mean of what there is; NaN is for what a judge did not say."""
+  """The mean of the values that are not NaN, which stands for a missing judgement."""
   column = np.asarray(column, float)
   known = column[~np.isnan(column)]
   return float(known.mean()) if len(known) else float('nan')

@@ -1,4 +1,4 @@
-"""Optimisers, by name, and how what they do reaches parameters of 16 bits."""
+"""Optimisers by name, and how their updates are rounded to parameters in bfloat16."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,25 +26,25 @@ def make_optimizer(
   clip: float,
   rounding: str,
 ) -> optax.GradientTransformation:
-  """An optimiser behind clipping by global norm; linear warm-up, linear decay to a tenth of it.
+  """An optimiser with clipping, linear warm-up, and linear decay to a tenth of the learning rate.
 
-  It computes, and remembers, in float32 whatever the parameters are kept in.
+  It computes in float32, and keeps its state in float32, whatever the type of the parameters.
 
   Args:
-    name: `adamw`; `adafactor`, without momentum or scaling by parameters (arXiv 1804.04235);
-      `rmsprop`, as PyTorch has it.
-    learning_rate: at the top.
-    steps: updates in all.
-    warmup: updates until the learning rate is at its top.
-    b1: decay of momentum; 0 turns it off: in a cyclic game it makes the last iterate orbit.
-    b2: decay of the mean of squared gradients; in adafactor the most that 1 - t^-0.8 grows to.
-    decay: of weights, apart from the gradient, as AdamW has it.
-    clip: largest global norm of a gradient.
-    rounding: what becomes of updates too small for parameters in bfloat16: `nearest` loses them,
-      `stochastic` makes them in the mean, `kahan` remembers what it could not make.
+    name: `adamw`; `adafactor` without momentum or parameter scaling (arXiv 1804.04235); or
+      `rmsprop` as in PyTorch.
+    learning_rate: its maximum, reached after warm-up.
+    steps: number of updates in all.
+    warmup: number of updates of the warm-up.
+    b1: decay of momentum; 0 for none. In a cyclic game momentum makes the last iterate orbit.
+    b2: decay of the mean squared gradient; for adafactor the upper bound of 1 - t^-0.8.
+    decay: decoupled weight decay.
+    clip: maximum global norm of the gradient.
+    rounding: of updates too small for parameters in bfloat16: `nearest` loses them, `stochastic`
+      is exact in the mean, `kahan` keeps the rounding errors and adds them later.
 
   Raises:
-    UserError: if a name is unknown, or momentum is asked of an optimiser that has none.
+    UserError: if a name is unknown, or if b1 > 0 and the optimiser has no momentum.
   """
   for field, value, table in (('name', name, SCALES), ('rounding', rounding, ROUNDINGS)):
     if value not in table:
@@ -60,13 +60,13 @@ def make_optimizer(
     optax.add_decayed_weights(decay),
     optax.scale_by_learning_rate(optax.join_schedules([rise, fall], [warmup])),
   )
-  return optax.chain(in_float32(inner), ROUNDINGS[rounding]())
+  return optax.chain(compute_in_float32(inner), ROUNDINGS[rounding]())
 
 
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
-  """Gradients over the root of factored mean squares, each tensor's bounded to a mean square of 1.
+  """Scales by factored root mean squares, and clips each tensor to a mean square of 1.
 
-  The mean squares decay by 1 - t^-0.8, which grows to `b2` at the most (arXiv 2106.04560).
+  The mean squares decay by min(1 - t^-0.8, `b2`) (arXiv 2106.04560).
   """
   del b1
   decay = lambda step, exponent: jnp.minimum(1 - (step + 1.0) ** -exponent, b2)
@@ -82,37 +82,37 @@ SCALES = {
 }
 
 
-def wide(tree: Params) -> Params:
-  """Leaves of fewer bits as float32."""
+def widen(tree: Params) -> Params:
+  """Casts leaves of fewer bits to float32."""
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The same for parameters and gradients of fewer bits; its updates are float32."""
+def compute_in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Runs an optimiser on float32 copies of parameters and gradients; its updates are float32."""
 
   def update(updates, state, params):
-    return inner.update(wide(updates), state, wide(params))
+    return inner.update(widen(updates), state, widen(params))
 
-  return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
+  return optax.GradientTransformation(lambda params: inner.init(widen(params)), update)
 
 
-# --- Rounding: updates of bfloat16 parameters that can be added to them exactly ---
+# --- Rounding: makes updates that bfloat16 parameters can add without error ---
 
 
 class Stochastic(NamedTuple):
-  """How many updates were rounded: what the next one's random numbers are made of."""
+  """Number of updates so far, from which the random numbers of the next one are derived."""
 
   count: Int[Array, '']
 
 
 class Kahan(NamedTuple):
-  """What rounding has kept from each parameter so far; of those in float32, a zero."""
+  """Accumulated rounding error of each parameter; a scalar zero for those in float32."""
 
   errors: Params
 
 
 def stochastic() -> optax.GradientTransformation:
-  """Rounds each new parameter up or down, with the chances that make its mean exact."""
+  """Rounds each new parameter up or down at random, such that its mean is exact."""
 
   def update(updates, state, params):
     leaves, tree = jax.tree.flatten(params)
@@ -129,7 +129,7 @@ def stochastic() -> optax.GradientTransformation:
 
 
 def kahan() -> optax.GradientTransformation:
-  """Rounds to the nearest, and adds what that has kept back to the next update."""
+  """Rounds to nearest, and adds the rounding error to the next update."""
 
   def init(params):
     return Kahan(jax.tree.map(lambda x: jnp.zeros(x.shape if _small(x) else (), x.dtype), params))
@@ -162,7 +162,7 @@ def _small(leaf: Array) -> bool:
 
 
 def _rounded(change: Array, leaf: Array, how: Callable[[Array], Array]) -> Array:
-  """The change that takes a leaf in bfloat16 to a number in bfloat16; others as they are."""
+  """The change that rounds the new value of a bfloat16 leaf by `how`; others are unchanged."""
   if not _small(leaf):
     return change
   leaf = leaf.astype(jnp.float32)
@@ -170,12 +170,12 @@ def _rounded(change: Array, leaf: Array, how: Callable[[Array], Array]) -> Array
 
 
 def _nearest(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  # A cast to bfloat16 and back is something that XLA may take out.
+  # XLA may remove a cast to bfloat16 and back.
   return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def _up_or_down(key: Array, x: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  """Noise below the last bit that bfloat16 has, then what is below it is cut off."""
+  """Adds uniform noise below the last bit of bfloat16, then truncates."""
   noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   bits = (lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
   return lax.bitcast_convert_type(bits, jnp.float32)

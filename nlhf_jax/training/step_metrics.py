@@ -1,6 +1,6 @@
-"""What each kind of training logs at every step: (comparison, slot -> scores) -> scalars.
+"""Metrics that training logs at every step: (comparison, slot -> scores) -> scalars.
 
-The comparison is the whole one; the scores are of what the algorithm selects of it.
+The comparison is the whole one; the scores are those of the part that the algorithm selects.
 """
 
 from collections.abc import Mapping
@@ -13,34 +13,34 @@ from nlhf_jax.structs import Comparison
 from nlhf_jax.training.update import Measure
 
 
-def of_demonstrations(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
-  """Nats a token of the left responses, and their tokens."""
+def demonstration_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """Negative log-likelihood of the left responses in nats a token, and their number of tokens."""
   tokens = jnp.sum(comparison.left.mask)
   return {'nats_per_token': -jnp.sum(scores['policy'].left) / tokens, 'tokens': tokens}
 
 
-def of_preferences(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
-  """Accuracy: how often the network agrees with the majority of the votes; a tie counts half."""
+def preference_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """Accuracy: how often the network agrees with the majority of votes; a tie counts half."""
   return _accuracy(comparison, scores['policy'])
 
 
-def of_rewards(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
-  """The same of a reward network."""
+def reward_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+  """Accuracy of a reward network."""
   left, right = scores['policy']
   return _accuracy(comparison, left[:, :, None, 0] - right[:, None, :, 0])
 
 
-def _accuracy(comparison, said):
-  right = jnp.sign(said) * jnp.sign(comparison.payoff)
+def _accuracy(comparison, logit):
+  agreement = jnp.sign(logit) * jnp.sign(comparison.payoff)
   tokens = jnp.sum(comparison.left.mask) + jnp.sum(comparison.right.mask)
-  return {'accuracy': jnp.mean((1 + right) / 2), 'tokens': tokens}
+  return {'accuracy': jnp.mean((1 + agreement) / 2), 'tokens': tokens}
 
 
-def of_play(algorithm: Algorithm) -> Measure:
-  """How the left responses fare against the right ones, and what they are like.
+def make_rollout_metrics(algorithm: Algorithm) -> Measure:
+  """Payoff, entropy and length of the left responses.
 
-  `payoff`, where a judge compared two sides, in its unit, over the pairs that have one; `entropy`
-  in nats a token, of what was sampled; `response_length` in tokens.
+  `payoff` is the mean over the pairs that have one, where a judge compares two sides; `entropy` is
+  in nats a token, of sampled responses; `response_length` in tokens.
   """
 
   def measure(comparison, scores):

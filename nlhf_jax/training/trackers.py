@@ -11,9 +11,9 @@ from nlhf_jax.storage import json_lines
 
 
 class Metrics:
-  """Writes one record a call to `metrics.jsonl` and to TensorBoard, from `step` on.
+  """Writes records to `metrics.jsonl` and to TensorBoard, starting after `step`.
 
-  Records later than `step`, written before an interruption, are taken out: those steps come again.
+  Records of later steps, written before an interruption, are removed: those steps are repeated.
   """
 
   def __init__(self, folder: Path, stage: str, step: int):
@@ -26,7 +26,7 @@ class Metrics:
       self._board = SummaryWriter(str(folder), purge_step=step + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds a record; `step` is the number of updates done."""
+    """Writes the record of step `step`, the number of updates done."""
     if not self._writes:
       return
     record = json_lines.plain({'stage': self._stage, 'step': step, **values})

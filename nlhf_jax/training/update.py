@@ -1,4 +1,4 @@
-"""Initial state and the jitted update: (state, comparison, key) -> (state, metrics)."""
+"""The update of a policy: rollout, gradient, references; and the state it starts from."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,10 +17,11 @@ from nlhf_jax.algorithms.selection import judged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 from nlhf_jax.training import optimizers
+from nlhf_jax.training.rollout_step import RolloutStep
 
 Score = Callable[[Params, Comparison], object]
 Measure = Callable[[Comparison, Mapping[str, object]], Mapping[str, jax.Array]]
-Update = Callable[[TrainState, Comparison, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+Update = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def initial_state(
@@ -29,26 +30,33 @@ def initial_state(
   optimizer: optax.GradientTransformation,
   base: Params | None = None,
 ) -> TrainState:
-  """Step 0: every slot starts as `params`.
+  """The state at step 0, in which every slot equals `params`.
 
-  Those that move have a copy each, since updates donate their buffers.
+  Slots that move get copies of their own, since updates donate their buffers.
 
   Args:
-    algorithm: the row.
-    params: what the policy starts from.
+    algorithm: names the slots and how they move.
+    params: the policy's initial parameters, without `base`.
     optimizer: of the policy.
-    base: what all slots have beside that, and none changes.
+    base: parameters that all slots share and nothing changes.
   """
-  fixed = {slot: params for slot, rule in algorithm.references.items() if rule is frozen}
-  moving = [slot for slot in ('policy', *algorithm.references) if slot not in fixed]
+  moving = moving_slots(algorithm)
+  fixed = {slot: params for slot in algorithm.references if slot not in moving}
   slots = {slot: jax.tree.map(jnp.copy, params) for slot in moving}
   if base:
     fixed['base'] = base
   return TrainState(jnp.zeros((), jnp.int32), slots, optimizer.init(slots['policy']), fixed)
 
 
-def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any) -> TrainState:
-  """The next state, where a gradient proposes `policy` and leaves the optimiser with `memory`."""
+def moving_slots(algorithm: Algorithm) -> list[str]:
+  """The policy, and the references that are not frozen."""
+  return ['policy', *(slot for slot, rule in algorithm.references.items() if rule is not frozen)]
+
+
+def advance(
+  algorithm: Algorithm, state: TrainState, policy: Params, optimizer_state: Any
+) -> TrainState:
+  """The next state, given the policy and optimiser state that a gradient step proposes."""
   updates = state.step + 1
   proposed = {**state.slots, 'policy': policy}
   params = {
@@ -57,59 +65,59 @@ def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any
     if slot in state.params
   }
   taken = algorithm.step(updates)
-  params['policy'], memory = jax.tree.map(
+  params['policy'], optimizer_state = jax.tree.map(
     lambda new, old: jnp.where(taken, new, old),
-    (policy, memory),
+    (policy, optimizer_state),
     (state.params['policy'], state.optimizer),
   )
-  return TrainState(updates, params, memory, state.fixed)
+  return TrainState(updates, params, optimizer_state, state.fixed)
 
 
-def in_parts(
+def accumulate_gradient(
   differentiate: Callable[[Comparison, jax.Array], tuple[tuple[jax.Array, Any], Params]],
   comparison: Comparison,
   weight: Float[Array, 'B'],
   count: int,
 ) -> tuple[tuple[jax.Array, Any], Params]:
-  """What `differentiate` gives for the whole, one part of the examples after the other.
+  """Computes the gradient of a batch in `count` equal parts, one after the other.
 
   Args:
     differentiate: (comparison, weight) -> ((mean loss, scores of every example), gradient).
-    comparison: of B examples, a multiple of `count`.
-    weight: of each of them.
-    count: of parts.
+    comparison: B examples, a multiple of `count`.
+    weight: of each example.
+    count: number of parts.
 
   Returns:
-    ((mean loss, scores), gradient), the gradient summed up in float32.
+    ((mean loss, scores), gradient) of the whole batch; the gradient is accumulated in float32.
   """
-  # Responses that are compared with themselves are read once: each part has to know that as well.
-  themselves = comparison.right is comparison.left
-  if themselves:
+  # A jit argument loses the identity of the two sides, so it is restored in each part.
+  shared = comparison.right is comparison.left
+  if shared:
     comparison = comparison._replace(right=None)
 
   def split(leaf):
-    # Every count-th example, so that no part lies on a few of the devices only.
+    # Every count-th example, so that each part is spread over all devices.
     return leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
 
-  def joined(leaf):
+  def merge(leaf):
     return leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
 
-  def of_part(part):
+  def one_part(part):
     part, weight = part
-    part = part._replace(right=part.left) if themselves else part
+    part = part._replace(right=part.left) if shared else part
     (loss, scores), gradient = differentiate(part, weight)
-    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) / count
-    return jax.tree.map(wide, (loss, gradient)), scores
+    scaled = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) / count
+    return jax.tree.map(scaled, (loss, gradient)), scores
 
   def add(total, part):
-    share, scores = of_part(part)
-    return jax.tree.map(jnp.add, total, share), scores
+    addend, scores = one_part(part)
+    return jax.tree.map(jnp.add, total, addend), scores
 
   parts = jax.tree.map(split, (comparison, weight))
-  share, _ = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
-  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), share)
+  shapes, _ = jax.eval_shape(one_part, jax.tree.map(lambda leaf: leaf[0], parts))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   (loss, gradient), scores = lax.scan(add, zeros, parts)
-  return (loss, jax.tree.map(joined, scores)), gradient
+  return (loss, jax.tree.map(merge, scores)), gradient
 
 
 def make_update(
@@ -118,56 +126,56 @@ def make_update(
   optimizer: optax.GradientTransformation,
   measure: Measure,
   accumulate: int = 1,
+  rollout_step: RolloutStep | None = None,
 ) -> Update:
-  """A jitted update of the policy by one gradient, then of every reference by its rule.
+  """An update: one gradient step of the policy, then every reference moves by its rule.
 
-  Prompts with a payoff that is NaN have no part in it: it is that of the others alone.
+  Prompts whose payoff is NaN are left out: the mean loss is that of the other prompts. The gradient
+  and all that follows are one compiled program; `rollout_step` runs before it.
 
   Args:
-    algorithm: the row; its loss sees what `score` says for every slot.
-    score: (parameters, comparison) -> scores. A slot whose scores no one reads costs nothing.
+    algorithm: its loss receives the scores of every slot.
+    score: (parameters, comparison) -> scores. Scores that no loss reads are not computed.
     optimizer: minimises the mean loss.
-    measure: (comparison, slot -> scores of what was selected) -> scalars to log.
-    accumulate: in how many equal parts, one after the other, the gradient of what was selected is
-      computed. The loss of an example must not depend on the others.
+    measure: (comparison, slot -> scores of the selected part) -> metrics.
+    accumulate: number of equal parts that the gradient is computed in; needs a per-example loss.
+    rollout_step: (slots, batch, key) -> comparison; without it, batches are comparisons.
 
   Returns:
-    (state, comparison, key) -> (state, metrics); what moves of the state passed in is donated.
+    (state, batch, key) -> (state, metrics). The moving part of the state passed in is donated.
   """
 
-  def differentiate(state, selected, weight):
-    """((mean loss, slot -> scores), gradient)."""
-    others = {
-      slot: score(trees.slot_params(state.slots, slot), selected) for slot in algorithm.references
-    }
+  def objective(policy, state, selected, weight):
+    """(mean loss, slot -> scores)."""
+    slots = {**state.slots, 'policy': policy}
+    names = ('policy', *algorithm.references)
+    scores = {slot: score(trees.slot_params(slots, slot), selected) for slot in names}
+    loss = algorithm.loss(scores, selected)
+    return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 
-    def objective(policy):
-      slots = {**state.slots, 'policy': policy}
-      scores = {'policy': score(trees.slot_params(slots, 'policy'), selected), **others}
-      loss = algorithm.loss(scores, selected)
-      return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
-
-    return jax.value_and_grad(objective, has_aux=True)(state.params['policy'])
+  differentiate = jax.value_and_grad(objective, has_aux=True)
 
   @partial(jax.jit, donate_argnums=0)
-  def moved(moving, fixed, comparison, key):
+  def apply(moving, fixed, comparison, key):
     state = moving._replace(fixed=fixed)
-    known, weight = judged(comparison)
-    selected = algorithm.select(known, key)
+    usable, weight = judged(comparison)
+    selected, policy = algorithm.select(usable, key), state.params['policy']
     if accumulate == 1:
-      (loss, scores), gradient = differentiate(state, selected, weight)
+      (loss, scores), gradient = differentiate(policy, state, selected, weight)
     else:
-      of_part = partial(differentiate, state)
-      (loss, scores), gradient = in_parts(of_part, selected, weight, accumulate)
-    policy = state.params['policy']
-    change, memory = optimizer.update(gradient, state.optimizer, policy)
-    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.wide(gradient))}
+      one_part = lambda part, weight: differentiate(policy, state, part, weight)
+      (loss, scores), gradient = accumulate_gradient(one_part, selected, weight, accumulate)
+    change, optimizer_state = optimizer.update(gradient, state.optimizer, policy)
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.widen(gradient))}
     metrics |= measure(comparison, scores)
-    state = advance(algorithm, state, optax.apply_updates(policy, change), memory)
+    state = advance(algorithm, state, optax.apply_updates(policy, change), optimizer_state)
     return sharding.shard_parameters(state._replace(fixed={})), metrics
 
-  def update(state, comparison, key):
-    moving, metrics = moved(state._replace(fixed={}), dict(state.fixed), comparison, key)
+  def update(state, batch, key):
+    if rollout_step:
+      # The rollout folds 0 and 1 into the key.
+      batch, key = rollout_step(state.slots, batch, key), jax.random.fold_in(key, 2)
+    moving, metrics = apply(state._replace(fixed={}), dict(state.fixed), batch, key)
     return moving._replace(fixed=state.fixed), metrics
 
   return update

@@ -1,4 +1,4 @@
-"""Adapters through every stage of a run: fine-tuned, judged, trained, exploited."""
+"""Adapters through every stage of a run: SFT, judge, policy, exploiter."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ import pytest
 from nlhf_jax import trees
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_policy, load_reference
 from nlhf_jax.models import lora
 from tests.experiments import pretrained
 
@@ -33,10 +34,10 @@ def trained(config, tmp_path_factory):
   return experiment, language.run(experiment, folder)
 
 
-def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
+def test_reference_slot_is_the_fine_tuned_adapter(trained):
   experiment, _ = trained
-  reference = language.fine_tune(experiment)
-  slots = language.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
+  reference = load_reference(experiment)
+  slots = load_policy(experiment, 'nash_md', reference)
   own, base = trees.split(slots['reference'], lora.is_adapter)
   assert any(np.any(leaf) for path, leaf in trees.flatten(own).items() if path.endswith('lora_b'))
   moved, same = trees.split(slots['policy'], lora.is_adapter)
@@ -50,7 +51,7 @@ def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
   assert any(np.any(trees.flatten(moved)[path] != leaf) for path, leaf in tuned.items())
 
 
-def test_every_player_is_exploited_by_adapters_of_its_own(trained):
+def test_exploiters_save_adapters_only(trained):
   experiment, results = trained
   assert set(results['exploitability']) == {'sft', 'nash_md'}
   for stage in experiment.exploiters.values():
@@ -60,7 +61,7 @@ def test_every_player_is_exploited_by_adapters_of_its_own(trained):
     assert saved
 
 
-def test_another_model_is_another_experiment(config, tmp_path):
+def test_changed_weights_change_every_stage(config, tmp_path):
   folders = lambda: {
     name: stage.folder for name, stage in make_experiment(config, 'x', tmp_path).stages.items()
   }

@@ -18,7 +18,9 @@ from nlhf_jax.experiments import judge_config as judges_build
 from nlhf_jax.experiments.evaluate import config as evaluate_build
 from nlhf_jax.experiments.evaluate import run as evaluate
 from nlhf_jax.experiments.evaluate.config import make_experiment
-from nlhf_jax.experiments.language import run as language
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.finished_run import load_entry
+from nlhf_jax.experiments.start import start
 from nlhf_jax.judges import pairrm
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
@@ -45,7 +47,7 @@ def config_of(toy, monkeypatch):
 
 def run(config, workdir, stages=None):
   """The results, read back from where they are left."""
-  evaluate.start(config, 'evaluate', workdir, stages or workdir / 'stages')
+  start(config, 'evaluate', workdir, stages or workdir / 'stages')
   return json.loads((workdir / 'results.json').read_text())
 
 
@@ -122,10 +124,10 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   of_run = toy(importlib.import_module('configs.nash_md').get_config())
   of_run.policies = ConfigDict()  # SFT and a judge are enough
   stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
-  language.start(of_run, 'theirs', workdir, stages)
-  experiment = language.make_experiment(of_run, 'theirs', stages)
+  start(of_run, 'theirs', workdir, stages)
+  experiment = language_config.make_experiment(of_run, 'theirs', stages)
   export_policy.write_policy(
-    experiment, export_policy.load_entry(experiment, 'sft'), tmp_path / 'out', merged=False
+    experiment, load_entry(experiment, 'sft'), tmp_path / 'out', merged=False
   )
   prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]

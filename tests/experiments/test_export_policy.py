@@ -1,4 +1,4 @@
-"""A pretrained model, from its folder through training to folders that others load."""
+"""A pretrained model is trained, then exported for transformers and peft."""
 
 import importlib
 import json
@@ -14,9 +14,10 @@ import transformers
 
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.export_policy import of_player, write
+from nlhf_jax.experiments.export_policy import write_policy
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
 from tests.experiments import pretrained
@@ -36,10 +37,12 @@ def trained(tmp_path_factory, toy):
 
 
 def log_probs_of(experiment, params):
-  """What a policy says of the chosen responses, [n, T], and which of them are real."""
+  """Log-probabilities of the chosen responses, [n, T], and their mask."""
   prompts, left, *_ = experiment.corpus.held_out.comparisons
-  said = jax.jit(lambda params: scoring.log_probs(experiment.model.decoder, params, prompts, left))
-  return np.asarray(said(params))[:, 0], left.mask[:, 0]
+  message = jax.jit(
+    lambda params: scoring.log_probs(experiment.model.decoder, params, prompts, left)
+  )
+  return np.asarray(message(params))[:, 0], left.mask[:, 0]
 
 
 def of_torch(model, experiment):
@@ -63,7 +66,7 @@ def agree(model, experiment, params):
   np.testing.assert_allclose(of_torch(model, experiment)[kept], ours[kept], atol=2e-4)
 
 
-def test_a_pretrained_model_plays_the_tournament(trained):
+def test_pretrained_model_enters_the_tournament(trained):
   _, results, folder = trained
   assert results['policies'] == ['sft', 'nash_md']
   asked = [json.loads(line)['prompt'] for line in (folder / 'run' / 'samples.jsonl').open()]
@@ -72,7 +75,7 @@ def test_a_pretrained_model_plays_the_tournament(trained):
   assert all('again' in prompt for prompt in talks)
 
 
-def test_adapters_are_all_that_training_changes_and_saves(trained):
+def test_checkpoints_hold_adapters_only(trained):
   experiment, _, folder = trained
   size = sum(
     path.stat().st_size for path in experiment.stages['nash_md'].folder.rglob('*') if path.is_file()
@@ -80,10 +83,10 @@ def test_adapters_are_all_that_training_changes_and_saves(trained):
   assert size < (folder / 'model' / 'model.safetensors').stat().st_size
 
 
-def test_an_adapter_is_exported_and_says_the_same_in_peft(trained, tmp_path):
+def test_exported_adapter_agrees_with_peft(trained, tmp_path):
   experiment, _, folder = trained
-  params = of_player(experiment, 'nash_md')
-  write(experiment, params, tmp_path / 'adapter', merged=False)
+  params = load_entry(experiment, 'nash_md')
+  write_policy(experiment, params, tmp_path / 'adapter', merged=False)
   base = transformers.AutoModelForCausalLM.from_pretrained(folder / 'model')
   plain = of_torch(base, experiment)
   adapted = peft.PeftModel.from_pretrained(base, tmp_path / 'adapter')
@@ -91,20 +94,20 @@ def test_an_adapter_is_exported_and_says_the_same_in_peft(trained, tmp_path):
   assert np.abs(of_torch(adapted, experiment) - plain).max() > 1e-3
 
 
-def test_a_merged_model_is_exported_with_all_that_lay_beside_its_weights(trained, tmp_path):
+def test_merged_export_keeps_the_other_files(trained, tmp_path):
   experiment, _, folder = trained
-  params = of_player(experiment, 'nash_md')
-  write(experiment, params, tmp_path / 'merged', merged=True)
+  params = load_entry(experiment, 'nash_md')
+  write_policy(experiment, params, tmp_path / 'merged', merged=True)
   agree(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged'), experiment, params)
   for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
     assert (tmp_path / 'merged' / name).read_bytes() == (folder / 'model' / name).read_bytes()
 
 
-def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
+def test_new_model_is_exported_as_a_llama(toy, tmp_path):
   config = toy(importlib.import_module('configs.nash_md').get_config())
   experiment = make_experiment(config, 'toy', tmp_path)
   params = experiment.model.begin(jax.random.key(0))
-  write(experiment, params, tmp_path / 'model', merged=False)
+  write_policy(experiment, params, tmp_path / 'model', merged=False)
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'model')
   agree(model, experiment, params)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'model')
@@ -113,43 +116,43 @@ def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'vocabulary', 'said'),
+  ('changes', 'vocabulary', 'message'),
   [
     ({}, 4097, 'its tokenizer has 4097 tokens, but its embedding only 4096'),
-    ({'data.prompt_length': 60}, 500, 'more than the 64 that the model has positions for'),
+    ({'data.prompt_length': 60}, 500, 'exceed the 64 positions of the model'),
     ({'model.lora.targets': 'query,heads'}, 500, "there is no layer 'heads'"),
     ({'model.compute': 'float16'}, 500, "config.model.compute='float16' must be one of"),
     ({'model.remat': 'all'}, 500, "config.model.remat='all' must be one of nothing, layers, dots"),
   ],
 )
-def test_a_model_that_does_not_fit_is_refused(trained, toy, changes, vocabulary, said):
+def test_models_that_do_not_fit_are_refused(trained, toy, changes, vocabulary, message):
   folder = trained[-1]
   config = toy(importlib.import_module('configs.nash_md').get_config('file'))
   config.data.update(prompt_length=16, response_length=8)
   config.model.hf = str(folder / 'model')
   config.model.lora.rank = 2
   config.update_from_flattened_dict(changes)
-  with pytest.raises(UserError, match=re.escape(said)):
+  with pytest.raises(UserError, match=re.escape(message)):
     make_model(config, vocabulary)
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'said'),
+  ('arguments', 'message'),
   [
-    (['--to=there'], '--player is missing'),
-    (['--player=nash_md'], '--to is missing'),
-    (['--player=nobody', '--to=there'], 'must be one of sft, self_play, nash_md'),
-    (['--player=nash_md', '--to=there'], "its stage 'sft' is not done"),
-    (['--player=nash_md', '--to=.'], 'is not empty'),
-    (['--player=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
+    (['--to=there'], '--policy is missing'),
+    (['--policy=nash_md'], '--to is missing'),
+    (['--policy=nobody', '--to=there'], 'must be one of sft, self_play, nash_md'),
+    (['--policy=nash_md', '--to=there'], "the stage 'sft' is not done"),
+    (['--policy=nash_md', '--to=.'], 'is not empty'),
+    (['--policy=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
   ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, said, tmp_path, monkeypatch, capsys):
+def test_mistakes_get_a_one_line_error(arguments, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'something').touch()
   config = f'--config={ROOT}/configs/nash_md.py'
   small = ['--config.data.posts=8', '--config.data.held_out=4']
   assert export.main(['export', config, *small, *arguments]) == 2
   error = capsys.readouterr().err
-  assert said in error
+  assert message in error
   assert error.count('\n') == 1

@@ -1,4 +1,4 @@
-"""Memory is planned without any: what stays is exact, and what does not fit is said."""
+"""Memory plans need no devices: persistent memory is exact, and excess is reported."""
 
 import json
 import re
@@ -27,7 +27,7 @@ V3 = dict(
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  """A model of which there is nothing but the config."""
+  """The folder of a model that has a config only, no weights."""
   folder = tmp_path_factory.mktemp('planned')
   transformers.LlamaConfig(
     vocab_size=512,
@@ -43,7 +43,7 @@ def config(tmp_path_factory):
 
 
 def needs(config, *more):
-  """The numbers of online IPO in megabytes, and all that was printed."""
+  """The memory use of online IPO in megabytes, and the printed output."""
   command = [sys.executable, '-m', 'nlhf_jax.plan', '--config=configs/online_ipo.py', *SMALL, *more]
   command += [f'--config.model.hf={config}']
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -52,8 +52,8 @@ def needs(config, *more):
   return [1e3 * float(number) for number in row[:6]], done.stdout
 
 
-def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
-  (slots, optimizer, kept, update, rollout, peak), said = needs(
+def test_persistent_memory_is_exact_and_excess_gets_advice(config):
+  (slots, optimizer, kept, update, rollout, peak), message = needs(
     config, '--devices=4', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--memory=0.0001'
   )
   layer = 4 * 64 * 64 + 3 * 64 * 128
@@ -62,12 +62,12 @@ def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
   assert optimizer == pytest.approx(2 * a_slot, abs=0.02)
   assert kept == pytest.approx(a_slot, abs=0.02)  # the judge
   assert peak == pytest.approx(slots + optimizer + kept + max(update, rollout), abs=0.05)
-  assert 'fsdp=4' in said
-  assert 'does NOT fit' in said
-  assert '--config.model.compute=bfloat16' in said
+  assert 'fsdp=4' in message
+  assert 'does NOT fit' in message
+  assert '--config.model.compute=bfloat16' in message
 
 
-def test_what_is_advised_makes_it_smaller(config):
+def test_advised_settings_reduce_memory(config):
   before, _ = needs(config, '--devices=1')
   after, _ = needs(
     config,
@@ -82,10 +82,10 @@ def test_what_is_advised_makes_it_smaller(config):
     assert share < most
 
 
-def test_a_published_judge_is_counted_by_its_config_alone(config, tmp_path):
+def test_published_judge_is_counted_from_its_config(config, tmp_path):
   sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
-  said = transformers.DebertaV2Config(vocab_size=1024, **sizes, **V3).to_dict()
-  (tmp_path / 'config.json').write_text(json.dumps(said | {'n_tasks': 1}))
+  message = transformers.DebertaV2Config(vocab_size=1024, **sizes, **V3).to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(message | {'n_tasks': 1}))
   of_pairrm = [f'--config.pairrm.hf={tmp_path}', '--config.policies.online_ipo.judge=pairrm']
   (_, _, kept, *_), _ = needs(config, '--devices=1', '--config.judges=pairrm', *of_pairrm)
   layer = 4 * (64 * 64 + 64) + 2 * 64 * 128 + 128 + 64 + 4 * 64  # attention, hidden units, norms
@@ -95,14 +95,14 @@ def test_a_published_judge_is_counted_by_its_config_alone(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'said'),
+  ('arguments', 'message'),
   [
     (['--config=configs/tabular.py'], 'trains no policies'),
     (['--config=configs/nash_md.py', '--devices=many'], '--devices is a whole number'),
     (['--config=configs/nash_md.py', '--memory=0'], '--memory above 0'),
   ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, said, monkeypatch, capsys):
+def test_mistakes_get_a_one_line_error(arguments, message, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   assert plan.main(['plan', *arguments]) == 2
-  assert said in capsys.readouterr().err
+  assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A stage is found again by what determines it, and by nothing else."""
+"""A stage is found by the settings that determine it, and by no others."""
 
 import importlib
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config(toy, monkeypatch):
-  """Two policies, one of which asks no judge, and exploiters."""
+  """Two policies, one of which uses no judge, and exploiters."""
   monkeypatch.syspath_prepend(str(ROOT))
   whole = importlib.import_module('configs.comparison').get_config()
   for name in list(whole.policies):
@@ -36,7 +36,7 @@ def folders(config, tmp_path):
     ('tournament.prompts', 4, ('sft', 'preference_model', 'ema1', 'dpo')),
     ('exploiter.steps', 3, ('sft', 'preference_model', 'ema1', 'dpo', 'tournament')),
     (
-      'policies.ema1.players',
+      'policies.ema1.entries',
       'policy',
       ('sft', 'preference_model', 'ema1', 'dpo', ('oracle', 'dpo')),
     ),
@@ -46,14 +46,14 @@ def folders(config, tmp_path):
     ('seed', 1, ()),
   ],
 )
-def test_a_stage_is_made_anew_when_what_it_builds_on_changes(config, tmp_path, field, value, kept):
+def test_stage_changes_with_what_it_builds_on(config, tmp_path, field, value, kept):
   before = folders(config, tmp_path)
   assert len(set(before.values())) == len(before) == 5 + 2 * 4
   config.update_from_flattened_dict({field: value})
   after = folders(config, tmp_path)
   found = {name for name in after if after[name] == before.get(name)}
   assert set(kept) <= found
-  # What plays the changed players, or is measured otherwise, is not found again.
+  # The tournament is new wherever its entries or judges changed.
   assert 'tournament' not in found or 'tournament' in kept
   if field in (
     'tournament.prompts',
@@ -65,7 +65,7 @@ def test_a_stage_is_made_anew_when_what_it_builds_on_changes(config, tmp_path, f
     assert found == set(kept)
 
 
-def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_path, capsys):
+def test_exploiters_are_trained_once_and_fully_measured(config, tmp_path, capsys):
   run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
   first = run()
   wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))
@@ -78,7 +78,7 @@ def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_pat
       assert found[judge]['win_rate'] == pytest.approx(sum(record[judge]) / len(record[judge]))
   gone = wins[0].parent
   stamps = {path: path.stat().st_mtime_ns for path in wins[1:]}
-  wins[0].unlink()  # as if killed before the last one was measured
+  wins[0].unlink()  # as if killed before it was measured
   assert run() == first
   assert (gone / 'wins.json').exists()
   assert {path: path.stat().st_mtime_ns for path in wins[1:]} == stamps
@@ -89,17 +89,17 @@ def test_exploiters_are_trained_once_and_measured_by_every_judge(config, tmp_pat
   ('field', 'value', 'complaint'),
   [
     ('policies.ema1.judge', 'reward', "judge='reward' does not go with 'nash_ema_pg'"),
-    ('policies.ema1.players', 'policy,magnet', "'magnet' is not a slot"),
+    ('policies.ema1.entries', 'policy,magnet', "'magnet' is not a slot"),
     ('policies.ema1.arguments.tau', -1.0, 'tau=-1.0 must be at least 0'),
   ],
 )
-def test_what_does_not_go_together_is_refused(config, tmp_path, field, value, complaint):
+def test_incompatible_settings_are_refused(config, tmp_path, field, value, complaint):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=complaint.replace('(', r'\(')):
     make_experiment(config, 'x', tmp_path)
 
 
-def test_two_players_of_one_name_are_refused(config, tmp_path):
+def test_entries_with_one_name_are_refused(config, tmp_path):
   config.policies.ema1_average = config.policies.dpo
-  with pytest.raises(UserError, match="two players would be called 'ema1_average'"):
+  with pytest.raises(UserError, match="two entries would be named 'ema1_average'"):
     make_experiment(config, 'x', tmp_path)

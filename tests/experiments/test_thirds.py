@@ -15,6 +15,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.storage import json_lines
 from tests.experiments import pretrained
 from tests.judges import published
@@ -63,7 +64,7 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
       results = language.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
       assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
-      ends.append(export_policy.load_entry(experiment, 'sppo'))
+      ends.append(load_entry(experiment, 'sppo'))
       export_policy.write_policy(experiment, ends[-1], workdir / 'model', merged=False)
       config.model.hf = str(workdir / 'model')
   assert sum(map(len, seen)) == len(PROMPTS)

@@ -1,4 +1,4 @@
-"""Law: an update learned part by part is that of the whole batch."""
+"""Law: accumulating the gradient over parts of a batch gives the update of the whole batch."""
 
 from functools import partial
 
@@ -14,13 +14,13 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.update import in_parts, initial_state, make_update
+from nlhf_jax.training.update import accumulate_gradient, initial_state, make_update
 
 BATCH, VOCABULARY, WIDTH = 6, 11, 8
 DECODER = make_decoder(
@@ -50,7 +50,7 @@ def some_parameters(seed):
 
 
 def some_table(seed):
-  """Parameters of a policy whose next token depends on the last one alone: quick to compile."""
+  """Parameters of a bigram policy, which compiles quickly."""
   random = np.random.default_rng(seed)
   return {'logits': jnp.asarray(random.normal(size=(VOCABULARY, VOCABULARY)), jnp.float32)}
 
@@ -69,7 +69,7 @@ def score(params, comparison):
 
 
 def some_comparison(algorithm, batch=BATCH, length=5):
-  """As many responses as the row has, with lengths of their own and payoffs at random."""
+  """Random responses of random lengths, as many as the algorithm samples, with random payoffs."""
   random = np.random.default_rng(0)
 
   def responses(side):
@@ -89,7 +89,7 @@ def some_comparison(algorithm, batch=BATCH, length=5):
 
 
 def updated(algorithm, score, measure, params, comparison, accumulate):
-  """The state and the metrics after a step down the gradient, from slots that differ."""
+  """The state and metrics after one SGD step, from slots that differ."""
   optimizer = optax.sgd(1.0)
   state = initial_state(algorithm, params(0), optimizer)
   others = {slot: params(seed) for seed, slot in enumerate(state.fixed, 1)}
@@ -99,9 +99,13 @@ def updated(algorithm, score, measure, params, comparison, accumulate):
 
 
 @pytest.mark.parametrize('name', list(ROWS))
-def test_parts_make_the_update_of_the_whole(name):
+def test_parts_give_the_update_of_the_whole_batch(name):
   algorithm = ROWS[name]
-  measure = step_metrics.of_demonstrations if name == 'sft' else step_metrics.of_play(algorithm)
+  measure = (
+    step_metrics.demonstration_metrics
+    if name == 'sft'
+    else step_metrics.make_rollout_metrics(algorithm)
+  )
   comparison = some_comparison(algorithm)
   whole, parts = (
     updated(algorithm, score, measure, some_table, comparison, accumulate) for accumulate in (1, 3)
@@ -110,17 +114,18 @@ def test_parts_make_the_update_of_the_whole(name):
   moved = jax.tree.map(
     lambda new, old: abs(new - old).max(), whole[0].slots['policy'], some_table(0)
   )
-  assert max(jax.tree.leaves(moved)) > 0.01 or name == 'egpo'  # whose first step only looks ahead
+  # The first update of EGPO is its look-ahead step.
+  assert max(jax.tree.leaves(moved)) > 0.01 or name == 'egpo'
 
 
-def test_parts_make_the_update_of_a_judge():
+def test_parts_give_the_update_of_a_judge():
   network = make_preference_network(DECODER, WIDTH, separator=1)
   algorithm = catalogue.preference_model()
   whole, parts = (
     updated(
       algorithm,
       network.logit,
-      step_metrics.of_preferences,
+      step_metrics.preference_metrics,
       lambda seed: network.init(some_parameters(seed)) | {'token': jnp.ones(WIDTH)},
       some_comparison(algorithm),
       accumulate,
@@ -130,7 +135,7 @@ def test_parts_make_the_update_of_a_judge():
   chex.assert_trees_all_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_of_responses_compared_with_themselves_are_read_once():
+def test_shared_responses_stay_shared_in_each_part():
   comparison = some_comparison(ROWS['rspo'])
   comparison = comparison._replace(right=comparison.left)
 
@@ -139,7 +144,7 @@ def test_parts_of_responses_compared_with_themselves_are_read_once():
     assert weight.shape == (len(comparison.payoff) // 3,)
     return (jnp.mean(part.payoff), part.left.tokens), {}
 
-  (_, tokens), _ = in_parts(differentiate, comparison, jnp.ones(BATCH), 3)
+  (_, tokens), _ = accumulate_gradient(differentiate, comparison, jnp.ones(BATCH), 3)
   np.testing.assert_array_equal(tokens, comparison.left.tokens)
 
 
@@ -159,7 +164,7 @@ def test_parts_take_less_memory():
       jax.jit(run).lower(comparison, jnp.ones(64)).compile().memory_analysis().temp_size_in_bytes
     )
 
-  parts = temporary(partial(in_parts, differentiate, count=8))
+  parts = temporary(partial(accumulate_gradient, differentiate, count=8))
   assert parts < 0.3 * temporary(differentiate)
 
 
@@ -171,13 +176,13 @@ def section(algorithm, **arguments):
 
 def refused(row):
   ranges.check(row, 'config.it')
-  language_config.make_training(row, 'config.it')
+  make_training(row, 'config.it')
 
 
-def test_the_config_says_how_many_parts():
+def test_config_sets_the_number_of_parts():
   row = section('dpo', beta=0.1)
   row.accumulate = 3
-  assert language_config.make_training(row, 'config.dpo').accumulate == 3
+  assert make_training(row, 'config.dpo').accumulate == 3
 
 
 @pytest.mark.parametrize(
@@ -188,11 +193,11 @@ def test_the_config_says_how_many_parts():
       4,
       r'config\.it\.batch=6 must be a multiple of config\.it\.accumulate=4',
     ),
-    (section('kto', beta=0.1, desirable=1.0, undesirable=1.0), 2, "accumulate=2: 'kto' measures"),
+    (section('kto', beta=0.1, desirable=1.0, undesirable=1.0), 2, "accumulate=2: 'kto' compares"),
     (section('sft'), 0, r'config\.it\.accumulate=0 must be at least 1'),
   ],
 )
-def test_what_cannot_be_split_is_refused(row, accumulate, sentence):
+def test_batches_that_cannot_be_split_are_refused(row, accumulate, sentence):
   row.accumulate = accumulate
   with pytest.raises(UserError, match=sentence):
     refused(row)
@@ -210,7 +215,7 @@ def test_what_cannot_be_split_is_refused(row, accumulate, sentence):
     ('name', 'rmsprop', r'config\.it\.optimizer\.b1=0\.9: rmsprop has no momentum'),
   ],
 )
-def test_an_optimiser_that_there_is_not_is_refused(field, value, sentence):
+def test_unknown_optimisers_are_refused(field, value, sentence):
   row = section('sft')
   row.optimizer[field] = value
   with pytest.raises(UserError, match=sentence):

@@ -1,4 +1,4 @@
-"""Learning one update behind what is judged: the same samples, the same payoffs, a step later."""
+"""An async judge: each step trains on the responses sampled one step before."""
 
 import threading
 
@@ -11,7 +11,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.judges.judge import probability, verdict
 from nlhf_jax.judges.judge import told as with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
-from nlhf_jax.training.async_judge import make_ahead
+from nlhf_jax.training.async_judge import make_async_judge
 from nlhf_jax.training.rollout_step import make_sample
 
 KEYS = [jax.random.key(number) for number in range(5)]
@@ -27,13 +27,13 @@ def responses(tokens):
 
 
 def make_rollout(mixtures):
-  """Responses tell the policy, the prompt and the key that they are from."""
+  """Responses contain the policy, the prompt and the key that they were sampled with."""
 
   def rollout(slots, prompts, key):
-    assert prompts.tokens.shape == prompts.mask.shape == (2, 5)  # a state has one shape
+    assert prompts.tokens.shape == prompts.mask.shape == (2, 5)  # padded to the same shape
     np.testing.assert_array_equal(prompts.mask[0], [False, False, True, True, True])
-    said = jnp.stack([slots['policy'], prompts.tokens[0, -1], jax.random.bits(key, (), 'uint8')])
-    return tuple(responses(jnp.tile(said, (2, 1, 1)) + i) for i, _ in enumerate(mixtures))
+    tokens = jnp.stack([slots['policy'], prompts.tokens[0, -1], jax.random.bits(key, (), 'uint8')])
+    return tuple(responses(jnp.tile(tokens, (2, 1, 1)) + i) for i, _ in enumerate(mixtures))
 
   return rollout
 
@@ -43,61 +43,61 @@ def judge(comparison):
 
 
 def update(state, comparison, key):
-  """The policy is the number of updates; what was learned from is told."""
+  """The policy counts the updates; the metrics show what it was trained on."""
   del key
   policy = {'policy': state.params['policy'] + 1}
-  told = {'left': comparison.left.tokens[0, 0], 'payoff': comparison.payoff[0, 0, 0]}
-  return TrainState(state.step + 1, policy, None, {}), told
+  seen = {'left': comparison.left.tokens[0, 0], 'payoff': comparison.payoff[0, 0, 0]}
+  return TrainState(state.step + 1, policy, None, {}), seen
 
 
 @pytest.fixture
-def ahead():
+def make_steps():
   algorithm = catalogue.nash_md_pg(0.125, 0.1)
-  return lambda judge=judge: make_ahead(
+  return lambda judge=judge: make_async_judge(
     make_sample(algorithm, make_rollout),
     judge,
-    lambda asked: with_feedback(asked, probability),
+    lambda judge: with_feedback(judge, probability),
     update,
     steps=4,
     prompt_length=5,
   )
 
 
-def start(ahead):
+def start(steps):
   state = TrainState(jnp.zeros((), int), {'policy': jnp.zeros((), int)}, None, {})
-  return ahead.begin(state, batch(0), KEYS[-1])
+  return steps.begin(state, batch(0), KEYS[-1])
 
 
-def test_a_step_learns_from_what_the_step_before_sampled(ahead):
-  ahead = ahead()
-  state = start(ahead)
+def test_step_trains_on_samples_of_the_step_before(make_steps):
+  steps = make_steps()
+  state = start(steps)
   for number, key in enumerate(KEYS[:4]):
-    state, told = ahead.step(state, batch(number + 1), key)
-    policy, prompt, _ = told['left'].tolist()
-    assert prompt == number  # its own batch
-    assert policy == max(number - 1, 0)  # said by the policy of an update ago
-    assert told['payoff'] == pytest.approx((policy - 2) / 10)
-  assert int(state.underway.left.tokens[0, 0, 1]) == 4
-  ahead.close()
+    state, seen = steps.step(state, batch(number + 1), key)
+    policy, prompt, _ = seen['left'].tolist()
+    assert prompt == number  # of this step
+    assert policy == max(number - 1, 0)  # sampled by the policy before the last update
+    assert seen['payoff'] == pytest.approx((policy - 2) / 10)
+  assert int(state.in_flight.left.tokens[0, 0, 1]) == 4
+  steps.close()
 
 
-def test_what_the_last_step_samples_is_not_judged(ahead):
-  asked = []
+def test_samples_of_the_last_step_are_not_judged(make_steps):
+  judged = []
 
   def counting(comparison):
-    asked.append(int(comparison.left.tokens[0, 0, 1]))
+    judged.append(int(comparison.left.tokens[0, 0, 1]))
     return judge(comparison)
 
-  ahead = ahead(counting)
-  state = start(ahead)
+  steps = make_steps(counting)
+  state = start(steps)
   for number, key in enumerate(KEYS[:4]):
-    state, _ = ahead.step(state, batch(number + 1), key)
-  ahead.close()
-  assert asked == [0, 1, 2, 3]
+    state, _ = steps.step(state, batch(number + 1), key)
+  steps.close()
+  assert judged == [0, 1, 2, 3]
 
 
-def test_the_judge_is_at_work_during_the_update(ahead):
-  """It does not come back before it has seen an update begin that is not its own."""
+def test_judge_runs_during_the_update(make_steps):
+  """The judge returns only after the next update has begun."""
   updated = threading.Event()
 
   def waiting(comparison):
@@ -105,50 +105,50 @@ def test_the_judge_is_at_work_during_the_update(ahead):
       assert updated.wait(20)
     return judge(comparison)
 
-  ahead = ahead(waiting)
-  state, _ = ahead.step(start(ahead), batch(1), KEYS[0])
+  steps = make_steps(waiting)
+  state, _ = steps.step(start(steps), batch(1), KEYS[0])
   updated.set()
-  _, told = ahead.step(state, batch(2), KEYS[1])
-  assert told['left'].tolist()[1] == 1
+  _, seen = steps.step(state, batch(2), KEYS[1])
+  assert seen['left'].tolist()[1] == 1
 
 
-def test_a_run_that_is_resumed_asks_again_and_is_the_same_run(ahead):
-  uncut, cut, asked = ahead(), ahead(), []
+def test_resumed_run_judges_again_and_is_identical(make_steps):
+  uncut, cut, judged = make_steps(), make_steps(), []
 
   def counting(comparison):
-    asked.append(int(comparison.left.tokens[0, 0, 1]))
+    judged.append(int(comparison.left.tokens[0, 0, 1]))
     return judge(comparison)
 
-  resumed = ahead(counting)
+  resumed = make_steps(counting)
   one, other = start(uncut), start(cut)
   for number, key in enumerate(KEYS[:2]):
     one, _ = uncut.step(one, batch(number + 1), key)
     other, _ = cut.step(other, batch(number + 1), key)
-  other = jax.tree.map(jnp.copy, other)  # as a checkpoint gives it back
+  other = jax.tree.map(jnp.copy, other)  # as restored from a checkpoint
   for number, key in enumerate(KEYS[2:4], start=2):
-    one, told = uncut.step(one, batch(number + 1), key)
+    one, seen = uncut.step(one, batch(number + 1), key)
     other, again = resumed.step(other, batch(number + 1), key)
-    np.testing.assert_array_equal(told['left'], again['left'])
-    np.testing.assert_array_equal(told['payoff'], again['payoff'])
-  assert asked[:2] == [2, 3]
+    np.testing.assert_array_equal(seen['left'], again['left'])
+    np.testing.assert_array_equal(seen['payoff'], again['payoff'])
+  assert judged[:2] == [2, 3]
 
 
-def test_a_judge_that_fails_leaves_the_state_as_it_was(ahead):
+def test_failing_judge_leaves_the_state_unchanged(make_steps):
   class Failed(Exception):
     pass
 
   def failing(comparison):
     raise Failed
 
-  broken, whole = ahead(failing), ahead()
+  broken, whole = make_steps(failing), make_steps()
   state = start(broken)
   with pytest.raises(Failed):
     broken.step(state, batch(1), KEYS[0])
-  _, told = whole.step(state, batch(1), KEYS[0])
-  assert told['left'].tolist()[1] == 0
+  _, seen = whole.step(state, batch(1), KEYS[0])
+  assert seen['left'].tolist()[1] == 0
 
 
-def test_responses_compared_with_themselves_are_kept_once():
+def test_shared_responses_are_stored_once():
   algorithm = catalogue.sppo(5.0, 3, 10, 0.5)
   seen = []
 
@@ -156,19 +156,19 @@ def test_responses_compared_with_themselves_are_kept_once():
     seen.append(comparison.right is comparison.left)
     return jnp.zeros((2, 3, 3))
 
-  ahead = make_ahead(
+  steps = make_async_judge(
     make_sample(algorithm, lambda mixtures: lambda slots, prompts, key: tuple(
       responses(jnp.ones((2, 1, 3), int)) for _ in mixtures
     )),
     all_of_them,
-    lambda asked: with_feedback(asked, verdict),
+    lambda judge: with_feedback(judge, verdict),
     lambda state, comparison, key: (state, {'same': comparison.right is comparison.left}),
     steps=4,
     prompt_length=3,
   )  # fmt: skip
-  state = start(ahead)
-  assert state.underway.right is None
-  state, told = ahead.step(state, batch(1), KEYS[0])
-  assert told['same']
+  state = start(steps)
+  assert state.in_flight.right is None
+  state, metrics = steps.step(state, batch(1), KEYS[0])
+  assert metrics['same']
   assert seen[0]
-  assert isinstance(state.underway, Comparison)
+  assert isinstance(state.in_flight, Comparison)

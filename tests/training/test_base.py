@@ -1,4 +1,4 @@
-"""Slots that share a base: it stays what it was, whatever the slots do."""
+"""Slots that share a base: updates never change the base."""
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ def comparison():
 
 @pytest.fixture(scope='module')
 def begun():
-  """An adapter as SFT leaves it, and the base."""
+  """An adapter, as SFT would train it, and the base."""
   return trees.split(changed(jax.jit(DECODER.init)(jax.random.key(0)), 1), lora.is_adapter)
 
 
 @pytest.mark.parametrize('slot', ROWS)
-def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
+def test_slots_move_and_the_base_does_not(slot, begun, tmp_path):
   row, (own, base) = ROWS[slot], begun
   update = make_update(row, scoring.make_score(DECODER), OPTIMIZER, lambda *_: {})
 
@@ -55,7 +55,7 @@ def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
   moved = {name: leaf for name, leaf in trees.flatten(done.slots[slot]).items()}
   assert all(lora.is_adapter(name) for name in moved)
   assert any(np.any(moved[name] != leaf) for name, leaf in trees.flatten(own).items())
-  if 'reference' in done.fixed:  # the adapter of SFT, and no copy of it
+  if 'reference' in done.fixed:  # the adapter itself, not a copy
     assert done.fixed['reference'] is own
 
   cut = run(start(), range(2))
@@ -66,7 +66,7 @@ def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, done, resumed)
 
 
-def test_a_policy_on_a_base_learns_what_its_adapter_would_within_the_whole(begun):
+def test_shared_base_gives_the_update_of_whole_parameters(begun):
   own, base = begun
   row, score = ROWS['average'], scoring.make_score(DECODER)
   shared = make_update(row, score, optax.sgd(0.1), lambda *_: {})

@@ -1,4 +1,4 @@
-"""Law: a run cut anywhere and resumed equals the uncut run, bit for bit."""
+"""Law: an interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def make_step():
   optimizer = optimizers.make_optimizer(
     'adamw', 0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0, rounding='nearest'
   )
-  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM))
+  update = make_update(ALGORITHM, score, optimizer, step_metrics.make_rollout_metrics(ALGORITHM))
 
   def step(state, prompts, key):
     def side(key):
@@ -46,7 +46,7 @@ def make_step():
 
 
 class Cut(Exception):
-  """Power failure."""
+  """Stands for a power failure."""
 
 
 def run(folder, cut=None):
@@ -91,7 +91,7 @@ def uncut(tmp_path_factory):
 
 
 @pytest.mark.parametrize('at', [0, 1, 5, 11])
-def test_a_power_failure_changes_nothing(at, uncut, tmp_path):
+def test_power_failure_changes_nothing(at, uncut, tmp_path):
   def fail(number):
     if number == at:
       raise Cut
@@ -103,7 +103,7 @@ def test_a_power_failure_changes_nothing(at, uncut, tmp_path):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_step_and_says_where(number, uncut, tmp_path):
+def test_signal_saves_a_checkpoint_and_names_the_step(number, uncut, tmp_path):
   def ask(step):
     if step == 6:
       os.kill(os.getpid(), number)
@@ -115,7 +115,7 @@ def test_a_signal_saves_the_step_and_says_where(number, uncut, tmp_path):
   assert resumed_at[0] == 7
 
 
-def test_a_step_that_is_interrupted_is_the_first_to_come_again(uncut, tmp_path):
+def test_interrupted_step_is_repeated_first(uncut, tmp_path):
   state, step = make_step()
 
   def waits(state, prompts, key):
@@ -142,11 +142,11 @@ def test_a_step_that_is_interrupted_is_the_first_to_come_again(uncut, tmp_path):
   assert resumed_at[0] == 7
 
 
-def test_a_finished_stage_is_not_repeated(tmp_path):
+def test_finished_stage_is_not_repeated(tmp_path):
   done = run(tmp_path)
 
   def never(number):
-    raise AssertionError(f'step {number} came again')
+    raise AssertionError(f'step {number} was repeated')
 
   chex.assert_trees_all_equal(run(tmp_path, never), done)
 

@@ -1,4 +1,4 @@
-"""Optimisers are those of their papers, and parameters in bfloat16 follow them as they should."""
+"""Optimisers equal reference implementations, and bfloat16 parameters follow their updates."""
 
 import itertools
 from functools import partial
@@ -57,30 +57,30 @@ def falling(rate):
   ],
   ids=['adamw', 'adafactor'],
 )
-def test_the_optimiser_is_that_of_optax(ours, theirs):
+def test_optimiser_equals_optax(ours, theirs):
   params, gradients = jnp.ones((128, 130)), some_gradients((128, 130))
-  for said, expected in zip(
+  for found, expected in zip(
     path(ours, params, gradients), path(theirs, params, gradients), strict=True
   ):
-    np.testing.assert_allclose(said, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_adafactor_remembers_rows_and_columns_alone():
+def test_adafactor_keeps_factored_state_only():
   memory = make('adafactor').init({'kernel': jnp.zeros((128, 256))})
   assert sum(leaf.size for leaf in jax.tree.leaves(memory)) < 3 * (128 + 256)
 
 
-def test_adafactor_forgets_as_fast_as_b2_says():
+def test_adafactor_decay_is_bounded_by_b2():
   gradients = [jnp.full((3,), 8.0)] * 100 + [jnp.ones(3)] * 100
   slow, fast = (
     path(make('adafactor', rate=1.0, steps=200, b2=b2), jnp.zeros(3), gradients)
     for b2 in (0.9999, 0.9)
   )
   moved = [float(abs(run[199] - run[149])[0]) for run in (slow, fast)]
-  assert moved[1] > 2 * moved[0]  # the slow one still divides by gradients of long ago
+  assert moved[1] > 2 * moved[0]  # the slow one still divides by the old, large gradients
 
 
-def test_rmsprop_is_that_of_torch():
+def test_rmsprop_equals_torch():
   rate, gradients = 0.1, some_gradients((5,))
   theirs = torch.nn.Parameter(torch.ones(5))
   optimizer = torch.optim.RMSprop([theirs], lr=rate, alpha=0.98, eps=1e-8)
@@ -93,7 +93,7 @@ def test_rmsprop_is_that_of_torch():
 
 
 @pytest.mark.parametrize('name', list(optimizers.SCALES))
-def test_it_computes_in_float32_whatever_parameters_are_kept_in(name):
+def test_bfloat16_parameters_get_float32_updates_and_state(name):
   optimizer = make(name)
   params = {'kernel': jnp.ones((128, 128), jnp.bfloat16)}
   state = optimizer.init(params)
@@ -109,7 +109,7 @@ SIZE, COUNT, CHANGE = 4_000, 400, 2.0**-13  # at 1, bfloat16 has a resolution of
 
 
 def followed(rounding, changes, dtype=jnp.bfloat16):
-  """Where ones end after the changes."""
+  """Ones after all changes were added."""
   rounder = optimizers.ROUNDINGS[rounding]()
   params = jnp.ones(SIZE, dtype)
 
@@ -122,12 +122,12 @@ def followed(rounding, changes, dtype=jnp.bfloat16):
   return np.asarray(run((params, rounder.init(params)), changes)[0][0], float)
 
 
-def test_to_the_nearest_small_updates_are_lost():
+def test_nearest_rounding_loses_small_updates():
   np.testing.assert_array_equal(followed('nearest', jnp.full(COUNT, CHANGE)), 1.0)
 
 
 @pytest.mark.parametrize('sign', [1, -1])
-def test_kahan_follows_the_sum_to_the_last_bit_there_is(sign):
+def test_kahan_rounding_follows_the_sum_to_the_last_bit(sign):
   random = np.random.default_rng(0)
   changes = sign * CHANGE * random.uniform(0, 2, size=COUNT)
   end = followed('kahan', jnp.asarray(changes, jnp.float32))
@@ -143,14 +143,14 @@ def test_stochastic_rounding_follows_the_sum_in_the_mean(sign):
 
 
 @pytest.mark.parametrize('rounding', list(optimizers.ROUNDINGS))
-def test_rounding_leaves_float32_alone(rounding):
+def test_rounding_leaves_float32_unchanged(rounding):
   changes = jnp.asarray(np.random.default_rng(0).normal(size=8), jnp.float32)
   np.testing.assert_array_equal(
     followed(rounding, changes, jnp.float32), followed('nearest', changes, jnp.float32)
   )
 
 
-def test_stochastic_rounding_goes_on_from_its_memory_alone():
+def test_stochastic_rounding_depends_on_its_state_alone():
   optimizer, params = make(rounding='stochastic', rate=1e-3), jnp.ones(100, jnp.bfloat16)
   gradients = some_gradients((100,))
   state = optimizer.init(params)
@@ -176,6 +176,6 @@ def test_stochastic_rounding_goes_on_from_its_memory_alone():
     (dict(name='adafactor', b1=0.9), 'b1=0.9: adafactor has no momentum; set b1=0'),
   ],
 )
-def test_what_there_is_not_is_refused(changes, sentence):
+def test_unknown_settings_are_refused(changes, sentence):
   with pytest.raises(UserError, match=sentence):
     make(**changes)

@@ -1,4 +1,4 @@
-"""Whatever a model computes in and keeps its weights in, it learns, and sums are float32."""
+"""Training in every combination of compute and weight types; reductions are in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def dtypes(tree):
   ],
   ids=['float32', 'bfloat16 in float32 weights', 'bfloat16 alone'],
 )
-def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, rounding, accumulate):
+def test_update_keeps_weight_type_and_sums_in_float32(numerics, rounding, accumulate):
   optimizer = optimizers.make_optimizer(
     'adamw', 1e-2, 10, warmup=0, b1=0.0, b2=0.95, decay=0.0, clip=1.0, rounding=rounding
   )
@@ -68,7 +68,9 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
     seen.update(dtypes(scores))
     return scores
 
-  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM), accumulate)
+  update = make_update(
+    ALGORITHM, score, optimizer, step_metrics.make_rollout_metrics(ALGORITHM), accumulate
+  )
   params = some_parameters(numerics)
   state = initial_state(ALGORITHM, params, optimizer)
   after, metrics = update(state, some_comparison(), jax.random.key(0))
@@ -80,7 +82,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
 
 
 @pytest.mark.parametrize('numerics', [Numerics(HALF), Numerics(HALF, HALF)])
-def test_judges_say_payoffs_in_float32(numerics):
+def test_judges_return_payoffs_in_float32(numerics):
   network = make_preference_network(make_decoder(SIZES, numerics), WIDTH, separator=1)
   params = network.init(some_parameters(numerics)) | {'verdict': jnp.ones(WIDTH)}
   payoff = of_network(network, params)(some_comparison())
@@ -89,7 +91,7 @@ def test_judges_say_payoffs_in_float32(numerics):
 
 
 @pytest.mark.parametrize('weights', [FLOAT, HALF])
-def test_gradients_in_bfloat16_are_near_those_in_float32(weights):
+def test_bfloat16_gradients_are_close_to_float32(weights):
   comparison = some_comparison()
 
   def gradient(numerics):
@@ -108,6 +110,6 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(weights):
     return float(value), np.concatenate(flat)
 
   expected, exact = gradient(Numerics())
-  said, rounded = gradient(Numerics(HALF, weights))
-  assert said == pytest.approx(expected, rel=0.02)
+  found, rounded = gradient(Numerics(HALF, weights))
+  assert found == pytest.approx(expected, rel=0.02)
   assert np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)

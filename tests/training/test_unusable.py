@@ -1,4 +1,4 @@
-"""Law: a prompt on which a judge has no usable answer has no part in an update."""
+"""Law: prompts without a usable judgement do not affect the update."""
 
 import chex
 import jax
@@ -15,7 +15,7 @@ from nlhf_jax.training.update import initial_state, make_update
 
 BATCH, VOCABULARY = 6, 7
 UNUSABLE = [1, 2]
-# Losses of every form: over K x J, over K with worths, best of K, among K.
+# Losses of every shape: over K x J, over K with mean payoffs, best of K, among K.
 ROWS = {
   'nash_md_pg': catalogue.nash_md_pg(beta=0.125, tau=0.1),
   'online_ipo': catalogue.online_ipo(tau=0.1),
@@ -52,7 +52,9 @@ def updated(algorithm, comparison, accumulate=1):
   """Metrics and the policy after one step."""
   start = {'logits': jnp.asarray(np.random.default_rng(1).normal(size=VOCABULARY), jnp.float32)}
   optimizer = optax.sgd(1.0)
-  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm), accumulate)
+  update = make_update(
+    algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm), accumulate
+  )
   state = initial_state(algorithm, start, optimizer)
   state, metrics = update(state, comparison, jax.random.key(0))
   return metrics, state.slots['policy'], start
@@ -65,7 +67,7 @@ def without(comparison, rows):
 
 @pytest.mark.parametrize('name', ROWS)
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_the_update_is_that_of_the_other_prompts(name, accumulate):
+def test_update_equals_that_of_the_other_prompts(name, accumulate):
   whole = some_comparison(ROWS[name])
   payoff = whole.payoff.at[UNUSABLE, 0, -1].set(jnp.nan).at[UNUSABLE[0], -1, 0].set(jnp.nan)
   metrics, policy, start = updated(ROWS[name], whole._replace(payoff=payoff), accumulate)
@@ -76,7 +78,7 @@ def test_the_update_is_that_of_the_other_prompts(name, accumulate):
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_nothing_usable_changes_nothing():
+def test_update_without_usable_prompts_changes_nothing():
   algorithm = ROWS['nash_md_pg']
   whole = some_comparison(algorithm)
   nothing = whole._replace(payoff=jnp.full_like(whole.payoff, jnp.nan))

@@ -22,8 +22,9 @@ from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
-from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
+from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.decoder import Decoder
@@ -159,7 +160,7 @@ def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
 ) -> LanguageExperiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
-  learned = [judge for judge in panel if judge in language_config.TRAINED]
+  learned = [judge for judge in panel if judge in TRAINED]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
@@ -169,8 +170,8 @@ def make_trained(
 
 def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | None) -> str:
   """Of all that determines the word of a judge."""
-  if judge in language_config.TRAINED:
-    return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
+  if judge in TRAINED:
+    return trained.stages[TRAINED[judge]].folder.name.rpartition('-')[2]
   return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
 
 
@@ -218,7 +219,7 @@ def make_player(
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = make_run(Path(run), folder)
-    known = language_config.entry_slots(experiment)
+    known = entry_slots(experiment.policies)
     if player not in known:
       raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
     return {name or player: Trained(experiment, player)}

@@ -12,7 +12,6 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.evaluation.benchmarks.mt_bench import Respond
 from nlhf_jax.evaluation.generation import make_respond
-from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments.evaluate.config import (
   EvaluateExperiment,
   Filed,
@@ -20,6 +19,7 @@ from nlhf_jax.experiments.evaluate.config import (
   Pretrained,
   digest,
 )
+from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
@@ -43,7 +43,7 @@ def make_model(player: Player) -> Model:
   if isinstance(player, Pretrained):
     return Model(player.decoder, player.begin(), player.tokenizer, player.longest)
   experiment = player.experiment
-  params, own = export_policy.load_entry(experiment, player.player), experiment.model
+  params, own = load_entry(experiment, player.player), experiment.model
   return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
 
 
@@ -52,7 +52,7 @@ def key_of(experiment: EvaluateExperiment, player: Player) -> str:
   if isinstance(player, Pretrained):
     own = player.settings
   else:
-    policy, slot = export_policy.find_entry(player.experiment, player.player)
+    policy, slot = find_entry(player.experiment, player.player)
     own = [player.experiment.stages[policy].folder.name, slot]
   return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
-from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
-from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -31,8 +29,6 @@ from nlhf_jax.experiments.language.judge_stage import (
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
-from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import lock_folder
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
@@ -50,16 +46,6 @@ class Played(NamedTuple):
   rows: Sequence[int]
   shown: Mapping[str, np.ndarray]
   said: Mapping[str, np.ndarray]
-
-
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  ranges.check(config)
-  with interrupts.deferred(), make_mesh(config), lock_folder(workdir):
-    experiment = make_experiment(config, name, stages)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
-    run(experiment, workdir)
 
 
 def run(experiment: EvaluateExperiment, workdir: Path) -> dict:

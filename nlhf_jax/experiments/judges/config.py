@@ -10,6 +10,7 @@ from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.sources import for_each
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.stage_settings import stages_of_judges
 from nlhf_jax.experiments.model_config import SIZES
 from nlhf_jax.experiments.specs import JudgeExperiment
 
@@ -35,7 +36,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
-    if not language_config.stages_of_judges(language_config.make_panel(sized)):
+    if not stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
     sizes[label] = language_config.make_experiment(sized, name, folder)
   experiment = JudgeExperiment(name, sizes, make_tests(config.tests))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
@@ -22,8 +21,6 @@ from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judge_metrics import Judged
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.judges.config import make_experiment
-from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
   Kind,
@@ -34,7 +31,6 @@ from nlhf_jax.experiments.language.judge_stage import (
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
-from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
 from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
@@ -55,15 +51,6 @@ class Test(NamedTuple):
 
   comparisons: Comparison
   texts: Texts
-
-
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  language_config.check(config)
-  with interrupts.deferred(), make_mesh(config):
-    experiment = make_experiment(config, name, stages)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    run(experiment, workdir)
 
 
 def run(experiment: JudgeExperiment, workdir: Path) -> dict:

@@ -26,6 +26,7 @@ from nlhf_jax.judges.networks import (
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, Score, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
@@ -92,7 +93,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   )
   examples = in_random_order(make_batches(train, training, experiment.seed))
   init, trains = kind.init(reference), experiment.model.trains
-  return fit(stage, training, init, update, examples, evaluate, trains)['policy']
+  return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
 
 
 def encoded(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:

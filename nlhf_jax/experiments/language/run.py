@@ -1,29 +1,26 @@
 """Training language models, stage by stage: SFT, judges, policies, tournament, exploiters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED, check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
-from nlhf_jax.experiments.language.tournament_stage import compete, publish
-from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.language.stage_settings import TRAINED
+from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
-  batches_of,
   fit,
-  make_policy_ahead,
-  make_policy_step,
+  make_batches,
+  make_policy_steps,
   make_rollout,
 )
 from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
@@ -31,58 +28,45 @@ from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import generator
-from nlhf_jax.training import interrupts, step_metrics
-from nlhf_jax.training.loop import Evaluate
+from nlhf_jax.training import step_metrics
+from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
 
 
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  check(config)
-  with interrupts.deferred(), make_mesh(config):
-    experiment = make_experiment(config, name, stages)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
-    stages.mkdir(parents=True, exist_ok=True)
-    if distributed.is_first():
-      experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
-    run(experiment, workdir)
-
-
 def run(experiment: LanguageExperiment, workdir: Path) -> dict:
-  """Runs or resumes the experiment and writes its outcome to `workdir`; returns the results.
+  """Runs or resumes every stage and writes the outcome to `workdir`; returns the results.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+    Interrupted: if the user asked to stop; running again resumes.
   """
-  outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
-  with accounted(workdir, outside) as accounts:
-    lines, exploited = play(experiment, outside)
-  results = publish(experiment, workdir, lines, exploited, accounts)
+  external = {name: make() for name, make in experiment.given.items()}  # fails early
+  json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
+  if distributed.is_first():
+    experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
+  with accounted(workdir, external) as accounts:
+    reference = fine_tune(experiment)
+    judges = make_judges(experiment, reference, external)
+    panel = {name: judges[name] for name in experiment.panel}
+    if 'reward' in panel:
+      panel['reward'] = by_bradley_terry(panel['reward'])
+    evaluate = make_evaluate(experiment, reference, panel)
+    entries = {'sft': reference}
+    for name, policy in experiment.policies.items():
+      steps = make_policy_steps(experiment, policy, judges.get(policy.judge))
+      data = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
+      examples = make_batches(data, policy.training, experiment.seed)
+      stage, trains = experiment.stages[name], experiment.model.trains
+      slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
+      entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
+    samples = run_tournament(experiment, entries, panel)
+    exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
+  results = publish(experiment, workdir, samples, exploited, accounts)
   announce(accounts)
   return results
 
 
-def play(
-  experiment: LanguageExperiment, outside: Mapping[str, Outside]
-) -> tuple[Sequence[dict], Sequence[dict]]:
-  """All stages; the records of the tournament and of the exploiters."""
-  reference = fine_tune(experiment)
-  asked = make_judges(experiment, reference, outside)
-  panel = {name: asked[name] for name in experiment.panel}
-  if 'reward' in panel:
-    panel['reward'] = by_bradley_terry(panel['reward'])
-  evaluate = make_evaluate(experiment, reference, panel)
-  players = {'sft': reference}
-  for name, policy in experiment.policies.items():
-    slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
-    players |= {player: slots[slot] for player, slot in policy.players.items()}
-  lines = compete(experiment, players, panel)
-  return lines, exploit(experiment, players, panel) if experiment.exploiter else []
-
-
 def fine_tune(experiment: LanguageExperiment) -> Params:
-  """Supervised fine-tuning of a new model on the demonstrations."""
+  """Trains the SFT policy on the demonstrations, or loads it; returns its parameters."""
   score = scoring.make_score(experiment.model.decoder)
   held_out = experiment.corpus.held_out.demonstrations
 
@@ -99,12 +83,12 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
     training.algorithm,
     score,
     training.optimizer,
-    step_metrics.of_demonstrations,
+    step_metrics.demonstration_metrics,
     training.accumulate,
   )
-  examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)
+  examples = make_batches(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
-  return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
+  return fit(stage, training, params, Steps(update), examples, evaluate, trains)['policy']
 
 
 def make_judges(
@@ -122,50 +106,12 @@ def make_judges(
   return asked
 
 
-def train_policy(
-  experiment: LanguageExperiment,
-  name: str,
-  reference: Params,
-  judge: Judge | None,
-  evaluate: Evaluate,
-) -> Mapping[str, Params]:
-  """One policy of the catalogue, from the SFT policy's parameters; its slots.
-
-  Args:
-    experiment: all of it.
-    name: of the policy.
-    reference: the SFT policy's parameters.
-    judge: whose word the policy trains on, if it needs one.
-    evaluate: gives the learning curve.
-  """
-  policy = experiment.policies[name]
-  if policy.ahead:
-    begin, step, close = make_policy_ahead(experiment, policy, judge)
-  else:
-    begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
-  material = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
-  examples = batches_of(material, policy.training, experiment.seed)
-  try:
-    return fit(
-      experiment.stages[name],
-      policy.training,
-      reference,
-      step,
-      examples,
-      evaluate,
-      experiment.model.trains,
-      begin,
-    )
-  finally:
-    close()
-
-
 def make_evaluate(
   experiment: LanguageExperiment, reference: Params, panel: Mapping[str, Judge]
 ) -> Evaluate:
-  """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones.
+  """Slots -> win rate against the SFT policy and KL from it, on a fixed set of held-out prompts.
 
-  The last judge of the panel says so, and the metric has its name.
+  The last judge of the panel measures the win rate, and the metric is named after it.
   """
   name, judge = list(panel.items())[-1]
   score = scoring.make_score(experiment.model.decoder)
@@ -180,14 +126,14 @@ def make_evaluate(
   def evaluate(slots):
     both = {'policy': slots['policy'], 'reference': reference}
 
-    def play(chunk, number):
+    def compare(chunk, number):
       left, right = rollout(both, chunk, jax.random.fold_in(key, number))
       log_ratio = jnp.sum(left.log_probs, axis=(1, 2)) - log_prob(
         reference, Comparison(chunk, left)
       )
       return judge(Comparison(chunk, left, right)), log_ratio
 
-    payoff, log_ratio = map_chunks(play, prompts, experiment.tournament_batch)
+    payoff, log_ratio = map_chunks(compare, prompts, experiment.tournament_batch)
     return {
       f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5,
       'kl_to_reference': float(log_ratio.mean()),

@@ -1,4 +1,4 @@
-"""The tournament of an experiment, and what is published of it."""
+"""The tournament of an experiment, and the files and tables that report it."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
-from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
@@ -22,78 +22,72 @@ from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
-def compete(
-  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+def run_tournament(
+  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
-  """The tournament between the players; its records, one a held-out prompt."""
+  """The records of the tournament between the entries, one for each held-out prompt."""
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
-  with noted(stage):
+  with work_on(stage):
     if not json_lines.exists(path):
-      json_lines.write(path, play(experiment, players, panel))
+      json_lines.write(path, make_samples(experiment, entries, panel))
   return json_lines.read(path)
 
 
-def play(
-  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+def make_samples(
+  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
-  """Lets every player respond to the held-out prompts, and every judge compare the responses."""
+  """Samples responses of every entry to the held-out prompts, and has every judge compare them."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
-  # Two responses a prompt: the first plays, the second shows what a counter-style would make of it.
+  # Two responses a prompt: the first is compared; the second tells which style would beat it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
   score = jax.jit(scoring.make_score(experiment.model.decoder))
   sides, others, ratios = {}, {}, {}
-  for number, (name, params) in enumerate(players.items()):
-    key = jax.random.fold_in(stage.key, number)
-    (pair,) = respond(
-      rollout,
-      {'policy': params},
-      prompts,
-      key,
-      f'{stage.name}, {name}',
-      experiment.tournament_batch,
-    )
+  for number, (name, params) in enumerate(entries.items()):
+    key, label = jax.random.fold_in(stage.key, number), f'{stage.name}, {name}'
+    batch = experiment.tournament_batch
+    (pair,) = respond(rollout, {'policy': params}, prompts, key, label, batch)
     side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
-    of_reference = map_chunks(
-      lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
+    reference = map_chunks(
+      lambda chunk, _: score(entries['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
     others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
-    ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
-  said = {
+    ratios[name] = (side.log_probs - reference).sum(axis=(1, 2))
+  preferences = {
     name: tournament.preferences(
-      attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+      make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
   }
-  lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)
+  lines = tournament.make_records(tokenizer, prompts, sides, ratios, preferences)
   matrices = {}
   if experiment.corpus.embedded:
     matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
     for row, line in enumerate(lines):
       line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return heard(lines, [*said.values(), *matrices.values()])
+  return drop_unjudged(lines, [*preferences.values(), *matrices.values()])
 
 
-def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
-  """The lines on which every judge has a verdict on every pair, [n, K, K]; NaN is none.
+def drop_unjudged(lines: Sequence[dict], preferences: Sequence[np.ndarray]) -> list[dict]:
+  """Drops the lines on which a judge has no verdict on some pair: NaN in [n, K, K].
 
   Raises:
-    UserError: if there are none.
+    UserError: if no line is left.
   """
-  usable = ~np.any([np.isnan(matrix).any(axis=(1, 2)) for matrix in said], axis=0)
+  usable = ~np.any([np.isnan(matrix).any(axis=(1, 2)) for matrix in preferences], axis=0)
   if not usable.any():
-    raise UserError('the tournament: there is no prompt on which the judges have all verdicts.')
+    raise UserError('the tournament: on no prompt do all judges have a verdict on every pair.')
   if not usable.all():
     count = int(np.sum(~usable))
     print(f'{count} of {len(lines)} prompts are left out: a judge has no usable verdict on them.')
   return list(itertools.compress(lines, usable))
 
 
-def attended(judge: Judge, name: str) -> Judge:
-  """The judge, behind a check whether the user asked to stop."""
+def make_interruptible(judge: Judge, name: str) -> Judge:
+  """A judge that raises `Interrupted` before its next call, once the user asked to stop."""
 
   def payoff(comparison):
     interrupts.check(f'the tournament, {name} judge')
@@ -112,11 +106,11 @@ def publish(
   """Writes results, samples, metrics and the report, and prints the tables.
 
   Args:
-    experiment: all of it.
-    workdir: where to write to.
-    lines: of the tournament.
-    exploited: of the exploiters.
-    accounts: of the judges from outside.
+    experiment: its stages are done.
+    workdir: the folder to write to.
+    lines: records of the tournament.
+    exploited: records of the exploiters.
+    accounts: use of the external judges.
   """
   results = tournament.summarise(lines)
   if experiment.corpus.embedded:
@@ -133,7 +127,7 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judges = {stage: last_look(curves, stage) for stage in experiment.judges}
+  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -141,19 +135,19 @@ def publish(
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
-  announce(results, judges)
+  print_results(results, judges)
   return results
 
 
-def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
-  """What was measured of a judge on held-out comparisons in the end."""
+def last_evaluation(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
+  """The final metrics of a judge on held-out comparisons."""
   of_stage = [record for record in curves if record['stage'] == stage]
   last = [record for record in of_stage if 'held_out_accuracy' in record][-1]
   return {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
 
 
 def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prompts) -> np.ndarray:
-  """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
+  """A judge's preferences between perfect summaries of each style, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
   posts = tokenizers.prompt_texts(tokenizer, *prompts)
   by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
@@ -162,32 +156,32 @@ def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prom
   return tournament.preferences(judge, prompts, sides)
 
 
-def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
+def print_results(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
-  as_text, players, task = tables.as_text, results['policies'], results.get('task')
+  as_text, entries, task = tables.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))
-  announce_tables(results)
+  print_tables(results)
   if not task:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   if 'exploitability' in results:
-    announce_exploiters(results['exploitability'])
+    print_exploiters(results['exploitability'])
 
   columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
   if task:
     columns['quality'] = task['quality']
     for style in (*task['styles'], 'none'):
-      columns[style] = {name: task['shares'][name][style] for name in players}
-    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in players}
-  # Rounded before the zero is added, so that no KL is shown as -0.00.
+      columns[style] = {name: task['shares'][name][style] for name in entries}
+    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in entries}
+  # Adding zero to the rounded value avoids -0.00.
   cells = [
-    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in players
+    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in entries
   ]
-  print(as_text('\nPolicies:', players, list(columns), cells))
+  print(as_text('\nPolicies:', entries, list(columns), cells))
   if judges:
     print()
   for name, row in judges.items():
@@ -195,16 +189,16 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
     print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
 
 
-def announce_tables(results: Mapping) -> None:
+def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
-  as_text, players = tables.as_text, results['policies']
+  as_text, entries = tables.as_text, results['policies']
   level = results['settled']['level'] if 'settled' in results else 0.05
   for name, table in results['tables'].items():
     within = f'{1 - level:.0%} intervals within ±{tournament.widest(table):.3f}'
     title = (
       f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
     )
-    print(as_text(title, *tournament.as_cells(players, table)))
+    print(as_text(title, *tournament.as_cells(entries, table)))
     pairs = table['pairs']
     if pairs['count'] > 1 and 'alone' in pairs:
       print(
@@ -230,8 +224,8 @@ def announce_tables(results: Mapping) -> None:
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
 
 
-def announce_exploiters(found: Mapping) -> None:
-  """Prints what exploiters win, by the judge that trained them and the judge that measures."""
+def print_exploiters(found: Mapping) -> None:
+  """Prints win rates of exploiters, by the judge that trained them and the one that measures."""
   by_judges = [
     (trained_by, measured_by)
     for trained_by, measured in next(iter(found.values())).items()
@@ -239,11 +233,11 @@ def announce_exploiters(found: Mapping) -> None:
   ]
   cells = [
     [
-      f'{of_player[trained_by][by]["win_rate"]:.3f} [{of_player[trained_by][by]["low"]:.3f}, '
-      f'{of_player[trained_by][by]["high"]:.3f}]'
+      f'{by_trainer[trained_by][by]["win_rate"]:.3f} [{by_trainer[trained_by][by]["low"]:.3f}, '
+      f'{by_trainer[trained_by][by]["high"]:.3f}]'
       for trained_by, by in by_judges
     ]
-    for of_player in found.values()
+    for by_trainer in found.values()
   ]
   columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'

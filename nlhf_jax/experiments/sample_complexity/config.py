@@ -1,5 +1,7 @@
 """The experiments that learn games of a few actions from votes."""
 
+from pathlib import Path
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,12 +16,17 @@ from nlhf_jax.sample_complexity.setting import one_prompt
 from nlhf_jax.sample_complexity.worlds import World, skewed
 
 
-def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
+def make_experiment(
+  config: ConfigDict, name: str, folder: Path | None = None
+) -> SampleComplexityExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
+
+  Nothing is kept in `folder`.
 
   Raises:
     UserError: if a setting cannot be used.
   """
+  del folder
   ranges.check(config)
   link = call(functions(links, Link), config.payoff, {}, 'config.payoff', 'config.payoff')
   parts = {
@@ -31,7 +38,7 @@ def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
       'is a reward.'
     )
-  return SampleComplexityExperiment(config.payoff, link, config.seed, config.seeds, **parts)
+  return SampleComplexityExperiment(name, config.payoff, link, config.seed, config.seeds, **parts)
 
 
 def make_part(settings: ConfigDict, field: str) -> Measurement:

@@ -8,10 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.sample_complexity.config import make_experiment
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.sample_complexity import protocols, rates, votes
@@ -21,16 +19,7 @@ from nlhf_jax.storage import json_lines
 SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
 
 
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; there are no stages to keep."""
-  del stages
-  with jax.enable_x64(True):
-    experiment = make_experiment(config)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    run(experiment, name, workdir)
-
-
-def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dict:
+def run(experiment: SampleComplexityExperiment, workdir: Path) -> dict:
   """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
   for old in (
     'results.json',
@@ -39,7 +28,7 @@ def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dic
   ):
     (workdir / old).unlink(missing_ok=True)
   results = {
-    'name': name,
+    'name': experiment.name,
     'payoff': experiment.payoff,
     'seeds': experiment.seeds,
     'worlds': {

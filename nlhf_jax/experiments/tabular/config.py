@@ -25,12 +25,15 @@ PRICED = (
 )
 
 
-def make_experiment(config: ConfigDict) -> TabularExperiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path | None = None) -> TabularExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
+
+  Nothing is kept in `folder`.
 
   Raises:
     UserError: if a setting or the game cannot be used.
   """
+  del folder
   ranges.check(config)
   table = make_table(config.game)
   payoff = np.reshape(table.payoff, (-1, *table.payoff.shape[-2:]))
@@ -50,8 +53,8 @@ def make_experiment(config: ConfigDict) -> TabularExperiment:
       row.solver.init(jax.tree.map(lambda leaf: leaf[0], game), start[0])
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
-  name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return TabularExperiment(name, table, game, start, samplings, rows)
+  game_name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
+  return TabularExperiment(name, game_name, table, game, start, samplings, rows)
 
 
 def make_table(settings: ConfigDict) -> Table:

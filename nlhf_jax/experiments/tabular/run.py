@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
-from nlhf_jax.experiments.tabular.config import make_experiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
@@ -33,16 +31,7 @@ class Target(NamedTuple):
   lottery: Float[Array, 'X K']  # without a price
 
 
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; there are no stages to keep."""
-  del stages
-  with jax.enable_x64(True):
-    experiment = make_experiment(config)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    run(experiment, name, workdir)
-
-
-def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
+def run(experiment: TabularExperiment, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
@@ -53,7 +42,7 @@ def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
     for label, row in bar:
       bar.set_description(label)
       outcomes[label], paths[label] = follow(row, game, experiment.start, target)
-  results = {'name': name, **facts, 'solvers': outcomes}
+  results = {'name': experiment.name, **facts, 'solvers': outcomes}
   figures = draw(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
@@ -70,7 +59,7 @@ def analyse(experiment: TabularExperiment) -> tuple[Target, dict]:
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
   nash = None
   facts = {
-    'game': experiment.name,
+    'game': experiment.game_name,
     'notes': list(table.notes),
     'actions': list(table.names),
     'tau': tau,

@@ -18,14 +18,14 @@ from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.tasks.token_game.responses import TokenGame
-from nlhf_jax.training.loop import Step
+from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import MakeRollout, make_sample
 from nlhf_jax.training.update import Score
 
 
 def make_asking_step(
   learner: Learner, game: TokenGame, score: Score, make_rollout: MakeRollout
-) -> Step:
+) -> Steps:
   """A step of the loop, of which the first of a round asks for votes and changes the judge.
 
   The votes of each round are kept beside its stage, so that a run resumed goes on with the same.
@@ -72,7 +72,7 @@ def make_asking_step(
     comparison = comparison._replace(payoff=look_up(known[number], comparison))
     return update(state, comparison, jax.random.fold_in(key, 2))
 
-  return step
+  return Steps(step)
 
 
 def pairs(algorithm: Algorithm) -> int:

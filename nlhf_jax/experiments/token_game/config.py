@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import key_from_name
 from nlhf_jax.experiments.names import functions
 from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
-from nlhf_jax.experiments.stage_config import make_stage
+from nlhf_jax.experiments.stage_config import key_from_name, make_stage
 from nlhf_jax.experiments.tabular import config as tabular_config
+from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
@@ -74,7 +74,7 @@ def check(config: ConfigDict) -> None:
 
 def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
   """How a row of the catalogue that plays is trained, from the section called `field`."""
-  training = language_config.make_training(row, field)
+  training = make_training(row, field)
   if not asks_judge(training.algorithm):
     raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
   if training.batch % config.game.prompts:

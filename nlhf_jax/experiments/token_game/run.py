@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import take
 from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
-from nlhf_jax.experiments.stages import fit, make_step
+from nlhf_jax.experiments.stages import fit, make_policy_update
 from nlhf_jax.experiments.token_game.active_learning import make_asking_step, pairs
-from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
@@ -32,9 +30,8 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game import page as page
 from nlhf_jax.tasks.token_game import responses
-from nlhf_jax.training import interrupts
-from nlhf_jax.training.loop import Step
-from nlhf_jax.training.rollout_step import MakeRollout
+from nlhf_jax.training.loop import Steps
+from nlhf_jax.training.rollout_step import MakeRollout, make_rollout_step
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
 LOOKS = 201  # points of a solver's course
@@ -45,14 +42,6 @@ class Measured(NamedTuple):
 
   game: Game  # with a leading axis X
   nash: Float[Array, 'X R']
-
-
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
-  """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  with interrupts.deferred():
-    experiment = make_experiment(config, name, stages)
-    json_lines.write_json(workdir / 'config.json', config.to_dict())
-    run(experiment, workdir)
 
 
 def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
@@ -143,13 +132,12 @@ def train(
 ) -> Params:
   """One method, from the reference, judged by the truth; its policy."""
   training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
-  step = make_step(
-    training,
-    scoring.make_score(experiment.decoder),
-    make_rollouts(experiment),
-    lambda comparison, key: judge(comparison),
+  rollout_step = make_rollout_step(
+    training.algorithm, make_rollouts(experiment), lambda comparison, key: judge(comparison)
   )
-  return trained(experiment, experiment.stages[label], training, step, params, listed, measured)
+  score = scoring.make_score(experiment.decoder)
+  steps = Steps(make_policy_update(training, score, rollout_step))
+  return trained(experiment, experiment.stages[label], training, steps, params, listed, measured)
 
 
 def learn(
@@ -157,11 +145,11 @@ def learn(
 ) -> Params:
   """One learner, from the reference, judged by what votes have said so far; its policy."""
   learner = experiment.learners[label]
-  step = make_asking_step(
+  steps = make_asking_step(
     learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
   )
   stage, training = learner.stage, learner.training
-  return trained(experiment, stage, training, step, params, listed, measured)
+  return trained(experiment, stage, training, steps, params, listed, measured)
 
 
 def make_rollouts(experiment: TokenGameExperiment) -> MakeRollout:
@@ -178,7 +166,7 @@ def trained(
   experiment: TokenGameExperiment,
   stage: Stage,
   training: Training,
-  step: Step,
+  steps: Steps,
   params: Params,
   listed: Callable,
   measured: Measured,
@@ -192,7 +180,7 @@ def trained(
   copies = training.batch // len(prompts.tokens)
   batch = take(prompts, np.tile(np.arange(len(prompts.tokens)), copies))
   examples = grain.MapDataset.source([batch]).repeat()  # every batch asks every prompt as often
-  return fit(stage, training, params, step, examples, evaluate)['policy']
+  return fit(stage, training, params, steps, examples, evaluate)['policy']
 
 
 def history(stage: Stage) -> list[dict]:

@@ -1,0 +1,83 @@
+"""The settings that determine the outcome of each stage of a language experiment."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from nlhf_jax.data import sources
+from nlhf_jax.experiments.judge_config import GIVEN
+from nlhf_jax.experiments.model_config import fingerprint
+from nlhf_jax.experiments.specs import Policy, entry_slots
+
+# Judges that are trained -> their stages.
+TRAINED = {
+  'learned': 'preference_model',
+  'reward': 'reward_model',
+  'embedding': 'embedding_model',
+}
+
+
+def stages_of_judges(asked: Collection[str | None]) -> list[str]:
+  """The stages that train some of these judges."""
+  return [stage for judge, stage in TRAINED.items() if judge in asked]
+
+
+def stage_settings(
+  config: ConfigDict, policies: Mapping[str, Policy], panel: Sequence[str]
+) -> dict[str, dict]:
+  """Stage -> the settings that determine it: its own and those of the stages it builds on.
+
+  A policy builds on its judge, if it has one, and judges build on SFT. Settings that change no
+  number, such as which slots enter the tournament, are not part of a policy's.
+  """
+  plain = json.loads(config.to_json_best_effort())
+  shared = {name: plain[name] for name in ('seed', 'data', 'model')}
+  path = shared['data'].pop('path', None)
+  if path:  # the content counts, not the location
+    shared['file'] = sources.digest(sources.locate_all(path, config.data.split))
+  if config.model.hf:
+    shared['model']['hf'] = fingerprint(config.model.hf)
+  settings = {'sft': shared | {'sft': plain['sft']}}
+  for model in stages_of_judges({*panel, *(policy.judge for policy in policies.values())}):
+    settings[model] = settings['sft'] | {model: plain[model]}
+  for name, policy in policies.items():
+    row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
+    settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
+    if policy.judge in GIVEN:
+      settings[name] |= {policy.judge: GIVEN[policy.judge].settings(config)}
+  compared = panel_settings(config, panel, settings)
+  compared |= {name: settings[name] for name in policies}
+  entered = {name: row['entries'] for name, row in plain['policies'].items()}
+  settings['tournament'] = compared | {'tournament': plain['tournament'], 'entered': entered}
+  return settings
+
+
+def panel_settings(
+  config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
+) -> dict[str, object]:
+  """Judge of the tournament -> the settings that determine its preferences."""
+  trained = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
+  return trained | {judge: GIVEN[judge].settings(config) for judge in panel if judge in GIVEN}
+
+
+def exploiter_settings(
+  config: ConfigDict,
+  policies: Mapping[str, Policy],
+  panel: Sequence[str],
+  settings: Mapping[str, dict],
+) -> dict[tuple[str, str], dict]:
+  """(judge, entry) -> the settings that determine the exploiter of that entry under that judge."""
+  if not config.exploiter:
+    return {}
+  plain = json.loads(config.to_json_best_effort())
+  shared = {'exploiter': plain['exploiter']}
+  shared |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
+  measured_by = panel_settings(config, panel, settings)
+  return {
+    (judge, entry): shared
+    | {'judge': judge, 'measured_by': measured_by}
+    | {'player': settings[name], 'slot': slot}
+    for judge in panel
+    for entry, (name, slot) in entry_slots(policies).items()
+  }

@@ -1,0 +1,36 @@
+"""Makes stages: their keys, and folders named after the settings that determine them."""
+
+import functools
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nlhf_jax.experiments.specs import Stage
+
+
+def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> Stage:
+  """Makes a stage, whose folder is named after a digest of its settings."""
+  text = json.dumps(settings, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  return Stage(
+    name, key_from_name(seed, name), folder / f'{name}-{digest}', settings, code_digest()
+  )
+
+
+def key_from_name(seed: int, name: str) -> jax.Array:
+  """A random key that depends on the seed and the name alone."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+@functools.cache
+def code_digest() -> str:
+  """A digest of this package's source."""
+  code = hashlib.sha256()
+  for source in sorted(Path(__file__).parents[1].rglob('*.py')):
+    code.update(source.read_bytes())
+  return code.hexdigest()[:10]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import token_game  # noqa: E402
-from nlhf_jax.experiments.token_game import run as experiment  # noqa: E402
+from nlhf_jax.experiments.start import start  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 METHODS = ('nash_md_pg', 'online_ipo', 'inpo', 'egpo')

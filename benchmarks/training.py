@@ -192,7 +192,8 @@ def step_parts(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
   update = make_update(algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm))
-  step = make_step(training, score, make, lambda comparison, key: judge(comparison))
+  rollout_step = make_rollout_step(algorithm, make, lambda comparison, key: judge(comparison))
+  step = make_policy_update(training, score, rollout_step)
 
   def run_update(update_state, *inputs):
     def call():

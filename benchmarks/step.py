@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import jax
-from training import timed
+from timing import timed
 
 from nlhf_jax import command
 from nlhf_jax.data.batches import batches

@@ -1,1 +1,1 @@
-"""Networks; the only folder that knows Flax."""
+"""Networks; the only package that imports Flax."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
@@ -135,7 +135,7 @@ class JudgeExperiment(NamedTuple):
 
   name: str
   sizes: Mapping[str, LanguageExperiment]
-  tests: Mapping[str, Sequence[Record]]
+  tests: Mapping[str, Sequence[Example]]
 
   @property
   def first(self) -> LanguageExperiment:

@@ -260,6 +260,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       taken = True
-    if distributed.of_any(taken):
+    if distributed.any_process(taken):
       raise UserError(f'another run is at work in {folder}; wait for it to end.')
     yield

@@ -36,5 +36,5 @@ def requested() -> bool:
 
 def check(place: str) -> None:
   """Raises `Interrupted`, naming the place reached, if a stop was requested."""
-  if distributed.of_any(requested()):
+  if distributed.any_process(requested()):
     raise Interrupted(place)

@@ -97,7 +97,7 @@ def _stop_requested(synchronised: bool) -> bool:
   """Whether to stop. Several processes agree only at steps that wait for the device anyway."""
   if jax.process_count() > 1 and not synchronised:
     return False
-  return distributed.of_any(interrupts.requested())
+  return distributed.any_process(interrupts.requested())
 
 
 def _save(
@@ -152,7 +152,7 @@ class _Means:
     self.restart_clock()
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
-    return means | {'seconds_per_step': seconds, 'programs': compilation.built()}
+    return means | {'seconds_per_step': seconds, 'programs': compilation.count_programs()}
 
 
 def _mean(column: Sequence[np.ndarray]) -> float:

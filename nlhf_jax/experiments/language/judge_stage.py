@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.batches import in_random_order, map_chunks, take
+from nlhf_jax.data.batches import map_chunks, swap_sides, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
@@ -91,7 +91,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   update = make_update(
     training.algorithm, kind.score, training.optimizer, kind.measure, training.accumulate
   )
-  examples = in_random_order(make_batches(train, training, experiment.seed))
+  examples = swap_sides(make_batches(train, training, experiment.seed))
   init, trains = kind.init(reference), experiment.model.trains
   return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
 

@@ -53,7 +53,7 @@ def make_samples(
       lambda chunk, _: score(entries['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
-    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - reference).sum(axis=(1, 2))
   preferences = {
     name: tournament.preferences(

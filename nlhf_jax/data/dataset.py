@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,34 @@ from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
-from nlhf_jax.tasks.summaries import generator
 
 KINDS = ('prompts', 'demonstrations', 'comparisons')
 NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
+
+
+# (prompts, left, right) -> the true P(left > right) of n pairs of texts, [n].
+Oracle = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+
+
+class Annotator(NamedTuple):
+  """What an embedded task knows of responses beyond its oracle.
+
+  Its responses have K styles, numbered so that among equally good ones each style beats the next
+  and the last beats the first.
+
+  Attributes:
+    perfect_responses: prompts -> for each style, a perfect response to each prompt.
+    annotate: (a record of the tournament, another response of each policy to the same prompt) ->
+      entries for that record.
+    summarise: annotated records -> what the results have of them.
+    weakest_edge: P(row beats column) of the styles, [K, K] -> the least probability along the
+      cycle; there is a cycle if it is above 1/2.
+  """
+
+  perfect_responses: Callable[[Sequence[str]], Sequence[Sequence[str]]]
+  annotate: Callable[[Mapping, Mapping[str, str]], dict]
+  summarise: Callable[[Sequence[Mapping]], dict]
+  weakest_edge: Callable[[Sequence[Sequence[float]]], float]
 
 
 class Split(NamedTuple):
@@ -37,18 +60,20 @@ class Split(NamedTuple):
 
 
 class Corpus(NamedTuple):
-  """A tokenizer, and the two splits. `embedded` says that the raters and their oracle are known.
+  """A tokenizer, and the two splits.
 
   `account` says what became of the rows: how many there were, were dropped and were cut, and why.
-  `entries()` reads them again, as texts.
+  `entries()` reads them again, as texts. An embedded task also knows the preference that its
+  comparisons were sampled from, `oracle`, and has an `annotator` of responses.
   """
 
   tokenizer: Any
   train: Split
   held_out: Split
-  embedded: bool
   account: dict[str, Any]
   entries: Callable[[], Iterator[Entry]]
+  oracle: Oracle | None = None
+  annotator: Annotator | None = None
 
   def texts(self, split: Split) -> list[Record]:
     """The comparisons of a split, as they were written."""
@@ -57,56 +82,6 @@ class Corpus(NamedTuple):
       (file, number): said for file, number, said in self.entries() if (file, number) in wanted
     }
     return [found[tuple(place)] for place in split.places.tolist()]
-
-
-def make_synthetic(
-  seed: int,
-  posts: int,
-  held_out: int,
-  prompt_length: int,
-  response_length: int,
-  vocabulary: int,
-  pretrained: str,
-  folder: Path,
-) -> Corpus:
-  """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
-
-  Args:
-    seed: of the texts and the votes.
-    posts: to train on.
-    held_out: posts for testing.
-    prompt_length: most tokens in a post.
-    response_length: most tokens in a summary.
-    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
-    pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
-    folder: where tokenised texts are kept.
-
-  Raises:
-    UserError: if a length is too short for the texts, or the tokenizer cannot be used.
-  """
-
-  def entries():
-    records = itertools.islice(generator.records(seed), posts + held_out)
-    return ((0, number, record) for number, record in enumerate(records, start=1))
-
-  what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}
-  tokenizer, said = _kept(
-    folder, what, entries, generator.vocabulary, vocabulary, pretrained, lambda *_: None
-  )
-  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
-  for field, length, texts in (
-    ('prompt_length', prompt_length, said.prompts),
-    ('response_length', response_length, said.responses),
-  ):
-    longest = texts.lengths(np.arange(len(texts.ends) - 1)).max()
-    if longest > length:
-      raise UserError(
-        f'config.data.{field}={length} is too short; texts of the embedded task have up to '
-        f'{longest} tokens{hint}; raise it.'
-      )
-  lengths = prompt_length, response_length
-  tested = np.arange(posts + held_out) >= posts
-  return _corpus(tokenizer, said, said.records, tested, lengths, entries, embedded=True)
 
 
 def make_file(
@@ -156,7 +131,7 @@ def make_file(
   }
   entries = functools.partial(examples.read, found)
   texts = functools.partial(_texts, entries, refuse)
-  tokenizer, said = _kept(folder, what, entries, texts, vocabulary, pretrained, refuse)
+  tokenizer, said = tokenise(folder, what, entries, texts, vocabulary, pretrained, refuse)
   if not said.account['rows']:
     raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
   examples.announce(path, said.account['dropped'])
@@ -165,14 +140,13 @@ def make_file(
   prompts = _part(said, fit.records, part)
   tested = _tested(path, prompts, held_out, seed)
   rows = fit.records[np.isin(fit.records['prompt'], prompts)]
-  corpus = _corpus(
+  corpus = make_splits(
     tokenizer,
     said,
     rows,
     np.isin(rows['prompt'], tested),
     (prompt_length, response_length),
     entries,
-    embedded=False,
   )
   corpus.account['dropped'].update(fit.dropped)
   if corpus.account['cut']:
@@ -192,7 +166,7 @@ def _texts(entries: Callable[[], Iterator[Entry]], refuse: Refuse) -> Iterator[s
       yield ' '.join(filter(None, (said.prompt, said.left, said.right, said.demonstration)))
 
 
-def _kept(
+def tokenise(
   folder: Path,
   what: Mapping[str, Any],
   entries: Callable[[], Iterator[Entry]],
@@ -203,11 +177,12 @@ def _kept(
 ) -> tuple[Any, Tokenised]:
   """The tokenizer and the tokenised records, from `folder` if they were made before.
 
-  They are found again by all that determines them: `what` says so of the records.
+  They are found again by a digest of what determines them: `what` determines the records; the
+  settings of the tokenizer and the code of this package are added here.
   """
   tokenizer = tokenizers.load(pretrained) if pretrained else None
   by = {'vocabulary': vocabulary} if tokenizer is None else tokenizers.settings(tokenizer)
-  everything = json.dumps([what, by, _code()], sort_keys=True)
+  everything = json.dumps([what, by, code_digest(Path(__file__).parent)], sort_keys=True)
   name = hashlib.sha256(everything.encode()).hexdigest()[:10]
   place, own = folder / f'data-{name}', 'tokenizer.json'
 
@@ -225,10 +200,10 @@ def _kept(
 
 
 @functools.cache
-def _code() -> str:
-  """A digest of the code that makes tokens of texts."""
+def code_digest(folder: Path) -> str:
+  """A digest of the Python files of a folder."""
   code = hashlib.sha256()
-  for file in sorted(Path(__file__).parent.glob('*.py')):
+  for file in sorted(folder.glob('*.py')):
     code.update(file.read_bytes())
   return code.hexdigest()
 
@@ -279,14 +254,13 @@ def _tested(path: str, prompts: np.ndarray, share: float, seed: int) -> np.ndarr
   return prompts[np.random.default_rng(seed).permutation(len(prompts))[:count]]
 
 
-def _corpus(
+def make_splits(
   tokenizer: Any,
   said: Tokenised,
   records: np.ndarray,
   tested: np.ndarray,
   lengths: tuple[int, int],
   entries: Callable[[], Iterator[Entry]],
-  embedded: bool,
 ) -> Corpus:
   """The records in two splits: those of which `tested` says so are held out."""
   given = (records['demonstration'] >= 0).any()
@@ -325,7 +299,7 @@ def _corpus(
     'graded': int(((compared > 0) & (compared < 1) & (compared != 0.5)).sum()),
   }
   held_out = Split(*(part.all() for part in held_out[:3]), held_out.places)
-  return Corpus(tokenizer, train, held_out, embedded, account, entries)
+  return Corpus(tokenizer, train, held_out, account, entries)
 
 
 def _examples(tokenizer, said: Tokenised, lengths, records: np.ndarray, of: Callable) -> Examples:

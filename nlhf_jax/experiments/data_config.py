@@ -7,8 +7,18 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
 from nlhf_jax.data import dataset
-from nlhf_jax.data.dataset import Corpus
+from nlhf_jax.data.dataset import Corpus, Oracle
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import generator
+from nlhf_jax.tasks.summaries.corpus import make_synthetic
+
+MAKERS = {'synthetic': make_synthetic, 'file': dataset.make_file}
+ORACLES = {'synthetic': generator.preference}
+
+
+def find_oracle(config: ConfigDict) -> Oracle | None:
+  """The true preference behind the data, where `config.data.source` has one."""
+  return ORACLES.get(config.data.source)
 
 
 def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
@@ -19,15 +29,14 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   """
   settings = config.data.to_dict()
   source = settings.pop('source')
-  makers = {'synthetic': dataset.make_synthetic, 'file': dataset.make_file}
-  if source not in makers or ('path' in settings) != (source == 'file'):
+  if source not in MAKERS or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
-      f'source with the file, as --config=configs/nash_md.py:{" or :".join(makers)}.'
+      f'source with the file, as --config=configs/nash_md.py:{" or :".join(MAKERS)}.'
     )
   if source == 'file' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return makers[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
+  return MAKERS[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
 
 
 def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algorithm]) -> None:

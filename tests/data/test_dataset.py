@@ -10,6 +10,7 @@ import pytest
 from nlhf_jax.data import dataset, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import corpus as synthetic, generator
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(
@@ -56,7 +57,7 @@ def make(tmp_path):
 @pytest.fixture
 def make_synthetic(tmp_path):
   """A function that makes a corpus of the embedded task."""
-  return lambda **changes: dataset.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
+  return lambda **changes: synthetic.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
 
 
 def whole(part):
@@ -259,7 +260,8 @@ def test_prompts_that_are_all_skipped_are_too_few(make):
 
 def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synthetic):
   corpus = make_synthetic()
-  assert corpus.embedded
+  assert corpus.oracle
+  assert corpus.annotator
   texts = []
   for split, count in ((corpus.train, 40), (corpus.held_out, 10)):
     split = type(split)(*map(whole, split))

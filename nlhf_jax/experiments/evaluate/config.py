@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import examples, tokenizers
+from nlhf_jax.data.dataset import Oracle
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import response_files
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control, mt_bench, mt_bench_judge
@@ -20,6 +21,7 @@ from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
@@ -90,6 +92,7 @@ class Experiment(NamedTuple):
   players: Mapping[str, Player]
   prompts: Sequence[str]
   panel: Mapping[str, str]
+  oracle: Oracle | None
   trained: language_config.Experiment | None
   given: Mapping[str, Callable[[], Outside]]
   length: int
@@ -130,6 +133,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     players=players,
     prompts=prompts,
     panel={judge: judge_digest(config, judge, trained) for judge in panel},
+    oracle=find_oracle(config),
     trained=trained,
     given={
       judge: functools.partial(GIVEN[judge].make, config, folder)
@@ -150,7 +154,7 @@ def make_panel(config: ConfigDict) -> list[str]:
   """The judges; there may be none, where only benchmarks are asked for."""
   if config.judges:
     return language_config.make_panel(config)
-  return ['oracle'] if config.data.source == 'synthetic' else []
+  return ['oracle'] if find_oracle(config) else []
 
 
 def make_trained(

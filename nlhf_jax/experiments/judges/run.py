@@ -39,7 +39,6 @@ from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
@@ -219,7 +218,7 @@ def ask_all(
     interrupts.check('the comparison of judges')
     return preference(chunk)
 
-  if experiment.corpus.embedded:
+  if experiment.corpus.annotator:
     prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
     return perfect_matrices(experiment, attended, prompts) - 0.5
   if groups is None:
@@ -235,8 +234,8 @@ def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselin
   found = {'always the longer': baselines.always_the_longer(known)}
   if words := baselines.bag_of_words(known, seed):
     found['bag of words'] = words
-  if corpus.embedded:
-    found['raters'] = lambda asked: generator.preference(asked.prompts, asked.left, asked.right)
+  if corpus.oracle:
+    found['raters'] = lambda asked: corpus.oracle(asked.prompts, asked.left, asked.right)
   return found
 
 

@@ -19,7 +19,7 @@ from nlhf_jax.data import sources
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.data_config import check_enough, make_corpus
+from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN, Outside
 from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
 from nlhf_jax.experiments.names import functions
@@ -187,7 +187,7 @@ def make_panel(config: ConfigDict) -> list[str]:
     if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
       known = ', '.join((*TRAINED, *GIVEN))
       raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
-  return ['oracle', *panel] if config.data.source == 'synthetic' else panel
+  return ['oracle', *panel] if find_oracle(config) else panel
 
 
 def stages_of_judges(asked: Collection[str | None]) -> list[str]:
@@ -224,7 +224,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   training = make_training(row, field)
   if row.judge not in JUDGES:
     raise UserError(f"{field}.judge='{row.judge}' must be one of {', '.join(JUDGES)}.")
-  if row.judge == 'oracle' and config.data.source != 'synthetic':
+  if row.judge == 'oracle' and not find_oracle(config):
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")

@@ -18,7 +18,6 @@ from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
-from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
@@ -68,11 +67,11 @@ def play(
     for name, judge in panel.items()
   }
   lines = tournament.make_records(tokenizer, prompts, sides, ratios, said)
-  matrices = {}
-  if experiment.corpus.embedded:
+  matrices, annotator = {}, experiment.corpus.annotator
+  if annotator:
     matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
     for row, line in enumerate(lines):
-      line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
+      line |= annotator.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
   return heard(lines, [*said.values(), *matrices.values()])
 
@@ -119,8 +118,8 @@ def publish(
     accounts: of the judges from outside.
   """
   results = tournament.summarise(lines)
-  if experiment.corpus.embedded:
-    results['task'] = styles.summarise(lines)
+  if experiment.corpus.annotator:
+    results['task'] = experiment.corpus.annotator.summarise(lines)
   if exploited:
     results['exploitability'] = tournament.exploitability(exploited)
   folders = [stage.folder for stage in experiment.stages.values()]
@@ -141,7 +140,7 @@ def publish(
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
-  announce(results, judges)
+  announce(experiment, results, judges)
   return results
 
 
@@ -155,19 +154,19 @@ def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
 def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
   """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
-  posts = tokenizers.prompt_texts(tokenizer, *prompts)
-  by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
-  ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
+  texts = tokenizers.prompt_texts(tokenizer, *prompts)
+  by_style = experiment.corpus.annotator.perfect_responses(texts)
+  ids = [tokenizers.response_ids(tokenizer, responses) for responses in by_style]
   sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
   return tournament.preferences(judge, prompts, sides)
 
 
-def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
+def announce(experiment: Experiment, results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
   as_text, players, task = tables.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
-      cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
+      cyclic = 'a cycle' if experiment.corpus.annotator.weakest_edge(matrix) > 0.5 else 'NO cycle'
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))

@@ -13,6 +13,11 @@ def perfect_summaries(post: str) -> list[str]:
   return [generator.summarise(told, style) for style in generator.STYLES]
 
 
+def perfect_by_style(posts: Sequence[str]) -> list[list[str]]:
+  """For each style, a perfect summary of each post."""
+  return list(map(list, zip(*map(perfect_summaries, posts), strict=True)))
+
+
 def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
   """Style and quality of each response, and how well each counter-style does against it.
 

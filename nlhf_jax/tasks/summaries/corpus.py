@@ -1,0 +1,71 @@
+"""The embedded task as a corpus, with its oracle and its annotator."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from nlhf_jax.data import dataset
+from nlhf_jax.data.dataset import Annotator, Corpus
+from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import generator, styles
+
+ANNOTATOR = Annotator(
+  styles.perfect_by_style, styles.annotate, styles.summarise, styles.weakest_edge
+)
+
+
+def make_synthetic(
+  seed: int,
+  posts: int,
+  held_out: int,
+  prompt_length: int,
+  response_length: int,
+  vocabulary: int,
+  pretrained: str,
+  folder: Path,
+) -> Corpus:
+  """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
+
+  Args:
+    seed: of the texts and the votes.
+    posts: number of posts to train on.
+    held_out: number of posts for testing.
+    prompt_length: most tokens in a post.
+    response_length: most tokens in a summary.
+    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
+    pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+    folder: where tokenised texts are kept.
+
+  Raises:
+    UserError: if a length is too short for the texts, or the tokenizer cannot be used.
+  """
+
+  def entries():
+    records = itertools.islice(generator.records(seed), posts + held_out)
+    return ((0, number, record) for number, record in enumerate(records, start=1))
+
+  what = {
+    'source': 'synthetic',
+    'seed': seed,
+    'posts': posts + held_out,
+    'code': dataset.code_digest(Path(__file__).parent),
+  }
+  tokenizer, tokenised = dataset.tokenise(
+    folder, what, entries, generator.vocabulary, vocabulary, pretrained, lambda *_: None
+  )
+  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
+  for field, length, texts in (
+    ('prompt_length', prompt_length, tokenised.prompts),
+    ('response_length', response_length, tokenised.responses),
+  ):
+    longest = texts.lengths(np.arange(len(texts.ends) - 1)).max()
+    if longest > length:
+      raise UserError(
+        f'config.data.{field}={length} is too short; texts of the embedded task have up to '
+        f'{longest} tokens{hint}; raise it.'
+      )
+  lengths = prompt_length, response_length
+  tested = np.arange(posts + held_out) >= posts
+  corpus = dataset.make_splits(tokenizer, tokenised, tokenised.records, tested, lengths, entries)
+  return corpus._replace(oracle=generator.preference, annotator=ANNOTATOR)

@@ -6,7 +6,6 @@ several records ask is there once.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -27,7 +26,7 @@ from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Record, messages
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, locks
 
 # One record: where it was found, and its texts as rows of `prompts` and `responses`, -1 for none.
 COLUMNS = np.dtype(
@@ -95,20 +94,13 @@ def once(folder: Path, write: Callable[[Path], None]) -> None:
   if distributed.is_first():
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-      with _alone(folder.with_name(f'.{folder.name}.lock')):
+      with locks.wait_for_lock(folder.with_name(f'.{folder.name}.lock')):
         if not is_whole(folder):
           _fill(folder, write)
     except UserError as error:
       problem = error
   if distributed.of_any(problem is not None):
     raise problem or UserError('the first process could not read the data.')
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-  with lock.open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _fill(folder, write) -> None:

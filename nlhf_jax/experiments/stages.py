@@ -1,27 +1,24 @@
 """Stages: pieces of work whose outcome is kept, and what they are made of."""
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import distributed, trees
+from nlhf_jax import trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
-from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language.config import Experiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, told
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, locks
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import Ahead, make_ahead
@@ -141,7 +138,7 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
   """
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
-  with alone(stage.folder):
+  with locks.lock_folder(stage.folder):
     if json_lines.exists(path):
       facts = json_lines.read_json(path)
       print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
@@ -157,26 +154,6 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
       if not done:
         facts['seconds'] += time.monotonic() - start
         json_lines.write_json(path, facts)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-  """Keeps other processes out of a folder, as long as they ask here.
-
-  Raises:
-    UserError: if one is inside.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
-    taken = False
-    try:
-      if distributed.is_first():
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      taken = True
-    if distributed.of_any(taken):
-      raise UserError(f'another run is at work in {folder}; wait for it to end.')
-    yield
 
 
 def make_rollout(

@@ -10,7 +10,8 @@ import pytest
 from nlhf_jax.data import dataset, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
-from nlhf_jax.tasks.summaries import corpus as synthetic, generator
+from nlhf_jax.tasks.summaries import corpus as synthetic
+from nlhf_jax.tasks.summaries import generator
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(

@@ -32,11 +32,10 @@ from nlhf_jax.experiments.language.judge_stage import (
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
 from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, locks
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
@@ -54,7 +53,7 @@ class Played(NamedTuple):
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
   ranges.check(config)
-  with interrupts.deferred(), make_mesh(config), alone(workdir):
+  with interrupts.deferred(), make_mesh(config), locks.lock_folder(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there

@@ -17,12 +17,12 @@ def _heard(event: str, duration: float, **details) -> None:
 jax.monitoring.register_event_duration_secs_listener(_heard)
 
 
-def built() -> int:
+def count_programs() -> int:
   """How many programs this process has compiled, or found compiled, so far."""
   return _built[0]
 
 
-def keep(folder: Path) -> None:
+def keep_programs(folder: Path) -> None:
   """Keeps programs that took some time to compile in the folder, unless JAX was told of another."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(folder.absolute()))

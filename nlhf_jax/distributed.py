@@ -46,21 +46,21 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def of_first(answer: bool) -> bool:
+def broadcast_from_first(answer: bool) -> bool:
   """What the first process answers."""
   if jax.process_count() == 1:
     return answer
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
-def of_any(answer: bool) -> bool:
+def any_process(answer: bool) -> bool:
   """Whether any process answers yes."""
   if jax.process_count() == 1:
     return answer
   return bool(np.any(multihost_utils.process_allgather(np.asarray(answer))))
 
 
-def asked_of_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
   """The numbers that `work` gives in the first process, which alone does it, in float32 in all.
 
   With a single process they stay as they are.
@@ -84,7 +84,7 @@ def asked_of_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np
 
 
 @contextlib.contextmanager
-def first_alone(place: str):
+def first_process_only(place: str):
   """Inside, says whether to do what only the first process does; all leave together."""
   yield is_first()
   if jax.process_count() > 1:

@@ -94,7 +94,7 @@ def _widths(lengths: np.ndarray, longest: int) -> np.ndarray:
   return widths
 
 
-def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
+def swap_sides(comparisons: grain.MapDataset) -> grain.MapDataset:
   """Swaps the sides of about half the comparisons of each batch, and the sign of their payoffs.
 
   Without it a preference network that always answers "the first" would be right wherever the

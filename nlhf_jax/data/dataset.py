@@ -11,9 +11,9 @@ import numpy as np
 
 from nlhf_jax.data import examples, sources, token_store, tokenizers
 from nlhf_jax.data.batches import Examples
-from nlhf_jax.data.examples import Entry, Reading
+from nlhf_jax.data.examples import Entry, ExampleSource
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts
@@ -75,7 +75,7 @@ class Corpus(NamedTuple):
   oracle: Oracle | None = None
   annotator: Annotator | None = None
 
-  def texts(self, split: Split) -> list[Record]:
+  def texts(self, split: Split) -> list[Example]:
     """The comparisons of a split, as they were written."""
     wanted = {tuple(place) for place in split.places.tolist()}
     found = {
@@ -84,10 +84,10 @@ class Corpus(NamedTuple):
     return [found[tuple(place)] for place in split.places.tolist()]
 
 
-def make_file(
+def make_file_corpus(
   seed: int,
   path: str,
-  form: str,
+  schema: str,
   split: str,
   part: str,
   skip_bad: bool,
@@ -103,7 +103,7 @@ def make_file(
   Args:
     seed: of the split in two.
     path: files, folders and names on the hub, as `sources.locate` has them, separated by commas.
-    form: of the rows, a name in `forms.FORMS`; one for all sources, or one each.
+    schema: of the rows, a name in `schemas.FORMS`; one for all sources, or one each.
     split: which of a source's own splits to read; one for all sources, or one each.
     part: which of some disjoint parts of the prompts to keep, as `1/3`.
     skip_bad: skip and count rows that cannot be used.
@@ -118,25 +118,27 @@ def make_file(
     UserError: if a source or a row of it cannot be used, there are fewer than two prompts, or the
       tokenizer cannot be used.
   """
-  found = examples.locate(path, form, split)
+  found = examples.locate(path, schema, split)
 
   def refuse(file, number, problem, remedy):
     if not skip_bad:
-      raise examples.unusable(examples.place(found, file, number), str(problem), remedy)
+      raise examples.unusable_row(
+        examples.describe_place(found, file, number), str(problem), remedy
+      )
 
   what = {
     'sources': sources.digest(reading.source for reading in found),
-    'forms': [reading.form.__name__ for reading in found],
+    'schemas': [reading.schema.__name__ for reading in found],
     'skip_bad': skip_bad,
   }
-  entries = functools.partial(examples.read, found)
+  entries = functools.partial(examples.read_entries, found)
   texts = functools.partial(_texts, entries, refuse)
   tokenizer, said = tokenise(folder, what, entries, texts, vocabulary, pretrained, refuse)
   if not said.account['rows']:
     raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
-  examples.announce(path, said.account['dropped'])
+  examples.print_skipped(path, said.account['dropped'])
   fit = _fitting(found, said, prompt_length, skip_bad)
-  examples.announce(path, fit.dropped)
+  examples.print_skipped(path, fit.dropped)
   prompts = _part(said, fit.records, part)
   tested = _tested(path, prompts, held_out, seed)
   rows = fit.records[np.isin(fit.records['prompt'], prompts)]
@@ -190,10 +192,10 @@ def tokenise(
     known = tokenizer
     if known is None:
       known = tokenizers.train(texts(), vocabulary)
-      (draft / own).write_text(tokenizers.stored(known))
+      (draft / own).write_text(tokenizers.to_text(known))
     token_store.write(draft, entries(), known, refuse)
 
-  token_store.once(place, write)
+  token_store.write_once(place, write)
   if tokenizer is None:
     tokenizer = tokenizers.restore((place / own).read_text())
   return tokenizer, token_store.read(place)
@@ -213,7 +215,9 @@ class _Fitting(NamedTuple):
   dropped: dict[str, int]
 
 
-def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: bool) -> _Fitting:
+def _fitting(
+  found: Sequence[ExampleSource], said: Tokenised, length: int, skip_bad: bool
+) -> _Fitting:
   """The records whose prompts are short enough; unless others are skipped, all have to be."""
   lengths = said.prompts.lengths(said.records['prompt'])
   fits = lengths <= length
@@ -223,8 +227,8 @@ def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: b
     problem = (
       f"field 'prompt' has {lengths[~fits][0]} tokens and leaves no room for a response ({setting})"
     )
-    where = examples.place(found, int(first['file']), int(first['number']))
-    raise examples.unusable(where, problem, 'shorten it, raise that length')
+    where = examples.describe_place(found, int(first['file']), int(first['number']))
+    raise examples.unusable_row(where, problem, 'shorten it, raise that length')
   reason = f"field 'prompt' leaves no room for a response ({setting} tokens)"
   long = int((~fits).sum())
   return _Fitting(said.records[fits], {reason: long} if long else {})

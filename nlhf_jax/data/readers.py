@@ -36,12 +36,12 @@ class Problem(Exception):
     self.reason = reason
 
 
-def kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
   """The suffix that says how a file is to be read, without that of a compressed one."""
   return (path.with_suffix('') if path.suffix == '.gz' else path).suffix
 
 
-def read(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[Row]:
   """The rows of a file, by what its name ends with: one of `KINDS`.
 
   A row is a dictionary, or the `Problem` for which it cannot be one.
@@ -49,26 +49,26 @@ def read(path: Path) -> Iterator[Row]:
   Raises:
     UserError: if the file cannot be read, or from some place on cannot be.
   """
-  if kind(path) not in KINDS:
+  if file_kind(path) not in KINDS:
     raise UserError(
       f"config.data.path: '{path}' is of no kind that can be read; give {', '.join(KINDS)}, those "
       'of JSON also with .gz.'
     )
-  with readable(path):
-    yield from KINDS[kind(path)](path)
+  with checked_file(path):
+    yield from KINDS[file_kind(path)](path)
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def checked_file(path: Path) -> Iterator[None]:
   """Within it, a file that cannot be read, or is none but a pipe or a device, is a `UserError`."""
-  with reached(path):
+  with checked_path(path):
     if not stat.S_ISREG(path.stat().st_mode):
       raise OSError(errno.EINVAL, 'it is not a file')
     yield
 
 
 @contextlib.contextmanager
-def reached(path: Path) -> Iterator[None]:
+def checked_path(path: Path) -> Iterator[None]:
   """Within it, whatever the system has against a path is a `UserError`."""
   try:
     yield
@@ -80,12 +80,12 @@ def reached(path: Path) -> Iterator[None]:
     ) from None
 
 
-def noun(path: Path) -> str:
+def row_noun(path: Path) -> str:
   """What one of the rows of a file is called."""
-  return 'line' if kind(path) == '.jsonl' else 'row'
+  return 'line' if file_kind(path) == '.jsonl' else 'row'
 
 
-def broken(path: Path, error: Exception | str) -> UserError:
+def damaged_file(path: Path, error: Exception | str) -> UserError:
   """The sentence for a file that is not what it should be."""
   text = error if isinstance(error, str) else first_line(error)
   return UserError(f'{path} is damaged ({text}); download or write it again.')
@@ -144,18 +144,18 @@ def _json_array(path: Path) -> Iterator[Row]:
     text = b''.join(_pieces(path)).decode('utf-8-sig')
     yield from _elements(path, text)
   except UnicodeDecodeError as error:
-    raise broken(path, f'not UTF-8 at byte {error.start + 1}') from None
+    raise damaged_file(path, f'not UTF-8 at byte {error.start + 1}') from None
   except json.JSONDecodeError as error:
-    raise broken(path, f'line {error.lineno}, column {error.colno}: {error.msg}') from None
+    raise damaged_file(path, f'line {error.lineno}, column {error.colno}: {error.msg}') from None
   except (ValueError, RecursionError) as error:
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _elements(path: Path, text: str) -> Iterator[Row]:
   place, number = _after_space(text, 0), 0
   mark = text[place : place + 1]
   if mark != '[':
-    raise broken(path, 'it does not begin with the bracket of a JSON array')
+    raise damaged_file(path, 'it does not begin with the bracket of a JSON array')
   while mark != ']':
     place = _after_space(text, place + 1)
     if mark == '[' and text[place : place + 1] == ']':
@@ -170,9 +170,9 @@ def _elements(path: Path, text: str) -> Iterator[Row]:
     place = _after_space(text, end)
     mark = text[place : place + 1]
     if mark not in (',', ']'):
-      raise broken(path, f'neither comma nor bracket after element {number}')
+      raise damaged_file(path, f'neither comma nor bracket after element {number}')
   if _after_space(text, place + 1) < len(text):
-    raise broken(path, 'something follows the JSON array')
+    raise damaged_file(path, 'something follows the JSON array')
 
 
 def _after_space(text: str, place: int) -> int:
@@ -216,7 +216,7 @@ def _stream(path: Path, take) -> Iterator[bytes]:
   with path.open('rb') as raw:
     packed = raw.peek(2)[:2] == b'\x1f\x8b'
     if path.suffix == '.gz' and not packed and raw.peek(1):
-      raise broken(path, 'it is not compressed by gzip')
+      raise damaged_file(path, 'it is not compressed by gzip')
     file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
     total, most = 0, SLACK
     try:
@@ -231,11 +231,11 @@ def _stream(path: Path, take) -> Iterator[bytes]:
               'and see what it is.'
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise broken(path, error) from None
+      raise damaged_file(path, error) from None
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-  pyarrow = needed('pyarrow', 'parquet')
+  pyarrow = import_extra('pyarrow', 'parquet')
   parquet = import_module('pyarrow.parquet')
   try:
     with parquet.ParquetFile(path, page_checksum_verification=True) as file:
@@ -243,24 +243,24 @@ def _parquet(path: Path) -> Iterator[Row]:
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _arrow(path: Path) -> Iterator[Row]:
   """A file that `datasets` saved: record batches one after the other."""
-  pyarrow = needed('pyarrow', 'parquet')
+  pyarrow = import_extra('pyarrow', 'parquet')
   try:
     with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
       yield from _table(path, batches.schema, batches)
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _table(path, schema, batches) -> Iterator[Row]:
   if len(set(schema.names)) < len(schema.names):
-    raise broken(path, 'two columns have the same name')
+    raise damaged_file(path, 'two columns have the same name')
   number = 0
   for batch in batches:
     for start in range(0, batch.num_rows, AT_ONCE):
@@ -281,15 +281,15 @@ def _values(batch) -> list:
 KINDS = {'.jsonl': _json_lines, '.json': _json_array, '.parquet': _parquet, '.arrow': _arrow}
 
 
-def prepared(folder: Path, split: str) -> Iterator[Row]:
+def read_prepared(folder: Path, split: str) -> Iterator[Row]:
   """The rows of a split that TensorFlow Datasets prepared as array records; TensorFlow is not used.
 
   Raises:
     UserError: if `tensorflow_datasets` is not installed, the folder cannot be read, or it has not
       got that split.
   """
-  needed('importlib_resources', 'tfds')
-  datasets = needed('tensorflow_datasets', 'tfds')
+  import_extra('importlib_resources', 'tfds')
+  datasets = import_extra('tensorflow_datasets', 'tfds')
   try:
     builder = datasets.builder_from_directory(folder)
     source = builder.as_data_source(split=split)
@@ -303,7 +303,7 @@ def prepared(folder: Path, split: str) -> Iterator[Row]:
     try:
       value = source[index]
     except Exception as error:
-      raise broken(folder, error) from None
+      raise damaged_file(folder, error) from None
     yield index + 1, _plain_row(value)
 
 
@@ -325,7 +325,7 @@ def _plain(value) -> Any:
   return value.decode() if isinstance(value, bytes) else value
 
 
-def needed(module: str, extra: str) -> Any:
+def import_extra(module: str, extra: str) -> Any:
   """A module that only some sources need.
 
   Raises:

@@ -25,7 +25,7 @@ class Message(NamedTuple):
 Prompt = str | tuple[Message, ...]  # a question, or a conversation that is more than one question
 
 
-class Record(NamedTuple):
+class Example(NamedTuple):
   """A prompt, and what there is to learn from: a demonstration, a comparison of two responses.
 
   `preference` is that of left over right, in [0, 1]: 1 or 0 of a plain choice, 1/2 of a tie, else
@@ -49,7 +49,7 @@ def messages(prompt: Prompt) -> tuple[Message, ...]:
 # Our own.
 
 
-def comparisons(row: Mapping) -> Record:
+def comparisons(row: Mapping) -> Example:
   """`{"prompt", "chosen", "rejected"}`, as TRL has them.
 
   A field is text or a list of messages `{"role", "content"}`. That of a prompt has a system message
@@ -65,7 +65,7 @@ def comparisons(row: Mapping) -> Record:
   return _compared(prompt, chosen, rejected, 1.0, names=('chosen', 'rejected'))
 
 
-def graded(row: Mapping) -> Record:
+def graded(row: Mapping) -> Example:
   """`{"prompt", "left", "right", "preference"}`, and `"votes"` or not.
 
   The preference is that of left over right, in [0, 1]; prompt and responses as in `comparisons`.
@@ -77,23 +77,23 @@ def graded(row: Mapping) -> Record:
   return _compared(prompt, *sides, _number(row, 'preference', 0, 1), votes)
 
 
-def demonstrations(row: Mapping) -> Record:
+def demonstrations(row: Mapping) -> Example:
   """`{"prompt", "response"}`, as in `comparisons`."""
   _must_have(row, 'prompt', 'response')
   prompt = _prompt(row['prompt'])
-  return Record(prompt, demonstration=_response('response', row['response'], prompt))
+  return Example(prompt, demonstration=_response('response', row['response'], prompt))
 
 
-def prompts(row: Mapping) -> Record:
+def prompts(row: Mapping) -> Example:
   """`{"prompt"}` alone, as in `comparisons`; responses beside it are not read."""
   _must_have(row, 'prompt')
-  return Record(_prompt(row['prompt']))
+  return Example(_prompt(row['prompt']))
 
 
 # Published.
 
 
-def tldr_comparisons(row: Mapping) -> Record:
+def tldr_comparisons(row: Mapping) -> Example:
   """OpenAI's comparisons of summaries (arXiv 2009.01325), of Reddit posts and of news articles.
 
   `{"info": {"post", "title", "subreddit", "article", ...}, "summaries": [{"text"}, {"text"}],
@@ -110,11 +110,11 @@ def tldr_comparisons(row: Mapping) -> Record:
   return _compared(_summarised(row['info']), first.strip(), second.strip(), choice)
 
 
-def tldr_posts(row: Mapping) -> Record:
+def tldr_posts(row: Mapping) -> Example:
   """OpenAI's Reddit posts with the summaries of their authors: `{"subreddit", "title", "post",
   "summary"}`."""
   _must_have(row, 'subreddit', 'title', 'post', 'summary')
-  return Record(_summarised(row), demonstration=_text("field 'summary'", row['summary']).strip())
+  return Example(_summarised(row), demonstration=_text("field 'summary'", row['summary']).strip())
 
 
 def _summarised(info) -> str:
@@ -130,7 +130,7 @@ def _summarised(info) -> str:
 _SPEAKER = re.compile(r'\n\n(Human|Assistant):')
 
 
-def hh(row: Mapping) -> Record:
+def hh(row: Mapping) -> Example:
   """Anthropic's dialogues (arXiv 2204.05862): `{"chosen", "rejected"}`, each a whole transcript.
 
   The prompt is the conversation before the last answer, for models with a chat template; it has to
@@ -150,7 +150,7 @@ def hh(row: Mapping) -> Record:
   return comparisons(said)
 
 
-def hh_transcripts(row: Mapping) -> Record:
+def hh_transcripts(row: Mapping) -> Example:
   """The same, the transcript up to the last answer as one text: for models that know no turns."""
   _must_have(row, 'chosen', 'rejected')
   parts = {
@@ -166,7 +166,7 @@ def hh_transcripts(row: Mapping) -> Record:
   return _compared(f'{asked.pop()}\n\nAssistant:', *sides, 1.0)
 
 
-def ultrafeedback(row: Mapping) -> Record:
+def ultrafeedback(row: Mapping) -> Example:
   """UltraFeedback binarized (arXiv 2310.01377, 2310.16944): `chosen` and `rejected` conversations.
 
   Where `score_chosen` equals `score_rejected` the choice was a coin's: a tie.
@@ -177,7 +177,7 @@ def ultrafeedback(row: Mapping) -> Record:
   return record._replace(preference=0.5) if scores[0] == scores[1] else record
 
 
-def alpaca_eval(row: Mapping) -> Record:
+def alpaca_eval(row: Mapping) -> Example:
   """AlpacaEval's annotations: `{"instruction", "output_1", "output_2", "preference"}`.
 
   The preference is in [1, 2], 2 if the second output wins; 0 is how ties used to be written.
@@ -188,19 +188,19 @@ def alpaca_eval(row: Mapping) -> Record:
   return _outputs(row, _text("field 'instruction'", row['instruction']), 1 - second)
 
 
-def llmbar(row: Mapping) -> Record:
+def llmbar(row: Mapping) -> Example:
   """LLMBar (arXiv 2310.07641): `{"input", "output_1", "output_2", "label"}`, the label 1 or 2."""
   _must_have(row, 'input', 'output_1', 'output_2', 'label')
   prompt = _text("field 'input'", row['input'])
   return _outputs(row, prompt, _choice(row, 'label', {1: 1.0, 2: 0.0}))
 
 
-def _outputs(row, prompt, preference) -> Record:
+def _outputs(row, prompt, preference) -> Example:
   sides = [_text(f"field '{field}'", row[field]) for field in ('output_1', 'output_2')]
   return _compared(prompt, *sides, preference, names=('output_1', 'output_2'))
 
 
-def pandalm(row: Mapping) -> Record:
+def pandalm(row: Mapping) -> Example:
   """PandaLM's test set (arXiv 2306.05087), judged by three people: 1, 2, or 0 for a tie.
 
   `{"instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"}`.
@@ -214,7 +214,7 @@ def pandalm(row: Mapping) -> Record:
   return _compared(prompt, *sides, sum(votes) / 3, 3, names=('response1', 'response2'))
 
 
-def autoj(row: Mapping) -> Record:
+def autoj(row: Mapping) -> Example:
   """Auto-J's test set (arXiv 2310.05470), judged by people: 0 the first, 1 the second, 2 a tie.
 
   `{"prompt", "response 1", "response 2", "label"}`.
@@ -226,17 +226,17 @@ def autoj(row: Mapping) -> Record:
   return _compared(prompt, *sides, said, names=('response 1', 'response 2'))
 
 
-def embedded(row: Mapping) -> Record:
+def embedded(row: Mapping) -> Example:
   """The embedded task, as `nlhf_jax.tasks.summaries.tfds_posts` writes it."""
   fields = ('post', 'left', 'right', 'summary')
   _must_have(row, *fields)
   post, left, right, summary = (_text(f"field '{field}'", row[field]) for field in fields)
   votes = _number(row, 'votes', 1, 1e9, whole=True)
   share = _number(row, 'votes_left', 0, votes, whole=True) / votes
-  return Record(post, left, right, share, int(votes), summary)
+  return Example(post, left, right, share, int(votes), summary)
 
 
-FORMS: Mapping[str, Callable[[Mapping], Record]] = {
+SCHEMAS: Mapping[str, Callable[[Mapping], Example]] = {
   form.__name__: form
   for form in (
     comparisons,
@@ -271,10 +271,10 @@ def _names(row) -> str:
   return ascii(names[:20] + ['...'] * (len(names) > 20))[:400]
 
 
-def _compared(prompt, left, right, preference, votes=None, names=('left', 'right')) -> Record:
+def _compared(prompt, left, right, preference, votes=None, names=('left', 'right')) -> Example:
   if left == right:
     raise Problem("fields '{}' and '{}' are the same".format(*names))
-  return Record(prompt, left, right, float(preference), votes)
+  return Example(prompt, left, right, float(preference), votes)
 
 
 def _prompt(value) -> Prompt:

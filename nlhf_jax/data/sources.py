@@ -41,9 +41,9 @@ def locate(name: str, split: str) -> Source:
       and none is named.
   """
   path = Path(name)
-  with readers.reached(path):
+  with readers.checked_path(path):
     folder = path.is_dir()
-    if path.is_file() or (readers.kind(path) in KINDS and not folder):
+    if path.is_file() or (readers.file_kind(path) in KINDS and not folder):
       return Source(name, (path,))  # one that is missing is missed by who reads it
   if not folder:
     path = _downloaded(name, split)
@@ -69,7 +69,7 @@ def _files(folder: Path) -> list[Path]:
     if name not in NOTES and not name.startswith('.')
   ]
   for kind in ('.parquet', '.arrow', '.jsonl', '.json'):
-    if files := sorted(file for file in found if readers.kind(file) == kind):
+    if files := sorted(file for file in found if readers.file_kind(file) == kind):
       return files
   return []
 
@@ -113,10 +113,12 @@ def locate_all(names: str, splits: str) -> list[Source]:
     UserError: as `locate`, or if there are other numbers of both.
   """
   names = [name.strip() for name in names.split(',')]
-  return [locate(*pair) for pair in zip(names, for_each('split', splits, len(names)), strict=True)]
+  return [
+    locate(*pair) for pair in zip(names, one_per_source('split', splits, len(names)), strict=True)
+  ]
 
 
-def for_each(field: str, values: str, count: int) -> list[str]:
+def one_per_source(field: str, values: str, count: int) -> list[str]:
   """The values of a setting, separated by commas, for so many sources; one is for all of them.
 
   Raises:
@@ -142,25 +144,25 @@ def digest(sources: Iterable[Source]) -> str:
 
 
 def _digest(file: Path) -> str:
-  with readers.readable(file), file.open('rb') as opened:
+  with readers.checked_file(file), file.open('rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
-def read(source: Source) -> Iterator[tuple[int, int, Any]]:
+def read_rows(source: Source) -> Iterator[tuple[int, int, Any]]:
   """All rows: the number of the file, that of the row in it from 1, and what `rows.read` gives.
 
   Raises:
     UserError: if a file cannot be read.
   """
   if source.split and source.files[0].name == PREPARED:
-    for number, value in readers.prepared(source.files[0].parent, source.split):
+    for number, value in readers.read_prepared(source.files[0].parent, source.split):
       yield 0, number, value
     return
   for index, file in enumerate(source.files):
-    for number, value in readers.read(file):
+    for number, value in readers.read_rows(file):
       yield index, number, value
 
 
-def place(source: Source, file: int, number: int) -> str:
+def describe_place(source: Source, file: int, number: int) -> str:
   """How to call the place of a row."""
-  return f'{source.files[file]}, {readers.noun(source.files[file])} {number}'
+  return f'{source.files[file]}, {readers.row_noun(source.files[file])} {number}'

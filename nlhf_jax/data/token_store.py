@@ -24,7 +24,7 @@ from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Record, messages
+from nlhf_jax.data.schemas import Example, messages
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.storage import json_lines, locks
 
@@ -82,7 +82,7 @@ class Tokenised(NamedTuple):
   account: dict[str, Any]
 
 
-def once(folder: Path, write: Callable[[Path], None]) -> None:
+def write_once(folder: Path, write: Callable[[Path], None]) -> None:
   """Has `write` fill a folder, unless that was done; one killed meanwhile leaves nothing there.
 
   Of several processes the first one writes; of several runs one does, and the others wait for it.
@@ -95,11 +95,11 @@ def once(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
       with locks.wait_for_lock(folder.with_name(f'.{folder.name}.lock')):
-        if not is_whole(folder):
+        if not is_complete(folder):
           _fill(folder, write)
     except UserError as error:
       problem = error
-  if distributed.of_any(problem is not None):
+  if distributed.any_process(problem is not None):
     raise problem or UserError('the first process could not read the data.')
 
 
@@ -121,7 +121,7 @@ def _fill(folder, write) -> None:
     shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_whole(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
   """Whether all files are there, and as long as they were written."""
   try:
     sizes = json_lines.read_json(folder / NOTE)['sizes']
@@ -208,7 +208,7 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
     yield chunk
 
 
-def _digest(record: Record) -> bytes:
+def _digest(record: Example) -> bytes:
   """What tells a prompt from others, in less memory than the prompt."""
   return hashlib.blake2b(json.dumps(messages(record.prompt)).encode(), digest_size=16).digest()
 

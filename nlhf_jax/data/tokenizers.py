@@ -75,14 +75,14 @@ def restore(text: str) -> PreTrainedTokenizerFast:
   return _own(tokenizers.Tokenizer.from_str(text))
 
 
-def stored(tokenizer: PreTrainedTokenizerFast) -> str:
+def to_text(tokenizer: PreTrainedTokenizerFast) -> str:
   """The vocabulary and the rules of a tokenizer, as text."""
   return tokenizer.backend_tokenizer.to_str()
 
 
 def settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
   """All that determines what a tokenizer makes of a text."""
-  own = {'model': stored(tokenizer), 'template': tokenizer.chat_template}
+  own = {'model': to_text(tokenizer), 'template': tokenizer.chat_template}
   return own | {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
@@ -392,7 +392,7 @@ def _filled(tokenizer, rows, mask):
   return tokens
 
 
-def texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+def response_texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
   """The text of each response, without special tokens and what the template puts around it.
 
   Leading axes are flattened: [..., S] gives as many texts as there are rows.

@@ -82,7 +82,7 @@ def make_respond(
         f'responses of {length} at once ({told(conversations[0])}); take a smaller batch, or '
         'shorter responses.'
       ) from None
-    return tokenizers.texts(tokenizer, responses.tokens, responses.mask)
+    return tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
 
   return respond
 

@@ -10,15 +10,14 @@ from nlhf_jax.data import dataset
 from nlhf_jax.data.dataset import Corpus, Oracle
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
-from nlhf_jax.tasks.summaries.corpus import make_synthetic
+from nlhf_jax.tasks.summaries.corpus import make_synthetic_corpus
 
-MAKERS = {'synthetic': make_synthetic, 'file': dataset.make_file}
-ORACLES = {'synthetic': generator.preference}
+MAKERS = {'synthetic': make_synthetic_corpus, 'file': dataset.make_file_corpus}
 
 
 def find_oracle(config: ConfigDict) -> Oracle | None:
   """The true preference behind the data, where `config.data.source` has one."""
-  return ORACLES.get(config.data.source)
+  return generator.preference if config.data.source == 'synthetic' else None
 
 
 def make_corpus(config: ConfigDict, folder: Path) -> Corpus:

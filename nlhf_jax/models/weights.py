@@ -198,7 +198,7 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
     )
     content = {name: written(name) for name in names}
     total += sum(value.nbytes for value in content.values())
-    with json_lines.whole(folder / file) as draft:
+    with json_lines.atomic_write(folder / file) as draft:
       if distributed.is_first():
         safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
     where |= dict.fromkeys(names, file)
@@ -242,7 +242,7 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
     'rank_pattern': ranks,
     'alpha_pattern': {module: lora.scale * rank for module, rank in ranks.items()},
   }
-  with json_lines.whole(folder / 'adapter_model.safetensors') as draft:
+  with json_lines.atomic_write(folder / 'adapter_model.safetensors') as draft:
     safetensors.numpy.save_file(tensors, draft, metadata={'format': 'pt'})
   json_lines.write_json(folder / 'adapter_config.json', config)
 

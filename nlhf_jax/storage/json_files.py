@@ -65,19 +65,19 @@ def _lines(path, text) -> list:
 
 def write_list(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes rows as one indented JSON list; gzipped if the name ends in `.gz`."""
-  _write(path, json.dumps(json_lines.plain(list(rows)), indent=2, ensure_ascii=False) + '\n')
+  _write(path, json.dumps(json_lines.to_json(list(rows)), indent=2, ensure_ascii=False) + '\n')
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes a row a line; gzipped if the name ends in `.gz`."""
-  lines = [json.dumps(json_lines.plain(row), ensure_ascii=False) + '\n' for row in rows]
+  lines = [json.dumps(json_lines.to_json(row), ensure_ascii=False) + '\n' for row in rows]
   _write(path, ''.join(lines))
 
 
 def _write(path, text) -> None:
   # Half of a surrogate pair is no character; a model's response may hold one all the same.
   content = text.encode(errors='replace')
-  with json_lines.whole(Path(path)) as draft:
+  with json_lines.atomic_write(Path(path)) as draft:
     packed = gzip.compress(content, mtime=0) if Path(path).suffix == '.gz' else content
     draft.write_bytes(packed)
 

@@ -13,12 +13,12 @@ from nlhf_jax import distributed
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
   """A path to write to that takes `path`'s place once the block has ended without an error.
 
   Of several processes only the first one's does; all go on from there together.
   """
-  with distributed.first_alone(str(path)) as mine:
+  with distributed.first_process_only(str(path)) as mine:
     if mine:
       path.parent.mkdir(parents=True, exist_ok=True)
       draft = path.with_name(f'.{path.name}.draft')
@@ -31,7 +31,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def exists(path: Path) -> bool:
   """Whether there is a file; the same answer in every process."""
-  return distributed.of_first(path.exists())
+  return distributed.broadcast_from_first(path.exists())
 
 
 def read(path: Path) -> list[dict]:
@@ -43,7 +43,7 @@ def read(path: Path) -> list[dict]:
 
 def write(path: Path, records: Iterable[Mapping]) -> None:
   """Writes a file of records."""
-  with whole(path) as draft:
+  with atomic_write(path) as draft:
     draft.write_text(''.join(json.dumps(record) + '\n' for record in records))
 
 
@@ -64,8 +64,8 @@ def append(path: Path, records: Iterable[Mapping]) -> None:
 
 def write_json(path: Path, value: Mapping) -> None:
   """Writes one indented value."""
-  with whole(path) as draft:
-    draft.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + '\n')
+  with atomic_write(path) as draft:
+    draft.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + '\n')
 
 
 def read_json(path: Path) -> dict:
@@ -73,12 +73,12 @@ def read_json(path: Path) -> dict:
   return json.loads(path.read_text())
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
   """What JSON can hold: arrays become lists, and numbers that are not finite become null."""
   if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
+    return {str(key): to_json(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(item) for item in value]
+    return [to_json(item) for item in value]
   if hasattr(value, 'tolist'):
-    return plain(value.tolist())
+    return to_json(value.tolist())
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,7 +30,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         held.enter_context(FileLock(folder / '.lock', blocking=False))
       except Timeout:
         taken = True
-    if distributed.of_any(taken):
+    if distributed.any_process(taken):
       raise UserError(f'another run is at work in {folder}; wait for it to end.')
     yield
 

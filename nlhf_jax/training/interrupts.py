@@ -36,5 +36,5 @@ def requested() -> bool:
 
 def check(place: str) -> None:
   """Raises `Interrupted` with the place reached, if the user asked to stop."""
-  if distributed.of_any(requested()):
+  if distributed.any_process(requested()):
     raise Interrupted(place)

@@ -40,7 +40,8 @@ def train(
   same run, bit for bit. Metrics are means over `log_every` steps (fewer, where an evaluation or an
   interruption ends the interval); but for what the step itself asks of the host, the device waits
   for it only once in as many.
-  `programs`, of those compiled so far, should soon stand still: a step that takes others is slow.
+  `compiled_programs` counts those compiled so far. It should soon stand still: a step that takes
+  others is slow.
 
   Args:
     state: the state to start from where there is no checkpoint.
@@ -85,7 +86,7 @@ def train(
         due = done % evaluate_every == 0 or done == steps
         logged = done % log_every == 0 or due
         if logged:
-          record = summary(pending, since) | {'programs': compilation.built()}
+          record = summary(pending, since) | {'compiled_programs': compilation.count_programs()}
           pending, since = [], time.monotonic()
           if due:
             record |= evaluate(state.slots)
@@ -96,7 +97,9 @@ def train(
             since = time.monotonic()
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
         # Processes agree where they stop, but not at every step, for that waits for the device.
-        asked = (logged or jax.process_count() == 1) and distributed.of_any(interrupts.requested())
+        asked = (logged or jax.process_count() == 1) and distributed.any_process(
+          interrupts.requested()
+        )
         if asked and done < steps:
           if pending:
             metrics.write(done, summary(pending, since))

@@ -29,7 +29,7 @@ class Metrics:
     """Adds a record; `step` is the number of updates done."""
     if not self._writes:
       return
-    record = json_lines.plain({'stage': self._stage, 'step': step, **values})
+    record = json_lines.to_json({'stage': self._stage, 'step': step, **values})
     self._lines.write(json.dumps(record, allow_nan=False) + '\n')
     self._lines.flush()
     for name, value in values.items():

@@ -1,7 +1,7 @@
 """More than two hundred inputs with something wrong, most beside rows with nothing wrong.
 
-`inputs()` gives (name, form, write): `write(folder)` makes the input and gives its path. Whatever
-is read of it must be among `GOOD[form]`, of which most have the first three.
+`inputs()` gives (name, schema, write): `write(folder)` makes the input and gives its path. Whatever
+is read of it must be among `GOOD[schema]`, of which most have the first three.
 """
 
 import gzip
@@ -63,7 +63,7 @@ def numbered(value, number: int):
   return value.replace('{}', f'hi {number}') if isinstance(value, str) else value
 
 
-GOOD = {form: [numbered(row, number) for number in range(500)] for form, row in ROWS.items()}
+GOOD = {schema: [numbered(row, number) for number in range(500)] for schema, row in ROWS.items()}
 OURS = GOOD['comparisons'][:3]
 
 # What a text or a list of messages cannot be.
@@ -160,9 +160,9 @@ def file(name: str, content: bytes) -> Callable[[Path], Path]:
   return write
 
 
-def between(form: str, bad) -> Callable[[Path], Path]:
+def between(schema: str, bad) -> Callable[[Path], Path]:
   """JSON lines with a bad one among the good ones."""
-  first, *rest = GOOD[form][:3]
+  first, *rest = GOOD[schema][:3]
   return file('mine.jsonl', as_lines([first, bad, *rest]))
 
 
@@ -188,14 +188,14 @@ def fields() -> Iterator[Input]:
     if name != 'a half':
       yield f'{name} as preference', 'graded', between('graded', bad)
       yield f'{name} as votes', 'graded', between('graded', bad | {'preference': 1, 'votes': -1})
-  for form, row in ROWS.items():
+  for schema, row in ROWS.items():
     for field in row:
-      rest = {key: value for key, value in GOOD[form][0].items() if key != field}
-      yield f'{form} without {field}', form, between(form, rest)
+      rest = {key: value for key, value in GOOD[schema][0].items() if key != field}
+      yield f'{schema} without {field}', schema, between(schema, rest)
       for name in ('a number', 'an object', 'lists in lists'):
         # A number is what these may be.
         if not (name == 'a number' and isinstance(row[field], float | int)):
-          yield f'{form}, {name} as {field}', form, between(form, rest | {field: JUNK[name]})
+          yield f'{schema}, {name} as {field}', schema, between(schema, rest | {field: JUNK[name]})
 
 
 def packed() -> Iterator[Input]:

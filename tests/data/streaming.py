@@ -13,15 +13,15 @@ from pathlib import Path
 import jax
 
 from nlhf_jax.data import dataset
-from nlhf_jax.data.batches import batches, in_random_order
+from nlhf_jax.data.batches import batches, swap_sides
 
 
 def make(path: Path, folder: Path) -> dataset.Corpus:
   """The corpus of a file of graded comparisons."""
-  return dataset.make_file(
+  return dataset.make_file_corpus(
     seed=0,
     path=str(path),
-    form='graded',
+    schema='graded',
     split='',
     part='1/1',
     skip_bad=False,
@@ -37,7 +37,7 @@ def make(path: Path, folder: Path) -> dataset.Corpus:
 def main() -> None:
   path, folder, steps, size = sys.argv[1:]
   corpus = make(Path(path), Path(folder))
-  source = in_random_order(batches(corpus.train.comparisons, int(size), seed=0))
+  source = swap_sides(batches(corpus.train.comparisons, int(size), seed=0))
   noted = Path(folder) / 'batches'
   done = noted.read_text().count('\n') if noted.exists() else 0
   with noted.open('a') as file:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data.batches import Examples, batches, in_random_order, map_chunks, take
+from nlhf_jax.data.batches import Examples, batches, map_chunks, swap_sides, take
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 COUNT, SIZE = 12, 4
@@ -75,7 +75,7 @@ def test_a_batch_holds_whole_comparisons(examples, comparisons):
 
 def test_sides_swap_together_with_the_sign_of_the_payoff(examples, comparisons):
   for step in range(5):
-    batch = in_random_order(batches(examples, SIZE, seed=0))[step]
+    batch = swap_sides(batches(examples, SIZE, seed=0))[step]
     swapped = batch.payoff[:, 0, 0] < 0
     kept = take(comparisons, np.array(rows(batch)))
     for side, straight, crossed in (
@@ -95,7 +95,7 @@ def test_sides_swap_together_with_the_sign_of_the_payoff(examples, comparisons):
 
 
 def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(examples):
-  source = in_random_order(batches(examples, COUNT, seed=0))
+  source = swap_sides(batches(examples, COUNT, seed=0))
   times = Counter()
   for step in range(40):
     batch = source[step]
@@ -105,7 +105,7 @@ def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(examples):
 
 
 def test_which_sides_swap_depends_on_the_step_alone(examples):
-  one, other = (in_random_order(batches(examples, SIZE, seed=0)) for _ in range(2))
+  one, other = (swap_sides(batches(examples, SIZE, seed=0)) for _ in range(2))
   forwards = [one[step].payoff for step in range(8)]
   backwards = [other[step].payoff for step in reversed(range(8))]
   np.testing.assert_array_equal(forwards, backwards[::-1])

@@ -102,9 +102,9 @@ def line(**fields):
 
 def read(path, skip_bad=False):
   """(number, record) of every line that can be used."""
-  records = list(examples.records(path, 'comparisons', '', skip_bad))
-  entries = examples.read(examples.locate(path, 'comparisons', ''))
-  found = [(number, said) for _, number, said in entries if isinstance(said, schemas.Record)]
+  records = list(examples.read_examples(path, 'comparisons', '', skip_bad))
+  entries = examples.read_entries(examples.locate(path, 'comparisons', ''))
+  found = [(number, said) for _, number, said in entries if isinstance(said, schemas.Example)]
   assert [record for _, record in found] == records
   return found
 
@@ -117,8 +117,8 @@ def read(path, skip_bad=False):
 def test_every_usual_way_to_end_lines_and_files_works(write, start, end, last):
   path = write(line(), b'', line(chosen='Hi\u2028there \U0001f389'), *last, start=start, end=end)
   assert read(path) == [
-    (1, schemas.Record('Say hi.', 'Hi!', 'No.')),
-    (3, schemas.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
+    (1, schemas.Example('Say hi.', 'Hi!', 'No.')),
+    (3, schemas.Example('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
   ]
 
 
@@ -180,7 +180,7 @@ def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, pr
   said = {
     field: [*(before if whole else []), assistant(GOOD[field])] for field in ('chosen', 'rejected')
   }
-  expected = schemas.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
+  expected = schemas.Example(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
   path = write(line(prompt=prompt, **said), line(prompt=prompt), json.dumps(said).encode())
   assert [record for _, record in read(path, skip_bad=True)] == [expected] * (2 + whole)
 

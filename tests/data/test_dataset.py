@@ -25,7 +25,7 @@ SYNTHETIC = dict(
 )
 FILE = dict(
   seed=0,
-  form='comparisons',
+  schema='comparisons',
   split='',
   part='1/1',
   skip_bad=False,
@@ -50,7 +50,7 @@ def make(tmp_path):
   def make(records, **changes):
     path = tmp_path / 'mine.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return dataset.make_file(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
+    return dataset.make_file_corpus(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
 
   return make
 
@@ -58,7 +58,7 @@ def make(tmp_path):
 @pytest.fixture
 def make_synthetic(tmp_path):
   """A function that makes a corpus of the embedded task."""
-  return lambda **changes: synthetic.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
+  return lambda **changes: synthetic.make_synthetic_corpus(folder=tmp_path, **SYNTHETIC | changes)
 
 
 def whole(part):
@@ -68,7 +68,7 @@ def whole(part):
 
 def prompts(corpus, prompts):
   prompts = whole(prompts)
-  return tokenizers.texts(corpus.tokenizer, prompts.tokens, prompts.mask)
+  return tokenizers.response_texts(corpus.tokenizer, prompts.tokens, prompts.mask)
 
 
 def comparisons(corpus, split):
@@ -76,7 +76,9 @@ def comparisons(corpus, split):
   said = whole(split.comparisons)
   assert np.all(said.payoff == 0.5)
   assert said.payoff.shape == (len(said.prompts.tokens), 1, 1)
-  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
+  sides = [
+    tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)
+  ]
   return [
     {'prompt': prompt, 'chosen': left, 'rejected': right}
     for prompt, left, right in zip(prompts(corpus, said.prompts), *sides, strict=True)
@@ -86,7 +88,9 @@ def comparisons(corpus, split):
 def graded(corpus, split):
   """The comparisons of a split as (prompt, left, right, payoff)."""
   said = whole(split.comparisons)
-  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
+  sides = [
+    tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)
+  ]
   return list(zip(prompts(corpus, said.prompts), *sides, said.payoff.ravel(), strict=True))
 
 
@@ -109,7 +113,7 @@ def test_a_prompt_is_asked_once_and_its_demonstrations_are_the_chosen_responses(
     asked = prompts(corpus, split.prompts)
     assert sorted(asked) == sorted({record['prompt'] for record in records})
     assert whole(split.demonstrations).right is None
-    shown = tokenizers.texts(corpus.tokenizer, *whole(split.demonstrations).left[:2])
+    shown = tokenizers.response_texts(corpus.tokenizer, *whole(split.demonstrations).left[:2])
     assert shown == [record['chosen'] for record in records]
 
 
@@ -138,7 +142,7 @@ def test_graded_preferences_ties_and_votes_arrive_as_they_were_given(make):
     {'prompt': f'q {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 20, 'votes': 20}
     for i in range(21)
   ]
-  corpus = make(rows, form='graded')
+  corpus = make(rows, schema='graded')
   said = [*graded(corpus, corpus.train), *graded(corpus, corpus.held_out)]
   for prompt, left, right, payoff in said:
     number = int(prompt.split()[1])
@@ -147,7 +151,9 @@ def test_graded_preferences_ties_and_votes_arrive_as_they_were_given(make):
   assert (corpus.account['ties'], corpus.account['graded']) == (1, 18)
   # A tie is no demonstration; of the others, the response preferred is one.
   shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
-  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  texts = [
+    text for part in shown for text in tokenizers.response_texts(corpus.tokenizer, *part.left[:2])
+  ]
   assert sorted(texts) == sorted(f'{"ab"[i < 10]} {i}' for i in range(21) if i != 10)
 
 
@@ -161,12 +167,12 @@ def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(
     'demonstrations': [{'prompt': f'question {i}', 'response': f'shown {i}'} for i in range(4, 14)],
     'prompts': [{'prompt': f'question {i}'} for i in range(12, 20)],
   }
-  paths = [write(f'{form}.jsonl', rows) for form, rows in sources.items()]
+  paths = [write(f'{schema}.jsonl', rows) for schema, rows in sources.items()]
   own = write('own.jsonl', RECORDS)
-  corpus = dataset.make_file(
+  corpus = dataset.make_file_corpus(
     path=','.join([own, *paths]),
     folder=tmp_path / 'kept',
-    **FILE | {'form': ','.join(['comparisons', *sources])},
+    **FILE | {'schema': ','.join(['comparisons', *sources])},
   )
   asked = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
   assert asked[0] | asked[1] == {f'question {i}' for i in range(20)}
@@ -174,13 +180,15 @@ def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(
   shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
   for part, known in zip(shown, asked, strict=True):
     assert set(prompts(corpus, part.prompts)) <= known
-  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  texts = [
+    text for part in shown for text in tokenizers.response_texts(corpus.tokenizer, *part.left[:2])
+  ]
   assert sorted(texts) == sorted(row['response'] for row in sources['demonstrations'])
   assert sum(corpus.account[name]['comparisons'] for name in ('train', 'held_out')) == len(RECORDS)
 
 
 def test_prompts_alone_are_a_corpus_without_responses(make):
-  corpus = make([{'prompt': f'question {i}'} for i in range(9)], form='prompts')
+  corpus = make([{'prompt': f'question {i}'} for i in range(9)], schema='prompts')
   for name, count in (('train', 6), ('held_out', 3)):
     expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0}
     assert corpus.account[name] == expected
@@ -269,7 +277,7 @@ def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synt
     posts = prompts(corpus, split.prompts)
     texts.extend(posts)
     assert len(posts) == count
-    assert all(len(generator.facts(post)) == 5 for post in posts)
+    assert all(len(generator.key_facts(post)) == 5 for post in posts)
     for part in (split.demonstrations, split.comparisons):
       jax.tree.map(np.testing.assert_array_equal, part.prompts, split.prompts)
     assert set(np.round(3 * (split.comparisons.payoff + 0.5)).ravel()) <= {0, 1, 2, 3}
@@ -312,7 +320,7 @@ def test_real_judgements_become_a_corpus(alpaca, make):
   records = alpaca(300)
   assert len(records) == 300
   lengths = {'prompt_length': 64, 'response_length': 128, 'vocabulary': 4096}
-  corpus = make(records, form='graded', skip_bad=True, held_out=0.1, **lengths)
+  corpus = make(records, schema='graded', skip_bad=True, held_out=0.1, **lengths)
   both = [graded(corpus, split) for split in (corpus.train, corpus.held_out)]
   assert min(map(len, both)) > 10
   assert not corpus.account['dropped']
@@ -354,7 +362,7 @@ def test_conversations_become_a_corpus_with_the_tokenizer_of_a_chat_model(make, 
     parts = whole(split.comparisons)
     for prompt, chosen in zip(
       tokenizers.prompt_texts(corpus.tokenizer, *parts.prompts),
-      tokenizers.texts(corpus.tokenizer, *parts.left[:2]),
+      tokenizers.response_texts(corpus.tokenizer, *parts.left[:2]),
       strict=True,
     ):
       assert prompt in read
@@ -406,7 +414,7 @@ def test_the_embedded_task_can_be_told_to_a_chat_model(chat, make_synthetic):
 def comparisons_said(corpus, split):
   compared = whole(split.comparisons)
   sides = (whole(split.demonstrations).left, compared.left, compared.right)
-  return [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in sides]
+  return [tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in sides]
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused(make, tmp_path):

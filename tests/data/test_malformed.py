@@ -10,7 +10,7 @@ from nlhf_jax.errors import UserError
 from tests.data.malformed import GOOD, inputs
 
 INPUTS = list(inputs())
-RECORDS = {form: [schemas.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}
+RECORDS = {schema: [schemas.SCHEMAS[schema](row) for row in rows] for schema, rows in GOOD.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -27,33 +27,35 @@ def test_there_are_two_hundred_different_ones():
   assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 200
 
 
-def outcome(path, form, skip_bad):
+def outcome(path, schema, skip_bad):
   """The records that are read, and the sentence that ended it if one did."""
   read = []
   try:
-    for record in examples.records(path, form, '', skip_bad):
+    for record in examples.read_examples(path, schema, '', skip_bad):
       read.append(record)
   except UserError as error:
     return read, str(error)
   return read, None
 
 
-@pytest.mark.parametrize(('form', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS])
-def test_malformed(form, write, tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('schema', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS]
+)
+def test_malformed(schema, write, tmp_path, capsys):
   path = str(write(tmp_path))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  read, refused = outcome(path, form, skip_bad=False)
-  assert set(read) <= set(RECORDS[form])
+  read, refused = outcome(path, schema, skip_bad=False)
+  assert set(read) <= set(RECORDS[schema])
   assert refused or not read  # some files have nothing in them
-  skipping, ended = outcome(path, form, skip_bad=True)
+  skipping, ended = outcome(path, schema, skip_bad=True)
   said = capsys.readouterr().out
-  assert set(skipping) <= set(RECORDS[form])
+  assert set(skipping) <= set(RECORDS[schema])
   for sentence in filter(None, (refused, ended)):
     assert len(sentence.splitlines()) == 1
     assert len(sentence) < 1000
   if refused and not ended:
     assert ': skipped ' in said
-    assert skipping in ([], RECORDS[form][:3])
+    assert skipping in ([], RECORDS[schema][:3])
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
   assert used < 300 * 2**10  # KiB
 
@@ -66,10 +68,10 @@ def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
   (tmp_path / 'data').mkdir()
 
   def make(skip_bad):
-    return dataset.make_file(
+    return dataset.make_file_corpus(
       seed=0,
       path=str(write(tmp_path / 'data')),
-      form='comparisons',
+      schema='comparisons',
       split='',
       part='1/1',
       skip_bad=skip_bad,

@@ -109,7 +109,7 @@ def test_special_tokens_are_those_of_the_template_and_never_of_the_text(family):
   prompts = tokenizers.pad_prompts(tokenizer, hostile[:1], 2_000)
   assert tokenizers.prompt_texts(tokenizer, prompts.tokens, prompts.mask) == [spelled]
   responses = tokenizers.pad_responses(tokenizer, [response], 1_000)
-  assert tokenizers.texts(tokenizer, responses.tokens, responses.mask) == [spelled]
+  assert tokenizers.response_texts(tokenizer, responses.tokens, responses.mask) == [spelled]
 
 
 def test_text_around_special_tokens_that_are_spelled_out_stays_as_it_is(family):
@@ -129,7 +129,7 @@ def test_text_around_special_tokens_that_are_spelled_out_stays_as_it_is(family):
 def test_a_response_survives_a_round_trip(family, text):
   _, _, tokenizer, _ = family
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 200)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [text]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [text]
 
 
 @pytest.mark.parametrize('text', [' one space', '   three', '\nline', '\n\n\nlines', ' '])
@@ -137,7 +137,7 @@ def test_a_response_that_begins_with_space_survives_a_round_trip(family, text):
   name, _, tokenizer, _ = family
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 200)
   kept = text.lstrip() if name == 'phi' else text  # its special tokens take in the space after them
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [kept]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [kept]
 
 
 def test_a_response_that_was_cut_or_samples_special_tokens_has_a_text(family):
@@ -146,7 +146,7 @@ def test_a_response_that_was_cut_or_samples_special_tokens_has_a_text(family):
   # Models have room for more tokens than their tokenizers use.
   strange = [*ids[:-1], *tokenizer.all_special_ids, *range(len(tokenizer), len(tokenizer) + 20)]
   padded = tokenizers.pad_responses(tokenizer, [ids[:-1], strange, []], 200)
-  said = tokenizers.texts(tokenizer, padded.tokens, padded.mask)
+  said = tokenizers.response_texts(tokenizer, padded.tokens, padded.mask)
   assert [text.rstrip() for text in said] == ['It is Paris.', 'It is Paris.', '']
 
 
@@ -195,7 +195,7 @@ def test_without_a_template_a_question_is_encoded_as_the_tokenizer_does(base):
   ]
   assert tokenizers.response_ids(tokenizer, TEXTS) == closed
   padded = tokenizers.pad_responses(tokenizer, closed, 200)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == TEXTS
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == TEXTS
   prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, TEXTS), 200)
   assert tokenizers.prompt_texts(tokenizer, *prompts) == TEXTS
 
@@ -244,7 +244,7 @@ def test_templates_that_write_the_date_write_the_same_one_every_day(tmp_path):
   model, settings = chatml("{{ strftime_now('%d %b %Y') }}" + CHATML)
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
   prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, ['a']), 99)
-  (said,) = tokenizers.texts(tokenizer, *prompts)
+  (said,) = tokenizers.response_texts(tokenizer, *prompts)
   assert said.startswith('26 Jul 2024')
 
 
@@ -265,7 +265,7 @@ def test_a_template_that_closes_answers_with_no_token_gets_the_end_of_sequence(t
   ids = tokenizers.response_ids(tokenizer, ['a'])
   assert tokenizer.decode(ids[0]) == 'assistant: a<|endoftext|>'
   padded = tokenizers.pad_responses(tokenizer, ids, 20)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a']
 
 
 def test_lines_that_are_tokens_do_not_stop_a_response(tmp_path):
@@ -275,7 +275,7 @@ def test_lines_that_are_tokens_do_not_stop_a_response(tmp_path):
   ids = tokenizers.response_ids(tokenizer, ['a'])
   assert tokenizer.decode(ids[0]) == 'a\n<|im_end|>'
   padded = tokenizers.pad_responses(tokenizer, ids, 9)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a']
 
 
 def test_a_prompt_that_ends_otherwise_than_the_conversation_goes_on_is_kept(tmp_path):
@@ -297,7 +297,7 @@ def test_a_stop_token_that_is_no_special_token_is_kept_apart_all_the_same(tmp_pa
   ids = tokenizers.response_ids(tokenizer, ['a <|im_end|> b'])
   assert ids[0].count(tokenizer.eos_token_id) == 1
   padded = tokenizers.pad_responses(tokenizer, ids, 30)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a <|im_end|> b']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a <|im_end|> b']
 
 
 def test_decoding_does_not_clean_up(tmp_path):
@@ -305,7 +305,7 @@ def test_decoding_does_not_clean_up(tmp_path):
   settings['clean_up_tokenization_spaces'] = True
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, ["it 's ."]), 30)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ["it 's ."]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ["it 's ."]
 
 
 def test_saved_lengths_of_texts_are_passed_over(tmp_path):
@@ -429,6 +429,6 @@ def test_gpt2_gives_the_published_ids(gpt2, shared):
   assert tokenizers.prompt_ids(gpt2, texts) == ids
   assert tokenizers.response_ids(gpt2, texts) == [[*row, 50256] for row in ids]
   padded = tokenizers.pad_responses(gpt2, tokenizers.response_ids(gpt2, texts), 9)
-  assert tokenizers.texts(gpt2, padded.tokens, padded.mask) == texts
+  assert tokenizers.response_texts(gpt2, padded.tokens, padded.mask) == texts
   assert np.all(padded.tokens[~padded.mask] == 50256)
   assert 50256 not in tokenizers.prompt_ids(gpt2, ['a<|endoftext|>b'])[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.data import examples, sources
-from nlhf_jax.data.schemas import Message, Record
+from nlhf_jax.data.schemas import Example, Message
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 
@@ -19,11 +19,11 @@ ROWS = [
   {'prompt': f'question {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 200}
   for i in range(200)
 ]
-RECORDS = [Record(row['prompt'], row['left'], row['right'], row['preference']) for row in ROWS]
+RECORDS = [Example(row['prompt'], row['left'], row['right'], row['preference']) for row in ROWS]
 
 
-def read(path, form='graded', split='', skip_bad=False):
-  return list(examples.records(str(path), form, split, skip_bad))
+def read(path, schema='graded', split='', skip_bad=False):
+  return list(examples.read_examples(str(path), schema, split, skip_bad))
 
 
 def lines(rows):
@@ -89,7 +89,7 @@ def test_messages_survive_every_kind_of_file(tmp_path, kind):
   path = tmp_path / f'mine{kind}'
   WRITE[kind](path, [row])
   (record,) = read(path, 'comparisons')
-  assert record == Record(tuple(Message(**message) for message in asked), 'd', 'e')
+  assert record == Example(tuple(Message(**message) for message in asked), 'd', 'e')
 
 
 @pytest.mark.parametrize('kind', ['.jsonl', '.jsonl.gz', '.parquet'])
@@ -122,12 +122,14 @@ def test_several_sources_are_read_one_after_the_other_each_by_its_form(tmp_path)
   as_jsonl(tmp_path / 'a.jsonl', ROWS[:3])
   as_json(tmp_path / 'b.json', [{'prompt': 'x'}, {'prompt': ''}])
   names = f'{tmp_path}/a.jsonl, {tmp_path}/b.json'
-  assert read(names, 'graded,prompts', skip_bad=True) == [*RECORDS[:3], Record('x')]
+  assert read(names, 'graded,prompts', skip_bad=True) == [*RECORDS[:3], Example('x')]
   with pytest.raises(UserError, match=f"^{tmp_path}/b.json, row 2: field 'prompt' is empty"):
     read(names, 'graded,prompts')
-  with pytest.raises(UserError, match=r"^config.data.form='a,b,c' names 3 for 2 sources; give one"):
+  with pytest.raises(
+    UserError, match=r"^config.data.schema='a,b,c' names 3 for 2 sources; give one"
+  ):
     read(names, 'a,b,c')
-  with pytest.raises(UserError, match=r"^config.data.form='own' is none of comparisons, graded"):
+  with pytest.raises(UserError, match=r"^config.data.schema='own' is none of comparisons, graded"):
     read(names, 'own')
 
 
@@ -172,7 +174,7 @@ def prepared(tmp_path_factory):
   pytest.importorskip('tensorflow_datasets')
   folder = tmp_path_factory.mktemp('prepared')
   program = (
-    'import sys; from nlhf_jax.data import tfds_posts as posts;'
+    'import sys; from nlhf_jax.tasks.summaries import tfds_posts as posts;'
     'posts.SIZES.update(train=40, test=5);'
     f"posts.PreferredPosts(data_dir={str(folder)!r}, file_format='array_record')"
     '.download_and_prepare(); assert "tensorflow" not in sys.modules'
@@ -183,7 +185,7 @@ def prepared(tmp_path_factory):
 
 def test_the_embedded_task_comes_back_from_tensorflow_datasets_vote_by_vote(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
-    expected = list(itertools.islice(generator.records(seed), count))
+    expected = list(itertools.islice(generator.examples(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
   with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
     read(prepared, 'embedded')

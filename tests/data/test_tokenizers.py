@@ -26,7 +26,7 @@ def tokenizer():
 def test_any_text_survives_a_round_trip(tokenizer, text):
   (ids,) = tokenizers.response_ids(tokenizer, [text])
   padded = tokenizers.pad_responses(tokenizer, [ids], 120)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [text]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [text]
 
 
 def test_special_tokens_come_from_the_package_and_never_from_the_text(tokenizer):
@@ -53,7 +53,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
   responses = tokenizers.response_ids(loaded, TEXTS)
   assert responses == tokenizers.response_ids(tokenizer, TEXTS)
   padded = tokenizers.pad_responses(loaded, responses, 120)
-  assert tokenizers.texts(loaded, padded.tokens, padded.mask) == TEXTS
+  assert tokenizers.response_texts(loaded, padded.tokens, padded.mask) == TEXTS
 
 
 def test_prompts_end_and_responses_start_at_the_same_column(tokenizer):
@@ -77,4 +77,4 @@ def test_a_row_that_does_not_fit_is_refused(tokenizer, pad):
 def test_texts_flatten_leading_axes(tokenizer):
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, TEXTS[:4]), 120)
   tokens, mask = padded.tokens.reshape(2, 2, 120), padded.mask.reshape(2, 2, 120)
-  assert tokenizers.texts(tokenizer, tokens, mask) == TEXTS[:4]
+  assert tokenizers.response_texts(tokenizer, tokens, mask) == TEXTS[:4]

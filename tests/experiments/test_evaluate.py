@@ -51,7 +51,7 @@ def run(config, workdir, stages=None):
 
 def styled(folder, count):
   """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
-  posts = [record.prompt for record in itertools.islice(generator.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(generator.examples(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts

@@ -74,8 +74,8 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   write(tmp_path / 'mine.jsonl', prompts=20, answers=4)
   write(tmp_path / 'theirs.jsonl', prompts=3, answers=2)
   config = config_of('preferences', 'file')
-  config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
-  config.tests.update(path=str(tmp_path / 'theirs.jsonl'), form='graded')
+  config.data.update(path=str(tmp_path / 'mine.jsonl'), schema='graded', held_out=0.3)
+  config.tests.update(path=str(tmp_path / 'theirs.jsonl'), schema='graded')
   config.judges = 'learned'
   results = judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
   assert results['comparisons'] == 14 * 6
@@ -102,7 +102,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   (tmp_path / 'pairrm').mkdir()
   published.save(tmp_path / 'pairrm', 'port')
   config = config_of('preferences', 'file')
-  config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
+  config.data.update(path=str(tmp_path / 'mine.jsonl'), schema='graded', held_out=0.3)
   config.judges, config.pairrm.hf = 'learned,pairrm,remote', str(tmp_path / 'pairrm')
 
   def behave(content, before):
@@ -172,7 +172,7 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
     ('judges', 'learned,oracle', r"config\.judges='learned,oracle' must be some of learned, "),
     ('judges', 'learned,learned', 'must be some of'),
     ('tests', {'path': 'none.jsonl'}, r"config\.tests\.path: cannot read 'none.jsonl'"),
-    ('tests', {'path': 'x.jsonl', 'form': 'own'}, r"config\.tests\.form='own' is none of"),
+    ('tests', {'path': 'x.jsonl', 'schema': 'own'}, r"config\.tests\.schema='own' is none of"),
     ('tests', {'path': 'x.jsonl', 'split': 'a,b'}, r"config\.tests\.split='a,b' names 2 for 1"),
   ],
 )

@@ -40,7 +40,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, before, error):
   path = tmp_path / 'results.json'
   if before:
     path.write_text(before)
-  with pytest.raises(error), json_lines.whole(path) as draft:  # noqa: PT012
+  with pytest.raises(error), json_lines.atomic_write(path) as draft:  # noqa: PT012
     draft.write_text('half of the n')
     raise error
   assert path.exists() == bool(before)

@@ -18,7 +18,7 @@ def record(response, other):
 
 def test_perfect_summaries_are_perfect_in_each_style():
   for style, summary in PERFECT.items():
-    assert generator.style_of(summary) == style
+    assert generator.find_style(summary) == style
     assert generator.quality(POST, summary) == 1
 
 

@@ -12,7 +12,7 @@ from nlhf_jax.tasks.summaries.generator import STYLES
 from nlhf_jax.tasks.summaries.styles import perfect_summaries
 
 POST = 'well the baker so sold um clock at harbour around noon okay'
-EXAMPLES = list(itertools.islice(generator.examples(0), 2000))
+EXAMPLES = list(itertools.islice(generator.post_texts(0), 2000))
 
 
 def pairs(summaries, post=POST):
@@ -66,7 +66,7 @@ def test_preference_is_antisymmetric(function, summaries):
 
 
 def test_facts_of_a_post_are_found_among_its_words():
-  assert generator.facts(POST) == {
+  assert generator.key_facts(POST) == {
     'who': 'baker',
     'did': 'sold',
     'what': 'clock',
@@ -112,7 +112,7 @@ def test_quality_is_covered_less_invented_facts(summary, expected):
   ],
 )
 def test_style_is_known_by_the_opening(summary, style):
-  assert generator.style_of(summary) == style
+  assert generator.find_style(summary) == style
 
 
 @pytest.mark.parametrize('style', STYLES)
@@ -121,7 +121,7 @@ def test_restyling_changes_the_style_and_keeps_the_quality(style):
   for example in EXAMPLES[:200]:
     for summary in (example.left, example.right, *plain):
       restyled = generator.restyle(summary, style)
-      assert generator.style_of(restyled) == style
+      assert generator.find_style(restyled) == style
       quality = generator.quality(example.post, summary)
       assert generator.quality(example.post, restyled) == pytest.approx(quality)
 
@@ -138,7 +138,7 @@ def test_votes_average_to_the_preference():
 
 
 def test_the_stream_depends_on_the_seed_alone():
-  again, other = (list(itertools.islice(generator.examples(seed), 50)) for seed in (0, 1))
+  again, other = (list(itertools.islice(generator.post_texts(seed), 50)) for seed in (0, 1))
   assert again == EXAMPLES[:50]
   assert other != again
 
@@ -165,7 +165,7 @@ def test_the_stream_depends_on_the_seed_alone():
   ],
 )
 def test_a_summary_tells_the_facts_it_is_given(told, expected):
-  assert [generator.summarise(told, style) for style in STYLES] == expected
+  assert [generator.write_summary(told, style) for style in STYLES] == expected
 
 
 def test_every_post_has_one_fact_of_each_kind():
@@ -177,14 +177,14 @@ def test_every_post_has_one_fact_of_each_kind():
 def test_demonstrations_are_imperfect_and_have_favourite_styles():
   quality = [generator.quality(example.post, example.summary) for example in EXAMPLES]
   assert np.mean(quality) == pytest.approx(0.353, abs=0.03)
-  styles = Counter(generator.style_of(example.summary) for example in EXAMPLES)
+  styles = Counter(generator.find_style(example.summary) for example in EXAMPLES)
   for style, share in zip(STYLES, (0.35, 0.40, 0.25), strict=True):
     assert styles[style] / len(EXAMPLES) == pytest.approx(share, abs=0.04)
 
 
 def test_compared_summaries_have_all_styles_alike_and_all_qualities():
   compared = [(example.post, text) for example in EXAMPLES for text in example[2:]]
-  styles = Counter(generator.style_of(text) for _, text in compared)
+  styles = Counter(generator.find_style(text) for _, text in compared)
   for style in STYLES:
     assert styles[style] / len(compared) == pytest.approx(1 / 3, abs=0.03)
   quality = np.array([generator.quality(*pair) for pair in compared])

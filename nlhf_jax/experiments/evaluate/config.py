@@ -324,7 +324,7 @@ def first_of(prompts: list[str], most: int) -> list[str]:
 def read_prompts(section: ConfigDict) -> list:
   """Those of the section `prompts`."""
   try:
-    return [record.prompt for record in examples.records(**section)]
+    return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
     # Who reads sources does not know for which section.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import examples
-from nlhf_jax.data.schemas import Record
-from nlhf_jax.data.sources import for_each
+from nlhf_jax.data.schemas import Example
+from nlhf_jax.data.sources import one_per_source
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
@@ -24,7 +24,7 @@ class Experiment(NamedTuple):
 
   name: str
   sizes: Mapping[str, language_config.Experiment]
-  tests: Mapping[str, Sequence[Record]]
+  tests: Mapping[str, Sequence[Example]]
 
   @property
   def first(self) -> language_config.Experiment:
@@ -66,7 +66,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   return experiment
 
 
-def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """Name of a source -> its comparisons, for all sources of the section.
 
   Raises:
@@ -79,13 +79,15 @@ def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
     raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
 
 
-def read_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """The same of a section that names some."""
   paths = [path.strip() for path in section.path.split(',')]
-  forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
+  schemas, splits = (
+    one_per_source(field, section[field], len(paths)) for field in ('schema', 'split')
+  )
   tests = {}
-  for path, form, split in zip(paths, forms, splits, strict=True):
-    records = examples.records(path, form, split, skip_bad=section.skip_bad)
+  for path, schema, split in zip(paths, schemas, splits, strict=True):
+    records = examples.read_examples(path, schema, split, skip_bad=section.skip_bad)
     compared = [record for record in records if record.left is not None]
     if not compared:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")

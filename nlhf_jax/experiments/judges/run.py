@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
@@ -126,7 +126,7 @@ def compare(
   return results, curves
 
 
-def as_texts(asked: Sequence[Record]) -> Texts:
+def as_texts(asked: Sequence[Example]) -> Texts:
   """Comparisons in columns. Of a conversation it is said who speaks."""
   prompts = [
     record.prompt
@@ -138,7 +138,7 @@ def as_texts(asked: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: language_config.Experiment, asked: Sequence[Record]) -> Test:
+def make_test(experiment: language_config.Experiment, asked: Sequence[Example]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
     encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
@@ -258,7 +258,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   """Writes results, metrics, plots and the report, and prints the tables."""
   figures = judge_page.draw(results)
   for name, figure in figures.items():
-    with json_lines.whole(workdir / f'{name}.png') as draft:
+    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
       draft.write_bytes(figure)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)

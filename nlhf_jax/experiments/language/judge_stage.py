@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.batches import in_random_order, map_chunks, take
+from nlhf_jax.data.batches import map_chunks, swap_sides, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
@@ -89,7 +89,7 @@ def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
   update = make_update(
     training.algorithm, kind.score, training.optimizer, kind.measure, training.accumulate
   )
-  examples = in_random_order(batches_of(train, training, experiment.seed))
+  examples = swap_sides(batches_of(train, training, experiment.seed))
   init, trains = kind.init(reference), experiment.model.trains
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 

@@ -58,7 +58,7 @@ def play(
       lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
-    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
     name: tournament.preferences(

@@ -32,7 +32,7 @@ def make_asking_step(
   """
   training, row = learner.training, learner.training.algorithm
   sample, update = make_sample(row, make_rollout), make_update_of(training, score)
-  find, look_up = responses.make_places(game), responses.make_look_up(game)
+  find, look_up = responses.make_find_rows(game), responses.make_look_up(game)
   truth = jnp.asarray(game.payoff, jnp.float32)
   estimate = jax.jit(lambda wins: tabular(learner.ridge).estimate(wins) - 0.5)
   known = {}  # the round that is on, and the payoffs that its judge goes by

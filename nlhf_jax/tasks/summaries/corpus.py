@@ -15,7 +15,7 @@ ANNOTATOR = Annotator(
 )
 
 
-def make_synthetic(
+def make_synthetic_corpus(
   seed: int,
   posts: int,
   held_out: int,
@@ -42,7 +42,7 @@ def make_synthetic(
   """
 
   def entries():
-    records = itertools.islice(generator.records(seed), posts + held_out)
+    records = itertools.islice(generator.examples(seed), posts + held_out)
     return ((0, number, record) for number, record in enumerate(records, start=1))
 
   what = {

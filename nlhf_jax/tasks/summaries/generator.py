@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 
 STYLES = ('report', 'list', 'question')
 
@@ -59,7 +59,7 @@ _DEMONSTRATION_CARE, _DEMONSTRATION_SHARES = 0.55, (0.35, 0.40, 0.25)
 _COMPARED_CARE, _COMPARED_SHARES = (0.4, 1.0), (1, 1, 1)
 
 
-class Example(NamedTuple):
+class PostTexts(NamedTuple):
   """A post, an imperfect summary to learn from, and two more for the panel to compare."""
 
   post: str
@@ -74,12 +74,12 @@ def vocabulary() -> list[str]:
   return [*KIND, *FILLER, *' '.join(frames).replace('{}', '').split()]
 
 
-def facts(post: str) -> dict[str, str]:
+def key_facts(post: str) -> dict[str, str]:
   """The key facts of a post, kind -> word."""
   return {KIND[word]: word for word in post.split() if word in KIND}
 
 
-def summarise(told: dict[str, str], style: str) -> str:
+def write_summary(told: dict[str, str], style: str) -> str:
   """A summary that tells these facts, kind -> word, in this style; kinds not given are left out."""
   if style == 'list':
     body = ' ; '.join(told[kind] for kind in FACTS if kind in told)
@@ -94,10 +94,10 @@ def restyle(summary: str, style: str) -> str:
   A summary without a style keeps its first words, which may be facts, and so may get too long.
   """
   words = summary.split()
-  return ' '.join([_OPENING[style], *(words if style_of(summary) == 'none' else words[2:])])
+  return ' '.join([_OPENING[style], *(words if find_style(summary) == 'none' else words[2:])])
 
 
-def style_of(summary: str) -> str:
+def find_style(summary: str) -> str:
   """One of `STYLES` by the first two words, else 'none'."""
   opening = ' '.join(summary.split()[:2])
   return next((style for style in STYLES if _OPENING[style] == opening), 'none')
@@ -107,13 +107,13 @@ def quality(post: str, summary: str) -> float:
   """(covered - invented) / 5, less 1 if too long; at most 1. A fact told twice is an invention."""
   words = summary.split()
   told = [word for word in words if word in KIND]
-  covered = len(set(told) & set(facts(post).values()))
+  covered = len(set(told) & set(key_facts(post).values()))
   return (2 * covered - len(told)) / len(FACTS) - (len(words) > LONGEST)
 
 
-def opinions(post: str, summary: str) -> np.ndarray:
+def rater_scores(post: str, summary: str) -> np.ndarray:
   """The score each of the three raters gives to a summary, [3]."""
-  style = style_of(summary)
+  style = find_style(summary)
   taste = np.full(3, _NO_STYLE) if style == 'none' else _SCORES[:, STYLES.index(style)]
   return _STYLE_WEIGHT * taste + _QUALITY_WEIGHT * quality(post, summary)
 
@@ -124,7 +124,7 @@ def rater_preferences(
   """Each rater's P(left > right | post), [n, 3]."""
   difference = np.array(
     [
-      opinions(post, one) - opinions(post, other)
+      rater_scores(post, one) - rater_scores(post, other)
       for post, one, other in zip(posts, left, right, strict=True)
     ]
   )
@@ -144,18 +144,18 @@ def votes(
   return (random.random(chance.shape) < chance).mean(axis=1)
 
 
-def records(seed: int) -> Iterator[Record]:
+def examples(seed: int) -> Iterator[Example]:
   """An endless stream of examples, with what a panel of three says of the two compared."""
-  random, stream = np.random.default_rng(seed), examples(seed)
+  random, stream = np.random.default_rng(seed), post_texts(seed)
   while True:
     some = list(itertools.islice(stream, 256))
     posts, summaries, left, right = zip(*some, strict=True)
     shares = votes(random, posts, left, right).tolist()
     for post, summary, one, other, share in zip(posts, summaries, left, right, shares, strict=True):
-      yield Record(post, one, other, share, 3, summary)
+      yield Example(post, one, other, share, 3, summary)
 
 
-def examples(seed: int) -> Iterator[Example]:
+def post_texts(seed: int) -> Iterator[PostTexts]:
   """An endless stream of examples."""
   random = Random(seed)
 
@@ -167,7 +167,7 @@ def examples(seed: int) -> Iterator[Example]:
         told[kind] = word
       elif luck < (1 + care) / 2:
         told[kind] = random.choice(FACTS[kind])
-    return summarise(told, random.choices(STYLES, shares)[0])
+    return write_summary(told, random.choices(STYLES, shares)[0])
 
   while True:
     true = {kind: random.choice(words) for kind, words in FACTS.items()}
@@ -176,4 +176,4 @@ def examples(seed: int) -> Iterator[Example]:
     random.shuffle(units)
     demonstration = summary(true, _DEMONSTRATION_CARE, _DEMONSTRATION_SHARES)
     compared = (summary(true, random.uniform(*_COMPARED_CARE), _COMPARED_SHARES) for _ in range(2))
-    yield Example(' '.join(units), demonstration, *compared)
+    yield PostTexts(' '.join(units), demonstration, *compared)

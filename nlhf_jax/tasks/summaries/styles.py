@@ -9,8 +9,8 @@ from nlhf_jax.tasks.summaries import generator
 
 def perfect_summaries(post: str) -> list[str]:
   """A summary with every key fact and no other, in each style."""
-  told = generator.facts(post)
-  return [generator.summarise(told, style) for style in generator.STYLES]
+  told = generator.key_facts(post)
+  return [generator.write_summary(told, style) for style in generator.STYLES]
 
 
 def perfect_by_style(posts: Sequence[str]) -> list[list[str]]:
@@ -35,7 +35,7 @@ def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
     chance = generator.preference([post] * len(restyled), restyled, [response] * len(restyled))
     counter[policy] = dict(zip(generator.STYLES, chance.tolist(), strict=True))
   return {
-    'style': {policy: generator.style_of(text) for policy, text in responses.items()},
+    'style': {policy: generator.find_style(text) for policy, text in responses.items()},
     'quality': {policy: generator.quality(post, text) for policy, text in responses.items()},
     'counter': counter,
   }

@@ -4,7 +4,7 @@
     PreferredPosts(data_dir='DIR', file_format='array_record').download_and_prepare()
 
 writes `DIR/preferred_posts/1.0.0`, which `config.data.path` may name, with
-`config.data.form=embedded`. TensorFlow is not needed. Nothing else imports this module.
+`config.data.schema=embedded`. TensorFlow is not needed. Nothing else imports this module.
 """
 
 import itertools
@@ -37,7 +37,7 @@ class PreferredPosts(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split):
     for number, record in enumerate(
-      itertools.islice(generator.records(SEEDS[split]), SIZES[split])
+      itertools.islice(generator.examples(SEEDS[split]), SIZES[split])
     ):
       yield (
         number,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlhf_jax.data.schemas import LONGEST
+from nlhf_jax.data.schemas import MAX_TEXT
 
 TALK = [{'role': 'user', 'content': 'Say hi.'}, {'role': 'assistant', 'content': 'Hi!'}]
 ROWS = {
@@ -78,7 +78,7 @@ JUNK = {
   'spaces': ' \t\n\u2003',
   'a null character': 'a\0b',
   'half of a surrogate pair': 'a\ud800',
-  'a gigantic text': 'a' * (LONGEST + 1),
+  'a gigantic text': 'a' * (MAX_TEXT + 1),
   'a list of nothing': [None],
   'a list of texts': ['a'],
   'lists in lists': [[[[['a']]]]],

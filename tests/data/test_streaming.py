@@ -101,7 +101,7 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
   def write(draft):
     made.append(draft)
     (draft / 'tokens').write_bytes(b'12345678')
-    (draft / token_store.NOTE).write_text(json.dumps({'sizes': {'tokens': 8}}))
+    (draft / token_store.ACCOUNT).write_text(json.dumps({'sizes': {'tokens': 8}}))
 
   def again():
     before = len(made)
@@ -115,9 +115,9 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
   assert again()
   (folder / 'tokens').unlink()
   assert again()
-  (folder / token_store.NOTE).write_text('{"sizes"')
+  (folder / token_store.ACCOUNT).write_text('{"sizes"')
   assert again()
-  (folder / token_store.NOTE).unlink()
+  (folder / token_store.ACCOUNT).unlink()
   assert again()
   assert not again()
 

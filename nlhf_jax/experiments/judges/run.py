@@ -85,8 +85,10 @@ def compare(
   """What is said of every judge, and the learning curves of those that are trained."""
   first = experiment.first
   corpus, several = first.corpus, len(experiment.sizes) > 1
-  known = as_texts(corpus.texts(corpus.train))
-  tests = {HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.texts(corpus.held_out)))}
+  known = as_texts(corpus.read_comparisons(corpus.train))
+  tests = {
+    HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.read_comparisons(corpus.held_out)))
+  }
   tests |= {name: make_test(first, asked) for name, asked in experiment.tests.items()}
   groups = make_groups(first)
   said, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
@@ -151,7 +153,7 @@ def make_test(experiment: language_config.Experiment, asked: Sequence[Example]) 
 def make_groups(experiment: language_config.Experiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
-  for record in corpus.texts(corpus.held_out):
+  for record in corpus.read_comparisons(corpus.held_out):
     found.setdefault(record.prompt, {}).update(dict.fromkeys((record.left, record.right)))
   counts = Counter(min(len(texts), MOST) for texts in found.values() if len(texts) >= FEWEST)
   if not counts:

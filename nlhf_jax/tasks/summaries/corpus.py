@@ -28,14 +28,14 @@ def make_synthetic_corpus(
   """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
 
   Args:
-    seed: of the texts and the votes.
+    seed: seed of the texts and the votes.
     posts: number of posts to train on.
     held_out: number of posts for testing.
     prompt_length: most tokens in a post.
     response_length: most tokens in a summary.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
-    pretrained: whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
-    folder: where tokenised texts are kept.
+    pretrained: model whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+    folder: where tokenised texts are stored.
 
   Raises:
     UserError: if a length is too short for the texts, or the tokenizer cannot be used.
@@ -54,16 +54,16 @@ def make_synthetic_corpus(
   tokenizer, tokenised = dataset.tokenise(
     folder, what, entries, generator.vocabulary, vocabulary, pretrained, lambda *_: None
   )
-  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary, down to one a word)'
+  hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary: at least one a word)'
   for field, length, texts in (
     ('prompt_length', prompt_length, tokenised.prompts),
     ('response_length', response_length, tokenised.responses),
   ):
-    longest = texts.lengths(np.arange(len(texts.ends) - 1)).max()
-    if longest > length:
+    most = texts.lengths(np.arange(len(texts.ends) - 1)).max()
+    if most > length:
       raise UserError(
         f'config.data.{field}={length} is too short; texts of the embedded task have up to '
-        f'{longest} tokens{hint}; raise it.'
+        f'{most} tokens{hint}; raise it.'
       )
   lengths = prompt_length, response_length
   tested = np.arange(posts + held_out) >= posts

@@ -205,7 +205,7 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
   [
     (
       ['schema=prompts'],
-      "mine.jsonl' has too few demonstrations for config.sft: some have to be trained on",
+      "mine.jsonl' has too few demonstrations for config.sft: at least one is needed",
     ),
     (['schema=own'], "config.data.schema='own' is none of comparisons, graded"),
     (['part=2'], "config.data.part='2' must be like 1/3"),

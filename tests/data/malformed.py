@@ -1,4 +1,4 @@
-"""More than two hundred inputs with something wrong, most beside rows with nothing wrong.
+"""More than two hundred malformed inputs, most of them among rows that are good.
 
 `inputs()` gives (name, schema, write): `write(folder)` makes the input and gives its path. Whatever
 is read of it must be among `GOOD[schema]`, of which most have the first three.
@@ -66,7 +66,7 @@ def numbered(value, number: int):
 GOOD = {schema: [numbered(row, number) for number in range(500)] for schema, row in ROWS.items()}
 OURS = GOOD['comparisons'][:3]
 
-# What a text or a list of messages cannot be.
+# Values that are neither a text nor a list of messages.
 JUNK = {
   'null': None,
   'a number': 3,
@@ -136,7 +136,7 @@ Input = tuple[str, str, Callable[[Path], Path]]
 
 
 def inputs() -> Iterator[Input]:
-  """All of them."""
+  """Yields all inputs."""
   yield from lines()
   yield from fields()
   yield from packed()
@@ -161,7 +161,7 @@ def file(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 def between(schema: str, bad) -> Callable[[Path], Path]:
-  """JSON lines with a bad one among the good ones."""
+  """JSON lines with a bad line among good ones."""
   first, *rest = GOOD[schema][:3]
   return file('mine.jsonl', as_lines([first, bad, *rest]))
 
@@ -193,7 +193,7 @@ def fields() -> Iterator[Input]:
       rest = {key: value for key, value in GOOD[schema][0].items() if key != field}
       yield f'{schema} without {field}', schema, between(schema, rest)
       for name in ('a number', 'an object', 'lists in lists'):
-        # A number is what these may be.
+        # These fields may be numbers.
         if not (name == 'a number' and isinstance(row[field], float | int)):
           yield f'{schema}, {name} as {field}', schema, between(schema, rest | {field: JUNK[name]})
 
@@ -225,7 +225,7 @@ def packed() -> Iterator[Input]:
 
 
 def bomb(start: bytes, piece: bytes) -> bytes:
-  """20 MiB in 20 KiB."""
+  """20 MiB, compressed to 20 KiB."""
   out = io.BytesIO()
   with gzip.GzipFile(fileobj=out, mode='wb', compresslevel=9, mtime=0) as file:
     file.write(start)

@@ -1,4 +1,4 @@
-"""Reads a file as a run does and notes a digest of every batch: to be killed and resumed.
+"""Reads a file as a run does and records a digest of every batch, to be killed and resumed.
 
 python tests/data/streaming.py FILE FOLDER STEPS SIZE
 
@@ -46,7 +46,7 @@ def main() -> None:
       for leaf in jax.tree.leaves(source[step]):
         digest.update(str(leaf.shape).encode() + leaf.tobytes())
       print(step, digest.hexdigest(), file=file, flush=True)
-  # Of this program alone: getrusage begins with what the one that started it held.
+  # Of this program only: getrusage includes the peak of the process that started it.
   status = Path('/proc/self/status').read_text()
   peak = 1024 * int(status.split('VmHWM:')[1].split()[0])
   print(json.dumps({'peak': peak, 'train': corpus.account['train']['comparisons']}))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with an input: a sentence, or a counted skip; nothing of it is learned."""
+"""Malformed inputs give an error or are skipped and counted; no part of them is learned."""
 
 import json
 import resource
@@ -23,12 +23,12 @@ def no_hub(monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
 
 
-def test_there_are_two_hundred_different_ones():
+def test_there_are_two_hundred_different_inputs():
   assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 200
 
 
 def outcome(path, schema, skip_bad):
-  """The records that are read, and the sentence that ended it if one did."""
+  """The examples that are read, and the message of the error that ended it, if any."""
   read = []
   try:
     for record in examples.read_examples(path, schema, '', skip_bad):
@@ -41,20 +41,20 @@ def outcome(path, schema, skip_bad):
 @pytest.mark.parametrize(
   ('schema', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS]
 )
-def test_malformed(schema, write, tmp_path, capsys):
+def test_malformed_rows_are_refused_or_skipped(schema, write, tmp_path, capsys):
   path = str(write(tmp_path))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   read, refused = outcome(path, schema, skip_bad=False)
   assert set(read) <= set(RECORDS[schema])
   assert refused or not read  # some files have nothing in them
   skipping, ended = outcome(path, schema, skip_bad=True)
-  said = capsys.readouterr().out
+  printed = capsys.readouterr().out
   assert set(skipping) <= set(RECORDS[schema])
   for sentence in filter(None, (refused, ended)):
     assert len(sentence.splitlines()) == 1
     assert len(sentence) < 1000
   if refused and not ended:
-    assert ': skipped ' in said
+    assert ': skipped ' in printed
     assert skipping in ([], RECORDS[schema][:3])
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
   assert used < 300 * 2**10  # KiB
@@ -63,7 +63,7 @@ def test_malformed(schema, write, tmp_path, capsys):
 @pytest.mark.parametrize(
   'name', ['null as prompt', 'latin-1', 'bomb of zeros', 'array of other things', 'a pipe']
 )
-def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
+def test_a_corpus_has_only_the_good_rows(name, tmp_path):
   (write,) = (write for known, _, write in INPUTS if known == name)
   (tmp_path / 'data').mkdir()
 

@@ -1,4 +1,4 @@
-"""Every published schema on rows in the very layout in which it was published."""
+"""Every schema reads rows in the layout in which they were published."""
 
 import gzip
 import json
@@ -42,8 +42,8 @@ NEWS = {
 }
 
 
-def said(*turns):
-  """A transcript as Anthropic has them."""
+def transcript(*turns):
+  """A transcript in the layout of Anthropic."""
   names = ('Human', 'Assistant')
   return ''.join(f'\n\n{names[i % 2]}: {text}' for i, text in enumerate(turns))
 
@@ -110,24 +110,24 @@ READ = [
   ),
   (
     'hh',
-    {'chosen': said('Say hi.', 'Hi!'), 'rejected': said('Say hi.', 'No.')},
+    {'chosen': transcript('Say hi.', 'Hi!'), 'rejected': transcript('Say hi.', 'No.')},
     Example('Say hi.', 'Hi!', 'No.'),
   ),
   (
     'hh',
     {
-      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
-      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+      'chosen': transcript('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': transcript('Hello?', 'Yes?', 'Say hi.', 'No.'),
     },
     Example(TURNS, 'Hi!', 'No.'),
   ),
   (
     'hh_transcripts',
     {
-      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
-      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+      'chosen': transcript('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': transcript('Hello?', 'Yes?', 'Say hi.', 'No.'),
     },
-    Example(said('Hello?', 'Yes?', 'Say hi.') + '\n\nAssistant:', 'Hi!', 'No.'),
+    Example(transcript('Hello?', 'Yes?', 'Say hi.') + '\n\nAssistant:', 'Hi!', 'No.'),
   ),
   ('ultrafeedback', ULTRAFEEDBACK, Example('Say hi.', 'Hi!', 'No.')),
   ('ultrafeedback', ULTRAFEEDBACK | {'score_rejected': 8.5}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
@@ -178,21 +178,33 @@ REFUSED = [
   ('tldr_posts', POST, "field 'summary' is missing"),
   (
     'hh',
-    {'chosen': said('a', 'b', 'c', 'd'), 'rejected': said('a', 'x', 'c', 'e')},
+    {'chosen': transcript('a', 'b', 'c', 'd'), 'rejected': transcript('a', 'x', 'c', 'e')},
     "field 'rejected' has other messages than the prompt before its last",
   ),
   (
     'hh',
-    {'chosen': said('a', 'b'), 'rejected': said('a', 'b', 'c', 'd')},
+    {'chosen': transcript('a', 'b'), 'rejected': transcript('a', 'b', 'c', 'd')},
     "field 'rejected' has other messages than the prompt before its last",
   ),
-  ('hh', {'chosen': said('a', ''), 'rejected': said('a', 'b')}, "of field 'chosen' is empty"),
+  (
+    'hh',
+    {'chosen': transcript('a', ''), 'rejected': transcript('a', 'b')},
+    "of field 'chosen' is empty",
+  ),
   ('hh', {'chosen': 'a', 'rejected': 'b'}, "field 'chosen' does not begin with"),
-  ('hh', {'chosen': said('a'), 'rejected': said('a')}, 'is not a question and an answer'),
-  ('hh', {'chosen': said('a', 'b', 'c'), 'rejected': said('a', 'b', 'd')}, 'not user and assis'),
+  (
+    'hh',
+    {'chosen': transcript('a'), 'rejected': transcript('a')},
+    'is not a question and an answer',
+  ),
+  (
+    'hh',
+    {'chosen': transcript('a', 'b', 'c'), 'rejected': transcript('a', 'b', 'd')},
+    'not user and assis',
+  ),
   (
     'hh_transcripts',
-    {'chosen': said('a', 'b'), 'rejected': said('x', 'b')},
+    {'chosen': transcript('a', 'b'), 'rejected': transcript('x', 'b')},
     "field 'rejected' has other messages",
   ),
   ('hh_transcripts', {'chosen': 'a', 'rejected': 'b'}, 'is not a question and an answer'),
@@ -230,22 +242,22 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('schema', 'row', 'record'), READ)
-def test_a_row_is_read_as_it_was_published(schema, row, record):
+def test_a_published_row_becomes_an_example(schema, row, record):
   assert schemas.SCHEMAS[schema](row) == record
 
 
 @pytest.mark.parametrize(('schema', 'row', 'problem'), REFUSED)
-def test_a_row_that_cannot_be_used_is_refused_with_its_field(schema, row, problem):
+def test_an_unusable_row_is_refused_with_its_field(schema, row, problem):
   with pytest.raises(Problem) as refused:
     schemas.SCHEMAS[schema](row)
   assert problem in str(refused.value)
 
 
-def test_every_form_is_tested_on_rows_that_it_reads():
+def test_every_schema_is_tested():
   assert {schema for schema, *_ in READ} == set(schemas.SCHEMAS)
 
 
-def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
+def test_alpaca_evals_file_keeps_graded_preferences(shared):
   folder = shared / 'data' / 'alpaca_eval'
   path = folder / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
   records = list(examples.read_examples(str(path), 'alpaca_eval', '', skip_bad=True))
@@ -257,14 +269,14 @@ def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
     assert record.preference == pytest.approx(expected[record.prompt], abs=1e-12)
 
 
-def test_llmbar_is_read_whole(shared):
+def test_all_of_llmbar_is_read(shared):
   path = shared / 'data' / 'llmbar' / 'Natural.json.gz'
   records = list(examples.read_examples(str(path), 'llmbar', '', skip_bad=False))
   assert len(records) == 100
   assert {record.preference for record in records} == {0.0, 1.0}
 
 
-def test_pandalm_keeps_what_each_person_said(shared):
+def test_pandalm_keeps_each_annotators_vote(shared):
   path = shared / 'data' / 'pandalm' / 'testset-v1.json.gz'
   records = list(examples.read_examples(str(path), 'pandalm', '', skip_bad=True))
   assert len(records) > 900
@@ -272,7 +284,7 @@ def test_pandalm_keeps_what_each_person_said(shared):
   assert {round(6 * record.preference) for record in records} == set(range(7))
 
 
-def test_auto_j_has_ties_and_its_summaries_the_same_form(shared):
+def test_auto_j_has_ties(shared):
   data = shared / 'data'
   path = f'{data}/autoj_pairs/pairs_a.jsonl.gz,{data}/tldr_pairs/pairs_00-11.jsonl'
   records = list(examples.read_examples(path, 'autoj', '', skip_bad=True))

@@ -1,4 +1,4 @@
-"""Texts become tokens and come back, and rows are padded on the side that their reader expects."""
+"""Texts survive encoding and decoding, and rows are padded on the right side."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_any_text_survives_a_round_trip(tokenizer, text):
   assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [text]
 
 
-def test_special_tokens_come_from_the_package_and_never_from_the_text(tokenizer):
+def test_own_tokenizers_keep_special_tokens_out_of_text(tokenizer):
   special = set(tokenizer.all_special_ids)
   for encode, last in (
     (tokenizers.prompt_ids, tokenizer.sep_token_id),
@@ -40,7 +40,7 @@ def test_special_tokens_come_from_the_package_and_never_from_the_text(tokenizer)
       assert not special & set(ids[:-1])
 
 
-def test_the_first_word_is_the_same_token_as_anywhere_else(tokenizer):
+def test_the_first_word_has_the_usual_token(tokenizer):
   first, later = tokenizers.response_ids(tokenizer, ['mat', 'cat mat'])
   assert later[-len(first) :] == first
 
@@ -56,7 +56,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
   assert tokenizers.response_texts(loaded, padded.tokens, padded.mask) == TEXTS
 
 
-def test_prompts_end_and_responses_start_at_the_same_column(tokenizer):
+def test_prompts_pad_left_and_responses_pad_right(tokenizer):
   pad = tokenizer.pad_token_id
   rows = [[7, 8, 9], [5], [6, 7, 8, 9]]
   prompts = tokenizers.pad_prompts(tokenizer, rows, 4)

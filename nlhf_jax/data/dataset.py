@@ -88,24 +88,10 @@ class Corpus(NamedTuple):
     return [found[place] for place in places]
 
 
-def make_file_corpus(
-  seed: int,
-  path: str,
-  schema: str,
-  split: str,
-  part: str,
-  skip_bad: bool,
-  held_out: float,
-  prompt_length: int,
-  response_length: int,
-  vocabulary: int,
-  pretrained: str,
-  folder: Path,
-) -> Corpus:
-  """The user's data. SFT imitates the demonstrations or, without any, the preferred responses.
+class FileData(NamedTuple):
+  """The section `data` of a config whose source is `file`.
 
-  Args:
-    seed: seed of the split into training and test.
+  Attributes:
     path: files, folders and names on the hub, as `sources.locate` takes them, separated by commas.
     schema: of the rows, a name in `schemas.SCHEMAS`; one for all sources, or one for each.
     split: which of a source's own splits to read; one for all sources, or one for each.
@@ -115,49 +101,71 @@ def make_file_corpus(
     prompt_length: most tokens in a prompt.
     response_length: most tokens in a response; longer ones are cut and counted.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
-    pretrained: model whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+  """
+
+  path: str
+  schema: str
+  split: str
+  part: str
+  skip_bad: bool
+  held_out: float
+  prompt_length: int
+  response_length: int
+  vocabulary: int
+
+
+def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -> Corpus:
+  """The user's data. SFT imitates the demonstrations or, without any, the preferred responses.
+
+  Args:
+    data: which data.
+    seed: seed of the split into training and test.
+    pretrained: model whose tokenizer is loaded instead of training one, if any: a folder, or a name
+      on the hub.
     folder: where tokenised texts are stored.
 
   Raises:
     UserError: if a source or a row of it cannot be used, there are fewer than two prompts, or the
       tokenizer cannot be used.
   """
-  located = examples.locate(path, schema, split)
+  located = examples.locate(data.path, data.schema, data.split)
 
   def refuse(file, number, problem, remedy):
-    if not skip_bad:
+    if not data.skip_bad:
       where = examples.describe_place(located, file, number)
       raise examples.unusable_row(where, str(problem), remedy)
 
   what = {
     'sources': sources.digest(source.source for source in located),
     'schemas': [source.schema.__name__ for source in located],
-    'skip_bad': skip_bad,
+    'skip_bad': data.skip_bad,
   }
   entries = functools.partial(examples.read_entries, located)
   texts = functools.partial(_texts, entries, refuse)
-  tokenizer, tokenised = tokenise(folder, what, entries, texts, vocabulary, pretrained, refuse)
+  tokenizer, tokenised = tokenise(folder, what, entries, texts, data.vocabulary, pretrained, refuse)
   if not tokenised.account['rows']:
-    raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
-  examples.print_skipped(path, tokenised.account['dropped'])
-  fit = _select_fitting(located, tokenised, prompt_length, skip_bad)
-  examples.print_skipped(path, fit.dropped)
-  prompts = _select_part(tokenised, fit.records, part)
-  tested = _select_tested(path, prompts, held_out, seed)
+    raise UserError(
+      f'{data.path}: no rows found; write one JSON object a line, or give another file.'
+    )
+  examples.print_skipped(data.path, tokenised.account['dropped'])
+  fit = _select_fitting(located, tokenised, data.prompt_length, data.skip_bad)
+  examples.print_skipped(data.path, fit.dropped)
+  prompts = _select_part(tokenised, fit.records, data.part)
+  tested = _select_tested(data.path, prompts, data.held_out, seed)
   rows = fit.records[np.isin(fit.records['prompt'], prompts)]
   corpus = make_splits(
     tokenizer,
     tokenised,
     rows,
     np.isin(rows['prompt'], tested),
-    (prompt_length, response_length),
+    (data.prompt_length, data.response_length),
     entries,
   )
   corpus.account['dropped'].update(fit.dropped)
   if corpus.account['cut']:
     print(
-      f'{path}: cut {corpus.account["cut"]} of {corpus.account["responses"]} responses to '
-      f'config.data.response_length={response_length} tokens.'
+      f'{data.path}: cut {corpus.account["cut"]} of {corpus.account["responses"]} responses to '
+      f'config.data.response_length={data.response_length} tokens.'
     )
   return corpus
 

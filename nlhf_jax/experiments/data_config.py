@@ -6,13 +6,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
-from nlhf_jax.data import dataset
-from nlhf_jax.data.dataset import Corpus, Oracle
+from nlhf_jax.data.dataset import Corpus, FileData, Oracle, make_file_corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
-from nlhf_jax.tasks.summaries.corpus import make_synthetic_corpus
+from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
 
-MAKERS = {'synthetic': make_synthetic_corpus, 'file': dataset.make_file_corpus}
+# Source -> its section of the config, and what makes a corpus of it.
+SOURCES = {
+  'synthetic': (SyntheticData, make_synthetic_corpus),
+  'file': (FileData, make_file_corpus),
+}
 
 
 def find_oracle(config: ConfigDict) -> Oracle | None:
@@ -28,14 +31,15 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   """
   settings = config.data.to_dict()
   source = settings.pop('source')
-  if source not in MAKERS or ('path' in settings) != (source == 'file'):
+  if source not in SOURCES or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
-      f'source with the file, as --config=configs/nash_md.py:{" or :".join(MAKERS)}.'
+      f'source with the file, as --config=configs/nash_md.py:{" or :".join(SOURCES)}.'
     )
   if source == 'file' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return MAKERS[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
+  section, make = SOURCES[source]
+  return make(section(**settings), config.seed, config.model.hf, folder)
 
 
 def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algorithm]) -> None:

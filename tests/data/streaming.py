@@ -18,8 +18,7 @@ from nlhf_jax.data.batches import batches, swap_sides
 
 def make(path: Path, folder: Path) -> dataset.Corpus:
   """The corpus of a file of graded comparisons."""
-  return dataset.make_file_corpus(
-    seed=0,
+  data = dataset.FileData(
     path=str(path),
     schema='graded',
     split='',
@@ -29,9 +28,8 @@ def make(path: Path, folder: Path) -> dataset.Corpus:
     prompt_length=128,
     response_length=64,
     vocabulary=512,
-    pretrained='',
-    folder=folder,
   )
+  return dataset.make_file_corpus(data, seed=0, pretrained='', folder=folder)
 
 
 def main() -> None:

@@ -15,16 +15,13 @@ from nlhf_jax.tasks.summaries import generator
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(
-  seed=0,
   posts=40,
   held_out=10,
   prompt_length=25,
   response_length=14,
   vocabulary=1024,
-  pretrained='',
 )
 FILE = dict(
-  seed=0,
   schema='comparisons',
   split='',
   part='1/1',
@@ -33,7 +30,6 @@ FILE = dict(
   prompt_length=24,
   response_length=24,
   vocabulary=400,
-  pretrained='',
 )
 # Ten prompts, of which prompt i has i % 3 + 1 comparisons, in no particular order.
 RECORDS = [
@@ -43,6 +39,10 @@ RECORDS = [
 ]
 
 
+def make_file_corpus(folder, pretrained='', seed=0, **settings):
+  return dataset.make_file_corpus(dataset.FileData(**settings), seed, pretrained, folder)
+
+
 @pytest.fixture
 def make(tmp_path):
   """A function that writes records to a file and makes a corpus of it."""
@@ -50,7 +50,7 @@ def make(tmp_path):
   def make(records, **changes):
     path = tmp_path / 'mine.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return dataset.make_file_corpus(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
+    return make_file_corpus(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
 
   return make
 
@@ -58,7 +58,12 @@ def make(tmp_path):
 @pytest.fixture
 def make_synthetic(tmp_path):
   """A function that makes a corpus of the embedded task."""
-  return lambda **changes: synthetic.make_synthetic_corpus(folder=tmp_path, **SYNTHETIC | changes)
+
+  def make(pretrained='', seed=0, **changes):
+    data = synthetic.SyntheticData(**SYNTHETIC | changes)
+    return synthetic.make_synthetic_corpus(data, seed, pretrained, tmp_path)
+
+  return make
 
 
 def whole(part):
@@ -169,7 +174,7 @@ def test_several_files_make_one_corpus(make, tmp_path):
   }
   paths = [write(f'{schema}.jsonl', rows) for schema, rows in sources.items()]
   own = write('own.jsonl', RECORDS)
-  corpus = dataset.make_file_corpus(
+  corpus = make_file_corpus(
     path=','.join([own, *paths]),
     folder=tmp_path / 'kept',
     **FILE | {'schema': ','.join(['comparisons', *sources])},

@@ -15,7 +15,7 @@ RECORDS = {schema: [schemas.SCHEMAS[schema](row) for row in rows] for schema, ro
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-  """What is not here is nowhere."""
+  """Blocks downloads from the hub."""
 
   def snapshot_download(*_, **__):
     raise OSError('no network')
@@ -68,8 +68,7 @@ def test_a_corpus_has_only_the_good_rows(name, tmp_path):
   (tmp_path / 'data').mkdir()
 
   def make(skip_bad):
-    return dataset.make_file_corpus(
-      seed=0,
+    data = dataset.FileData(
       path=str(write(tmp_path / 'data')),
       schema='comparisons',
       split='',
@@ -79,9 +78,8 @@ def test_a_corpus_has_only_the_good_rows(name, tmp_path):
       prompt_length=32,
       response_length=32,
       vocabulary=300,
-      pretrained='',
-      folder=tmp_path / 'kept',
     )
+    return dataset.make_file_corpus(data, seed=0, pretrained='', folder=tmp_path / 'kept')
 
   with pytest.raises(UserError):
     make(skip_bad=False)

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,26 +16,32 @@ ANNOTATOR = Annotator(
 )
 
 
-def make_synthetic_corpus(
-  seed: int,
-  posts: int,
-  held_out: int,
-  prompt_length: int,
-  response_length: int,
-  vocabulary: int,
-  pretrained: str,
-  folder: Path,
-) -> Corpus:
-  """The embedded task: `posts` posts to train on and `held_out` others, one comparison each.
+class SyntheticData(NamedTuple):
+  """The section `data` of a config whose source is `synthetic`.
 
-  Args:
-    seed: seed of the texts and the votes.
+  Attributes:
     posts: number of posts to train on.
-    held_out: number of posts for testing.
+    held_out: number of other posts, for testing.
     prompt_length: most tokens in a post.
     response_length: most tokens in a summary.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
-    pretrained: model whose tokenizer is loaded instead, if any: a folder, or a name on the hub.
+  """
+
+  posts: int
+  held_out: int
+  prompt_length: int
+  response_length: int
+  vocabulary: int
+
+
+def make_synthetic_corpus(data: SyntheticData, seed: int, pretrained: str, folder: Path) -> Corpus:
+  """The embedded task, with one comparison for each post.
+
+  Args:
+    data: how many posts, and how long texts may be.
+    seed: seed of the texts and the votes.
+    pretrained: model whose tokenizer is loaded instead of training one, if any: a folder, or a name
+      on the hub.
     folder: where tokenised texts are stored.
 
   Raises:
@@ -42,22 +49,22 @@ def make_synthetic_corpus(
   """
 
   def entries():
-    records = itertools.islice(generator.examples(seed), posts + held_out)
+    records = itertools.islice(generator.examples(seed), data.posts + data.held_out)
     return ((0, number, record) for number, record in enumerate(records, start=1))
 
   what = {
     'source': 'synthetic',
     'seed': seed,
-    'posts': posts + held_out,
+    'posts': data.posts + data.held_out,
     'code': dataset.code_digest(Path(__file__).parent),
   }
   tokenizer, tokenised = dataset.tokenise(
-    folder, what, entries, generator.vocabulary, vocabulary, pretrained, lambda *_: None
+    folder, what, entries, generator.vocabulary, data.vocabulary, pretrained, lambda *_: None
   )
   hint = '' if pretrained else ' (fewer with a larger config.data.vocabulary: at least one a word)'
   for field, length, texts in (
-    ('prompt_length', prompt_length, tokenised.prompts),
-    ('response_length', response_length, tokenised.responses),
+    ('prompt_length', data.prompt_length, tokenised.prompts),
+    ('response_length', data.response_length, tokenised.responses),
   ):
     most = texts.lengths(np.arange(len(texts.ends) - 1)).max()
     if most > length:
@@ -65,7 +72,7 @@ def make_synthetic_corpus(
         f'config.data.{field}={length} is too short; texts of the embedded task have up to '
         f'{most} tokens{hint}; raise it.'
       )
-  lengths = prompt_length, response_length
-  tested = np.arange(posts + held_out) >= posts
+  lengths = data.prompt_length, data.response_length
+  tested = np.arange(data.posts + data.held_out) >= data.posts
   corpus = dataset.make_splits(tokenizer, tokenised, tokenised.records, tested, lengths, entries)
   return corpus._replace(oracle=generator.preference, annotator=ANNOTATOR)

@@ -149,7 +149,7 @@ def load(
   files, found = _found(folder)
   if 'head' not in shapes:  # it is the embedding
     found.pop('lm_head.weight', None)
-  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
+  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
   flat = {
     path: (leaf, at._replace(name=_as_in(at.name, found))) for path, (leaf, at) in flat.items()
   }
@@ -165,13 +165,13 @@ def load(
             place(name, leaf),
             lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
           )
-  return trees.nested({path: params[path] for path in flat})
+  return trees.unflatten({path: params[path] for path in flat})
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
   """Writes parameters as `load` reads them, in files of about `most` bytes."""
   whole: dict[str, dict[int | None, str]] = {}
-  flat = trees.flat(params)
+  flat = trees.flatten(params)
   for path in flat:
     at = tensor(path, family)
     whole.setdefault(at.name, {})[at.part] = path
@@ -209,7 +209,7 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
 def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:
   """Writes the adapter among the parameters as PEFT reads it; `base` names the model it is for."""
-  leaves = trees.flat(params)
+  leaves = trees.flatten(params)
   of_module: dict[str, dict[int | None, tuple]] = {}
   for path in leaves:
     if path.endswith('/lora_a'):

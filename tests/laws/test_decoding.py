@@ -55,7 +55,7 @@ def teacher_forced(decoder, params, mixture, prompts, responses):
     prompt = prompts.tokens[row][prompts.mask[row]]
     tokens = jnp.concatenate([prompt, responses.tokens[row, sample]])[None]
     for slot, weight in mixture.items():
-      hidden, _ = decoder.read(params[slot], tokens, jnp.ones_like(tokens, bool))
+      hidden, _ = decoder.prefill(params[slot], tokens, jnp.ones_like(tokens, bool))
       logits = decoder.logits(params[slot], hidden[0, len(prompt) - 1 : -1])
       forced[row, sample] += weight * np.asarray(logits)
   return np.asarray(jax.nn.log_softmax(forced))
@@ -107,9 +107,9 @@ def counted(decoder):
 
   def extend(params, tokens, cache):
     jax.debug.callback(lambda: steps.append(len(tokens)))
-    return decoder.extend(params, tokens, cache)
+    return decoder.decode(params, tokens, cache)
 
-  return decoder._replace(extend=extend), steps
+  return decoder._replace(decode=extend), steps
 
 
 def test_the_loop_ends_when_every_response_has(counted, params, prompts):

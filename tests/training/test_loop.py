@@ -30,7 +30,7 @@ def make_step():
   optimizer = optimizers.make_optimizer(
     'adamw', 0.1, STEPS, warmup=2, b1=0.9, b2=0.98, decay=0.01, clip=1.0, rounding='nearest'
   )
-  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM))
+  update = make_update(ALGORITHM, score, optimizer, step_metrics.make_rollout_metrics(ALGORITHM))
 
   def step(state, prompts, key):
     def side(key):

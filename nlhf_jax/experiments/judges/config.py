@@ -15,7 +15,7 @@ from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
 
 
-class Experiment(NamedTuple):
+class JudgeExperiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
   `sizes` has an experiment for each size of the network; `tests` sets of comparisons that nothing
@@ -23,16 +23,16 @@ class Experiment(NamedTuple):
   """
 
   name: str
-  sizes: Mapping[str, language_config.Experiment]
+  sizes: Mapping[str, language_config.LanguageExperiment]
   tests: Mapping[str, Sequence[Example]]
 
   @property
-  def first(self) -> language_config.Experiment:
+  def first(self) -> language_config.LanguageExperiment:
     """That of the first size; all have the same data, and the same judges from outside."""
     return next(iter(self.sizes.values()))
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -56,7 +56,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     if not language_config.stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
     sizes[label] = language_config.make_experiment(sized, name, folder)
-  experiment = Experiment(name, sizes, make_tests(config.tests))
+  experiment = JudgeExperiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
     raise UserError(

@@ -26,14 +26,14 @@ PRICED = (
 )
 
 
-class Row(NamedTuple):
+class SolverRun(NamedTuple):
   """A solver, and the updates it makes."""
 
   solver: Solver
   updates: int
 
 
-class Experiment(NamedTuple):
+class TabularExperiment(NamedTuple):
   """A game on each of X prompts, which count the same, and the solvers to run on it."""
 
   name: str
@@ -41,10 +41,10 @@ class Experiment(NamedTuple):
   game: Game  # with a leading axis X
   start: Float[Array, 'X K']  # log-probabilities
   samplings: Mapping[str, Float[Array, 'X K']]  # from which a reward for RLHF may be fitted
-  rows: Mapping[str, Row]
+  rows: Mapping[str, SolverRun]
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> TabularExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
 
   Raises:
@@ -70,7 +70,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
   name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return Experiment(name, table, game, start, samplings, rows)
+  return TabularExperiment(name, table, game, start, samplings, rows)
 
 
 def make_table(settings: ConfigDict) -> Table:
@@ -87,7 +87,7 @@ def make_table(settings: ConfigDict) -> Table:
   return Table(tuple(str(action + 1) for action in range(payoff.shape[-1])), payoff, ())
 
 
-def make_rows(config: ConfigDict) -> dict[str, Row]:
+def make_rows(config: ConfigDict) -> dict[str, SolverRun]:
   """The solvers chosen by `config.only`, all by default."""
   chosen = [label.strip() for label in config.only.split(',') if label.strip()]
   for label in chosen:
@@ -105,7 +105,7 @@ def make_rows(config: ConfigDict) -> dict[str, Row]:
       if label in chosen:
         raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point or mwu.')
       continue
-    rows[label] = Row(solver, row.updates)
+    rows[label] = SolverRun(solver, row.updates)
   return rows
 
 

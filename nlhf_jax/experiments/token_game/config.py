@@ -12,14 +12,17 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
+from nlhf_jax.experiments.language.config import key_from_name
 from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.specs import Stage, Training
+from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.tabular import config as tabular_config
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.tasks.token_game.responses import LETTERS, TokenGame, make_token_game
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
@@ -47,7 +50,7 @@ class Learner(NamedTuple):
   ridge: float
 
 
-class Experiment(NamedTuple):
+class TokenGameExperiment(NamedTuple):
   """Everything a run needs to know, free of config."""
 
   name: str
@@ -62,7 +65,7 @@ class Experiment(NamedTuple):
   learners: Mapping[str, Learner]
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -70,13 +73,13 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   check(config)
   game = make_token_game(seed=config.seed, **config.game)
-  return Experiment(
+  return TokenGameExperiment(
     name=name,
     game=game,
     tau=config.tau,
     target=config.target,
     decoder=make_decoder(architectures.small(vocabulary=game.stop + 1, **config.model)),
-    key=named_key(config.seed, 'reference'),
+    key=key_from_name(config.seed, 'reference'),
     scale=config.reference.scale,
     methods={label: make_method(config, label) for label in config.methods},
     stages=make_stages(config, folder),

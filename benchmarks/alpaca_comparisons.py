@@ -1,8 +1,8 @@
-"""AlpacaEval's judgements as JSON lines that a run can learn from, in the form `graded`.
+"""AlpacaEval's judgements as JSON lines that a run can learn from, in the schema `graded`.
 
 python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --out FILE [--count 2000]
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE \\
-    --config.data.form=graded --config.data.skip_bad=True
+    --config.data.schema=graded --config.data.skip_bad=True
 
 The judge is GPT-4, of whose answer the probability is kept; one side is always its own response.
 Left out: responses with no text, and the two models that were made to fool the judge.

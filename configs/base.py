@@ -90,7 +90,7 @@ def get_config(source='synthetic'):
     ),
     'file': dict(
       path='',  # files, folders or hub names, separated by commas
-      form='comparisons',  # of the rows: one of nlhf_jax.data.schemas, for all or one each
+      schema='comparisons',  # of the rows: one of nlhf_jax.data.schemas, for all or one each
       split='',  # of the splits of a folder or a name, this one
       part='1/1',  # 2/3: the second of three disjoint parts of the prompts
       skip_bad=False,

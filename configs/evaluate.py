@@ -23,7 +23,7 @@ def get_config(source='file'):
   config.players = ''
   # What is responded to; without a path AlpacaEval's instructions, if its reference is given, else
   # the prompts of the first file of responses; none, if MT-Bench or the harness is all there is.
-  config.prompts = ConfigDict(dict(path='', form='prompts', split='', skip_bad=False))
+  config.prompts = ConfigDict(dict(path='', schema='prompts', split='', skip_bad=False))
   config.tournament.update(
     batch=64,
     length=512,  # most tokens of a response

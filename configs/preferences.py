@@ -16,5 +16,5 @@ def get_config(source='synthetic'):
   config.judges = 'learned,reward,embedding'
   config.sizes = ConfigDict({'as set': {}})  # changes of config.model, one set of judges for each
   # Comparisons to test on that nothing is learned from, as those of config.data.
-  config.tests = dict(path='', form='comparisons', split='', skip_bad=False)
+  config.tests = dict(path='', schema='comparisons', split='', skip_bad=False)
   return config

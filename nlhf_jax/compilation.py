@@ -1,29 +1,32 @@
-"""Compiled programs: how many there have been, and where they are kept for the next run."""
+"""Compiled programs: counts them, and keeps them for the next run."""
 
 import os
 from pathlib import Path
 
 import jax
 
-_BUILT = '/jax/core/compile/backend_compile_duration'
-_built = [0]
+_COMPILED = '/jax/core/compile/backend_compile_duration'
+_count = [0]
 
 
-def _heard(event: str, duration: float, **details) -> None:
+def _on_event(event: str, duration: float, **details) -> None:
   del duration, details
-  _built[0] += event == _BUILT
+  _count[0] += event == _COMPILED
 
 
-jax.monitoring.register_event_duration_secs_listener(_heard)
+jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
-def built() -> int:
-  """How many programs this process has compiled, or found compiled, so far."""
-  return _built[0]
+def count_programs() -> int:
+  """Number of programs that this process has compiled so far, or found compiled."""
+  return _count[0]
 
 
-def keep(folder: Path) -> None:
-  """Keeps programs that took some time to compile in the folder, unless JAX was told of another."""
+def keep_programs(folder: Path) -> None:
+  """Keeps programs that take at least 0.2 s to compile in a folder.
+
+  JAX's own settings of the folder and the time take precedence.
+  """
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', str(folder.absolute()))
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:

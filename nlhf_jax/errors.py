@@ -1,14 +1,14 @@
-"""What ends a run early without being a fault of the program."""
+"""Errors that end a run early without being a fault of the program."""
 
 
 class UserError(Exception):
-  """A mistake in what the user gave; `main` prints it as one sentence, without a traceback."""
+  """A mistake in the user's input; `main` prints it as one sentence, without a traceback."""
 
 
 class Interrupted(Exception):
-  """The user asked to stop; everything needed to go on is saved."""
+  """The user asked to stop; everything needed to resume is saved."""
 
 
 def first_line(error: Exception) -> str:
-  """What an error says first, to go into a sentence."""
+  """The first line of an error's message, or its type if that is empty, without a final period."""
   return next(iter(str(error).splitlines()), type(error).__name__).rstrip('.')

@@ -34,10 +34,10 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f'--cluster: the experiment {config.experiment} runs in one process; leave it out.'
     )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
-  programs = importlib.import_module('nlhf_jax.compilation')
+  compilation = importlib.import_module('nlhf_jax.compilation')
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.places(settings)
-  programs.keep(Path(settings.workdir or 'runs') / 'programs')
+  compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:

@@ -44,7 +44,7 @@ def test_nash_md_beats_sft_and_is_hard_to_exploit(tmp_path):
   assert task['counter']['nash_md']['win_rate'] <= 0.58
   assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-4)
   for path in tmp_path.glob('stages/*/metrics.jsonl'):
-    built = [json.loads(line)['programs'] for line in path.read_text().splitlines()]
+    built = [json.loads(line)['compiled_programs'] for line in path.read_text().splitlines()]
     assert built[len(built) // 2] == built[-1], path  # no step takes a program of its own
   bound = 1 / (2 * 0.06)  # of the equilibrium, in nats: 1 / (2 tau)
   assert 0.5 < results['kl_to_reference']['nash_md'] < bound

@@ -204,10 +204,10 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
   ('changes', 'expected'),
   [
     (
-      ['form=prompts'],
-      "mine.jsonl' has too few demonstrations for config.sft: some have to be trained on",
+      ['schema=prompts'],
+      "mine.jsonl' has too few demonstrations for config.sft: at least one is needed",
     ),
-    (['form=own'], "config.data.form='own' is none of comparisons, graded"),
+    (['schema=own'], "config.data.schema='own' is none of comparisons, graded"),
     (['part=2'], "config.data.part='2' must be like 1/3"),
     (['split=test'], None),
   ],

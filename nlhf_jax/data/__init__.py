@@ -1,1 +1,1 @@
-"""Where prompts, responses and comparisons come from."""
+"""Data: from files of prompts, responses and comparisons to batches of tokens."""

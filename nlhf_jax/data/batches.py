@@ -1,8 +1,8 @@
 """Batches as a function of the step: deterministic shuffles, few lengths, any position at once.
 
-A run that resumes asks for the batch of its next step; there is nothing to save. Examples of like
-length come together, for padding is computed like anything else, and lengths are few, for each has
-a program of its own.
+A run that resumes computes the batch of its next step; no iterator state is saved. Batches group
+examples of similar length, because padding costs as much as text, and pad them to few different
+lengths, because each length is compiled on its own.
 """
 
 import functools
@@ -18,26 +18,27 @@ from nlhf_jax.structs import Comparison, Prompts
 
 Tree = TypeVar('Tree')
 
-SHORTEST = 32  # tokens that no batch is cut below
-WINDOW = 32  # batches whose examples are put together by length
-ROWS, NUMBERS = 256, 2**18  # of a chunk of examples, unless something else is asked for, at most
+SHORTEST = 32  # tokens; no batch is padded to fewer
+WINDOW = 32  # batches whose examples are grouped by length
+CHUNK_ROWS, CHUNK_NUMBERS = 256, 2**18  # default limits of a chunk of `map_chunks`
 
 
 class Examples(NamedTuple):
-  """Examples that are read as they are needed.
+  """Tokenised examples that are read when they are needed.
 
-  `lengths` are the tokens of each one's prompt and of its longest response, [n, 2], and `longest`
-  what they may be. `read(rows, widths)` gives rows, padded to such a pair of lengths; row -1 is
-  nothing but padding.
+  Attributes:
+    lengths: tokens of each example's prompt and of its longest response, [n, 2].
+    max_lengths: the most that both can be.
+    read: (rows, two widths) -> those examples, padded to the widths; row -1 is only padding.
   """
 
   lengths: np.ndarray
-  longest: tuple[int, int]
+  max_lengths: tuple[int, int]
   read: Callable[[np.ndarray, tuple[int, int]], Comparison | Prompts]
 
   def all(self) -> Comparison | Prompts:
     """All of them at once."""
-    return self.read(np.arange(len(self.lengths)), self.longest)
+    return self.read(np.arange(len(self.lengths)), self.max_lengths)
 
 
 def take(examples: Tree, rows) -> Tree:
@@ -48,57 +49,57 @@ def take(examples: Tree, rows) -> Tree:
 def batches(
   examples: Examples, size: int, seed: int, here: np.ndarray | None = None
 ) -> grain.MapDataset:
-  """Batches of `size` rows, indexed by step; each epoch is another permutation of the examples.
+  """Batches of `size` rows, indexed by step; each epoch is a new permutation of the examples.
 
-  Of so many batches in a row as an epoch has, at most `WINDOW`, the examples are put together by
-  length; where all have one length nothing moves.
+  The examples of each window of consecutive batches are grouped by length. A window is an epoch, or
+  `WINDOW` batches if that is shorter. If all examples are padded alike, nothing is grouped.
 
   Args:
-    examples: to draw from.
+    examples: what to batch.
     size: rows of a batch.
-    seed: of the permutations.
-    here: which rows of a batch this process needs, [size]; it leaves the others empty. All, if none
-      are given.
+    seed: seed of the permutations.
+    here: which rows of a batch this process needs, [size]; the others are padding. None means all.
   """
   count = len(examples.lengths)
   widths = np.stack(
-    [_widths(*column) for column in zip(examples.lengths.T, examples.longest, strict=True)], axis=1
+    [_widths(*column) for column in zip(examples.lengths.T, examples.max_lengths, strict=True)],
+    axis=1,
   )
-  drawn = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
+  shuffled = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(size)
   window = max(min(WINDOW, count // size), 1)
 
   @functools.lru_cache(maxsize=2)
-  def together(number):
-    rows = np.concatenate([drawn[number * window + i] for i in range(window)])
-    # The shorter responses and then the shorter prompts first, else in the order they were drawn.
+  def window_rows(number):
+    rows = np.concatenate([shuffled[number * window + i] for i in range(window)])
+    # By the length of responses, then of prompts, then in the shuffled order.
     order = np.lexsort((widths[rows, 0], widths[rows, 1])).reshape(window, size)
-    # A batch comes when the last of its examples is drawn: short and long ones in turn.
+    # Batches are ordered by the last of their examples in the shuffled order, not by length.
     return rows[order[np.argsort(order.max(axis=1))]]
 
   alike = (widths == widths[:1]).all()
 
   def read(step, rows):
-    rows = rows if alike else together(step // window)[step % window]
-    longest = tuple(widths[rows].max(axis=0).tolist())
-    return examples.read(rows if here is None else np.where(here, rows, -1), longest)
+    rows = rows if alike else window_rows(step // window)[step % window]
+    batch_widths = tuple(widths[rows].max(axis=0).tolist())
+    return examples.read(rows if here is None else np.where(here, rows, -1), batch_widths)
 
-  return drawn.map_with_index(read)
+  return shuffled.map_with_index(read)
 
 
-def _widths(lengths: np.ndarray, longest: int) -> np.ndarray:
-  """What to pad each length to: the longest, halved as often as there is room."""
-  widths, width = np.full(lengths.shape, longest), longest
+def _widths(lengths: np.ndarray, most: int) -> np.ndarray:
+  """What to pad each length to: `most`, halved for as long as the length fits."""
+  widths, width = np.full(lengths.shape, most), most
   while width % 4 == 0 and width // 2 >= SHORTEST:  # kernels like even lengths
     width //= 2
     widths[lengths <= width] = width
   return widths
 
 
-def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
-  """Swaps the sides of about half the comparisons of each batch, and the sign of their payoffs.
+def swap_sides(comparisons: grain.MapDataset) -> grain.MapDataset:
+  """Swaps the sides of about half the comparisons of each batch, and negates their payoffs.
 
-  Without it a preference network that always answers "the first" would be right wherever the
-  preferred response is written first (K = J = 1).
+  Data list the preferred response first. Unless sides are swapped, a network that always prefers
+  the first response has no loss (K = J = 1).
   """
 
   def swap(comparison: Comparison, random: np.random.Generator) -> Comparison:
@@ -121,14 +122,14 @@ def in_random_order(comparisons: grain.MapDataset) -> grain.MapDataset:
 def map_chunks(function: Callable, examples: Tree, size: int | None = None) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
-  Where no size is given those are `ROWS`, or fewer long ones that have `NUMBERS` numbers together.
-  The last chunk is filled up with rows from the start, so that every call has the same shapes; what
-  they give is dropped. Returns the results, concatenated as NumPy arrays.
+  The default size is `CHUNK_ROWS`, or fewer so that a chunk holds at most `CHUNK_NUMBERS` numbers.
+  The last chunk is filled up with the first rows, so that all calls have the same shapes, and their
+  results are dropped. Returns the results, concatenated as NumPy arrays.
   """
   leaves = jax.tree.leaves(examples)
   count = len(leaves[0])
   if size is None:
-    size = max(min(ROWS, NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
+    size = max(min(CHUNK_ROWS, CHUNK_NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
   size = min(size, count)
   results = [
     distributed.fetch(function(take(examples, np.arange(start, start + size) % count), number))

@@ -1,4 +1,4 @@
-"""Sources read by their forms: what the rows say, and what is said of rows that cannot be used."""
+"""Reads the rows of sources as examples, by their schemas, and reports rows that cannot be used."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,90 +6,93 @@ from typing import NamedTuple
 
 from nlhf_jax.data import sources
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import FORMS, Record
+from nlhf_jax.data.schemas import SCHEMAS, Example
 from nlhf_jax.data.sources import Source
 from nlhf_jax.errors import UserError
 
-Entry = tuple[int, int, Record | Problem]  # the file, the row in it, and what it says
+# Number of the file, number of the row in it, and the example or why there is none.
+Entry = tuple[int, int, Example | Problem]
 
 
-class Reading(NamedTuple):
-  """One source, and the form of its rows."""
+class ExampleSource(NamedTuple):
+  """One source, and the schema of its rows."""
 
   source: Source
-  form: Callable[..., Record]
+  schema: Callable[..., Example]
 
 
-def locate(path: str, form: str, split: str) -> list[Reading]:
-  """The sources that the settings name, and their forms.
+def locate(path: str, schema: str, split: str) -> list[ExampleSource]:
+  """The sources that the settings name, and their schemas.
 
   Args:
-    path: names as `sources.locate` has them, separated by commas.
-    form: names in `forms.FORMS`, one for all or one each.
-    split: which of a source's own splits to read, one for all or one each.
+    path: names of sources, as `sources.locate` takes them, separated by commas.
+    schema: names in `schemas.SCHEMAS`, one for all sources or one for each.
+    split: which of a source's own splits to read, one for all or one for each.
 
   Raises:
-    UserError: if there is no such source, split or form, or not as many of them.
+    UserError: if there is no such source, split or schema, or their numbers differ.
   """
-  found = sources.locate_all(path, split)
-  forms = sources.for_each('form', form, len(found))
-  for one in forms:
-    if one not in FORMS:
-      raise UserError(f"config.data.form='{one}' is none of {', '.join(FORMS)}.")
-  return [Reading(source, FORMS[one]) for source, one in zip(found, forms, strict=True)]
+  located = sources.locate_all(path, split)
+  names = sources.one_per_source('schema', schema, len(located))
+  for name in names:
+    if name not in SCHEMAS:
+      raise UserError(f"config.data.schema='{name}' is none of {', '.join(SCHEMAS)}.")
+  return [ExampleSource(source, SCHEMAS[name]) for source, name in zip(located, names, strict=True)]
 
 
-def read(readings: Sequence[Reading]) -> Iterator[Entry]:
-  """Every row, as a record or the problem with it; files are numbered through all sources.
+def read_entries(located: Sequence[ExampleSource]) -> Iterator[Entry]:
+  """Yields every row as an example or a problem; files are numbered through all sources.
 
   Raises:
     UserError: if a file cannot be read.
   """
-  before = 0
-  for source, form in readings:
-    for file, number, row in sources.read(source):
+  files_before = 0
+  for source, schema in located:
+    for file, number, row in sources.read_rows(source):
       try:
-        yield before + file, number, row if isinstance(row, Problem) else form(row)
+        example = row if isinstance(row, Problem) else schema(row)
       except Problem as problem:
-        yield before + file, number, problem
-    before += len(source.files)
+        example = problem
+      yield files_before + file, number, example
+    files_before += len(source.files)
 
 
-def records(path: str, form: str, split: str, skip_bad: bool) -> Iterator[Record]:
-  """The records of a source, one by one; for sets that are judged rather than learned from.
+def read_examples(path: str, schema: str, split: str, skip_bad: bool) -> Iterator[Example]:
+  """Yields the examples of a source one by one, for sets that are judged rather than learned from.
 
   Raises:
-    UserError: as `locate` and `read` and, unless `skip_bad`, at the first row that cannot be used.
+    UserError: as `locate` and `read_entries` and, unless `skip_bad`, at the first row that cannot
+      be used.
   """
-  readings, dropped = locate(path, form, split), Counter()
-  for file, number, said in read(readings):
-    if not isinstance(said, Problem):
-      yield said
+  located, dropped = locate(path, schema, split), Counter()
+  for file, number, example in read_entries(located):
+    if not isinstance(example, Problem):
+      yield example
     elif skip_bad:
-      dropped[said.reason] += 1
+      dropped[example.reason] += 1
     else:
-      raise unusable(place(readings, file, number), str(said), 'correct it')
-  announce(path, dropped)
+      raise unusable_row(describe_place(located, file, number), str(example), 'correct it')
+  print_skipped(path, dropped)
 
 
-def place(readings: Sequence[Reading], file: int, number: int) -> str:
-  """How to call the place of a row."""
-  for source, _ in readings:
+def describe_place(located: Sequence[ExampleSource], file: int, number: int) -> str:
+  """The file and the row of an entry, for messages."""
+  for source, _ in located:
     if file < len(source.files):
       break
     file -= len(source.files)
-  return sources.place(source, file, number)
+  return sources.describe_place(source, file, number)
 
 
-def unusable(where: str, problem: str, remedy: str) -> UserError:
-  """The sentence for a row that cannot be used."""
+def unusable_row(where: str, problem: str, remedy: str) -> UserError:
+  """The error for a row that cannot be used."""
   return UserError(
     f'{where}: {problem}; {remedy}, or pass --config.data.skip_bad=True to skip and count rows '
     'like it.'
   )
 
 
-def announce(path: str, dropped: Mapping[str, int]) -> None:
-  """Says how many rows were skipped, and why."""
+def print_skipped(path: str, dropped: Mapping[str, int]) -> None:
+  """Prints how many rows were skipped, by reason."""
   for reason, count in sorted(dropped.items()):
     print(f'{path}: skipped {count} row{"s" if count > 1 else ""}: {reason}.')

@@ -1,8 +1,8 @@
-"""Rows of a file, whatever its kind: each a dictionary, or the problem for which there is none.
+"""Readers of files of several kinds: each row is a dictionary, or the problem with that row.
 
-JSON lines and JSON arrays, plain or gzipped, Parquet, Arrow as `datasets` saves it, and what
-TensorFlow Datasets keeps in array records. A file is read as a stream, of which a few rows are in
-memory (of a JSON array, all). Nothing is unpickled. Left out: CSV, whose cells have no types.
+They read JSON lines and JSON arrays, plain or gzipped, Parquet, Arrow as `datasets` saves it, and
+the array records of TensorFlow Datasets. Files are streamed, so that a few rows are in memory at
+once (of a JSON array, all). Nothing is unpickled. CSV is not read, because its cells have no types.
 """
 
 import contextlib
@@ -19,57 +19,55 @@ from typing import Any
 
 from nlhf_jax.errors import UserError, first_line
 
-LINE = 2**26  # bytes that a line may have at most
-ARRAY = 2**28  # bytes that a JSON array may have at most
-SWELL = 100  # times its size that a compressed file may have; text has ten
-SLACK = 2**20  # bytes that it may have anyway
-AT_ONCE = 64  # rows of a table in memory
+MAX_LINE = 2**26  # bytes
+MAX_ARRAY = 2**28  # bytes
+MAX_EXPANSION = 100  # of a compressed file, by its size; that of text is about 10
+SLACK = 2**20  # bytes that any compressed file may expand to
+CHUNK = 64  # rows of a table in memory
 
-Row = tuple[int, Any]  # its number, from 1, and a mapping or a `Problem`
+Row = tuple[int, Any]  # number of the row, from 1, and a mapping or a `Problem`
 
 
 class Problem(Exception):
-  """Why one row cannot be used; `reason` is what rows with the same problem share."""
+  """Why a row cannot be used; `reason` is without details, so that rows are counted by it."""
 
   def __init__(self, reason: str, detail: str = ''):
     super().__init__(reason + detail)
     self.reason = reason
 
 
-def kind(path: Path) -> str:
-  """The suffix that says how a file is to be read, without that of a compressed one."""
+def file_kind(path: Path) -> str:
+  """The suffix that determines how a file is read; that of compression is left out."""
   return (path.with_suffix('') if path.suffix == '.gz' else path).suffix
 
 
-def read(path: Path) -> Iterator[Row]:
-  """The rows of a file, by what its name ends with: one of `KINDS`.
-
-  A row is a dictionary, or the `Problem` for which it cannot be one.
+def read_rows(path: Path) -> Iterator[Row]:
+  """Yields the rows of a file whose name ends with one of `KINDS`: dictionaries, or a `Problem`.
 
   Raises:
-    UserError: if the file cannot be read, or from some place on cannot be.
+    UserError: if the file cannot be read, or not to its end.
   """
-  if kind(path) not in KINDS:
+  if file_kind(path) not in KINDS:
     raise UserError(
       f"config.data.path: '{path}' is of no kind that can be read; give {', '.join(KINDS)}, those "
       'of JSON also with .gz.'
     )
-  with readable(path):
-    yield from KINDS[kind(path)](path)
+  with checked_file(path):
+    yield from KINDS[file_kind(path)](path)
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-  """Within it, a file that cannot be read, or is none but a pipe or a device, is a `UserError`."""
-  with reached(path):
+def checked_file(path: Path) -> Iterator[None]:
+  """Turns errors of the operating system inside into a `UserError`; refuses pipes and devices."""
+  with checked_path(path):
     if not stat.S_ISREG(path.stat().st_mode):
       raise OSError(errno.EINVAL, 'it is not a file')
     yield
 
 
 @contextlib.contextmanager
-def reached(path: Path) -> Iterator[None]:
-  """Within it, whatever the system has against a path is a `UserError`."""
+def checked_path(path: Path) -> Iterator[None]:
+  """Turns errors of the operating system inside into a `UserError` that names the path."""
   try:
     yield
   except OSError as error:
@@ -80,13 +78,13 @@ def reached(path: Path) -> Iterator[None]:
     ) from None
 
 
-def noun(path: Path) -> str:
-  """What one of the rows of a file is called."""
-  return 'line' if kind(path) == '.jsonl' else 'row'
+def row_noun(path: Path) -> str:
+  """What a row of the file is called in messages."""
+  return 'line' if file_kind(path) == '.jsonl' else 'row'
 
 
-def broken(path: Path, error: Exception | str) -> UserError:
-  """The sentence for a file that is not what it should be."""
+def damaged_file(path: Path, error: Exception | str) -> UserError:
+  """The error for a file whose content is damaged."""
   text = error if isinstance(error, str) else first_line(error)
   return UserError(f'{path} is damaged ({text}); download or write it again.')
 
@@ -96,10 +94,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
     if isinstance(line, Problem):
       yield number, line
     elif line.strip():
-      yield number, _parsed(line.rstrip(b'\r\n'))
+      yield number, _parse(line.rstrip(b'\r\n'))
 
 
-def _parsed(line: bytes) -> Any:
+def _parse(line: bytes) -> Any:
   """One line of JSON as a mapping, or the problem with it."""
   try:
     return _object(_STRICT.decode(line.decode()))
@@ -120,42 +118,42 @@ def _object(value) -> Mapping:
 
 
 def _unique(pairs) -> dict:
-  """An object, in which no key may come twice: which of the two values counts, nobody can say."""
+  """An object whose keys are unique; of a repeated key, it is unclear which value counts."""
   value = dict(pairs)
   if len(value) < len(pairs):
     keys = [key for key, _ in pairs]
-    twice = next(key for key in value if keys.count(key) > 1)
-    raise Problem('a JSON object has a key twice', f': {_short(twice)}')
+    repeated = next(key for key in value if keys.count(key) > 1)
+    raise Problem('a JSON object has a key twice', f': {_shorten(repeated)}')
   return value
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _short(value: Any) -> str:
-  """A value as Python writes it, cut where it gets long."""
+def _shorten(value: Any) -> str:
+  """The representation of a value, cut to 80 characters."""
   text = ascii(value)
   return text if len(text) <= 80 else text[:80] + '...'
 
 
 def _json_array(path: Path) -> Iterator[Row]:
-  """The elements of a JSON array, up to an error in the array itself."""
+  """Yields the elements of a JSON array, up to an error in the array itself."""
   try:
     text = b''.join(_pieces(path)).decode('utf-8-sig')
     yield from _elements(path, text)
   except UnicodeDecodeError as error:
-    raise broken(path, f'not UTF-8 at byte {error.start + 1}') from None
+    raise damaged_file(path, f'not UTF-8 at byte {error.start + 1}') from None
   except json.JSONDecodeError as error:
-    raise broken(path, f'line {error.lineno}, column {error.colno}: {error.msg}') from None
+    raise damaged_file(path, f'line {error.lineno}, column {error.colno}: {error.msg}') from None
   except (ValueError, RecursionError) as error:
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _elements(path: Path, text: str) -> Iterator[Row]:
   place, number = _after_space(text, 0), 0
   mark = text[place : place + 1]
   if mark != '[':
-    raise broken(path, 'it does not begin with the bracket of a JSON array')
+    raise damaged_file(path, 'it does not begin with the bracket of a JSON array')
   while mark != ']':
     place = _after_space(text, place + 1)
     if mark == '[' and text[place : place + 1] == ']':
@@ -170,9 +168,9 @@ def _elements(path: Path, text: str) -> Iterator[Row]:
     place = _after_space(text, end)
     mark = text[place : place + 1]
     if mark not in (',', ']'):
-      raise broken(path, f'neither comma nor bracket after element {number}')
+      raise damaged_file(path, f'neither comma nor bracket after element {number}')
   if _after_space(text, place + 1) < len(text):
-    raise broken(path, 'something follows the JSON array')
+    raise damaged_file(path, 'something follows the JSON array')
 
 
 def _after_space(text: str, place: int) -> int:
@@ -185,86 +183,86 @@ def _pieces(path: Path) -> Iterator[bytes]:
   total = 0
   for piece in _stream(path, lambda file: file.read(2**20)):
     total += len(piece)
-    if total > ARRAY:
+    if total > MAX_ARRAY:
       raise UserError(
-        f'{path} is a JSON array of more than {ARRAY >> 20} MiB, all of which would be in memory; '
-        'write it as JSON lines.'
+        f'{path} is a JSON array of more than {MAX_ARRAY >> 20} MiB, all of which would be in '
+        'memory; write it as JSON lines.'
       )
     yield piece
 
 
 def _lines(path: Path) -> Iterator[bytes | Problem]:
-  """Lines without a byte-order mark before the first; a problem in place of one too long."""
+  """Yields lines, without a leading byte-order mark, and a problem in place of one too long."""
   long = False
-  for number, line in enumerate(_stream(path, lambda file: file.readline(LINE))):
-    whole = line.endswith(b'\n') or len(line) < LINE
+  for number, line in enumerate(_stream(path, lambda file: file.readline(MAX_LINE))):
+    whole = line.endswith(b'\n') or len(line) < MAX_LINE
     if long:  # this is the rest of a line
       long = not whole
     elif not whole:
       long = True
-      yield Problem(f'a line is longer than {LINE >> 20} MiB')
+      yield Problem(f'a line is longer than {MAX_LINE >> 20} MiB')
     else:
       yield line if number else line.removeprefix(b'\xef\xbb\xbf')
 
 
 def _stream(path: Path, take) -> Iterator[bytes]:
-  """What `take(file)` gives, time after time, up to the end of the file, uncompressed.
+  """Yields what `take(uncompressed file)` returns, until the end of the file.
 
   Raises:
-    UserError: if it is compressed and cut short or damaged, or grows out of all proportion.
+    UserError: if a compressed file is damaged, is cut short, or expands too much.
   """
   with path.open('rb') as raw:
-    packed = raw.peek(2)[:2] == b'\x1f\x8b'
-    if path.suffix == '.gz' and not packed and raw.peek(1):
-      raise broken(path, 'it is not compressed by gzip')
-    file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
+    compressed = raw.peek(2)[:2] == b'\x1f\x8b'
+    if path.suffix == '.gz' and not compressed and raw.peek(1):
+      raise damaged_file(path, 'it is not compressed by gzip')
+    file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if compressed else raw
     total, most = 0, SLACK
     try:
       while piece := take(file):
         yield piece
         total += len(piece)
-        if packed and total > most:
-          most = SWELL * raw.tell() + SLACK
+        if compressed and total > most:
+          most = MAX_EXPANSION * raw.tell() + SLACK
           if total > most:
             raise UserError(
-              f'{path} grows to more than {SWELL} times its size, which no text does; unpack it, '
-              'and see what it is.'
+              f'{path} expands to more than {MAX_EXPANSION} times its size, which no text does; '
+              'unpack it, and check its content.'
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise broken(path, error) from None
+      raise damaged_file(path, error) from None
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-  pyarrow = needed('pyarrow', 'parquet')
+  pyarrow = import_extra('pyarrow', 'parquet')
   parquet = import_module('pyarrow.parquet')
   try:
     with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-      yield from _table(path, file.schema_arrow, file.iter_batches(batch_size=AT_ONCE))
+      yield from _table(path, file.schema_arrow, file.iter_batches(batch_size=CHUNK))
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _arrow(path: Path) -> Iterator[Row]:
-  """A file that `datasets` saved: record batches one after the other."""
-  pyarrow = needed('pyarrow', 'parquet')
+  """Yields the rows of a file that `datasets` saved: a sequence of record batches."""
+  pyarrow = import_extra('pyarrow', 'parquet')
   try:
     with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
       yield from _table(path, batches.schema, batches)
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise
-    raise broken(path, error) from None
+    raise damaged_file(path, error) from None
 
 
 def _table(path, schema, batches) -> Iterator[Row]:
   if len(set(schema.names)) < len(schema.names):
-    raise broken(path, 'two columns have the same name')
+    raise damaged_file(path, 'two columns have the same name')
   number = 0
   for batch in batches:
-    for start in range(0, batch.num_rows, AT_ONCE):
-      for row in _values(batch.slice(start, AT_ONCE)):
+    for start in range(0, batch.num_rows, CHUNK):
+      for row in _values(batch.slice(start, CHUNK)):
         number += 1
         yield number, row
 
@@ -281,20 +279,22 @@ def _values(batch) -> list:
 KINDS = {'.jsonl': _json_lines, '.json': _json_array, '.parquet': _parquet, '.arrow': _arrow}
 
 
-def prepared(folder: Path, split: str) -> Iterator[Row]:
-  """The rows of a split that TensorFlow Datasets prepared as array records; TensorFlow is not used.
+def read_prepared(folder: Path, split: str) -> Iterator[Row]:
+  """Yields the rows of a split that TensorFlow Datasets prepared as array records.
+
+  TensorFlow is not used.
 
   Raises:
-    UserError: if `tensorflow_datasets` is not installed, the folder cannot be read, or it has not
-      got that split.
+    UserError: if `tensorflow_datasets` is not installed, the folder cannot be read, or it does not
+      have that split.
   """
-  needed('importlib_resources', 'tfds')
-  datasets = needed('tensorflow_datasets', 'tfds')
+  import_extra('importlib_resources', 'tfds')
+  datasets = import_extra('tensorflow_datasets', 'tfds')
   try:
     builder = datasets.builder_from_directory(folder)
     source = builder.as_data_source(split=split)
     count = len(source)
-  except Exception as error:  # whatever the code behind it trips over
+  except Exception as error:  # the files decide which code runs, and what it raises
     raise UserError(
       f"{folder}: TensorFlow Datasets cannot read the split '{split}' ({first_line(error)}); "
       "prepare it with file_format='array_record'."
@@ -303,7 +303,7 @@ def prepared(folder: Path, split: str) -> Iterator[Row]:
     try:
       value = source[index]
     except Exception as error:
-      raise broken(folder, error) from None
+      raise damaged_file(folder, error) from None
     yield index + 1, _plain_row(value)
 
 
@@ -315,7 +315,7 @@ def _plain_row(value) -> Any:
 
 
 def _plain(value) -> Any:
-  """NumPy and bytes as numbers, lists and text."""
+  """Converts NumPy arrays and bytes to numbers, lists and text."""
   if isinstance(value, Mapping):
     return {key: _plain(item) for key, item in value.items()}
   if hasattr(value, 'tolist'):
@@ -325,8 +325,8 @@ def _plain(value) -> Any:
   return value.decode() if isinstance(value, bytes) else value
 
 
-def needed(module: str, extra: str) -> Any:
-  """A module that only some sources need.
+def import_extra(module: str, extra: str) -> Any:
+  """Imports a module that only some sources need, and that the named extra installs.
 
   Raises:
     UserError: if it is not installed.

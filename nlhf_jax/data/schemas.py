@@ -1,7 +1,7 @@
-"""What rows say, by the form in which they were published: one function a form, row -> `Record`.
+"""Schemas of published data: one function for each, which turns a row into an `Example`.
 
-A form takes the fields that it names and passes over others. Each raises a `Problem` for a row that
-it cannot use; nothing is guessed, and nothing is rounded. `FORMS` has them by name.
+A schema reads the fields that it names and ignores others. It raises a `Problem` for a row that it
+cannot use; it guesses and rounds nothing. `SCHEMAS` has them by name.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from nlhf_jax.data.readers import Problem
 
 ROLES = ('system', 'user', 'assistant')
-LONGEST = 2**20  # characters of a text
+MAX_TEXT = 2**20  # characters
 
 
 class Message(NamedTuple):
@@ -25,12 +25,12 @@ class Message(NamedTuple):
 Prompt = str | tuple[Message, ...]  # a question, or a conversation that is more than one question
 
 
-class Record(NamedTuple):
-  """A prompt, and what there is to learn from: a demonstration, a comparison of two responses.
+class Example(NamedTuple):
+  """A prompt, and what to learn from: a demonstration, or a comparison of two responses, or both.
 
-  `preference` is that of left over right, in [0, 1]: 1 or 0 of a plain choice, 1/2 of a tie, else
-  the probability or the share of votes as it was given. `votes` are how many it is the mean of,
-  where that is known.
+  `preference` is that of left over right, in [0, 1]: 1 or 0 for a plain choice, 1/2 for a tie, else
+  the probability or the share of votes as it is in the row. It is the mean of `votes` votes, where
+  that number is known.
   """
 
   prompt: Prompt
@@ -46,15 +46,15 @@ def messages(prompt: Prompt) -> tuple[Message, ...]:
   return (Message('user', prompt),) if isinstance(prompt, str) else prompt
 
 
-# Our own.
+# Schemas of this package.
 
 
-def comparisons(row: Mapping) -> Record:
-  """`{"prompt", "chosen", "rejected"}`, as TRL has them.
+def comparisons(row: Mapping) -> Example:
+  """`{"prompt", "chosen", "rejected"}`, as in TRL.
 
-  A field is text or a list of messages `{"role", "content"}`. That of a prompt has a system message
-  first or none, then user and assistant in turn, a user last. That of a response is the assistant's
-  message, or the whole conversation: the prompt, then that message. The prompt may then be missing.
+  A field is text or a list of messages `{"role", "content"}`. A prompt has an optional system
+  message, then user and assistant in turn, a user last. A response is the assistant's message alone
+  or the whole conversation, the prompt and then that message; `"prompt"` may then be missing.
   """
   whole = row.get('chosen')
   if 'prompt' not in row and isinstance(whole, list) and len(whole) > 1:
@@ -65,8 +65,8 @@ def comparisons(row: Mapping) -> Record:
   return _compared(prompt, chosen, rejected, 1.0, names=('chosen', 'rejected'))
 
 
-def graded(row: Mapping) -> Record:
-  """`{"prompt", "left", "right", "preference"}`, and `"votes"` or not.
+def graded(row: Mapping) -> Example:
+  """`{"prompt", "left", "right", "preference"}` and, optionally, `"votes"`.
 
   The preference is that of left over right, in [0, 1]; prompt and responses as in `comparisons`.
   """
@@ -77,23 +77,23 @@ def graded(row: Mapping) -> Record:
   return _compared(prompt, *sides, _number(row, 'preference', 0, 1), votes)
 
 
-def demonstrations(row: Mapping) -> Record:
+def demonstrations(row: Mapping) -> Example:
   """`{"prompt", "response"}`, as in `comparisons`."""
   _must_have(row, 'prompt', 'response')
   prompt = _prompt(row['prompt'])
-  return Record(prompt, demonstration=_response('response', row['response'], prompt))
+  return Example(prompt, demonstration=_response('response', row['response'], prompt))
 
 
-def prompts(row: Mapping) -> Record:
-  """`{"prompt"}` alone, as in `comparisons`; responses beside it are not read."""
+def prompts(row: Mapping) -> Example:
+  """`{"prompt"}` alone, as in `comparisons`; responses in the row are not read."""
   _must_have(row, 'prompt')
-  return Record(_prompt(row['prompt']))
+  return Example(_prompt(row['prompt']))
 
 
-# Published.
+# Published schemas.
 
 
-def tldr_comparisons(row: Mapping) -> Record:
+def tldr_comparisons(row: Mapping) -> Example:
   """OpenAI's comparisons of summaries (arXiv 2009.01325), of Reddit posts and of news articles.
 
   `{"info": {"post", "title", "subreddit", "article", ...}, "summaries": [{"text"}, {"text"}],
@@ -110,15 +110,15 @@ def tldr_comparisons(row: Mapping) -> Record:
   return _compared(_summarised(row['info']), first.strip(), second.strip(), choice)
 
 
-def tldr_posts(row: Mapping) -> Record:
+def tldr_posts(row: Mapping) -> Example:
   """OpenAI's Reddit posts with the summaries of their authors: `{"subreddit", "title", "post",
   "summary"}`."""
   _must_have(row, 'subreddit', 'title', 'post', 'summary')
-  return Record(_summarised(row), demonstration=_text("field 'summary'", row['summary']).strip())
+  return Example(_summarised(row), demonstration=_text("field 'summary'", row['summary']).strip())
 
 
 def _summarised(info) -> str:
-  """What is to be summarised, as a prompt (arXiv 2009.01325, appendix B.1)."""
+  """The prompt for a post or an article to summarise (arXiv 2009.01325, appendix B.1)."""
   if not isinstance(info, Mapping):
     raise Problem("field 'info' is not a JSON object", f' but {type(info).__name__}')
   if info.get('article') is not None:
@@ -130,77 +130,77 @@ def _summarised(info) -> str:
 _SPEAKER = re.compile(r'\n\n(Human|Assistant):')
 
 
-def hh(row: Mapping) -> Record:
+def hh(row: Mapping) -> Example:
   """Anthropic's dialogues (arXiv 2204.05862): `{"chosen", "rejected"}`, each a whole transcript.
 
-  The prompt is the conversation before the last answer, for models with a chat template; it has to
-  be that of both.
+  The prompt is the conversation before the last answer, for models with a chat template. It must be
+  the same in both fields.
   """
   _must_have(row, 'chosen', 'rejected')
-  said = {}
+  conversations = {}
   for field in ('chosen', 'rejected'):
     start, *parts = _SPEAKER.split(_text(f"field '{field}'", row[field]))
     if start.strip() or not parts:
       raise Problem(f"field '{field}' does not begin with '\\n\\nHuman:'")
     roles = ({'Human': 'user', 'Assistant': 'assistant'}[name] for name in parts[::2])
     turns = zip(roles, parts[1::2], strict=True)
-    said[field] = [{'role': role, 'content': text.strip()} for role, text in turns]
-  if len(said['chosen']) < 2:
+    conversations[field] = [{'role': role, 'content': text.strip()} for role, text in turns]
+  if len(conversations['chosen']) < 2:
     raise Problem("field 'chosen' is not a question and an answer")
-  return comparisons(said)
+  return comparisons(conversations)
 
 
-def hh_transcripts(row: Mapping) -> Record:
-  """The same, the transcript up to the last answer as one text: for models that know no turns."""
+def hh_transcripts(row: Mapping) -> Example:
+  """As `hh`, with the transcript before the last answer as one text: for models without turns."""
   _must_have(row, 'chosen', 'rejected')
   parts = {
     field: _text(f"field '{field}'", row[field]).rpartition('\n\nAssistant:')
     for field in ('chosen', 'rejected')
   }
-  asked = {before for before, _, _ in parts.values()}
-  if '' in asked:
+  prompts = {before for before, _, _ in parts.values()}
+  if '' in prompts:
     raise Problem("field 'chosen' or 'rejected' is not a question and an answer")
-  if len(asked) > 1:
+  if len(prompts) > 1:
     raise Problem("field 'rejected' has other messages than the prompt before its last")
   sides = (_text(f"the answer in '{field}'", part[2].strip()) for field, part in parts.items())
-  return _compared(f'{asked.pop()}\n\nAssistant:', *sides, 1.0)
+  return _compared(f'{prompts.pop()}\n\nAssistant:', *sides, 1.0)
 
 
-def ultrafeedback(row: Mapping) -> Record:
+def ultrafeedback(row: Mapping) -> Example:
   """UltraFeedback binarized (arXiv 2310.01377, 2310.16944): `chosen` and `rejected` conversations.
 
-  Where `score_chosen` equals `score_rejected` the choice was a coin's: a tie.
+  Where `score_chosen` equals `score_rejected`, the choice was random: that is a tie.
   """
-  said = {field: row[field] for field in ('chosen', 'rejected') if field in row}
-  record = comparisons(said)
-  scores = [_number(row, f'score_{field}', -math.inf, math.inf) for field in said]
-  return record._replace(preference=0.5) if scores[0] == scores[1] else record
+  sides = {field: row[field] for field in ('chosen', 'rejected') if field in row}
+  example = comparisons(sides)
+  scores = [_number(row, f'score_{field}', -math.inf, math.inf) for field in sides]
+  return example._replace(preference=0.5) if scores[0] == scores[1] else example
 
 
-def alpaca_eval(row: Mapping) -> Record:
+def alpaca_eval(row: Mapping) -> Example:
   """AlpacaEval's annotations: `{"instruction", "output_1", "output_2", "preference"}`.
 
-  The preference is in [1, 2], 2 if the second output wins; 0 is how ties used to be written.
+  The preference is in [1, 2], 2 if the second output wins; older files have 0 for ties.
   """
   _must_have(row, 'instruction', 'output_1', 'output_2', 'preference')
-  said = row['preference']
-  second = 0.5 if said == 0 and said is not False else _number(row, 'preference', 1, 2) - 1
+  given = row['preference']
+  second = 0.5 if given == 0 and given is not False else _number(row, 'preference', 1, 2) - 1
   return _outputs(row, _text("field 'instruction'", row['instruction']), 1 - second)
 
 
-def llmbar(row: Mapping) -> Record:
+def llmbar(row: Mapping) -> Example:
   """LLMBar (arXiv 2310.07641): `{"input", "output_1", "output_2", "label"}`, the label 1 or 2."""
   _must_have(row, 'input', 'output_1', 'output_2', 'label')
   prompt = _text("field 'input'", row['input'])
   return _outputs(row, prompt, _choice(row, 'label', {1: 1.0, 2: 0.0}))
 
 
-def _outputs(row, prompt, preference) -> Record:
+def _outputs(row, prompt, preference) -> Example:
   sides = [_text(f"field '{field}'", row[field]) for field in ('output_1', 'output_2')]
   return _compared(prompt, *sides, preference, names=('output_1', 'output_2'))
 
 
-def pandalm(row: Mapping) -> Record:
+def pandalm(row: Mapping) -> Example:
   """PandaLM's test set (arXiv 2306.05087), judged by three people: 1, 2, or 0 for a tie.
 
   `{"instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"}`.
@@ -214,7 +214,7 @@ def pandalm(row: Mapping) -> Record:
   return _compared(prompt, *sides, sum(votes) / 3, 3, names=('response1', 'response2'))
 
 
-def autoj(row: Mapping) -> Record:
+def autoj(row: Mapping) -> Example:
   """Auto-J's test set (arXiv 2310.05470), judged by people: 0 the first, 1 the second, 2 a tie.
 
   `{"prompt", "response 1", "response 2", "label"}`.
@@ -222,23 +222,23 @@ def autoj(row: Mapping) -> Record:
   _must_have(row, 'prompt', 'response 1', 'response 2', 'label')
   prompt = _text("field 'prompt'", row['prompt'])
   sides = [_text(f"field '{field}'", row[field]) for field in ('response 1', 'response 2')]
-  said = _choice(row, 'label', {0: 1.0, 1: 0.0, 2: 0.5})
-  return _compared(prompt, *sides, said, names=('response 1', 'response 2'))
+  preference = _choice(row, 'label', {0: 1.0, 1: 0.0, 2: 0.5})
+  return _compared(prompt, *sides, preference, names=('response 1', 'response 2'))
 
 
-def embedded(row: Mapping) -> Record:
+def embedded(row: Mapping) -> Example:
   """The embedded task, as `nlhf_jax.tasks.summaries.tfds_posts` writes it."""
   fields = ('post', 'left', 'right', 'summary')
   _must_have(row, *fields)
   post, left, right, summary = (_text(f"field '{field}'", row[field]) for field in fields)
   votes = _number(row, 'votes', 1, 1e9, whole=True)
   share = _number(row, 'votes_left', 0, votes, whole=True) / votes
-  return Record(post, left, right, share, int(votes), summary)
+  return Example(post, left, right, share, int(votes), summary)
 
 
-FORMS: Mapping[str, Callable[[Mapping], Record]] = {
-  form.__name__: form
-  for form in (
+SCHEMAS: Mapping[str, Callable[[Mapping], Example]] = {
+  schema.__name__: schema
+  for schema in (
     comparisons,
     graded,
     demonstrations,
@@ -257,7 +257,7 @@ FORMS: Mapping[str, Callable[[Mapping], Record]] = {
 }
 
 
-# What fields hold.
+# Values of fields.
 
 
 def _must_have(row, *fields) -> None:
@@ -271,20 +271,20 @@ def _names(row) -> str:
   return ascii(names[:20] + ['...'] * (len(names) > 20))[:400]
 
 
-def _compared(prompt, left, right, preference, votes=None, names=('left', 'right')) -> Record:
+def _compared(prompt, left, right, preference, votes=None, names=('left', 'right')) -> Example:
   if left == right:
     raise Problem("fields '{}' and '{}' are the same".format(*names))
-  return Record(prompt, left, right, float(preference), votes)
+  return Example(prompt, left, right, float(preference), votes)
 
 
 def _prompt(value) -> Prompt:
-  said = _messages('prompt', value)
-  turns = [message.role for message in said if message.role != 'system']
-  if turns != (['user', 'assistant'] * len(said))[: len(turns)] or len(turns) % 2 == 0:
+  found = _messages('prompt', value)
+  turns = [message.role for message in found if message.role != 'system']
+  if turns != (['user', 'assistant'] * len(found))[: len(turns)] or len(turns) % 2 == 0:
     raise Problem("field 'prompt' is not user and assistant in turn, from a user to a user")
-  if any(message.role == 'system' for message in said[1:]):
+  if any(message.role == 'system' for message in found[1:]):
     raise Problem("field 'prompt' has a system message that is not the first")
-  return said[0].content if len(said) == 1 else said
+  return found[0].content if len(found) == 1 else found
 
 
 def _response(field, value, prompt) -> str:
@@ -297,7 +297,7 @@ def _response(field, value, prompt) -> str:
 
 
 def _messages(field, value, role='user') -> tuple[Message, ...]:
-  """A field as messages; text is one message of this role."""
+  """The messages of a field; text is one message of the given role."""
   if isinstance(value, str):
     return (Message(role, _text(f"field '{field}'", value)),)
   if not isinstance(value, list):
@@ -321,7 +321,7 @@ def _message(name, value) -> Message:
 
 
 def _inside(value, field, name='') -> str:
-  """The text of a field of an object that is itself one of a field."""
+  """The text of a field of a nested object."""
   name = name or f"field '{field}'"
   if not isinstance(value, Mapping) or field not in value:
     raise Problem(f'{name} is missing')
@@ -333,8 +333,8 @@ def _text(name, value) -> str:
     raise Problem(f'{name} is not a string', f' but {type(value).__name__}')
   if not value.strip():
     raise Problem(f'{name} is empty')
-  if len(value) > LONGEST:
-    raise Problem(f'{name} is longer than {LONGEST:,} characters')
+  if len(value) > MAX_TEXT:
+    raise Problem(f'{name} is longer than {MAX_TEXT:,} characters')
   if re.search('[\ud800-\udfff]', value):
     raise Problem(f'{name} holds half of a surrogate pair, which is no character')
   if '\0' in value:
@@ -356,7 +356,7 @@ def _number(row, field, least, most, whole=False) -> float:
 
 
 def _choice(row, field, meanings: Mapping[int, float]) -> float:
-  """What one of a few numbers means."""
+  """The meaning of a field that holds one of a few numbers."""
   _must_have(row, field)
   value = row[field]
   if isinstance(value, bool) or not isinstance(value, int) or value not in meanings:

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder of files, or a dataset by its name on the hub."""
+"""Sources of rows: a file, a folder of files, or a dataset on the Hugging Face hub."""
 
 import hashlib
 import os
@@ -13,13 +13,13 @@ from nlhf_jax.data import readers
 from nlhf_jax.data.readers import KINDS
 from nlhf_jax.errors import UserError, first_line
 
-# What folders hold beside data, of `datasets` and of TensorFlow Datasets.
-NOTES = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
+# Files without rows, which `datasets` and TensorFlow Datasets write beside the data.
+METADATA = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
 PREPARED = 'features.json'  # lies beside the array records of TensorFlow Datasets
 
 
 class Source(NamedTuple):
-  """Files of one kind, in a fixed order; `split` is what array records beside them are called."""
+  """Files of one kind, in a fixed order; `split` is the name of a split of TensorFlow Datasets."""
 
   name: str
   files: tuple[Path, ...]
@@ -33,20 +33,20 @@ def locate(name: str, split: str) -> Source:
     name: a file, a folder (of files, or as `datasets` saved it, or as TensorFlow Datasets prepared
       it), or `OWNER/NAME` on the Hugging Face hub, whose files are downloaded. No code of a dataset
       is run.
-    split: which files of a folder: `train` are `train.jsonl`, `train-00000-of-00002.parquet`, and
-      all below a folder `train`; `a/train` those that are of both.
+    split: which files of a folder: `train` selects `train.jsonl`, `train-00000-of-00002.parquet`,
+      and all files below a folder `train`; `a/train` those that belong to both.
 
   Raises:
-    UserError: if there is nothing of that name, no file that can be read, or more than one split
-      and none is named.
+    UserError: if the name does not exist, no file can be read, or there are several splits and none
+      is named.
   """
   path = Path(name)
-  with readers.reached(path):
+  with readers.checked_path(path):
     folder = path.is_dir()
-    if path.is_file() or (readers.kind(path) in KINDS and not folder):
-      return Source(name, (path,))  # one that is missing is missed by who reads it
+    if path.is_file() or (readers.file_kind(path) in KINDS and not folder):
+      return Source(name, (path,))  # whether the file exists is checked when it is read
   if not folder:
-    path = _downloaded(name, split)
+    path = _download(name, split)
   if (path / PREPARED).is_file():
     records = sorted(path.glob('*.array_record*'))
     splits = sorted({file.name.partition('.')[0].rpartition('-')[2] for file in records})
@@ -61,27 +61,27 @@ def locate(name: str, split: str) -> Source:
 
 
 def _files(folder: Path) -> list[Path]:
-  """The data files of the first kind that there are some of, in order."""
+  """The data files below a folder, in order; of several kinds, the first in the order below."""
   found = [
     Path(place, name)
     for place, _, names in os.walk(folder)
     for name in names
-    if name not in NOTES and not name.startswith('.')
+    if name not in METADATA and not name.startswith('.')
   ]
   for kind in ('.parquet', '.arrow', '.jsonl', '.json'):
-    if files := sorted(file for file in found if readers.kind(file) == kind):
+    if files := sorted(file for file in found if readers.file_kind(file) == kind):
       return files
   return []
 
 
 def _parts(file: Path) -> tuple[str, ...]:
-  """What may name the split of a file: the folders it is in, and its own name without a number."""
+  """The names that may denote a file's split: its folders, and its own name without a number."""
   stem = file.name.partition('.')[0]
   return (*file.parts[:-1], re.sub(r'-\d+-of-\d+$', '', stem))
 
 
 def _one_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
-  """Those of the splits that `split` means, which may be left out where there is one."""
+  """The splits that `split` selects; it may be empty if there is only one."""
   known = sorted({'/'.join(parts) for parts in of_files})
   if split:
     wanted = split.split('/')
@@ -94,12 +94,12 @@ def _one_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tu
   return found
 
 
-def _downloaded(name: str, split: str) -> Path:
+def _download(name: str, split: str) -> Path:
   last = f'*{split.split("/")[-1]}' if split else ''
   wanted = [f'{last}*{kind}{packed}' for kind in KINDS for packed in ('', '.gz')]
   try:
     return Path(huggingface_hub.snapshot_download(name, repo_type='dataset', allow_patterns=wanted))
-  except (OSError, ValueError) as error:  # not there, not reachable, or no name at all
+  except (OSError, ValueError) as error:  # no such data set, no network, or an invalid name
     raise UserError(
       f"config.data.path: cannot read '{name}': No such file or directory, and the Hugging Face "
       f'hub did not give it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
@@ -110,17 +110,21 @@ def locate_all(names: str, splits: str) -> list[Source]:
   """The sources of these names, separated by commas; one split for all of them, or one for each.
 
   Raises:
-    UserError: as `locate`, or if there are other numbers of both.
+    UserError: as `locate`, or if the numbers of names and splits do not fit.
   """
   names = [name.strip() for name in names.split(',')]
-  return [locate(*pair) for pair in zip(names, for_each('split', splits, len(names)), strict=True)]
+  return [
+    locate(*pair) for pair in zip(names, one_per_source('split', splits, len(names)), strict=True)
+  ]
 
 
-def for_each(field: str, values: str, count: int) -> list[str]:
-  """The values of a setting, separated by commas, for so many sources; one is for all of them.
+def one_per_source(field: str, values: str, count: int) -> list[str]:
+  """The values of a setting, separated by commas: one for each of `count` sources.
+
+  A single value is repeated for all of them.
 
   Raises:
-    UserError: if there is neither one nor so many.
+    UserError: if there is neither one value nor `count`.
   """
   given = [value.strip() for value in values.split(',')]
   if len(given) not in (1, count):
@@ -132,7 +136,7 @@ def for_each(field: str, values: str, count: int) -> list[str]:
 
 
 def digest(sources: Iterable[Source]) -> str:
-  """A digest of what the files say, wherever they lie.
+  """A digest of the contents of the files, whatever their paths.
 
   Raises:
     UserError: if one cannot be read.
@@ -142,25 +146,25 @@ def digest(sources: Iterable[Source]) -> str:
 
 
 def _digest(file: Path) -> str:
-  with readers.readable(file), file.open('rb') as opened:
+  with readers.checked_file(file), file.open('rb') as opened:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
-def read(source: Source) -> Iterator[tuple[int, int, Any]]:
-  """All rows: the number of the file, that of the row in it from 1, and what `rows.read` gives.
+def read_rows(source: Source) -> Iterator[tuple[int, int, Any]]:
+  """Yields all rows: number of the file, number of the row from 1, and the row or its problem.
 
   Raises:
     UserError: if a file cannot be read.
   """
   if source.split and source.files[0].name == PREPARED:
-    for number, value in readers.prepared(source.files[0].parent, source.split):
+    for number, value in readers.read_prepared(source.files[0].parent, source.split):
       yield 0, number, value
     return
   for index, file in enumerate(source.files):
-    for number, value in readers.read(file):
+    for number, value in readers.read_rows(file):
       yield index, number, value
 
 
-def place(source: Source, file: int, number: int) -> str:
-  """How to call the place of a row."""
-  return f'{source.files[file]}, {readers.noun(source.files[file])} {number}'
+def describe_place(source: Source, file: int, number: int) -> str:
+  """The file and the number of a row, for messages."""
+  return f'{source.files[file]}, {readers.row_noun(source.files[file])} {number}'

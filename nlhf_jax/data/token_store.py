@@ -1,12 +1,11 @@
-"""Tokenised records on disk: written once, whole or not at all, and read from there row by row.
+"""Tokenised examples on disk: written once, completely or not at all, and read row by row.
 
-Rows of tokens lie one after the other in files that are mapped into memory, so that a corpus takes
-as much of it as is looked at. Texts are kept whole; who reads them cuts and pads. A prompt that
-several records ask is there once.
+Rows of tokens lie one after the other in files that are mapped into memory, so that a corpus uses
+memory only for the rows that are read. Texts are stored uncut; readers cut and pad them. A prompt
+that several examples share is stored once.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -14,7 +13,7 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,11 +24,11 @@ from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Record, messages
+from nlhf_jax.data.schemas import Prompt, messages
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, locks
 
-# One record: where it was found, and its texts as rows of `prompts` and `responses`, -1 for none.
+# One example: its file and row, and its texts as rows of `prompts` and `responses`, -1 for none.
 COLUMNS = np.dtype(
   [
     ('file', '<i4'),
@@ -42,8 +41,10 @@ COLUMNS = np.dtype(
   ]
 )
 TEXTS = ('demonstration', 'left', 'right')
-AT_ONCE = 1024  # records whose texts are in memory
-NOTE = 'account.json'
+CHUNK = 1024  # examples whose texts are in memory
+ACCOUNT = 'account.json'
+
+OTHER_TEMPLATE = 'change it, give a model whose chat template takes it by config.model.hf'
 
 Refuse = Callable[[int, int, Problem, str], None]  # file, row, problem, remedy
 
@@ -55,13 +56,13 @@ class Ragged(NamedTuple):
   ends: np.ndarray
 
   def lengths(self, rows: np.ndarray) -> np.ndarray:
-    """Tokens in each of the rows; 0 in row -1."""
+    """Number of tokens in each of the rows; 0 in row -1."""
     return np.subtract(*self._bounds(rows)[::-1])
 
-  def take(self, rows: np.ndarray, longest: int) -> list[np.ndarray]:
-    """The tokens of each of the rows, up to so many; none of row -1."""
+  def take(self, rows: np.ndarray, most: int) -> list[np.ndarray]:
+    """The first tokens of each of the rows, at most `most`; none of row -1."""
     starts, ends = self._bounds(rows)
-    ends = np.minimum(ends, starts + longest)
+    ends = np.minimum(ends, starts + most)
     return [
       self.tokens[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
@@ -71,9 +72,14 @@ class Ragged(NamedTuple):
 
 
 class Tokenised(NamedTuple):
-  """Records as tokens. `ranks` puts the prompts into an order that is not that of the records.
+  """Examples as tokens.
 
-  `account` says how many `rows` there were, and how many were `dropped` for what reason.
+  Attributes:
+    prompts: each different prompt once.
+    responses: demonstrations and both sides of comparisons.
+    ranks: the rank of each prompt in an order that does not depend on that of the examples.
+    records: one of `COLUMNS` for each example.
+    account: how many `rows` were read, and how many were `dropped`, by reason.
   """
 
   prompts: Ragged
@@ -83,44 +89,37 @@ class Tokenised(NamedTuple):
   account: dict[str, Any]
 
 
-def once(folder: Path, write: Callable[[Path], None]) -> None:
-  """Has `write` fill a folder, unless that was done; one killed meanwhile leaves nothing there.
+def write_once(folder: Path, write: Callable[[Path], None]) -> None:
+  """Lets `write` fill a folder, unless it is complete; if it is killed, the folder is not there.
 
-  Of several processes the first one writes; of several runs one does, and the others wait for it.
+  Of several processes the first one writes; of several runs one writes and the others wait.
 
   Raises:
-    UserError: if `write` does, or the disk is full.
+    UserError: if `write` raises one, or the disk is full.
   """
   problem = None
   if distributed.is_first():
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-      with _alone(folder.with_name(f'.{folder.name}.lock')):
-        if not is_whole(folder):
+      with locks.wait_for_lock(folder.with_name(f'.{folder.name}.lock')):
+        if not is_complete(folder):
           _fill(folder, write)
     except UserError as error:
       problem = error
-  if distributed.of_any(problem is not None):
+  if distributed.any_process(problem is not None):
     raise problem or UserError('the first process could not read the data.')
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-  with lock.open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _fill(folder, write) -> None:
   draft = folder.with_name(f'.{folder.name}.draft')
-  shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+  shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
   draft.mkdir()
   try:
     write(draft)
     for file in draft.iterdir():
       with file.open('rb') as written:
         os.fsync(written.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # there only if it was not whole
+    shutil.rmtree(folder, ignore_errors=True)  # exists only if it is not complete
     os.replace(draft, folder)
   except OSError as error:
     reason = error.strerror or first_line(error)
@@ -129,100 +128,125 @@ def _fill(folder, write) -> None:
     shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_whole(folder: Path) -> bool:
-  """Whether all files are there, and as long as they were written."""
+def is_complete(folder: Path) -> bool:
+  """Whether all files exist with the sizes that were written."""
   try:
-    sizes = json_lines.read_json(folder / NOTE)['sizes']
+    sizes = json_lines.read_json(folder / ACCOUNT)['sizes']
     return all((folder / name).stat().st_size == size for name, size in sizes.items())
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return False
 
 
 def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse) -> None:
-  """Tokenises records into the files of a folder.
+  """Tokenises examples into the files of an empty folder.
 
   Args:
-    folder: there is nothing in it that is called alike.
-    entries: the records, and what could not be one.
-    tokenizer: of `tokenizers`.
-    refuse: raises for a record that cannot be used, or lets it be dropped and counted.
+    folder: where to write.
+    entries: the examples, and the problems of rows that are none.
+    tokenizer: one of `tokenizers`.
+    refuse: is called for each row that cannot be used; unless it raises, the row is dropped.
   """
-  dropped, total, known = Counter(), 0, {}
+  dropped, total = Counter(), 0
   with contextlib.ExitStack() as stack:
     opened = lambda name: stack.enter_context((folder / name).open('wb'))
-    prompts, responses = (_Rows(opened(f'{name}.tokens')) for name in ('prompts', 'responses'))
-    table = opened('records')
+    prompts, responses = (_RowWriter(opened(f'{name}.tokens')) for name in ('prompts', 'responses'))
+    table, known = opened('records'), _KnownPrompts(tokenizer, prompts)
+
+    def drop(file, number, problem, remedy):
+      refuse(file, number, problem, remedy)
+      dropped[problem.reason] += 1
+
     for chunk in _chunks(
       iter(tqdm(entries, desc='tokenising', unit='row', mininterval=0.5, delay=2))
     ):
       total += len(chunk)
-      good = []
-      for file, number, said in chunk:
-        if isinstance(said, Problem):
-          refuse(file, number, said, 'correct it')
-          dropped[said.reason] += 1
-        else:
-          good.append((file, number, said, _digest(said)))
-      new = {key: said.prompt for *_, said, key in good if key not in known}
-      for key, ids in zip(new, _prompt_ids(tokenizer, list(new.values())), strict=True):
-        known[key] = ids if isinstance(ids, Problem) else prompts.add(ids)
       kept = []
-      for file, number, said, key in good:
-        if isinstance(known[key], Problem):
-          refuse(
-            file,
-            number,
-            known[key],
-            'change it, give a model whose chat template takes it by config.model.hf',
-          )
-          dropped[known[key].reason] += 1
+      for file, number, example in chunk:
+        if isinstance(example, Problem):
+          drop(file, number, example, 'correct it')
         else:
-          kept.append((file, number, said, known[key]))
-      said = [getattr(record, field) for *_, record, _ in kept for field in TEXTS]
-      ids = iter(tokenizers.response_ids(tokenizer, [text for text in said if text is not None]))
-      places = iter([-1 if text is None else responses.add(next(ids)) for text in said])
-      rows = [
-        (file, number, prompt, next(places), next(places), next(places), record.preference)
-        for file, number, record, prompt in kept
-      ]
-      np.array(rows, COLUMNS).tofile(table)
-  keys = [key for key, row in known.items() if not isinstance(row, Problem)]  # in order of row
-  ranks = np.empty(len(keys), np.int64)
-  ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-  arrays = {'prompts.ends': prompts.ends, 'responses.ends': responses.ends, 'prompts.ranks': ranks}
+          kept.append((file, number, example))
+      rows = known.add([example.prompt for *_, example in kept])
+      tokenised = []
+      for (file, number, example), row in zip(kept, rows, strict=True):
+        if isinstance(row, Problem):
+          drop(file, number, row, OTHER_TEMPLATE)
+        else:
+          tokenised.append((file, number, example, row))
+      _write_records(table, responses, tokenizer, tokenised)
+  arrays = {
+    'prompts.ends': prompts.ends,
+    'responses.ends': responses.ends,
+    'prompts.ranks': known.ranks(),
+  }
   for name, values in arrays.items():
     np.asarray(values, np.int64).tofile(folder / name)
   sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
   account = {'rows': total, 'dropped': dropped, 'sizes': sizes}
-  (folder / NOTE).write_text(json.dumps(account))  # last: without it nothing is whole
+  (folder / ACCOUNT).write_text(json.dumps(account))  # last: without it no folder is complete
 
 
-class _Rows:
-  """Writes rows of tokens, one after the other; a class, for it counts them."""
+def _write_records(table, responses, tokenizer, tokenised) -> None:
+  """Writes the responses of a chunk, and its rows of the table."""
+  texts = [getattr(example, field) for *_, example, _ in tokenised for field in TEXTS]
+  ids = iter(tokenizers.response_ids(tokenizer, [text for text in texts if text is not None]))
+  rows = iter([-1 if text is None else responses.add(next(ids)) for text in texts])
+  records = [
+    (file, number, prompt, next(rows), next(rows), next(rows), example.preference)
+    for file, number, example, prompt in tokenised
+  ]
+  np.array(records, COLUMNS).tofile(table)
+
+
+class _RowWriter:
+  """Writes rows of tokens, one after the other; a class, because it counts them."""
 
   def __init__(self, file: BinaryIO):
     self._file = file
     self.ends = array('q')
 
   def add(self, ids: list[int]) -> int:
-    """Writes a row, and says which one it is."""
+    """Writes a row, and returns its number."""
     self._file.write(array('i', ids).tobytes())
     self.ends.append((self.ends[-1] if self.ends else 0) + len(ids))
     return len(self.ends) - 1
 
 
+class _KnownPrompts:
+  """Writes each different prompt once; a class, because it remembers them."""
+
+  def __init__(self, tokenizer: Any, rows: _RowWriter):
+    self._tokenizer, self._rows = tokenizer, rows
+    self._known: dict[bytes, int | Problem] = {}
+
+  def add(self, prompts: Sequence[Prompt]) -> list[int | Problem]:
+    """The row of each prompt, or why the tokenizer cannot encode it."""
+    keys = [_digest(prompt) for prompt in prompts]
+    new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
+    for key, ids in zip(new, _prompt_ids(self._tokenizer, list(new.values())), strict=True):
+      self._known[key] = ids if isinstance(ids, Problem) else self._rows.add(ids)
+    return [self._known[key] for key in keys]
+
+  def ranks(self) -> np.ndarray:
+    """The rank of each row's prompt by its digest."""
+    keys = [key for key, row in self._known.items() if not isinstance(row, Problem)]
+    ranks = np.empty(len(keys), np.int64)
+    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return ranks
+
+
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-  while chunk := list(itertools.islice(entries, AT_ONCE)):
+  while chunk := list(itertools.islice(entries, CHUNK)):
     yield chunk
 
 
-def _digest(record: Record) -> bytes:
-  """What tells a prompt from others, in less memory than the prompt."""
-  return hashlib.blake2b(json.dumps(messages(record.prompt)).encode(), digest_size=16).digest()
+def _digest(prompt: Prompt) -> bytes:
+  """A digest of a prompt, which takes less memory than the prompt."""
+  return hashlib.blake2b(json.dumps(messages(prompt)).encode(), digest_size=16).digest()
 
 
 def _prompt_ids(tokenizer, prompts) -> list[list[int] | Problem]:
-  """Token ids of each prompt, or why the tokenizer cannot write it."""
+  """Token ids of each prompt, or why the tokenizer cannot encode it."""
   written = [
     prompt if isinstance(prompt, str) else [message._asdict() for message in prompt]
     for prompt in prompts
@@ -236,7 +260,7 @@ def _prompt_ids(tokenizer, prompts) -> list[list[int] | Problem]:
 
 
 def read(folder: Path) -> Tokenised:
-  """What `write` wrote, mapped into memory."""
+  """Maps what `write` wrote into memory."""
 
   def ragged(name):
     ends = np.append(mapped(f'{name}.ends', np.int64), 0)
@@ -246,7 +270,7 @@ def read(folder: Path) -> Tokenised:
     path = folder / name
     return np.asarray(np.memmap(path, kind, 'r')) if path.stat().st_size else np.empty(0, kind)
 
-  account = json_lines.read_json(folder / NOTE)
+  account = json_lines.read_json(folder / ACCOUNT)
   del account['sizes']
   return Tokenised(
     ragged('prompts'),

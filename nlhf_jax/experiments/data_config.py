@@ -1,4 +1,4 @@
-"""The data of an experiment, and whether there is enough of it."""
+"""Reads the section `data` of a config, and checks that there are enough data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,55 +6,67 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
-from nlhf_jax.data import dataset
-from nlhf_jax.data.dataset import Corpus
+from nlhf_jax.data.dataset import Corpus, FileData, Oracle, make_file_corpus
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import generator
+from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
+
+# Source -> its section of the config, and what makes a corpus of it.
+SOURCES = {
+  'synthetic': (SyntheticData, make_synthetic_corpus),
+  'file': (FileData, make_file_corpus),
+}
+
+
+def find_oracle(config: ConfigDict) -> Oracle | None:
+  """The preference that the data were sampled from, or None where it is unknown."""
+  return generator.preference if config.data.source == 'synthetic' else None
 
 
 def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
-  """The data, by `config.data.source`; what is tokenised is kept in `folder`.
+  """The corpus that `config.data` describes; tokenised texts are stored in `folder`.
 
   Raises:
     UserError: if a setting or the data cannot be used.
   """
   settings = config.data.to_dict()
   source = settings.pop('source')
-  makers = {'synthetic': dataset.make_synthetic, 'file': dataset.make_file}
-  if source not in makers or ('path' in settings) != (source == 'file'):
+  if source not in SOURCES or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
-      f'source with the file, as --config=configs/nash_md.py:{" or :".join(makers)}.'
+      f'source with the file, as --config=configs/nash_md.py:{" or :".join(SOURCES)}.'
     )
   if source == 'file' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
-  return makers[source](config.seed, pretrained=config.model.hf, folder=folder, **settings)
+  section, make = SOURCES[source]
+  return make(section(**settings), config.seed, config.model.hf, folder)
 
 
 def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algorithm]) -> None:
-  """Refuses data that lack what is learned from.
+  """Checks that every algorithm has data to train and to test on.
 
   Args:
-    config: of the experiment.
+    config: the experiment's config.
     corpus: its data.
-    learners: field of the config -> the algorithm that learns there.
+    learners: field of the config -> the algorithm that it trains with.
 
   Raises:
-    UserError: that names the first field with nothing to learn from, or to test on.
+    UserError: names the first field without data to train or to test on.
   """
   for field, algorithm in learners.items():
     kind = learns_from(algorithm)
     if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
       raise UserError(
-        f"config.data.path='{config.data.path}' has too few {kind} for config.{field}: some have "
-        'to be trained on and others tested on; name another source beside it, as PATH,PATH'
-        f'{remedy(field)}.'
+        f"config.data.path='{config.data.path}' has too few {kind} for config.{field}: at least "
+        'one is needed to train on and another to test on; add another source, as PATH,PATH'
+        f'{_other_remedy(field)}.'
       )
 
 
-def remedy(field: str) -> str:
-  """What else may be done about data that this part of the config lacks."""
+def _other_remedy(field: str) -> str:
+  """What else the user can do if a part of the config lacks data."""
   if field == 'sft':
-    return ', or start from the model as it is, with --config.sft.steps=0'
+    return ', or start from the model without SFT, with --config.sft.steps=0'
   if field.startswith('policies.'):
     return ''
-  return ', or ask judges that are not trained here (config.judges, and that of each policy)'
+  return ', or use judges that are not trained here (config.judges, and the judge of each policy)'

@@ -1,18 +1,16 @@
 """Stages: pieces of work whose outcome is kept on disk, trained with `fit` and read with `load`."""
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 from tqdm import tqdm
 
-from nlhf_jax import distributed, trees
+from nlhf_jax import trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
@@ -22,6 +20,7 @@ from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import make_async_judge
@@ -243,23 +242,3 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
       if not done:
         facts['seconds'] += time.monotonic() - start
         json_lines.write_json(path, facts)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-  """Locks a folder, which it makes if need be, against other runs.
-
-  Raises:
-    UserError: if another run holds the lock.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as lock:
-    taken = False
-    try:
-      if distributed.is_first():
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      taken = True
-    if distributed.any_process(taken):
-      raise UserError(f'another run is at work in {folder}; wait for it to end.')
-    yield

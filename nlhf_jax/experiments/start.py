@@ -8,8 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import lock_folder
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.training import interrupts
 
 # Kinds that compute in double precision, in seconds to minutes. They keep no stages, so that an

@@ -1,4 +1,4 @@
-"""Pretrained models by name: a folder in the Hugging Face layout, or a model on the hub."""
+"""Finds pretrained models: a folder in the Hugging Face layout, or a model on the hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import huggingface_hub
 
 from nlhf_jax.errors import UserError, first_line
 
-# Weights are read from safetensors only: nothing is unpickled, and no code of a model is run.
+# Weights are read from safetensors only. Nothing is unpickled, and no code of a model is run.
 TEXTS = ('*.json', '*.jinja', '*.txt')
 WANTED = (*TEXTS, 'model*.safetensors')
 
@@ -16,18 +16,18 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
   """The folder of a model: `name` itself, or its copy in the local cache, downloaded if need be.
 
   Args:
-    name: of a folder, or `OWNER/MODEL`.
-    files: patterns of what is downloaded.
-    field: of the config, that has the name.
+    name: a folder, or `OWNER/MODEL`.
+    files: patterns of the files to download.
+    field: the field of the config that has the name, for messages.
 
   Raises:
-    UserError: if it is no folder, and no model that the hub gives.
+    UserError: if there is no such folder, and the hub has no such model.
   """
   if Path(name).is_dir():
     return Path(name)
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
-  except (OSError, ValueError) as error:  # not there, not reachable, or no name at all
+  except (OSError, ValueError) as error:  # no such model, no network, or an invalid name
     raise UserError(
       f"{field}='{name}' is no folder, and the Hugging Face hub did not give it "
       f'({first_line(error)}); download it where there is a network, as '

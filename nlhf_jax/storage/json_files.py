@@ -1,7 +1,7 @@
 """The files of published benchmarks: JSON lists and JSON lines, gzipped or not.
 
-What a run writes for itself is in `json_lines`; these files come from elsewhere, so an error names
-the row that cannot be used.
+A run's own files are in `json_lines`. These files come from elsewhere, so errors name the row that
+cannot be used.
 """
 
 import codecs
@@ -16,13 +16,13 @@ from nlhf_jax.storage import json_lines
 
 
 def read(path: str | Path) -> list[dict]:
-  """The rows of a file, which is one JSON list of objects, or has an object a line.
+  """The rows of a file, which is a JSON list of objects, or has one object a line.
 
   Raises:
-    UserError: if the file cannot be read, is neither, or has no row.
+    UserError: if the file cannot be read, is neither, or has no rows.
   """
   text = _text(path)
-  rows = _list(path, text) if text.lstrip().startswith('[') else _lines(path, text)
+  rows = _parse_list(path, text) if text.lstrip().startswith('[') else _parse_lines(path, text)
   for number, row in enumerate(rows, start=1):
     if not isinstance(row, dict):
       raise UserError(f'{path}, row {number}: not a JSON object but {type(row).__name__}.')
@@ -34,25 +34,25 @@ def read(path: str | Path) -> list[dict]:
 def _text(path) -> str:
   try:
     content = Path(path).read_bytes()
-    if content[:2] == b'\x1f\x8b':  # gzip's, whatever the name
+    if content[:2] == b'\x1f\x8b':  # gzip, whatever the name
       content = gzip.decompress(content)
     return content.removeprefix(codecs.BOM_UTF8).decode()
   except UnicodeDecodeError as error:
     raise UserError(f'{path} is not UTF-8 (byte {error.start + 1}); convert it.') from None
   except (EOFError, zlib.error, gzip.BadGzipFile):
-    raise UserError(f'{path} is a gzip file cut short or damaged; get it again.') from None
+    raise UserError(f'{path} is a gzip file cut short or damaged; download it again.') from None
   except OSError as error:
     raise UserError(f"cannot read '{path}': {error.strerror}; give another path.") from None
 
 
-def _list(path, text) -> list:
+def _parse_list(path, text) -> list:
   try:
     return json.loads(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is no JSON list ({error}); correct it.') from None
 
 
-def _lines(path, text) -> list:
+def _parse_lines(path, text) -> list:
   rows = []
   for number, line in enumerate(text.split('\n'), start=1):
     if line.strip():
@@ -65,28 +65,28 @@ def _lines(path, text) -> list:
 
 def write_list(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes rows as one indented JSON list; gzipped if the name ends in `.gz`."""
-  _write(path, json.dumps(json_lines.plain(list(rows)), indent=2, ensure_ascii=False) + '\n')
+  _write(path, json.dumps(json_lines.to_json(list(rows)), indent=2, ensure_ascii=False) + '\n')
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping]) -> None:
   """Writes a row a line; gzipped if the name ends in `.gz`."""
-  lines = [json.dumps(json_lines.plain(row), ensure_ascii=False) + '\n' for row in rows]
+  lines = [json.dumps(json_lines.to_json(row), ensure_ascii=False) + '\n' for row in rows]
   _write(path, ''.join(lines))
 
 
 def _write(path, text) -> None:
-  # Half of a surrogate pair is no character; a model's response may hold one all the same.
+  # A response of a model may hold half of a surrogate pair, which UTF-8 cannot encode.
   content = text.encode(errors='replace')
-  with json_lines.whole(Path(path)) as draft:
+  with json_lines.atomic_write(Path(path)) as draft:
     packed = gzip.compress(content, mtime=0) if Path(path).suffix == '.gz' else content
     draft.write_bytes(packed)
 
 
 def field(path: str | Path, number: int, row: Mapping, name: str, kind: type | tuple) -> object:
-  """A field of row `number`, counted from 1.
+  """The field `name` of a row, whose number from 1 goes into messages.
 
   Raises:
-    UserError: if it is missing or of another type.
+    UserError: if the field is missing, or is not of type `kind`.
   """
   if name not in row:
     raise UserError(f"{path}, row {number}: field '{name}' is missing; it has {sorted(row)}.")

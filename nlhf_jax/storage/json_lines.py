@@ -1,4 +1,4 @@
-"""Records as lines of JSON, and files that a killed process leaves either whole or as they were."""
+"""JSON and JSON lines, written so that a killed process leaves each file complete or unchanged."""
 
 import contextlib
 import json
@@ -13,12 +13,12 @@ from nlhf_jax import distributed
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-  """A path to write to that takes `path`'s place once the block has ended without an error.
+def atomic_write(path: Path) -> Iterator[Path]:
+  """Yields a draft to write to, which replaces `path` when the block ends without an error.
 
-  Of several processes only the first one's does; all go on from there together.
+  Of several processes, only the first one's draft is kept; all continue together.
   """
-  with distributed.first_alone(str(path)) as mine:
+  with distributed.first_process_only(str(path)) as mine:
     if mine:
       path.parent.mkdir(parents=True, exist_ok=True)
       draft = path.with_name(f'.{path.name}.draft')
@@ -30,25 +30,25 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def exists(path: Path) -> bool:
-  """Whether there is a file; the same answer in every process."""
-  return distributed.of_first(path.exists())
+  """Whether the file exists; the same answer in every process."""
+  return distributed.broadcast_from_first(path.exists())
 
 
 def read(path: Path) -> list[dict]:
-  """The records of a file, none if there is no file; a last line cut short is left out."""
+  """The records of a file, or none without a file; an incomplete last line is dropped."""
   if not path.exists():
     return []
   return [json.loads(line) for line in path.read_text().split('\n')[:-1]]
 
 
 def write(path: Path, records: Iterable[Mapping]) -> None:
-  """Writes a file of records."""
-  with whole(path) as draft:
+  """Writes records to a file, one a line."""
+  with atomic_write(path) as draft:
     draft.write_text(''.join(json.dumps(record) + '\n' for record in records))
 
 
 def append(path: Path, records: Iterable[Mapping]) -> None:
-  """Adds to a file of records, made if need be; a last line that was cut short goes first.
+  """Appends records to a file, which is created if need be; an incomplete last line is dropped.
 
   For a run of one process.
   """
@@ -63,22 +63,22 @@ def append(path: Path, records: Iterable[Mapping]) -> None:
 
 
 def write_json(path: Path, value: Mapping) -> None:
-  """Writes one indented value."""
-  with whole(path) as draft:
-    draft.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + '\n')
+  """Writes one indented value, as `to_json` converts it."""
+  with atomic_write(path) as draft:
+    draft.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + '\n')
 
 
 def read_json(path: Path) -> dict:
-  """The value of a file that `write_json` wrote."""
+  """Reads the value of a file."""
   return json.loads(path.read_text())
 
 
-def plain(value: Any) -> Any:
-  """What JSON can hold: arrays become lists, and numbers that are not finite become null."""
+def to_json(value: Any) -> Any:
+  """Converts a value to what JSON can hold: arrays to lists, and non-finite numbers to null."""
   if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
+    return {str(key): to_json(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(item) for item in value]
+    return [to_json(item) for item in value]
   if hasattr(value, 'tolist'):
-    return plain(value.tolist())
+    return to_json(value.tolist())
   return None if isinstance(value, float) and not math.isfinite(value) else value

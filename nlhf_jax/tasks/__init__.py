@@ -1,1 +1,1 @@
-"""TODO."""
+"""Embedded tasks whose preferences are known, for learning and for tests."""

@@ -126,8 +126,8 @@ def _save(
 class _Means:
   """Means of metrics since they were last taken, and the time a step took.
 
-  `programs` counts the programs compiled so far: if it keeps growing, batches differ in shape and
-  every compilation takes time.
+  `compiled_programs` counts the programs compiled so far. If it keeps growing, batches differ in
+  shape, and every compilation takes time.
   """
 
   def __init__(self):
@@ -152,7 +152,7 @@ class _Means:
     self.restart_clock()
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
-    return means | {'seconds_per_step': seconds, 'programs': compilation.count_programs()}
+    return means | {'seconds_per_step': seconds, 'compiled_programs': compilation.count_programs()}
 
 
 def _mean(column: Sequence[np.ndarray]) -> float:

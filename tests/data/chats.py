@@ -1,4 +1,4 @@
-"""Small tokenizers with chat templates, in the manner of families of pretrained models."""
+"""Small tokenizers with chat templates like those of families of pretrained models."""
 
 import json
 
@@ -65,7 +65,7 @@ PHI = (
 
 
 def byte_level(special):
-  """In the manner of GPT-2: words of bytes."""
+  """Like GPT-2: words of bytes."""
   model = Tokenizer(models.BPE())
   model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   model.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def byte_level(special):
 
 
 def pieces(special):
-  """In the manner of SentencePiece: pieces of one long word, bytes for what has no piece."""
+  """Like SentencePiece: pieces of one long word, and bytes for text that has no piece."""
   trained = Tokenizer(models.BPE())
   trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='never')
   trainer = trainers.BpeTrainer(vocab_size=120, show_progress=False)
@@ -122,7 +122,7 @@ def gemma():
 
 
 def without_first_space():
-  """As SentencePiece decodes: the space that it put before the text is taken off again."""
+  """Decodes as SentencePiece: removes the space that it puts before a text."""
   return decoders.Sequence(
     [
       decoders.Replace('▁', ' '),

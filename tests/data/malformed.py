@@ -1,7 +1,7 @@
-"""More than two hundred inputs with something wrong, most beside rows with nothing wrong.
+"""More than two hundred malformed inputs, most of them among rows that are good.
 
-`inputs()` gives (name, form, write): `write(folder)` makes the input and gives its path. Whatever
-is read of it must be among `GOOD[form]`, of which most have the first three.
+`inputs()` gives (name, schema, write): `write(folder)` makes the input and gives its path. Whatever
+is read of it must be among `GOOD[schema]`, of which most have the first three.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlhf_jax.data.schemas import LONGEST
+from nlhf_jax.data.schemas import MAX_TEXT
 
 TALK = [{'role': 'user', 'content': 'Say hi.'}, {'role': 'assistant', 'content': 'Hi!'}]
 ROWS = {
@@ -63,10 +63,10 @@ def numbered(value, number: int):
   return value.replace('{}', f'hi {number}') if isinstance(value, str) else value
 
 
-GOOD = {form: [numbered(row, number) for number in range(500)] for form, row in ROWS.items()}
+GOOD = {schema: [numbered(row, number) for number in range(500)] for schema, row in ROWS.items()}
 OURS = GOOD['comparisons'][:3]
 
-# What a text or a list of messages cannot be.
+# Values that are neither a text nor a list of messages.
 JUNK = {
   'null': None,
   'a number': 3,
@@ -78,7 +78,7 @@ JUNK = {
   'spaces': ' \t\n\u2003',
   'a null character': 'a\0b',
   'half of a surrogate pair': 'a\ud800',
-  'a gigantic text': 'a' * (LONGEST + 1),
+  'a gigantic text': 'a' * (MAX_TEXT + 1),
   'a list of nothing': [None],
   'a list of texts': ['a'],
   'lists in lists': [[[[['a']]]]],
@@ -136,7 +136,7 @@ Input = tuple[str, str, Callable[[Path], Path]]
 
 
 def inputs() -> Iterator[Input]:
-  """All of them."""
+  """Yields all inputs."""
   yield from lines()
   yield from fields()
   yield from packed()
@@ -160,9 +160,9 @@ def file(name: str, content: bytes) -> Callable[[Path], Path]:
   return write
 
 
-def between(form: str, bad) -> Callable[[Path], Path]:
-  """JSON lines with a bad one among the good ones."""
-  first, *rest = GOOD[form][:3]
+def between(schema: str, bad) -> Callable[[Path], Path]:
+  """JSON lines with a bad line among good ones."""
+  first, *rest = GOOD[schema][:3]
   return file('mine.jsonl', as_lines([first, bad, *rest]))
 
 
@@ -188,14 +188,14 @@ def fields() -> Iterator[Input]:
     if name != 'a half':
       yield f'{name} as preference', 'graded', between('graded', bad)
       yield f'{name} as votes', 'graded', between('graded', bad | {'preference': 1, 'votes': -1})
-  for form, row in ROWS.items():
+  for schema, row in ROWS.items():
     for field in row:
-      rest = {key: value for key, value in GOOD[form][0].items() if key != field}
-      yield f'{form} without {field}', form, between(form, rest)
+      rest = {key: value for key, value in GOOD[schema][0].items() if key != field}
+      yield f'{schema} without {field}', schema, between(schema, rest)
       for name in ('a number', 'an object', 'lists in lists'):
-        # A number is what these may be.
+        # These fields may be numbers.
         if not (name == 'a number' and isinstance(row[field], float | int)):
-          yield f'{form}, {name} as {field}', form, between(form, rest | {field: JUNK[name]})
+          yield f'{schema}, {name} as {field}', schema, between(schema, rest | {field: JUNK[name]})
 
 
 def packed() -> Iterator[Input]:
@@ -225,7 +225,7 @@ def packed() -> Iterator[Input]:
 
 
 def bomb(start: bytes, piece: bytes) -> bytes:
-  """20 MiB in 20 KiB."""
+  """20 MiB, compressed to 20 KiB."""
   out = io.BytesIO()
   with gzip.GzipFile(fileobj=out, mode='wb', compresslevel=9, mtime=0) as file:
     file.write(start)

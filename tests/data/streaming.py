@@ -1,4 +1,4 @@
-"""Reads a file as a run does and notes a digest of every batch: to be killed and resumed.
+"""Reads a file as a run does and records a digest of every batch, to be killed and resumed.
 
 python tests/data/streaming.py FILE FOLDER STEPS SIZE
 
@@ -13,15 +13,14 @@ from pathlib import Path
 import jax
 
 from nlhf_jax.data import dataset
-from nlhf_jax.data.batches import batches, in_random_order
+from nlhf_jax.data.batches import batches, swap_sides
 
 
 def make(path: Path, folder: Path) -> dataset.Corpus:
   """The corpus of a file of graded comparisons."""
-  return dataset.make_file(
-    seed=0,
+  data = dataset.FileData(
     path=str(path),
-    form='graded',
+    schema='graded',
     split='',
     part='1/1',
     skip_bad=False,
@@ -29,15 +28,14 @@ def make(path: Path, folder: Path) -> dataset.Corpus:
     prompt_length=128,
     response_length=64,
     vocabulary=512,
-    pretrained='',
-    folder=folder,
   )
+  return dataset.make_file_corpus(data, seed=0, pretrained='', folder=folder)
 
 
 def main() -> None:
   path, folder, steps, size = sys.argv[1:]
   corpus = make(Path(path), Path(folder))
-  source = in_random_order(batches(corpus.train.comparisons, int(size), seed=0))
+  source = swap_sides(batches(corpus.train.comparisons, int(size), seed=0))
   noted = Path(folder) / 'batches'
   done = noted.read_text().count('\n') if noted.exists() else 0
   with noted.open('a') as file:
@@ -46,7 +44,7 @@ def main() -> None:
       for leaf in jax.tree.leaves(source[step]):
         digest.update(str(leaf.shape).encode() + leaf.tobytes())
       print(step, digest.hexdigest(), file=file, flush=True)
-  # Of this program alone: getrusage begins with what the one that started it held.
+  # Of this program only: getrusage includes the peak of the process that started it.
   status = Path('/proc/self/status').read_text()
   peak = 1024 * int(status.split('VmHWM:')[1].split()[0])
   print(json.dumps({'peak': peak, 'train': corpus.account['train']['comparisons']}))

@@ -1,4 +1,4 @@
-"""A batch is a function of the step, and whatever is done in chunks is as if done at once."""
+"""A batch is a function of the step, and computing in chunks equals computing at once."""
 
 import itertools
 from collections import Counter
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.data.batches import Examples, batches, in_random_order, map_chunks, take
+from nlhf_jax.data.batches import Examples, batches, map_chunks, swap_sides, take
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 COUNT, SIZE = 12, 4
@@ -32,7 +32,7 @@ def comparisons():
 
 @pytest.fixture
 def examples(comparisons):
-  """The same, all of the longest lengths."""
+  """The same as examples, all of the longest lengths."""
 
   def read(rows, widths):
     assert widths == (2, 3)
@@ -45,7 +45,7 @@ def rows(batch):
   return batch.prompts.tokens[:, 0].tolist()
 
 
-def test_a_step_has_the_same_batch_whatever_was_asked_before(examples):
+def test_a_batch_does_not_depend_on_earlier_reads(examples):
   one, other = (batches(examples, SIZE, seed=3) for _ in range(2))
   forwards = [rows(one[step]) for step in range(10)]
   backwards = [rows(other[step]) for step in reversed(range(10))]
@@ -61,21 +61,21 @@ def test_another_seed_gives_another_order(examples):
 def test_an_epoch_has_every_example_once(examples, size):
   source = batches(examples, size, seed=0)
   steps = range(-(-3 * COUNT // size))
-  drawn = [row for step in steps for row in rows(source[step])][: 3 * COUNT]
-  epochs = [drawn[start : start + COUNT] for start in range(0, 3 * COUNT, COUNT)]
+  shuffled = [row for step in steps for row in rows(source[step])][: 3 * COUNT]
+  epochs = [shuffled[start : start + COUNT] for start in range(0, 3 * COUNT, COUNT)]
   assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 3, 'an epoch repeats the order of another'
 
 
-def test_a_batch_holds_whole_comparisons(examples, comparisons):
+def test_batches_keep_comparisons_together(examples, comparisons):
   batch = batches(examples, SIZE, seed=0)[7]
   expected = take(comparisons, np.array(rows(batch)))
   jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
-def test_sides_swap_together_with_the_sign_of_the_payoff(examples, comparisons):
+def test_swapped_sides_negate_the_payoff(examples, comparisons):
   for step in range(5):
-    batch = in_random_order(batches(examples, SIZE, seed=0))[step]
+    batch = swap_sides(batches(examples, SIZE, seed=0))[step]
     swapped = batch.payoff[:, 0, 0] < 0
     kept = take(comparisons, np.array(rows(batch)))
     for side, straight, crossed in (
@@ -94,8 +94,8 @@ def test_sides_swap_together_with_the_sign_of_the_payoff(examples, comparisons):
     np.testing.assert_array_equal(abs(batch.payoff), kept.payoff)
 
 
-def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(examples):
-  source = in_random_order(batches(examples, COUNT, seed=0))
+def test_half_the_sides_swap_in_both_orders_over_time(examples):
+  source = swap_sides(batches(examples, COUNT, seed=0))
   times = Counter()
   for step in range(40):
     batch = source[step]
@@ -104,15 +104,15 @@ def test_about_half_the_sides_swap_and_an_example_is_seen_both_ways(examples):
   assert sum(times.values()) / (40 * COUNT) == pytest.approx(0.5, abs=0.08)
 
 
-def test_which_sides_swap_depends_on_the_step_alone(examples):
-  one, other = (in_random_order(batches(examples, SIZE, seed=0)) for _ in range(2))
+def test_swaps_depend_only_on_the_step(examples):
+  one, other = (swap_sides(batches(examples, SIZE, seed=0)) for _ in range(2))
   forwards = [one[step].payoff for step in range(8)]
   backwards = [other[step].payoff for step in reversed(range(8))]
   np.testing.assert_array_equal(forwards, backwards[::-1])
 
 
 @pytest.mark.parametrize('size', [1, 4, 5, COUNT, 100])
-def test_chunks_give_the_result_of_the_whole_with_calls_of_one_shape(comparisons, size):
+def test_chunks_equal_the_whole_and_share_one_shape(comparisons, size):
   calls = []
 
   def function(chunk, number):
@@ -142,7 +142,7 @@ def test_chunks_of_long_examples_have_fewer_rows(width, rows):
 
 
 def lengths_only(lengths, longest, seen=None):
-  """Examples that are nothing but lengths; of each batch, the widths asked for are noted."""
+  """Examples that only have lengths; the widths of each batch are recorded."""
 
   def read(rows, widths):
     if seen is not None:
@@ -155,20 +155,20 @@ def lengths_only(lengths, longest, seen=None):
 @pytest.mark.parametrize(
   ('length', 'width'), [(0, 32), (1, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)]
 )
-def test_a_batch_is_as_wide_as_its_longest_needs_halved_as_often_as_there_is_room(length, width):
+def test_widths_halve_while_the_longest_example_fits(length, width):
   seen = []
   batches(lengths_only([[1, 1], [length, 1], [1, length]], (128, 128), seen), 3, seed=0)[0]
   assert seen[0][1] == (width, width)
 
 
-def test_short_and_odd_lengths_stay_as_they_are():
+def test_short_and_odd_widths_are_not_halved():
   seen = []
   batches(lengths_only([[1, 2], [2, 1]], (25, 75), seen), 2, seed=0)[0]
   assert seen[0][1] == (25, 75)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
-def test_examples_of_like_length_come_together_once_an_epoch_in_few_shapes(seed):
+def test_batches_group_similar_lengths_in_few_shapes(seed):
   random = np.random.default_rng(seed)
   lengths = random.choice([20, 100, 400], (1200, 2), p=[0.6, 0.3, 0.1])
   seen = []
@@ -176,24 +176,24 @@ def test_examples_of_like_length_come_together_once_an_epoch_in_few_shapes(seed)
   for step in range(128):  # four windows of 32 batches
     source[step]
   for start in range(0, 128, 32):
-    drawn = np.concatenate([rows for rows, _ in seen[start : start + 32]])
-    assert len(set(drawn.tolist())) == 256  # each once in less than an epoch
+    shuffled = np.concatenate([rows for rows, _ in seen[start : start + 32]])
+    assert len(set(shuffled.tolist())) == 256  # each once in less than an epoch
   widths = [widths for _, widths in seen]
   assert set(widths) <= set(itertools.product([32, 128, 512], repeat=2))
   tokens = sum(8 * sum(pair) for pair in widths)
   needed = sum(lengths[rows].sum() for rows, _ in seen)
   assert tokens < 1.6 * needed
-  # In the order they are drawn, few batches are without a long one.
+  # In the shuffled order, few batches have no long example.
   plain = [lengths[rows].max() for rows in np.arange(1200).reshape(-1, 8)]
   assert np.mean(np.array(plain) == 400) > 0.7
-  # Short and long batches take turns.
+  # Short and long batches alternate.
   long = np.array([max(pair) == 512 for pair in widths])
   assert 8 < long.sum() < 64
   assert all(long[start : start + 32].any() for start in range(0, 128, 32))
   assert (np.diff(long.astype(int)) != 0).sum() > 8
 
 
-def test_what_a_batch_holds_depends_on_the_step_alone_with_lengths_too():
+def test_grouped_batches_depend_only_on_the_step():
   lengths = np.random.default_rng(0).choice([20, 100, 400], (300, 2))
   one, other = (batches(lengths_only(lengths, (512, 512)), 8, seed=3) for _ in range(2))
   forwards = [one[step].tokens for step in range(90)]
@@ -201,7 +201,7 @@ def test_what_a_batch_holds_depends_on_the_step_alone_with_lengths_too():
   np.testing.assert_array_equal(forwards, backwards[::-1])
 
 
-def test_processes_read_their_own_rows_and_agree_on_widths_and_order():
+def test_processes_read_their_rows_with_equal_widths():
   lengths = np.random.default_rng(0).choice([20, 100], (64, 2))
   first = np.arange(8) < 4
   seen = {}

@@ -1,4 +1,4 @@
-"""Our own form in JSON lines: every line is read, or refused with its number and its field."""
+"""Comparisons in JSON lines: every line is read, or refused with its number and its field."""
 
 import json
 
@@ -102,9 +102,11 @@ def line(**fields):
 
 def read(path, skip_bad=False):
   """(number, record) of every line that can be used."""
-  records = list(examples.records(path, 'comparisons', '', skip_bad))
-  entries = examples.read(examples.locate(path, 'comparisons', ''))
-  found = [(number, said) for _, number, said in entries if isinstance(said, schemas.Record)]
+  records = list(examples.read_examples(path, 'comparisons', '', skip_bad))
+  entries = examples.read_entries(examples.locate(path, 'comparisons', ''))
+  found = [
+    (number, example) for _, number, example in entries if isinstance(example, schemas.Example)
+  ]
   assert [record for _, record in found] == records
   return found
 
@@ -114,15 +116,15 @@ def read(path, skip_bad=False):
 )
 @pytest.mark.parametrize('end', [b'\n', b'\r\n'], ids=['Unix', 'Windows'])
 @pytest.mark.parametrize('start', [b'', b'\xef\xbb\xbf'], ids=['plain', 'byte-order mark'])
-def test_every_usual_way_to_end_lines_and_files_works(write, start, end, last):
+def test_all_usual_line_and_file_endings_work(write, start, end, last):
   path = write(line(), b'', line(chosen='Hi\u2028there \U0001f389'), *last, start=start, end=end)
   assert read(path) == [
-    (1, schemas.Record('Say hi.', 'Hi!', 'No.')),
-    (3, schemas.Record('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
+    (1, schemas.Example('Say hi.', 'Hi!', 'No.')),
+    (3, schemas.Example('Say hi.', 'Hi\u2028there \U0001f389', 'No.')),
   ]
 
 
-def test_escapes_are_read_and_other_fields_are_passed_over(write):
+def test_escapes_are_decoded_and_other_fields_ignored(write):
   ((_, record),) = read(write(line(chosen='\U0001f389 \u00e9'), end=b''))
   assert record.left == '\U0001f389 \u00e9'
   escaped = json.dumps(GOOD | {'chosen': '\U0001f389 \u00e9', 'score': 0.5, 'x': None}).encode()
@@ -133,12 +135,12 @@ def test_escapes_are_read_and_other_fields_are_passed_over(write):
 @pytest.mark.parametrize(
   'content', [b'', b'\n', b'\r\n \t\r\n\n', b'\xef\xbb\xbf', b'\xef\xbb\xbf\n']
 )
-def test_a_file_of_blank_lines_has_no_records(write, content):
+def test_blank_lines_give_no_examples(write, content):
   assert read(write(content)) == []
 
 
 @pytest.mark.parametrize('problem', BAD)
-def test_a_bad_line_is_refused_with_its_number_and_a_remedy(write, problem):
+def test_a_bad_line_is_refused_with_a_remedy(write, problem):
   path = write(line(), b'', BAD[problem], line())
   with pytest.raises(UserError) as refused:
     read(path)
@@ -148,22 +150,22 @@ def test_a_bad_line_is_refused_with_its_number_and_a_remedy(write, problem):
   assert len(sentence.splitlines()) == 1
 
 
-def test_bad_lines_are_skipped_and_counted_by_reason_if_asked(write, capsys):
+def test_skipped_bad_lines_are_counted_by_reason(write, capsys):
   path = write(line(), *BAD.values(), line(), *BAD.values())
   assert [number for number, _ in read(path, skip_bad=True)] == [1, len(BAD) + 2]
-  said = capsys.readouterr().out.splitlines()
-  assert f'{path}: skipped 8 rows: not valid JSON.' in said
-  assert f"{path}: skipped 2 rows: field 'prompt' is empty." in said
-  assert sum(int(text.split()[2]) for text in said) == 2 * len(BAD)
+  printed = capsys.readouterr().out.splitlines()
+  assert f'{path}: skipped 8 rows: not valid JSON.' in printed
+  assert f"{path}: skipped 2 rows: field 'prompt' is empty." in printed
+  assert sum(int(text.split()[2]) for text in printed) == 2 * len(BAD)
 
 
-def test_nothing_is_said_where_nothing_is_skipped(write, capsys):
+def test_nothing_is_printed_if_nothing_is_skipped(write, capsys):
   read(write(line()), skip_bad=True)
   assert capsys.readouterr().out == ''
 
 
 @pytest.mark.parametrize(('name', 'reason'), [('none.jsonl', 'No such file or directory')])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
+def test_the_error_names_an_unreadable_file(tmp_path, name, reason):
   path = str(tmp_path / name)
   with pytest.raises(UserError) as refused:
     read(path)
@@ -175,23 +177,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
 
 @pytest.mark.parametrize('prompt', ['Say hi.', TURNS], ids=['question', 'conversation'])
 @pytest.mark.parametrize('whole', [False, True], ids=['the last message', 'all messages'])
-def test_responses_may_be_messages_with_or_without_those_of_the_prompt(write, prompt, whole):
+def test_responses_may_be_messages_or_whole_conversations(write, prompt, whole):
   before = TURNS if prompt is TURNS else [user(prompt)]
-  said = {
+  sides = {
     field: [*(before if whole else []), assistant(GOOD[field])] for field in ('chosen', 'rejected')
   }
-  expected = schemas.Record(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
-  path = write(line(prompt=prompt, **said), line(prompt=prompt), json.dumps(said).encode())
+  expected = schemas.Example(MESSAGES if prompt is TURNS else prompt, 'Hi!', 'No.')
+  path = write(line(prompt=prompt, **sides), line(prompt=prompt), json.dumps(sides).encode())
   assert [record for _, record in read(path, skip_bad=True)] == [expected] * (2 + whole)
 
 
-def test_one_question_is_the_same_prompt_however_it_is_written(write):
+def test_a_question_equals_a_conversation_of_one_message(write):
   ((_, one), (_, other)) = read(write(line(), line(prompt=[user('Say hi.') | {'name': 'x'}])))
   assert one == other
   assert schemas.messages(one.prompt) == (schemas.Message('user', 'Say hi.'),)
 
 
-def test_a_conversation_can_be_looked_up(write):
+def test_conversations_are_hashable(write):
   ((_, record),) = read(write(line(prompt=TURNS)))
   assert record.prompt == MESSAGES
   assert record.prompt in {MESSAGES}
@@ -199,21 +201,21 @@ def test_a_conversation_can_be_looked_up(write):
 
 
 @pytest.mark.parametrize('problem', BAD_MESSAGES)
-def test_bad_messages_are_refused_with_what_is_wrong_with_them(problem):
+def test_bad_messages_are_refused_with_the_problem(problem):
   with pytest.raises(readers.Problem) as refused:
     schemas.comparisons(GOOD | BAD_MESSAGES[problem])
   assert str(refused.value).startswith(problem)
 
 
 @pytest.mark.parametrize('turns', NO_TURNS)
-def test_turns_in_another_order_are_refused(turns):
+def test_turns_in_a_wrong_order_are_refused(turns):
   with pytest.raises(readers.Problem, match="field 'prompt' is not user and assistant in turn"):
     schemas.comparisons(GOOD | {'prompt': turns})
 
 
-def test_a_missing_prompt_is_that_of_the_chosen_conversation_and_must_be_that_of_the_other():
-  said = {'chosen': [user('a'), assistant('b')], 'rejected': [user('A'), assistant('c')]}
+def test_a_missing_prompt_comes_from_both_conversations():
+  row = {'chosen': [user('a'), assistant('b')], 'rejected': [user('A'), assistant('c')]}
   with pytest.raises(readers.Problem, match="field 'rejected' has other messages than the prompt"):
-    schemas.comparisons(said)
+    schemas.comparisons(row)
   with pytest.raises(readers.Problem, match="field 'prompt' is missing"):
-    schemas.comparisons(said | {'chosen': [assistant('b')]})
+    schemas.comparisons(row | {'chosen': [assistant('b')]})

@@ -1,4 +1,4 @@
-"""Texts become two splits of tokens that share no prompt; real judgements do too."""
+"""Texts become two splits of tokens that share no prompt; so do real judgements."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,19 @@ import pytest
 from nlhf_jax.data import dataset, tokenizers
 from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks.summaries import corpus as synthetic
+from nlhf_jax.tasks.summaries import generator
 from tests.data.chats import FAMILIES, save
 
 SYNTHETIC = dict(
-  seed=0,
   posts=40,
   held_out=10,
   prompt_length=25,
   response_length=14,
   vocabulary=1024,
-  pretrained='',
 )
 FILE = dict(
-  seed=0,
-  form='comparisons',
+  schema='comparisons',
   split='',
   part='1/1',
   skip_bad=False,
@@ -31,7 +30,6 @@ FILE = dict(
   prompt_length=24,
   response_length=24,
   vocabulary=400,
-  pretrained='',
 )
 # Ten prompts, of which prompt i has i % 3 + 1 comparisons, in no particular order.
 RECORDS = [
@@ -41,6 +39,10 @@ RECORDS = [
 ]
 
 
+def make_file_corpus(folder, pretrained='', seed=0, **settings):
+  return dataset.make_file_corpus(dataset.FileData(**settings), seed, pretrained, folder)
+
+
 @pytest.fixture
 def make(tmp_path):
   """A function that writes records to a file and makes a corpus of it."""
@@ -48,7 +50,7 @@ def make(tmp_path):
   def make(records, **changes):
     path = tmp_path / 'mine.jsonl'
     path.write_text(''.join(json.dumps(record) + '\n' for record in records))
-    return dataset.make_file(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
+    return make_file_corpus(path=str(path), folder=tmp_path / 'kept', **FILE | changes)
 
   return make
 
@@ -56,7 +58,12 @@ def make(tmp_path):
 @pytest.fixture
 def make_synthetic(tmp_path):
   """A function that makes a corpus of the embedded task."""
-  return lambda **changes: dataset.make_synthetic(folder=tmp_path, **SYNTHETIC | changes)
+
+  def make(pretrained='', seed=0, **changes):
+    data = synthetic.SyntheticData(**SYNTHETIC | changes)
+    return synthetic.make_synthetic_corpus(data, seed, pretrained, tmp_path)
+
+  return make
 
 
 def whole(part):
@@ -66,31 +73,35 @@ def whole(part):
 
 def prompts(corpus, prompts):
   prompts = whole(prompts)
-  return tokenizers.texts(corpus.tokenizer, prompts.tokens, prompts.mask)
+  return tokenizers.response_texts(corpus.tokenizer, prompts.tokens, prompts.mask)
 
 
 def comparisons(corpus, split):
-  """The comparisons of a split as text again."""
-  said = whole(split.comparisons)
-  assert np.all(said.payoff == 0.5)
-  assert said.payoff.shape == (len(said.prompts.tokens), 1, 1)
-  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
+  """The comparisons of a split, decoded."""
+  batch = whole(split.comparisons)
+  assert np.all(batch.payoff == 0.5)
+  assert batch.payoff.shape == (len(batch.prompts.tokens), 1, 1)
+  sides = [
+    tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in (batch.left, batch.right)
+  ]
   return [
     {'prompt': prompt, 'chosen': left, 'rejected': right}
-    for prompt, left, right in zip(prompts(corpus, said.prompts), *sides, strict=True)
+    for prompt, left, right in zip(prompts(corpus, batch.prompts), *sides, strict=True)
   ]
 
 
 def graded(corpus, split):
   """The comparisons of a split as (prompt, left, right, payoff)."""
-  said = whole(split.comparisons)
-  sides = [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in (said.left, said.right)]
-  return list(zip(prompts(corpus, said.prompts), *sides, said.payoff.ravel(), strict=True))
+  batch = whole(split.comparisons)
+  sides = [
+    tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in (batch.left, batch.right)
+  ]
+  return list(zip(prompts(corpus, batch.prompts), *sides, batch.payoff.ravel(), strict=True))
 
 
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('share', [0.01, 0.3, 0.99])
-def test_every_comparison_is_in_one_split_and_no_prompt_in_two(make, seed, share):
+def test_splits_share_no_prompt_and_lose_no_comparison(make, seed, share):
   corpus = make(RECORDS, seed=seed, held_out=share)
   parts = [comparisons(corpus, split) for split in (corpus.train, corpus.held_out)]
   key = lambda record: sorted(record.items())
@@ -100,19 +111,19 @@ def test_every_comparison_is_in_one_split_and_no_prompt_in_two(make, seed, share
   assert len(tested) == min(max(1, round(share * 10)), 9)
 
 
-def test_a_prompt_is_asked_once_and_its_demonstrations_are_the_chosen_responses(make):
+def test_prompts_are_unique_and_chosen_responses_are_demonstrations(make):
   corpus = make(RECORDS)
   for split in (corpus.train, corpus.held_out):
     records = comparisons(corpus, split)
-    asked = prompts(corpus, split.prompts)
-    assert sorted(asked) == sorted({record['prompt'] for record in records})
+    found = prompts(corpus, split.prompts)
+    assert sorted(found) == sorted({record['prompt'] for record in records})
     assert whole(split.demonstrations).right is None
-    shown = tokenizers.texts(corpus.tokenizer, *whole(split.demonstrations).left[:2])
+    shown = tokenizers.response_texts(corpus.tokenizer, *whole(split.demonstrations).left[:2])
     assert shown == [record['chosen'] for record in records]
 
 
 @pytest.mark.parametrize('reorder', [list, reversed])
-def test_the_split_depends_on_the_seed_and_not_on_the_order_of_lines(make, reorder):
+def test_the_split_depends_on_the_seed_not_line_order(make, reorder):
   def tested(records, seed):
     corpus = make(records, seed=seed)
     return set(prompts(corpus, corpus.held_out.prompts))
@@ -126,30 +137,32 @@ def test_long_responses_are_cut_and_counted(make, capsys):
   corpus = make([*long, *RECORDS])
   masks = [whole(split.comparisons).left.mask for split in (corpus.train, corpus.held_out)]
   assert np.concatenate(masks).all(axis=(1, 2)).sum() == 3
-  (said,) = capsys.readouterr().out.splitlines()
-  assert said.endswith('cut 3 of 44 responses to config.data.response_length=24 tokens.')
+  (printed,) = capsys.readouterr().out.splitlines()
+  assert printed.endswith('cut 3 of 44 responses to config.data.response_length=24 tokens.')
   assert (corpus.account['cut'], corpus.account['responses']) == (3, 44)
 
 
-def test_graded_preferences_ties_and_votes_arrive_as_they_were_given(make):
+def test_graded_preferences_and_ties_are_kept(make):
   rows = [
     {'prompt': f'q {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 20, 'votes': 20}
     for i in range(21)
   ]
-  corpus = make(rows, form='graded')
-  said = [*graded(corpus, corpus.train), *graded(corpus, corpus.held_out)]
-  for prompt, left, right, payoff in said:
+  corpus = make(rows, schema='graded')
+  found = [*graded(corpus, corpus.train), *graded(corpus, corpus.held_out)]
+  for prompt, left, right, payoff in found:
     number = int(prompt.split()[1])
     assert (left, right) == (f'a {number}', f'b {number}')
     assert payoff == np.float32(number / 20 - 0.5)
   assert (corpus.account['ties'], corpus.account['graded']) == (1, 18)
-  # A tie is no demonstration; of the others, the response preferred is one.
+  # Ties give no demonstration; the preferred responses of the others do.
   shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
-  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  texts = [
+    text for part in shown for text in tokenizers.response_texts(corpus.tokenizer, *part.left[:2])
+  ]
   assert sorted(texts) == sorted(f'{"ab"[i < 10]} {i}' for i in range(21) if i != 10)
 
 
-def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(make, tmp_path):
+def test_several_files_make_one_corpus(make, tmp_path):
   def write(name, rows):
     path = tmp_path / name
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -159,39 +172,41 @@ def test_demonstrations_prompts_and_comparisons_of_several_files_are_one_corpus(
     'demonstrations': [{'prompt': f'question {i}', 'response': f'shown {i}'} for i in range(4, 14)],
     'prompts': [{'prompt': f'question {i}'} for i in range(12, 20)],
   }
-  paths = [write(f'{form}.jsonl', rows) for form, rows in sources.items()]
+  paths = [write(f'{schema}.jsonl', rows) for schema, rows in sources.items()]
   own = write('own.jsonl', RECORDS)
-  corpus = dataset.make_file(
+  corpus = make_file_corpus(
     path=','.join([own, *paths]),
     folder=tmp_path / 'kept',
-    **FILE | {'form': ','.join(['comparisons', *sources])},
+    **FILE | {'schema': ','.join(['comparisons', *sources])},
   )
-  asked = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
-  assert asked[0] | asked[1] == {f'question {i}' for i in range(20)}
-  assert not asked[0] & asked[1]
+  by_split = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
+  assert by_split[0] | by_split[1] == {f'question {i}' for i in range(20)}
+  assert not by_split[0] & by_split[1]
   shown = [whole(split.demonstrations) for split in (corpus.train, corpus.held_out)]
-  for part, known in zip(shown, asked, strict=True):
+  for part, known in zip(shown, by_split, strict=True):
     assert set(prompts(corpus, part.prompts)) <= known
-  texts = [text for part in shown for text in tokenizers.texts(corpus.tokenizer, *part.left[:2])]
+  texts = [
+    text for part in shown for text in tokenizers.response_texts(corpus.tokenizer, *part.left[:2])
+  ]
   assert sorted(texts) == sorted(row['response'] for row in sources['demonstrations'])
   assert sum(corpus.account[name]['comparisons'] for name in ('train', 'held_out')) == len(RECORDS)
 
 
-def test_prompts_alone_are_a_corpus_without_responses(make):
-  corpus = make([{'prompt': f'question {i}'} for i in range(9)], form='prompts')
+def test_prompts_alone_make_a_corpus(make):
+  corpus = make([{'prompt': f'question {i}'} for i in range(9)], schema='prompts')
   for name, count in (('train', 6), ('held_out', 3)):
     expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0}
     assert corpus.account[name] == expected
   assert len(prompts(corpus, corpus.train.prompts)) == 6
 
 
-def test_thirds_of_the_prompts_are_disjoint_and_equal_and_the_same_for_every_order(make):
+def test_thirds_are_disjoint_and_independent_of_line_order(make):
   rows = [{'prompt': f'question {i}', 'chosen': 'a', 'rejected': 'b'} for i in range(30)] * 2
 
   def third(number, rows):
     corpus = make(rows, part=f'{number}/3')
-    asked = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
-    return asked[0] | asked[1]
+    by_split = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
+    return by_split[0] | by_split[1]
 
   thirds = [third(number, rows) for number in (1, 2, 3)]
   assert [len(part) for part in thirds] == [10, 10, 10]
@@ -202,13 +217,13 @@ def test_thirds_of_the_prompts_are_disjoint_and_equal_and_the_same_for_every_ord
       make(rows, part=part)
 
 
-def test_what_was_tokenised_is_found_again_by_what_determines_it(make, tmp_path, monkeypatch):
+def test_tokenised_texts_are_reused_until_a_setting_changes(make, tmp_path, monkeypatch):
   kept = lambda: sorted(tmp_path.glob('kept/data-*'))
   first = make(RECORDS)
   (place,) = kept()
   before = {file: file.stat().st_mtime_ns for file in place.iterdir()}
   monkeypatch.setattr(tokenizers, 'train', None)
-  again = make(RECORDS, response_length=12, seed=3, held_out=0.5)  # of no account for tokens
+  again = make(RECORDS, response_length=12, seed=3, held_out=0.5)  # these do not change the tokens
   assert kept() == [place]
   assert {file: file.stat().st_mtime_ns for file in place.iterdir()} == before
   assert tokenizers.settings(again.tokenizer) == tokenizers.settings(first.tokenizer)
@@ -222,7 +237,7 @@ def test_what_was_tokenised_is_found_again_by_what_determines_it(make, tmp_path,
 LONG = [{'prompt': 'why ' * 40, 'chosen': 'yes', 'rejected': 'no'}]
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(make, tmp_path):
+def test_a_prompt_that_is_too_long_is_refused(make, tmp_path):
   with pytest.raises(UserError) as refused:
     make(RECORDS + LONG)
   sentence = str(refused.value)
@@ -231,7 +246,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(make, tmp_path):
   assert 'raise that length' in sentence
 
 
-def test_a_prompt_that_leaves_no_room_is_skipped_and_counted_if_asked(make, capsys):
+def test_prompts_that_are_too_long_can_be_skipped(make, capsys):
   corpus = make(RECORDS + LONG + LONG, skip_bad=True)
   counts = [len(whole(split.comparisons).payoff) for split in (corpus.train, corpus.held_out)]
   assert sum(counts) == len(RECORDS)
@@ -252,28 +267,29 @@ def test_too_few_comparisons_are_refused(make, tmp_path, records, found):
     make(records)
 
 
-def test_prompts_that_are_all_skipped_are_too_few(make):
+def test_skipping_all_prompts_is_refused(make):
   with pytest.raises(UserError, match='0 different prompts found'):
     make(LONG, skip_bad=True)
 
 
-def test_the_embedded_task_has_two_splits_of_posts_judged_by_the_panel(make_synthetic):
+def test_the_embedded_task_has_two_splits(make_synthetic):
   corpus = make_synthetic()
-  assert corpus.embedded
+  assert corpus.oracle
+  assert corpus.annotator
   texts = []
   for split, count in ((corpus.train, 40), (corpus.held_out, 10)):
     split = type(split)(*map(whole, split))
     posts = prompts(corpus, split.prompts)
     texts.extend(posts)
     assert len(posts) == count
-    assert all(len(generator.facts(post)) == 5 for post in posts)
+    assert all(len(generator.key_facts(post)) == 5 for post in posts)
     for part in (split.demonstrations, split.comparisons):
       jax.tree.map(np.testing.assert_array_equal, part.prompts, split.prompts)
     assert set(np.round(3 * (split.comparisons.payoff + 0.5)).ravel()) <= {0, 1, 2, 3}
   assert len(set(texts)) == 50
 
 
-def test_the_embedded_task_depends_on_the_seed_alone(make_synthetic):
+def test_the_embedded_task_depends_only_on_the_seed(make_synthetic):
   one, again, other = (make_synthetic(seed=seed) for seed in (0, 0, 1))
   for part in range(3):
     jax.tree.map(np.testing.assert_array_equal, whole(one.train[part]), whole(again.train[part]))
@@ -290,9 +306,7 @@ def test_the_embedded_task_depends_on_the_seed_alone(make_synthetic):
     ('vocabulary', 300, 'prompt_length'),
   ],
 )
-def test_lengths_that_the_embedded_task_does_not_fit_are_refused(
-  make_synthetic, field, value, blamed
-):
+def test_lengths_too_short_for_the_embedded_task_are_refused(make_synthetic, field, value, blamed):
   with pytest.raises(UserError, match=f'^config.data.{blamed}=.* is too short; .* tokens'):
     make_synthetic(**{field: value})
 
@@ -309,7 +323,7 @@ def test_real_judgements_become_a_corpus(alpaca, make):
   records = alpaca(300)
   assert len(records) == 300
   lengths = {'prompt_length': 64, 'response_length': 128, 'vocabulary': 4096}
-  corpus = make(records, form='graded', skip_bad=True, held_out=0.1, **lengths)
+  corpus = make(records, schema='graded', skip_bad=True, held_out=0.1, **lengths)
   both = [graded(corpus, split) for split in (corpus.train, corpus.held_out)]
   assert min(map(len, both)) > 10
   assert not corpus.account['dropped']
@@ -320,7 +334,7 @@ def test_real_judgements_become_a_corpus(alpaca, make):
   )
 
 
-def test_more_judgements_than_there_are_cannot_be_had(alpaca):
+def test_too_many_real_judgements_are_refused(alpaca):
   with pytest.raises(ValueError, match='fewer than 1000000'):
     alpaca(1_000_000)
 
@@ -332,39 +346,39 @@ def chat(request, tmp_path_factory):
 
 
 def turns(number):
-  said = [f'question {number}', f'answer {number}', 'and why?']
+  texts = [f'question {number}', f'answer {number}', 'and why?']
   roles = ('user', 'assistant', 'user')
-  return [{'role': role, 'content': text} for role, text in zip(roles, said, strict=True)]
+  return [{'role': role, 'content': text} for role, text in zip(roles, texts, strict=True)]
 
 
-def test_conversations_become_a_corpus_with_the_tokenizer_of_a_chat_model(make, chat):
+def test_conversations_become_a_corpus_with_a_chat_tokenizer(make, chat):
   talks = [
     {'prompt': turns(i // 2), 'chosen': f'good {i}', 'rejected': f'bad {i}'} for i in range(20)
   ]
   corpus = make([*RECORDS, *talks], pretrained=chat, prompt_length=250, response_length=60)
   assert len(corpus.tokenizer) == len(tokenizers.load(chat))
-  said, asked = [], []
+  shown, by_split = [], []
   for split in (corpus.train, corpus.held_out):
     read = tokenizers.prompt_texts(corpus.tokenizer, *whole(split.prompts))
     assert len(set(read)) == len(read)
-    asked.append(set(read))
+    by_split.append(set(read))
     parts = whole(split.comparisons)
     for prompt, chosen in zip(
       tokenizers.prompt_texts(corpus.tokenizer, *parts.prompts),
-      tokenizers.texts(corpus.tokenizer, *parts.left[:2]),
+      tokenizers.response_texts(corpus.tokenizer, *parts.left[:2]),
       strict=True,
     ):
       assert prompt in read
-      said.append((prompt.endswith('and why?'), chosen))
+      shown.append((prompt.endswith('and why?'), chosen))
     stops = (parts.left.tokens == corpus.tokenizer.eos_token_id) & parts.left.mask
     assert np.all(stops.sum(axis=(1, 2)) == 1)
-  assert not asked[0] & asked[1]
-  assert len(asked[1]) == 6  # 0.3 of ten questions and ten conversations
+  assert not by_split[0] & by_split[1]
+  assert len(by_split[1]) == 6  # 0.3 of ten questions and ten conversations
   expected = [(False, row['chosen']) for row in RECORDS] + [(True, row['chosen']) for row in talks]
-  assert sorted(said) == sorted(expected)
+  assert sorted(shown) == sorted(expected)
 
 
-def test_a_conversation_without_a_chat_template_is_refused_or_skipped(make, tmp_path, capsys):
+def test_conversations_need_a_chat_template(make, tmp_path, capsys):
   talk = {'prompt': turns(0), 'chosen': 'yes', 'rejected': 'no'}
   with pytest.raises(UserError) as refused:
     make([*RECORDS, talk])
@@ -379,31 +393,29 @@ def test_a_conversation_without_a_chat_template_is_refused_or_skipped(make, tmp_
     make([talk, talk], skip_bad=True)
 
 
-def test_a_conversation_that_the_chat_template_refuses_is_a_line_that_cannot_be_used(
-  make, tmp_path
-):
+def test_a_conversation_the_template_refuses_is_a_bad_line(make, tmp_path):
   folder = save(tmp_path / 'gemma', *FAMILIES['gemma'][0]())
   talk = {'prompt': [{'role': 'system', 'content': 'a'}, *turns(0)], 'chosen': 'b', 'rejected': 'c'}
-  said = rf'line {len(RECORDS) + 1}: the chat template refuses .* \(no system messages'
-  with pytest.raises(UserError, match=said):
+  problem = rf'line {len(RECORDS) + 1}: the chat template refuses .* \(no system messages'
+  with pytest.raises(UserError, match=problem):
     make([*RECORDS, talk], pretrained=folder, prompt_length=250, response_length=60)
 
 
-def test_the_embedded_task_can_be_told_to_a_chat_model(chat, make_synthetic):
+def test_the_embedded_task_works_with_a_chat_tokenizer(chat, make_synthetic):
   corpus = make_synthetic(prompt_length=250, response_length=120, pretrained=chat)
   own = make_synthetic()
   for split, plain in ((corpus.train, own.train), (corpus.held_out, own.held_out)):
     read = tokenizers.prompt_texts(corpus.tokenizer, *whole(split.prompts))
     assert read == prompts(own, plain.prompts)
-    assert comparisons_said(corpus, split) == comparisons_said(own, plain)
+    assert texts_of_comparisons(corpus, split) == texts_of_comparisons(own, plain)
   with pytest.raises(UserError, match=r'^config.data.prompt_length=25 .* \d+ tokens; raise it'):
     make_synthetic(pretrained=chat)
 
 
-def comparisons_said(corpus, split):
+def texts_of_comparisons(corpus, split):
   compared = whole(split.comparisons)
   sides = (whole(split.demonstrations).left, compared.left, compared.right)
-  return [tokenizers.texts(corpus.tokenizer, *side[:2]) for side in sides]
+  return [tokenizers.response_texts(corpus.tokenizer, *side[:2]) for side in sides]
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_refused(make, tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with an input: a sentence, or a counted skip; nothing of it is learned."""
+"""Malformed inputs give an error or are skipped and counted; no part of them is learned."""
 
 import json
 import resource
@@ -10,12 +10,12 @@ from nlhf_jax.errors import UserError
 from tests.data.malformed import GOOD, inputs
 
 INPUTS = list(inputs())
-RECORDS = {form: [schemas.FORMS[form](row) for row in rows] for form, rows in GOOD.items()}
+RECORDS = {schema: [schemas.SCHEMAS[schema](row) for row in rows] for schema, rows in GOOD.items()}
 
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-  """What is not here is nowhere."""
+  """Blocks downloads from the hub."""
 
   def snapshot_download(*_, **__):
     raise OSError('no network')
@@ -23,37 +23,39 @@ def no_hub(monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
 
 
-def test_there_are_two_hundred_different_ones():
+def test_there_are_two_hundred_different_inputs():
   assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 200
 
 
-def outcome(path, form, skip_bad):
-  """The records that are read, and the sentence that ended it if one did."""
+def outcome(path, schema, skip_bad):
+  """The examples that are read, and the message of the error that ended it, if any."""
   read = []
   try:
-    for record in examples.records(path, form, '', skip_bad):
+    for record in examples.read_examples(path, schema, '', skip_bad):
       read.append(record)
   except UserError as error:
     return read, str(error)
   return read, None
 
 
-@pytest.mark.parametrize(('form', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS])
-def test_malformed(form, write, tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('schema', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS]
+)
+def test_malformed_rows_are_refused_or_skipped(schema, write, tmp_path, capsys):
   path = str(write(tmp_path))
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  read, refused = outcome(path, form, skip_bad=False)
-  assert set(read) <= set(RECORDS[form])
+  read, refused = outcome(path, schema, skip_bad=False)
+  assert set(read) <= set(RECORDS[schema])
   assert refused or not read  # some files have nothing in them
-  skipping, ended = outcome(path, form, skip_bad=True)
-  said = capsys.readouterr().out
-  assert set(skipping) <= set(RECORDS[form])
+  skipping, ended = outcome(path, schema, skip_bad=True)
+  printed = capsys.readouterr().out
+  assert set(skipping) <= set(RECORDS[schema])
   for sentence in filter(None, (refused, ended)):
     assert len(sentence.splitlines()) == 1
     assert len(sentence) < 1000
   if refused and not ended:
-    assert ': skipped ' in said
-    assert skipping in ([], RECORDS[form][:3])
+    assert ': skipped ' in printed
+    assert skipping in ([], RECORDS[schema][:3])
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
   assert used < 300 * 2**10  # KiB
 
@@ -61,15 +63,14 @@ def test_malformed(form, write, tmp_path, capsys):
 @pytest.mark.parametrize(
   'name', ['null as prompt', 'latin-1', 'bomb of zeros', 'array of other things', 'a pipe']
 )
-def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
+def test_a_corpus_has_only_the_good_rows(name, tmp_path):
   (write,) = (write for known, _, write in INPUTS if known == name)
   (tmp_path / 'data').mkdir()
 
   def make(skip_bad):
-    return dataset.make_file(
-      seed=0,
+    data = dataset.FileData(
       path=str(write(tmp_path / 'data')),
-      form='comparisons',
+      schema='comparisons',
       split='',
       part='1/1',
       skip_bad=skip_bad,
@@ -77,9 +78,8 @@ def test_malformed_data_makes_no_corpus_or_one_of_the_rest(name, tmp_path):
       prompt_length=32,
       response_length=32,
       vocabulary=300,
-      pretrained='',
-      folder=tmp_path / 'kept',
     )
+    return dataset.make_file_corpus(data, seed=0, pretrained='', folder=tmp_path / 'kept')
 
   with pytest.raises(UserError):
     make(skip_bad=False)

@@ -1,4 +1,4 @@
-"""Tokenizers of pretrained models: their own chat templates, and nothing that they do not write."""
+"""Tokenizers of pretrained models encode exactly what their chat templates write."""
 
 import gzip
 import itertools
@@ -29,7 +29,7 @@ ASSISTANT = lambda content: {'role': 'assistant', 'content': content}
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def family(request, tmp_path_factory):
-  """(name, the tokenizer as transformers loads it, the tokenizer as we do, its stop token)."""
+  """(name, the tokenizer loaded by transformers, the tokenizer loaded by us, its stop token)."""
   make, stop = FAMILIES[request.param]
   folder = save(tmp_path_factory.mktemp(request.param), *make())
   published = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -37,7 +37,7 @@ def family(request, tmp_path_factory):
 
 
 def published_ids(published, messages, **settings):
-  """What transformers makes of a conversation."""
+  """The tokens of a conversation by transformers."""
   text = published.apply_chat_template(messages, tokenize=False, **settings)
   return published(text, add_special_tokens=False)['input_ids']
 
@@ -47,7 +47,7 @@ def conversations(text, other):
   yield [USER(other), ASSISTANT(text), USER(text)]
 
 
-def test_the_stop_token_is_what_the_template_writes_after_an_answer(family):
+def test_the_stop_token_follows_an_answer_in_the_template(family):
   _, published, tokenizer, stop = family
   assert tokenizer.eos_token == stop
   assert tokenizer.eos_token_id == published.convert_tokens_to_ids(stop)
@@ -56,16 +56,16 @@ def test_the_stop_token_is_what_the_template_writes_after_an_answer(family):
   assert len(tokenizer) == len(published)
 
 
-def test_prompts_are_token_for_token_what_the_template_renders(family):
+def test_prompt_tokens_equal_the_rendered_template(family):
   _, published, tokenizer, _ = family
-  asked = [turns for pair in itertools.pairwise(TEXTS) for turns in conversations(*pair)]
-  expected = [published_ids(published, turns, add_generation_prompt=True) for turns in asked]
-  assert tokenizers.prompt_ids(tokenizer, asked) == expected
+  prompts = [turns for pair in itertools.pairwise(TEXTS) for turns in conversations(*pair)]
+  expected = [published_ids(published, turns, add_generation_prompt=True) for turns in prompts]
+  assert tokenizers.prompt_ids(tokenizer, prompts) == expected
   questions = [published_ids(published, [USER(text)], add_generation_prompt=True) for text in TEXTS]
   assert tokenizers.prompt_ids(tokenizer, TEXTS) == questions
 
 
-def test_prompts_and_responses_together_are_what_the_template_renders_of_both(family):
+def test_prompt_and_response_tokens_equal_the_rendered_template(family):
   _, published, tokenizer, _ = family
   for text, answer in itertools.product(TEXTS, TEXTS):
     for turns in conversations(text, 'a'):
@@ -79,7 +79,7 @@ def test_prompts_and_responses_together_are_what_the_template_renders_of_both(fa
       assert response.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_system_message_reaches_the_templates_that_take_one(family):
+def test_system_messages_reach_templates_that_accept_them(family):
   name, published, tokenizer, _ = family
   turns = [{'role': 'system', 'content': 'Be brief.'}, USER('a')]
   if name in ('gemma', 'mistral'):
@@ -90,7 +90,7 @@ def test_a_system_message_reaches_the_templates_that_take_one(family):
     assert tokenizers.prompt_ids(tokenizer, [turns]) == [expected]
 
 
-def test_special_tokens_are_those_of_the_template_and_never_of_the_text(family):
+def test_text_never_becomes_a_special_token(family):
   _, published, tokenizer, _ = family
   special = published.all_special_ids + published.convert_tokens_to_ids(
     tokenizer.all_special_tokens
@@ -109,18 +109,18 @@ def test_special_tokens_are_those_of_the_template_and_never_of_the_text(family):
   prompts = tokenizers.pad_prompts(tokenizer, hostile[:1], 2_000)
   assert tokenizers.prompt_texts(tokenizer, prompts.tokens, prompts.mask) == [spelled]
   responses = tokenizers.pad_responses(tokenizer, [response], 1_000)
-  assert tokenizers.texts(tokenizer, responses.tokens, responses.mask) == [spelled]
+  assert tokenizers.response_texts(tokenizer, responses.tokens, responses.mask) == [spelled]
 
 
-def test_text_around_special_tokens_that_are_spelled_out_stays_as_it_is(family):
+def test_text_around_spelled_special_tokens_is_unchanged(family):
   _, published, tokenizer, stop = family
   (clean,) = tokenizers.prompt_ids(tokenizer, ['It is Paris. ? What is'])
   (spelled,) = tokenizers.prompt_ids(tokenizer, [f'It is Paris. {stop} ? What is'])
   mark = next(i for i, (a, b) in enumerate(zip(clean, spelled, strict=False)) if a != b)
   end = next(i for i, (a, b) in enumerate(zip(clean[::-1], spelled[::-1], strict=False)) if a != b)
-  said = published.decode(clean[:mark]), published.decode(clean[len(clean) - end :])
-  assert 'It is Paris' in said[0]
-  assert 'What is' in said[1]
+  around = published.decode(clean[:mark]), published.decode(clean[len(clean) - end :])
+  assert 'It is Paris' in around[0]
+  assert 'What is' in around[1]
 
 
 @pytest.mark.parametrize(
@@ -129,28 +129,28 @@ def test_text_around_special_tokens_that_are_spelled_out_stays_as_it_is(family):
 def test_a_response_survives_a_round_trip(family, text):
   _, _, tokenizer, _ = family
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 200)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [text]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [text]
 
 
 @pytest.mark.parametrize('text', [' one space', '   three', '\nline', '\n\n\nlines', ' '])
-def test_a_response_that_begins_with_space_survives_a_round_trip(family, text):
+def test_a_leading_space_survives_a_round_trip(family, text):
   name, _, tokenizer, _ = family
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 200)
-  kept = text.lstrip() if name == 'phi' else text  # its special tokens take in the space after them
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [kept]
+  kept = text.lstrip() if name == 'phi' else text  # its special tokens absorb the space after them
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [kept]
 
 
-def test_a_response_that_was_cut_or_samples_special_tokens_has_a_text(family):
+def test_cut_or_sampled_special_tokens_decode_to_text(family):
   _, _, tokenizer, _ = family
   (ids,) = tokenizers.response_ids(tokenizer, ['It is Paris.'])
   # Models have room for more tokens than their tokenizers use.
   strange = [*ids[:-1], *tokenizer.all_special_ids, *range(len(tokenizer), len(tokenizer) + 20)]
   padded = tokenizers.pad_responses(tokenizer, [ids[:-1], strange, []], 200)
-  said = tokenizers.texts(tokenizer, padded.tokens, padded.mask)
-  assert [text.rstrip() for text in said] == ['It is Paris.', 'It is Paris.', '']
+  texts = tokenizers.response_texts(tokenizer, padded.tokens, padded.mask)
+  assert [text.rstrip() for text in texts] == ['It is Paris.', 'It is Paris.', '']
 
 
-def test_stop_tokens_within_a_prompt_are_neither_padding_nor_its_end(family):
+def test_stop_tokens_inside_a_prompt_are_kept(family):
   _, _, tokenizer, _ = family
   turns = [USER('What?'), ASSISTANT('It is Paris.'), USER('Is it?')]
   short, long = tokenizers.prompt_ids(tokenizer, ['What?', turns])
@@ -179,13 +179,13 @@ def test_a_saved_tokenizer_gives_the_same_ids(family, tmp_path):
 
 @pytest.fixture(scope='module', params=['llama', 'chatml', 'gemma', 'mistral'])
 def base(request, tmp_path_factory):
-  """(the tokenizer as transformers loads it, as we do) of a model that knows no turns."""
+  """(the tokenizer loaded by transformers, and by us) of a model without turns."""
   model, settings = FAMILIES[request.param][0]()
   folder = save(tmp_path_factory.mktemp('base'), model, settings | {'chat_template': None})
   return AutoTokenizer.from_pretrained(folder, local_files_only=True), tokenizers.load(folder)
 
 
-def test_without_a_template_a_question_is_encoded_as_the_tokenizer_does(base):
+def test_without_a_template_questions_are_encoded_plainly(base):
   published, tokenizer = base
   assert tokenizers.prompt_ids(tokenizer, TEXTS) == published(TEXTS)['input_ids']
   assert tokenizer.eos_token == published.eos_token
@@ -195,12 +195,12 @@ def test_without_a_template_a_question_is_encoded_as_the_tokenizer_does(base):
   ]
   assert tokenizers.response_ids(tokenizer, TEXTS) == closed
   padded = tokenizers.pad_responses(tokenizer, closed, 200)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == TEXTS
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == TEXTS
   prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, TEXTS), 200)
   assert tokenizers.prompt_texts(tokenizer, *prompts) == TEXTS
 
 
-def test_without_a_template_special_tokens_in_text_are_text(base):
+def test_without_a_template_spelled_special_tokens_are_text(base):
   published, tokenizer = base
   text = f'a {published.eos_token} b {published.bos_token} c'
   (prompt,), (response,) = (
@@ -212,7 +212,7 @@ def test_without_a_template_special_tokens_in_text_are_text(base):
   assert response.count(published.eos_token_id) == 1
 
 
-def test_a_tokenizer_that_ends_texts_does_not_end_prompts(tmp_path):
+def test_an_automatic_end_token_does_not_end_prompts(tmp_path):
   model, settings = llama()
   bos, eos = ((name, model.token_to_id(name)) for name in ('<|bos|>', '<|eos|>'))
   model.post_processor = processors.TemplateProcessing(
@@ -231,7 +231,7 @@ def test_a_conversation_needs_a_chat_template(base):
       tokenizers.prompt_ids(tokenizer, [[USER('a')]])
 
 
-def test_a_template_without_the_tokenizer_s_start_gets_it_once(tmp_path):
+def test_the_start_token_is_added_once(tmp_path):
   model, settings = llama()
   template = LLAMA.removeprefix('{{ bos_token }}')
   tokenizer = tokenizers.load(save(tmp_path, model, settings | {'chat_template': template}))
@@ -240,15 +240,15 @@ def test_a_template_without_the_tokenizer_s_start_gets_it_once(tmp_path):
   assert row.count(tokenizer.bos_token_id) == 1
 
 
-def test_templates_that_write_the_date_write_the_same_one_every_day(tmp_path):
+def test_templates_write_a_fixed_date(tmp_path):
   model, settings = chatml("{{ strftime_now('%d %b %Y') }}" + CHATML)
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
   prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, ['a']), 99)
-  (said,) = tokenizers.texts(tokenizer, *prompts)
-  assert said.startswith('26 Jul 2024')
+  (text,) = tokenizers.response_texts(tokenizer, *prompts)
+  assert text.startswith('26 Jul 2024')
 
 
-def test_a_template_keeps_the_end_of_sequence_token_that_it_means(tmp_path):
+def test_a_template_keeps_its_end_of_sequence_token(tmp_path):
   template = CHATML + "{{ '' if add_generation_prompt else eos_token }}"
   template = '{{ eos_token }}' + template
   model, settings = chatml(template)
@@ -257,7 +257,7 @@ def test_a_template_keeps_the_end_of_sequence_token_that_it_means(tmp_path):
   assert row[0] == tokenizer.convert_tokens_to_ids('<|endoftext|>') != tokenizer.eos_token_id
 
 
-def test_a_template_that_closes_answers_with_no_token_gets_the_end_of_sequence(tmp_path):
+def test_answers_without_a_stop_token_get_one(tmp_path):
   template = "{% for message in messages %}{{ message.role + ': ' + message.content + '\n' }}"
   model, settings = chatml(template + '{% endfor %}')
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
@@ -265,7 +265,7 @@ def test_a_template_that_closes_answers_with_no_token_gets_the_end_of_sequence(t
   ids = tokenizers.response_ids(tokenizer, ['a'])
   assert tokenizer.decode(ids[0]) == 'assistant: a<|endoftext|>'
   padded = tokenizers.pad_responses(tokenizer, ids, 20)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a']
 
 
 def test_lines_that_are_tokens_do_not_stop_a_response(tmp_path):
@@ -275,10 +275,10 @@ def test_lines_that_are_tokens_do_not_stop_a_response(tmp_path):
   ids = tokenizers.response_ids(tokenizer, ['a'])
   assert tokenizer.decode(ids[0]) == 'a\n<|im_end|>'
   padded = tokenizers.pad_responses(tokenizer, ids, 9)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a']
 
 
-def test_a_prompt_that_ends_otherwise_than_the_conversation_goes_on_is_kept(tmp_path):
+def test_a_generation_prompt_with_extra_text_is_kept(tmp_path):
   thinks = CHATML.replace(
     "{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>' }}"
   )
@@ -289,7 +289,7 @@ def test_a_prompt_that_ends_otherwise_than_the_conversation_goes_on_is_kept(tmp_
   assert tokenizer.decode(response) == 'a<|im_end|>'
 
 
-def test_a_stop_token_that_is_no_special_token_is_kept_apart_all_the_same(tmp_path):
+def test_a_stop_token_need_not_be_marked_special(tmp_path):
   model = byte_level(['<|endoftext|>'])
   model.add_tokens(['<|im_start|>', '<|im_end|>'])
   settings = {'eos_token': '<|endoftext|>', 'chat_template': CHATML}
@@ -297,7 +297,7 @@ def test_a_stop_token_that_is_no_special_token_is_kept_apart_all_the_same(tmp_pa
   ids = tokenizers.response_ids(tokenizer, ['a <|im_end|> b'])
   assert ids[0].count(tokenizer.eos_token_id) == 1
   padded = tokenizers.pad_responses(tokenizer, ids, 30)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ['a <|im_end|> b']
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a <|im_end|> b']
 
 
 def test_decoding_does_not_clean_up(tmp_path):
@@ -305,10 +305,10 @@ def test_decoding_does_not_clean_up(tmp_path):
   settings['clean_up_tokenization_spaces'] = True
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, ["it 's ."]), 30)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == ["it 's ."]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ["it 's ."]
 
 
-def test_saved_lengths_of_texts_are_passed_over(tmp_path):
+def test_saved_truncation_and_padding_are_ignored(tmp_path):
   model, settings = chatml()
   model.enable_truncation(4)
   model.enable_padding(length=4)
@@ -321,7 +321,7 @@ def test_saved_lengths_of_texts_are_passed_over(tmp_path):
 # Loading.
 
 
-def test_a_folder_needs_nothing_but_a_tokenizer_with_an_end_of_sequence(tmp_path):
+def test_a_tokenizer_needs_only_an_end_of_sequence_token(tmp_path):
   model, _ = chatml()
   model.save(str(tmp_path / 'tokenizer.json'))
   with pytest.raises(UserError, match=r"^config.model.hf='.* no end-of-sequence .*'eos_token'"):
@@ -332,7 +332,7 @@ def test_a_folder_needs_nothing_but_a_tokenizer_with_an_end_of_sequence(tmp_path
     (tmp_path / file).unlink()
 
 
-def test_one_of_several_templates_is_the_default(tmp_path):
+def test_the_default_of_several_templates_is_used(tmp_path):
   model, settings = chatml()
   named = [{'name': name, 'template': CHATML} for name in ('default', 'tools')]
   tokenizer = tokenizers.load(save(tmp_path, model, settings | {'chat_template': named}))
@@ -343,7 +343,7 @@ def test_one_of_several_templates_is_the_default(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('files', 'said'),
+  ('files', 'problem'),
   [
     ({}, 'holds no tokenizer; put'),
     ({'config.json': '{"model_type": "gpt2"}'}, 'holds no tokenizer; put'),
@@ -366,19 +366,19 @@ def test_one_of_several_templates_is_the_default(tmp_path):
     ({'chat_template.jinja': "{{ ''.__class__.__mro__ }}"}, 'refuses the messages'),
   ],
 )
-def test_files_that_cannot_be_used_are_refused(tmp_path, files, said):
+def test_unusable_tokenizer_files_are_refused(tmp_path, files, problem):
   if files.keys() & {'tokenizer_config.json', 'chat_template.jinja'}:
     save(tmp_path, byte_level(['<|endoftext|>']), {'eos_token': '<|endoftext|>'})
     (tmp_path / 'theirs.py').write_text('raise SystemExit')
   for name, content in files.items():
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-  with pytest.raises(UserError, match=said) as refused:
+  with pytest.raises(UserError, match=problem) as refused:
     tokenizers.load(str(tmp_path))
   assert str(refused.value).startswith(f"config.model.hf='{tmp_path}'")
   assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_tokenizer_that_reads_special_tokens_in_text_is_refused(tmp_path):
+def test_a_tokenizer_with_special_tokens_in_text_is_refused(tmp_path):
   pieces = [('<unk>', 0.0), ('</s>', 0.0), *((letter, -2.0) for letter in 'abc<>/s▁')]
   model = Tokenizer(models.Unigram(pieces, unk_id=0))
   model.add_special_tokens(['<unk>', '</s>'])
@@ -388,7 +388,7 @@ def test_a_tokenizer_that_reads_special_tokens_in_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['nobody/nothing-at-all', 'a/mistyped/folder'])
-def test_a_name_that_the_hub_does_not_give_says_how_to_download_it(name, monkeypatch):
+def test_an_unknown_hub_name_says_how_to_download(name, monkeypatch):
   monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
   with pytest.raises(UserError) as refused:
     tokenizers.load(name)
@@ -398,17 +398,17 @@ def test_a_name_that_the_hub_does_not_give_says_how_to_download_it(name, monkeyp
   assert len(sentence.splitlines()) == 1
 
 
-def test_a_name_on_the_hub_is_a_folder_once_it_is_downloaded(tmp_path, monkeypatch):
+def test_a_hub_name_is_downloaded_to_a_folder(tmp_path, monkeypatch):
   save(tmp_path, *chatml())
-  asked = []
+  downloads = []
 
   def download(name, allow_patterns):
-    asked.append((name, allow_patterns))
+    downloads.append((name, allow_patterns))
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
   assert tokenizers.load('somebody/something').eos_token == '<|im_end|>'
-  assert asked == [('somebody/something', list(hub.WANTED))]
+  assert downloads == [('somebody/something', list(hub.WANTED))]
 
 
 @pytest.fixture(scope='module')
@@ -429,6 +429,6 @@ def test_gpt2_gives_the_published_ids(gpt2, shared):
   assert tokenizers.prompt_ids(gpt2, texts) == ids
   assert tokenizers.response_ids(gpt2, texts) == [[*row, 50256] for row in ids]
   padded = tokenizers.pad_responses(gpt2, tokenizers.response_ids(gpt2, texts), 9)
-  assert tokenizers.texts(gpt2, padded.tokens, padded.mask) == texts
+  assert tokenizers.response_texts(gpt2, padded.tokens, padded.mask) == texts
   assert np.all(padded.tokens[~padded.mask] == 50256)
   assert 50256 not in tokenizers.prompt_ids(gpt2, ['a<|endoftext|>b'])[0]

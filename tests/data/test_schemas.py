@@ -1,4 +1,4 @@
-"""Every published form on rows in the very layout in which it was published."""
+"""Every schema reads rows in the layout in which they were published."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from nlhf_jax.data import examples, schemas
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Message, Record
+from nlhf_jax.data.schemas import Example, Message
 
 POST = {
   'id': 't3_1abcde',
@@ -42,8 +42,8 @@ NEWS = {
 }
 
 
-def said(*turns):
-  """A transcript as Anthropic has them."""
+def transcript(*turns):
+  """A transcript in the layout of Anthropic."""
   names = ('Human', 'Assistant')
   return ''.join(f'\n\n{names[i % 2]}: {text}' for i, text in enumerate(turns))
 
@@ -97,75 +97,75 @@ AUTOJ = {
 }
 TURNS = (Message('user', 'Hello?'), Message('assistant', 'Yes?'), Message('user', 'Say hi.'))
 READ = [
-  ('tldr_comparisons', OPENAI, Record(ASKED, 'Lost a violin.', 'Trains, what now?', 0.0)),
+  ('tldr_comparisons', OPENAI, Example(ASKED, 'Lost a violin.', 'Trains, what now?', 0.0)),
   (
     'tldr_comparisons',
     OPENAI | {'info': NEWS, 'choice': 0},
-    Record('Article:\nIt rained.\n\nTL;DR:', 'Lost a violin.', 'Trains, what now?', 1.0),
+    Example('Article:\nIt rained.\n\nTL;DR:', 'Lost a violin.', 'Trains, what now?', 1.0),
   ),
   (
     'tldr_posts',
     POST | {'summary': 'violin gone'},
-    Record(ASKED, demonstration='violin gone'),
+    Example(ASKED, demonstration='violin gone'),
   ),
   (
     'hh',
-    {'chosen': said('Say hi.', 'Hi!'), 'rejected': said('Say hi.', 'No.')},
-    Record('Say hi.', 'Hi!', 'No.'),
+    {'chosen': transcript('Say hi.', 'Hi!'), 'rejected': transcript('Say hi.', 'No.')},
+    Example('Say hi.', 'Hi!', 'No.'),
   ),
   (
     'hh',
     {
-      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
-      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+      'chosen': transcript('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': transcript('Hello?', 'Yes?', 'Say hi.', 'No.'),
     },
-    Record(TURNS, 'Hi!', 'No.'),
+    Example(TURNS, 'Hi!', 'No.'),
   ),
   (
     'hh_transcripts',
     {
-      'chosen': said('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
-      'rejected': said('Hello?', 'Yes?', 'Say hi.', 'No.'),
+      'chosen': transcript('Hello?', 'Yes?', 'Say hi.', 'Hi!'),
+      'rejected': transcript('Hello?', 'Yes?', 'Say hi.', 'No.'),
     },
-    Record(said('Hello?', 'Yes?', 'Say hi.') + '\n\nAssistant:', 'Hi!', 'No.'),
+    Example(transcript('Hello?', 'Yes?', 'Say hi.') + '\n\nAssistant:', 'Hi!', 'No.'),
   ),
-  ('ultrafeedback', ULTRAFEEDBACK, Record('Say hi.', 'Hi!', 'No.')),
-  ('ultrafeedback', ULTRAFEEDBACK | {'score_rejected': 8.5}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
-  ('prompts', ULTRAFEEDBACK, Record('Say hi.')),
-  ('prompts', {'prompt': [message._asdict() for message in TURNS]}, Record(TURNS)),
-  ('comparisons', {'chosen': talk('a', 'b'), 'rejected': talk('a', 'c')}, Record('a', 'b', 'c')),
+  ('ultrafeedback', ULTRAFEEDBACK, Example('Say hi.', 'Hi!', 'No.')),
+  ('ultrafeedback', ULTRAFEEDBACK | {'score_rejected': 8.5}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('prompts', ULTRAFEEDBACK, Example('Say hi.')),
+  ('prompts', {'prompt': [message._asdict() for message in TURNS]}, Example(TURNS)),
+  ('comparisons', {'chosen': talk('a', 'b'), 'rejected': talk('a', 'c')}, Example('a', 'b', 'c')),
   (
     'comparisons',
     {'prompt': talk('a'), 'chosen': talk('a', 'b')[1:], 'rejected': talk('a', 'c')[1:]},
-    Record('a', 'b', 'c'),
+    Example('a', 'b', 'c'),
   ),
   (
     'graded',
     {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 0.7, 'votes': 10},
-    Record('a', 'b', 'c', 0.7, 10),
+    Example('a', 'b', 'c', 0.7, 10),
   ),
   (
     'graded',
     {'prompt': 'a', 'left': 'b', 'right': 'c', 'preference': 0, 'votes': None},
-    Record('a', 'b', 'c', 0.0),
+    Example('a', 'b', 'c', 0.0),
   ),
-  ('demonstrations', {'prompt': 'a', 'response': 'b'}, Record('a', demonstration='b')),
-  ('alpaca_eval', ALPACA, Record('Say hi.', 'Hi!', 'No.', 0.75)),
-  ('alpaca_eval', ALPACA | {'preference': 0}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
-  ('alpaca_eval', ALPACA | {'preference': 1.5}, Record('Say hi.', 'Hi!', 'No.', 0.5)),
-  ('llmbar', LLMBAR, Record('Say hi.', 'Hi!', 'No.', 0.0)),
-  ('pandalm', PANDALM, Record('Rewrite it.\n\nIt it rains.', 'It rains.', 'Rain.', 0.5, 3)),
+  ('demonstrations', {'prompt': 'a', 'response': 'b'}, Example('a', demonstration='b')),
+  ('alpaca_eval', ALPACA, Example('Say hi.', 'Hi!', 'No.', 0.75)),
+  ('alpaca_eval', ALPACA | {'preference': 0}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('alpaca_eval', ALPACA | {'preference': 1.5}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('llmbar', LLMBAR, Example('Say hi.', 'Hi!', 'No.', 0.0)),
+  ('pandalm', PANDALM, Example('Rewrite it.\n\nIt it rains.', 'It rains.', 'Rain.', 0.5, 3)),
   (
     'pandalm',
     PANDALM | {'input': '', 'annotator3': 1},
-    Record('Rewrite it.', 'It rains.', 'Rain.', 2 / 3, 3),
+    Example('Rewrite it.', 'It rains.', 'Rain.', 2 / 3, 3),
   ),
-  ('autoj', AUTOJ, Record('Say hi.', 'Hi!', 'No.', 0.5)),
-  ('autoj', AUTOJ | {'label': 1}, Record('Say hi.', 'Hi!', 'No.', 0.0)),
+  ('autoj', AUTOJ, Example('Say hi.', 'Hi!', 'No.', 0.5)),
+  ('autoj', AUTOJ | {'label': 1}, Example('Say hi.', 'Hi!', 'No.', 0.0)),
   (
     'embedded',
     {'post': 'a', 'summary': 'b', 'left': 'c', 'right': 'c', 'votes_left': 2, 'votes': 3},
-    Record('a', 'c', 'c', 2 / 3, 3, 'b'),
+    Example('a', 'c', 'c', 2 / 3, 3, 'b'),
   ),
 ]
 REFUSED = [
@@ -178,21 +178,33 @@ REFUSED = [
   ('tldr_posts', POST, "field 'summary' is missing"),
   (
     'hh',
-    {'chosen': said('a', 'b', 'c', 'd'), 'rejected': said('a', 'x', 'c', 'e')},
+    {'chosen': transcript('a', 'b', 'c', 'd'), 'rejected': transcript('a', 'x', 'c', 'e')},
     "field 'rejected' has other messages than the prompt before its last",
   ),
   (
     'hh',
-    {'chosen': said('a', 'b'), 'rejected': said('a', 'b', 'c', 'd')},
+    {'chosen': transcript('a', 'b'), 'rejected': transcript('a', 'b', 'c', 'd')},
     "field 'rejected' has other messages than the prompt before its last",
   ),
-  ('hh', {'chosen': said('a', ''), 'rejected': said('a', 'b')}, "of field 'chosen' is empty"),
+  (
+    'hh',
+    {'chosen': transcript('a', ''), 'rejected': transcript('a', 'b')},
+    "of field 'chosen' is empty",
+  ),
   ('hh', {'chosen': 'a', 'rejected': 'b'}, "field 'chosen' does not begin with"),
-  ('hh', {'chosen': said('a'), 'rejected': said('a')}, 'is not a question and an answer'),
-  ('hh', {'chosen': said('a', 'b', 'c'), 'rejected': said('a', 'b', 'd')}, 'not user and assis'),
+  (
+    'hh',
+    {'chosen': transcript('a'), 'rejected': transcript('a')},
+    'is not a question and an answer',
+  ),
+  (
+    'hh',
+    {'chosen': transcript('a', 'b', 'c'), 'rejected': transcript('a', 'b', 'd')},
+    'not user and assis',
+  ),
   (
     'hh_transcripts',
-    {'chosen': said('a', 'b'), 'rejected': said('x', 'b')},
+    {'chosen': transcript('a', 'b'), 'rejected': transcript('x', 'b')},
     "field 'rejected' has other messages",
   ),
   ('hh_transcripts', {'chosen': 'a', 'rejected': 'b'}, 'is not a question and an answer'),
@@ -229,26 +241,26 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(('form', 'row', 'record'), READ)
-def test_a_row_is_read_as_it_was_published(form, row, record):
-  assert schemas.FORMS[form](row) == record
+@pytest.mark.parametrize(('schema', 'row', 'record'), READ)
+def test_a_published_row_becomes_an_example(schema, row, record):
+  assert schemas.SCHEMAS[schema](row) == record
 
 
-@pytest.mark.parametrize(('form', 'row', 'problem'), REFUSED)
-def test_a_row_that_cannot_be_used_is_refused_with_its_field(form, row, problem):
+@pytest.mark.parametrize(('schema', 'row', 'problem'), REFUSED)
+def test_an_unusable_row_is_refused_with_its_field(schema, row, problem):
   with pytest.raises(Problem) as refused:
-    schemas.FORMS[form](row)
+    schemas.SCHEMAS[schema](row)
   assert problem in str(refused.value)
 
 
-def test_every_form_is_tested_on_rows_that_it_reads():
-  assert {form for form, *_ in READ} == set(schemas.FORMS)
+def test_every_schema_is_tested():
+  assert {schema for schema, *_ in READ} == set(schemas.SCHEMAS)
 
 
-def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
+def test_alpaca_evals_file_keeps_graded_preferences(shared):
   folder = shared / 'data' / 'alpaca_eval'
   path = folder / 'original_format' / 'vicuna-13b-v1.5.annotations.json.gz'
-  records = list(examples.records(str(path), 'alpaca_eval', '', skip_bad=True))
+  records = list(examples.read_examples(str(path), 'alpaca_eval', '', skip_bad=True))
   with gzip.open(path) as file:
     rows = json.load(file)
   expected = {row['instruction']: 2 - row['preference'] for row in rows}
@@ -257,25 +269,25 @@ def test_alpaca_evals_own_file_keeps_every_graded_preference(shared):
     assert record.preference == pytest.approx(expected[record.prompt], abs=1e-12)
 
 
-def test_llmbar_is_read_whole(shared):
+def test_all_of_llmbar_is_read(shared):
   path = shared / 'data' / 'llmbar' / 'Natural.json.gz'
-  records = list(examples.records(str(path), 'llmbar', '', skip_bad=False))
+  records = list(examples.read_examples(str(path), 'llmbar', '', skip_bad=False))
   assert len(records) == 100
   assert {record.preference for record in records} == {0.0, 1.0}
 
 
-def test_pandalm_keeps_what_each_person_said(shared):
+def test_pandalm_keeps_each_annotators_vote(shared):
   path = shared / 'data' / 'pandalm' / 'testset-v1.json.gz'
-  records = list(examples.records(str(path), 'pandalm', '', skip_bad=True))
+  records = list(examples.read_examples(str(path), 'pandalm', '', skip_bad=True))
   assert len(records) > 900
   assert {record.votes for record in records} == {3}
   assert {round(6 * record.preference) for record in records} == set(range(7))
 
 
-def test_auto_j_has_ties_and_its_summaries_the_same_form(shared):
+def test_auto_j_has_ties(shared):
   data = shared / 'data'
   path = f'{data}/autoj_pairs/pairs_a.jsonl.gz,{data}/tldr_pairs/pairs_00-11.jsonl'
-  records = list(examples.records(path, 'autoj', '', skip_bad=True))
+  records = list(examples.read_examples(path, 'autoj', '', skip_bad=True))
   counts = Counter(record.preference for record in records)
   assert set(counts) == {0.0, 0.5, 1.0}
   assert 500 < counts.total() <= 512

@@ -1,4 +1,4 @@
-"""Every kind of file and folder gives the same rows, or says in a sentence what is wrong."""
+"""Every kind of file and folder gives the same rows, or an error that says what is wrong."""
 
 import gzip
 import itertools
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.data import examples, sources
-from nlhf_jax.data.schemas import Message, Record
+from nlhf_jax.data.schemas import Example, Message
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 
@@ -19,11 +19,11 @@ ROWS = [
   {'prompt': f'question {i}', 'left': f'a {i}', 'right': f'b {i}', 'preference': i / 200}
   for i in range(200)
 ]
-RECORDS = [Record(row['prompt'], row['left'], row['right'], row['preference']) for row in ROWS]
+RECORDS = [Example(row['prompt'], row['left'], row['right'], row['preference']) for row in ROWS]
 
 
-def read(path, form='graded', split='', skip_bad=False):
-  return list(examples.records(str(path), form, split, skip_bad))
+def read(path, schema='graded', split='', skip_bad=False):
+  return list(examples.read_examples(str(path), schema, split, skip_bad))
 
 
 def lines(rows):
@@ -70,7 +70,7 @@ WRITE = {
 
 
 @pytest.mark.parametrize('kind', WRITE)
-def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
+def test_every_kind_of_file_gives_the_same_examples(tmp_path, kind):
   path = tmp_path / f'mine{kind}'
   WRITE[kind](path, ROWS)
   assert read(path) == RECORDS
@@ -83,17 +83,17 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['.jsonl', '.json', '.parquet', '.arrow'])
 def test_messages_survive_every_kind_of_file(tmp_path, kind):
   talk = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
-  asked = [*talk, {'role': 'user', 'content': 'c'}]
+  messages = [*talk, {'role': 'user', 'content': 'c'}]
   answers = [[{'role': 'assistant', 'content': text}] for text in 'de']
-  row = {'prompt': asked, 'chosen': answers[0], 'rejected': answers[1]}
+  row = {'prompt': messages, 'chosen': answers[0], 'rejected': answers[1]}
   path = tmp_path / f'mine{kind}'
   WRITE[kind](path, [row])
   (record,) = read(path, 'comparisons')
-  assert record == Record(tuple(Message(**message) for message in asked), 'd', 'e')
+  assert record == Example(tuple(Message(**message) for message in messages), 'd', 'e')
 
 
 @pytest.mark.parametrize('kind', ['.jsonl', '.jsonl.gz', '.parquet'])
-def test_a_folder_is_read_by_its_split(tmp_path, kind):
+def test_a_split_of_a_folder_is_read(tmp_path, kind):
   (tmp_path / 'data').mkdir()
   for number, rows in enumerate((ROWS[:90], ROWS[90:150])):
     WRITE[kind](tmp_path / 'data' / f'train_prefs-0000{number}-of-00002{kind}', rows)
@@ -118,20 +118,22 @@ def test_a_split_may_be_a_folder_and_a_file(tmp_path):
   assert read(tmp_path, split='helpful/test') == RECORDS[50:51]
 
 
-def test_several_sources_are_read_one_after_the_other_each_by_its_form(tmp_path):
+def test_each_of_several_sources_has_its_schema(tmp_path):
   as_jsonl(tmp_path / 'a.jsonl', ROWS[:3])
   as_json(tmp_path / 'b.json', [{'prompt': 'x'}, {'prompt': ''}])
   names = f'{tmp_path}/a.jsonl, {tmp_path}/b.json'
-  assert read(names, 'graded,prompts', skip_bad=True) == [*RECORDS[:3], Record('x')]
+  assert read(names, 'graded,prompts', skip_bad=True) == [*RECORDS[:3], Example('x')]
   with pytest.raises(UserError, match=f"^{tmp_path}/b.json, row 2: field 'prompt' is empty"):
     read(names, 'graded,prompts')
-  with pytest.raises(UserError, match=r"^config.data.form='a,b,c' names 3 for 2 sources; give one"):
+  with pytest.raises(
+    UserError, match=r"^config.data.schema='a,b,c' names 3 for 2 sources; give one"
+  ):
     read(names, 'a,b,c')
-  with pytest.raises(UserError, match=r"^config.data.form='own' is none of comparisons, graded"):
+  with pytest.raises(UserError, match=r"^config.data.schema='own' is none of comparisons, graded"):
     read(names, 'own')
 
 
-def test_what_datasets_saved_is_read(tmp_path):
+def test_files_saved_by_datasets_are_read(tmp_path):
   datasets = pytest.importorskip('datasets')
   train, test = datasets.Dataset.from_list(ROWS[:150]), datasets.Dataset.from_list(ROWS[150:])
   train.save_to_disk(tmp_path / 'one', num_shards=2)
@@ -141,23 +143,23 @@ def test_what_datasets_saved_is_read(tmp_path):
   assert read(tmp_path / 'both', split='test') == RECORDS[150:]
 
 
-def test_a_name_on_the_hub_is_downloaded_and_read(tmp_path, monkeypatch):
-  asked = []
+def test_a_dataset_on_the_hub_is_downloaded_and_read(tmp_path, monkeypatch):
+  downloads = []
 
   def snapshot_download(name, repo_type, allow_patterns):
-    asked.append((name, repo_type, allow_patterns))
+    downloads.append((name, repo_type, allow_patterns))
     return str(tmp_path)
 
   monkeypatch.setattr(sources.huggingface_hub, 'snapshot_download', snapshot_download)
   (tmp_path / 'data').mkdir()
   as_jsonl(tmp_path / 'data' / 'train-00000-of-00001.jsonl', ROWS)
   assert read('SOMEONE/comparisons', split='train') == RECORDS
-  ((name, kind, patterns),) = asked
+  ((name, kind, patterns),) = downloads
   assert (name, kind) == ('SOMEONE/comparisons', 'dataset')
   assert '*train*.parquet' in patterns
 
 
-def test_a_name_that_the_hub_does_not_give_is_told_in_a_sentence(monkeypatch):
+def test_an_unknown_dataset_is_a_user_error(monkeypatch):
   def snapshot_download(*_, **__):
     raise OSError('no network')
 
@@ -168,11 +170,11 @@ def test_a_name_that_the_hub_does_not_give_is_told_in_a_sentence(monkeypatch):
 
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
-  """Our own builder's folder, made small in a process without TensorFlow."""
+  """The folder of our own builder, small, prepared in a process without TensorFlow."""
   pytest.importorskip('tensorflow_datasets')
   folder = tmp_path_factory.mktemp('prepared')
   program = (
-    'import sys; from nlhf_jax.data import tfds_posts as posts;'
+    'import sys; from nlhf_jax.tasks.summaries import tfds_posts as posts;'
     'posts.SIZES.update(train=40, test=5);'
     f"posts.PreferredPosts(data_dir={str(folder)!r}, file_format='array_record')"
     '.download_and_prepare(); assert "tensorflow" not in sys.modules'
@@ -181,16 +183,16 @@ def prepared(tmp_path_factory):
   return folder / 'preferred_posts' / '1.0.0'
 
 
-def test_the_embedded_task_comes_back_from_tensorflow_datasets_vote_by_vote(prepared):
+def test_tensorflow_datasets_return_the_embedded_task(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
-    expected = list(itertools.islice(generator.records(seed), count))
+    expected = list(itertools.islice(generator.examples(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
   with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
     read(prepared, 'embedded')
   assert 'tensorflow' not in sys.modules
 
 
-def test_array_records_cut_short_are_told_in_a_sentence(prepared, tmp_path):
+def test_damaged_array_records_are_a_user_error(prepared, tmp_path):
   for file in prepared.iterdir():
     content = file.read_bytes()
     (tmp_path / file.name).write_bytes(
@@ -204,7 +206,7 @@ def test_array_records_cut_short_are_told_in_a_sentence(prepared, tmp_path):
   ('kind', 'module', 'extra'),
   [('.parquet', 'pyarrow', 'parquet'), ('.arrow', 'pyarrow', 'parquet')],
 )
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, kind, module, extra):
+def test_the_error_names_a_missing_package(tmp_path, monkeypatch, kind, module, extra):
   path = tmp_path / f'mine{kind}'
   path.write_bytes(b'')
   monkeypatch.setitem(sys.modules, module, None)
@@ -214,7 +216,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, kind, module,
     read(path)
 
 
-def test_the_digest_is_that_of_what_is_said(tmp_path):
+def test_the_digest_depends_only_on_contents(tmp_path):
   (tmp_path / 'a').mkdir()
   as_jsonl(tmp_path / 'a' / 'x.jsonl', ROWS)
   as_jsonl(tmp_path / 'y.jsonl', ROWS)

@@ -1,4 +1,4 @@
-"""Large files take little memory, and a run killed anywhere goes on with the same batches."""
+"""Large files need little memory, and a killed run resumes with the same batches."""
 
 import json
 import random
@@ -48,13 +48,13 @@ def start(path, folder, steps, size):
 
 
 def finish(process):
-  said, wrong = process.communicate(timeout=1800)
+  printed, wrong = process.communicate(timeout=1800)
   assert process.returncode == 0, wrong
-  return json.loads(said.splitlines()[-1])
+  return json.loads(printed.splitlines()[-1])
 
 
 def kill(process, when):
-  """Kills it once `when()` holds; whether it was still alive."""
+  """Kills the process once `when()` holds; returns whether it was still alive."""
   while not when():
     if process.poll() is not None:
       return False
@@ -63,23 +63,23 @@ def kill(process, when):
   return process.wait() == -signal.SIGKILL
 
 
-def test_a_hundred_thousand_comparisons_stream_within_two_gigabytes(tmp_path):
+def test_a_hundred_thousand_comparisons_need_two_gigabytes(tmp_path):
   path = write(tmp_path / 'many.jsonl', 100_000)
-  said = finish(start(path, tmp_path / 'run', 390, 256))  # all of them, once
-  assert said['train'] == 99_000
-  assert said['peak'] < 2e9
+  found = finish(start(path, tmp_path / 'run', 390, 256))  # all of them, once
+  assert found['train'] == 99_000
+  assert found['peak'] < 2e9
 
 
 @pytest.fixture(scope='module')
 def few(tmp_path_factory):
-  """A file, and the batches of a run that nobody kills."""
+  """A file, and the batches of a run that is not killed."""
   folder = tmp_path_factory.mktemp('few')
   path = write(folder / 'few.jsonl', 6_000)
   finish(start(path, folder / 'run', 300, 32))
   return path, (folder / 'run' / 'batches').read_text()
 
 
-def test_killed_at_any_point_a_run_goes_on_with_the_same_batches(few, tmp_path):
+def test_a_killed_run_resumes_with_the_same_batches(few, tmp_path):
   path, expected = few
   noted = tmp_path / 'batches'
   drafts = lambda: any(file.stat().st_size for file in tmp_path.glob('.data-*.draft/*.tokens'))
@@ -89,24 +89,24 @@ def test_killed_at_any_point_a_run_goes_on_with_the_same_batches(few, tmp_path):
     seen = lambda count=count: noted.exists() and noted.read_text().count('\n') >= count
     assert kill(start(path, tmp_path, 300, 32), seen)
     assert noted.read_text().count('\n') < 300
-  noted.write_text(noted.read_text().rpartition('\n')[0] + '\n')  # a last line cut short
+  noted.write_text(noted.read_text().rpartition('\n')[0] + '\n')  # an incomplete last line
   finish(start(path, tmp_path, 300, 32))
   assert noted.read_text() == expected
   assert not list(tmp_path.glob('.data-*.draft'))
 
 
-def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
+def test_incomplete_stored_tokens_are_rebuilt(tmp_path):
   folder, made = tmp_path / 'kept', []
 
   def write(draft):
     made.append(draft)
     (draft / 'tokens').write_bytes(b'12345678')
-    (draft / token_store.NOTE).write_text(json.dumps({'sizes': {'tokens': 8}}))
+    (draft / token_store.ACCOUNT).write_text(json.dumps({'sizes': {'tokens': 8}}))
 
   def again():
     before = len(made)
-    token_store.once(folder, write)
-    assert token_store.is_whole(folder)
+    token_store.write_once(folder, write)
+    assert token_store.is_complete(folder)
     return len(made) > before
 
   assert again()
@@ -115,18 +115,18 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
   assert again()
   (folder / 'tokens').unlink()
   assert again()
-  (folder / token_store.NOTE).write_text('{"sizes"')
+  (folder / token_store.ACCOUNT).write_text('{"sizes"')
   assert again()
-  (folder / token_store.NOTE).unlink()
+  (folder / token_store.ACCOUNT).unlink()
   assert again()
   assert not again()
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_nothing(tmp_path):
   def write(draft):
     (draft / 'tokens').write_bytes(b'1234')
     raise RuntimeError('a bug')
 
   with pytest.raises(RuntimeError, match='a bug'):
-    token_store.once(tmp_path / 'kept', write)
+    token_store.write_once(tmp_path / 'kept', write)
   assert [file.name for file in tmp_path.iterdir()] == ['.kept.lock']

@@ -1,4 +1,4 @@
-"""Texts become tokens and come back, and rows are padded on the side that their reader expects."""
+"""Texts survive encoding and decoding, and rows are padded on the right side."""
 
 import numpy as np
 import pytest
@@ -26,10 +26,10 @@ def tokenizer():
 def test_any_text_survives_a_round_trip(tokenizer, text):
   (ids,) = tokenizers.response_ids(tokenizer, [text])
   padded = tokenizers.pad_responses(tokenizer, [ids], 120)
-  assert tokenizers.texts(tokenizer, padded.tokens, padded.mask) == [text]
+  assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == [text]
 
 
-def test_special_tokens_come_from_the_package_and_never_from_the_text(tokenizer):
+def test_own_tokenizers_keep_special_tokens_out_of_text(tokenizer):
   special = set(tokenizer.all_special_ids)
   for encode, last in (
     (tokenizers.prompt_ids, tokenizer.sep_token_id),
@@ -40,7 +40,7 @@ def test_special_tokens_come_from_the_package_and_never_from_the_text(tokenizer)
       assert not special & set(ids[:-1])
 
 
-def test_the_first_word_is_the_same_token_as_anywhere_else(tokenizer):
+def test_the_first_word_has_the_usual_token(tokenizer):
   first, later = tokenizers.response_ids(tokenizer, ['mat', 'cat mat'])
   assert later[-len(first) :] == first
 
@@ -53,10 +53,10 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
   responses = tokenizers.response_ids(loaded, TEXTS)
   assert responses == tokenizers.response_ids(tokenizer, TEXTS)
   padded = tokenizers.pad_responses(loaded, responses, 120)
-  assert tokenizers.texts(loaded, padded.tokens, padded.mask) == TEXTS
+  assert tokenizers.response_texts(loaded, padded.tokens, padded.mask) == TEXTS
 
 
-def test_prompts_end_and_responses_start_at_the_same_column(tokenizer):
+def test_prompts_pad_left_and_responses_pad_right(tokenizer):
   pad = tokenizer.pad_token_id
   rows = [[7, 8, 9], [5], [6, 7, 8, 9]]
   prompts = tokenizers.pad_prompts(tokenizer, rows, 4)
@@ -77,4 +77,4 @@ def test_a_row_that_does_not_fit_is_refused(tokenizer, pad):
 def test_texts_flatten_leading_axes(tokenizer):
   padded = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, TEXTS[:4]), 120)
   tokens, mask = padded.tokens.reshape(2, 2, 120), padded.mask.reshape(2, 2, 120)
-  assert tokenizers.texts(tokenizer, tokens, mask) == TEXTS[:4]
+  assert tokenizers.response_texts(tokenizer, tokens, mask) == TEXTS[:4]

@@ -48,18 +48,18 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   run = lambda: judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
   kinds = ('preference model', 'reward model', 'embedding model')
-  judges = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
-  assert list(results['judges']) == judges
+  labels = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
+  assert list(results['judges']) == labels
   said = results['sets']['held out']
-  assert list(said) == [*judges, 'always the longer', 'bag of words', 'raters']
+  assert list(said) == [*labels, 'always the longer', 'bag of words', 'raters']
   assert all(row['comparisons'] == 64 for row in said.values())
   assert said['raters']['accuracy'] == max(row['accuracy'] for row in said.values())
-  for name in judges[1:3]:  # these are antisymmetric as they are
+  for name in labels[1:3]:  # these are antisymmetric as they are
     assert said[name]['first_place'] == pytest.approx(0, abs=1e-6)
   small, wide = (results['judges'][f'preference model, {size}'] for size in ('small', 'wide'))
   assert small['parameters'] < wide['parameters']
   assert small['curve']['at'] == [2]
-  assert results['transitivity'][judges[0]]['responses'] == len(generator.STYLES)
+  assert results['transitivity'][labels[0]]['responses'] == len(generator.STYLES)
   assert json.loads((tmp_path / 'results.json').read_text()).keys() == results.keys()
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == 4
@@ -74,8 +74,8 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   write(tmp_path / 'mine.jsonl', prompts=20, answers=4)
   write(tmp_path / 'theirs.jsonl', prompts=3, answers=2)
   config = config_of('preferences', 'file')
-  config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
-  config.tests.update(path=str(tmp_path / 'theirs.jsonl'), form='graded')
+  config.data.update(path=str(tmp_path / 'mine.jsonl'), schema='graded', held_out=0.3)
+  config.tests.update(path=str(tmp_path / 'theirs.jsonl'), schema='graded')
   config.judges = 'learned'
   results = judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path / 'run')
   assert results['comparisons'] == 14 * 6
@@ -102,7 +102,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   (tmp_path / 'pairrm').mkdir()
   published.save(tmp_path / 'pairrm', 'port')
   config = config_of('preferences', 'file')
-  config.data.update(path=str(tmp_path / 'mine.jsonl'), form='graded', held_out=0.3)
+  config.data.update(path=str(tmp_path / 'mine.jsonl'), schema='graded', held_out=0.3)
   config.judges, config.pairrm.hf = 'learned,pairrm,remote', str(tmp_path / 'pairrm')
 
   def behave(content, before):
@@ -117,7 +117,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
     results = judges.run(experiment, tmp_path)
     asked = len(served.seen)
   corpus = experiment.first.corpus
-  texts = judges.as_texts(corpus.texts(corpus.held_out))
+  texts = judges.as_texts(corpus.read_comparisons(corpus.held_out))
   rows = results['sets']['held out']
   red = sum(left.startswith('red') for left in texts.left)
   assert 0 < red < len(texts.left)
@@ -172,7 +172,7 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
     ('judges', 'learned,oracle', r"config\.judges='learned,oracle' must be some of learned, "),
     ('judges', 'learned,learned', 'must be some of'),
     ('tests', {'path': 'none.jsonl'}, r"config\.tests\.path: cannot read 'none.jsonl'"),
-    ('tests', {'path': 'x.jsonl', 'form': 'own'}, r"config\.tests\.form='own' is none of"),
+    ('tests', {'path': 'x.jsonl', 'schema': 'own'}, r"config\.tests\.schema='own' is none of"),
     ('tests', {'path': 'x.jsonl', 'split': 'a,b'}, r"config\.tests\.split='a,b' names 2 for 1"),
   ],
 )

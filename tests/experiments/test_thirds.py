@@ -33,7 +33,7 @@ def config(toy, tmp_path, monkeypatch):
   published.save(tmp_path / 'pairrm', 'port')
   json_lines.write(tmp_path / 'prompts.jsonl', [{'prompt': prompt} for prompt in PROMPTS])
   made = toy(importlib.import_module('configs.sppo').get_config('file'))
-  made.data.update(path=str(tmp_path / 'prompts.jsonl'), form='prompts', response_length=6)
+  made.data.update(path=str(tmp_path / 'prompts.jsonl'), schema='prompts', response_length=6)
   made.model.hf, made.sft.steps = str(tmp_path / 'model'), 0
   made.pairrm.hf, made.judges, made.policies.sppo.judge = str(tmp_path / 'pairrm'), *['pairrm'] * 2
   made.policies.sppo.optimizer.update(learning_rate=0.01, warmup=0)

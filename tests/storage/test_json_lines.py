@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a record cut short by a crash is not a record."""
+"""Files are complete or absent, and an incomplete record is dropped."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_no_file_has_no_records(tmp_path):
 
 
 @pytest.mark.parametrize('length', range(1, 20))
-def test_a_last_line_cut_short_is_left_out(tmp_path, length):
+def test_an_incomplete_last_line_is_dropped(tmp_path, length):
   path = tmp_path / 'lines.jsonl'
   json_lines.write(path, RECORDS)
   whole = path.read_bytes()
@@ -36,18 +36,18 @@ def test_a_last_line_cut_short_is_left_out(tmp_path, length):
 
 @pytest.mark.parametrize('before', [None, 'old'])
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-def test_an_interrupted_write_leaves_what_was_there(tmp_path, before, error):
+def test_an_interrupted_write_changes_nothing(tmp_path, before, error):
   path = tmp_path / 'results.json'
   if before:
     path.write_text(before)
-  with pytest.raises(error), json_lines.whole(path) as draft:  # noqa: PT012
+  with pytest.raises(error), json_lines.atomic_write(path) as draft:  # noqa: PT012
     draft.write_text('half of the n')
     raise error
   assert path.exists() == bool(before)
   assert not before or path.read_text() == before
 
 
-def test_a_record_that_cannot_be_written_leaves_the_old_ones(tmp_path):
+def test_a_failed_write_keeps_the_old_records(tmp_path):
   path = tmp_path / 'lines.jsonl'
   json_lines.write(path, RECORDS)
   with pytest.raises(TypeError):
@@ -55,7 +55,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_ones(tmp_path):
   assert json_lines.read(path) == RECORDS
 
 
-def test_the_last_of_two_writes_stays(tmp_path):
+def test_the_last_of_two_writes_wins(tmp_path):
   path = tmp_path / 'results.json'
   json_lines.write_json(path, {'try': 1})
   json_lines.write_json(path, {'try': 2})

@@ -1,4 +1,4 @@
-"""What the embedded task adds to a tournament, on records made by hand."""
+"""The embedded task's annotations of a tournament, on records made by hand."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def record(response, other):
 
 def test_perfect_summaries_are_perfect_in_each_style():
   for style, summary in PERFECT.items():
-    assert generator.style_of(summary) == style
+    assert generator.find_style(summary) == style
     assert generator.quality(POST, summary) == 1
 
 
@@ -31,7 +31,7 @@ def test_a_response_has_its_style_and_quality():
 @pytest.mark.parametrize(
   ('style', 'counter'), [('report', 'question'), ('list', 'report'), ('question', 'list')]
 )
-def test_the_counter_style_is_the_one_before_in_the_cycle(style, counter):
+def test_the_best_counter_style_beats_the_style(style, counter):
   line = record(PERFECT[style], PERFECT['report'])
   chances = line['counter']['sft']
   assert max(chances, key=chances.get) == counter
@@ -44,7 +44,7 @@ def test_the_counter_style_restyles_the_other_sample():
   assert max(line['counter']['sft'].values()) < 0.05
 
 
-def test_the_summary_has_shares_means_and_the_best_counter():
+def test_summaries_of_records_have_means_and_counters():
   lines = [
     record(PERFECT['list'], PERFECT['list']),
     record(PERFECT['list'], PERFECT['list']),
@@ -59,7 +59,7 @@ def test_the_summary_has_shares_means_and_the_best_counter():
   assert summary['judge_matrix'] == {'oracle': lines[0]['perfect']['oracle']}
 
 
-def test_the_weakest_edge_tells_a_cycle_from_an_order():
+def test_the_weakest_edge_distinguishes_cycles_from_orders():
   cycle = [[0.5, 0.7, 0.3], [0.3, 0.5, 0.6], [0.7, 0.4, 0.5]]
   assert styles.weakest_edge(cycle) == 0.6
   order = [[0.5, 0.7, 0.8], [0.3, 0.5, 0.6], [0.2, 0.4, 0.5]]

@@ -1,4 +1,4 @@
-"""The embedded task is what it says: a cycle that no single rater has, and imperfect references."""
+"""The embedded task has a cycle that no single rater has, and imperfect demonstrations."""
 
 import itertools
 from collections import Counter
@@ -12,7 +12,7 @@ from nlhf_jax.tasks.summaries.generator import STYLES
 from nlhf_jax.tasks.summaries.styles import perfect_summaries
 
 POST = 'well the baker so sold um clock at harbour around noon okay'
-EXAMPLES = list(itertools.islice(generator.examples(0), 2000))
+EXAMPLES = list(itertools.islice(generator.post_texts(0), 2000))
 
 
 def pairs(summaries, post=POST):
@@ -21,14 +21,14 @@ def pairs(summaries, post=POST):
 
 
 def table(function, summaries):
-  """What `function` says of every summary against every other, [n, n] or, by rater, [n, n, 3]."""
-  said = function(*pairs(summaries))
-  return said.reshape(len(summaries), len(summaries), *said.shape[1:])
+  """`function` of every pair of summaries, [n, n], or by rater, [n, n, 3]."""
+  found = function(*pairs(summaries))
+  return found.reshape(len(summaries), len(summaries), *found.shape[1:])
 
 
 @pytest.fixture(scope='module')
 def summaries():
-  """Perfect, imperfect, unfinished and empty ones, in every style and in none."""
+  """Perfect, imperfect, unfinished and empty summaries, in every style and in none."""
   of_others = [text for example in EXAMPLES[:20] for text in (example.left, example.right)]
   return [*perfect_summaries(POST), *of_others, 'baker sold clock', '', 'um ' * 20]
 
@@ -45,9 +45,9 @@ def test_no_style_of_perfect_summaries_wins_on_average():
 
 
 @pytest.mark.parametrize('rater', range(3))
-def test_every_rater_alone_has_a_total_order(rater, summaries):
+def test_every_rater_has_a_total_order(rater, summaries):
   chance = table(generator.rater_preferences, summaries)[..., rater]
-  # Sorted by the number of others that each beats, everyone beats or ties with all that follow.
+  # In order of the number of others that each beats, each beats or ties with all after it.
   order = np.argsort(-(chance > 0.5).sum(axis=1), kind='stable')
   ranked = chance[np.ix_(order, order)]
   assert np.all(ranked[np.triu_indices(len(summaries))] >= 0.5)
@@ -65,8 +65,8 @@ def test_preference_is_antisymmetric(function, summaries):
   np.testing.assert_allclose(chance + chance.swapaxes(0, 1), 1, atol=1e-12)
 
 
-def test_facts_of_a_post_are_found_among_its_words():
-  assert generator.facts(POST) == {
+def test_key_facts_of_a_post_are_found():
+  assert generator.key_facts(POST) == {
     'who': 'baker',
     'did': 'sold',
     'what': 'clock',
@@ -95,7 +95,7 @@ def test_facts_of_a_post_are_found_among_its_words():
     ('key points baker ; sold ; clock ; harbour ; noon okay okay okay', 0),
   ],
 )
-def test_quality_is_covered_less_invented_facts(summary, expected):
+def test_quality_is_covered_minus_invented_facts(summary, expected):
   assert generator.quality(POST, summary) == pytest.approx(expected)
 
 
@@ -111,8 +111,8 @@ def test_quality_is_covered_less_invented_facts(summary, expected):
     ('', 'none'),
   ],
 )
-def test_style_is_known_by_the_opening(summary, style):
-  assert generator.style_of(summary) == style
+def test_the_opening_determines_the_style(summary, style):
+  assert generator.find_style(summary) == style
 
 
 @pytest.mark.parametrize('style', STYLES)
@@ -121,7 +121,7 @@ def test_restyling_changes_the_style_and_keeps_the_quality(style):
   for example in EXAMPLES[:200]:
     for summary in (example.left, example.right, *plain):
       restyled = generator.restyle(summary, style)
-      assert generator.style_of(restyled) == style
+      assert generator.find_style(restyled) == style
       quality = generator.quality(example.post, summary)
       assert generator.quality(example.post, restyled) == pytest.approx(quality)
 
@@ -137,14 +137,14 @@ def test_votes_average_to_the_preference():
   assert votes.mean() == pytest.approx(expected, abs=4 * 0.5 / np.sqrt(3 * count))
 
 
-def test_the_stream_depends_on_the_seed_alone():
-  again, other = (list(itertools.islice(generator.examples(seed), 50)) for seed in (0, 1))
+def test_examples_depend_only_on_the_seed():
+  again, other = (list(itertools.islice(generator.post_texts(seed), 50)) for seed in (0, 1))
   assert again == EXAMPLES[:50]
   assert other != again
 
 
 @pytest.mark.parametrize(
-  ('told', 'expected'),
+  ('facts', 'expected'),
   [
     (
       {},
@@ -164,27 +164,27 @@ def test_the_stream_depends_on_the_seed_alone():
     ),
   ],
 )
-def test_a_summary_tells_the_facts_it_is_given(told, expected):
-  assert [generator.summarise(told, style) for style in STYLES] == expected
+def test_a_summary_states_the_given_facts(facts, expected):
+  assert [generator.write_summary(facts, style) for style in STYLES] == expected
 
 
 def test_every_post_has_one_fact_of_each_kind():
   for example in EXAMPLES:
-    told = [generator.KIND[word] for word in example.post.split() if word in generator.KIND]
-    assert sorted(told) == sorted(generator.FACTS)
+    found = [generator.KIND[word] for word in example.post.split() if word in generator.KIND]
+    assert sorted(found) == sorted(generator.FACTS)
 
 
-def test_demonstrations_are_imperfect_and_have_favourite_styles():
+def test_demonstrations_are_imperfect_and_prefer_some_styles():
   quality = [generator.quality(example.post, example.summary) for example in EXAMPLES]
   assert np.mean(quality) == pytest.approx(0.353, abs=0.03)
-  styles = Counter(generator.style_of(example.summary) for example in EXAMPLES)
+  styles = Counter(generator.find_style(example.summary) for example in EXAMPLES)
   for style, share in zip(STYLES, (0.35, 0.40, 0.25), strict=True):
     assert styles[style] / len(EXAMPLES) == pytest.approx(share, abs=0.04)
 
 
-def test_compared_summaries_have_all_styles_alike_and_all_qualities():
+def test_compared_summaries_cover_styles_and_qualities():
   compared = [(example.post, text) for example in EXAMPLES for text in example[2:]]
-  styles = Counter(generator.style_of(text) for _, text in compared)
+  styles = Counter(generator.find_style(text) for _, text in compared)
   for style in STYLES:
     assert styles[style] / len(compared) == pytest.approx(1 / 3, abs=0.03)
   quality = np.array([generator.quality(*pair) for pair in compared])
@@ -192,7 +192,7 @@ def test_compared_summaries_have_all_styles_alike_and_all_qualities():
   assert np.mean(quality <= 0) > 0.05
 
 
-def test_every_word_is_one_token_so_that_posts_and_summaries_fit():
+def test_every_word_is_one_token_so_texts_fit():
   tokenizer = tokenizers.train(generator.vocabulary(), 1024)
   posts = [example.post for example in EXAMPLES]
   for texts, encode, length in (

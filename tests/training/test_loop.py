@@ -78,7 +78,7 @@ def records(folder):
     {
       name: value
       for name, value in json.loads(line).items()
-      if name not in ('tokens_per_second', 'seconds_per_step', 'programs')
+      if name not in ('tokens_per_second', 'seconds_per_step', 'compiled_programs')
     }
     for line in lines
   ]

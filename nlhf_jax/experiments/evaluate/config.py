@@ -20,6 +20,7 @@ from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import TRAINED
@@ -133,6 +134,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     players=players,
     prompts=prompts,
     panel={judge: judge_digest(config, judge, trained) for judge in panel},
+    oracle=find_oracle(config),
     trained=trained,
     given={
       judge: functools.partial(GIVEN[judge].make, config, folder)
@@ -153,7 +155,7 @@ def make_panel(config: ConfigDict) -> list[str]:
   """The judges; there may be none, where only benchmarks are asked for."""
   if config.judges:
     return language_config.make_panel(config)
-  return ['oracle'] if config.data.source == 'synthetic' else []
+  return ['oracle'] if find_oracle(config) else []
 
 
 def make_trained(

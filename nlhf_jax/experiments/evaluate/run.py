@@ -34,7 +34,6 @@ from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
 
 
@@ -131,7 +130,7 @@ def make_asked(
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
   if 'oracle' in experiment.panel:
-    read['oracle'] = generator.preference
+    read['oracle'] = experiment.oracle
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.panel:

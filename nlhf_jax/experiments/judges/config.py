@@ -65,10 +65,12 @@ def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
 def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """The same of a section that names some."""
   paths = [path.strip() for path in section.path.split(',')]
-  forms, splits = (one_per_source(field, section[field], len(paths)) for field in ('form', 'split'))
+  schemas, splits = (
+    one_per_source(field, section[field], len(paths)) for field in ('schema', 'split')
+  )
   tests = {}
-  for path, form, split in zip(paths, forms, splits, strict=True):
-    records = examples.read_examples(path, form, split, skip_bad=section.skip_bad)
+  for path, schema, split in zip(paths, schemas, splits, strict=True):
+    records = examples.read_examples(path, schema, split, skip_bad=section.skip_bad)
     compared = [record for record in records if record.left is not None]
     if not compared:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")

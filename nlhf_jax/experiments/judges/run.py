@@ -36,7 +36,6 @@ from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
@@ -74,8 +73,10 @@ def compare(
   """What is said of every judge, and the learning curves of those that are trained."""
   first = experiment.first
   corpus, several = first.corpus, len(experiment.sizes) > 1
-  known = as_texts(corpus.texts(corpus.train))
-  tests = {HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.texts(corpus.held_out)))}
+  known = as_texts(corpus.read_comparisons(corpus.train))
+  tests = {
+    HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.read_comparisons(corpus.held_out)))
+  }
   tests |= {name: make_test(first, asked) for name, asked in experiment.tests.items()}
   groups = make_groups(first)
   said, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
@@ -140,7 +141,7 @@ def make_test(experiment: LanguageExperiment, asked: Sequence[Example]) -> Test:
 def make_groups(experiment: LanguageExperiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
-  for record in corpus.texts(corpus.held_out):
+  for record in corpus.read_comparisons(corpus.held_out):
     found.setdefault(record.prompt, {}).update(dict.fromkeys((record.left, record.right)))
   counts = Counter(min(len(texts), MOST) for texts in found.values() if len(texts) >= FEWEST)
   if not counts:
@@ -207,7 +208,7 @@ def ask_all(
     interrupts.check('the comparison of judges')
     return preference(chunk)
 
-  if experiment.corpus.embedded:
+  if experiment.corpus.annotator:
     prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
     return perfect_matrices(experiment, attended, prompts) - 0.5
   if groups is None:
@@ -223,8 +224,8 @@ def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselin
   found = {'always the longer': baselines.always_the_longer(known)}
   if words := baselines.bag_of_words(known, seed):
     found['bag of words'] = words
-  if corpus.embedded:
-    found['raters'] = lambda asked: generator.preference(asked.prompts, asked.left, asked.right)
+  if corpus.oracle:
+    found['raters'] = lambda asked: corpus.oracle(asked.prompts, asked.left, asked.right)
   return found
 
 

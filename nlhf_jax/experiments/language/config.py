@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.data_config import check_enough, make_corpus
+from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN
 from nlhf_jax.experiments.language.stage_settings import (
   TRAINED,
@@ -113,7 +113,7 @@ def make_panel(config: ConfigDict) -> list[str]:
     if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
       known = ', '.join((*TRAINED, *GIVEN))
       raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
-  return ['oracle', *panel] if config.data.source == 'synthetic' else panel
+  return ['oracle', *panel] if find_oracle(config) else panel
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
@@ -130,7 +130,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   training = make_training(row, field)
   if row.judge not in JUDGES:
     raise UserError(f"{field}.judge='{row.judge}' must be one of {', '.join(JUDGES)}.")
-  if row.judge == 'oracle' and config.data.source != 'synthetic':
+  if row.judge == 'oracle' and not find_oracle(config):
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")

@@ -24,7 +24,6 @@ from nlhf_jax.judges.networks import (
   make_reward_network,
 )
 from nlhf_jax.structs import Params, Prompts, Responses
-from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, Score, make_update
@@ -78,14 +77,14 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   """The stage `name`, which goes on from the SFT policy's parameters; its network's."""
   training, stage = experiment.judges[name], experiment.stages[name]
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
-  kind = make_kind(experiment, name)
+  kind, annotator = make_kind(experiment, name), experiment.corpus.annotator
 
   def evaluate(slots):
     preference = kind.preference(slots['policy'])
     values = against(map_chunks(lambda chunk, _: preference(chunk), held_out), held_out.payoff)
-    if experiment.corpus.embedded:
+    if annotator:
       matrices = perfect_matrices(experiment, preference, take(held_out.prompts, slice(WATCHED)))
-      values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
+      values['weakest_edge_of_cycle'] = annotator.weakest_edge(matrices.mean(axis=0).tolist())
     return values
 
   update = make_update(

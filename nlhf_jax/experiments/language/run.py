@@ -27,7 +27,6 @@ from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
-from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
@@ -97,8 +96,8 @@ def make_judges(
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
-  if experiment.corpus.embedded:
-    asked['oracle'] = of_texts(generator.preference, tokenizer)
+  if experiment.corpus.oracle:
+    asked['oracle'] = of_texts(experiment.corpus.oracle, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
       kind = make_kind(experiment, stage)

@@ -18,7 +18,6 @@ from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
-from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
@@ -62,11 +61,11 @@ def make_samples(
     for name, judge in panel.items()
   }
   lines = tournament.make_records(tokenizer, prompts, sides, ratios, preferences)
-  matrices = {}
-  if experiment.corpus.embedded:
+  matrices, annotator = {}, experiment.corpus.annotator
+  if annotator:
     matrices = {name: perfect_matrices(experiment, judge, prompts) for name, judge in panel.items()}
     for row, line in enumerate(lines):
-      line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
+      line |= annotator.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
   return drop_unjudged(lines, [*preferences.values(), *matrices.values()])
 
@@ -113,8 +112,8 @@ def publish(
     accounts: use of the external judges.
   """
   results = tournament.summarise(lines)
-  if experiment.corpus.embedded:
-    results['task'] = styles.summarise(lines)
+  if experiment.corpus.annotator:
+    results['task'] = experiment.corpus.annotator.summarise(lines)
   if exploited:
     results['exploitability'] = tournament.exploitability(exploited)
   folders = [stage.folder for stage in experiment.stages.values()]
@@ -135,7 +134,7 @@ def publish(
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
-  print_results(results, judges)
+  print_results(experiment, results, judges)
   return results
 
 
@@ -149,19 +148,21 @@ def last_evaluation(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
 def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prompts) -> np.ndarray:
   """A judge's preferences between perfect summaries of each style, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
-  posts = tokenizers.prompt_texts(tokenizer, *prompts)
-  by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
-  ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
+  texts = tokenizers.prompt_texts(tokenizer, *prompts)
+  by_style = experiment.corpus.annotator.perfect_responses(texts)
+  ids = [tokenizers.response_ids(tokenizer, responses) for responses in by_style]
   sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
   return tournament.preferences(judge, prompts, sides)
 
 
-def print_results(results: Mapping, judges: Mapping[str, Mapping]) -> None:
+def print_results(
+  experiment: LanguageExperiment, results: Mapping, judges: Mapping[str, Mapping]
+) -> None:
   """Prints the tables of the results."""
   as_text, entries, task = tables.as_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
-      cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
+      cyclic = 'a cycle' if experiment.corpus.annotator.weakest_edge(matrix) > 0.5 else 'NO cycle'
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The embedded task of the language-model runs: posts, their summaries, and raters with a cycle."""

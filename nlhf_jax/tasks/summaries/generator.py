@@ -1,11 +1,11 @@
 """An embedded task with a known, intransitive preference: posts, summaries and a panel of raters.
 
-A post hides one fact of each of five kinds among filler words. A summary has a style, known by its
-opening, and a quality: the key facts it covers less those it invents. Every rater values quality,
-and ranks the three styles in an order of their own; the three orders form a Latin square. So each
-rater is transitive and the population is not (arXiv 2312.00886, appendix C.2): among equally good
-summaries a report beats a list, a list beats a question and a question beats a report, two votes to
-one. All text is made here; nothing is read from a file.
+A post hides one fact of each of five kinds among filler words. A summary has a style, determined by
+its opening, and a quality: the key facts it covers minus those it invents. Every rater values
+quality and has an order of the three styles; the three orders form a Latin square. So each rater is
+transitive and the population is not (arXiv 2312.00886, appendix C.2): among equally good summaries,
+a report beats a list, a list beats a question and a question beats a report, two votes to one. All
+texts are generated here; no file is read.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 
 STYLES = ('report', 'list', 'question')
 
@@ -45,22 +45,22 @@ _IN_POST = {'who': '{}', 'did': '{}', 'what': '{}', 'where': 'at {}', 'when': 'a
 _OPENING = {'report': 'in short', 'list': 'key points', 'question': 'guess what'}
 _PROSE = {'who': 'the {}', 'did': '{}', 'what': 'the {}', 'where': 'at {}', 'when': '{}'}
 _ENDING = {'report': '.', 'list': '', 'question': '?'}
-LONGEST = 13  # words of a summary; a longer one counts as unfinished
+MAX_WORDS = 13  # of a summary; a longer one counts as unfinished
 
 # Rater -> style -> score: each row a permutation, each column too, so no style wins on average.
 _SCORES = np.array([[2, 1, 0], [0, 2, 1], [1, 0, 2]], float)
 _NO_STYLE = -1.0
 _STYLE_WEIGHT, _QUALITY_WEIGHT, _TEMPERATURE = 2.0, 4.0, 0.25
 
-# Writers tell a fact right with a chance that is their care, else leave it out or invent it. Those
-# of the demonstrations have one care and favourite styles; those whom the panel compares vary in
-# care, up to perfection, so that the judge has seen what the policies will become.
+# Writers state a fact correctly with a probability called their care, and otherwise leave it out or
+# invent it. Writers of demonstrations have one care and prefer some styles. The care of the writers
+# whom the panel compares varies up to 1, so that the judge's data include what policies may become.
 _DEMONSTRATION_CARE, _DEMONSTRATION_SHARES = 0.55, (0.35, 0.40, 0.25)
 _COMPARED_CARE, _COMPARED_SHARES = (0.4, 1.0), (1, 1, 1)
 
 
-class Example(NamedTuple):
-  """A post, an imperfect summary to learn from, and two more for the panel to compare."""
+class PostTexts(NamedTuple):
+  """A post, an imperfect summary as a demonstration, and two more for the panel to compare."""
 
   post: str
   summary: str
@@ -74,46 +74,46 @@ def vocabulary() -> list[str]:
   return [*KIND, *FILLER, *' '.join(frames).replace('{}', '').split()]
 
 
-def facts(post: str) -> dict[str, str]:
+def key_facts(post: str) -> dict[str, str]:
   """The key facts of a post, kind -> word."""
   return {KIND[word]: word for word in post.split() if word in KIND}
 
 
-def summarise(told: dict[str, str], style: str) -> str:
-  """A summary that tells these facts, kind -> word, in this style; kinds not given are left out."""
+def write_summary(facts: dict[str, str], style: str) -> str:
+  """A summary that states these facts, kind -> word, in this style; missing kinds are left out."""
   if style == 'list':
-    body = ' ; '.join(told[kind] for kind in FACTS if kind in told)
+    body = ' ; '.join(facts[kind] for kind in FACTS if kind in facts)
   else:
-    body = ' '.join(_PROSE[kind].format(told[kind]) for kind in FACTS if kind in told)
+    body = ' '.join(_PROSE[kind].format(facts[kind]) for kind in FACTS if kind in facts)
   return ' '.join(filter(None, [_OPENING[style], body, _ENDING[style]]))
 
 
 def restyle(summary: str, style: str) -> str:
-  """The same summary behind another style's opening: the other style and the same quality.
+  """The summary with another style's opening: that style, and the same quality.
 
-  A summary without a style keeps its first words, which may be facts, and so may get too long.
+  A summary without a style keeps all its words, which may be facts, and so may become too long.
   """
   words = summary.split()
-  return ' '.join([_OPENING[style], *(words if style_of(summary) == 'none' else words[2:])])
+  return ' '.join([_OPENING[style], *(words if find_style(summary) == 'none' else words[2:])])
 
 
-def style_of(summary: str) -> str:
-  """One of `STYLES` by the first two words, else 'none'."""
+def find_style(summary: str) -> str:
+  """The style, one of `STYLES` by the first two words, or 'none'."""
   opening = ' '.join(summary.split()[:2])
   return next((style for style in STYLES if _OPENING[style] == opening), 'none')
 
 
 def quality(post: str, summary: str) -> float:
-  """(covered - invented) / 5, less 1 if too long; at most 1. A fact told twice is an invention."""
+  """(covered - invented) / 5, minus 1 if too long; at most 1. Repeated facts count as invented."""
   words = summary.split()
-  told = [word for word in words if word in KIND]
-  covered = len(set(told) & set(facts(post).values()))
-  return (2 * covered - len(told)) / len(FACTS) - (len(words) > LONGEST)
+  stated = [word for word in words if word in KIND]
+  covered = len(set(stated) & set(key_facts(post).values()))
+  return (2 * covered - len(stated)) / len(FACTS) - (len(words) > MAX_WORDS)
 
 
-def opinions(post: str, summary: str) -> np.ndarray:
-  """The score each of the three raters gives to a summary, [3]."""
-  style = style_of(summary)
+def rater_scores(post: str, summary: str) -> np.ndarray:
+  """Each rater's score of a summary, [3]."""
+  style = find_style(summary)
   taste = np.full(3, _NO_STYLE) if style == 'none' else _SCORES[:, STYLES.index(style)]
   return _STYLE_WEIGHT * taste + _QUALITY_WEIGHT * quality(post, summary)
 
@@ -124,7 +124,7 @@ def rater_preferences(
   """Each rater's P(left > right | post), [n, 3]."""
   difference = np.array(
     [
-      opinions(post, one) - opinions(post, other)
+      rater_scores(post, one) - rater_scores(post, other)
       for post, one, other in zip(posts, left, right, strict=True)
     ]
   )
@@ -132,7 +132,7 @@ def rater_preferences(
 
 
 def preference(posts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-  """P(left > right | post) of the population: the chance that a random rater prefers left, [n]."""
+  """P(left > right | post) of the population: that of a random rater preferring left, [n]."""
   return rater_preferences(posts, left, right).mean(axis=1)
 
 
@@ -144,30 +144,30 @@ def votes(
   return (random.random(chance.shape) < chance).mean(axis=1)
 
 
-def records(seed: int) -> Iterator[Record]:
-  """An endless stream of examples, with what a panel of three says of the two compared."""
-  random, stream = np.random.default_rng(seed), examples(seed)
+def examples(seed: int) -> Iterator[Example]:
+  """Yields examples without end, with one vote of each of three raters on the two summaries."""
+  random, stream = np.random.default_rng(seed), post_texts(seed)
   while True:
     some = list(itertools.islice(stream, 256))
     posts, summaries, left, right = zip(*some, strict=True)
     shares = votes(random, posts, left, right).tolist()
     for post, summary, one, other, share in zip(posts, summaries, left, right, shares, strict=True):
-      yield Record(post, one, other, share, 3, summary)
+      yield Example(post, one, other, share, 3, summary)
 
 
-def examples(seed: int) -> Iterator[Example]:
-  """An endless stream of examples."""
+def post_texts(seed: int) -> Iterator[PostTexts]:
+  """Yields posts and their summaries without end."""
   random = Random(seed)
 
   def summary(true, care, shares):
-    told = {}
+    facts = {}
     for kind, word in true.items():
-      luck = random.random()
-      if luck < care:
-        told[kind] = word
-      elif luck < (1 + care) / 2:
-        told[kind] = random.choice(FACTS[kind])
-    return summarise(told, random.choices(STYLES, shares)[0])
+      chance = random.random()
+      if chance < care:
+        facts[kind] = word
+      elif chance < (1 + care) / 2:
+        facts[kind] = random.choice(FACTS[kind])
+    return write_summary(facts, random.choices(STYLES, shares)[0])
 
   while True:
     true = {kind: random.choice(words) for kind, words in FACTS.items()}
@@ -176,4 +176,4 @@ def examples(seed: int) -> Iterator[Example]:
     random.shuffle(units)
     demonstration = summary(true, _DEMONSTRATION_CARE, _DEMONSTRATION_SHARES)
     compared = (summary(true, random.uniform(*_COMPARED_CARE), _COMPARED_SHARES) for _ in range(2))
-    yield Example(' '.join(units), demonstration, *compared)
+    yield PostTexts(' '.join(units), demonstration, *compared)

@@ -1,4 +1,4 @@
-"""What the embedded task adds to a tournament: styles, quality, and how exploitable a policy is."""
+"""The embedded task's annotations of a tournament: styles, quality and exploitability."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,15 +9,20 @@ from nlhf_jax.tasks.summaries import generator
 
 def perfect_summaries(post: str) -> list[str]:
   """A summary with every key fact and no other, in each style."""
-  told = generator.facts(post)
-  return [generator.summarise(told, style) for style in generator.STYLES]
+  facts = generator.key_facts(post)
+  return [generator.write_summary(facts, style) for style in generator.STYLES]
+
+
+def perfect_by_style(posts: Sequence[str]) -> list[list[str]]:
+  """For each style, a perfect summary of each post."""
+  return list(map(list, zip(*map(perfect_summaries, posts), strict=True)))
 
 
 def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
-  """Style and quality of each response, and how well each counter-style does against it.
+  """Style and quality of each response, and how often each counter-style beats it.
 
-  A counter-style policy answers with another sample of the same policy behind a fixed opening: the
-  same quality, one style.
+  A counter-style policy responds with another sample of the same policy, restyled: the same quality
+  in one fixed style.
 
   Args:
     record: a record of the tournament, with `prompt` and `responses`.
@@ -30,14 +35,14 @@ def annotate(record: Mapping, others: Mapping[str, str]) -> dict:
     chance = generator.preference([post] * len(restyled), restyled, [response] * len(restyled))
     counter[policy] = dict(zip(generator.STYLES, chance.tolist(), strict=True))
   return {
-    'style': {policy: generator.style_of(text) for policy, text in responses.items()},
+    'style': {policy: generator.find_style(text) for policy, text in responses.items()},
     'quality': {policy: generator.quality(post, text) for policy, text in responses.items()},
     'counter': counter,
   }
 
 
 def summarise(records: Sequence[Mapping]) -> dict:
-  """Means of the annotations: shares of styles, quality, the judges' matrices, best counters."""
+  """Means of the annotations: shares of styles, quality, judges' matrices, best counter-styles."""
   policies = list(records[0]['responses'])
   shares, quality, counters = {}, {}, {}
   for policy in policies:
@@ -66,5 +71,5 @@ def summarise(records: Sequence[Mapping]) -> dict:
 
 
 def weakest_edge(matrix: Sequence[Sequence[float]]) -> float:
-  """The least of P(report > list), P(list > question), P(question > report); a cycle if > 1/2."""
+  """min(P(report > list), P(list > question), P(question > report)): a cycle if it exceeds 1/2."""
   return float(min(matrix[0][1], matrix[1][2], matrix[2][0]))

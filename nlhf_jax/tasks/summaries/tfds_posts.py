@@ -3,8 +3,8 @@
     from nlhf_jax.tasks.summaries.tfds_posts import PreferredPosts
     PreferredPosts(data_dir='DIR', file_format='array_record').download_and_prepare()
 
-writes `DIR/preferred_posts/1.0.0`, which `config.data.path` may name, with
-`config.data.form=embedded`. TensorFlow is not needed. Nothing else imports this module.
+writes `DIR/preferred_posts/1.0.0`. Train on it with `config.data.path` naming that folder and
+`config.data.schema=embedded`. TensorFlow is not needed. No other module imports this one.
 """
 
 import itertools
@@ -19,14 +19,14 @@ SIZES = {'train': 32_768, 'test': 1_024}
 
 
 class PreferredPosts(tfds.core.GeneratorBasedBuilder):
-  """Posts, a summary to learn from, two to compare, and how many of three votes go to the left."""
+  """Posts with a demonstration, two summaries, and how many of three votes prefer the left one."""
 
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'All of it.'}  # noqa: RUF012 - as TensorFlow Datasets wants it
+  RELEASE_NOTES = {'1.0.0': 'All of it.'}  # noqa: RUF012 - required by TensorFlow Datasets
 
   def _info(self) -> tfds.core.DatasetInfo:
     texts = {name: tfds.features.Text() for name in ('post', 'summary', 'left', 'right')}
-    votes = {'votes_left': np.int32, 'votes': np.int32}  # a share would be stored in float32
+    votes = {'votes_left': np.int32, 'votes': np.int32}  # a share would be stored as float32
     return self.dataset_info_from_configs(
       description='An embedded task with a known, intransitive preference.',
       features=tfds.features.FeaturesDict(texts | votes),
@@ -37,7 +37,7 @@ class PreferredPosts(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split):
     for number, record in enumerate(
-      itertools.islice(generator.records(SEEDS[split]), SIZES[split])
+      itertools.islice(generator.examples(SEEDS[split]), SIZES[split])
     ):
       yield (
         number,

@@ -16,26 +16,28 @@ from nlhf_jax.reporting import game_page, game_plots, tables
 
 GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
-  'exploitability': 'What a best response could gain on the policy, leaving the reference at the '
-  'price τ, as training goes on: the mean over the prompts, every response listed. The first mark '
-  'is the reference.',
-  'time': 'The same against the seconds of training, compiling included and measuring left out.',
-  'tabular': 'Each method beside the solver of the same game that has no network, no samples and '
-  'no optimiser. The updates of the solver, on the upper axis, are stretched to the steps of '
-  'training: shapes can be compared, speeds cannot. The pale lines are the other methods.',
-  'votes': 'The same by what was asked of the judge. A learner asks for one vote a pair, at the '
-  'beginning of each of its rounds, and plays against what all votes so far have said, which costs '
-  'none; pairs that never met are taken for even. A method of the same name (broken line) asks '
-  'about every pair it plays, and uses once what it is told: a probability, more than a vote says.',
-  'styles': 'How often each first symbol is played in reply to the prompt on which the best '
-  'response to the reference is the most exploitable.',
-  'preferences': 'The game on that prompt. Responses are sorted by their first symbol, their '
-  'style: each style wins one of its blocks and loses another.',
+  'exploitability': 'How much a best response would gain against the policy, with KL coefficient '
+  'τ, during training: the mean over the prompts, computed from all responses. The first point is '
+  'the reference.',
+  'time': 'Exploitability against the seconds of training, including compilation, without '
+  'measurements.',
+  'tabular': 'Each method beside the solver of the same game without a network, samples or an '
+  'optimiser. The updates of the solver, on the upper axis, are scaled to the steps of training: '
+  'shapes can be compared, speeds cannot. The pale lines are the other methods.',
+  'votes': 'Exploitability against the number of judged comparisons. A learner collects one vote a '
+  'pair at the beginning of each round, and plays against the preference estimated from all votes '
+  'so far, which costs no votes; pairs that were never compared count as even. A method of the '
+  'same name (broken line) queries the judge for every pair it plays and uses each probability '
+  'once; a probability tells more than a vote.',
+  'styles': 'Probability of each first symbol in response to the prompt on which the best response '
+  'to the reference is the most exploitable.',
+  'preferences': 'The game on that prompt. Responses are sorted by style, their first symbol: each '
+  'style wins against one other and loses against another.',
 }
 
 
 def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files; `payoff` is that of the prompt shown."""
+  """The figures of a run, by file name; `payoff` is that of the prompt that is shown."""
   methods, prompt = results['methods'], results['prompts'][results['shown']]
   shares = {'reference': results['reference'], 'equilibrium': results['equilibrium'], **methods}
   names = list(results['reference']['styles'])
@@ -47,10 +49,10 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
   sorted_names = [results['responses'][place] for place in order]
   learners = results['learners']
   figures = {
-    'exploitability': together(methods, results['target'], 'at', 'training steps'),
-    'time': together(methods, results['target'], 'seconds', 'seconds of training'),
-    'tabular': apart(methods, results['target']),
-    **({'votes': by_votes(methods, learners, results['target'])} if learners else {}),
+    'exploitability': draw_methods(methods, results['target'], 'at', 'training steps'),
+    'time': draw_methods(methods, results['target'], 'seconds', 'seconds of training'),
+    'tabular': draw_with_solvers(methods, results['target']),
+    **({'votes': draw_votes(methods, learners, results['target'])} if learners else {}),
     'styles': game_plots.bars(played, names, f'First symbols, prompt {prompt}'),
     'preferences': game_plots.matrix(
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
@@ -59,8 +61,8 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
   return {name: game_plots.as_png(figure) for name, figure in figures.items()}
 
 
-def together(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
-  """Every method's gap along one of its columns, which the axis calls `label`."""
+def draw_methods(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
+  """Every method's gap against one of its columns, with `label` on the axis."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
   axes = game_plots.dress(figure.add_subplot(), 'A transformer on a token game')
   axes.set(xlabel=label, ylabel=GAP)
@@ -80,20 +82,23 @@ def together(methods: Mapping[str, Any], target: float, along: str, label: str) 
   return figure
 
 
-def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: float) -> Figure:
-  """Gaps of learners by their votes, and of methods of the same names by what they were told."""
+def draw_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: float) -> Figure:
+  """Gaps of learners by their votes, and of methods of the same names by their judged pairs."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'What a judge is asked for')
+  axes = game_plots.dress(figure.add_subplot(), 'Gap by judged comparisons')
   axes.set(xlabel='judged comparisons', ylabel=GAP, xscale='log')
   handles = []
   for (name, row), colour in zip(learners.items(), cycle(game_plots.COLOURS), strict=False):
     line = {'color': colour, 'linewidth': 1.8}
-    votes, gaps = row['judged'][1:], row['gap'][1:]  # at none a logarithm has no place
+    votes, gaps = (
+      row['judged'][1:],
+      row['gap'][1:],
+    )  # the first is 0, which a logarithmic axis cannot show
     handles += axes.plot(votes, gaps, marker='o', markersize=3.5, label=f'{name}, by votes', **line)
     if name in methods:
-      told = methods[name]
-      line |= {'linewidth': 1.3, 'linestyle': '--', 'label': f'{name}, told'}
-      handles += axes.plot(told['judged'][1:], told['gap'][1:], **line)
+      method = methods[name]
+      line |= {'linewidth': 1.3, 'linestyle': '--', 'label': f'{name}, by probabilities'}
+      handles += axes.plot(method['judged'][1:], method['gap'][1:], **line)
   _rule(axes, target)
   axes.set_ylim(
     *_limits(methods | {f'{name}, by votes': row for name, row in learners.items()}, target)
@@ -108,8 +113,8 @@ def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: fl
   return figure
 
 
-def apart(methods: Mapping[str, Any], target: float) -> Figure:
-  """A panel a method, with its tabular solver on an axis of its own."""
+def draw_with_solvers(methods: Mapping[str, Any], target: float) -> Figure:
+  """One panel a method, with its tabular solver on a second axis."""
   columns = min(3, len(methods))
   rows = -(-len(methods) // columns)
   figure = Figure(figsize=(3.4 * columns + 0.4, 3.1 * rows + 0.5), layout='constrained')
@@ -162,7 +167,7 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
 
 
 def _limits(methods: Mapping[str, Any], target: float) -> tuple[float, float]:
-  """The gaps shown: all those of training, and some room."""
+  """Limits of the axis of gaps: those of training and the target, with some room."""
   gaps = [gap for row in methods.values() for gap in row['gap']]
   return min(target, *gaps) / 2, 1.5 * max(gaps)
 
@@ -185,7 +190,7 @@ def _rule(axes: Axes, target: float) -> None:
 
 
 def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-  """The table of a run: its heads, and a row of cells a method."""
+  """The table of a run: its heads, and one row of cells for each method."""
   heads = [
     'gap at start',
     'at end',
@@ -223,13 +228,13 @@ def columns(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def budgets(results: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[str]]]:
   """The table of gaps at equal numbers of judged comparisons: its rows, heads and cells.
 
-  Columns are those at which a learner was measured, the last and every second before it.
+  Its columns are numbers at which a learner was measured: the last, and every second before it.
   """
   methods, learners = results['methods'], results['learners']
   numbers = sorted({number for row in learners.values() for number in row['judged'][1:]})
   numbers = numbers[::-2][::-1]
   rows = {f'{name}, by votes': row for name, row in learners.items()}
-  rows |= {f'{name}, told': methods[name] for name in learners if name in methods}
+  rows |= {f'{name}, by probabilities': methods[name] for name in learners if name in methods}
   cells = []
   for row in rows.values():
     at = dict(zip(row['judged'], row['gap'], strict=True))
@@ -252,16 +257,16 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   methods, target = results['methods'], results['target']
   solved = [label for label, row in methods.items() if row['gap'][-1] < target]
   rest = [label for label in methods if label not in solved]
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">A transformer learns to reply to '
-  yield f'{len(results["prompts"])} prompts by playing, from samples. There are only '
-  yield f'{len(results["responses"])} replies to each, so that its distance from the equilibrium '
+  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">A transformer learns to respond '
+  yield f'to {len(results["prompts"])} prompts from samples of games. There are only '
+  yield f'{len(results["responses"])} responses to each, so that its distance from the equilibrium '
   yield 'is computed rather than estimated. '
-  yield f'Below an exploitability of {target:g} in the end: {_named(solved)}. '
-  yield f'Not: {_named(rest)}.</p>'
+  yield f'Exploitability below {target:g} at the end: {_list_names(solved)}. '
+  yield f'Above: {_list_names(rest)}.</p>'
   facts = {
-    'τ, price of a nat': f'{results["tau"]:g}',
+    'τ, KL coefficient': f'{results["tau"]:g}',
     'gap of the reference': f'{results["reference"]["gap"]:.3f}',
-    'of the reply to the reference': f'{results["reply"]["gap"]:.3f}',
+    'of the best response to it': f'{results["reply"]["gap"]:.3f}',
     'of the equilibrium': f'{results["equilibrium"]["gap"]:.0e}',
     'its KL to the reference': f'{results["equilibrium"]["kl_to_reference"]:.2f} nats',
   }
@@ -269,23 +274,24 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<dl>{"".join(items)}</dl>'
 
 
-def _named(labels: list[str]) -> str:
+def _list_names(labels: list[str]) -> str:
   bold = [f'<b>{html.escape(label)}</b>' for label in labels] or ['none']
   return ' and '.join(filter(None, [', '.join(bold[:-1]), bold[-1]]))
 
 
 def _table(results: Mapping[str, Any]) -> Iterable[str]:
   heads, cells = columns(results)
-  yield '<h2>Methods</h2><p>Gaps are what a best response could gain, in win probability, at the '
-  yield 'price τ; means over the prompts, unless the worst is named. KL in nats. A method has '
-  yield 'solved the game at the first evaluation from which on it stays below '
+  yield '<h2>Methods</h2><p>Gaps are exploitabilities, in win probability, with KL coefficient τ: '
+  yield 'means over the prompts, except in the column of the worst. KL is in nats. A method has '
+  yield 'solved the game at the first evaluation after which its gap stays below '
   yield f'{results["target"]:g}.</p>'
   yield tables.as_html(list(results['methods']), heads, cells)
 
 
 def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
   if results['learners']:
-    yield '<h2>Judged comparisons</h2><p>Gaps by how many comparisons were judged. By votes: the '
-    yield 'preference is learned as well, from one vote a pair. Told: as above, a probability for '
-    yield 'every pair that is played, where there was a measurement at that number.</p>'
+    yield '<h2>Judged comparisons</h2><p>Gaps by the number of judged comparisons. By votes: the '
+    yield 'preference is learned as well, from one vote a pair. By probabilities: as above, the '
+    yield 'judge gives a probability for every pair that is played; blank where the gap was not '
+    yield 'measured at that number.</p>'
     yield tables.as_html(*budgets(results))

@@ -1,0 +1,175 @@
+"""Chat templates: the text around a question and its answer, and special tokens safe from texts.
+
+A template is rendered with the texts of a prompt, which may spell out a special token such as
+`<eos>`. Only special tokens that the template itself writes become special tokens. To tell the two
+apart, those of the template are replaced by random names, which a copy of the tokenizer knows as
+tokens; those of the texts are hidden from the template, and restored as plain text afterwards.
+"""
+
+import functools
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import AddedToken
+
+from nlhf_jax.data.readers import Problem
+from nlhf_jax.errors import first_line
+
+# Each text begins with a space, so that its first word is the same token as anywhere else.
+SPACED = (
+  '{% for message in messages %}'
+  "{{ ' ' + message.content + (sep_token if message.role == 'user' else eos_token) }}"
+  '{% endfor %}'
+)
+PLAIN = (
+  '{% for message in messages %}'
+  "{{ message.content + ('' if message.role == 'user' else eos_token) }}"
+  '{% endfor %}'
+)
+
+
+class Turn(NamedTuple):
+  """The text that a template writes around a question and its answer."""
+
+  before: str  # before the question
+  lead: str  # after the question; it asks for the answer
+  opening: str  # after that, before the answer
+  tail: str  # after the answer
+
+
+def find_turn(tokenizer: Any) -> Turn:
+  """Finds the parts of a turn by rendering the tokenizer's template with random words.
+
+  Raises:
+    Problem: if the template cannot be rendered, or leaves out the question or the answer.
+  """
+  question, answer = _random_word(), _random_word()
+  messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+  before, has_question, lead = _render(tokenizer, messages[:1]).rpartition(question)
+  after_question = _render(tokenizer, messages).rpartition(question)[2]
+  between, has_answer, tail = after_question.partition(answer)
+  if not (has_question and has_answer):
+    raise Problem('its chat template leaves messages out')
+  # Some templates ask for an answer with text, mostly '<think>', that they leave out before one.
+  opening = between.removeprefix(lead) if between.startswith(lead) else ''
+  return Turn(before, lead, opening, tail)
+
+
+def match_any(words: Iterable[str]) -> re.Pattern:
+  """A pattern that matches any of the words, the longest that fits."""
+  return re.compile('|'.join(map(re.escape, sorted(words, key=len, reverse=True))))
+
+
+class Codec(NamedTuple):
+  """Encodes text in which special tokens are written as random names.
+
+  `model` is a copy of the tokenizer. It has the names as tokens after all others, and splits text
+  that spells a special token into pieces.
+  """
+
+  model: tokenizers.Tokenizer
+  special: re.Pattern  # matches any special token
+  ids: Mapping[str, int]  # special token -> its id
+  names: Mapping[str, str]  # special token -> its name
+  ids_of_names: Mapping[int, int]  # id of a name -> id of the special token
+  hidden: str  # begins what stands for a special token that a text spells
+  start: list[int]  # what the tokenizer itself puts before any text: a BOS token, or nothing
+  turn: Turn  # its tail ends with the stop token
+
+  def insert_names(self, text: str) -> str:
+    """A template's text, in which names stand for the special tokens."""
+    return self.special.sub(lambda token: self.names[token[0]], text)
+
+  def encode(self, texts: Iterable[str]) -> list[list[int]]:
+    """Token ids of texts in which special tokens are written as names."""
+    rows = self.model.encode_batch(list(texts), add_special_tokens=False)
+    return [[self.ids_of_names.get(token, token) for token in row.ids] for row in rows]
+
+
+@functools.lru_cache(maxsize=8)
+def make_codec(tokenizer: Any) -> Codec:
+  """The codec of a tokenizer.
+
+  Raises:
+    Problem: as `find_turn`.
+  """
+  added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+  special = [token for token, kind in added.items() if kind.special]
+  special = list(dict.fromkeys([*special, *tokenizer.all_special_tokens]))
+  ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+  names = {token: _random_word() for token in special}
+  model = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+  model.no_truncation()
+  model.no_padding()
+  # The stop token may be an added token that is not marked as special.
+  model.add_special_tokens([added[token] for token in special])
+  model.encode_special_tokens = True  # encodes special tokens that texts spell as plain text
+  model.add_tokens([_rename_token(added[token], name) for token, name in names.items()])
+  turn = find_turn(tokenizer)
+  before, stop, _ = turn.tail.partition(tokenizer.eos_token)
+  return Codec(
+    model=model,
+    special=match_any(special),
+    ids=ids,
+    names=names,
+    ids_of_names={model.token_to_id(name): ids[token] for token, name in names.items()},
+    hidden=_random_word(),
+    start=_start_ids(tokenizer),
+    turn=turn._replace(tail=before + stop if stop else tokenizer.eos_token),
+  )
+
+
+def write_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]]) -> str:
+  """The prompt as the template writes it, with names for special tokens.
+
+  Raises:
+    Problem: if there is a conversation but no chat template, or the template refuses it.
+  """
+  codec, question = make_codec(tokenizer), isinstance(prompt, str)
+  if tokenizer.chat_template in (SPACED, PLAIN):
+    if not question:
+      raise Problem('there is no chat template for a conversation')
+    return codec.insert_names(codec.turn.before) + prompt + codec.insert_names(codec.turn.lead)
+  messages = [{'role': 'user', 'content': prompt}] if question else prompt
+  # Most templates strip the texts, so they are rendered as they are but for special tokens.
+  hidden = [
+    {**message, 'content': _hide_special(codec, message['content'])} for message in messages
+  ]
+  return _show_special(codec, codec.insert_names(_render(tokenizer, hidden)))
+
+
+def _random_word() -> str:
+  """A word that is in no text."""
+  return secrets.token_hex(8)
+
+
+def _render(tokenizer, messages) -> str:
+  try:
+    return tokenizer.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=messages[-1]['role'] == 'user'
+    )
+  except Exception as error:  # a template is a program by somebody else
+    raise Problem('the chat template refuses the messages', f' ({first_line(error)})') from None
+
+
+def _rename_token(token, name) -> AddedToken:
+  flags = {flag: getattr(token, flag) for flag in ('single_word', 'lstrip', 'rstrip', 'normalized')}
+  return AddedToken(name, special=False, **flags)
+
+
+def _start_ids(tokenizer) -> list[int]:
+  bare, whole = (tokenizer('a', add_special_tokens=adds)['input_ids'] for adds in (False, True))
+  return whole[: whole.index(bare[0])]
+
+
+def _hide_special(codec, text) -> str:
+  """A user's text, in which hexadecimal digits stand for the special tokens that it spells."""
+  return codec.special.sub(lambda token: f'{codec.hidden}{token[0].encode().hex()};', text)
+
+
+def _show_special(codec, text) -> str:
+  """Undoes `_hide_special`."""
+  return re.sub(f'{codec.hidden}(.*?);', lambda digits: bytes.fromhex(digits[1]).decode(), text)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
+from nlhf_jax.algorithms.algorithm import Algorithm, training_data
 from nlhf_jax.data.dataset import Corpus, FileData, Oracle, make_file_corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
@@ -54,7 +54,7 @@ def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algo
     UserError: names the first field without data to train or to test on.
   """
   for field, algorithm in learners.items():
-    kind = learns_from(algorithm)
+    kind = training_data(algorithm)
     if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
       raise UserError(
         f"config.data.path='{config.data.path}' has too few {kind} for config.{field}: at least "

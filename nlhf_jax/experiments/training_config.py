@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.sections import factories
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.models import sharding
 from nlhf_jax.training import optimizers
@@ -22,7 +22,7 @@ def make_training(row: ConfigDict, field: str) -> Training:
   Raises:
     UserError: if a setting is wrong.
   """
-  rows = functions(catalogue, Algorithm)
+  rows = factories(catalogue, Algorithm)
   if row.algorithm not in rows:
     raise UserError(
       f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, asks_judge
+from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, needs_judge
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
@@ -31,7 +31,7 @@ def make_rollout_step(
     feedback: gives the payoff where both sides are sampled; not called otherwise.
   """
   sample = make_sample(algorithm, make_rollout)
-  if not asks_judge(algorithm):
+  if not needs_judge(algorithm):
     return sample
 
   def rollout_step(params, batch, key):

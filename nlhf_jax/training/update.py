@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.references import frozen
-from nlhf_jax.algorithms.selection import judged
+from nlhf_jax.algorithms.selection import drop_unjudged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 from nlhf_jax.training import optimizers
@@ -158,7 +158,7 @@ def make_update(
   @partial(jax.jit, donate_argnums=0)
   def apply(moving, fixed, comparison, key):
     state = moving._replace(fixed=fixed)
-    usable, weight = judged(comparison)
+    usable, weight = drop_unjudged(comparison)
     selected, policy = algorithm.select(usable, key), state.params['policy']
     if accumulate == 1:
       (loss, scores), gradient = differentiate(policy, state, selected, weight)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import asks_judge
+from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
@@ -159,7 +159,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
         f"{field}.entries: '{slot}' is not a slot of the algorithm; choose from {known}."
       )
   entries = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
-  judge = row.judge if asks_judge(training.algorithm) else None
+  judge = row.judge if needs_judge(training.algorithm) else None
   if row.async_judge and not judge:
     raise UserError(
       f"{field}.async_judge=True: '{row.algorithm}' uses no judge; leave it at False."
@@ -178,7 +178,7 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   if not config.exploiter:
     return None
   training = make_training(config.exploiter, 'config.exploiter')
-  if not asks_judge(training.algorithm) or 'reference' not in training.algorithm.references:
+  if not needs_judge(training.algorithm) or 'reference' not in training.algorithm.references:
     raise UserError(
       f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "
       'reference, which is the policy to exploit; use best_response.'

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax import distributed
-from nlhf_jax.algorithms.algorithm import learns_from
+from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -52,7 +52,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
       steps = make_policy_steps(experiment, policy, judges.get(policy.judge))
-      data = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
+      data = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
       examples = make_batches(data, policy.training, experiment.seed)
       stage, trains = experiment.stages[name], experiment.model.trains
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)

@@ -65,12 +65,12 @@ def mixture(**weights: float) -> Mixture:
   return {slot: weight for slot, weight in weights.items() if weight}
 
 
-def asks_judge(algorithm: Algorithm) -> bool:
+def needs_judge(algorithm: Algorithm) -> bool:
   """Whether responses of both sides are sampled, so that someone has to compare them."""
   return algorithm.left != DATA and algorithm.right not in (None, DATA)
 
 
-def learns_from(algorithm: Algorithm) -> str:
+def training_data(algorithm: Algorithm) -> str:
   """The kind of data: `prompts` to respond to, `demonstrations`, or `comparisons`."""
   if algorithm.left != DATA:
     return 'prompts'

@@ -10,33 +10,33 @@ import jax.numpy as jnp
 
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, extragradient, mixture
 from nlhf_jax.algorithms.losses import (
-  contrast,
   cross_entropy,
-  importance,
+  debiased_label,
+  forward_kl,
   likelihood,
+  pairwise_loss,
   policy_gradient,
   prospect,
   regression,
   right_log_prob,
-  softened,
+  smoothed_label,
   squared_ratio,
-  total,
-  unflipped,
+  weighted_sum,
   winner_likelihood,
 )
-from nlhf_jax.algorithms.references import ema, follow, frozen, history, snapshot
+from nlhf_jax.algorithms.references import ema, frozen, history, newest, snapshot
 from nlhf_jax.algorithms.selection import (
-  as_points,
+  add_mismatches,
   best_against_worst,
   best_and_worst,
-  by_worth,
-  enhanced,
-  in_turn,
-  log_odds,
-  normalised,
-  rejection_sampled,
-  shifted,
-  with_mismatches,
+  chain,
+  pair_by_mean_payoff,
+  pair_with_best,
+  payoff_to_log_odds,
+  rejection_sampling,
+  split_pairs,
+  subtract_constant,
+  subtract_log_partition,
 )
 from nlhf_jax.errors import UserError
 
@@ -65,12 +65,12 @@ def reward_model() -> Algorithm:
 
   The trained slot holds the reward network, whose score of a response is r(x, y).
   """
-  return Algorithm(DATA, DATA, contrast(jax.nn.softplus), {})
+  return Algorithm(DATA, DATA, pairwise_loss(jax.nn.softplus), {})
 
 
 def dpo(beta: float) -> Algorithm:
   """-log sigmoid(beta (rho(y_w) - rho(y_l))) (arXiv 2305.18290, eq. 7)."""
-  loss = contrast(jax.nn.softplus, beta=beta, reference=1.0)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, reference=1.0)
   return Algorithm(DATA, DATA, loss, {'reference': frozen})
 
 
@@ -79,7 +79,7 @@ def cdpo(beta: float, epsilon: float) -> Algorithm:
 
   (E. Mitchell, "A note on DPO with noisy preferences", 2023.)
   """
-  loss = contrast(jax.nn.softplus, beta=beta, share=softened(epsilon), reference=1.0)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, label=smoothed_label(epsilon), reference=1.0)
   return dpo(beta)._replace(loss=loss)
 
 
@@ -88,7 +88,7 @@ def robust_dpo(beta: float, epsilon: float) -> Algorithm:
 
   Unbiased where a share `epsilon`, below 1/2, of the labels was flipped.
   """
-  loss = contrast(jax.nn.softplus, beta=beta, share=unflipped(epsilon), reference=1.0)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, label=debiased_label(epsilon), reference=1.0)
   return dpo(beta)._replace(loss=loss)
 
 
@@ -97,20 +97,20 @@ def ipo(tau: float) -> Algorithm:
 
   Its rest is mu exp(P(y > mu') / tau), where pairs are drawn from mu'.
   """
-  loss = contrast(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
   return Algorithm(DATA, DATA, loss, {'reference': frozen})
 
 
 def ipo_per_token(tau: float) -> Algorithm:
   """IPO with every rho divided by the tokens of its response, as its authors published results."""
-  loss = contrast(jnp.square, margin=1 / (2 * tau), per_token=True, reference=1.0)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), per_token=True, reference=1.0)
   return ipo(tau)._replace(loss=loss)
 
 
 def slic(delta: float, weight: float) -> Algorithm:
   """max(0, delta - log pi(y_w) + log pi(y_l)) - weight log pi(y_w) (arXiv 2305.10425, eq. 2)."""
-  hinge = contrast(jax.nn.relu, margin=delta)
-  return Algorithm(DATA, DATA, total((1.0, hinge), (weight, winner_likelihood)), {})
+  hinge = pairwise_loss(jax.nn.relu, margin=delta)
+  return Algorithm(DATA, DATA, weighted_sum((1.0, hinge), (weight, winner_likelihood)), {})
 
 
 def kto(beta: float, desirable: float, undesirable: float) -> Algorithm:
@@ -119,13 +119,13 @@ def kto(beta: float, desirable: float, undesirable: float) -> Algorithm:
   z is the KL to the reference, estimated on responses to other prompts (arXiv 2402.01306, eq. 8).
   """
   loss = prospect(beta, desirable, undesirable, reference=1.0)
-  select = in_turn(as_points, with_mismatches)
+  select = chain(split_pairs, add_mismatches)
   return Algorithm(DATA, DATA, loss, {'reference': frozen}, select)
 
 
 def simpo(beta: float, gamma: float) -> Algorithm:
   """-log sigmoid(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma) (arXiv 2405.14734)."""
-  loss = contrast(jax.nn.softplus, beta=beta, margin=gamma, per_token=True)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, margin=gamma, per_token=True)
   return Algorithm(DATA, DATA, loss, {})
 
 
@@ -143,15 +143,15 @@ def rso(beta: float, gamma: float, candidates: int, keep: int) -> Algorithm:
   return Algorithm(
     [REFERENCE] * (1 + candidates),
     LEFT,
-    contrast(jax.nn.softplus, beta=gamma, reference=1.0),
+    pairwise_loss(jax.nn.softplus, beta=gamma, reference=1.0),
     {'reference': frozen},
-    rejection_sampled(beta, keep),
+    rejection_sampling(beta, keep),
   )
 
 
 def rso_hinge(beta: float, gamma: float, candidates: int, keep: int) -> Algorithm:
   """RSO with max(0, 1 - gamma (rho(y_w) - rho(y_l))), the paper's hinge-norm."""
-  loss = contrast(jax.nn.relu, beta=gamma, margin=1.0, reference=1.0)
+  loss = pairwise_loss(jax.nn.relu, beta=gamma, margin=1.0, reference=1.0)
   return rso(beta, gamma, candidates, keep)._replace(loss=loss)
 
 
@@ -240,7 +240,7 @@ def nash_prox(tau: float, eta: float, rate: float) -> Algorithm:
 
 def spin(beta: float, every: int) -> Algorithm:
   """-log sigmoid(beta (rho_t(y) - rho_t(y'))), y a demonstration, y' ~ pi_t (arXiv 2401.01335)."""
-  loss = contrast(jax.nn.softplus, beta=beta, snapshot=1.0)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, snapshot=1.0)
   return Algorithm(DATA, [SNAPSHOT], loss, {'snapshot': snapshot(every)})
 
 
@@ -254,13 +254,13 @@ def sppo(eta: float, samples: int, every: int, log_z: float) -> Algorithm:
     LEFT,
     regression(eta, snapshot=1.0),
     {'snapshot': snapshot(every)},
-    in_turn(shifted(log_z - 0.5), best_and_worst),
+    chain(subtract_constant(log_z - 0.5), best_and_worst),
   )
 
 
 def sppo_estimated(eta: float, samples: int, every: int) -> Algorithm:
   """SPPO with log Z estimated on the K samples in place of the constant."""
-  select = in_turn(normalised(eta), best_and_worst)
+  select = chain(subtract_log_partition(eta), best_and_worst)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
@@ -269,7 +269,7 @@ def sppo_pair(eta: float, samples: int, every: int) -> Algorithm:
 
   `sppo_single` of the released code, but for its factor 1/2.
   """
-  select = in_turn(best_against_worst, as_points)
+  select = chain(best_against_worst, split_pairs)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
@@ -278,7 +278,7 @@ def gpo(eta: float, samples: int, every: int) -> Algorithm:
 
   The paper's score is a tenth of the log-odds, so its eta is ten times this one.
   """
-  select = in_turn(log_odds, best_and_worst)
+  select = chain(payoff_to_log_odds, best_and_worst)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
@@ -287,9 +287,9 @@ def rspo(eta: float, samples: int, every: int, forward: float, reverse: float) -
 
   All are means over the two responses: `forward` and `reverse` are twice the released code's.
   """
-  loss = total(
+  loss = weighted_sum(
     (1.0, regression(eta, snapshot=1.0)),
-    (forward, importance(10.0, reference=1.0)),
+    (forward, forward_kl(10.0, reference=1.0)),
     (reverse, squared_ratio(reference=1.0)),
   )
   references = {'reference': frozen, 'snapshot': snapshot(every)}
@@ -301,9 +301,9 @@ def rebel(eta: float, every: int) -> Algorithm:
 
   u is the win rate against a third sample of pi_t; under a reward model it is the reward.
   """
-  loss = contrast(jnp.square, margin=eta / 2, snapshot=1.0)
+  loss = pairwise_loss(jnp.square, margin=eta / 2, snapshot=1.0)
   references = {'snapshot': snapshot(every)}
-  return Algorithm([SNAPSHOT] * 2, [SNAPSHOT], loss, references, by_worth)
+  return Algorithm([SNAPSHOT] * 2, [SNAPSHOT], loss, references, pair_by_mean_payoff)
 
 
 def dno(eta: float, every: int) -> Algorithm:
@@ -312,7 +312,7 @@ def dno(eta: float, every: int) -> Algorithm:
   (arXiv 2404.03715, algorithm 1.) A step is 1 / eta. u is estimated on one sample, and the sigmoid
   of an estimate is a little closer to 1/2 in the mean than that of the truth.
   """
-  loss = contrast(jax.nn.softplus, beta=eta, share=jax.nn.sigmoid, snapshot=1.0)
+  loss = pairwise_loss(jax.nn.softplus, beta=eta, label=jax.nn.sigmoid, snapshot=1.0)
   return rebel(1 / eta, every)._replace(loss=loss)
 
 
@@ -322,7 +322,7 @@ def inpo(tau: float, eta: float, every: int) -> Algorithm:
   h_t anchors at mu^(tau/eta) pi_t^(1-tau/eta): a step of 1 / eta, with eta at least tau.
   """
   anchors = mixture(reference=tau / eta, snapshot=1 - tau / eta)
-  loss = contrast(jnp.square, margin=1 / (2 * eta), **anchors)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * eta), **anchors)
   references = {'reference': frozen, 'snapshot': snapshot(every)}
   return Algorithm([SNAPSHOT], [SNAPSHOT], loss, references)
 
@@ -334,7 +334,7 @@ def comal(tau: float, eta: float, every: int, reset: int) -> Algorithm:
   """
   anchors = mixture(magnet=tau / eta, snapshot=1 - tau / eta)
   return inpo(tau, eta, every)._replace(
-    loss=contrast(jnp.square, margin=1 / (2 * eta), **anchors),
+    loss=pairwise_loss(jnp.square, margin=1 / (2 * eta), **anchors),
     references={'magnet': snapshot(reset), 'snapshot': snapshot(every)},
   )
 
@@ -347,7 +347,7 @@ def mnpo(ratio: float, eta: float, every: int, rounds: int) -> Algorithm:
   past = history(rounds, every)
   anchors = mixture(reference=ratio, **dict.fromkeys(past, (1 - ratio) / rounds))
   newest = [mixture(history_1=1.0)]
-  loss = contrast(jnp.square, margin=1 / (2 * eta), **anchors)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * eta), **anchors)
   return Algorithm(newest, newest, loss, {'reference': frozen, **past})
 
 
@@ -357,7 +357,7 @@ def onpo(eta: float, every: int) -> Algorithm:
   Optimistic: a round solves it twice, around pi'_t for pi'_{t+1} and around that for pi_{t+1}. The
   slot `centre` holds pi'; each solve is `every` updates.
   """
-  loss = contrast(jnp.square, margin=eta / 2, centre=1.0)
+  loss = pairwise_loss(jnp.square, margin=eta / 2, centre=1.0)
   references = {'centre': snapshot(2 * every, first=every), 'snapshot': snapshot(2 * every)}
   return Algorithm([SNAPSHOT], [SNAPSHOT], loss, references)
 
@@ -386,7 +386,9 @@ def xpo(alpha: float, beta: float) -> Algorithm:
 
   (arXiv 2405.21046, algorithm 1.)
   """
-  loss = total((alpha, right_log_prob), (1.0, contrast(jax.nn.softplus, beta=beta, reference=1.0)))
+  loss = weighted_sum(
+    (alpha, right_log_prob), (1.0, pairwise_loss(jax.nn.softplus, beta=beta, reference=1.0))
+  )
   return dpo(beta)._replace(left=[POLICY], right=[REFERENCE], loss=loss)
 
 
@@ -396,10 +398,10 @@ def egpo(tau: float, temperature: float) -> Algorithm:
   Extragradient (arXiv 2503.08942): a half step gives pi_half, the slot `ahead`; the step against it
   is taken from where the half step began. y, y' come from the policy at a `temperature` above 1.
   """
-  loss = contrast(jnp.square, margin=1 / (2 * tau), reference=1.0)
-  references = {'reference': frozen, 'ahead': follow}
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  references = {'reference': frozen, 'ahead': newest}
   broad, ahead = mixture(policy=1 / temperature), mixture(ahead=1.0)
-  return Algorithm([broad] * 2, [ahead], loss, references, by_worth, extragradient)
+  return Algorithm([broad] * 2, [ahead], loss, references, pair_by_mean_payoff, extragradient)
 
 
 def oelhf(tau: float, candidates: int) -> Algorithm:
@@ -409,5 +411,5 @@ def oelhf(tau: float, candidates: int) -> Algorithm:
   judge learns from. u is against one more y'' ~ pi, so that this rests at the regularised Nash;
   IPO on the payoff between y and y' would not.
   """
-  loss = contrast(jnp.square, margin=1 / (2 * tau), reference=1.0)
-  return Algorithm([POLICY] * (2 + candidates), LEFT, loss, {'reference': frozen}, enhanced)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  return Algorithm([POLICY] * (2 + candidates), LEFT, loss, {'reference': frozen}, pair_with_best)

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Loss, mixture
 from nlhf_jax.algorithms.naming import named
-from nlhf_jax.algorithms.selection import worth
+from nlhf_jax.algorithms.selection import mean_payoff
 
 
-def to_go(x: Float[Array, '*rows T']) -> Float[Array, '*rows T']:
+def reward_to_go(x: Float[Array, '*rows T']) -> Float[Array, '*rows T']:
   """sum_{m >= n} x_m."""
   return lax.cumsum(x, axis=x.ndim - 1, reverse=True)
 
@@ -50,7 +50,7 @@ def policy_gradient(**prices: float) -> Loss:
   def loss(scores, comparison):
     log_pi = scores['policy'].left
     costs = sum(
-      price * to_go(lax.stop_gradient(log_ratio(scores, 'left', {slot: 1.0})))
+      price * reward_to_go(lax.stop_gradient(log_ratio(scores, 'left', {slot: 1.0})))
       for slot, price in prices.items()
     )
     regulariser = jnp.sum(log_pi * costs, axis=-1, keepdims=True)
@@ -74,30 +74,30 @@ def cross_entropy(scores, comparison) -> Float[Array, 'B K J']:
   return jax.nn.softplus(logit) - (comparison.payoff + 0.5) * logit
 
 
-def as_share(payoff: Float[Array, '...']) -> Float[Array, '...']:
+def payoff_to_label(payoff: Float[Array, '...']) -> Float[Array, '...']:
   """p = payoff + 1/2: how much of a comparison the left response wins."""
   return payoff + 0.5
 
 
 @named
-def softened(epsilon: float) -> Callable[[Array], Array]:
+def smoothed_label(epsilon: float) -> Callable[[Array], Array]:
   """p of a payoff of which a share `epsilon` is taken for flipped: 1/2 + (1 - 2 eps) payoff."""
   return lambda payoff: 0.5 + (1 - 2 * epsilon) * payoff
 
 
 @named
-def unflipped(epsilon: float) -> Callable[[Array], Array]:
+def debiased_label(epsilon: float) -> Callable[[Array], Array]:
   """The p, perhaps outside [0, 1], whose mean over flips of a share `epsilon` is the true one."""
   return lambda payoff: 0.5 + payoff / (1 - 2 * epsilon)
 
 
 @named
-def contrast(
+def pairwise_loss(
   link: Callable[[Array], Array],
   *,
   beta: float = 1.0,
   margin: float = 0.0,
-  share: Callable[[Array], Array] = as_share,
+  label: Callable[[Array], Array] = payoff_to_label,
   per_token: bool = False,
   **anchors: float,
 ) -> Loss:
@@ -109,7 +109,7 @@ def contrast(
     link: what falls as the winner's lead grows.
     beta: scale of the lead.
     margin: the lead asked for.
-    share: payoff -> p.
+    label: payoff -> p.
     per_token: divide each rho by the tokens of its response.
     anchors: slot -> weight in rho.
 
@@ -135,7 +135,7 @@ def regression(eta: float, **anchors: float) -> Loss:
   """(rho(y) - eta u(y))^2 of every left response, u its worth: SPPO's. Returns [B, K]."""
 
   def loss(scores, comparison):
-    return jnp.square(rho(scores, 'left', anchors) - eta * worth(comparison))
+    return jnp.square(rho(scores, 'left', anchors) - eta * mean_payoff(comparison))
 
   return loss
 
@@ -151,7 +151,7 @@ def prospect(beta: float, desirable: float, undesirable: float, **anchors: float
   def loss(scores, comparison):
     ratio, mismatched = jnp.split(rho(scores, 'left', anchors), 2, axis=1)
     z = lax.stop_gradient(jnp.maximum(0, jnp.mean(mismatched)))
-    lead, p = beta * (ratio - z), as_share(jnp.split(worth(comparison), 2, axis=1)[0])
+    lead, p = beta * (ratio - z), payoff_to_label(jnp.split(mean_payoff(comparison), 2, axis=1)[0])
     return desirable * p * jax.nn.sigmoid(-lead) + undesirable * (1 - p) * jax.nn.sigmoid(lead)
 
   return loss
@@ -160,7 +160,7 @@ def prospect(beta: float, desirable: float, undesirable: float, **anchors: float
 def winner_likelihood(scores, comparison) -> Float[Array, 'B K J']:
   """-log pi of the better response of every pair: -p log pi(y) - (1 - p) log pi(y')."""
   left, right = (jnp.sum(side, axis=-1) for side in scores['policy'])
-  p = as_share(comparison.payoff)
+  p = payoff_to_label(comparison.payoff)
   return -p * left[:, :, None] - (1 - p) * right[:, None, :]
 
 
@@ -177,12 +177,12 @@ def squared_ratio(**anchors: float) -> Loss:
 
 
 @named
-def importance(cap: float, **anchors: float) -> Loss:
+def forward_kl(cap: float, **anchors: float) -> Loss:
   """exp(min(-rho(y), cap)) of the left responses, mu / pi: a forward KL on samples. [B, K]."""
   return lambda scores, comparison: jnp.exp(jnp.minimum(-rho(scores, 'left', anchors), cap))
 
 
 @named
-def total(*terms: tuple[float, Loss]) -> Loss:
+def weighted_sum(*terms: tuple[float, Loss]) -> Loss:
   """The weighted sum of losses of the same shape."""
   return lambda scores, comparison: sum(weight * loss(scores, comparison) for weight, loss in terms)

@@ -21,7 +21,7 @@ def frozen(slot: str, params: Mapping[str, Params], updates: Array) -> Params:
   return params[slot]
 
 
-def follow(slot: str, params: Mapping[str, Params], updates: Array) -> Params:
+def newest(slot: str, params: Mapping[str, Params], updates: Array) -> Params:
   """Is the policy proposed last, whether or not the policy takes it."""
   del slot, updates
   return params['policy']

@@ -24,7 +24,7 @@ def unchanged(comparison: Comparison, key: Array) -> Comparison:
 
 
 @named
-def in_turn(*selections: Select) -> Select:
+def chain(*selections: Select) -> Select:
   """One after the other."""
 
   def select(comparison, key):
@@ -35,12 +35,12 @@ def in_turn(*selections: Select) -> Select:
   return select
 
 
-def worth(comparison: Comparison) -> Float[Array, 'B K']:
+def mean_payoff(comparison: Comparison) -> Float[Array, 'B K']:
   """u(y) = mean over the right responses of the payoff."""
   return jnp.mean(comparison.payoff, axis=2)
 
 
-def judged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
+def drop_unjudged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
   """The comparison without what no judge could say, and the weight of each prompt in the mean.
 
   A prompt with a payoff that is NaN weighs 0, since its worths are not known either, and its
@@ -54,14 +54,14 @@ def judged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
   return comparison._replace(payoff=payoff), weight
 
 
-def pick(responses: Responses, places: Int[Array, 'B N']) -> Responses:
+def take_responses(responses: Responses, places: Int[Array, 'B N']) -> Responses:
   """The responses at the given places along K."""
   return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, places[:, :, None], axis=1), responses)
 
 
 def _ranked(comparison: Comparison) -> Int[Array, 'B K']:
   """Places of the left responses, the worthiest first; equals in their order."""
-  return jnp.argsort(-worth(comparison), axis=1)
+  return jnp.argsort(-mean_payoff(comparison), axis=1)
 
 
 def best_and_worst(comparison: Comparison, key: Array) -> Comparison:
@@ -69,7 +69,7 @@ def best_and_worst(comparison: Comparison, key: Array) -> Comparison:
   del key
   places = _ranked(comparison)[:, jnp.array([0, -1])]
   payoff = jnp.take_along_axis(comparison.payoff, places[:, :, None], axis=1)
-  return comparison._replace(left=pick(comparison.left, places), payoff=payoff)
+  return comparison._replace(left=take_responses(comparison.left, places), payoff=payoff)
 
 
 def best_against_worst(comparison: Comparison, key: Array) -> Comparison:
@@ -83,18 +83,20 @@ def best_against_worst(comparison: Comparison, key: Array) -> Comparison:
   rows = jnp.take_along_axis(comparison.payoff, best[:, :, None], axis=1)
   payoff = jnp.take_along_axis(rows, worst[:, :, None], axis=2)
   left = comparison.left
-  return Comparison(comparison.prompts, pick(left, best), pick(left, worst), payoff)
+  return Comparison(
+    comparison.prompts, take_responses(left, best), take_responses(left, worst), payoff
+  )
 
 
-def by_worth(comparison: Comparison, key: Array) -> Comparison:
+def pair_by_mean_payoff(comparison: Comparison, key: Array) -> Comparison:
   """Of two left responses one against the other, with the payoff u(y_1) - u(y_2)."""
   del key
   one, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], comparison.left) for k in (0, 1))
-  gains = worth(comparison)
+  gains = mean_payoff(comparison)
   return Comparison(comparison.prompts, one, other, (gains[:, :1] - gains[:, 1:])[:, :, None])
 
 
-def enhanced(comparison: Comparison, key: Array) -> Comparison:
+def pair_with_best(comparison: Comparison, key: Array) -> Comparison:
   """The first left response against its enhancer: the best of those from the third on.
 
   These hold a tournament of their own, by which the best is known. The payoff is u(y) - u(y'), both
@@ -106,10 +108,12 @@ def enhanced(comparison: Comparison, key: Array) -> Comparison:
   first, gains = jnp.zeros_like(best), comparison.payoff[:, :, 1]
   lead = gains[:, :1] - jnp.take_along_axis(gains, best, axis=1)
   left = comparison.left
-  return Comparison(comparison.prompts, pick(left, first), pick(left, best), lead[:, :, None])
+  return Comparison(
+    comparison.prompts, take_responses(left, first), take_responses(left, best), lead[:, :, None]
+  )
 
 
-def as_points(comparison: Comparison, key: Array) -> Comparison:
+def split_pairs(comparison: Comparison, key: Array) -> Comparison:
   """A pair as two left responses, each with its own payoff: [B, 2, 1]."""
   del key
   left = jax.tree.map(
@@ -119,7 +123,7 @@ def as_points(comparison: Comparison, key: Array) -> Comparison:
   return Comparison(comparison.prompts, left, None, payoff)
 
 
-def with_mismatches(comparison: Comparison, key: Array) -> Comparison:
+def add_mismatches(comparison: Comparison, key: Array) -> Comparison:
   """Adds, as as many left responses more, those of the next prompt of the batch, with payoff 0.
 
   They are unrelated to the prompt: what KTO estimates its KL on.
@@ -137,7 +141,7 @@ def with_mismatches(comparison: Comparison, key: Array) -> Comparison:
   return comparison._replace(left=left, payoff=payoff)
 
 
-def log_odds(comparison: Comparison, key: Array) -> Comparison:
+def payoff_to_log_odds(comparison: Comparison, key: Array) -> Comparison:
   """The payoff as a score, log P(y > y') / P(y' > y), at most 9.2 (P = .9999)."""
   del key
   chance = jnp.clip(comparison.payoff + 0.5, 1e-4, 1 - 1e-4)
@@ -145,18 +149,18 @@ def log_odds(comparison: Comparison, key: Array) -> Comparison:
 
 
 @named
-def shifted(by: float) -> Select:
+def subtract_constant(by: float) -> Select:
   """The payoff less a constant."""
   return lambda comparison, key: comparison._replace(payoff=comparison.payoff - by)
 
 
 @named
-def normalised(eta: float) -> Select:
+def subtract_log_partition(eta: float) -> Select:
   """The payoff less log Z / eta, Z = E_{y ~ pi_t} exp(eta u(y)) estimated on the left responses."""
 
   def select(comparison, key):
     del key
-    gains = eta * worth(comparison)
+    gains = eta * mean_payoff(comparison)
     log_z = jax.nn.logsumexp(gains, axis=1) - jnp.log(gains.shape[1])
     return comparison._replace(payoff=comparison.payoff - (log_z / eta)[:, None, None])
 
@@ -164,7 +168,7 @@ def normalised(eta: float) -> Select:
 
 
 @named
-def rejection_sampled(beta: float, keep: int) -> Select:
+def rejection_sampling(beta: float, keep: int) -> Select:
   """Of K responses, compared all against all, `keep` that are distributed as pi exp(r / beta) / Z.
 
   The first is the baseline that rewards are measured against, r(y) = log-odds of P(y > baseline),
@@ -172,12 +176,12 @@ def rejection_sampled(beta: float, keep: int) -> Select:
   """
 
   def select(comparison, key):
-    reward = log_odds(comparison, key).payoff[:, 1:, 0]
+    reward = payoff_to_log_odds(comparison, key).payoff[:, 1:, 0]
     keys = jax.random.split(key, len(reward))
     places = 1 + jax.vmap(lambda key, row: rejection_sample(key, row, beta, keep))(keys, reward)
     rows = jnp.take_along_axis(comparison.payoff, places[:, :, None], axis=1)
     payoff = jnp.take_along_axis(rows, places[:, None, :], axis=2)
-    kept = pick(comparison.left, places)
+    kept = take_responses(comparison.left, places)
     return Comparison(comparison.prompts, kept, kept, payoff)
 
   return select

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import Algorithm, learns_from
+from nlhf_jax.algorithms.algorithm import Algorithm, training_data
 from nlhf_jax.data import dataset
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
@@ -42,7 +42,7 @@ def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algo
     UserError: that names the first field with nothing to learn from, or to test on.
   """
   for field, algorithm in learners.items():
-    kind = learns_from(algorithm)
+    kind = training_data(algorithm)
     if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
       raise UserError(
         f"config.data.path='{config.data.path}' has too few {kind} for config.{field}: some have "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, asks_judge
+from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, needs_judge
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
@@ -28,7 +28,7 @@ def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedbac
     feedback: (comparison, key) -> payoff, asked unless a side is data.
   """
   sample = make_sample(algorithm, make_rollout)
-  if not asks_judge(algorithm):
+  if not needs_judge(algorithm):
     return sample
 
   def play(params, batch, key):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nlhf_jax.algorithms.algorithm import LEFT, Algorithm, asks_judge
+from nlhf_jax.algorithms.algorithm import LEFT, Algorithm, needs_judge
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training.update import Measure
 
@@ -52,7 +52,7 @@ def of_play(algorithm: Algorithm) -> Measure:
       values['entropy'] = jnp.sum(left.entropy) / tokens
     if algorithm.right not in (None, LEFT):
       values['tokens'] += jnp.sum(right.mask)
-      if asks_judge(algorithm):
+      if needs_judge(algorithm):
         values['payoff'] = jnp.nanmean(comparison.payoff)
     return values
 

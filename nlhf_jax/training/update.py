@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.references import frozen
-from nlhf_jax.algorithms.selection import judged
+from nlhf_jax.algorithms.selection import drop_unjudged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 from nlhf_jax.training import optimizers
@@ -152,7 +152,7 @@ def make_update(
   @partial(jax.jit, donate_argnums=0)
   def moved(moving, fixed, comparison, key):
     state = moving._replace(fixed=fixed)
-    known, weight = judged(comparison)
+    known, weight = drop_unjudged(comparison)
     selected = algorithm.select(known, key)
     if accumulate == 1:
       (loss, scores), gradient = differentiate(state, selected, weight)

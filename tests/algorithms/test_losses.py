@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.losses import contrast, cross_entropy
-from nlhf_jax.algorithms.selection import by_worth
+from nlhf_jax.algorithms.losses import cross_entropy, pairwise_loss
+from nlhf_jax.algorithms.selection import pair_by_mean_payoff
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
 
 # Log-probabilities of the tokens of y, three, and of y', two and a place of padding.
@@ -186,7 +186,7 @@ def test_every_left_response_meets_every_right_one():
   left, right = np.array([[[-1.0], [-3.0]]]), np.array([[[-2.0], [-2.5], [-4.0]]])
   payoff = np.array([[[0.5, -0.5, 0.25], [0.0, 0.5, -0.5]]])
   pair = compared(WIN)._replace(payoff=jnp.array(payoff))
-  said = contrast(jnp.square, margin=0.5)(
+  said = pairwise_loss(jnp.square, margin=0.5)(
     {'policy': Scores(jnp.array(left), jnp.array(right))}, pair
   )
   # Leads 1, 1.5, 3 and -1, -.5, 1.
@@ -441,7 +441,7 @@ def three_ways(log_pi, chance, payoff, opponent, step):
   to constants in g; what is in the loss that is none is the choice of the payoff.
   """
   size = len(log_pi)
-  loss = contrast(jnp.square, margin=step / 2)
+  loss = pairwise_loss(jnp.square, margin=step / 2)
 
   def mean(payoff):
     side = Scores(*[jnp.array(log_pi)[None, :, None]] * 2)
@@ -504,6 +504,6 @@ def test_win_rates_against_a_sample_are_what_by_worth_makes_of_them():
     left=Responses(jnp.array([[[1], [2]]]), jnp.ones((1, 2, 1), bool)),
     payoff=jnp.array([[[0.3, -0.1], [0.2, 0.4]]]),
   )
-  pair = by_worth(comparison, jax.random.key(0))
+  pair = pair_by_mean_payoff(comparison, jax.random.key(0))
   assert (pair.left.tokens.item(), pair.right.tokens.item()) == (1, 2)
   is_close(pair.payoff, [[[-0.2]]])

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms.selection import (
-  as_points,
+  add_mismatches,
   best_against_worst,
   best_and_worst,
-  by_worth,
-  enhanced,
-  in_turn,
-  log_odds,
-  normalised,
+  chain,
+  mean_payoff,
+  pair_by_mean_payoff,
+  pair_with_best,
+  payoff_to_log_odds,
   rejection_sample,
-  rejection_sampled,
-  shifted,
+  rejection_sampling,
+  split_pairs,
+  subtract_constant,
+  subtract_log_partition,
   unchanged,
-  with_mismatches,
-  worth,
 )
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts, Responses
@@ -65,7 +65,7 @@ TIED = comparison(np.zeros((1, 3, 3)), [[7, 8, 9]])
 
 
 def test_worth_is_the_mean_payoff_against_the_right_side():
-  np.testing.assert_allclose(worth(SELF), [[0, 0.15, -0.15], [0.1, -0.2, 0.1]], atol=1e-7)
+  np.testing.assert_allclose(mean_payoff(SELF), [[0, 0.15, -0.15], [0.1, -0.2, 0.1]], atol=1e-7)
 
 
 def test_everything_is_kept_by_default():
@@ -78,7 +78,7 @@ def test_best_and_worst_keep_their_payoffs_against_all():
   assert_are(chosen.right, [[1, 2, 3], [4, 5, 6]])
   np.testing.assert_array_equal(chosen.payoff[0], SELF.payoff[0][jnp.array([1, 2])])
   np.testing.assert_array_equal(chosen.payoff[1], SELF.payoff[1][jnp.array([0, 1])])
-  np.testing.assert_allclose(worth(chosen), [[0.15, -0.15], [0.1, -0.2]], atol=1e-7)
+  np.testing.assert_allclose(mean_payoff(chosen), [[0.15, -0.15], [0.1, -0.2]], atol=1e-7)
 
 
 def test_best_meets_worst():
@@ -97,11 +97,13 @@ def test_equals_still_give_two_different_responses():
 
 def test_by_worth_sets_one_left_response_against_the_other():
   three = comparison([[[0.3, -0.1, 0.1], [0.2, 0.4, -0.3]]], [[1, 2]], [[3, 4, 5]])
-  pair = by_worth(three, KEY)
+  pair = pair_by_mean_payoff(three, KEY)
   assert_are(pair.left, [[1]])
   assert_are(pair.right, [[2]])
   np.testing.assert_allclose(pair.payoff, [[[0.1 - 0.1]]], atol=1e-7)
-  one = by_worth(three._replace(right=responses([[4]]), payoff=three.payoff[:, :, 1:2]), KEY)
+  one = pair_by_mean_payoff(
+    three._replace(right=responses([[4]]), payoff=three.payoff[:, :, 1:2]), KEY
+  )
   np.testing.assert_allclose(one.payoff, [[[-0.5]]], atol=1e-7)
 
 
@@ -109,14 +111,14 @@ def test_the_enhancer_is_the_best_of_its_own_tournament():
   """Of 5 and 6, 6 wins; that 5 beats all the others is not asked. Leads are those over 4."""
   beats = np.zeros((4, 4))
   beats[0, 1], beats[3, 1], beats[3, 2], beats[2, 0], beats[2, 1] = 0.2, 0.3, 0.1, 0.5, 0.4
-  pair = enhanced(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)
+  pair = pair_with_best(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)
   assert_are(pair.left, [[3]])
   assert_are(pair.right, [[6]])
   np.testing.assert_allclose(pair.payoff, [[[0.2 - 0.3]]], rtol=1e-6)
 
 
 def test_as_points_a_pair_has_a_winner_and_a_loser():
-  points = as_points(comparison([[[0.5]], [[-0.2]]], [[1], [2]], [[3], [4]]), KEY)
+  points = split_pairs(comparison([[[0.5]], [[-0.2]]], [[1], [2]], [[3], [4]]), KEY)
   assert_are(points.left, [[1, 3], [2, 4]])
   assert points.right is None
   np.testing.assert_allclose(points.payoff, [[[0.5], [-0.5]], [[-0.2], [0.2]]])
@@ -126,7 +128,7 @@ def test_mismatches_are_the_responses_to_the_next_prompt():
   points = comparison(
     [[[0.5], [-0.5]], [[0.2], [-0.2]], [[0.1], [-0.1]]], [[1, 2], [3, 4], [5, 6]], [[0]] * 3
   )
-  both = with_mismatches(points, KEY)
+  both = add_mismatches(points, KEY)
   assert_are(both.left, [[1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 1, 2]])
   np.testing.assert_array_equal(both.payoff[:, :2], points.payoff)
   np.testing.assert_array_equal(both.payoff[:, 2:], np.zeros((3, 2, 1)))
@@ -134,31 +136,34 @@ def test_mismatches_are_the_responses_to_the_next_prompt():
 
 def test_one_prompt_has_no_mismatches():
   with pytest.raises(UserError, match='at least 2 prompts'):
-    with_mismatches(comparison([[[0.5], [-0.5]]], [[1, 2]], [[0]]), KEY)
+    add_mismatches(comparison([[[0.5], [-0.5]]], [[1, 2]], [[0]]), KEY)
 
 
 def test_log_odds_are_a_score_of_limited_size():
-  scored = log_odds(comparison([[[0.3, 0.5, -0.5, 0]]], [[1]], [[2, 3, 4, 5]]), KEY)
+  scored = payoff_to_log_odds(comparison([[[0.3, 0.5, -0.5, 0]]], [[1]], [[2, 3, 4, 5]]), KEY)
   limit = log(0.9999 / 0.0001)
   np.testing.assert_allclose(scored.payoff, [[[log(4), limit, -limit, 0]]], rtol=1e-4)
 
 
 def test_log_odds_are_as_antisymmetric_as_the_payoff():
-  scores = log_odds(SELF, KEY).payoff
+  scores = payoff_to_log_odds(SELF, KEY).payoff
   np.testing.assert_allclose(scores, -scores.swapaxes(1, 2), atol=1e-6)
 
 
 def test_shifted_takes_a_constant_away():
-  np.testing.assert_allclose(shifted(0.2)(SELF, KEY).payoff, SELF.payoff - 0.2)
+  np.testing.assert_allclose(subtract_constant(0.2)(SELF, KEY).payoff, SELF.payoff - 0.2)
 
 
 @pytest.mark.parametrize('eta', [0.1, 4.0, 1e3])
 def test_normalised_worth_is_the_log_of_a_distribution(eta):
   # log pi_{t+1} / pi_t = eta u - log Z, so its exponentials are one in the mean of the samples.
-  target = eta * np.array(worth(normalised(eta)(SELF, KEY)), float)
+  target = eta * np.array(mean_payoff(subtract_log_partition(eta)(SELF, KEY)), float)
   np.testing.assert_allclose(np.exp(target).mean(axis=1), 1, rtol=1e-3)
   np.testing.assert_allclose(
-    target - target[:, :1], eta * (worth(SELF) - worth(SELF)[:, :1]), rtol=1e-4, atol=1e-6
+    target - target[:, :1],
+    eta * (mean_payoff(SELF) - mean_payoff(SELF)[:, :1]),
+    rtol=1e-4,
+    atol=1e-6,
   )
 
 
@@ -183,7 +188,7 @@ def order(size):
 def test_log_z_has_its_two_limits(game, limit, eta):
   size = 300
   many = comparison(game(size)[None], [list(range(size))])
-  taken = many.payoff - normalised(eta)(many, KEY).payoff
+  taken = many.payoff - subtract_log_partition(eta)(many, KEY).payoff
   assert np.ptp(taken) < 1e-5
   np.testing.assert_allclose(eta * (taken.mean() + 0.5), limit(eta), atol=4e-3 * eta)
 
@@ -195,9 +200,9 @@ def test_in_turn_gives_each_its_own_key():
     seen.append(jax.random.key_data(key).tolist())
     return comparison._replace(payoff=comparison.payoff + 1)
 
-  chosen = in_turn(note, note, best_and_worst)(SELF, KEY)
+  chosen = chain(note, note, best_and_worst)(SELF, KEY)
   assert_are(chosen.left, [[2, 3], [4, 5]])
-  np.testing.assert_allclose(worth(chosen), [[2.15, 1.85], [2.1, 1.8]], rtol=1e-6)
+  np.testing.assert_allclose(mean_payoff(chosen), [[2.15, 1.85], [2.1, 1.8]], rtol=1e-6)
   assert seen[0] != seen[1]
 
 
@@ -328,7 +333,7 @@ def test_the_baseline_is_no_candidate_and_pairs_keep_their_payoffs():
   upper = np.triu(random.uniform(-0.5, 0.5, (prompts, size, size)), 1)
   payoff = upper - upper.swapaxes(1, 2)
   names = np.arange(prompts * size).reshape(prompts, size)
-  kept = jax.jit(rejection_sampled(0.5, keep))(comparison(payoff, names.tolist()), KEY)
+  kept = jax.jit(rejection_sampling(0.5, keep))(comparison(payoff, names.tolist()), KEY)
 
   places = np.array(kept.left.tokens[..., 0]) % size
   assert np.all(places > 0)
@@ -344,7 +349,7 @@ def test_prompts_are_sampled_for_apart_and_by_the_log_odds_against_the_baseline(
   # Candidates 1 and 2 beat the baseline in 50 and 80 of 100 comparisons: odds of 1 and 4.
   payoff = np.zeros((4000, 3, 3))
   payoff[:, 2, 0], payoff[:, 0, 2] = 0.3, -0.3
-  kept = rejection_sampled(1.0, 1)(comparison(payoff, [[0, 1, 2]] * 4000), KEY)
+  kept = rejection_sampling(1.0, 1)(comparison(payoff, [[0, 1, 2]] * 4000), KEY)
   share = np.mean(np.array(kept.left.tokens[:, 0, 0]) == 1)
   assert abs(share - 1 / 4) < 5 * np.sqrt(3 / 16 / 4000)
 

@@ -8,7 +8,7 @@ import pytest
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, always, extragradient
-from nlhf_jax.algorithms.references import ema, follow, frozen, history, snapshot
+from nlhf_jax.algorithms.references import ema, frozen, history, newest, snapshot
 from nlhf_jax.training.update import advance, initial_state
 from tests.laws import exact, tiny
 
@@ -31,7 +31,7 @@ def test_frozen_stays():
 
 
 def test_follow_is_the_policy_proposed_last():
-  assert moved({'it': follow}, 3)['it'] == [1, 2, 3]
+  assert moved({'it': newest}, 3)['it'] == [1, 2, 3]
 
 
 def test_ema_weighs_the_newest_by_its_rate():
@@ -66,7 +66,7 @@ def test_the_two_solves_of_onpo_and_their_slots():
 
 
 def test_extragradient_takes_every_second_proposal_and_shows_the_others():
-  slots = moved({'ahead': follow}, 4, extragradient)
+  slots = moved({'ahead': newest}, 4, extragradient)
   assert slots['policy'] == [0, 2, 2, 4]
   assert slots['ahead'] == [1, 2, 3, 4]
 

@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
+from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge
 from nlhf_jax.data import sources
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
@@ -251,7 +251,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     if slot not in known:
       raise UserError(f"{field}.players: '{slot}' is not a slot of it; choose from {known}.")
   players = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
-  judge = row.judge if asks_judge(training.algorithm) else None
+  judge = row.judge if needs_judge(training.algorithm) else None
   if row.ahead and not judge:
     raise UserError(
       f"{field}.ahead=True: '{row.algorithm}' asks no judge; there is none to wait for."
@@ -320,7 +320,7 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   if not config.exploiter:
     return None
   training = make_training(config.exploiter, 'config.exploiter')
-  if not asks_judge(training.algorithm) or 'reference' not in training.algorithm.references:
+  if not needs_judge(training.algorithm) or 'reference' not in training.algorithm.references:
     raise UserError(
       f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "
       'reference, which is whom to exploit; use best_response.'

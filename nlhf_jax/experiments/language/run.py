@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax import distributed
-from nlhf_jax.algorithms.algorithm import learns_from
+from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -138,7 +138,7 @@ def train_policy(
     begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
     begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
-  material = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
+  material = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
   examples = batches_of(material, policy.training, experiment.seed)
   try:
     return fit(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import asks_judge
+from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
@@ -113,7 +113,7 @@ def check(config: ConfigDict) -> None:
 def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
   """How a row of the catalogue that plays is trained, from the section called `field`."""
   training = language_config.make_training(row, field)
-  if not asks_judge(training.algorithm):
+  if not needs_judge(training.algorithm):
     raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
   if training.batch % config.game.prompts:
     raise UserError(

@@ -4,9 +4,10 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +18,13 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Record
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import AtLeastOne, ProperFraction, Range
 from nlhf_jax.structs import Comparison, Prompts
 from nlhf_jax.tasks.summaries import generator
 
+VocabularySize = Annotated[
+  int, Range('at least 259: all bytes and the special tokens', lambda size: 259 <= size < math.inf)
+]
 KINDS = ('prompts', 'demonstrations', 'comparisons')
 NOTHING = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
 
@@ -61,11 +66,11 @@ class Corpus(NamedTuple):
 
 def make_synthetic(
   seed: int,
-  posts: int,
-  held_out: int,
-  prompt_length: int,
-  response_length: int,
-  vocabulary: int,
+  posts: AtLeastOne,
+  held_out: AtLeastOne,
+  prompt_length: AtLeastOne,
+  response_length: AtLeastOne,
+  vocabulary: VocabularySize,
   pretrained: str,
   folder: Path,
 ) -> Corpus:
@@ -116,10 +121,10 @@ def make_file(
   split: str,
   part: str,
   skip_bad: bool,
-  held_out: float,
-  prompt_length: int,
-  response_length: int,
-  vocabulary: int,
+  held_out: ProperFraction,
+  prompt_length: AtLeastOne,
+  response_length: AtLeastOne,
+  vocabulary: VocabularySize,
   pretrained: str,
   folder: Path,
 ) -> Corpus:

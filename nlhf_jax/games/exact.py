@@ -6,7 +6,7 @@ at most sqrt(1 + sigma^2). Steps are capped, and the price is lowered in stages.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from scipy import optimize
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
 from nlhf_jax.games.solvers import Solver, State, memoryless, pulled
+from nlhf_jax.ranges import POSITIVE, POSITIVE_FRACTION, AtLeastOne
 
 # A probability of e^-20 moves no gain that matters, so that logits below are free to move.
 NEGLIGIBLE = -20.0
@@ -120,7 +121,9 @@ def equilibrium(game: Game, tolerance: ArrayLike = 1e-12, limit: ArrayLike = 600
   return Equilibrium(log_pi, exploitability(game, log_pi), state.count)
 
 
-def anderson(memory: int = 10, mixing: ArrayLike = 0.1) -> Solver:
+def anderson(
+  memory: AtLeastOne = 10, mixing: Annotated[ArrayLike, POSITIVE_FRACTION] = 0.1
+) -> Solver:
   """Anderson acceleration of best-response iteration in logits, for games too large for Newton.
 
   One product with A an update. The mix of the last `memory` residuals is chosen by least squares
@@ -149,7 +152,7 @@ def anderson(memory: int = 10, mixing: ArrayLike = 0.1) -> Solver:
   return Solver(init, update)
 
 
-def proximal_point(eta: ArrayLike, inner: int = 8) -> Solver:
+def proximal_point(eta: Annotated[ArrayLike, POSITIVE], inner: AtLeastOne = 8) -> Solver:
   """Each iterate is the equilibrium of the game that pays KL(pi, last) / eta on top.
 
   The exact form of COMAL and Nash Prox: linear, and with tau = 0 still convergent. The inner

@@ -11,6 +11,7 @@ import numpy as np
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.tables import Table, from_counts, from_payoffs, from_preferences
+from nlhf_jax.ranges import NonNegative, Positive
 
 ENTRIES = ('probabilities', 'payoffs', 'counts')
 KEYS = {'probabilities': 'probabilities', 'payoffs': 'payoffs', 'wins': 'counts'}  # of JSON
@@ -31,9 +32,9 @@ class Contents(NamedTuple):
 def read(
   path: str | Path,
   entries: str = 'probabilities',
-  tolerance: float = 1e-6,
-  scale: float = 1.0,
-  prior: float = 0.0,
+  tolerance: NonNegative = 1e-6,
+  scale: Positive = 1.0,
+  prior: NonNegative = 0.0,
 ) -> Table:
   """The game in a file, by the end of its name; text is UTF-8.
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import NonNegative
 
 
 class Game(NamedTuple):
@@ -27,7 +28,9 @@ class Game(NamedTuple):
   tau: Float[Array, '']  # win probability a nat; 0 for the game without a price
 
 
-def make_game(payoff: ArrayLike, reference: ArrayLike | None = None, tau: float = 0.0) -> Game:
+def make_game(
+  payoff: ArrayLike, reference: ArrayLike | None = None, tau: NonNegative = 0.0
+) -> Game:
   """A game, or a batch of games where `payoff` is [..., K, K]; refuses what is none.
 
   Args:

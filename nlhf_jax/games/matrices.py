@@ -6,13 +6,18 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from nlhf_jax.ranges import AtLeastOne, Fraction, Positive, Range, Seed
 
-def rock_paper_scissors(a: float = 0.5, b: float = 0.5, c: float = 0.5) -> np.ndarray:
+THIRD = Range('in [-1/3, 1/3]', lambda e: abs(e) <= 1 / 3)
+
+
+def rock_paper_scissors(a: Positive = 0.5, b: Positive = 0.5, c: Positive = 0.5) -> np.ndarray:
   """The third beats the second by a, the first the third by b, the second the first by c.
 
   All above 0, the equilibrium is (a, b, c) / (a + b + c): an action plays what the edge that does
@@ -46,7 +51,9 @@ def population(scores: ArrayLike, shares: ArrayLike | None = None) -> np.ndarray
   return np.tensordot(shares, votes, axes=1)
 
 
-def random_population(actions: int = 5, raters: int = 9, seed: int = 0) -> np.ndarray:
+def random_population(
+  actions: AtLeastOne = 5, raters: AtLeastOne = 9, seed: Seed = 0
+) -> np.ndarray:
   """Raters who rank the actions each in an order of their own, all orders as likely."""
   return population(np.random.default_rng(seed).random((raters, actions)))
 
@@ -56,7 +63,7 @@ def three_raters() -> np.ndarray:
   return population([[2, 1, 3], [4, 6, 5], [9, 8, 7]])
 
 
-def rater_types(e: float = 0.1) -> np.ndarray:
+def rater_types(e: Annotated[float, THIRD] = 0.1) -> np.ndarray:
   """Types of raters who each care about one pair of actions (arXiv 2312.00886, section 3.2).
 
   Shares 1/3 - e, 1/3 + e/2, 1/3 + e/2. For |e| < 1/3 the equilibrium is
@@ -84,7 +91,7 @@ def dice(faces: Sequence[Sequence[float]] = ((2, 4, 9), (1, 6, 8), (3, 5, 7))) -
   )
 
 
-def strict_cycle(actions: int = 3) -> np.ndarray:
+def strict_cycle(actions: AtLeastOne = 3) -> np.ndarray:
   """Every action surely beats those of the half circle after it; the equilibrium is uniform."""
   after = (np.arange(actions) - np.arange(actions)[:, None]) % actions
   return np.where(after == 0, 0, np.sign(actions / 2 - after)) / 2
@@ -96,7 +103,7 @@ def disc(points: ArrayLike) -> np.ndarray:
   return np.outer(x, y) - np.outer(y, x)
 
 
-def random_disc(actions: int = 7, seed: int = 0) -> np.ndarray:
+def random_disc(actions: AtLeastOne = 7, seed: Seed = 0) -> np.ndarray:
   """`disc` of points uniform in the disc of radius sqrt(1/2), so that |A| <= 1/2."""
   angle, area = np.random.default_rng(seed).random((2, actions))
   radius = np.sqrt(area / 2)
@@ -104,7 +111,7 @@ def random_disc(actions: int = 7, seed: int = 0) -> np.ndarray:
   return disc(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1))
 
 
-def blotto(soldiers: int = 5, fields: int = 3) -> np.ndarray:
+def blotto(soldiers: AtLeastOne = 5, fields: AtLeastOne = 3) -> np.ndarray:
   """Colonel Blotto: who has more soldiers on more fields wins; ties are even.
 
   Actions are the ways to place the soldiers, in lexicographic order (`placements`).
@@ -120,7 +127,7 @@ def placements(soldiers: int, fields: int) -> np.ndarray:
   return np.array([way for way in ways if sum(way) == soldiers])
 
 
-def morra(fingers: int = 3) -> np.ndarray:
+def morra(fingers: AtLeastOne = 3) -> np.ndarray:
   """Morra: show some fingers, guess the sum; one right guess alone wins the sum.
 
   Actions are (shown, guessed of the other), in lexicographic order; a payoff is the
@@ -133,14 +140,14 @@ def morra(fingers: int = 3) -> np.ndarray:
   return (right.astype(float) - right.T) * total / (4 * fingers)
 
 
-def random(actions: int = 10, seed: int = 0, batch: Sequence[int] = ()) -> np.ndarray:
+def random(actions: AtLeastOne = 10, seed: Seed = 0, batch: Sequence[int] = ()) -> np.ndarray:
   """P = sigmoid of a standard normal for every pair, [*batch, K, K]."""
   normal = np.random.default_rng(seed).normal(size=(*batch, actions, actions))
   upper = np.triu(special.expit(normal) - 0.5, 1)
   return upper - upper.swapaxes(-1, -2)
 
 
-def dial(actions: int = 10, cyclic: float = 0.5, seed: int = 0) -> np.ndarray:
+def dial(actions: AtLeastOne = 10, cyclic: Fraction = 0.5, seed: Seed = 0) -> np.ndarray:
   """From transitive to cyclic: (1 - cyclic) times rewards in order, plus cyclic times a cycle.
 
   The transitive part ranks the actions from the last to the first; both parts have |A| <= 1/2.
@@ -150,7 +157,7 @@ def dial(actions: int = 10, cyclic: float = 0.5, seed: int = 0) -> np.ndarray:
   return (1 - cyclic) * transitive + cyclic * strict_cycle(actions)
 
 
-def prompts(actions: int = 3, count: int = 8, seed: int = 0) -> np.ndarray:
+def prompts(actions: AtLeastOne = 3, count: AtLeastOne = 8, seed: Seed = 0) -> np.ndarray:
   """A contextual game: one random game a prompt, [X, K, K]."""
   return random(actions, seed, (count,))
 

@@ -12,7 +12,7 @@ Left out: solvers for precision (`exact.py`).
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, gains, log_best_response
+from nlhf_jax.ranges import AT_LEAST_ONE, FRACTION, POSITIVE, POSITIVE_FRACTION
 
 
 class State(NamedTuple):
@@ -40,6 +41,12 @@ class Solver(NamedTuple):
 
 # A step size: a number, or a function of (updates done, tau).
 Step = ArrayLike | Callable[[ArrayLike, ArrayLike], ArrayLike]
+
+# Arguments of solvers, which may be arrays or functions; the ranges are those of numbers.
+StepSize = Annotated[Step, POSITIVE]
+Every = Annotated[ArrayLike, AT_LEAST_ONE]
+Rate = Annotated[ArrayLike, FRACTION]
+Damping = Annotated[ArrayLike | Callable[[ArrayLike], ArrayLike], POSITIVE_FRACTION]
 
 
 def step(game: Game, log_pi: Array, opponent: Array, size: ArrayLike, pull: ArrayLike) -> Array:
@@ -88,12 +95,12 @@ def unregularised(solver: Solver) -> Solver:
 ReferenceRule = Callable[[Array, Array, Array], Array]
 
 
-def snapshot(every: ArrayLike) -> ReferenceRule:
+def snapshot(every: Every) -> ReferenceRule:
   """The reference becomes the policy after every `every` updates."""
   return lambda count, old, log_pi: jnp.where(count % every == 0, log_pi, old)
 
 
-def ema(rate: ArrayLike) -> ReferenceRule:
+def ema(rate: Rate) -> ReferenceRule:
   """log rho <- (1 - rate) log rho + rate log pi + const: `rate` is the weight on the newest."""
   return lambda count, old, log_pi: jax.nn.log_softmax((1 - rate) * old + rate * log_pi)
 
@@ -116,7 +123,7 @@ def moving_reference(solver: Solver, rule: ReferenceRule) -> Solver:
 # --- Mirror descent ---
 
 
-def nash_md(eta: Step) -> Solver:
+def nash_md(eta: StepSize) -> Solver:
   """Nash-MD (arXiv 2312.00886, eq. 4): opponent and centre are pi^{1-eta tau} mu^{eta tau} / Z.
 
   At a constant step the mixture rests at the equilibrium for tau / (1 - eta tau), not for tau.
@@ -135,7 +142,7 @@ def nash_md_decreasing() -> Solver:
   return nash_md(decreasing)
 
 
-def self_play(eta: Step) -> Solver:
+def self_play(eta: StepSize) -> Solver:
   """Online mirror descent (arXiv 2312.00886, eq. 8): the opponent is the policy itself.
 
   The ideal update of online IPO and MTPO too. pi <- pi^{1-eta tau} mu^{eta tau} exp(eta A pi) / Z.
@@ -148,12 +155,12 @@ def self_play(eta: Step) -> Solver:
   return _pulling(eta, memoryless(update))
 
 
-def mwu(eta: Step) -> Solver:
+def mwu(eta: StepSize) -> Solver:
   """Multiplicative weights, or Hedge: self-play without a price. Its average converges."""
   return unregularised(self_play(eta))
 
 
-def sppo(eta: Step) -> Solver:
+def sppo(eta: StepSize) -> Solver:
   """The ideal update of SPPO (arXiv 2405.00675, eq. 3.2), which is `mwu`.
 
   Of SPO and DNO too, whose letter eta is the inverse of the step.
@@ -161,12 +168,12 @@ def sppo(eta: Step) -> Solver:
   return mwu(eta)
 
 
-def inpo(eta: Step) -> Solver:
+def inpo(eta: StepSize) -> Solver:
   """The ideal update of INPO (arXiv 2407.00617), whose letter eta is the inverse of the step."""
   return self_play(lambda count, tau: 1 / jnp.asarray(_at(eta, count, tau)))
 
 
-def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
+def nash_ema(eta: StepSize, rate: Rate) -> Solver:
   """Nash-EMA: the opponent is the geometric mixture of past policies, `rate` on the newest."""
 
   def init(game, log_pi):
@@ -180,7 +187,7 @@ def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
   return _pulling(eta, Solver(init, update))
 
 
-def mmd(eta: Step) -> Solver:
+def mmd(eta: StepSize) -> Solver:
   """Magnetic mirror descent (arXiv 2206.05825): `self_play` with the price taken implicitly.
 
   pi <- [pi mu^{eta tau} exp(eta A pi)]^{1/(1+eta tau)} / Z, for which no step is too large a pull.
@@ -188,17 +195,17 @@ def mmd(eta: Step) -> Solver:
   return self_play(_implicit(eta))
 
 
-def mpo(eta: Step, every: ArrayLike) -> Solver:
+def mpo(eta: StepSize, every: Every) -> Solver:
   """Magnetic preference optimisation (arXiv 2410.16714): `mmd` whose magnet is reset."""
   return moving_reference(mmd(eta), snapshot(every))
 
 
-def mmd_ema(eta: Step, rate: ArrayLike) -> Solver:
+def mmd_ema(eta: StepSize, rate: Rate) -> Solver:
   """`mmd` whose magnet is a geometric moving average of the policy."""
   return moving_reference(mmd(eta), ema(rate))
 
 
-def comal(eta: Step, every: ArrayLike) -> Solver:
+def comal(eta: StepSize, every: Every) -> Solver:
   """COMAL (arXiv 2410.23223): `inpo` whose reference is reset, the letter eta as there.
 
   It converges only if `every` is enough for the inner problem to be nearly solved.
@@ -209,7 +216,7 @@ def comal(eta: Step, every: ArrayLike) -> Solver:
 # --- Prediction ---
 
 
-def optimistic(eta: Step) -> Solver:
+def optimistic(eta: StepSize) -> Solver:
   """Optimistic mirror descent: the last payoff predicts the next; one payoff an update.
 
   pi_t = prox(centre_t, A pi_{t-1}), centre_{t+1} = prox(centre_t, A pi_t). The ideal update of ONPO
@@ -230,12 +237,12 @@ def optimistic(eta: Step) -> Solver:
   return _pulling(eta, Solver(init, update))
 
 
-def optimistic_mwu(eta: Step) -> Solver:
+def optimistic_mwu(eta: StepSize) -> Solver:
   """`optimistic` without a price."""
   return unregularised(optimistic(eta))
 
 
-def extragradient(eta: Step) -> Solver:
+def extragradient(eta: StepSize) -> Solver:
   """EGPO (arXiv 2503.08942), or the predictive update (arXiv 2105.15186): look ahead, then step.
 
   The half step is against the policy, the whole one, from the same centre, against the half step.
@@ -250,7 +257,7 @@ def extragradient(eta: Step) -> Solver:
   return _pulling(eta, memoryless(update))
 
 
-def mirror_prox(eta: Step) -> Solver:
+def mirror_prox(eta: StepSize) -> Solver:
   """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with the price taken implicitly.
 
   What the paper calls eta is eta tau here.
@@ -261,7 +268,7 @@ def mirror_prox(eta: Step) -> Solver:
 # --- Best responses ---
 
 
-def best_response(damping: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> Solver:
+def best_response(damping: Damping) -> Solver:
   """pi <- (1 - damping) pi + damping BR(pi), in probabilities; damping 1 is plain iteration.
 
   `damping` may be a function of the updates done.

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nlhf_jax.ranges import AtLeastOne, NonNegative
 from nlhf_jax.sample_complexity import offline, online, rates, votes
 from nlhf_jax.sample_complexity.classes import Preference
 from nlhf_jax.sample_complexity.links import Link, log_odds
@@ -59,8 +60,8 @@ def learn_offline(
   setting: Setting,
   others: ArrayLike,
   *,
-  beta: float,
-  updates: int,
+  beta: NonNegative,
+  updates: AtLeastOne,
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Offline, Offline]:
@@ -109,10 +110,10 @@ def learn_online(
   setting: Setting,
   strategy: Int[Array, ''] | int,
   *,
-  beta: float,
-  responses: int,
-  batch: int,
-  rounds: int,
+  beta: NonNegative,
+  responses: AtLeastOne,
+  batch: AtLeastOne,
+  rounds: AtLeastOne,
   key: PRNGKeyArray,
 ) -> Course:
   """A random truth, learnt with one of the `STRATEGIES`, by its number."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.special import expit
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, BelowHalf, Finite, Positive
 from nlhf_jax.sample_complexity.classes import Preference, PreferenceClass
 from nlhf_jax.sample_complexity.linear import differences, linear, logistic, products
 from nlhf_jax.sample_complexity.listed import finite
@@ -25,12 +26,12 @@ class World(NamedTuple):
   draw: Callable[[PRNGKeyArray], Preference]
 
 
-def anything(actions: int, ridge: float = 1.0) -> World:
+def anything(actions: AtLeastTwo, ridge: Positive = 1.0) -> World:
   """Every pair by itself: sigmoid of a standard normal."""
   return World(tabular(ridge), lambda key: normal_pairs(key, 1, actions))
 
 
-def star(actions: int, lead: float = 0.1, ridge: float = 1.0) -> World:
+def star(actions: AtLeastTwo, lead: BelowHalf = 0.1, ridge: Positive = 1.0) -> World:
   """The first action beats every other one by `lead`; among those, `anything`."""
   first = (jnp.arange(actions) == 0).astype(float)
   ahead = first[:, None] - first
@@ -41,7 +42,7 @@ def star(actions: int, lead: float = 0.1, ridge: float = 1.0) -> World:
   return World(tabular(ridge), draw)
 
 
-def bilinear(actions: int, rank: int = 4, ridge: float = 1.0) -> World:
+def bilinear(actions: AtLeastTwo, rank: AtLeastTwo = 4, ridge: Positive = 1.0) -> World:
   """P = 1/2 + u_a^T Theta u_b with known items u and an unknown antisymmetric Theta, no pair surer
   than 9 : 1. It has cycles, as all of `rank` (rank - 1) / 2 numbers."""
   items = jax.random.normal(jax.random.key(0), (1, actions, rank), float)
@@ -54,7 +55,7 @@ def bilinear(actions: int, rank: int = 4, ridge: float = 1.0) -> World:
   return World(linear(features, ridge), draw)
 
 
-def bradley_terry(actions: int, ridge: float = 1e-6) -> World:
+def bradley_terry(actions: AtLeastTwo, ridge: Positive = 1e-6) -> World:
   """P = sigmoid(r_a - r_b), rewards standard normal and the last one 0."""
   features = differences(jnp.eye(actions)[None, :, :-1])
 
@@ -64,7 +65,7 @@ def bradley_terry(actions: int, ridge: float = 1e-6) -> World:
   return World(logistic(features, ridge), draw)
 
 
-def listed(actions: int, count: int = 50, ridge: float = 1.0) -> World:
+def listed(actions: AtLeastTwo, count: AtLeastOne = 50, ridge: Positive = 1.0) -> World:
   """One of a known list of `anything`."""
   members = normal_pairs(jax.random.key(0), count, actions)
 
@@ -80,6 +81,6 @@ def normal_pairs(key: PRNGKeyArray, count: int, actions: int) -> Float[Array, 'N
   return expit(upper - mirror(upper))
 
 
-def skewed(actions: int, rate: float) -> Float[Array, 'K']:
+def skewed(actions: int, rate: Finite) -> Float[Array, 'K']:
   """A reference, log-probabilities: every action e^-rate times as likely as the one before."""
   return jax.nn.log_softmax(-rate * jnp.arange(actions, dtype=float))

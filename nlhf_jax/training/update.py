@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
-from nlhf_jax.algorithms.references import frozen
 from nlhf_jax.algorithms.selection import drop_unjudged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
@@ -39,7 +38,7 @@ def initial_state(
     optimizer: of the policy.
     base: what all slots have beside that, and none changes.
   """
-  fixed = {slot: params for slot, rule in algorithm.references.items() if rule is frozen}
+  fixed = {slot: params for slot, rule in algorithm.references.items() if rule.kind == 'frozen'}
   moving = [slot for slot in ('policy', *algorithm.references) if slot not in fixed]
   slots = {slot: jax.tree.map(jnp.copy, params) for slot in moving}
   if base:
@@ -52,7 +51,7 @@ def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any
   updates = state.step + 1
   proposed = {**state.slots, 'policy': policy}
   params = {
-    slot: rule(slot, proposed, updates)
+    slot: rule.update(slot, proposed, updates)
     for slot, rule in algorithm.references.items()
     if slot in state.params
   }

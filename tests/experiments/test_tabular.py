@@ -102,7 +102,7 @@ def test_every_game_of_the_config_can_be_built():
     if game != 'file':
       built = make_experiment(command.load(f'configs/tabular.py:{game}'))
       assert built.name == game
-      assert list(built.rows) == list(config.solvers)
+      assert list(built.runs) == list(config.solvers)
       assert len(built.table.names) == arguments.get('actions', built.game.payoff.shape[-1])
       assert built.start.shape == built.game.log_reference.shape
 

@@ -16,9 +16,13 @@ from tqdm import tqdm
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
-from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
-from nlhf_jax.experiments.evaluate.config import Experiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.config import (
+  Experiment,
+  Filed,
+  evaluate_sections,
+  make_experiment,
+)
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -32,6 +36,7 @@ from nlhf_jax.experiments.language.judge_stage import (
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.sections import check
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
@@ -54,7 +59,7 @@ class Played(NamedTuple):
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
-  ranges.check(config)
+  check(evaluate_sections(config))
   with interrupts.deferred(), make_mesh(config), alone(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())

@@ -13,16 +13,15 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge
+from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data import sources
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN, Outside
 from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
-from nlhf_jax.experiments.names import functions
 from nlhf_jax.judges.judge import probability, verdict
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.token import Filters
@@ -38,8 +37,6 @@ JUDGES = (*TRAINED, *GIVEN, 'oracle')
 LEARNED = ('sft', *TRAINED.values())
 # The rows that stages other than those of their own name train by.
 ROWS = {'embedding_model': 'preference_model'}
-BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
-LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': probability, 'verdict': verdict}
 
 
@@ -111,8 +108,12 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-  ranges.check(config)
-  model = config.model
+  sections.check(sections.language_sections(config))
+  check_heads(config.model)
+
+
+def check_heads(model: ConfigDict) -> None:
+  """Refuses sizes of attention heads that do not go together, in the section `model`."""
   if model.heads % model.key_heads:
     raise UserError(
       f'config.model.heads={model.heads} must be a multiple of config.model.key_heads='
@@ -228,18 +229,18 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
-  if (row.judge == 'reward') != (row.algorithm == 'rlhf_pg') and row.algorithm != 'rebel':
+  payoffs = training.algorithm.payoffs
+  if row.judge == 'reward' and 'reward' not in payoffs:
     raise UserError(
-      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}': rlhf_pg needs 'reward', "
-      'rebel can do with it, all others learn from probabilities.'
+      f"{field}.judge='reward': '{row.algorithm}' learns from probabilities; use another judge."
     )
+  if row.judge != 'reward' and payoffs == ('reward',):
+    raise UserError(f"{field}.judge='{row.judge}': '{row.algorithm}' needs the judge 'reward'.")
   if row.feedback == 'verdict' and row.judge == 'reward':
     raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
-  if row.feedback == 'verdict' and row.algorithm in LOG_ODDS:
+  if row.feedback == 'verdict' and 'log_odds' in payoffs:
     raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
-  averages = [
-    slot for slot, rule in training.algorithm.references.items() if rule.__name__.startswith('ema(')
-  ]
+  averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
     raise UserError(
       f"{field}: its slot '{averages[0]}' is an average, which moves too little for "
@@ -263,29 +264,25 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
 
 def make_training(row: ConfigDict, field: str) -> Training:
   """How a stage trains, from the section of the config called `field`."""
-  rows = functions(catalogue, Algorithm)
-  if row.algorithm not in rows:
+  if row.algorithm not in ALGORITHMS:
     raise UserError(
-      f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."
+      f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of "
+      f'{list(ALGORITHMS)}.'
     )
   least = 0 if row.algorithm == 'sft' else 1  # the model may be one to start from as it is
   if row.steps < least:
     raise UserError(f'{field}.steps={row.steps} must be at least {least}.')
-  takes = list(inspect.signature(rows[row.algorithm]).parameters)
+  takes = list(inspect.signature(ALGORITHMS[row.algorithm]).parameters)
   if sorted(takes) != sorted(row.arguments):
     raise UserError(
       f"{field}.algorithm: '{row.algorithm}' takes {takes}, but {field}.arguments has "
       f'{list(row.arguments)}; write a config for it, as those in configs/.'
     )
   try:
-    algorithm = rows[row.algorithm](**row.arguments)
+    algorithm = ALGORITHMS[row.algorithm](**row.arguments)
   except UserError as error:
     raise UserError(f'{field}.arguments: {error}') from None
-  except ZeroDivisionError:
-    raise UserError(
-      f"{field}.arguments: '{row.algorithm}' divides by one of them that is 0."
-    ) from None
-  check_accumulation(row, field)
+  check_accumulation(row, algorithm, field)
   taken = sum(bool(algorithm.step(number)) for number in range(1, row.steps + 1))
   try:
     optimizer = optimizers.make_optimizer(steps=max(taken, 1), **row.optimizer)
@@ -301,14 +298,14 @@ def make_training(row: ConfigDict, field: str) -> Training:
   )
 
 
-def check_accumulation(row: ConfigDict, field: str) -> None:
+def check_accumulation(row: ConfigDict, algorithm: Algorithm, field: str) -> None:
   """Refuses batches that cannot be learned from part by part."""
   if row.batch % row.accumulate:
     raise UserError(
       f'{field}.batch={row.batch} must be a multiple of {field}.accumulate={row.accumulate}: '
       'a batch is learned from in that many equal parts.'
     )
-  if row.accumulate > 1 and row.algorithm in BATCHWISE:
+  if row.accumulate > 1 and not algorithm.per_example:
     raise UserError(
       f"{field}.accumulate={row.accumulate}: '{row.algorithm}' measures every response against "
       'the mean of its batch, which a part does not have; set accumulate=1.'

@@ -1,29 +1,41 @@
 """The experiments that learn games of a few actions from votes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.names import functions
-from nlhf_jax.experiments.tabular.config import call, numbers
-from nlhf_jax.sample_complexity import links, worlds
+from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
+from nlhf_jax.ranges import AtLeastTwo, Finite, Seed
+from nlhf_jax.sample_complexity import links, protocols, worlds
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting, one_prompt
 from nlhf_jax.sample_complexity.worlds import World, skewed
 
+LINKS = factories(links, Link)
+WORLDS = factories(worlds, World)
+PROTOCOLS = {'offline': protocols.learn_offline, 'online': protocols.learn_online}
+PARTS = ('rates', 'offline', 'online', 'rewards')
+
+
+class PartSettings(NamedTuple):
+  """The slope of the reference: every action is e^-reference times as likely as the one before."""
+
+  reference: Finite
+
 
 class Part(NamedTuple):
-  """A world, what leaving the reference costs in it, and what its protocol is told."""
+  """One measurement: a world, settings by KL coefficient, and arguments of the protocol."""
 
   name: str  # of the world
   world: World
   settings: dict[float, Setting]  # by tau
-  votes: np.ndarray | None  # their numbers, increasing
-  others: list[float]  # weights of pairs in the data that are there already
-  arguments: dict[str, float]  # what else the protocol takes, by name
+  votes: np.ndarray | None  # numbers of votes, increasing
+  others: list[float]  # weights of pairs without the safest action in offline data
+  arguments: dict[str, float]  # other arguments of the protocol, by name
 
 
 class Experiment(NamedTuple):
@@ -31,8 +43,8 @@ class Experiment(NamedTuple):
 
   payoff: str
   link: Link
-  seed: int
-  seeds: int
+  seed: Seed
+  seeds: AtLeastTwo
   rates: Part
   offline: Part
   online: Part
@@ -45,12 +57,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
   Raises:
     UserError: if a setting cannot be used.
   """
-  ranges.check(config)
-  link = call(functions(links, Link), config.payoff, {}, 'config.payoff', 'config.payoff')
-  parts = {
-    field: make_part(config[field], f'config.{field}')
-    for field in ('rates', 'offline', 'online', 'rewards')
-  }
+  sections.check(sample_complexity_sections(config))
+  link = call_by_name(LINKS, config.payoff, {}, 'config.payoff', 'config.payoff')
+  parts = {field: make_part(config[field], f'config.{field}') for field in PARTS}
   if config.rewards.world.name != 'bradley_terry':
     raise UserError(
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
@@ -59,18 +68,24 @@ def make_experiment(config: ConfigDict) -> Experiment:
   return Experiment(config.payoff, link, config.seed, config.seeds, **parts)
 
 
+def sample_complexity_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield Section(Experiment, config, 'config')
+  for part in PARTS:
+    section, field = config[part], f'config.{part}'
+    yield Section(PartSettings, section, field)
+    if part in PROTOCOLS:
+      yield Section(PROTOCOLS[part], section, field)
+    if section.world.name in WORLDS:
+      yield Section(WORLDS[section.world.name], section.world, f'{field}.world')
+
+
 def make_part(settings: ConfigDict, field: str) -> Part:
   """One of the measurements."""
   arguments = settings.to_dict()
   described = arguments.pop('world')
   name = described.pop('name')
-  known = functions(worlds, World)
-  for size, least in (('actions', 2), ('rank', 2)):
-    if described.get(size, least) < least:
-      raise UserError(f'{field}.world.{size}={described[size]} must be at least {least}.')
-  if not np.isfinite(arguments['reference']):
-    raise UserError(f'{field}.reference={arguments["reference"]} must be finite.')
-  world = call(known, name, described, f'{field}.world.name', f'{field}.world')
+  world = call_by_name(WORLDS, name, described, f'{field}.world.name', f'{field}.world')
   log_reference = skewed(described['actions'], arguments.pop('reference'))
   taus = positive(arguments.pop('taus'), f'{field}.taus')
   votes = None
@@ -85,7 +100,7 @@ def make_part(settings: ConfigDict, field: str) -> Part:
 
 def positive(text: str, field: str) -> list[float]:
   """Numbers above 0, separated by commas."""
-  found = numbers(text, field)
+  found = parse_numbers(text, field)
   if not all(0 < number < np.inf for number in found):
     raise UserError(f"{field}='{text}' must be finite numbers above 0.")
   return found

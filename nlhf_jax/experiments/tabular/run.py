@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.tabular.config import Experiment, Row, make_experiment
+from nlhf_jax.experiments.tabular.config import Experiment, SolverRun, make_experiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
@@ -48,10 +48,10 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
     (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
   target, facts = analyse(experiment)
   outcomes, paths = {}, {}
-  with tqdm(experiment.rows.items(), unit='solver') as bar:
-    for label, row in bar:
+  with tqdm(experiment.runs.items(), unit='solver') as bar:
+    for label, run in bar:
       bar.set_description(label)
-      outcomes[label], paths[label] = follow(row, game, experiment.start, target)
+      outcomes[label], paths[label] = follow(run, game, experiment.start, target)
   results = {'name': name, **facts, 'solvers': outcomes}
   figures = draw(experiment, results, paths, target)
   for title, figure in figures.items():
@@ -131,13 +131,13 @@ def against_rlhf(outcome: rlhf.Outcome) -> dict:
 
 
 def follow(
-  row: Row, game: Game, start: Float[Array, 'X K'], target: Target
+  run: SolverRun, game: Game, start: Float[Array, 'X K'], target: Target
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
   """One solver's course, as means over the prompts, and its first iterates as probabilities."""
-  spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
+  spread, drawn = when(run.updates), np.arange(min(run.updates, DRAWN) + 1)
   updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
-  program = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
+  program = jax.jit(jax.vmap(lambda game, start: solve(run.solver, game, updates, start)))
   program = program.lower(game, start).compile()
   compiled = time.perf_counter()
   path = jax.block_until_ready(program(game, start))
@@ -145,7 +145,7 @@ def follow(
   kept = np.isin(updates, spread)
   measured = measure(game, path.last[:, kept], path.average[:, kept], target)
   facts = {
-    'updates': row.updates,
+    'updates': run.updates,
     'seconds': ended - compiled,
     'compile_seconds': compiled - began,
     'at': spread.tolist(),

@@ -1,8 +1,7 @@
 """The experiment that trains language models on a game small enough to list."""
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,16 +10,17 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
-from nlhf_jax.experiments.names import functions
-from nlhf_jax.experiments.tabular import config as tabular_config
-from nlhf_jax.games import exact, solvers
+from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
+from nlhf_jax.experiments.tabular.config import SOLVERS, SolverRun
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
-from nlhf_jax.tasks.token_game.responses import LETTERS, TokenGame, make_token_game
+from nlhf_jax.ranges import AtLeastOne, Positive, PositiveFraction
+from nlhf_jax.tasks.token_game.responses import TokenGame, make_token_game
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
 
@@ -43,8 +43,20 @@ class Learner(NamedTuple):
 
   training: Training
   stage: Stage
-  batches: int
-  ridge: float
+  batches: AtLeastOne
+  ridge: Positive
+
+
+class ReferenceSettings(NamedTuple):
+  """The scale of the reference's embeddings; the smaller, the nearer it is to uniform."""
+
+  scale: Positive
+
+
+class PullSettings(NamedTuple):
+  """The pull of a solver towards the reference, eta tau."""
+
+  pull: PositiveFraction
 
 
 class Experiment(NamedTuple):
@@ -52,8 +64,8 @@ class Experiment(NamedTuple):
 
   name: str
   game: TokenGame
-  tau: float
-  target: float
+  tau: Positive
+  target: Positive  # exploitability below which the game counts as solved
   decoder: Decoder
   key: jax.Array  # of the reference
   scale: float  # of the reference's embeddings, which are its head too
@@ -90,16 +102,9 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-  language_config.check(config)
+  sections.check(token_game_sections(config))
+  language_config.check_heads(config.model)
   game = config.game
-  for field in ('tau', 'target'):
-    if not 0 < config[field] < math.inf:
-      raise UserError(f'config.{field}={config[field]} must be above 0, and finite.')
-  for field in ('styles', 'quality', 'taste'):
-    if not 0 <= game[field] < math.inf:
-      raise UserError(f'config.game.{field}={game[field]} must be at least 0, and finite.')
-  if not 2 <= game.symbols <= len(LETTERS):
-    raise UserError(f'config.game.symbols={game.symbols} must be between 2 and {len(LETTERS)}.')
   responses = sum(game.symbols**size for size in range(game.response_length + 1))
   if responses > MOST:
     raise UserError(
@@ -108,6 +113,23 @@ def check(config: ConfigDict) -> None:
     )
   if not config.methods:
     raise UserError('config.methods is empty; there is nothing to train.')
+
+
+def token_game_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield Section(GeneralSettings, config, 'config')
+  yield Section(Experiment, config, 'config')
+  yield Section(make_token_game, config.game, 'config.game')
+  yield Section(architectures.small, config.model, 'config.model')
+  yield Section(ReferenceSettings, config.reference, 'config.reference')
+  yield from training_sections(config)
+  yield Section(Learner, config.votes, 'config.votes')
+  for label, method in config.methods.items():
+    section, field = method.tabular, f'config.methods.{label}.tabular'
+    yield Section(SolverRun, section, field)
+    yield Section(PullSettings, section.arguments, f'{field}.arguments')
+    if section.solver in SOLVERS:
+      yield Section(SOLVERS[section.solver], section.arguments, f'{field}.arguments')
 
 
 def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
@@ -127,13 +149,12 @@ def make_method(config: ConfigDict, label: str) -> Method:
   """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
   row, field = config.methods[label], f'config.methods.{label}'
   training = make_player(config, row.training, f'{field}.training')
-  known = functions(solvers, Solver) | functions(exact, Solver)
   where = f'{field}.tabular'
   arguments = dict(row.tabular.arguments)
   if 'pull' in arguments:
     arguments['eta'] = arguments.pop('pull') / config.tau
-  solver = tabular_config.call(
-    known, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
+  solver = call_by_name(
+    SOLVERS, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
   )
   try:
     trial = make_game([[0.0]], tau=config.tau)

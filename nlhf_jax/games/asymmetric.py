@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.games.exact import capped
+from nlhf_jax.games.exact import cap_change
 from nlhf_jax.games.game import kl
 
 
@@ -70,7 +70,7 @@ def newton_step(game: AsymmetricGame, pair: Pair) -> Pair:
   mass = shifts * jnp.concatenate([x, y])[:, None]
   amounts = jnp.linalg.solve(mass.T @ solved[:, 1:], mass.T @ solved[:, 0])
   change = solved[:, 0] - solved[:, 1:] @ amounts
-  change = capped(jnp.concatenate([pair.left, pair.right]), change)
+  change = cap_change(jnp.concatenate([pair.left, pair.right]), change)
   left, right = change[: len(x)], change[len(x) :]
   return Pair(jax.nn.log_softmax(pair.left + left), jax.nn.log_softmax(pair.right + right))
 

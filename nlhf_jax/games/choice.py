@@ -11,14 +11,14 @@ from scipy import linalg, sparse
 TOLERANCE = 1e-12  # payoffs below it are ties, as a share of the largest
 
 
-def tie(payoff: np.ndarray) -> float:
+def tie_margin(payoff: np.ndarray) -> float:
   """The margin up to which two actions are even."""
   return TOLERANCE * float(abs(payoff).max())
 
 
 def condorcet_winner(payoff: np.ndarray) -> int | None:
   """The action that beats every other one, if there is any."""
-  beaten = (payoff > tie(payoff)).sum(axis=1)
+  beaten = (payoff > tie_margin(payoff)).sum(axis=1)
   winner = int(beaten.argmax())
   return winner if beaten[winner] == len(payoff) - 1 else None
 
@@ -31,7 +31,9 @@ def borda_scores(payoff: np.ndarray) -> np.ndarray:
 
 def copeland_scores(payoff: np.ndarray) -> np.ndarray:
   """Actions beaten less actions that beat it, [K]; the largest wins."""
-  return ((payoff > tie(payoff)).sum(axis=1) - (payoff < -tie(payoff)).sum(axis=1)).astype(float)
+  return (
+    (payoff > tie_margin(payoff)).sum(axis=1) - (payoff < -tie_margin(payoff)).sum(axis=1)
+  ).astype(float)
 
 
 def worst_defeats(payoff: np.ndarray) -> np.ndarray:
@@ -41,7 +43,7 @@ def worst_defeats(payoff: np.ndarray) -> np.ndarray:
 
 def three_cycles(payoff: np.ndarray) -> int:
   """The number of triples in which each action beats the next."""
-  beats = (payoff > tie(payoff)).astype(float)
+  beats = (payoff > tie_margin(payoff)).astype(float)
   return round(np.trace(beats @ beats @ beats) / 3)
 
 
@@ -65,7 +67,7 @@ def hodge(payoff: np.ndarray) -> Decomposition:
   return Decomposition(ratings, payoff - transitive, float(share))
 
 
-class Turn(NamedTuple):
+class DiscGame(NamedTuple):
   """strength (u v^T - v u^T): a disc game on an orthonormal pair of directions."""
 
   strength: float
@@ -73,7 +75,7 @@ class Turn(NamedTuple):
   v: np.ndarray
 
 
-def turns(payoff: np.ndarray) -> list[Turn]:
+def disc_games(payoff: np.ndarray) -> list[DiscGame]:
   """A as a sum of disc games, the strongest first, by its real Schur form; zero ones left out.
 
   The first r of them are the best approximation of rank 2 r among antisymmetric matrices.
@@ -82,9 +84,9 @@ def turns(payoff: np.ndarray) -> list[Turn]:
   found, i = [], 0
   while i < len(payoff) - 1:
     strength = (form[i, i + 1] - form[i + 1, i]) / 2
-    if abs(strength) > len(payoff) * tie(payoff):
+    if abs(strength) > len(payoff) * tie_margin(payoff):
       u, v = basis[:, i], basis[:, i + 1]
-      found.append(Turn(abs(strength), *((u, v) if strength > 0 else (v, u))))
+      found.append(DiscGame(abs(strength), *((u, v) if strength > 0 else (v, u))))
       i += 1
     i += 1
   return sorted(found, key=lambda turn: -turn.strength)

@@ -71,12 +71,12 @@ def read(
   try:
     if not data.removeprefix(b'\xef\xbb\xbf').strip():
       raise UserError('the file is empty; give one with preferences in it.')
-    return make_table(readers[ending](data, entries), tolerance, scale, prior)
+    return table_from_contents(readers[ending](data, entries), tolerance, scale, prior)
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
 
 
-def make_table(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
+def table_from_contents(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
   """The game of a file.
 
   Raises:
@@ -111,11 +111,11 @@ def read_npy(data: bytes, entries: str) -> Contents:
 def read_json(data: bytes, entries: str) -> Contents:
   """Nested lists, or an object that says what they are."""
   try:
-    value = json.loads(decoded(data))
+    value = json.loads(decode_text(data))
   except (ValueError, RecursionError) as error:
     raise UserError(f'not valid JSON ({error}); correct it.') from None
   if isinstance(value, list):
-    return Contents(entries, stack(value))
+    return Contents(entries, parse_matrices(value))
   found = value.keys() if isinstance(value, dict) else set()
   kind = found & KEYS.keys()
   if len(kind) != 1 or found - kind - {'names'} - ({'ties'} if 'wins' in kind else set()):
@@ -127,16 +127,16 @@ def read_json(data: bytes, entries: str) -> Contents:
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise UserError('names must be a list of strings.')
   (key,) = kind
-  ties = stack(value['ties']) if 'ties' in value else None
-  return Contents(KEYS[key], stack(value[key]), ties, names)
+  ties = parse_matrices(value['ties']) if 'ties' in value else None
+  return Contents(KEYS[key], parse_matrices(value[key]), ties, names)
 
 
-def stack(value: object) -> np.ndarray:
+def parse_matrices(value: object) -> np.ndarray:
   """The numbers of a list of rows, or of a list of those."""
   first = value[0] if isinstance(value, list) and value else None
   if not (isinstance(first, list) and first and isinstance(first[0], list)):
-    return np.array(grid(value, ''))
-  grids = [grid(rows, f'prompt {number}, ') for number, rows in enumerate(value, start=1)]
+    return np.array(parse_matrix(value, ''))
+  grids = [parse_matrix(rows, f'prompt {number}, ') for number, rows in enumerate(value, start=1)]
   for number, rows in enumerate(grids, start=1):
     if len(rows) != len(grids[0]):
       raise UserError(
@@ -146,7 +146,7 @@ def stack(value: object) -> np.ndarray:
   return np.array(grids)
 
 
-def grid(rows: object, where: str) -> list[list[float]]:
+def parse_matrix(rows: object, where: str) -> list[list[float]]:
   """The numbers of a square list of rows."""
   if not isinstance(rows, list) or not rows:
     raise UserError(f'{where}{json.dumps(rows):.40} must be a list of rows.')
@@ -157,12 +157,12 @@ def grid(rows: object, where: str) -> list[list[float]]:
         f'{where}row {number} {what}; it must be a list as long as there are rows, {len(rows)}.'
       )
   return [
-    [number_of(cell, f'{where}row {i}, column {j}') for j, cell in enumerate(row, start=1)]
+    [parse_number(cell, f'{where}row {i}, column {j}') for j, cell in enumerate(row, start=1)]
     for i, row in enumerate(rows, start=1)
   ]
 
 
-def number_of(cell: object, where: str) -> float:
+def parse_number(cell: object, where: str) -> float:
   """A cell as a number, NaN if it is missing."""
   if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
     return np.nan
@@ -174,7 +174,7 @@ def number_of(cell: object, where: str) -> float:
   raise UserError(f'{where}: {json.dumps(cell):.40} is not a number; correct it.')
 
 
-def decoded(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
   """The text, without a byte-order mark."""
   try:
     return data.decode('utf-8-sig')
@@ -184,7 +184,7 @@ def decoded(data: bytes) -> str:
 
 def read_csv(data: bytes, entries: str) -> Contents:
   """A matrix, or a list of pairs or votes."""
-  reader = csv.reader(io.StringIO(decoded(data), newline=''), strict=True)
+  reader = csv.reader(io.StringIO(decode_text(data), newline=''), strict=True)
   try:
     lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
   except csv.Error as error:
@@ -208,7 +208,7 @@ def read_csv(data: bytes, entries: str) -> Contents:
 def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
   """A square matrix, with or without names."""
   rows = [row for _, row in lines]
-  header, index = labels(rows)
+  header, index = find_names(rows)
   columns = rows[0][index:] if header else []
   names = [row[0] for row in rows[header:]] if index else columns
   body = lines[header:]
@@ -225,7 +225,7 @@ def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
       )
   values = [
     [
-      number_of(cell, f'line {line}, cell {number}')
+      parse_number(cell, f'line {line}, cell {number}')
       for number, cell in enumerate(row[index:], start=index + 1)
     ]
     for line, row in body
@@ -233,7 +233,7 @@ def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
   return Contents(entries, np.array(values), names=names)
 
 
-def labels(rows: list[list[str]]) -> tuple[bool, bool]:
+def find_names(rows: list[list[str]]) -> tuple[bool, bool]:
   """Whether the first row and the first column are names: most are words, or both are the same."""
   corner, top, side = rows[0][0], rows[0][1:], [row[0] for row in rows[1:]]
   unnumbered = not corner or is_word(corner)
@@ -247,7 +247,7 @@ def labels(rows: list[list[str]]) -> tuple[bool, bool]:
 def is_word(cell: str) -> bool:
   """Whether a cell is neither a number nor missing."""
   try:
-    number_of(cell, '')
+    parse_number(cell, '')
   except UserError:
     return True
   return False
@@ -270,9 +270,9 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
       )
     i, j = (names.setdefault(name, len(names)) for name in (left, right))
     if votes:
-      found.append((i, j, *vote(left, right, cells['winner'], f'line {line}')))
+      found.append((i, j, *parse_vote(left, right, cells['winner'], f'line {line}')))
     else:
-      found.append((i, j, *(count_of(cells[name], f'line {line}, {name}') for name in told)))
+      found.append((i, j, *(parse_count(cells[name], f'line {line}, {name}') for name in told)))
   if not found:
     raise UserError('the list has no line below its header; give it pairs.')
   # A list without ties has none.
@@ -289,7 +289,7 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
   return Contents('counts', wins, ties, tuple(names), notes)
 
 
-def vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
+def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
   """Wins of the left, wins of the right and ties, of which one is 1."""
   sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
   words = {left, right} & sides.keys()
@@ -305,9 +305,9 @@ def vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]
   return sides[winner]
 
 
-def count_of(cell: str, where: str) -> float:
+def parse_count(cell: str, where: str) -> float:
   """A cell as a count."""
-  count = number_of(cell, where)
+  count = parse_number(cell, where)
   if not 0 <= count < np.inf:
     raise UserError(f"{where}: '{cell}' is no count; write a finite number of at least 0.")
   return count

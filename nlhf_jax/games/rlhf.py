@@ -11,7 +11,7 @@ from nlhf_jax.games.exact import equilibrium
 from nlhf_jax.games.game import Game, exploitability, gains
 
 
-class Outcome(NamedTuple):
+class RlhfComparison(NamedTuple):
   """What both methods make of the same preferences; log-probabilities, gaps in win probability."""
 
   reward: Float[Array, 'K']  # fitted, 0 for the first action
@@ -46,7 +46,7 @@ def bradley_terry_reward(
   return lax.fori_loop(0, 50, one, jnp.zeros_like(sampling))
 
 
-def compare(game: Game, sampling: Float[Array, 'K']) -> Outcome:
+def compare_with_nash(game: Game, sampling: Float[Array, 'K']) -> RlhfComparison:
   """RLHF on the reward fitted under `sampling`, pi = mu exp(r / tau) / Z, and the equilibrium.
 
   tau does not mean the same to both: it is a price in rewards (log-odds) here and in win
@@ -56,7 +56,7 @@ def compare(game: Game, sampling: Float[Array, 'K']) -> Outcome:
   log_rlhf = jax.nn.log_softmax(game.log_reference + reward / game.tau)
   log_nash = equilibrium(game).log_pi
   free = game._replace(tau=jnp.zeros_like(game.tau))
-  return Outcome(
+  return RlhfComparison(
     reward,
     log_rlhf,
     log_nash,

@@ -65,6 +65,6 @@ def solve(
   return Path(updates, last, average)
 
 
-def when(total: int, looks: int = 200) -> np.ndarray:
+def log_spaced_updates(total: int, looks: int = 200) -> np.ndarray:
   """Numbers of updates to look at, evenly spread on a log axis: 0, 1, ..., total."""
   return np.unique(np.geomspace(1, total + 1, looks).round().astype(np.int32) - 1)

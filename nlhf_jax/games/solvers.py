@@ -51,10 +51,10 @@ Damping = Annotated[ArrayLike | Callable[[ArrayLike], ArrayLike], POSITIVE_FRACT
 
 def step(game: Game, log_pi: Array, opponent: Array, size: ArrayLike, pull: ArrayLike) -> Array:
   """norm((1 - pull) log_pi + pull log mu + size A opponent)."""
-  return jax.nn.log_softmax(pulled(game, log_pi, pull) + size * gains(game, opponent))
+  return jax.nn.log_softmax(pull_to_reference(game, log_pi, pull) + size * gains(game, opponent))
 
 
-def pulled(game: Game, log_pi: Array, pull: ArrayLike) -> Array:
+def pull_to_reference(game: Game, log_pi: Array, pull: ArrayLike) -> Array:
   """(1 - pull) log_pi + pull log mu, not normalised.
 
   What the policy never plays it does not take up, unless the pull is 1 and it is forgotten.
@@ -131,7 +131,7 @@ def nash_md(eta: StepSize) -> Solver:
 
   def update(game, state):
     size = _at(eta, state.count, game.tau)
-    mixture = jax.nn.log_softmax(pulled(game, state.log_pi, size * game.tau))
+    mixture = jax.nn.log_softmax(pull_to_reference(game, state.log_pi, size * game.tau))
     return jax.nn.log_softmax(mixture + size * gains(game, mixture))
 
   return _pulling(eta, memoryless(update))
@@ -229,7 +229,7 @@ def optimistic(eta: StepSize) -> Solver:
   def update(game, state):
     size = _at(eta, state.count, game.tau)
     centre, gain = state.memory
-    centre = pulled(game, centre, size * game.tau)
+    centre = pull_to_reference(game, centre, size * game.tau)
     log_pi = jax.nn.log_softmax(centre + size * gain)
     gain = gains(game, log_pi)
     return State(state.count + 1, log_pi, (jax.nn.log_softmax(centre + size * gain), gain))

@@ -21,7 +21,7 @@ def sigma(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
   return jnp.linalg.norm(turning, 2) / game.tau
 
 
-class Steps(NamedTuple):
+class StableSteps(NamedTuple):
   """Constant steps, in nats a unit of win probability. Below its limit a solver is locally stable.
 
   Limits beyond which eta tau > 1 are cut there, those of an implicit step are infinite.
@@ -34,7 +34,7 @@ class Steps(NamedTuple):
   extragradient: float  # not a limit: a step that converges fast
 
 
-def allowed(sigma: float, tau: float) -> Steps:
+def stable_steps(sigma: float, tau: float) -> StableSteps:
   """The steps that a game allows whose spectrum is `sigma` at temperature `tau` > 0.
 
   With x = eta tau, self-play is stable where (1 - x)^2 + sigma^2 x^2 < 1, and Nash-MD where
@@ -46,7 +46,7 @@ def allowed(sigma: float, tau: float) -> Steps:
   roots = np.roots([squared, -2 * squared, 1 + squared, -2.0] if squared > 0 else [1.0, -2.0])
   real = roots[abs(roots.imag) < 1e-9].real
   pull = min([root for root in real if root > 0], default=1.0)
-  return Steps(
+  return StableSteps(
     self_play=min(2 / (1 + squared), 1) / tau,
     nash_md=min(pull, 1) / tau,
     mmd=2 / (tau * (squared - 1)) if squared > 1 else float('inf'),

@@ -53,7 +53,7 @@ def convergence(
       line in the colour of the curve, which may leave the frame.
   """
   figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
-  axes = dress(figure.add_subplot(), title)
+  axes = style_axes(figure.add_subplot(), title)
   axes.set(xscale='log', yscale='log', xlabel=across, ylabel=label)
   handles, lowest, highest = [], 1.0, floor
   for (name, (x, y)), style in zip(curves.items(), _styles(), strict=False):
@@ -134,7 +134,7 @@ def simplex(
   return figure
 
 
-def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
+def payoff_heatmap(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
   """A heat map of win probabilities, row against column; with numbers for up to 12 actions.
 
   Payoffs above 1/2, which are no probabilities, are shown as they are, around 0.
@@ -177,7 +177,7 @@ def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
   return figure
 
 
-def bars(
+def policy_bars(
   policies: Mapping[str, ArrayLike], names: Sequence[str], title: str, threshold: float = 0.01
 ) -> Figure:
   """Policies side by side, an action a group.
@@ -197,7 +197,7 @@ def bars(
     table = np.hstack([table[:, kept], rest])
   count, actions = table.shape
   figure = Figure(figsize=(6.4, 1 + actions * (0.1 + 0.13 * count)), layout='constrained')
-  axes = dress(figure.add_subplot(), title)
+  axes = style_axes(figure.add_subplot(), title)
   thickness = 0.8 / count
   for i, (policy, row, style) in enumerate(zip(policies, table, _styles(), strict=False)):
     places = np.arange(actions) + (i - (count - 1) / 2) * thickness
@@ -213,7 +213,7 @@ def bars(
   return figure
 
 
-def sweep(
+def policy_sweep(
   values: ArrayLike,
   policies: Mapping[str, ArrayLike],
   names: Sequence[str],
@@ -237,7 +237,7 @@ def sweep(
   panels = figure.subplots(1, len(policies), squeeze=False, sharey=True)[0]
   colours = [style['color'] for _, style in zip(names, _styles(), strict=False)]
   for axes, (method, table) in zip(panels, policies.items(), strict=True):
-    dress(axes, method)
+    style_axes(axes, method)
     areas = axes.stackplot(
       values, np.asarray(table, float).T, colors=colours, alpha=0.85, edgecolor='white', linewidth=1
     )
@@ -258,7 +258,7 @@ def _styles() -> Iterator[dict]:
     yield {'color': colour, 'linestyle': line, 'linewidth': 1.2 if i % 2 else 2.1}
 
 
-def dress(axes: Axes, title: str) -> Axes:
+def style_axes(axes: Axes, title: str) -> Axes:
   """Axes with a title and no frame."""
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.spines[['top', 'right']].set_visible(False)
@@ -325,7 +325,7 @@ def _literal(names: Sequence[str]) -> list[str]:
   return [name.replace('$', r'\$') for name in names]
 
 
-def as_png(figure: Figure) -> bytes:
+def render_png(figure: Figure) -> bytes:
   """The figure, at 150 dots an inch."""
   drawn = io.BytesIO()
   figure.savefig(drawn, format='png', dpi=150)

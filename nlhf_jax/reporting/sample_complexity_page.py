@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting.game_page import show, table, write_page
+from nlhf_jax.reporting.game_page import render_figures, render_table, write_page
 
 _OFFLINE = (
   'Votes that are there already. Plug-in plays the equilibrium of the estimate; the bonus charges '
@@ -33,11 +33,11 @@ COLUMNS = 8  # of a table, at most
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_head(results), *_tables(results), *show(figures, CAPTIONS)]
+  content = [*_head(results), *_tables(results), *render_figures(figures, CAPTIONS)]
   write_page(path, results['name'], content)
 
 
-def tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def result_tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
   """Every title, with its curves by their names."""
   yield 'Rates: gap of the plug-in equilibrium, by votes', results['rates']['curves']
   for field in ('offline', 'online'):
@@ -46,13 +46,13 @@ def tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]
   yield 'Bradley-Terry: reward missing, by votes', results['rewards']['curves']
 
 
-def shown(at: Sequence[int | float]) -> list[int]:
+def printed_points(at: Sequence[int | float]) -> list[int]:
   """Which of the points to print: the last, and before it evenly spread ones."""
   step = -(-len(at) // COLUMNS)
   return list(range((len(at) - 1) % step, len(at), step))
 
 
-def cells(row: Mapping[str, Any], points: Sequence[int]) -> list[str]:
+def format_cells(row: Mapping[str, Any], points: Sequence[int]) -> list[str]:
   """Means and half intervals."""
   return [f'{row["mean"][i]:.1e} ± {row["half"][i]:.0e}' for i in points]
 
@@ -72,24 +72,26 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _tables(results: Mapping[str, Any]) -> Iterable[str]:
-  for title, rows in tables(results):
+  for title, rows in result_tables(results):
     at = next(iter(rows.values()))['at']
-    points = shown(at)
+    points = printed_points(at)
     head = ['', *(f'{at[i]:g}' for i in points)]
     yield f'<h2>{html.escape(title)}</h2>'
-    yield table([], head, [[label, *cells(row, points)] for label, row in rows.items()])
+    yield render_table(
+      [], head, [[label, *format_cells(row, points)] for label, row in rows.items()]
+    )
   for field in ('rates', 'rewards'):
     rows = results[field]['curves']
     at = next(iter(rows.values()))['at']
     yield f'<h2>{field.capitalize()}: slopes of log gap in log votes</h2>'
     cut = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
-    yield table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
-  yield f'<h2>Solvers</h2><p>{said_of_solvers(results)}</p>'
+    yield render_table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
+  yield f'<h2>Solvers</h2><p>{describe_solvers(results)}</p>'
   for rows in unsolved(results).values():
     at = next(iter(rows.values()))['at']
-    points = shown(at)
+    points = printed_points(at)
     cut = [[label, *(f'{row["left"][i]:.1e}' for i in points)] for label, row in rows.items()]
-    yield table([], ['left, the most over seeds', *(f'{at[i]:g}' for i in points)], cut)
+    yield render_table([], ['left, the most over seeds', *(f'{at[i]:g}' for i in points)], cut)
 
 
 def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -105,7 +107,7 @@ def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   return {field: rows for field, rows in found.items() if rows}
 
 
-def said_of_solvers(results: Mapping[str, Any]) -> str:
+def describe_solvers(results: Mapping[str, Any]) -> str:
   """Whether the games within, of which every learner solves its own, were solved."""
   names = sorted({label.split(',')[0] for rows in unsolved(results).values() for label in rows})
   if not names:

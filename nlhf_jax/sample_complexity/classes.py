@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, duel, duels
+from nlhf_jax.sample_complexity.setting import Setting, duel_weights, duel_weights_by_action
 
 Preference = Float[Array, 'X K K']  # P(a > b), complementary over a pair
 Counts = Float[Array, 'X K K']  # comparisons of a pair, or their expectation; symmetric
@@ -60,11 +60,11 @@ def information_ratio(
 
   In units of the payoff; to first order in delta where the link is not linear.
   """
-  weights = duel(setting, log_p, log_q) * link.slope(estimate)
+  weights = duel_weights(setting, log_p, log_q) * link.slope(estimate)
   return members.width(estimate, counts, weights)
 
 
-def most_informative(
+def most_informative_opponent(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -76,7 +76,7 @@ def most_informative(
 
   Log-probabilities, -inf but for that action.
   """
-  candidates = duels(setting, log_p) * link.slope(estimate)[:, None]
+  candidates = duel_weights_by_action(setting, log_p) * link.slope(estimate)[:, None]
   chosen = members.widest(estimate, counts, candidates)
   return jnp.where(jnp.arange(log_p.shape[-1]) == chosen[:, None], 0.0, -jnp.inf)
 
@@ -102,5 +102,5 @@ def coverage(
     design: the share of every pair in the data, which makes the expectation.
     log_p: the policy that is to be judged, the equilibrium for one.
   """
-  log_q = most_informative(free, setting, link, preference, design, log_p)
+  log_q = most_informative_opponent(free, setting, link, preference, design, log_p)
   return information_ratio(free, setting, link, preference, design, log_p, log_q) ** 2

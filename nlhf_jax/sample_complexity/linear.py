@@ -14,7 +14,7 @@ from scipy import stats
 
 from nlhf_jax.sample_complexity.classes import Counts, PreferenceClass
 from nlhf_jax.sample_complexity.setting import mirror
-from nlhf_jax.sample_complexity.unstructured import deviation
+from nlhf_jax.sample_complexity.unstructured import noise_bound
 
 Features = Float[Array, 'X K K F']
 SWEEPS = 3  # over the prompts, to find where all of them together are the widest
@@ -34,8 +34,8 @@ def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> Prefere
   """
 
   def estimate(wins):
-    matrix = information(features, wins + mirror(wins), ridge)
-    theta = jnp.linalg.solve(matrix, applied(features, (wins - mirror(wins)) / 2))
+    matrix = information_matrix(features, wins + mirror(wins), ridge)
+    theta = jnp.linalg.solve(matrix, weighted_features(features, (wins - mirror(wins)) / 2))
     return 0.5 + features @ theta
 
   def moved(estimate, change):
@@ -45,10 +45,10 @@ def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> Prefere
     return member - estimate
 
   def radius(estimate, counts, delta):
-    noise = deviation(features.shape[-1], delta)
+    noise = noise_bound(features.shape[-1], delta)
     return (jnp.sqrt(noise) + np.sqrt(ridge) * size) ** 2
 
-  return regression(features, ridge, estimate, jnp.ones_like, moved, difference, radius)
+  return make_ellipsoid_class(features, ridge, estimate, jnp.ones_like, moved, difference, radius)
 
 
 def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
@@ -64,8 +64,8 @@ def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
 
     def one(_, theta):
       p = expit(features @ theta)
-      slope = applied(features, wins - counts * p) - ridge * theta
-      change = jnp.linalg.solve(information(features, counts * p * (1 - p), ridge), slope)
+      slope = weighted_features(features, wins - counts * p) - ridge * theta
+      change = jnp.linalg.solve(information_matrix(features, counts * p * (1 - p), ridge), slope)
       return theta + change * jnp.minimum(1, 2 / jnp.max(abs(features @ change)))
 
     return lax.fori_loop(0, NEWTON_STEPS, one, jnp.zeros(features.shape[-1], wins.dtype))
@@ -83,15 +83,17 @@ def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
     return logit(member) - logit(estimate)
 
   def radius(estimate, counts, delta):
-    fisher = information(features, counts * slope(estimate), ridge)
-    spread = jnp.linalg.solve(fisher, information(features, counts, ridge))
+    fisher = information_matrix(features, counts * slope(estimate), ridge)
+    spread = jnp.linalg.solve(fisher, information_matrix(features, counts, ridge))
     largest = jnp.linalg.norm(jnp.linalg.eigvals(spread), jnp.inf)
     return largest * stats.chi2.ppf(1 - delta, features.shape[-1])
 
-  return regression(features, ridge, estimate, slope, moved, difference, radius)
+  return make_ellipsoid_class(features, ridge, estimate, slope, moved, difference, radius)
 
 
-def regression(features, ridge, estimate, slope, moved, difference, radius) -> PreferenceClass:
+def make_ellipsoid_class(
+  features, ridge, estimate, slope, moved, difference, radius
+) -> PreferenceClass:
   """What both classes share: ellipsoids around theta, in the norm of the information matrix.
 
   Args:
@@ -108,17 +110,17 @@ def regression(features, ridge, estimate, slope, moved, difference, radius) -> P
 
   def norms(counts, gradients):
     """The norm of each gradient by theta, [*B, F], in the inverse of the information matrix."""
-    factor = jnp.linalg.cholesky(information(features, counts, ridge))
+    factor = jnp.linalg.cholesky(information_matrix(features, counts, ridge))
     rows = gradients.reshape(-1, gradients.shape[-1]).T
     solved = jax.scipy.linalg.solve_triangular(factor, rows, lower=True)
     return jnp.sqrt((solved**2).sum(axis=0)).reshape(gradients.shape[:-1])
 
   def error(estimate, counts, member):
     change = inverse @ difference(estimate, member).ravel()
-    return change @ information(features, counts, ridge) @ change
+    return change @ information_matrix(features, counts, ridge) @ change
 
   def width(estimate, counts, weights):
-    return norms(counts, applied(features, weights * slope(estimate)))
+    return norms(counts, weighted_features(features, weights * slope(estimate)))
 
   def bonus(estimate, counts):
     return norms(counts, features * slope(estimate)[..., None])
@@ -140,48 +142,38 @@ def regression(features, ridge, estimate, slope, moved, difference, radius) -> P
     return lax.fori_loop(0, SWEEPS, sweep, jnp.argmax(norms(counts, gradients), axis=1))
 
   def worst(estimate, counts, weights, budget):
-    gradient = applied(features, weights * slope(estimate))
-    direction = jnp.linalg.solve(information(features, counts, ridge), gradient)
+    gradient = weighted_features(features, weights * slope(estimate))
+    direction = jnp.linalg.solve(information_matrix(features, counts, ridge), gradient)
     squared = gradient @ direction
     step = jnp.sqrt(budget / jnp.where(squared > 0, squared, 1))
     return moved(estimate, -step * direction)
 
   def potential(counts):
-    empty = jnp.linalg.slogdet(information(features, 0 * counts, ridge))[1]
-    return 2 * (jnp.linalg.slogdet(information(features, counts, ridge))[1] - empty)
+    empty = jnp.linalg.slogdet(information_matrix(features, 0 * counts, ridge))[1]
+    return 2 * (jnp.linalg.slogdet(information_matrix(features, counts, ridge))[1] - empty)
 
   return PreferenceClass(estimate, error, width, bonus, widest, worst, radius, potential)
 
 
-def information(features: Features, counts: Counts, ridge: float) -> Float[Array, 'F F']:
+def information_matrix(features: Features, counts: Counts, ridge: float) -> Float[Array, 'F F']:
   """Sum over comparisons of phi phi^T, plus ridge I; every pair is met in the sum twice."""
   matrix = jnp.einsum('xab,xabf,xabg->fg', counts, features, features) / 2
   return matrix + ridge * jnp.eye(features.shape[-1], dtype=features.dtype)
 
 
-def applied(features: Features, weights: Float[Array, 'X K K']) -> Float[Array, 'F']:
+def weighted_features(features: Features, weights: Float[Array, 'X K K']) -> Float[Array, 'F']:
   """Sum over pairs a < b of w_ab phi(a, b), where w is antisymmetric, or is made so."""
   return jnp.einsum('xab,xabf->f', (weights - mirror(weights)) / 2, features) / 2
 
 
-def differences(items: Float[Array, 'X K F']) -> Features:
+def difference_features(items: Float[Array, 'X K F']) -> Features:
   """phi(a, b) = u_a - u_b: the features of a reward, and with `logistic` Bradley-Terry."""
   return items[:, :, None] - items[:, None]
 
 
-def products(items: Float[Array, 'X K R']) -> Features:
+def product_features(items: Float[Array, 'X K R']) -> Features:
   """u_a u_b^T - u_b u_a^T above its diagonal, F = R (R - 1) / 2: <phi, theta> = u_a^T Theta u_b for
   any antisymmetric Theta, which can prefer in cycles (general bilinear preference models)."""
   rows, columns = jnp.triu_indices(items.shape[-1], 1)
   outer = items[:, :, None, :, None] * items[:, None, :, None, :]
   return (outer - mirror(outer))[..., rows, columns]
-
-
-def every_pair(prompts: int, actions: int) -> Features:
-  """A feature for each pair of each prompt, which makes `linear` the class of all preferences."""
-  rows, columns = np.triu_indices(actions, 1)
-  pairs = np.zeros((actions, actions, len(rows)))
-  pairs[rows, columns, np.arange(len(rows))] = 1
-  pairs = pairs - pairs.swapaxes(0, 1)
-  blocks = np.einsum('xy,abf->xabyf', np.eye(prompts), pairs)
-  return jnp.asarray(blocks.reshape(prompts, actions, actions, -1))

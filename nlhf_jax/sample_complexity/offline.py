@@ -16,10 +16,17 @@ from nlhf_jax.games.asymmetric import AsymmetricGame
 from nlhf_jax.games.game import kl, log_best_response
 from nlhf_jax.sample_complexity.classes import Counts, Preference, PreferenceClass
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, divergence, duel, equilibrium, games, gap
+from nlhf_jax.sample_complexity.setting import (
+  Setting,
+  divergence,
+  duel_weights,
+  equilibrium,
+  gap,
+  make_games,
+)
 
 
-class Learnt(NamedTuple):
+class LearnedPolicy(NamedTuple):
   """A policy, and the most that a better one could still gain by what the learner goes by.
 
   Of the version space that holds as far as the worst members were found.
@@ -30,22 +37,22 @@ class Learnt(NamedTuple):
   left: Float[Array, '']
 
 
-def plug_in(setting: Setting, link: Link, estimate: Preference) -> Learnt:
+def plug_in(setting: Setting, link: Link, estimate: Preference) -> LearnedPolicy:
   """The equilibrium of the estimate, as if it were the truth."""
   payoff = link.payoff(estimate)
   log_pi = equilibrium(setting, payoff)
   left = gap(setting, payoff, log_pi)
-  return Learnt(log_pi, -left, left)
+  return LearnedPolicy(log_pi, -left, left)
 
 
-def with_bonus(
+def learn_with_bonus(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
   estimate: Preference,
   counts: Counts,
   beta: Float[Array, ''] | float,
-) -> Learnt:
+) -> LearnedPolicy:
   """Option II: the max player's side of the game of P - beta Gamma, which is not symmetric.
 
   If beta^2 is at least the error of the truth, then
@@ -73,10 +80,10 @@ def with_bonus(
     return log_pi, value - setting.tau * far, found.duality_gap
 
   log_pi, value, left = jax.vmap(solve)(payoff, setting.log_reference)
-  return Learnt(log_pi, setting.prompts @ value, setting.prompts @ left)
+  return LearnedPolicy(log_pi, setting.prompts @ value, setting.prompts @ left)
 
 
-def version_space(
+def learn_in_version_space(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -84,7 +91,7 @@ def version_space(
   counts: Counts,
   budget: Float[Array, ''],
   updates: Int[Array, ''] | int = 400,
-) -> Learnt:
+) -> LearnedPolicy:
   """Option I: max over p, min over q and over members P within the budget, of J_P(p, q).
 
   A concave maximum, climbed by mirror ascent along the payoff of the worst member found; its step
@@ -106,12 +113,12 @@ def version_space(
   def one(count, carry):
     log_pi, opponents, best, (gained, priced, weight) = carry
     faced = jax.vmap(
-      lambda log_q: respond(members, setting, link, estimate, counts, budget, log_pi, log_q)
+      lambda log_q: worst_case_step(members, setting, link, estimate, counts, budget, log_pi, log_q)
     )
     # Followed, then begun anew: [2, S, ...].
     both = jax.tree.map(
       lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]),
-      faced(jnp.concatenate([opponents, starts(setting)])),
+      faced(jnp.concatenate([opponents, initial_opponents(setting)])),
     )
     anew = both[2][1] < both[2][0]
     payoffs, opponents, values = jax.tree.map(
@@ -129,22 +136,27 @@ def version_space(
 
   start = plug_in(setting, link, estimate).log_pi
   nothing = jnp.zeros((), start.dtype)
-  carry = start, starts(setting), (start, nothing - jnp.inf), (0 * start, nothing, nothing)
+  carry = (
+    start,
+    initial_opponents(setting),
+    (start, nothing - jnp.inf),
+    (0 * start, nothing, nothing),
+  )
   carry = lax.fori_loop(0, updates, one, carry)
   _, _, (log_pi, value), (gained, priced, weight) = one(updates, carry)
   ahead = jax.nn.logsumexp(setting.log_reference + gained / weight / setting.tau, axis=1)
   most = setting.tau * (setting.prompts @ ahead) + priced / weight
-  return Learnt(log_pi, value, most - value)
+  return LearnedPolicy(log_pi, value, most - value)
 
 
-def starts(setting: Setting) -> Float[Array, 'S X K']:
+def initial_opponents(setting: Setting) -> Float[Array, 'S X K']:
   """Opponents to begin with: every action, all but surely, and the reference."""
   actions = setting.log_reference.shape[-1]
   corners = 0.99 * jnp.eye(actions)[:, None] + 0.01 * jnp.exp(setting.log_reference)
   return jnp.concatenate([jnp.log(corners), setting.log_reference[None]])
 
 
-def respond(
+def worst_case_step(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -159,9 +171,9 @@ def respond(
   The value is of the pair returned. Where the link is linear, repeating the step never raises it;
   else the member is the worst to first order.
   """
-  weights = duel(setting, log_p, log_q) * link.slope(estimate)
+  weights = duel_weights(setting, log_p, log_q) * link.slope(estimate)
   payoff = link.payoff(members.worst(estimate, counts, weights, budget))
-  played = games(setting, payoff)
+  played = make_games(setting, payoff)
   reply = jax.vmap(log_best_response)(played, log_p)
   wins = jnp.einsum('xa,xab,xb->x', jnp.exp(log_p), payoff, jnp.exp(reply))
   far = jax.vmap(kl)(log_p, setting.log_reference) - jax.vmap(kl)(reply, setting.log_reference)

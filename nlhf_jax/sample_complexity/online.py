@@ -19,26 +19,30 @@ from nlhf_jax.sample_complexity.classes import (
   Preference,
   PreferenceClass,
   information_ratio,
-  most_informative,
+  most_informative_opponent,
 )
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, equilibrium, games, gap
+from nlhf_jax.sample_complexity.setting import Setting, equilibrium, gap, make_games
 
 LogPolicy = Float[Array, 'X K']
 # (estimate, counts so far, main agent) -> the policy that the second response comes from.
 Enhancer = Callable[[Preference, Counts, LogPolicy], LogPolicy]
 
 
-def information(members: PreferenceClass, setting: Setting, link: Link, batch: int) -> Enhancer:
+def information_enhancer(
+  members: PreferenceClass, setting: Setting, link: Link, batch: int
+) -> Enhancer:
   """argmax over q of Gamma_t(pi, q), in which a batch of votes counts as one."""
 
   def choose(estimate, counts, log_pi):
-    return most_informative(members, setting, link, estimate, counts / batch, log_pi)
+    return most_informative_opponent(members, setting, link, estimate, counts / batch, log_pi)
 
   return choose
 
 
-def optimistic(members: PreferenceClass, setting: Setting, link: Link, beta: float) -> Enhancer:
+def optimistic_enhancer(
+  members: PreferenceClass, setting: Setting, link: Link, beta: float
+) -> Enhancer:
   """argmin over q of E[P - beta Gamma](pi, q) + tau KL(q, reference): the best reply, where what is
   unknown counts for it."""
 
@@ -50,17 +54,17 @@ def optimistic(members: PreferenceClass, setting: Setting, link: Link, beta: flo
   return choose
 
 
-def greedy() -> Enhancer:
+def greedy_enhancer() -> Enhancer:
   """The main agent itself: symmetric self-play."""
   return lambda estimate, counts, log_pi: log_pi
 
 
-def reference(setting: Setting) -> Enhancer:
+def reference_enhancer(setting: Setting) -> Enhancer:
   """What the main agent is to stay close to."""
   return lambda estimate, counts, log_pi: setting.log_reference
 
 
-def best_of(link: Link, responses: int) -> Enhancer:
+def best_of_enhancer(link: Link, responses: int) -> Enhancer:
   """Of some responses of the main agent, the one that the estimate prefers to it most.
 
   The law of the best of n independent draws: (below + same)^n - below^n, by rank of the score.
@@ -95,7 +99,7 @@ class Course(NamedTuple):
   wins: Float[Array, 'X K K']  # after all rounds
 
 
-def learn(
+def run_rounds(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -121,11 +125,11 @@ def learn(
 
   def one(carry, key):
     wins, expected = carry
-    counts, estimate = votes.comparisons(wins), members.estimate(wins)
+    counts, estimate = votes.comparison_counts(wins), members.estimate(wins)
     estimated = link.payoff(estimate)
     log_pi = equilibrium(setting, estimated)
     log_q = enhancer(estimate, counts, log_pi)
-    reply = jax.vmap(log_best_response)(games(setting, payoff), log_pi)
+    reply = jax.vmap(log_best_response)(make_games(setting, payoff), log_pi)
     ratio = lambda counts, log_q: information_ratio(
       members, setting, link, estimate, counts, log_pi, log_q
     )
@@ -138,8 +142,8 @@ def learn(
       ratio(counts / batch, reply),
       ratio(expected, log_q),
     )
-    design = votes.sampled_from(setting, log_pi, log_q)
-    return (wins + votes.ask_each(key, preference, design, batch), expected + design), seen
+    design = votes.design_from_policies(setting, log_pi, log_q)
+    return (wins + votes.sample_few_votes(key, preference, design, batch), expected + design), seen
 
   nothing = jnp.zeros_like(preference)
   keys = jax.random.split(key, rounds)

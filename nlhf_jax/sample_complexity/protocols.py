@@ -34,10 +34,10 @@ def plug_in(
 ) -> tuple[Float[Array, 'R'], Float[Array, 'R']]:
   """The gap of the plug-in equilibrium for each number of votes, all pairs meeting alike, and the
   identity for it (`rates.plug_in_gap`)."""
-  payoff, design = link.payoff(preference), votes.evenly(setting)
+  payoff, design = link.payoff(preference), votes.uniform_design(setting)
 
   def one(size):
-    wins = votes.vote(key, preference, jnp.round(size * design))
+    wins = votes.sample_wins(key, preference, jnp.round(size * design))
     estimated = link.payoff(world.members.estimate(wins))
     log_pi = equilibrium(setting, estimated)
     found = gap(setting, payoff, log_pi)
@@ -86,17 +86,17 @@ def learn_offline(
   preference = world.draw(first)
   payoff = link.payoff(preference)
   safest = jnp.argmax(preference[0].min(axis=1))
-  design = votes.around(setting, safest, others)
+  design = votes.design_around_action(setting, safest, others)
 
   def one(size):
-    wins = votes.ask(second, preference, design, size)
-    counts, estimate = votes.comparisons(wins), world.members.estimate(wins)
+    wins = votes.sample_votes(second, preference, design, size)
+    counts, estimate = votes.comparison_counts(wins), world.members.estimate(wins)
     seen = world.members, setting, link, estimate, counts
     budget = world.members.error(estimate, counts, estimate) + beta**2
     found = (
       offline.plug_in(setting, link, estimate),
-      offline.with_bonus(*seen, beta),
-      offline.version_space(*seen, budget, updates),
+      offline.learn_with_bonus(*seen, beta),
+      offline.learn_in_version_space(*seen, budget, updates),
     )
     gaps = Offline(*(gap(setting, payoff, learnt.log_pi) for learnt in found))
     return gaps, Offline(*(learnt.left for learnt in found))
@@ -119,15 +119,17 @@ def learn_online(
   """A random truth, learnt with one of the `STRATEGIES`, by its number."""
   first, second = jax.random.split(key)
   enhancers = (
-    online.information(world.members, setting, link, batch),
-    online.optimistic(world.members, setting, link, beta),
-    online.greedy(),
-    online.reference(setting),
-    online.best_of(link, responses),
+    online.information_enhancer(world.members, setting, link, batch),
+    online.optimistic_enhancer(world.members, setting, link, beta),
+    online.greedy_enhancer(),
+    online.reference_enhancer(setting),
+    online.best_of_enhancer(link, responses),
   )
   enhancer = lambda *seen: lax.switch(strategy, enhancers, *seen)
   preference = world.draw(first)
-  return online.learn(world.members, setting, link, preference, enhancer, batch, rounds, second)
+  return online.run_rounds(
+    world.members, setting, link, preference, enhancer, batch, rounds, second
+  )
 
 
 class RewardGaps(NamedTuple):
@@ -149,10 +151,10 @@ def learn_rewards(
   preference, link = world.draw(first), log_odds()
   reward = link.payoff(preference)[..., -1]
   optimum = jax.nn.log_softmax(setting.log_reference + reward / setting.tau)
-  design = votes.evenly(setting)
+  design = votes.uniform_design(setting)
 
   def one(size):
-    wins = votes.ask(second, preference, design, size)
+    wins = votes.sample_votes(second, preference, design, size)
 
     def missing(members):
       log_pi = equilibrium(setting, link.payoff(members.estimate(wins)))

@@ -32,18 +32,6 @@ def plug_in_gap(
   return setting.prompts @ (setting.tau * jnp.where(z.max(axis=1) < 1, rest, whole))
 
 
-def plug_in_bound(
-  setting: Setting,
-  payoff: Float[Array, 'X K K'],
-  estimated: Float[Array, 'X K K'],
-  log_pi: Float[Array, 'X K'],
-) -> Float[Array, '']:
-  """min(|Z|^2 / (2 tau), max Z) in the largest entry: one over n, and before that its root."""
-  z = jnp.einsum('xab,xb->xa', payoff - estimated, jnp.exp(log_pi))
-  bounds = jnp.minimum(abs(z).max(axis=1) ** 2 / (2 * setting.tau), z.max(axis=1))
-  return setting.prompts @ bounds
-
-
 def expected_gap(
   setting: Setting,
   link: Link,
@@ -64,13 +52,13 @@ def expected_gap(
   return setting.prompts @ spread / (2 * setting.tau)
 
 
-def slopes(samples: ArrayLike, gaps: ArrayLike) -> np.ndarray:
+def log_log_slopes(samples: ArrayLike, gaps: ArrayLike) -> np.ndarray:
   """The slope of log gap in log n between neighbouring sample sizes, [R - 1] from [R]."""
   with np.errstate(divide='ignore', invalid='ignore'):  # a finite class may end at a gap of 0
     return np.diff(np.log(np.asarray(gaps))) / np.diff(np.log(np.asarray(samples)))
 
 
-def interval(values: Float[Array, 'S *R']) -> tuple[jax.Array, jax.Array]:
+def confidence_interval(values: Float[Array, 'S *R']) -> tuple[jax.Array, jax.Array]:
   """The mean over seeds, and half of its 95 % interval: 1.96 standard errors."""
   error = jnp.std(values, axis=0, ddof=1) / jnp.sqrt(len(values))
   return values.mean(axis=0), 1.96 * error

@@ -13,7 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, BelowHalf, Finite, Positive
 from nlhf_jax.sample_complexity.classes import Preference, PreferenceClass
-from nlhf_jax.sample_complexity.linear import differences, linear, logistic, products
+from nlhf_jax.sample_complexity.linear import (
+  difference_features,
+  linear,
+  logistic,
+  product_features,
+)
 from nlhf_jax.sample_complexity.listed import finite
 from nlhf_jax.sample_complexity.setting import mirror
 from nlhf_jax.sample_complexity.unstructured import tabular
@@ -28,7 +33,7 @@ class World(NamedTuple):
 
 def anything(actions: AtLeastTwo, ridge: Positive = 1.0) -> World:
   """Every pair by itself: sigmoid of a standard normal."""
-  return World(tabular(ridge), lambda key: normal_pairs(key, 1, actions))
+  return World(tabular(ridge), lambda key: random_preferences(key, 1, actions))
 
 
 def star(actions: AtLeastTwo, lead: BelowHalf = 0.1, ridge: Positive = 1.0) -> World:
@@ -37,7 +42,7 @@ def star(actions: AtLeastTwo, lead: BelowHalf = 0.1, ridge: Positive = 1.0) -> W
   ahead = first[:, None] - first
 
   def draw(key):
-    return jnp.where(ahead != 0, 0.5 + lead * ahead, normal_pairs(key, 1, actions))
+    return jnp.where(ahead != 0, 0.5 + lead * ahead, random_preferences(key, 1, actions))
 
   return World(tabular(ridge), draw)
 
@@ -46,7 +51,7 @@ def bilinear(actions: AtLeastTwo, rank: AtLeastTwo = 4, ridge: Positive = 1.0) -
   """P = 1/2 + u_a^T Theta u_b with known items u and an unknown antisymmetric Theta, no pair surer
   than 9 : 1. It has cycles, as all of `rank` (rank - 1) / 2 numbers."""
   items = jax.random.normal(jax.random.key(0), (1, actions, rank), float)
-  features = products(items)
+  features = product_features(items)
 
   def draw(key):
     payoff = features @ jax.random.normal(key, features.shape[-1:], float)
@@ -57,7 +62,7 @@ def bilinear(actions: AtLeastTwo, rank: AtLeastTwo = 4, ridge: Positive = 1.0) -
 
 def bradley_terry(actions: AtLeastTwo, ridge: Positive = 1e-6) -> World:
   """P = sigmoid(r_a - r_b), rewards standard normal and the last one 0."""
-  features = differences(jnp.eye(actions)[None, :, :-1])
+  features = difference_features(jnp.eye(actions)[None, :, :-1])
 
   def draw(key):
     return expit(features @ jax.random.normal(key, (actions - 1,), float))
@@ -67,7 +72,7 @@ def bradley_terry(actions: AtLeastTwo, ridge: Positive = 1e-6) -> World:
 
 def listed(actions: AtLeastTwo, count: AtLeastOne = 50, ridge: Positive = 1.0) -> World:
   """One of a known list of `anything`."""
-  members = normal_pairs(jax.random.key(0), count, actions)
+  members = random_preferences(jax.random.key(0), count, actions)
 
   def draw(key):
     return members[jax.random.randint(key, (), 0, count)][None]
@@ -75,12 +80,12 @@ def listed(actions: AtLeastTwo, count: AtLeastOne = 50, ridge: Positive = 1.0) -
   return World(finite(members[:, None], ridge), draw)
 
 
-def normal_pairs(key: PRNGKeyArray, count: int, actions: int) -> Float[Array, 'N K K']:
+def random_preferences(key: PRNGKeyArray, count: int, actions: int) -> Float[Array, 'N K K']:
   """Sigmoids of standard normals, complementary over a pair."""
   upper = jnp.triu(jax.random.normal(key, (count, actions, actions), float), 1)
   return expit(upper - mirror(upper))
 
 
-def skewed(actions: int, rate: Finite) -> Float[Array, 'K']:
+def geometric_reference(actions: int, rate: Finite) -> Float[Array, 'K']:
   """A reference, log-probabilities: every action e^-rate times as likely as the one before."""
   return jax.nn.log_softmax(-rate * jnp.arange(actions, dtype=float))

@@ -71,7 +71,7 @@ def test_a_payoff_is_ratings_and_cycles(payoff, share):
   ],
 )
 def test_a_payoff_is_a_sum_of_turns(payoff, planes):
-  turns = choice.turns(payoff)
+  turns = choice.disc_games(payoff)
   assert len(turns) == planes
   parts = [s * (np.outer(u, v) - np.outer(v, u)) for s, u, v in turns]
   np.testing.assert_allclose(sum(parts, np.zeros_like(payoff)), payoff, rtol=0, atol=1e-13)
@@ -95,4 +95,4 @@ def test_a_payoff_is_a_sum_of_turns(payoff, planes):
   ],
 )
 def test_an_equilibrium_without_a_price_may_be_one_of_many(payoff, only):
-  assert exact.is_only_equilibrium(payoff, exact.maximal_lottery(payoff)) is only
+  assert exact.is_unique_equilibrium(payoff, exact.maximal_lottery(payoff)) is only

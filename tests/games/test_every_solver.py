@@ -10,7 +10,7 @@ import pytest
 
 from nlhf_jax.games import choice, exact, matrices, rlhf, solvers, spectrum
 from nlhf_jax.games.game import make_game
-from nlhf_jax.games.solve import solve, when
+from nlhf_jax.games.solve import log_spaced_updates, solve
 from tests.games.solving import at, gap, logs, path, paths
 
 # How to make every solver, with what number for each of three games; then how close it comes
@@ -118,7 +118,7 @@ def test_a_game_of_one_action_has_every_answer(float64):
   assert choice.condorcet_winner(nothing) == 0
   assert choice.borda_scores(nothing) == [0.5]
   assert choice.three_cycles(nothing) == choice.worst_defeats(nothing) == 0
-  compared = rlhf.compare(one, jnp.ones(1))
+  compared = rlhf.compare_with_nash(one, jnp.ones(1))
   assert compared == (0.0, 0.0, 0.0, 0.5, 0.0, 0.0)
 
 
@@ -215,7 +215,7 @@ def test_runs_begin_at_the_reference_and_may_skip_the_first_policies(float64):
 
 @pytest.mark.parametrize('total', [0, 1, 5, 100, 10_000])
 def test_times_to_look_at_begin_with_the_start_and_end_with_the_end(total):
-  times = when(total)
+  times = log_spaced_updates(total)
   assert times[0] == 0
   assert times[-1] == total
   assert (np.diff(times) > 0).all()

@@ -361,7 +361,7 @@ def test_local_stability():
   for tau, printed in ((0.1, '2.14'), (0.05, '1.17'), (0.02, '.48')):
     turning = spectrum.sigma(make_game(CYCLE, None, tau), jnp.log(jnp.full(3, 1 / 3)))
     assert_printed(tau * turning, '.2887')
-    steps = spectrum.allowed(float(turning), tau)
+    steps = spectrum.stable_steps(float(turning), tau)
     assert_printed(steps.self_play, printed)
     assert steps.nash_md > steps.self_play
 

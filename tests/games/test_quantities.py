@@ -61,7 +61,7 @@ def test_sigma_is_the_largest_eigenvalue_of_the_best_response(float64):
 
 
 def test_a_game_that_does_not_turn_allows_every_step():
-  steps = spectrum.allowed(0.0, 0.1)
+  steps = spectrum.stable_steps(0.0, 0.1)
   assert steps == (10.0, 10.0, np.inf, 1.0, 9.0)
 
 
@@ -70,7 +70,7 @@ def test_a_game_that_does_not_turn_allows_every_step():
 
 def test_a_reward_picks_who_wins_most_where_nash_picks_who_loses_to_none(float64):
   payoff = np.array([[0, 0.1, 0.1], [-0.1, 0, 0.45], [-0.1, -0.45, 0]])
-  found = jax.jit(rlhf.compare)(make_game(payoff, None, 0.01), np.full(3, 1 / 3))
+  found = jax.jit(rlhf.compare_with_nash)(make_game(payoff, None, 0.01), np.full(3, 1 / 3))
   assert np.argmax(found.log_rlhf) == choice.borda_scores(payoff).argmax() == 1
   assert np.argmax(found.log_nash) == choice.condorcet_winner(payoff) == 0
   assert found.nash_beats_rlhf > 0.59

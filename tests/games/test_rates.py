@@ -152,7 +152,7 @@ def test_damped_best_responses_have_the_local_rate_of_the_spectrum():
     game = make_game(matrices.rock_paper_scissors(*np.random.default_rng(seed).random(3)), MU, 0.1)
     log_nash = nash(game)
     sigma = float(spectrum.sigma(game, log_nash))
-    damping = spectrum.allowed(sigma, 0.1).best_damping
+    damping = spectrum.stable_steps(sigma, 0.1).best_damping
     np.testing.assert_allclose(damping, 1 / (1 + sigma**2), rtol=1e-15)
     near = log_nash + 1e-5 * np.array([1, -1, 0])
     last = path(solvers.best_response, game, np.arange(41), near, (damping,)).last
@@ -168,7 +168,7 @@ LIMITS = [(solvers.self_play, 'self_play'), (solvers.nash_md, 'nash_md'), (solve
 def test_steps_below_the_limit_are_stable_and_above_it_are_not(make, name, tau):
   game = make_game(matrices.strict_cycle(3), None, tau)
   log_nash = nash(game)
-  steps = spectrum.allowed(float(spectrum.sigma(game, log_nash)), tau)
+  steps = spectrum.stable_steps(float(spectrum.sigma(game, log_nash)), tau)
   limit = getattr(steps, name)
   assert limit < 1 / tau
   near = log_nash + 1e-3 * np.array([1, -1, 0])
@@ -182,7 +182,7 @@ def test_the_step_for_extragradient_is_fast():
   game = make_game(matrices.random(ACTIONS, 9), None, 0.02)
   log_nash = nash(game)
   sigma = float(spectrum.sigma(game, log_nash))
-  step = spectrum.allowed(sigma, 0.02).extragradient
+  step = spectrum.stable_steps(sigma, 0.02).extragradient
   assert step > 1 / (0.02 + 2 * SIZE)
   last = path(solvers.extragradient, game, np.array([100]), None, (step,)).last
   assert gaps(game, last)[0] < 1e-12

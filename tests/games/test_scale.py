@@ -16,7 +16,7 @@ def test_the_maximal_lottery_and_its_uniqueness_know_no_scale(scale):
   payoff = scale * matrices.rock_paper_scissors(0.1, 0.15, 0.25)
   lottery = exact.maximal_lottery(payoff)
   np.testing.assert_allclose(lottery, [0.2, 0.3, 0.5], atol=1e-9)
-  assert exact.is_only_equilibrium(payoff, lottery)
+  assert exact.is_unique_equilibrium(payoff, lottery)
 
 
 @pytest.mark.parametrize('scale', SCALES)
@@ -24,12 +24,12 @@ def test_winners_cycles_and_turns_know_no_scale(scale):
   payoff = matrices.random(31, 2)
   assert choice.three_cycles(scale * payoff) == choice.three_cycles(payoff)
   assert choice.condorcet_winner(scale * matrices.bradley_terry([0, 2, 1])) == 1
-  turns = choice.turns(scale * payoff)
+  turns = choice.disc_games(scale * payoff)
   total = sum(
     turn.strength * (np.outer(turn.u, turn.v) - np.outer(turn.v, turn.u)) for turn in turns
   )
   np.testing.assert_allclose(total, scale * payoff, atol=1e-12 * scale)
-  assert len(choice.turns(scale * matrices.random_disc(101))) == 1
+  assert len(choice.disc_games(scale * matrices.random_disc(101))) == 1
 
 
 def test_bradley_terry_fits_unless_a_group_always_wins():

@@ -313,7 +313,7 @@ def t23_damped_best_responses():
     apart = np.linalg.norm(np.exp(last) - UNIFORM, axis=1)
     close(apart[1:] / apart[:-1], factor, 1e-4)
     assert (damping < 2 / (1 + sigma**2)) == (factor < 1)
-  best = spectrum.allowed(a / (np.sqrt(3) * 0.1), 0.1).best_damping
+  best = spectrum.stable_steps(a / (np.sqrt(3) * 0.1), 0.1).best_damping
   close(best, 1 / (1 + (a / (np.sqrt(3) * 0.1)) ** 2))
 
 

@@ -93,7 +93,9 @@ def test_a_path_that_stays_where_it_is(tmp_path):
 
 
 def test_matrix_of_a_few_actions_has_numbers(tmp_path):
-  figure = game_plots.matrix(matrices.three_raters(), ['report', 'list', 'question'], 'title')
+  figure = game_plots.payoff_heatmap(
+    matrices.three_raters(), ['report', 'list', 'question'], 'title'
+  )
   drawn(figure, tmp_path)
   numbers = [text.get_text() for text in figure.axes[0].texts]
   assert numbers == ['0.50', '0.67', '0.33', '0.33', '0.50', '0.67', '0.67', '0.33', '0.50']
@@ -101,7 +103,7 @@ def test_matrix_of_a_few_actions_has_numbers(tmp_path):
 
 def test_matrix_of_many_actions_has_none(tmp_path):
   names = [f'a long name {i}' for i in range(43)]
-  figure = game_plots.matrix(jnp.asarray(matrices.random(43)), names, 'title')
+  figure = game_plots.payoff_heatmap(jnp.asarray(matrices.random(43)), names, 'title')
   pixels = drawn(figure, tmp_path)
   assert max(pixels.shape[:2]) < 600  # at 50 dots an inch
   axes, bar = figure.axes
@@ -111,16 +113,16 @@ def test_matrix_of_many_actions_has_none(tmp_path):
 
 
 def test_payoffs_beyond_a_sure_win_are_not_called_probabilities(tmp_path):
-  figure = game_plots.matrix(2 * matrices.strict_cycle(3), 'abc', '')
+  figure = game_plots.payoff_heatmap(2 * matrices.strict_cycle(3), 'abc', '')
   drawn(figure, tmp_path)
   assert [text.get_text() for text in figure.axes[0].texts[:3]] == ['0.00', '1.00', '-1.00']
   assert figure.axes[1].get_ylabel() == 'payoff of row'
-  drawn(game_plots.matrix(np.zeros((2, 2)), 'ab', ''), tmp_path)
+  drawn(game_plots.payoff_heatmap(np.zeros((2, 2)), 'ab', ''), tmp_path)
 
 
 def test_bars(tmp_path):
   policies = {'reference': [0.6, 0.3, 0.1], 'Nash': jnp.array([0.3333, 0.6666, 1e-4])}
-  figure = game_plots.bars(policies, ['a', 'b', 'c'], 'title')
+  figure = game_plots.policy_bars(policies, ['a', 'b', 'c'], 'title')
   assert in_ink(drawn(figure, tmp_path)) > 0.05
   axes = figure.axes[0]
   widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
@@ -133,14 +135,16 @@ def test_bars_of_many_actions_sum_up_the_rare_ones(tmp_path):
   policy = np.zeros(43)
   policy[[3, 40]] = 0.25, 0.75
   names = [f'bot {i}' for i in range(43)]
-  figure = game_plots.bars({'uniform': uniform, 'Nash': policy}, names, 'title', threshold=0.05)
+  figure = game_plots.policy_bars(
+    {'uniform': uniform, 'Nash': policy}, names, 'title', threshold=0.05
+  )
   drawn(figure, tmp_path)
   axes = figure.axes[0]
   labels = [label.get_text() for label in axes.get_yticklabels()]
   assert labels == ['bot 3', 'bot 40', 'the other 41']
   widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
   np.testing.assert_allclose(widths, [[1 / 43, 1 / 43, 41 / 43], [0.25, 0.75, 0]])
-  figure = game_plots.bars({'uniform': uniform}, names, 'title', threshold=0.02)
+  figure = game_plots.policy_bars({'uniform': uniform}, names, 'title', threshold=0.02)
   assert len(figure.axes[0].get_yticklabels()) == 43
 
 
@@ -149,14 +153,14 @@ def test_sweep(log, tmp_path):
   values = np.geomspace(0.01, 1, 20)
   policy = jnp.stack([values / 2, 1 - values, values / 2], axis=1)
   methods = {'RLHF': policy, 'Nash': policy}
-  figure = game_plots.sweep(values, methods, ['a', 'b', 'c'], 'title', 'tau', log)
+  figure = game_plots.policy_sweep(values, methods, ['a', 'b', 'c'], 'title', 'tau', log)
   assert in_ink(drawn(figure, tmp_path)) > 0.3
   assert [axes.get_title(loc='left') for axes in figure.axes] == ['RLHF', 'Nash']
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ['c', 'b', 'a']
 
 
 def test_pyplot_is_left_alone():
-  game_plots.bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
+  game_plots.policy_bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
   assert matplotlib.pyplot.get_fignums() == []
 
 

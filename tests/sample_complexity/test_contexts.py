@@ -8,7 +8,7 @@ import pytest
 from nlhf_jax.sample_complexity import offline, online, votes
 from nlhf_jax.sample_complexity.linear import logistic
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.setting import Setting, gap, one_prompt
+from nlhf_jax.sample_complexity.setting import Setting, gap, single_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
 from tests.sample_complexity.problems import (
   K,
@@ -33,14 +33,16 @@ BETA = 0.2
 
 def asked():
   """Votes on both prompts, and what they say."""
-  wins = votes.vote(jax.random.key(0), preferences(3), some_counts())
-  return votes.comparisons(wins), MEMBERS.estimate(wins)
+  wins = votes.sample_wins(jax.random.key(0), preferences(3), some_counts())
+  return votes.comparison_counts(wins), MEMBERS.estimate(wins)
 
 
 def alone(setting, place, *arrays):
   """One of the prompts as the only one, and its part of the arrays."""
   part = slice(place, place + 1)
-  return one_prompt(setting.log_reference[place], setting.tau), *(array[part] for array in arrays)
+  return single_prompt(setting.log_reference[place], setting.tau), *(
+    array[part] for array in arrays
+  )
 
 
 @pytest.mark.parametrize('name', LINKS)
@@ -51,7 +53,7 @@ def test_plug_in_and_bonus_learn_every_prompt_by_itself(name):
   @jax.jit
   def learn(setting, counts, estimate, payoff):
     plain = offline.plug_in(setting, link, estimate)
-    charged = offline.with_bonus(MEMBERS, setting, link, estimate, counts, BETA)
+    charged = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, BETA)
     return [(learnt, gap(setting, payoff, learnt.log_pi)) for learnt in (plain, charged)]
 
   together = learn(setting, counts, estimate, payoff)
@@ -75,7 +77,9 @@ def test_the_version_space_of_two_prompts(name):
 
   @jax.jit
   def learn(setting, counts, estimate, budget):
-    return offline.version_space(MEMBERS, setting, link, estimate, counts, budget, updates=50)
+    return offline.learn_in_version_space(
+      MEMBERS, setting, link, estimate, counts, budget, updates=50
+    )
 
   def both(prompts, references, *arrays):
     return Setting(jnp.array(prompts), references, single.tau), *arrays
@@ -101,9 +105,9 @@ def test_enhancers_choose_on_every_prompt_by_itself(name):
     return [
       enhancer(estimate, counts, log_pi)
       for enhancer in (
-        online.information(MEMBERS, setting, link, 10),
-        online.optimistic(MEMBERS, setting, link, BETA),
-        online.best_of(link, 4),
+        online.information_enhancer(MEMBERS, setting, link, 10),
+        online.optimistic_enhancer(MEMBERS, setting, link, BETA),
+        online.best_of_enhancer(link, 4),
       )
     ]
 
@@ -120,12 +124,12 @@ def test_the_chain_of_two_prompts(name):
   members = MEMBERS if name == 'probability' else logistic(features(), 0.7)
   preference = preferences(3) if name == 'probability' else truth('logistic')
   setting, rounds, batch = contexts(TAUS[name]), 30, 40
-  enhancer = online.information(members, setting, link, batch)
+  enhancer = online.information_enhancer(members, setting, link, batch)
 
   @jax.jit
   @jax.vmap
   def learn(key):
-    course = online.learn(members, setting, link, preference, enhancer, batch, rounds, key)
+    course = online.run_rounds(members, setting, link, preference, enhancer, batch, rounds, key)
     return course, members.potential(course.expected_counts)
 
   course, potential = jax.device_get(learn(jax.random.split(jax.random.key(0), 20)))

@@ -7,9 +7,13 @@ import pytest
 
 from nlhf_jax.games import matrices
 from nlhf_jax.sample_complexity import offline, votes
-from nlhf_jax.sample_complexity.classes import coverage, information_ratio, most_informative
+from nlhf_jax.sample_complexity.classes import (
+  coverage,
+  information_ratio,
+  most_informative_opponent,
+)
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.setting import duel, equilibrium, gap, one_prompt
+from nlhf_jax.sample_complexity.setting import duel_weights, equilibrium, gap, single_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -24,8 +28,8 @@ def three_actions():
   preference = 0.5 + jnp.asarray(matrices.rock_paper_scissors(0.1, 0.3, 0.2))[None]
   counts = jnp.array([[[0, 20.0, 1], [20, 0, 8], [1, 8, 0]]])
   wins = jnp.array([[[0, 9.0, 1], [11, 0, 5], [0, 3, 0]]])
-  assert (votes.comparisons(wins) == counts).all()
-  return one_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), TAU), preference, wins, counts
+  assert (votes.comparison_counts(wins) == counts).all()
+  return single_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), TAU), preference, wins, counts
 
 
 def logs(policies):
@@ -51,7 +55,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
   @jax.jit
   def least(log_p):
     def one(log_q):
-      weights = duel(setting, log_p, log_q[None])
+      weights = duel_weights(setting, log_p, log_q[None])
       worst = MEMBERS.worst(estimate, counts, weights, budget)
       return jnp.exp(log_p[0]) @ (worst[0] - 0.5) @ jnp.exp(log_q)
 
@@ -61,7 +65,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
 
   @jax.jit
   def solve(updates):
-    return offline.version_space(MEMBERS, setting, LINK, estimate, counts, budget, updates)
+    return offline.learn_in_version_space(MEMBERS, setting, LINK, estimate, counts, budget, updates)
 
   found = solve(400)
   far = TAU * (jnp.exp(found.log_pi) * (found.log_pi - setting.log_reference)).sum()
@@ -82,7 +86,7 @@ def test_the_bonus_against_all_policies_of_a_grid(link):
   """The max player of P - beta Gamma: no policy of the grid does better against its best reply."""
   setting, _, wins, counts = three_actions()
   estimate = MEMBERS.estimate(wins)
-  found = offline.with_bonus(MEMBERS, setting, link, estimate, counts, 0.7)
+  found = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, 0.7)
   log_pi = found.log_pi
   payoff = np.array(link.payoff(estimate - 0.7 * MEMBERS.bonus(estimate, counts))[0])
   np.fill_diagonal(payoff, 0)
@@ -98,7 +102,7 @@ def test_the_bonus_against_all_policies_of_a_grid(link):
   assert max(grid) > best - 0.005
   np.testing.assert_allclose(found.value, best, rtol=1e-12)
   assert 0 <= found.left < 1e-12
-  plain = offline.with_bonus(MEMBERS, setting, link, estimate, counts, 0.0)
+  plain = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, 0.0)
   learnt = offline.plug_in(setting, link, estimate)
   np.testing.assert_allclose(np.exp(plain.log_pi), np.exp(learnt.log_pi), atol=1e-6)
   assert abs(plain.value) < 1e-12 > abs(learnt.value)
@@ -114,22 +118,22 @@ def test_the_guarantees_of_both_pessimists():
   error of the truth.
   """
   actions, size, delta = 4, 3e7, 0.1
-  setting = one_prompt(jnp.full(actions, -np.log(actions)), TAU)
+  setting = single_prompt(jnp.full(actions, -np.log(actions)), TAU)
   preference = 0.5 + jnp.asarray(matrices.random(actions, 3, (1,)))
   payoff = LINK.payoff(preference)
   nash = equilibrium(setting, payoff)
-  design = votes.around(setting, int(jnp.argmax(nash)), 0.02)
+  design = votes.design_around_action(setting, int(jnp.argmax(nash)), 0.02)
 
   @jax.jit
   @jax.vmap
   def one(key):
-    wins = votes.ask(key, preference, design, size)
-    counts, estimate = votes.comparisons(wins), MEMBERS.estimate(wins)
+    wins = votes.sample_votes(key, preference, design, size)
+    counts, estimate = votes.comparison_counts(wins), MEMBERS.estimate(wins)
     seen = MEMBERS, setting, LINK, estimate, counts
     radius, error = MEMBERS.radius(estimate, counts, delta), MEMBERS.error(*seen[3:], preference)
-    found = offline.version_space(*seen, radius, updates=100)
-    charged = offline.with_bonus(*seen, jnp.sqrt(error))
-    against = information_ratio(*seen, nash, most_informative(*seen, nash))
+    found = offline.learn_in_version_space(*seen, radius, updates=100)
+    charged = offline.learn_with_bonus(*seen, jnp.sqrt(error))
+    against = information_ratio(*seen, nash, most_informative_opponent(*seen, nash))
     single = (jnp.exp(nash[0]) @ MEMBERS.bonus(estimate, counts)[0]).max()
     return (
       gap(setting, payoff, found.log_pi),

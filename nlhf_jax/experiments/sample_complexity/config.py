@@ -12,8 +12,8 @@ from nlhf_jax.experiments.sections import Section, call_by_name, factories, pars
 from nlhf_jax.ranges import AtLeastTwo, Finite, Seed
 from nlhf_jax.sample_complexity import links, protocols, worlds
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, one_prompt
-from nlhf_jax.sample_complexity.worlds import World, skewed
+from nlhf_jax.sample_complexity.setting import Setting, single_prompt
+from nlhf_jax.sample_complexity.worlds import World, geometric_reference
 
 LINKS = factories(links, Link)
 WORLDS = factories(worlds, World)
@@ -38,7 +38,7 @@ class Part(NamedTuple):
   arguments: dict[str, float]  # other arguments of the protocol, by name
 
 
-class Experiment(NamedTuple):
+class SampleComplexityExperiment(NamedTuple):
   """Four measurements over the same number of seeds."""
 
   payoff: str
@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
   rewards: Part
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
 
   Raises:
@@ -65,12 +65,12 @@ def make_experiment(config: ConfigDict) -> Experiment:
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
       'is a reward.'
     )
-  return Experiment(config.payoff, link, config.seed, config.seeds, **parts)
+  return SampleComplexityExperiment(config.payoff, link, config.seed, config.seeds, **parts)
 
 
 def sample_complexity_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config of this kind, with the declarations of their ranges."""
-  yield Section(Experiment, config, 'config')
+  yield Section(SampleComplexityExperiment, config, 'config')
   for part in PARTS:
     section, field = config[part], f'config.{part}'
     yield Section(PartSettings, section, field)
@@ -86,19 +86,21 @@ def make_part(settings: ConfigDict, field: str) -> Part:
   described = arguments.pop('world')
   name = described.pop('name')
   world = call_by_name(WORLDS, name, described, f'{field}.world.name', f'{field}.world')
-  log_reference = skewed(described['actions'], arguments.pop('reference'))
-  taus = positive(arguments.pop('taus'), f'{field}.taus')
+  log_reference = geometric_reference(described['actions'], arguments.pop('reference'))
+  taus = parse_positive(arguments.pop('taus'), f'{field}.taus')
   votes = None
   if 'votes' in arguments:
-    votes = np.array(positive(arguments.pop('votes'), f'{field}.votes'))
+    votes = np.array(parse_positive(arguments.pop('votes'), f'{field}.votes'))
     if (np.diff(votes) <= 0).any() or votes[0] < 1:
       raise UserError(f"{field}.votes='{settings.votes}' must increase, from 1 on.")
-  others = positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
-  by_tau = {tau: one_prompt(log_reference, tau) for tau in taus}
+  others = (
+    parse_positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
+  )
+  by_tau = {tau: single_prompt(log_reference, tau) for tau in taus}
   return Part(name, world, by_tau, votes, others, arguments)
 
 
-def positive(text: str, field: str) -> list[float]:
+def parse_positive(text: str, field: str) -> list[float]:
   """Numbers above 0, separated by commas."""
   found = parse_numbers(text, field)
   if not all(0 < number < np.inf for number in found):

@@ -36,7 +36,7 @@ class SolverRun(NamedTuple):
   updates: AtLeastOne
 
 
-class Experiment(NamedTuple):
+class TabularExperiment(NamedTuple):
   """A game on each of X prompts, with equal weights, and the solvers to run on it."""
 
   name: str
@@ -47,7 +47,7 @@ class Experiment(NamedTuple):
   runs: Mapping[str, SolverRun]
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> TabularExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
 
   Raises:
@@ -57,13 +57,13 @@ def make_experiment(config: ConfigDict) -> Experiment:
   table = make_table(config.game)
   payoff = np.reshape(table.payoff, (-1, *table.payoff.shape[-2:]))
   actions = payoff.shape[-1]
-  game = make_game(payoff, policy(config.reference, actions, 'config.reference'), config.tau)
+  game = make_game(payoff, parse_policy(config.reference, actions, 'config.reference'), config.tau)
   start = game.log_reference
   if config.start != 'reference':
-    chosen = np.log(policy(config.start, actions, 'config.start'))
+    chosen = np.log(parse_policy(config.start, actions, 'config.start'))
     start = jnp.broadcast_to(jnp.asarray(chosen), start.shape)
   samplings = {
-    text: jnp.broadcast_to(policy(text, actions, 'config.sampling'), start.shape)
+    text: jnp.broadcast_to(parse_policy(text, actions, 'config.sampling'), start.shape)
     for text in ('uniform', config.sampling)
   }
   runs = make_runs(config)
@@ -73,7 +73,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
   name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return Experiment(name, table, game, start, samplings, runs)
+  return TabularExperiment(name, table, game, start, samplings, runs)
 
 
 def tabular_sections(config: ConfigDict) -> Iterator[Section]:
@@ -124,7 +124,7 @@ def make_runs(config: ConfigDict) -> dict[str, SolverRun]:
   return runs
 
 
-def policy(text: str, actions: int, field: str) -> np.ndarray:
+def parse_policy(text: str, actions: int, field: str) -> np.ndarray:
   """Probabilities from text, [K]."""
   if text == 'uniform':
     return np.full(actions, 1 / actions)

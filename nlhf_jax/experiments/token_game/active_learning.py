@@ -23,7 +23,7 @@ from nlhf_jax.training.rollout_step import MakeRollout, make_sample
 from nlhf_jax.training.update import Score
 
 
-def make_asking_step(
+def make_active_step(
   learner: Learner, game: TokenGame, score: Score, make_rollout: MakeRollout
 ) -> Step:
   """A step of the loop, of which the first of a round asks for votes and changes the judge.
@@ -75,7 +75,7 @@ def make_asking_step(
   return step
 
 
-def pairs(algorithm: Algorithm) -> int:
+def count_judged_pairs(algorithm: Algorithm) -> int:
   """How many comparisons a judge makes for an example."""
   if algorithm.right == LEFT:
     return len(algorithm.left) * (len(algorithm.left) - 1) // 2

@@ -59,7 +59,7 @@ class PullSettings(NamedTuple):
   pull: PositiveFraction
 
 
-class Experiment(NamedTuple):
+class TokenGameExperiment(NamedTuple):
   """Everything a run needs to know, free of config."""
 
   name: str
@@ -74,7 +74,7 @@ class Experiment(NamedTuple):
   learners: Mapping[str, Learner]
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -82,7 +82,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   check(config)
   game = make_token_game(seed=config.seed, **config.game)
-  return Experiment(
+  return TokenGameExperiment(
     name=name,
     game=game,
     tau=config.tau,
@@ -118,7 +118,7 @@ def check(config: ConfigDict) -> None:
 def token_game_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config of this kind, with the declarations of their ranges."""
   yield Section(GeneralSettings, config, 'config')
-  yield Section(Experiment, config, 'config')
+  yield Section(TokenGameExperiment, config, 'config')
   yield Section(make_token_game, config.game, 'config.game')
   yield Section(architectures.small, config.model, 'config.model')
   yield Section(ReferenceSettings, config.reference, 'config.reference')
@@ -132,7 +132,7 @@ def token_game_sections(config: ConfigDict) -> Iterator[Section]:
       yield Section(SOLVERS[section.solver], section.arguments, f'{field}.arguments')
 
 
-def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
+def make_self_play_training(config: ConfigDict, row: ConfigDict, field: str) -> Training:
   """How a row of the catalogue that plays is trained, from the section called `field`."""
   training = language_config.make_training(row, field)
   if not needs_judge(training.algorithm):
@@ -148,7 +148,7 @@ def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
 def make_method(config: ConfigDict, label: str) -> Method:
   """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
   row, field = config.methods[label], f'config.methods.{label}'
-  training = make_player(config, row.training, f'{field}.training')
+  training = make_self_play_training(config, row.training, f'{field}.training')
   where = f'{field}.tabular'
   arguments = dict(row.tabular.arguments)
   if 'pull' in arguments:
@@ -166,7 +166,7 @@ def make_method(config: ConfigDict, label: str) -> Method:
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
   """A stage a method."""
-  plain, shared = settings(config)
+  plain, shared = shared_settings(config)
   return {
     label: make_stage(label, shared | {'training': row['training']}, config.seed, folder)
     for label, row in plain['methods'].items()
@@ -175,18 +175,18 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
 
 def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
   """The rows of the section `votes`."""
-  plain, shared = settings(config)
+  plain, shared = shared_settings(config)
   asked = {name: plain['votes'][name] for name in ('batches', 'ridge')}
   learners = {}
   for label, row in config.votes.learners.items():
-    training = make_player(config, row, f'config.votes.learners.{label}')
+    training = make_self_play_training(config, row, f'config.votes.learners.{label}')
     of_row = shared | asked | {'training': plain['votes']['learners'][label]}
     stage = make_stage(f'{label}_by_votes', of_row, config.seed, folder)
     learners[label] = Learner(training, stage, **asked)
   return learners
 
 
-def settings(config: ConfigDict) -> tuple[dict, dict]:
+def shared_settings(config: ConfigDict) -> tuple[dict, dict]:
   """The config in plain values, and what of it determines every stage."""
   plain = json.loads(config.to_json_best_effort())
   return plain, {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}

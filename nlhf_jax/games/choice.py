@@ -1,6 +1,6 @@
-"""What a payoff matrix says without any player: winners, transitive and cyclic parts, spectrum.
+"""Social choice on a payoff matrix: winners, transitive and cyclic parts, disc games.
 
-Functions of NumPy arrays, of one matrix A = P - 1/2 over [K, K].
+Functions of one NumPy matrix A = P - 1/2, [K, K].
 """
 
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 
-TOLERANCE = 1e-12  # payoffs below it are ties, as a share of the largest
+TOLERANCE = 1e-12  # payoffs below this fraction of the largest are ties
 
 
 def tie_margin(payoff: np.ndarray) -> float:
-  """The margin up to which two actions are even."""
+  """The margin up to which two actions are tied."""
   return TOLERANCE * float(abs(payoff).max())
 
 
@@ -24,8 +24,10 @@ def condorcet_winner(payoff: np.ndarray) -> int | None:
 
 
 def borda_scores(payoff: np.ndarray) -> np.ndarray:
-  """Mean win probability against all actions, [K]; the largest wins, and a fitted Bradley-Terry
-  reward on evenly sampled pairs ranks alike."""
+  """Mean win probability against all actions, [K]; the largest wins.
+
+  A Bradley-Terry reward fitted to uniformly sampled pairs ranks actions in the same order.
+  """
   return payoff.mean(axis=1) + 0.5
 
 
@@ -48,7 +50,7 @@ def three_cycles(payoff: np.ndarray) -> int:
 
 
 class Decomposition(NamedTuple):
-  """A = ratings_i - ratings_j + cyclic, orthogonal parts; `share` of |A|^2 is transitive."""
+  """A = ratings_i - ratings_j + cyclic, orthogonal; `share` is the transitive part of |A|^2."""
 
   ratings: np.ndarray
   cyclic: np.ndarray
@@ -56,9 +58,9 @@ class Decomposition(NamedTuple):
 
 
 def hodge(payoff: np.ndarray) -> Decomposition:
-  """The combinatorial Hodge decomposition on the complete graph, all pairs weighing the same.
+  """The combinatorial Hodge decomposition on the complete graph, with equal weights for all pairs.
 
-  Ratings sum to 0; every row of the cyclic part does too. The share of no payoff at all is 1.
+  Ratings, and all rows of the cyclic part, sum to 0. The share of a payoff of zeros is 1.
   """
   ratings = payoff.mean(axis=1)
   transitive = ratings[:, None] - ratings
@@ -76,9 +78,9 @@ class DiscGame(NamedTuple):
 
 
 def disc_games(payoff: np.ndarray) -> list[DiscGame]:
-  """A as a sum of disc games, the strongest first, by its real Schur form; zero ones left out.
+  """The disc games that A is a sum of, by its real Schur form, the strongest first, without zeros.
 
-  The first r of them are the best approximation of rank 2 r among antisymmetric matrices.
+  The sum of the first r is the best approximation of rank 2 r among antisymmetric matrices.
   """
   form, basis = linalg.schur(payoff, output='real')
   found, i = [], 0
@@ -93,7 +95,7 @@ def disc_games(payoff: np.ndarray) -> list[DiscGame]:
 
 
 def has_bradley_terry_fit(payoff: np.ndarray) -> bool:
-  """Whether rewards that are finite fit best: no group of actions always beats the others."""
+  """Whether the best fit has finite rewards: no group of actions always beats all others."""
   if abs(payoff).max() > 0.5:
     return False
   groups, _ = sparse.csgraph.connected_components(payoff > -0.5, connection='strong')

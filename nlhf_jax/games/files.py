@@ -1,4 +1,4 @@
-"""A user's preferences from a file, as `tables.py` takes them: CSV, JSON or NPY."""
+"""Reads preference games from CSV, JSON and NPY files."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ LISTS = 'left,right,left_wins,right_wins (and ties if there are any) or left,rig
 
 
 class Contents(NamedTuple):
-  """What a file holds: square numbers of one of the kinds `ENTRIES`, counts perhaps with ties."""
+  """The contents of a file: square matrices of one of the kinds `ENTRIES`."""
 
   kind: str
   values: np.ndarray
@@ -36,7 +36,7 @@ def read(
   scale: Positive = 1.0,
   prior: NonNegative = 0.0,
 ) -> Table:
-  """The game in a file, by the end of its name; text is UTF-8.
+  """Reads the game in a file, by its extension; text is UTF-8.
 
   .csv: a square matrix, with or without names in its first row and column, where an empty cell is
     missing. Or a list of pairs with the header left,right,left_wins,right_wins, and perhaps ties;
@@ -47,13 +47,14 @@ def read(
 
   Args:
     path: the file.
-    entries: what the numbers are, one of `ENTRIES`; lists and JSON objects say it themselves.
+    entries: the kind of the numbers, one of `ENTRIES`; not used for lists and JSON objects, which
+      declare their kind.
     tolerance: see `from_preferences` and `from_payoffs`.
-    scale: see `from_payoffs`; left at 1 for other entries.
-    prior: see `from_counts`; left at 0 for other entries.
+    scale: see `from_payoffs`; must be 1 for other kinds.
+    prior: see `from_counts`; must be 0 for other kinds.
 
   Raises:
-    UserError: that names the file, the place in it, what is wrong and the remedy.
+    UserError: that names the file, the position in it, the problem and the remedy.
   """
   path = Path(path)
   readers = {'.csv': read_csv, '.json': read_json, '.npy': read_npy}
@@ -77,10 +78,10 @@ def read(
 
 
 def table_from_contents(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
-  """The game of a file.
+  """The game of the contents of a file.
 
   Raises:
-    UserError: also for a `scale` or a `prior` that the kind of entries does not know.
+    UserError: also for a `scale` or a `prior` that does not apply to the kind of entries.
   """
   for name, value, unset, kind in (('scale', scale, 1, 'payoffs'), ('prior', prior, 0, 'counts')):
     if value != unset and file.kind != kind:
@@ -98,7 +99,7 @@ def table_from_contents(file: Contents, tolerance: float, scale: float, prior: f
 
 
 def read_npy(data: bytes, entries: str) -> Contents:
-  """An array that `numpy.save` wrote, of numbers, not of pickled objects."""
+  """Reads an array of numbers that `numpy.save` wrote; refuses pickled objects."""
   try:
     values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
   except Exception as error:  # a broken header can raise what Python's parser can
@@ -109,7 +110,7 @@ def read_npy(data: bytes, entries: str) -> Contents:
 
 
 def read_json(data: bytes, entries: str) -> Contents:
-  """Nested lists, or an object that says what they are."""
+  """Reads nested lists, or an object that declares their kind."""
   try:
     value = json.loads(decode_text(data))
   except (ValueError, RecursionError) as error:
@@ -163,7 +164,7 @@ def parse_matrix(rows: object, where: str) -> list[list[float]]:
 
 
 def parse_number(cell: object, where: str) -> float:
-  """A cell as a number, NaN if it is missing."""
+  """The number in a cell, NaN if it is missing."""
   if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
     return np.nan
   try:
@@ -175,7 +176,7 @@ def parse_number(cell: object, where: str) -> float:
 
 
 def decode_text(data: bytes) -> str:
-  """The text, without a byte-order mark."""
+  """Decodes UTF-8 text, without a byte-order mark."""
   try:
     return data.decode('utf-8-sig')
   except UnicodeDecodeError as error:
@@ -183,13 +184,13 @@ def decode_text(data: bytes) -> str:
 
 
 def read_csv(data: bytes, entries: str) -> Contents:
-  """A matrix, or a list of pairs or votes."""
+  """Reads a matrix, or a list of pairs or votes."""
   reader = csv.reader(io.StringIO(decode_text(data), newline=''), strict=True)
   try:
     lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
   except csv.Error as error:
     raise UserError(f'line {reader.line_num}: not valid CSV ({error}); correct it.') from None
-  # A row of empty cells is one of a matrix; a blank line is none.
+  # A row of empty cells belongs to a matrix; a blank line does not.
   lines = [(line, row) for line, row in lines if len(row) > 1 or any(row)] or [(1, [''])]
   first, header = lines[0]
   for line, row in lines:
@@ -206,7 +207,7 @@ def read_csv(data: bytes, entries: str) -> Contents:
 
 
 def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
-  """A square matrix, with or without names."""
+  """Reads a square matrix, with or without names."""
   rows = [row for _, row in lines]
   header, index = find_names(rows)
   columns = rows[0][index:] if header else []
@@ -234,13 +235,13 @@ def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
 
 
 def find_names(rows: list[list[str]]) -> tuple[bool, bool]:
-  """Whether the first row and the first column are names: most are words, or both are the same."""
+  """Whether the first row and the first column are names: most are words, or both are equal."""
   corner, top, side = rows[0][0], rows[0][1:], [row[0] for row in rows[1:]]
   unnumbered = not corner or is_word(corner)
   same = unnumbered and top == side and '' not in top and len(set(top)) == len(top) > 1
   header = same or sum(map(is_word, top)) > len(top) / 2
   index = same or sum(map(is_word, side)) > len(side) / 2
-  # An empty corner leaves room for names beside it and below it.
+  # An empty corner means that there are names beside it and below it.
   return header or (index and not corner), index or (header and not corner)
 
 
@@ -254,12 +255,12 @@ def is_word(cell: str) -> bool:
 
 
 def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
-  """Pairs with their counts, or one vote a line; what is said twice of a pair adds up."""
+  """Reads pairs with counts, or one vote per line; counts of the same pair are added."""
   header = [cell.lower() for cell in lines[0][1]]
   votes, counts = 'winner' in header, {'left_wins', 'right_wins'} <= set(header)
   if votes == counts or len(set(header)) < len(header):
     raise UserError(f'a list needs the header {LISTS}; it has {",".join(header)}.')
-  told = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
+  used = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
   names, found = {}, []
   for line, row in lines[1:]:
     cells = dict(zip(header, row, strict=True))
@@ -272,7 +273,7 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
     if votes:
       found.append((i, j, *parse_vote(left, right, cells['winner'], f'line {line}')))
     else:
-      found.append((i, j, *(parse_count(cells[name], f'line {line}, {name}') for name in told)))
+      found.append((i, j, *(parse_count(cells[name], f'line {line}, {name}') for name in used)))
   if not found:
     raise UserError('the list has no line below its header; give it pairs.')
   # A list without ties has none.
@@ -284,13 +285,13 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
   for number in tied:
     np.add.at(ties, at, number)
     np.add.at(ties, at[::-1], number)
-  unused = [name for name in header if name not in ('left', 'right', *told)]
+  unused = [name for name in header if name not in ('left', 'right', *used)]
   notes = (f'Columns not used: {", ".join(unused)}.',) if unused else ()
   return Contents('counts', wins, ties, tuple(names), notes)
 
 
 def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
-  """Wins of the left, wins of the right and ties, of which one is 1."""
+  """(wins of the left, wins of the right, ties) of a vote, of which one is 1."""
   sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
   words = {left, right} & sides.keys()
   if words:
@@ -306,7 +307,7 @@ def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int
 
 
 def parse_count(cell: str, where: str) -> float:
-  """A cell as a count."""
+  """The count in a cell."""
   count = parse_number(cell, where)
   if not 0 <= count < np.inf:
     raise UserError(f"{where}: '{cell}' is no count; write a finite number of at least 0.")

@@ -1,8 +1,7 @@
-"""Preferences of a user's as payoffs: from counts, win probabilities or payoffs.
+"""Preference games from counts, win probabilities or payoffs.
 
-All give A = P - 1/2 in NumPy's double precision, [K, K], or [X, K, K] for a game on each of X
-prompts. A missing entry is NaN; a pair of which nothing is known counts 1/2. Left out: files
-(`files.py`).
+Functions return A = P - 1/2 in double precision, [K, K], or [X, K, K] for games on X prompts. A
+missing entry is NaN; a pair without any data counts as 1/2. `files.py` reads files.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from nlhf_jax.errors import UserError
 
 
 class Table(NamedTuple):
-  """A preference game with names; `notes` are sentences on what was done to get there."""
+  """A preference game with names; `notes` are sentences on how the data were processed."""
 
   names: tuple[str, ...]  # of the K actions; '1', '2', ... if they have none
   payoff: np.ndarray  # [K, K] or [X, K, K]
@@ -28,14 +27,14 @@ def from_counts(
   """P = (wins + ties / 2 + prior) / (comparisons + 2 prior), and 1/2 for a pair that never met.
 
   Args:
-    wins: how often row was preferred to column, [K, K] or [X, K, K]; fractions are welcome. A
-      missing entry is 0 if its mirror entry is missing too.
-    ties: comparisons that neither won, symmetric and of the same shape; half a win for both.
+    wins: how often row was preferred to column, [K, K] or [X, K, K]; may be fractions. A missing
+      entry is 0 if its mirror entry is missing too.
+    ties: number of ties, symmetric and of the same shape; each counts as half a win for both.
     prior: wins added to both sides of every pair.
     names: of the actions.
 
   Raises:
-    UserError: that names the first entry that cannot be a count.
+    UserError: that names the first entry that is not a count.
   """
   wins = np.asarray(wins, float)
   ties = np.zeros_like(wins) if ties is None else np.asarray(ties, float)
@@ -62,7 +61,7 @@ def from_counts(
 
 
 def describe_counts(met: np.ndarray, ties: np.ndarray, prior: float) -> tuple[str, ...]:
-  """Sentences on the comparisons and the ties of every pair, [pairs]."""
+  """Sentences about the comparisons and the ties of all pairs, [pairs]."""
   some, count = met[met > 0], len(met)
   notes = [
     f'{met.sum():.10g} comparisons, {some.min():.10g} to {some.max():.10g} of a pair that met.'
@@ -84,11 +83,11 @@ def from_preferences(
   Args:
     preferences: [K, K] or [X, K, K]; 1/2 or missing on the diagonal. Where one entry of a pair is
       missing, it is the complement of the other.
-    tolerance: how far the sum of a pair may be from 1; both entries give way by the same.
+    tolerance: how far the sum of a pair may be from 1; both entries are moved equally.
     names: of the actions.
 
   Raises:
-    UserError: that names the first entry outside of [0, 1], or the pair the furthest from 1.
+    UserError: that names the first entry outside of [0, 1], or the pair furthest from sum 1.
   """
   preferences = np.asarray(preferences, float)
   names = check_names(preferences, names)
@@ -112,7 +111,7 @@ def from_payoffs(
     names: of the actions.
 
   Raises:
-    UserError: that names the first infinite entry, or the pair the furthest from 0.
+    UserError: that names the first infinite entry, or the pair whose sum is furthest from 0.
   """
   payoffs = np.asarray(payoffs, float)
   names = check_names(payoffs, names)
@@ -165,7 +164,7 @@ def make_antisymmetric(
 def describe_unbalanced(
   values: np.ndarray, worst: Sequence, total: int, tolerance: float, names: tuple[str, ...]
 ) -> str:
-  """The sentence for the pair whose sum is the furthest from `total`."""
+  """The message about the pair whose sum is furthest from `total`."""
   *prompt, i, j = worst
   where = describe_entry(names, worst)
   here, there = values[tuple(worst)], values[(*prompt, j, i)]
@@ -186,7 +185,7 @@ def describe_unbalanced(
 
 
 def check_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-  """The names, once they are distinct and `values` square; numbers if there are none."""
+  """The names, or numbers if there are none; refuses equal names and shapes that do not fit."""
   if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or not values.size:
     raise UserError(
       f'the numbers must be square, [K, K], or [X, K, K] for X prompts; these are of the shape '
@@ -210,7 +209,7 @@ def check_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def mirror(values: np.ndarray) -> np.ndarray:
-  """The entries of column against row."""
+  """The transposed matrices: entries of column against row."""
   return values.swapaxes(-1, -2)
 
 
@@ -220,7 +219,7 @@ def upper_entries(values: np.ndarray) -> np.ndarray:
 
 
 def describe_entry(names: Sequence[str], index: Sequence) -> str:
-  """Where an entry is, in words."""
+  """The position of an entry, for messages."""
   *prompt, i, j = map(int, index)
   words = [f'prompt {number + 1}' for number in prompt]
   for what, number in (('row', i), ('column', j)):
@@ -232,7 +231,7 @@ def describe_entry(names: Sequence[str], index: Sequence) -> str:
 def refuse(
   wrong: np.ndarray, values: np.ndarray, names: Sequence[str], problem: str, remedy: str
 ) -> None:
-  """Raises UserError that names the first entry where `wrong` holds, if it holds anywhere."""
+  """Raises UserError that names the first entry where `wrong` is true, if there is any."""
   if wrong.any():
     first = tuple(np.argwhere(wrong)[0])
     raise UserError(f'{describe_entry(names, first)}: {values[first]:g} {problem}; {remedy}.')

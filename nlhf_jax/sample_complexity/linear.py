@@ -1,4 +1,4 @@
-"""Classes with few numbers for all pairs: preferences, or their log-odds, linear in features.
+"""Classes of preferences that are, or whose log-odds are, linear in features.
 
 Features phi(x, a, b) are [X, K, K, F] and antisymmetric in a and b, which makes a pair's features
 a row of a regression, and the sum of their outer products over all votes its information matrix.
@@ -17,20 +17,20 @@ from nlhf_jax.sample_complexity.setting import mirror
 from nlhf_jax.sample_complexity.unstructured import noise_bound
 
 Features = Float[Array, 'X K K F']
-SWEEPS = 3  # over the prompts, to find where all of them together are the widest
+SWEEPS = 3  # of coordinate ascent over the prompts, for the largest width of their sum
 NEWTON_STEPS = 30
 
 
 def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> PreferenceClass:
   """P = 1/2 + <phi, theta>, estimated by ridge least squares on the votes less 1/2.
 
-  The error is |theta - estimate|^2 in the norm of the information matrix plus `ridge`. `worst` and
-  the estimate may leave [0, 1], which the class does not know of.
+  The error is |theta - estimate|^2 in the norm of the information matrix plus `ridge`. The estimate
+  and `worst` may lie outside [0, 1].
 
   Args:
-    features: of every pair; all theta must be told apart by some.
-    ridge: what a unit of |theta|^2 costs, in votes.
-    size: the largest |theta| there may be, which the radius needs if there is a ridge.
+    features: features of every pair, of full rank.
+    ridge: penalty on |theta|^2, in votes.
+    size: upper bound of |theta|, which the radius depends on if there is a ridge.
   """
 
   def estimate(wins):
@@ -54,9 +54,9 @@ def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> Prefere
 def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
   """P = sigmoid <phi, theta>, estimated by (penalised) maximum likelihood.
 
-  Errors are those of `linear` in log-odds; widths, of probabilities, follow their slope at the
-  estimate, P (1 - P) phi: exact for payoffs in log-odds, and to first order else. The radius is
-  that of a normal estimate, in its largest direction; for many votes it holds the truth.
+  Errors are those of `linear` in log-odds. Widths, of probabilities, use the slope at the estimate,
+  P (1 - P) phi: they are exact for payoffs in log-odds, and of first order otherwise. The radius is
+  that of an asymptotically normal estimate in its largest direction.
   """
 
   def steps(wins):
@@ -94,16 +94,16 @@ def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
 def make_ellipsoid_class(
   features, ridge, estimate, slope, moved, difference, radius
 ) -> PreferenceClass:
-  """What both classes share: ellipsoids around theta, in the norm of the information matrix.
+  """A class whose confidence sets are ellipsoids around theta, in the information matrix's norm.
 
   Args:
     features: of every pair.
     ridge: added to the information matrix.
     estimate: wins -> preference.
-    slope: estimate -> what P moves by for a unit of <phi, theta>.
+    slope: estimate -> derivative of P by <phi, theta>.
     moved: (estimate, change of theta) -> preference.
     difference: (estimate, member) -> change of <phi, theta>.
-    radius: as in the record.
+    radius: see `PreferenceClass`.
   """
   flat = features.reshape(-1, features.shape[-1])
   inverse = jnp.linalg.pinv(flat)
@@ -134,7 +134,7 @@ def make_ellipsoid_class(
       return lax.fori_loop(0, len(features), improve, chosen)
 
     def improve(prompt, chosen):
-      # All candidates of one prompt, beside what the others have chosen.
+      # All candidates of one prompt, with the current choices of the other prompts.
       picked = gradients[every, chosen]
       others = picked.sum(axis=0) - picked[prompt]
       return chosen.at[prompt].set(jnp.argmax(norms(counts, others + gradients[prompt])))
@@ -156,24 +156,26 @@ def make_ellipsoid_class(
 
 
 def information_matrix(features: Features, counts: Counts, ridge: float) -> Float[Array, 'F F']:
-  """Sum over comparisons of phi phi^T, plus ridge I; every pair is met in the sum twice."""
+  """Sum over comparisons of phi phi^T, plus ridge I; the sum has every pair twice."""
   matrix = jnp.einsum('xab,xabf,xabg->fg', counts, features, features) / 2
   return matrix + ridge * jnp.eye(features.shape[-1], dtype=features.dtype)
 
 
 def weighted_features(features: Features, weights: Float[Array, 'X K K']) -> Float[Array, 'F']:
-  """Sum over pairs a < b of w_ab phi(a, b), where w is antisymmetric, or is made so."""
+  """Sum over pairs a < b of w_ab phi(a, b), of the antisymmetric part of w."""
   return jnp.einsum('xab,xabf->f', (weights - mirror(weights)) / 2, features) / 2
 
 
 def difference_features(items: Float[Array, 'X K F']) -> Features:
-  """phi(a, b) = u_a - u_b: the features of a reward, and with `logistic` Bradley-Terry."""
+  """phi(a, b) = u_a - u_b: a linear reward; with `logistic` the Bradley-Terry model."""
   return items[:, :, None] - items[:, None]
 
 
 def product_features(items: Float[Array, 'X K R']) -> Features:
-  """u_a u_b^T - u_b u_a^T above its diagonal, F = R (R - 1) / 2: <phi, theta> = u_a^T Theta u_b for
-  any antisymmetric Theta, which can prefer in cycles (general bilinear preference models)."""
+  """u_a u_b^T - u_b u_a^T above its diagonal, F = R (R - 1) / 2: general bilinear preferences.
+
+  <phi, theta> = u_a^T Theta u_b for any antisymmetric Theta, which may have cycles.
+  """
   rows, columns = jnp.triu_indices(items.shape[-1], 1)
   outer = items[:, :, None, :, None] * items[:, None, :, None, :]
   return (outer - mirror(outer))[..., rows, columns]

@@ -1,4 +1,4 @@
-"""A class of N preferences that can be listed."""
+"""The class of a finite list of N preferences."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from nlhf_jax.sample_complexity.setting import sum_over_pairs
 
 
 def finite(members: Float[Array, 'N X K K'], constant: float = 1.0) -> PreferenceClass:
-  """The estimate is the likeliest member, and every supremum one over all members.
+  """The estimate is the member of largest likelihood; suprema are maxima over all members.
 
   The error is constant + sum n delta^2, as in the paper.
 

@@ -1,6 +1,6 @@
-"""The measurements: each of one seed, to be vmapped over seeds and compiled once.
+"""The measurements for one seed, which are vmapped over seeds and compiled once.
 
-Sample sizes, prices and who is asked are data, so that a program serves all of them.
+Numbers of votes, tau and enhancers are arguments of the compiled program, not constants.
 """
 
 from typing import NamedTuple
@@ -32,8 +32,10 @@ def plug_in(
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, 'R'], Float[Array, 'R']]:
-  """The gap of the plug-in equilibrium for each number of votes, all pairs meeting alike, and the
-  identity for it (`rates.plug_in_gap`)."""
+  """The gap of the plug-in equilibrium by number of votes, measured and by `rates.plug_in_gap`.
+
+  All pairs are compared equally often.
+  """
   payoff, design = link.payoff(preference), votes.uniform_design(setting)
 
   def one(size):
@@ -47,7 +49,7 @@ def plug_in(
 
 
 class Offline(NamedTuple):
-  """Something of each way to learn from votes that are there already, by their number."""
+  """A quantity of each offline learner, by number of votes."""
 
   plug_in: Float[Array, 'R']
   bonus: Float[Array, 'R']
@@ -65,22 +67,22 @@ def learn_offline(
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Offline, Offline]:
-  """A random truth, and votes of which most are on its safest action.
+  """Offline learning of a random truth, with most votes on pairs with its safest action.
 
-  That is the one whose worst opponent wins the least: the one that beats all, where there is one.
+  The safest action has the best worst case: it is the one that beats all others if there is one.
 
   Args:
     world: class and truths.
-    link: what a probability is worth.
+    link: win probability -> payoff.
     setting: prompts, reference and tau.
-    others: what a pair without that action weighs in the data, to the 1 of pairs with it.
-    beta: of the bonus; the version space holds errors up to beta^2.
-    updates: of the version space's ascent.
+    others: weight in the data of pairs without that action; pairs with it have weight 1.
+    beta: multiple of the bonus; the version space has errors up to beta^2.
+    updates: of the ascent in the version space.
     samples: numbers of votes.
-    key: of truth and votes.
+    key: random key of truth and votes.
 
   Returns:
-    Gaps, and what each solver has left to gain in its own game, in the same unit.
+    Gaps, and the remaining gap of each learner in its own game, in the same unit.
   """
   first, second = jax.random.split(key)
   preference = world.draw(first)
@@ -116,7 +118,7 @@ def learn_online(
   rounds: AtLeastOne,
   key: PRNGKeyArray,
 ) -> Course:
-  """A random truth, learnt with one of the `STRATEGIES`, by its number."""
+  """Online learning of a random truth with one of the `STRATEGIES`, by its number."""
   first, second = jax.random.split(key)
   enhancers = (
     online.information_enhancer(world.members, setting, link, batch),
@@ -133,7 +135,7 @@ def learn_online(
 
 
 class RewardGaps(NamedTuple):
-  """What is missing to the best regularised reward, by the number of votes."""
+  """The shortfall of the regularised reward, by number of votes."""
 
   fitted: Float[Array, 'R']  # plug-in with the class of Bradley-Terry preferences
   tabular: Float[Array, 'R']  # plug-in with the class of all preferences
@@ -142,10 +144,10 @@ class RewardGaps(NamedTuple):
 def learn_rewards(
   world: World, setting: Setting, samples: Float[Array | np.ndarray, 'R'], key: PRNGKeyArray
 ) -> RewardGaps:
-  """E r - tau KL(pi, reference) of the optimum, less that of the policy that was learnt.
+  """E r - tau KL(pi, reference) of the optimum minus that of the learned policy.
 
-  The truth has rewards, votes are counted in log-odds, and nothing else is told: the equilibrium
-  is then the optimum mu exp(r / tau) / Z, and what is missing is tau KL(pi, optimum).
+  The truth has rewards, and payoffs are log-odds, so that the equilibrium is the optimum
+  mu exp(r / tau) / Z, and the shortfall is tau KL(pi, optimum).
   """
   first, second = jax.random.split(key)
   preference, link = world.draw(first), log_odds()
@@ -156,10 +158,10 @@ def learn_rewards(
   def one(size):
     wins = votes.sample_votes(second, preference, design, size)
 
-    def missing(members):
+    def shortfall(members):
       log_pi = equilibrium(setting, link.payoff(members.estimate(wins)))
       return setting.tau * divergence(setting, log_pi, optimum)
 
-    return RewardGaps(missing(world.members), missing(tabular(1.0)))
+    return RewardGaps(shortfall(world.members), shortfall(tabular(1.0)))
 
   return jax.vmap(one)(samples)

@@ -1,6 +1,6 @@
-"""What a learner knows before any vote, and equilibria and gaps over several prompts.
+"""What a learner knows before any vote; equilibria, gaps and duels over several prompts.
 
-Arrays have a leading axis of X prompts; one game has X = 1.
+Arrays have a leading axis of X prompts; a single game has X = 1.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from nlhf_jax.games.game import Game, exploitability, kl
 
 
 class Setting(NamedTuple):
-  """Where prompts come from, and what leaving the reference costs."""
+  """The distribution of prompts, the reference, and the KL coefficient."""
 
   prompts: Float[Array, 'X']  # probabilities
   log_reference: Float[Array, 'X K']
@@ -36,7 +36,7 @@ def equilibrium(setting: Setting, payoff: Float[Array, 'X K K']) -> Float[Array,
   """The equilibrium on every prompt, as log-probabilities, for tau > 0."""
 
   def solve(game):
-    # One step beyond what is asked for makes it right to the last digits.
+    # One more step makes the result accurate to the last digits.
     return exact.newton_step(game, exact.equilibrium(game, 1e-18).log_pi)
 
   return jax.vmap(solve)(make_games(setting, payoff))
@@ -61,24 +61,24 @@ def duel_weights(
 ) -> Float[Array, 'X K K']:
   """w with E_{p,q} delta = sum over prompts and pairs a < b of w_ab delta_ab, delta antisymmetric.
 
-  w_ab = d0 (p_a q_b - p_b q_a): a policy against itself says nothing.
+  w_ab = d0 (p_a q_b - p_b q_a), which is 0 for a policy against itself.
   """
   meetings = jnp.exp(log_p)[:, :, None] * jnp.exp(log_q)[:, None, :]
   return setting.prompts[:, None, None] * (meetings - mirror(meetings))
 
 
 def duel_weights_by_action(setting: Setting, log_p: Float[Array, 'X K']) -> Float[Array, 'X K K K']:
-  """`duel` of a policy with every single action on every prompt, which is the second axis."""
+  """`duel_weights` of a policy with every single action, the second axis, on every prompt."""
   actions = log_p.shape[-1]
   meetings = jnp.exp(log_p)[:, None, :, None] * jnp.eye(actions, dtype=log_p.dtype)[None, :, None]
   return setting.prompts[:, None, None, None] * (meetings - mirror(meetings))
 
 
 def mirror(values: Float[Array, '*B K K']) -> Float[Array, '*B K K']:
-  """The entries of column against row."""
+  """The transposed matrices: entries of column against row."""
   return values.swapaxes(-1, -2)
 
 
 def sum_over_pairs(values: Float[Array, '*B K K']) -> Float[Array, '*B']:
-  """The sum over the pairs a < b of something that is the same for (b, a)."""
+  """The sum over the pairs a < b of symmetric values."""
   return jnp.triu(values, 1).sum(axis=(-2, -1))

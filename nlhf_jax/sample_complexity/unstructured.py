@@ -1,4 +1,4 @@
-"""The class of all preferences: a number of its own for every pair."""
+"""The class of all preferences, with one parameter per pair."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +10,10 @@ from nlhf_jax.sample_complexity.setting import mirror, sum_over_pairs
 
 
 def tabular(ridge: float = 1.0) -> PreferenceClass:
-  """All valid preferences; those of a pair differ from 1/2 at the price of `ridge` votes.
+  """All preferences, estimated with `ridge` additional votes for a tie on each pair.
 
-  The estimate is (wins + ridge / 2) / (n + ridge), of which a ridge of 0 leaves the share of wins,
-  and 1/2 for a pair that never met. The error is sum (n + ridge) delta^2.
+  The estimate is (wins + ridge / 2) / (n + ridge). With a ridge of 0 it is the fraction of wins,
+  and 1/2 for a pair that was never compared. The error is sum (n + ridge) delta^2.
   """
 
   def estimate(wins):
@@ -31,7 +31,7 @@ def tabular(ridge: float = 1.0) -> PreferenceClass:
     return jnp.where(itself, 0, 1 / jnp.sqrt(counts + ridge))
 
   def widest(estimate, counts, candidates):
-    # Prompts share no pair, so that each may choose by itself.
+    # Prompts have no pair in common, so each can be maximised separately.
     return jnp.argmax(sum_over_pairs(safe_ratio(candidates**2, counts[:, None] + ridge)), axis=1)
 
   def worst(estimate, counts, weights, budget):
@@ -52,15 +52,15 @@ def tabular(ridge: float = 1.0) -> PreferenceClass:
 def safe_ratio(
   numerator: Float[Array, '...'], denominator: Float[Array, '...']
 ) -> Float[Array, '...']:
-  """A quotient that is 0 where the numerator is, and infinite where the denominator alone is."""
+  """numerator / denominator, 0 if the numerator is 0, infinite if only the denominator is."""
   return jnp.where(numerator == 0, 0, numerator / denominator)
 
 
 def noise_bound(dimensions: Float[Array, ''] | int, delta: float) -> Float[Array, '']:
-  """What the squared noise of votes stays below with probability 1 - delta, in `dimensions`.
+  """A bound of the squared noise of votes in d `dimensions`, with probability 1 - delta.
 
-  (d + 2 sqrt(d t) + 2 t) / 4 with t = log 1 / delta: of votes, which are sub-Gaussian with
-  variance 1/4 (Hsu, Kakade, Zhang 2012, theorem 2.1). For counts that do not depend on votes.
+  (d + 2 sqrt(d t) + 2 t) / 4 with t = log 1 / delta, as votes are sub-Gaussian with variance 1/4
+  (Hsu, Kakade, Zhang 2012, theorem 2.1). Holds for counts that do not depend on the votes.
   """
   t = np.log(1 / delta)
   return (dimensions + 2 * jnp.sqrt(dimensions * t) + 2 * t) / 4
@@ -71,10 +71,10 @@ def minimise_within_budget(
 ) -> Preference:
   """argmin of sum w P over sum precision (P - estimate)^2 <= budget and 0 <= P <= 1.
 
-  P - estimate is -s w / precision, cut to what probabilities may be; s by bisection, on which the
-  sum depends monotonically. The budget is kept, not just met.
+  P - estimate is -s w / precision, cut to valid probabilities; bisection finds s, in which the sum
+  is monotone, from below, so that the budget is never exceeded.
   """
-  slope = safe_ratio(weights, precision)  # infinite for a pair that never met
+  slope = safe_ratio(weights, precision)  # infinite for a pair that was never compared
 
   def moved(s):
     return jnp.clip(-s * slope, -estimate, 1 - estimate)
@@ -85,7 +85,7 @@ def minimise_within_budget(
     fits = sum_over_pairs(precision * moved(jnp.exp(middle)) ** 2).sum() <= budget
     return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
-  # Uncut, this s would spend the budget; cut, it takes a larger one.
+  # Without the cut this s would use up the budget; with the cut, s is larger.
   uncut = sum_over_pairs(jnp.where(precision > 0, weights * slope, 0)).sum()
   start = jnp.log(budget / jnp.where(uncut > 0, uncut, 1)) / 2
   low, _ = lax.fori_loop(0, 30, halve, (start - 1e-9, start + 30))

@@ -1,6 +1,6 @@
-"""Where preferences come from: random truths, and the class that a learner takes them to be of.
+"""Worlds: distributions of true preferences, with the class that a learner assumes.
 
-One prompt. Left out: truths outside the class.
+All have one prompt, and truths within the class.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,19 @@ from nlhf_jax.sample_complexity.unstructured import tabular
 
 
 class World(NamedTuple):
-  """A class of preferences, and a draw of the truth from it by a key."""
+  """A class of preferences, and a function that samples the truth from it."""
 
   members: PreferenceClass
   draw: Callable[[PRNGKeyArray], Preference]
 
 
 def anything(actions: AtLeastTwo, ridge: Positive = 1.0) -> World:
-  """Every pair by itself: sigmoid of a standard normal."""
+  """Independent pairs: the sigmoid of a standard normal each."""
   return World(tabular(ridge), lambda key: random_preferences(key, 1, actions))
 
 
 def star(actions: AtLeastTwo, lead: BelowHalf = 0.1, ridge: Positive = 1.0) -> World:
-  """The first action beats every other one by `lead`; among those, `anything`."""
+  """The first action beats every other one by `lead`; the other pairs are as in `anything`."""
   first = (jnp.arange(actions) == 0).astype(float)
   ahead = first[:, None] - first
 
@@ -48,8 +48,10 @@ def star(actions: AtLeastTwo, lead: BelowHalf = 0.1, ridge: Positive = 1.0) -> W
 
 
 def bilinear(actions: AtLeastTwo, rank: AtLeastTwo = 4, ridge: Positive = 1.0) -> World:
-  """P = 1/2 + u_a^T Theta u_b with known items u and an unknown antisymmetric Theta, no pair surer
-  than 9 : 1. It has cycles, as all of `rank` (rank - 1) / 2 numbers."""
+  """P = 1/2 + u_a^T Theta u_b with known items u and an unknown antisymmetric Theta.
+
+  It has `rank` (rank - 1) / 2 parameters and cycles; no pair is more certain than 9 : 1.
+  """
   items = jax.random.normal(jax.random.key(0), (1, actions, rank), float)
   features = product_features(items)
 
@@ -71,7 +73,7 @@ def bradley_terry(actions: AtLeastTwo, ridge: Positive = 1e-6) -> World:
 
 
 def listed(actions: AtLeastTwo, count: AtLeastOne = 50, ridge: Positive = 1.0) -> World:
-  """One of a known list of `anything`."""
+  """One of a known list of `count` preferences as in `anything`."""
   members = random_preferences(jax.random.key(0), count, actions)
 
   def draw(key):

@@ -1,4 +1,4 @@
-"""The experiments that learn games of a few actions from votes."""
+"""The config of the experiments that learn games over a few actions from votes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -52,7 +52,7 @@ class SampleComplexityExperiment(NamedTuple):
 
 
 def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
-  """The experiment that a config describes; in double precision, if JAX has it enabled.
+  """Makes the experiment of a config; in double precision, if JAX has it enabled.
 
   Raises:
     UserError: if a setting cannot be used.
@@ -81,7 +81,7 @@ def sample_complexity_sections(config: ConfigDict) -> Iterator[Section]:
 
 
 def make_part(settings: ConfigDict, field: str) -> Part:
-  """One of the measurements."""
+  """The measurement of one section, called `field`."""
   arguments = settings.to_dict()
   described = arguments.pop('world')
   name = described.pop('name')

@@ -1,4 +1,4 @@
-"""Learning games from votes: what is measured, with intervals over seeds, and its report."""
+"""Measures how fast games are learned from votes, with confidence intervals over seeds."""
 
 import time
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
 from nlhf_jax.storage import json_lines
 
-SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
+SOLVED = 1e-9  # exploitability, in units of the payoff, at which an inner game counts as solved
 
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
@@ -34,7 +34,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 
 
 def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dict:
-  """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
+  """Runs the four measurements, and writes results, plots and the report to `workdir`."""
   for old in (
     'results.json',
     'report.html',
@@ -72,13 +72,13 @@ def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dic
 
 
 def mean_curve(at: np.ndarray, gaps: jax.Array) -> dict:
-  """Mean over seeds [S, R] and half of its 95 % interval, in plain numbers."""
+  """The mean over seeds of gaps [S, R], and half of its 95 % interval, as plain numbers."""
   mean, half = rates.confidence_interval(gaps)
   return {'at': at.tolist(), 'mean': mean.tolist(), 'half': half.tolist()}
 
 
 def measure_rates(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
-  """The plug-in equilibrium on one truth, by price and number of votes."""
+  """Gaps of the plug-in equilibrium for one true preference, by tau and number of votes."""
   preference = part.world.draw(jax.random.key(experiment.seed))
   program = jax.jit(
     lambda setting, keys: jax.vmap(
@@ -103,7 +103,7 @@ def measure_rates(experiment: SampleComplexityExperiment, part: Part, keys: jax.
 
 
 def measure_offline(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
-  """Plug-in against two pessimists, by price and by how much of the pairs is covered."""
+  """Gaps of plug-in and two pessimistic learners, by tau and coverage of the pairs."""
 
   @jax.jit
   def program(setting, others, keys):
@@ -125,9 +125,9 @@ def measure_offline(experiment: SampleComplexityExperiment, part: Part, keys: ja
 
 
 def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
-  """Title -> solver -> what it had left of its own game, by `at`, the most over seeds [S, R].
+  """Title -> solver -> its remaining gap in its own game by `at`, the maximum over seeds [S, R].
 
-  Only of solvers, and for a title with one, that have more left than `SOLVED` (or NaN).
+  Has only solvers with a gap above `SOLVED`, or NaN; empty if there are none.
   """
   most = {name: np.asarray(values).max(axis=0) for name, values in left.items()}
   rows = {
@@ -139,7 +139,7 @@ def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> 
 
 
 def measure_online(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
-  """Every enhancer, by price: the main agent's gap after each round."""
+  """Gaps of the main agent after each round, by tau and enhancer."""
 
   @jax.jit
   def program(setting, strategy, keys):
@@ -148,20 +148,20 @@ def measure_online(experiment: SampleComplexityExperiment, part: Part, keys: jax
     return courses.gap, courses.left
 
   rounds = np.arange(part.arguments['rounds'])
-  asked = part.arguments['batch'] * rounds
+  votes_so_far = part.arguments['batch'] * rounds
   panels, unsolved = {}, {}
   for tau, setting in part.settings.items():
     title, panel, left = f'τ = {tau:g}', {}, {}
     for number, name in enumerate(protocols.STRATEGIES):
       gaps, left[name] = program(setting, number, keys)
-      panel[name] = mean_curve(asked, gaps)
+      panel[name] = mean_curve(votes_so_far, gaps)
     panels[title] = panel
-    unsolved |= find_unsolved(title, asked, left)
+    unsolved |= find_unsolved(title, votes_so_far, left)
   return {'panels': panels, 'unsolved': unsolved}
 
 
 def measure_rewards(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
-  """Under Bradley-Terry, what is missing to the best regularised reward."""
+  """Under Bradley-Terry, the shortfall of the regularised reward, by tau and learner."""
   program = jax.jit(
     lambda setting, keys: jax.vmap(
       partial(protocols.learn_rewards, part.world, setting, part.votes)
@@ -177,7 +177,7 @@ def measure_rewards(experiment: SampleComplexityExperiment, part: Part, keys: ja
 
 
 def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files."""
+  """Name of the file -> PNG of each figure."""
   unit = 'win probability' if results['payoff'] == 'probability' else 'log-odds'
   figures = {}
 
@@ -200,13 +200,13 @@ def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
   for field in ('offline', 'online'):
     for number, (title, panel) in enumerate(results[field]['panels'].items(), 1):
       add(f'{field}_{number}', panel, f'{field.capitalize()}, {title}', f'gap, {unit}')
-  title = 'Under Bradley-Terry: to the best reward'
-  add('rewards', results['rewards']['curves'], title, 'reward missing, log-odds')
+  title = 'Under Bradley-Terry: shortfall of the reward'
+  add('rewards', results['rewards']['curves'], title, 'reward shortfall, log-odds')
   return figures
 
 
 def print_vote_results(results: Mapping) -> None:
-  """Prints what was found."""
+  """Prints the results."""
   for title, rows in sample_complexity_page.result_tables(results):
     at = next(iter(rows.values()))['at']
     shown = sample_complexity_page.printed_points(at)

@@ -1,4 +1,4 @@
-"""The experiments that solve a game over a few actions."""
+"""The config of the experiments that solve a game over a few actions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ class TabularExperiment(NamedTuple):
 
 
 def make_experiment(config: ConfigDict) -> TabularExperiment:
-  """The experiment that a config describes; in double precision, if JAX has it enabled.
+  """Makes the experiment of a config; in double precision, if JAX has it enabled.
 
   Raises:
     UserError: if a setting or the game cannot be used.
@@ -90,7 +90,7 @@ def tabular_sections(config: ConfigDict) -> Iterator[Section]:
 
 
 def make_table(settings: ConfigDict) -> Table:
-  """The game, by its name or from a file."""
+  """The game of the section `game`, by its name or from a file."""
   arguments = settings.to_dict()
   name = arguments.pop('name')
   if name == 'file':
@@ -113,25 +113,27 @@ def make_runs(config: ConfigDict) -> dict[str, SolverRun]:
       )
   runs = {}
   for label in chosen or config.solvers:
-    row, field = config.solvers[label], f'config.solvers.{label}'
-    arguments = dict(row.arguments)
-    solver = call_by_name(SOLVERS, row.solver, arguments, f'{field}.solver', f'{field}.arguments')
-    if config.tau == 0 and row.solver in REGULARISED:
+    section, field = config.solvers[label], f'config.solvers.{label}'
+    arguments = dict(section.arguments)
+    solver = call_by_name(
+      SOLVERS, section.solver, arguments, f'{field}.solver', f'{field}.arguments'
+    )
+    if config.tau == 0 and section.solver in REGULARISED:
       if label in chosen:
-        raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point or mwu.')
+        raise UserError(f'{field} needs config.tau above 0; at 0 use proximal_point or mwu.')
       continue
-    runs[label] = SolverRun(solver, row.updates)
+    runs[label] = SolverRun(solver, section.updates)
   return runs
 
 
 def parse_policy(text: str, actions: int, field: str) -> np.ndarray:
-  """Probabilities from text, [K]."""
+  """Probabilities from text such as '0.5, 0.3, 0.2', [K]."""
   if text == 'uniform':
     return np.full(actions, 1 / actions)
   pi = np.array(parse_numbers(text, field))
   if len(pi) != actions or not (pi > 0).all() or abs(pi.sum() - 1) > 1e-6:
     raise UserError(
-      f"{field}='{text}' must be {actions} probabilities above 0 that sum to 1, one an action, or "
+      f"{field}='{text}' must be {actions} probabilities above 0 that sum to 1, one per action, or "
       "'uniform'."
     )
   return pi / pi.sum()

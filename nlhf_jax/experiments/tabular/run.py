@@ -1,4 +1,4 @@
-"""Solving a game over a few actions: every solver's way to the exact equilibria."""
+"""Runs solvers on a game over a few actions, and measures their distance to the equilibria."""
 
 import time
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from nlhf_jax.games.solve import log_spaced_updates, solve
 from nlhf_jax.reporting import game_page, game_plots, tables
 from nlhf_jax.storage import json_lines
 
-SHOWN = 12  # actions named in the tables
-DRAWN = 1500  # updates shown of a trajectory
-TOLERANCE = 1e-22  # exploitability of the equilibria that solvers are measured against
+SHOWN = 12  # actions in printed tables
+DRAWN = 1500  # updates in the plot of a trajectory
+TOLERANCE = 1e-22  # exploitability of the exact equilibria
 
 
 class Equilibria(NamedTuple):
-  """What the solvers are measured against, one row a prompt; probabilities' logarithms."""
+  """The exact equilibria, as log-probabilities, one per prompt."""
 
-  nash: Float[Array, 'X K'] | None  # at the price tau; none if it is 0
-  lottery: Float[Array, 'X K']  # without a price
+  nash: Float[Array, 'X K'] | None  # of the regularised game; None if tau is 0
+  lottery: Float[Array, 'X K']  # of the unregularised game
 
 
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
@@ -45,7 +45,7 @@ def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
-    (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
+    (workdir / old).unlink(missing_ok=True)  # these may be of another game
   target, facts = analyse_game(experiment)
   outcomes, paths = {}, {}
   with tqdm(experiment.runs.items(), unit='solver') as bar:
@@ -63,7 +63,7 @@ def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
 
 
 def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
-  """The exact equilibria of the game, and what can be said of it without any solver."""
+  """The exact equilibria of the game, and the facts of the report that need no solver."""
   table, game = experiment.table, experiment.game
   payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
@@ -94,12 +94,14 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
         name: rlhf_facts(compare(game, sampling)) for name, sampling in experiment.samplings.items()
       }
     else:
-      facts['notes'].append('No finite Bradley-Terry reward fits best, so RLHF is left out.')
+      facts['notes'].append(
+        'The best Bradley-Terry fit has no finite rewards, so RLHF is left out.'
+      )
   return Equilibria(nash, jnp.log(lottery)), facts
 
 
 def social_choice(names: tuple[str, ...], payoff: np.ndarray) -> dict:
-  """What rules of social choice make of one payoff matrix."""
+  """The winners under rules of social choice, cycles and disc games of one payoff matrix."""
   condorcet, even = choice.condorcet_winner(payoff), choice.tie_margin(payoff)
 
   def best(scores):
@@ -119,7 +121,7 @@ def social_choice(names: tuple[str, ...], payoff: np.ndarray) -> dict:
 
 
 def rlhf_facts(outcome: rlhf.RlhfComparison) -> dict:
-  """The comparison with RLHF as plain numbers, a row a prompt."""
+  """The comparison with RLHF as plain numbers, one row per prompt."""
   return {
     'reward': outcome.reward.tolist(),
     'rlhf': np.exp(outcome.log_rlhf).tolist(),
@@ -132,7 +134,7 @@ def rlhf_facts(outcome: rlhf.RlhfComparison) -> dict:
 def run_solver(
   run: SolverRun, game: Game, start: Float[Array, 'X K'], target: Equilibria
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
-  """One solver's course, as means over the prompts, and its first iterates as probabilities."""
+  """Runs one solver; returns its metrics, means over prompts, and its first iterates, in [0, 1]."""
   spread, drawn = log_spaced_updates(run.updates), np.arange(min(run.updates, DRAWN) + 1)
   updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
@@ -160,10 +162,11 @@ def run_solver(
 def measure_iterates(
   game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Equilibria
 ) -> dict[str, Float[Array, 'R']]:
-  """Everything measured along a course on one prompt.
+  """The metrics of the iterates on one prompt.
 
-  Gaps are duality gaps in win probability, those with `tau` with the price; `kl` is KL(equilibrium
-  at tau, iterate) in nats, `distance` the total variation between iterate and maximal lottery.
+  Gaps are duality gaps in win probability, of the regularised game if `tau` is in the name. `kl` is
+  KL(regularised equilibrium, iterate) in nats; `distance` is the total variation between iterate
+  and maximal lottery.
   """
   free = game._replace(tau=jnp.zeros_like(game.tau))
   measured = {
@@ -184,7 +187,7 @@ def draw_game_figures(
   paths: Mapping[str, np.ndarray],
   target: Equilibria,
 ) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files."""
+  """Name of the file -> PNG of each figure."""
   names, solvers = experiment.table.names, results['solvers']
 
   def curves(name):
@@ -200,10 +203,10 @@ def draw_game_figures(
       curves('average_gap_tau'), f'The average, to τ = {tau:g}', 'duality gap, average iterate'
     )
   figures['gap'] = game_plots.convergence(
-    curves('gap'), 'To the equilibrium without a price', 'duality gap, last iterate'
+    curves('gap'), 'To the equilibrium without regularisation', 'duality gap, last iterate'
   )
   figures['gap_average'] = game_plots.convergence(
-    curves('average_gap'), 'The average, without a price', 'duality gap, average iterate'
+    curves('average_gap'), 'The average, without regularisation', 'duality gap, average iterate'
   )
   marks = {'reference': np.exp(experiment.game.log_reference[0])}
   if target.nash is not None:
@@ -223,7 +226,7 @@ def draw_game_figures(
 
 
 def print_game_results(results: Mapping) -> None:
-  """Prints what was found."""
+  """Prints the results."""
   names, tau = results['actions'], results['tau']
   for note in results['notes']:
     print(note)
@@ -240,15 +243,16 @@ def print_game_results(results: Mapping) -> None:
   first = f' on the first of {prompts} prompts' if prompts > 1 else ''
   title = f'\n{results["game"]}{first}{more}:'
   print(tables.as_text(title, list(policies), [names[k] for k in shown], cells))
-  say = results['choice'][0]
+  facts = results['choice'][0]
   print(
-    f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {" = ".join(say["borda"])}, '
-    f'{say["three_cycles"]} three-cycles, {say["transitive_share"]:.0%} transitive.'
+    f'\nCondorcet winner {facts["condorcet"] or "none"}, '
+    f'Borda winner {" = ".join(facts["borda"])}, {facts["three_cycles"]} three-cycles, '
+    f'{facts["transitive_share"]:.0%} transitive.'
   )
   if tau > 0:
     print(
       f'Equilibrium at tau = {tau:g} to a duality gap of {max(results["equilibrium_gap"]):.1g} in '
-      f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so that '
+      f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so '
       f'self-play is stable for eta < {results["stable_steps"]["self_play"]:.3g}.'
     )
   columns = {'gap': 'gap last', 'average_gap': 'average', 'distance': 'distance to Nash'}
@@ -264,4 +268,6 @@ def print_game_results(results: Mapping) -> None:
   title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
   print(tables.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
-    print('Without a price there are several equilibria; distances to Nash are to one of them.')
+    print(
+      'Without regularisation there are several equilibria; distances to Nash are to one of them.'
+    )

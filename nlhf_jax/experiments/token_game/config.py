@@ -1,4 +1,4 @@
-"""The experiment that trains language models on a game small enough to list."""
+"""The config of the experiment that trains a transformer on a token game."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,11 +22,11 @@ from nlhf_jax.models.transformer import Decoder, make_decoder
 from nlhf_jax.ranges import AtLeastOne, Positive, PositiveFraction
 from nlhf_jax.tasks.token_game.responses import TokenGame, make_token_game
 
-MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
+MOST_RESPONSES = 1_000  # to a prompt; payoffs and equilibria are dense
 
 
 class Method(NamedTuple):
-  """A row of the catalogue, and the solver of the same game that it is shown beside."""
+  """An algorithm, and the tabular solver of the same game that it is plotted beside."""
 
   training: Training
   solver: Solver
@@ -35,10 +35,10 @@ class Method(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """A row that learns the preference as well: a round of it is `training.evaluate_every` updates.
+  """An algorithm that also learns the preferences; a round is `training.evaluate_every` updates.
 
-  A round begins with votes on `batches` batches of what the row selects. Its judge is the estimate
-  from all votes so far, each pair of which is given `ridge` votes for a tie.
+  A round starts with votes on `batches` batches of pairs that the algorithm selects. Its judge is
+  the estimate from all votes so far, with `ridge` additional votes for a tie on each pair.
   """
 
   training: Training
@@ -60,7 +60,7 @@ class PullSettings(NamedTuple):
 
 
 class TokenGameExperiment(NamedTuple):
-  """Everything a run needs to know, free of config."""
+  """The specification of a run."""
 
   name: str
   game: TokenGame
@@ -75,7 +75,7 @@ class TokenGameExperiment(NamedTuple):
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExperiment:
-  """The experiment that a config describes; its stages are kept in `folder`.
+  """Makes the experiment of a config; its stages are stored in `folder`.
 
   Raises:
     UserError: if a setting cannot be used.
@@ -97,7 +97,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExp
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what cannot work before any work is done.
+  """Refuses settings that cannot work, before any work is done.
 
   Raises:
     UserError: that names the field, its value and what the value must be.
@@ -106,13 +106,14 @@ def check(config: ConfigDict) -> None:
   language_config.check_heads(config.model)
   game = config.game
   responses = sum(game.symbols**size for size in range(game.response_length + 1))
-  if responses > MOST:
+  if responses > MOST_RESPONSES:
     raise UserError(
       f'config.game.symbols={game.symbols} and config.game.response_length='
-      f'{game.response_length} make {responses} responses, of which {MOST} at most can be listed.'
+      f'{game.response_length} make {responses} responses, but at most {MOST_RESPONSES} can be '
+      'listed; lower one of them.'
     )
   if not config.methods:
-    raise UserError('config.methods is empty; there is nothing to train.')
+    raise UserError('config.methods is empty; name at least one algorithm.')
 
 
 def token_game_sections(config: ConfigDict) -> Iterator[Section]:
@@ -132,61 +133,63 @@ def token_game_sections(config: ConfigDict) -> Iterator[Section]:
       yield Section(SOLVERS[section.solver], section.arguments, f'{field}.arguments')
 
 
-def make_self_play_training(config: ConfigDict, row: ConfigDict, field: str) -> Training:
-  """How a row of the catalogue that plays is trained, from the section called `field`."""
-  training = language_config.make_training(row, field)
+def make_self_play_training(config: ConfigDict, section: ConfigDict, field: str) -> Training:
+  """The training of an algorithm that samples both sides, from the section called `field`."""
+  training = language_config.make_training(section, field)
   if not needs_judge(training.algorithm):
-    raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
+    raise UserError(
+      f"{field}.algorithm: '{section.algorithm}' learns from data; use one that needs a judge."
+    )
   if training.batch % config.game.prompts:
     raise UserError(
       f'{field}.batch={training.batch} must be a multiple of config.game.prompts='
-      f'{config.game.prompts}: every batch asks all of them.'
+      f'{config.game.prompts}: each batch has all of them equally often.'
     )
   return training
 
 
 def make_method(config: ConfigDict, label: str) -> Method:
-  """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
-  row, field = config.methods[label], f'config.methods.{label}'
-  training = make_self_play_training(config, row.training, f'{field}.training')
+  """A method of the section `methods`; its argument `pull` is eta tau of the solver."""
+  section, field = config.methods[label], f'config.methods.{label}'
+  training = make_self_play_training(config, section.training, f'{field}.training')
   where = f'{field}.tabular'
-  arguments = dict(row.tabular.arguments)
+  arguments = dict(section.tabular.arguments)
   if 'pull' in arguments:
     arguments['eta'] = arguments.pop('pull') / config.tau
   solver = call_by_name(
-    SOLVERS, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
+    SOLVERS, section.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
   )
   try:
     trial = make_game([[0.0]], tau=config.tau)
     solver.init(trial, trial.log_reference)
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
-  return Method(training, solver, row.tabular.solver, row.tabular.updates)
+  return Method(training, solver, section.tabular.solver, section.tabular.updates)
 
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
-  """A stage a method."""
+  """The stage of each method."""
   plain, shared = shared_settings(config)
   return {
-    label: make_stage(label, shared | {'training': row['training']}, config.seed, folder)
-    for label, row in plain['methods'].items()
+    label: make_stage(label, shared | {'training': section['training']}, config.seed, folder)
+    for label, section in plain['methods'].items()
   }
 
 
 def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
-  """The rows of the section `votes`."""
+  """The learners of the section `votes`."""
   plain, shared = shared_settings(config)
   asked = {name: plain['votes'][name] for name in ('batches', 'ridge')}
   learners = {}
-  for label, row in config.votes.learners.items():
-    training = make_self_play_training(config, row, f'config.votes.learners.{label}')
-    of_row = shared | asked | {'training': plain['votes']['learners'][label]}
-    stage = make_stage(f'{label}_by_votes', of_row, config.seed, folder)
+  for label, section in config.votes.learners.items():
+    training = make_self_play_training(config, section, f'config.votes.learners.{label}')
+    stage_settings = shared | asked | {'training': plain['votes']['learners'][label]}
+    stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
     learners[label] = Learner(training, stage, **asked)
   return learners
 
 
 def shared_settings(config: ConfigDict) -> tuple[dict, dict]:
-  """The config in plain values, and what of it determines every stage."""
+  """The config as plain values, and the part of it that determines all stages."""
   plain = json.loads(config.to_json_best_effort())
   return plain, {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}

@@ -1,7 +1,7 @@
-"""Training language models on a game small enough to list: how far each is from the equilibrium.
+"""Trains a transformer on a token game, and measures its distance from the equilibrium.
 
-The transformer plays, samples and learns as in `language`; only the measuring differs. It lists
-every response, in double precision, and estimates nothing.
+Sampling and updates are those of `language`. Measurements enumerate all responses in double
+precision, so that none of them is an estimate.
 """
 
 import itertools
@@ -42,11 +42,11 @@ from nlhf_jax.training.loop import Step
 from nlhf_jax.training.rollout_step import MakeRollout
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
-LOOKS = 201  # points of a solver's course
+POINTS = 201  # of the curve of a tabular solver
 
 
 class SolvedGame(NamedTuple):
-  """A game on each prompt and its equilibria, in double precision."""
+  """The game of each prompt and its equilibrium, in double precision."""
 
   game: Game  # with a leading axis X
   nash: Float[Array, 'X R']
@@ -61,7 +61,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 
 
 def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
-  """Trains or finds every method, and writes results, plots and the report to `workdir`.
+  """Trains or loads every method, and writes results, plots and the report to `workdir`.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
@@ -88,7 +88,7 @@ def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
 
 
 def make_reference(experiment: TokenGameExperiment) -> Params:
-  """The policy before training: random, its embeddings scaled."""
+  """The initial policy: random weights, with scaled embeddings."""
   params = experiment.decoder.init(experiment.key)
   return params | {'embed': jax.tree.map(lambda leaf: experiment.scale * leaf, params['embed'])}
 
@@ -105,7 +105,9 @@ def make_list_log_probs(
 
   def listed(params):
     log_pi = np.asarray(log_probs(params), float)
-    return log_pi - np.logaddexp.reduce(log_pi, axis=-1, keepdims=True)  # of float32's rounding
+    return log_pi - np.logaddexp.reduce(
+      log_pi, axis=-1, keepdims=True
+    )  # removes float32's rounding
 
   return listed
 
@@ -113,7 +115,7 @@ def make_list_log_probs(
 def make_solved_game(
   experiment: TokenGameExperiment, log_reference: Float[np.ndarray, 'X R']
 ) -> SolvedGame:
-  """The games whose reference is the policy before training, and their equilibria."""
+  """The games whose reference is the initial policy, and their equilibria."""
   with jax.enable_x64(True):
     game = make_game(experiment.game.payoff, np.exp(log_reference), experiment.tau)
     find = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))
@@ -121,10 +123,10 @@ def make_solved_game(
 
 
 def measure_policy(measured: SolvedGame, log_pi: Float[np.ndarray, 'X R']) -> dict[str, float]:
-  """The scalars of a policy: means over the prompts, but for `worst_gap`.
+  """The metrics of a policy: means over the prompts, and `worst_gap`, a maximum.
 
-  Gaps are exploitabilities at tau, in win probability as the win rate is; `kl` is KL(equilibrium,
-  policy) and `kl_to_reference` KL(policy, reference), in nats.
+  Gaps are exploitabilities at tau and, like the win rate, in win probability; `kl` is
+  KL(equilibrium, policy) and `kl_to_reference` KL(policy, reference), in nats.
   """
   with jax.enable_x64(True):
     values = jax.tree.map(np.asarray, measure_by_prompt(measured, jnp.asarray(log_pi, float)))
@@ -137,7 +139,7 @@ def measure_policy(measured: SolvedGame, log_pi: Float[np.ndarray, 'X R']) -> di
 def measure_by_prompt(
   measured: SolvedGame, log_pi: Float[Array, 'R']
 ) -> dict[str, Float[Array, '']]:
-  """The same, of each prompt."""
+  """The metrics of a policy on each prompt."""
   game, nash = measured
   return {
     'gap': exploitability(game, log_pi),
@@ -154,7 +156,7 @@ def train_method(
   listed: Callable,
   measured: SolvedGame,
 ) -> Params:
-  """One method, from the reference, judged by the truth; its policy."""
+  """Trains one method from the reference, with the true payoffs; returns its policy."""
   training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
   step = make_step(
     training,
@@ -174,7 +176,7 @@ def train_learner(
   listed: Callable,
   measured: SolvedGame,
 ) -> Params:
-  """One learner, from the reference, judged by what votes have said so far; its policy."""
+  """Trains one learner from the reference, judged by its own estimate; returns its policy."""
   learner = experiment.learners[label]
   step = make_active_step(
     learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
@@ -202,7 +204,7 @@ def train_on_prompts(
   listed: Callable,
   measured: SolvedGame,
 ) -> Params:
-  """The policy of a stage, which is measured at every look."""
+  """Trains a stage, measuring its policy at every evaluation; returns the policy."""
 
   def evaluate(slots):
     return measure_policy(measured, listed(slots['policy']))
@@ -210,17 +212,17 @@ def train_on_prompts(
   prompts = experiment.game.prompts
   copies = training.batch // len(prompts.tokens)
   batch = take(prompts, np.tile(np.arange(len(prompts.tokens)), copies))
-  examples = grain.MapDataset.source([batch]).repeat()  # every batch asks every prompt as often
+  examples = grain.MapDataset.source([batch]).repeat()  # every prompt equally often in a batch
   return fit(stage, training, params, step, examples, evaluate)['policy']
 
 
 def read_metrics(stage: Stage) -> list[dict]:
-  """What was logged as a stage trained."""
+  """The logged metrics of a stage."""
   return json_lines.read(stage.folder / 'metrics.jsonl')
 
 
 def read_evaluations(stage: Stage) -> list[dict]:
-  """What was logged where it was measured."""
+  """Those records of the metrics of a stage that have evaluations."""
   return [record for record in read_metrics(stage) if 'worst_gap' in record]
 
 
@@ -230,7 +232,7 @@ def summarise(
   listed: Callable,
   measured: SolvedGame,
 ) -> dict:
-  """Everything the run found, as plain numbers."""
+  """The results of the run, as plain numbers."""
   game = experiment.game
   with jax.enable_x64(True):
     reply = jax.vmap(log_best_response)(measured.game, measured.game.log_reference)
@@ -279,7 +281,7 @@ def summarise(
 
 
 def course_of(learner: Learner, start: float) -> dict[str, list]:
-  """A learner's gap at the end of each round, by the votes it had asked for."""
+  """A learner's gap at the end of each round, by the number of votes it had used."""
   seen = read_evaluations(learner.stage)
   votes = learner.batches * learner.training.batch
   return {
@@ -289,23 +291,23 @@ def course_of(learner: Learner, start: float) -> dict[str, list]:
 
 
 def seconds_at(steps: Sequence[int], logged: Sequence[Mapping]) -> list[float]:
-  """Seconds of training until each step, compiling included, measuring not."""
+  """Seconds of training until each step, with compilation and without evaluations."""
   at = [record['step'] for record in logged]
   spent = np.diff(at, prepend=0) * [record['seconds_per_step'] for record in logged]
   return np.interp(steps, at, np.cumsum(spent)).tolist()
 
 
 def first_solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:
-  """The first look from which on every gap is below the target; None if the last one is not."""
+  """The first step from which on all gaps are below the target; None if the last one is not."""
   below = list(
-    itertools.takewhile(lambda look: look[1] < target, zip(at[::-1], gaps[::-1], strict=True))
+    itertools.takewhile(lambda point: point[1] < target, zip(at[::-1], gaps[::-1], strict=True))
   )
   return below[-1][0] if below else None
 
 
 def run_tabular_solver(method: Method, measured: SolvedGame) -> dict:
-  """The course of a method's tabular solver: its gap, a mean over the prompts."""
-  updates = np.unique(np.linspace(0, method.updates, LOOKS).round().astype(np.int32))
+  """The gap of a method's tabular solver by updates, a mean over the prompts."""
+  updates = np.unique(np.linspace(0, method.updates, POINTS).round().astype(np.int32))
   with jax.enable_x64(True):
     path = jax.jit(jax.vmap(lambda game: solve(method.solver, game, updates).last))(measured.game)
     gaps = jax.jit(jax.vmap(jax.vmap(exploitability, (None, 0))))(measured.game, path)
@@ -318,7 +320,7 @@ def run_tabular_solver(method: Method, measured: SolvedGame) -> dict:
 
 
 def print_token_game_results(results: Mapping) -> None:
-  """Prints what was found."""
+  """Prints the results."""
   reference, reply, nash = (results[name] for name in ('reference', 'reply', 'equilibrium'))
   print(
     f'\n{len(results["responses"])} responses to each of {len(results["prompts"])} prompts. '
@@ -328,8 +330,8 @@ def print_token_game_results(results: Mapping) -> None:
   )
   heads, cells = page.columns(results)
   title = (
-    f'\nExploitability (gap) in win probability, KL in nats; solved is below {results["target"]:g} '
-    'for good:'
+    f'\nExploitability (gap) in win probability, KL in nats; solved means '
+    f'below {results["target"]:g} from then on:'
   )
   print(tables.as_text(title, list(results['methods']), heads, cells))
   if results['learners']:

@@ -105,7 +105,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize('name', CLOSED_FORMS)
-def test_the_loss_of_a_pair_with_a_winner_is_in_closed_form(name):
+def test_pair_losses_have_closed_forms(name):
   algorithm, desired = CLOSED_FORMS[name]
   is_close(value(algorithm, **RENAMED.get(name, {})), desired)
 
@@ -124,19 +124,19 @@ LOST = {
 
 
 @pytest.mark.parametrize('name', LOST)
-def test_where_the_right_response_wins_the_two_trade_places(name):
+def test_losses_swap_with_the_winner(name):
   algorithm, desired = LOST[name]
   is_close(value(algorithm, LOSS), desired)
 
 
 @pytest.mark.parametrize('name', LOST)
-def test_a_share_of_votes_weighs_the_two_outcomes(name):
+def test_fractional_labels_weigh_both_outcomes(name):
   algorithm, lost = LOST[name]
   _, won = CLOSED_FORMS[name]
   is_close(value(algorithm, 0.2), 0.7 * won + 0.3 * lost)
 
 
-def test_robust_dpo_undoes_flips_in_the_mean_and_cdpo_does_not():
+def test_robust_dpo_is_unbiased_under_label_flips():
   flips = 0.1
 
   def mean(algorithm):
@@ -146,7 +146,7 @@ def test_robust_dpo_undoes_flips_in_the_mean_and_cdpo_does_not():
   assert abs(mean(catalogue.cdpo(0.5, flips)) - logistic(1)) > 0.1
 
 
-def test_gradients_reach_every_token_of_a_pair_alike():
+def test_all_tokens_of_a_pair_get_equal_gradients():
   pull = 0.5 * sigmoid(-1)  # DPO: -beta sigmoid(-beta lead)
   left, right = gradient(catalogue.dpo(0.5))
   is_close(left, np.full(3, -pull))
@@ -168,7 +168,7 @@ def test_gradients_reach_every_token_of_a_pair_alike():
   is_close(right, np.full(3, pull / 2))
 
 
-def test_a_hinge_lets_go_beyond_its_margin():
+def test_hinge_has_no_gradient_beyond_its_margin():
   for side in gradient(catalogue.rso_hinge(0.5, 1.0, 4, 2)):
     is_close(side, np.zeros(3))
   left, right = gradient(catalogue.slic(0.5, 0.1))
@@ -176,13 +176,13 @@ def test_a_hinge_lets_go_beyond_its_margin():
   is_close(right, np.zeros(3))
 
 
-def test_xpo_pushes_the_reference_s_response_away_by_alpha():
+def test_xpo_lowers_reference_responses_by_alpha():
   of_dpo, of_xpo = gradient(catalogue.dpo(0.5)), gradient(catalogue.xpo(0.1, 0.5))
   is_close(of_xpo[0], of_dpo[0])
   is_close(of_xpo[1], of_dpo[1] + 0.1)
 
 
-def test_every_left_response_meets_every_right_one():
+def test_losses_cover_all_pairs_of_responses():
   left, right = np.array([[[-1.0], [-3.0]]]), np.array([[[-2.0], [-2.5], [-4.0]]])
   payoff = np.array([[[0.5, -0.5, 0.25], [0.0, 0.5, -0.5]]])
   pair = compared(WIN)._replace(payoff=jnp.array(payoff))
@@ -197,14 +197,14 @@ def test_every_left_response_meets_every_right_one():
   is_close(said, [desired])
 
 
-def test_a_reward_model_is_dpo_without_a_reference():
+def test_reward_model_is_dpo_without_reference():
   rewards = {'policy': Scores(jnp.array([[[0.7]]]), jnp.array([[[-0.4]]]))}
   is_close(catalogue.reward_model().loss(rewards, compared(WIN)), [[[logistic(1.1)]]])
   is_close(catalogue.reward_model().loss(rewards, compared(LOSS)), [[[logistic(-1.1)]]])
 
 
 @pytest.mark.parametrize(('payoff', 'desired'), [(WIN, logistic(0.8)), (LOSS, logistic(-0.8))])
-def test_a_preference_model_learns_votes_by_their_cross_entropy(payoff, desired):
+def test_preference_model_loss_is_cross_entropy(payoff, desired):
   is_close(cross_entropy({'policy': jnp.array([[[0.8]]])}, compared(payoff)), [[[desired]]])
 
 
@@ -233,7 +233,7 @@ def prospects(mismatched):
 @pytest.mark.parametrize(
   ('mismatched', 'z'), [((0.5, 0.1), 0.3), ((-0.5, 0.1), 0), ((-1.0, 3.0), 1.0)]
 )
-def test_kto_measures_from_the_kl_of_mismatched_responses_and_not_from_below_zero(mismatched, z):
+def test_kto_baseline_is_the_nonnegative_mismatched_kl(mismatched, z):
   values, slopes = prospects(mismatched)
   win = lambda rho: 1.5 * sigmoid(-2 * (rho - z))  # 1.5 (1 - sigmoid(2 (rho - z)))
   lose = lambda rho: 0.5 * sigmoid(-2 * (z - rho))
@@ -247,7 +247,7 @@ def test_kto_measures_from_the_kl_of_mismatched_responses_and_not_from_below_zer
   is_close(slopes, desired)
 
 
-def test_kto_reads_pairs_and_takes_those_of_the_next_prompt_for_mismatches():
+def test_kto_mismatches_come_from_the_next_prompt():
   algorithm = catalogue.kto(2.0, 1.5, 0.5)
   tokens = jnp.array([[[10]], [[20]]])
   prompts = Prompts(jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1), bool))
@@ -279,7 +279,7 @@ def points(algorithm, payoff, policy=(-1.75, -2.75), **others):
 WIN_RATES = [[0.0, 0.5, 0.4], [-0.5, 0.0, 0.05]]
 
 
-def test_sppo_regresses_on_win_rates_as_its_code_does_but_for_a_half():
+def test_sppo_is_twice_the_released_loss():
   values = points(catalogue.sppo(10.0, 3, 1, 0.5), WIN_RATES, snapshot=(-2.25, -2.25))
   is_close(values, [(0.5 - 10 * (0.8 - 0.5)) ** 2, (-0.5 - 10 * (0.35 - 0.5)) ** 2])
   beta = 1 / 10
@@ -302,7 +302,7 @@ THREE = [[0.0, -0.3, 0.3], [0.3, 0.0, 0.15], [-0.3, -0.15, 0.0]]
 
 
 @pytest.mark.parametrize('log_z', [0.5, 0.54, 0.0])
-def test_sppo_s_constant_is_what_win_rates_are_measured_from(log_z):
+def test_sppo_subtracts_its_constant(log_z):
   algorithm = catalogue.sppo(4.0, 3, 1, log_z)
   chosen, comparison = selected(algorithm, THREE)
   assert chosen == [1, 2]
@@ -310,7 +310,7 @@ def test_sppo_s_constant_is_what_win_rates_are_measured_from(log_z):
   is_close(values, [(0.5 - 4 * (0.65 - log_z)) ** 2, (-0.5 - 4 * (0.35 - log_z)) ** 2])
 
 
-def test_sppo_estimates_its_constant_on_the_samples():
+def test_sppo_estimates_log_z_on_the_samples():
   algorithm = catalogue.sppo_estimated(4.0, 3, 1)
   chosen, comparison = selected(algorithm, THREE)
   assert chosen == [1, 2]
@@ -319,7 +319,7 @@ def test_sppo_estimates_its_constant_on_the_samples():
   is_close(values, [(0.5 - 0.6 + log_z) ** 2, (-0.5 + 0.6 + log_z) ** 2])
 
 
-def test_sppo_on_pairs_is_the_hard_form_where_votes_are():
+def test_sppo_pair_with_votes_is_the_hard_form():
   algorithm = catalogue.sppo_pair(10.0, 3, 1)
   certain = np.sign(THREE) / 2
   chosen, comparison = selected(algorithm, certain)
@@ -329,14 +329,14 @@ def test_sppo_on_pairs_is_the_hard_form_where_votes_are():
   is_close(values.sum(), (0.5 - 1 / (2 * beta)) ** 2 + (-0.5 + 1 / (2 * beta)) ** 2)
 
 
-def test_sppo_on_pairs_regresses_on_one_preference_and_on_its_complement():
+def test_sppo_pair_targets_are_complementary():
   algorithm = catalogue.sppo_pair(4.0, 3, 1)
   _, comparison = selected(algorithm, THREE)
   values = points(algorithm, comparison.payoff[0], snapshot=(-2.25, -2.25))
   is_close(values, [(0.5 - 4 * 0.15) ** 2, (-0.5 + 4 * 0.15) ** 2])
 
 
-def test_gpo_regresses_on_scores():
+def test_gpo_regresses_on_log_odds():
   algorithm = catalogue.gpo(4.0, 3, 1)
   chosen, comparison = selected(algorithm, THREE)
   assert chosen == [1, 2]
@@ -362,7 +362,7 @@ def worth_of(eta):
   return (1 - eta * 0.3) ** 2 + (eta / 2) ** 2 * (1 - (2 * 0.3) ** 2)
 
 
-def test_rebel_is_a_square_up_to_what_the_policy_has_no_part_in():
+def test_rebel_is_a_square_plus_a_constant():
   is_close(value(catalogue.rebel(0.5, 1), 0.3), worth_of(0.5))
   left, right = gradient(catalogue.rebel(0.5, 1), 0.3)
   is_close(left, np.full(3, 2 * (1 - 0.15)))
@@ -370,17 +370,17 @@ def test_rebel_is_a_square_up_to_what_the_policy_has_no_part_in():
 
 
 @pytest.mark.parametrize('difference', [-1.0, 0.8, 4.0])
-def test_differences_of_worth_beyond_a_half_are_aimed_at_as_well(difference):
+def test_mean_payoff_differences_may_exceed_one_half(difference):
   left, _ = gradient(catalogue.rebel(0.5, 1), difference)
   is_close(left, np.full(3, 2 * (1 - 0.5 * difference)))
 
 
-def test_egpo_aims_at_the_difference_over_tau():
+def test_egpo_target_is_the_difference_over_tau():
   left, _ = gradient(catalogue.egpo(0.2, 2.0), 0.3)
   is_close(left, np.full(3, 2 * (2 - 0.3 / 0.2)))
 
 
-def test_dno_is_cross_entropy_to_the_sigmoid_of_the_difference():
+def test_dno_labels_are_sigmoids_of_differences():
   p = sigmoid(0.3)
   is_close(value(catalogue.dno(2.0, 1), 0.3), p * logistic(2) + (1 - p) * logistic(-2))
   left, _ = gradient(catalogue.dno(2.0, 1), 0.3)
@@ -390,7 +390,7 @@ def test_dno_is_cross_entropy_to_the_sigmoid_of_the_difference():
 # --- Policy gradients ---
 
 
-def test_a_policy_gradient_pays_each_price_from_each_token_on():
+def test_policy_gradient_adds_kl_penalties_to_go():
   # Log-ratios .5, .5, .25 to the magnet, so 1.25, .75, .25 to go; 0, .5, 0 to the snapshot.
   algorithm = catalogue.mpo(tau=0.1, eta=4.0, every=1, reset=2)
   left, right = gradient(algorithm, 0.2, magnet='reference')
@@ -414,19 +414,19 @@ def test_a_policy_gradient_pays_each_price_from_each_token_on():
   ],
   ids=['nash_md_pg', 'best_response', 'nash_ema_pg', 'rlhf_pg', 'spo'],
 )
-def test_one_price_is_that_of_leaving_the_reference(algorithm, renamed):
+def test_policy_gradient_penalises_kl_to_the_reference(algorithm, renamed):
   left, right = gradient(algorithm, -0.3, **renamed)
   is_close(left, np.array([0.125, 0.075, 0.025]) + 0.3)
   is_close(right, np.zeros(3))
 
 
-def test_nash_prox_pays_for_leaving_the_centre_too():
+def test_nash_prox_also_penalises_kl_to_the_centre():
   algorithm = catalogue.nash_prox(0.1, 4.0, 0.5)
   left, _ = gradient(algorithm, -0.3, centre='snapshot')
   is_close(left, np.array([0.125 + 0.125, 0.075 + 0.125, 0.025]) + 0.3)
 
 
-def test_demonstrations_are_fitted_by_their_likelihood():
+def test_sft_loss_is_the_negative_log_likelihood():
   said = catalogue.sft().loss(scores(), compared(WIN))
   is_close(said, [[1.75]])
 
@@ -480,7 +480,7 @@ MU = np.array([0.3, 0.1, 0.25, 0.2, 0.15])
 OTHER = np.array([0.05, 0.5, 0.1, 0.05, 0.3])
 
 
-def test_against_the_sampler_three_squared_losses_differ_by_constants():
+def test_squared_losses_agree_against_the_sampler():
   textbook, library = ways_over_policies(MU, MU)
   assert np.all(range_over_policies(library - textbook) < 1e-4)
   assert np.all(range_over_policies(textbook - textbook[:, :1]) < 1e-12)
@@ -488,7 +488,7 @@ def test_against_the_sampler_three_squared_losses_differ_by_constants():
   assert np.all(range_over_policies(library) > 1)
 
 
-def test_off_the_sampler_only_the_opponent_s_win_rates_keep_the_target():
+def test_off_policy_only_opponent_win_rates_are_unbiased():
   textbook, library = ways_over_policies(OTHER, MU)
   assert np.all(range_over_policies(library - textbook) < 1e-4)
   of_a, of_b, of_c = (library - library[:, :1]).T
@@ -498,7 +498,7 @@ def test_off_the_sampler_only_the_opponent_s_win_rates_keep_the_target():
   assert np.ptp(of_b - of_c) < 1e-4
 
 
-def test_win_rates_against_a_sample_are_what_by_worth_makes_of_them():
+def test_pair_by_mean_payoff_uses_sampled_win_rates():
   # u(y_1) - u(y_2) over two opponents: (.3 - .1) / 2 - (.2 + .4) / 2.
   comparison = compared(WIN)._replace(
     left=Responses(jnp.array([[[1], [2]]]), jnp.ones((1, 2, 1), bool)),

@@ -17,7 +17,7 @@ ROWS = {
 }
 
 
-def test_it_prints_left_right_loss_and_references_of_every_row():
+def test_printed_catalogue_describes_every_algorithm():
   command = [sys.executable, '-m', 'nlhf_jax.algorithms']
   printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
   blocks = {block.split('(')[0]: block for block in printed.strip().split('\n\n')}
@@ -29,7 +29,7 @@ def test_it_prints_left_right_loss_and_references_of_every_row():
   assert 'step        extragradient' in blocks['egpo']
 
 
-def test_every_row_that_trains_a_policy_has_a_config():
+def test_every_policy_algorithm_has_a_config():
   trained = set()
   for path in ROOT.glob('configs/*.py'):
     if path.stem != 'base':

@@ -51,7 +51,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert page.count('<img') == len(figures)
   said = capsys.readouterr().out
   for text in (page, said):
-    assert 'Not solved to nine digits within: the games of version space' in text
+    assert 'The inner games of version space were not solved to nine digits' in text
   assert 'self-play' in said
   assert 'Means over 4 seeds.' in said
 

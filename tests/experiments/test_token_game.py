@@ -113,7 +113,7 @@ def test_listed_probabilities_are_those_of_sampled_responses(experiment, sampled
   np.testing.assert_array_equal(comparison.left.mask, masks)
 
 
-def test_the_judge_says_what_the_payoff_matrix_says(experiment, sampled):
+def test_judge_returns_the_payoff_matrix(experiment, sampled):
   asked, comparison = sampled
   game = experiment.game
   left, right = places(game, comparison.left), places(game, comparison.right)
@@ -145,7 +145,7 @@ def test_the_equilibrium_has_no_gap_and_the_reference_has_one(experiment):
   assert start['win_rate_against_reference'] == pytest.approx(0.5)
 
 
-def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_path, capsys):
+def test_running_again_changes_nothing(toy, tmp_path, capsys):
   toy.game.response_length = 2
   for label in list(toy.methods)[1:-1]:
     del toy.methods[label]
@@ -176,7 +176,7 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   assert after == before
 
 
-def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_path, monkeypatch):
+def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   """Cut within its second round, it ends where it would have; votes are on what the row selects."""
   toy.game.response_length = 2
 
@@ -214,7 +214,7 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
   ('row', 'expected'),
   [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
 )
-def test_what_an_example_costs_a_judge(row, expected):
+def test_count_of_judged_pairs_per_example(row, expected):
   assert count_judged_pairs(row) == expected
 
 
@@ -222,11 +222,11 @@ def test_what_an_example_costs_a_judge(row, expected):
   ('gaps', 'expected'),
   [([0.3, 0.005, 0.02, 0.004, 0.003], 30), ([0.3, 0.005, 0.02, 0.004, 0.02], None), ([0.001], 0)],
 )
-def test_solved_is_for_good(gaps, expected):
+def test_first_solved_requires_all_later_steps(gaps, expected):
   assert first_solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
 
 
-def test_one_price_is_that_of_every_method(toy, tmp_path):
+def test_one_tau_is_shared_by_all_methods(toy, tmp_path):
   command.apply('--config.tau=0.1', toy, CONFIG)
   assert {row.training.arguments.tau for row in toy.methods.values()} == {0.1}
   make_experiment(toy, 'token_game', tmp_path)

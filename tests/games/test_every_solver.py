@@ -89,7 +89,7 @@ GENERIC = np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.4], [0.3, 0.3, 0.2]])
 
 
 @pytest.mark.parametrize('name', TABLE)
-def test_every_solver_runs_over_games_starts_and_numbers_at_once_and_converges(name, three):
+def test_every_solver_converges_under_vmap(name, three):
   games, starts = three
   _, what, price, tolerance = TABLE[name]
   found = paths(maker(name), games, np.array([3, 3000]), starts, numbers(name, slice(None)))
@@ -103,12 +103,12 @@ def test_every_solver_runs_over_games_starts_and_numbers_at_once_and_converges(n
 
 
 @pytest.mark.parametrize('name', TABLE)
-def test_a_single_action_is_always_played(name, float64):
+def test_single_action_is_always_played(name, float64):
   alone = make_game([[0.0]], [1.0], 0.2)
   assert stepped(name, 0, alone, [0.0], updates=12) == [0.0]
 
 
-def test_a_game_of_one_action_has_every_answer(float64):
+def test_game_of_one_action_is_solved(float64):
   nothing, one = np.zeros((1, 1)), make_game([[0.0]], [1.0], 0.2)
   assert exact.maximal_lottery(nothing) == [1.0]
   found = exact.equilibrium(one)
@@ -124,7 +124,7 @@ def test_a_game_of_one_action_has_every_answer(float64):
 
 @pytest.mark.parametrize('name', TABLE)
 @pytest.mark.parametrize('size', [0.0, 1e6])
-def test_payoffs_of_any_size_leave_policies(name, size, float64):
+def test_solvers_work_for_payoffs_of_any_size(name, size, float64):
   game = make_game(size * matrices.rock_paper_scissors(*GENERIC[0]), None, 0.2)
   policy = np.exp(stepped(name, 0, game, logs([0.5, 0.3, 0.2]), updates=4))
   np.testing.assert_allclose(policy.sum(), 1, rtol=0, atol=1e-12)
@@ -144,7 +144,7 @@ def test_policies_may_have_zeros(name, float64):
     assert policy[0] == 0
 
 
-def test_steps_that_pull_all_the_way_forget_zeros_at_any_price(float64):
+def test_full_pull_forgets_zeros(float64):
   """1 / tau times tau is not 1 for every tau; the pull is still whole."""
   payoff, start = matrices.rock_paper_scissors(), jnp.asarray(logs([1, 0, 0]))
   taus = np.arange(1, 100) / 7
@@ -155,13 +155,13 @@ def test_steps_that_pull_all_the_way_forget_zeros_at_any_price(float64):
     assert np.isfinite(state.log_pi).all()
 
 
-def test_multiplicative_weights_are_self_play_without_a_price(float64):
+def test_mwu_is_self_play_at_zero_tau(float64):
   game = make_game(matrices.random(4), None, 0.3)
   free = path(solvers.self_play, at(game, 0), np.array([20]), None, (0.5,)).last
   np.testing.assert_array_equal(path(solvers.mwu, game, np.array([20]), None, (0.5,)).last, free)
 
 
-def test_schedules_may_be_functions_of_time_and_price(float64):
+def test_steps_may_depend_on_count_and_tau(float64):
   def growing(count, tau):
     return (count + 1) / (1 + tau)
 
@@ -172,7 +172,7 @@ def test_schedules_may_be_functions_of_time_and_price(float64):
     assert np.isfinite(make(*args).update(game, state).log_pi).all()
 
 
-def test_single_precision_is_enough_to_begin_with():
+def test_solvers_run_in_single_precision():
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     game = make_game(matrices.random(5), None, 0.1)
@@ -214,7 +214,7 @@ def test_runs_begin_at_the_reference_and_may_skip_the_first_policies(float64):
 
 
 @pytest.mark.parametrize('total', [0, 1, 5, 100, 10_000])
-def test_times_to_look_at_begin_with_the_start_and_end_with_the_end(total):
+def test_log_spaced_updates_include_both_ends(total):
   times = log_spaced_updates(total)
   assert times[0] == 0
   assert times[-1] == total

@@ -83,7 +83,7 @@ def test_two_actions(write):
     np.testing.assert_array_equal(files.read(write(text)).payoff, [[0, -0.25], [0.25, 0]])
 
 
-def test_the_entries_of_a_matrix_are_what_the_user_says(write):
+def test_entries_setting_decides_the_kind(write):
   rows = [','.join(map(str, row)) for row in WINS]
   assert files.read(write(labelled(rows)), 'counts').notes == tables.from_counts(WINS).notes
   rows = [','.join(map(str, row)) for row in 4 * P - 2]
@@ -93,7 +93,7 @@ def test_the_entries_of_a_matrix_are_what_the_user_says(write):
     files.read(write(MATRIX), 'counts')
 
 
-def test_actions_named_left_and_right_are_no_list(write):
+def test_matrix_with_left_and_right_actions(write):
   table = files.read(write(labelled([',0.25', '0.75,'], ('left', 'right'))))
   assert table.names == ('left', 'right')
 
@@ -212,7 +212,7 @@ def test_bad_csv(write, words):
   assert str(error.value).endswith('.')
 
 
-def test_of_a_matrix_without_names_one_bad_cell_is_found(write):
+def test_bad_cell_without_names_is_found(write):
   with pytest.raises(UserError, match='line 1, cell 2: "0,5" is not a number; correct it'):
     files.read(write(MATRIX.replace('0.25', '"0,5"', 1)))
 

@@ -40,7 +40,7 @@ def test_newton_solves_a_thousand_random_games(actions):
 
 
 @pytest.mark.parametrize('actions', [3, 10, 32])
-def test_newton_solves_random_games_at_any_price(actions):
+def test_newton_solves_random_games_at_any_tau(actions):
   games = batch(actions, 100, seed=actions)
   for tau in (1e-4, 1e-5, 1e-6, 1e-8):
     found = find_all(at(games, tau), 1e-12)
@@ -63,7 +63,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize('payoff', FAMILIES.values(), ids=FAMILIES.keys())
-def test_newton_solves_the_games_by_name_at_any_price(payoff):
+def test_newton_solves_named_games_at_any_tau(payoff):
   skewed = np.random.default_rng(0).dirichlet(np.full(len(payoff), 0.3)) + 1e-200
   for reference in (None, skewed / skewed.sum()):
     for tau in (0.1, 1e-3, 1e-5):
@@ -74,7 +74,7 @@ def test_newton_solves_the_games_by_name_at_any_price(payoff):
 
 
 @pytest.mark.parametrize('actions', [3, 10])
-def test_gaps_are_certified_where_the_usual_form_ends_in_rounding(actions):
+def test_small_gaps_are_accurate(actions):
   games = batch(actions, 100, seed=1)
   naive = []
   for tau in (0.1, 0.02):
@@ -88,7 +88,7 @@ def test_gaps_are_certified_where_the_usual_form_ends_in_rounding(actions):
   assert 1e-18 < abs(np.array(naive)).max() < 1e-14
 
 
-def test_nothing_is_found_without_a_price():
+def test_newton_returns_nan_for_zero_tau():
   found = find_one(make_game(matrices.random(4)))
   assert np.isnan(found.log_pi).all()
   assert found.steps == 0
@@ -103,7 +103,7 @@ def test_too_few_steps_show_in_the_gap():
 @pytest.mark.parametrize(
   'payoff', [matrices.rock_paper_scissors(0.2, 0.3, 0.5), matrices.random(9, 5)], ids=len
 )
-def test_equilibria_lead_to_the_linear_program_as_the_price_falls(payoff):
+def test_equilibria_approach_the_linear_program(payoff):
   lottery = exact.maximal_lottery(payoff)
   assert (payoff @ lottery).max() < 1e-12
   far = [
@@ -113,7 +113,7 @@ def test_equilibria_lead_to_the_linear_program_as_the_price_falls(payoff):
   assert far[2] < 1e-5
 
 
-def test_proximal_points_reach_the_linear_program_without_a_price():
+def test_proximal_point_solves_the_unregularised_game():
   for seed in range(5):
     game = make_game(matrices.random(7, seed))
     last = path(exact.proximal_point, game, np.array([60]), None, (200.0,)).last[0]
@@ -141,7 +141,7 @@ def test_two_players_without_symmetry():
     np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=1e-5)
 
 
-def test_two_players_of_an_antisymmetric_game_play_its_equilibrium():
+def test_asymmetric_solver_agrees_on_symmetric_games():
   payoff, mu = matrices.random(5, 1), np.random.default_rng(1).dirichlet(np.ones(5))
   game = asymmetric.AsymmetricGame(payoff, np.log(mu), np.log(mu), np.float64(0.02))
   pair = jax.jit(partial(asymmetric.equilibrium, tolerance=1e-24))(game).pair
@@ -195,7 +195,7 @@ def test_derivatives_of_a_batch_are_those_of_each_game():
       np.testing.assert_allclose(other[i], one, rtol=1e-9, atol=1e-9)
 
 
-def test_the_derivative_is_the_formula():
+def test_derivative_has_the_closed_form():
   """d pi = D B (d log mu + dA pi / tau - A pi d tau / tau^2), B the inverse bordered by sum pi."""
   tau = 0.05
   game = make_game(SKEW, np.random.default_rng(7).dirichlet(np.ones(4)), tau)

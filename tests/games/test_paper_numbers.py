@@ -89,7 +89,7 @@ def test_at_a_third_the_equilibrium_is_not_unique():
     assert gap(game, logs(policy)) < 1e-15
 
 
-def test_an_action_plays_the_margin_of_the_edge_that_does_not_touch_it():
+def test_rock_paper_scissors_equilibrium():
   for a, b, c in np.random.default_rng(0).random((10, 3)):
     payoff = np.array([[0, -a, b], [a, 0, -c], [-b, c, 0]])
     np.testing.assert_allclose(
@@ -104,7 +104,7 @@ def test_dice():
   np.testing.assert_allclose(exact.maximal_lottery(payoff), 1 / 3, atol=1e-12)
 
 
-def test_transitive_raters_make_an_intransitive_population():
+def test_transitive_raters_form_a_cyclic_population():
   printed = [[1 / 2, 2 / 3, 1 / 3], [1 / 3, 1 / 2, 2 / 3], [2 / 3, 1 / 3, 1 / 2]]
   np.testing.assert_allclose(RATERS + 0.5, printed, rtol=0, atol=2e-16)
   np.testing.assert_allclose(exact.maximal_lottery(RATERS), 1 / 3, atol=1e-12)
@@ -316,19 +316,19 @@ def late(make, eta, tau):
   ('make', 'eta', 'tau', 'printed'),
   [(solvers.nash_md, 2.0, 0.1, '.0137'), (solvers.nash_md, 5.0, 0.1, '.159')],
 )
-def test_nash_md_settles_at_its_biased_point(make, eta, tau, printed):
+def test_nash_md_converges_to_its_biased_point(make, eta, tau, printed):
   moves, kl = late(make, eta, tau)
   assert moves.max() < 1e-15
   assert_printed(kl, printed)
 
 
-def test_self_play_settles_at_the_equilibrium_at_a_step_small_enough():
+def test_self_play_converges_at_small_steps():
   moves, kl = late(solvers.self_play, 2.0, 0.1)
   assert moves.max() < 1e-15
   assert kl < 1e-28
 
 
-def test_self_play_oscillates_at_a_step_too_large():
+def test_self_play_oscillates_at_large_steps():
   moves, kl = late(solvers.self_play, 5.0, 0.1)
   assert_printed(moves[-1], '.52')
   assert moves.min() > 0.2
@@ -337,19 +337,19 @@ def test_self_play_oscillates_at_a_step_too_large():
 
 @pytest.mark.parametrize('make', [solvers.self_play, solvers.nash_md])
 @pytest.mark.parametrize('eta', [1.0, 2.0])
-def test_neither_settles_at_a_low_price(make, eta):
+def test_neither_converges_at_low_tau(make, eta):
   moves, kl = late(make, eta, 0.02)
   assert moves.min() > 0.01
   assert kl > 0.1
 
 
-def test_multiplicative_weights_spiral_out_while_their_average_comes_in():
+def test_mwu_diverges_and_its_average_converges():
   found = path(solvers.mwu, make_game(RATERS, MU), np.array([100_000]), None, (0.1,))
   assert_printed(np.exp(found.last), '.972 .003 .025')
   assert_printed(np.exp(found.average), '.3340 .3337 .3323')
 
 
-def test_fictitious_play_takes_the_first_of_equals():
+def test_fictitious_play_takes_the_first_tie():
   game = make_game(RATERS)
   times = np.array([10, 100, 1000, 10_000]) - 1  # the start is the first of as many responses
   last = path(solvers.fictitious_play, game, times, logs([1, 0, 0])).last
@@ -382,7 +382,7 @@ def test_two_actions(first, tau, printed):
 
 
 @pytest.mark.parametrize('tau', [0.008, 0.1, 1.0])
-def test_the_equilibrium_leaves_the_reference_by_at_most_half_a_nat_over_tau(tau):
+def test_equilibrium_kl_is_at_most_half_over_tau(tau):
   mu = np.random.default_rng(2).dirichlet(np.ones(5), 200)
   games = make_game(matrices.random(5, 2, (200,)), mu, tau)
   paid = jax.vmap(divergence)(nashes(games), games.log_reference)
@@ -392,7 +392,7 @@ def test_the_equilibrium_leaves_the_reference_by_at_most_half_a_nat_over_tau(tau
   assert (wins - tau * paid >= 0).all()
 
 
-def test_the_first_inequality_of_the_proof_is_an_identity():
+def test_first_inequality_of_proof_is_equality():
   policy, mu, target = np.random.default_rng(3).dirichlet(np.ones(4), 3)
   pull = 0.3
   mixture = policy ** (1 - pull) * mu**pull

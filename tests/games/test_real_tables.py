@@ -99,7 +99,7 @@ def test_bots(bots, expected):
   )
 
 
-def test_bots_are_refused_without_a_tolerance_for_their_noise(folder):
+def test_bots_need_a_tolerance(folder):
   path = folder / 'games/rrps_bots_43_raw.csv'
   with pytest.raises(UserError) as error:
     files.read(path, 'payoffs')
@@ -162,7 +162,7 @@ def test_arena_from_its_votes(folder, arena, battles):
   np.testing.assert_allclose(pulled, arena.payoff * met / (met + 8), atol=1e-10)
 
 
-def test_battle_counts_alone_say_who_met_not_who_won(folder):
+def test_battle_counts_are_not_wins(folder):
   path = folder / f'games/{ARENA}_battle_count.csv'
   assert not files.read(path, 'counts').payoff.any()
   with pytest.raises(UserError, match='entries=counts'):
@@ -194,7 +194,7 @@ def test_a_list_of_pairs_pools_the_subjects(folder, gambles, tmp_path):
   assert table.notes[0] == 'Columns not used: subject.'
 
 
-def test_domains_where_a_population_turns_in_a_circle(folder, expected):
+def test_domains_with_cyclic_populations(folder, expected):
   domains, names, wins = counts(folder / 'choice/mms_2019_population.csv', 'domain')
   payoff = tables.from_counts(wins, names=names).payoff
   cycles = {domain: choice.three_cycles(one) for domain, one in zip(domains, payoff, strict=True)}
@@ -215,7 +215,7 @@ def test_counts_of_choices(folder, name):
     assert choice.three_cycles(table.payoff) == 0
 
 
-def test_a_low_price_leads_to_the_linear_program(gambles):
+def test_low_tau_approaches_the_linear_program(gambles):
   """In proportion to the price, as there is one equilibrium without."""
   payoffs = gambles[1].payoff
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
@@ -230,7 +230,7 @@ def test_a_low_price_leads_to_the_linear_program(gambles):
   assert far[1] == pytest.approx(far[0] / 10, rel=0.1)
 
 
-def test_bots_at_a_low_price(bots):
+def test_bots_at_low_tau(bots):
   """No reply gains more than tau log K, which is what leaving a uniform reference costs at most.
 
   The equilibrium without a price is still far: it tells actions apart by a few millionths.

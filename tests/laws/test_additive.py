@@ -17,7 +17,7 @@ BLIND = ('nash_md_pg', 'best_response', 'ipo_md')  # of an opponent that would b
 
 
 @pytest.mark.parametrize('name', exact.POLICY_GRADIENTS)
-def test_the_expected_gradient_is_that_of_the_reward_whoever_the_opponent(name):
+def test_additive_gradient_ignores_the_opponent(name):
   algorithm, prices = exact.POLICY_GRADIENTS[name]
 
   def regularised_reward(logits, params):
@@ -34,7 +34,7 @@ def test_the_expected_gradient_is_that_of_the_reward_whoever_the_opponent(name):
 @pytest.mark.parametrize(
   'name', [name for name in LAWS if name in BLIND or LAWS[name].theory is nash]
 )
-def test_every_row_rests_at_mu_exp_reward_over_tau(name):
+def test_additive_fixed_points_are_mu_exp_reward(name):
   log_pi = settle_of(name)(PAYOFF + 0.5, exact.MU)['policy']
   optimum = jax.nn.log_softmax(np.log(exact.MU) + REWARD / TAU)
   np.testing.assert_allclose(log_pi, optimum, rtol=0, atol=1e-8)

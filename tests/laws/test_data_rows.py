@@ -29,7 +29,7 @@ def two_actions(first):
   return np.array([[0.5, first], [1 - first, 0.5]])
 
 
-def test_a_preference_model_rests_at_the_preference():
+def test_preference_model_converges_to_the_preference():
   preference = exact.random_game(seed=3)
   left, right = (places.reshape(-1, 1, 1) for places in np.indices((4, 4)))
   sides = (Responses(places, np.ones_like(places, bool)) for places in (left, right))
@@ -72,7 +72,7 @@ def test_a_reward_model_learns_the_printed_rewards(name):
 
 
 @pytest.mark.parametrize('beta', [0.3, 1.0])
-def test_dpo_rests_at_mu_exp_reward_over_beta(beta):
+def test_dpo_converges_to_mu_exp_reward(beta):
   settle = exact.make_settle(catalogue.dpo(beta), natural(0.3 / beta), 6000)
   for pi, rewards in zip(np.array(SAMPLING), REWARDS['aggregate'][1], strict=True):
     optimum = softmax(np.log(exact.MU) + np.array([0, *rewards]) / beta)
@@ -88,7 +88,7 @@ def make_rest(algorithm, rate=0.3):
   return lambda *game: np.exp(settle(*game)['policy'])
 
 
-def test_flipped_labels_are_undone_by_robust_dpo_and_expected_by_cdpo():
+def test_robust_dpo_and_cdpo_under_label_flips():
   epsilon, shares = 0.1, test_fixed_points.UNEVEN
   flipped = exact.CYCLE * (1 - epsilon) + (1 - exact.CYCLE) * epsilon
   dpo = make_rest(catalogue.dpo(0.5))
@@ -101,7 +101,7 @@ def test_flipped_labels_are_undone_by_robust_dpo_and_expected_by_cdpo():
   assert abs(fooled - clean).max() > 0.01
 
 
-def test_sure_labels_lead_dpo_beyond_all_bounds_and_ipo_to_a_bounded_lead():
+def test_certain_labels_diverge_for_dpo_only():
   mu, lead = np.array([0.3, 0.7]), lambda log_pi: log_pi[0] - log_pi[1] - logit(0.3)
   path, _ = exact.make_run(catalogue.dpo(0.5), optax.sgd(3.0), 4000)(two_actions(1.0), mu, ALIKE)
   assert lead(path[-1]) > lead(path[len(path) // 2]) + 0.3 > 4
@@ -113,7 +113,7 @@ def test_sure_labels_lead_dpo_beyond_all_bounds_and_ipo_to_a_bounded_lead():
 
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5])
-def test_simpo_rests_at_a_root_of_a_quadratic(gamma):
+def test_simpo_fixed_point_solves_a_quadratic(gamma):
   p, beta = 0.8, 2.0
   pi = make_rest(catalogue.simpo(beta, gamma))(two_actions(p), np.array([0.3, 0.7]), ALIKE)
   g = np.exp(-gamma)
@@ -122,7 +122,7 @@ def test_simpo_rests_at_a_root_of_a_quadratic(gamma):
 
 
 @pytest.mark.parametrize('first', [0.3, 0.8])
-def test_kto_rests_where_its_two_pulls_are_equal(first):
+def test_kto_fixed_point_balances_both_terms(first):
   beta, desirable, undesirable, mu = 0.7, 2.0, 1.0, np.array([first, 1 - first])
   row = catalogue.kto(beta, desirable, undesirable)
   pi = make_rest(row)(two_actions(0.7), mu, ALIKE)
@@ -138,7 +138,7 @@ def test_kto_rests_where_its_two_pulls_are_equal(first):
 
 
 @pytest.mark.parametrize('alpha', [0.0, 0.02])
-def test_xpo_leaves_mu_further_the_more_optimistic_it_is(alpha):
+def test_xpo_moves_further_with_larger_alpha(alpha):
   p, beta, mu = 0.8, 2.0, np.array([0.3, 0.7])
   settle = exact.make_settle(catalogue.xpo(alpha, beta), natural(0.3), 4000)
   pi = np.exp(settle(two_actions(p), mu)['policy'])[0]
@@ -151,7 +151,7 @@ def test_xpo_leaves_mu_further_the_more_optimistic_it_is(alpha):
     assert reward > logit(p) + 0.01
 
 
-def test_ipo_per_token_lets_a_response_of_two_tokens_leave_mu_twice_as_far():
+def test_ipo_per_token_scales_with_length():
   # An example a pair: each action is a response of two tokens, the second of which is sure.
   left, right = (places.reshape(-1, 1, 1) for places in np.indices((3, 3)))
   two = np.ones((9, 1, 2), bool)
@@ -182,7 +182,7 @@ ELSEWHERE = {
 }
 
 
-def test_every_row_of_the_catalogue_has_its_law():
+def test_every_algorithm_has_a_law():
   rows = {
     name
     for name, member in inspect.getmembers(catalogue, inspect.isfunction)

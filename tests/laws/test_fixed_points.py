@@ -121,7 +121,7 @@ def settle_of(name):
 
 
 @pytest.mark.parametrize('name', LAWS)
-def test_a_row_rests_where_theory_says(name):
+def test_algorithms_converge_to_their_fixed_points(name):
   law = LAWS[name]
   for preference, mu in GAMES.values():
     pi = np.exp(settle_of(name)(preference, mu)['policy'])
@@ -130,7 +130,7 @@ def test_a_row_rests_where_theory_says(name):
 
 
 @pytest.mark.parametrize('name', ['nash_prox', 'inpo', 'mnpo', 'online_ipo', 'egpo', 'oelhf'])
-def test_rows_of_the_regularised_nash_rest_there_in_four_actions(name):
+def test_regularised_nash_algorithms_with_four_actions(name):
   mu = np.array([0.1, 0.2, 0.3, 0.4])
   for seed in range(2):
     preference = exact.random_game(seed, 4)

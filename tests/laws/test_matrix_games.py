@@ -51,7 +51,7 @@ GAMES = [
 
 
 @pytest.mark.parametrize(('beta', 'stationary', 'divergence', 'gap'), BIASED)
-def test_nash_md_pg_rests_at_its_own_biased_point(beta, stationary, divergence, gap):
+def test_nash_md_pg_converges_to_its_biased_point(beta, stationary, divergence, gap):
   slots = settle_of(catalogue.nash_md_pg, beta, 0.1)(exact.AGGREGATE)
   log_pi = slots['policy']
   np.testing.assert_allclose(np.exp(log_pi), stationary, atol=6e-7)
@@ -70,21 +70,21 @@ def test_nash_md_pg_rests_at_its_own_biased_point(beta, stationary, divergence, 
     (exact.ROCK_PAPER_SCISSORS, 0.1, (0.43206532, 0.23032931, 0.33760536)),
   ],
 )
-def test_self_play_rests_at_the_regularised_nash(preference, tau, nash):
+def test_self_play_converges_to_the_regularised_nash(preference, tau, nash):
   log_pi = settle_of(catalogue.self_play, tau, rate=min(1.0, 0.5 / tau))(preference)['policy']
   np.testing.assert_allclose(np.exp(log_pi), nash, atol=6e-9)
   assert abs(exploitability(preference, log_pi, tau)) < 1e-9
 
 
 @pytest.mark.parametrize('rate', [0.02, 0.3])
-def test_nash_ema_pg_rests_at_the_regularised_nash_with_its_average(rate):
+def test_nash_ema_pg_converges_to_the_regularised_nash(rate):
   slots = settle_of(catalogue.nash_ema_pg, rate, 0.1)(exact.AGGREGATE)
   np.testing.assert_allclose(np.exp(slots['policy']), NASH, atol=6e-9)
   np.testing.assert_allclose(np.exp(slots['average']), NASH, atol=6e-9)
   np.testing.assert_array_equal(slots['reference'], np.log(exact.MU))
 
 
-def test_best_response_rests_at_the_closed_form():
+def test_best_response_converges_to_the_closed_form():
   settle = settle_of(catalogue.best_response, 0.3)
   for preference, mu in GAMES:
     log_reply, log_sum = reply(preference, np.log(mu), 0.3, mu)
@@ -101,7 +101,7 @@ def test_the_mixture_of_nash_md_pg_is_the_nash_at_a_higher_temperature(beta):
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.5, 1.0])
-def test_two_actions_rest_at_the_closed_form_whatever_beta(beta):
+def test_two_actions_have_a_closed_form(beta):
   p, tau = 0.7, 0.1
   preference = np.array([[0.5, p], [1 - p, 0.5]])
   settle = settle_of(catalogue.nash_md_pg, beta, tau)

@@ -30,11 +30,11 @@ def test_frozen_stays():
   assert moved({'it': frozen}, 3)['it'] == [0, 0, 0]
 
 
-def test_follow_is_the_policy_proposed_last():
+def test_newest_is_the_last_proposed_policy():
   assert moved({'it': newest}, 3)['it'] == [1, 2, 3]
 
 
-def test_ema_weighs_the_newest_by_its_rate():
+def test_ema_weighs_the_newest_by_rate():
   assert moved({'it': ema(0.25)}, 3)['it'] == [0.25, 0.6875, 1.265625]
 
 
@@ -42,11 +42,11 @@ def test_a_snapshot_is_taken_at_the_ends_of_rounds():
   assert moved({'it': snapshot(3)}, 7)['it'] == [0, 0, 3, 3, 3, 6, 6]
 
 
-def test_a_snapshot_may_have_its_first_round_elsewhere():
+def test_snapshot_may_start_at_another_update():
   assert moved({'it': snapshot(4, first=2)}, 7)['it'] == [0, 2, 2, 2, 2, 6, 6]
 
 
-def test_a_snapshot_of_a_slot_is_of_what_it_was():
+def test_snapshot_copies_a_slot_before_the_update():
   slots = moved({'young': snapshot(2), 'old': snapshot(2, of='young')}, 6)
   assert slots['young'] == [0, 2, 2, 4, 4, 6]
   assert slots['old'] == [0, 0, 0, 2, 2, 4]
@@ -65,13 +65,13 @@ def test_the_two_solves_of_onpo_and_their_slots():
   assert slots['snapshot'] == [0, 0, 0, 4, 4, 4, 4, 8]  # pi_t, at the end of the second
 
 
-def test_extragradient_takes_every_second_proposal_and_shows_the_others():
+def test_extragradient_takes_every_second_proposal():
   slots = moved({'ahead': newest}, 4, extragradient)
   assert slots['policy'] == [0, 2, 2, 4]
   assert slots['ahead'] == [1, 2, 3, 4]
 
 
-def test_a_half_step_leaves_the_policy_and_the_optimisers_memory_as_they_were():
+def test_half_step_changes_neither_policy_nor_optimizer():
   row, optimizer = catalogue.egpo(0.1, 1e9), optax.adam(0.1)
   update = tiny.jit(exact.make_exact_update(row, optimizer))
   payoff = jnp.asarray(exact.CYCLE - 0.5)

@@ -40,7 +40,7 @@ def pairs(beta):
   return np.einsum('b,ib,jb->ij', MU, tilted, tilted)
 
 
-def test_what_is_kept_is_tilted_by_the_reward():
+def test_kept_responses_are_tilted_by_the_reward():
   places = kept().left.tokens[..., 0]
   counts = np.zeros((3, 3))
   np.add.at(counts, (places[:, 0], places[:, 1]), 1)
@@ -64,7 +64,7 @@ def descend(algorithm, comparison, rate, steps, start):
   return np.array(jax.nn.softmax(run(state, comparison).params['policy']))
 
 
-def test_it_rests_where_dpo_on_tilted_pairs_does():
+def test_rso_converges_like_dpo_on_tilted_pairs():
   selected = jax.tree.map(jnp.asarray, kept())
   pi = descend(ROW._replace(select=unchanged), selected, 2.0, 300, MU)
   dpo = theory.of_data(theory.sigmoids(GAMMA))
@@ -72,7 +72,7 @@ def test_it_rests_where_dpo_on_tilted_pairs_does():
   assert abs(pi - dpo(exact.CYCLE, MU, np.outer(MU, MU))).max() > 0.1
 
 
-def test_under_rewards_it_rests_at_mu_exp_reward_over_gamma_whatever_is_kept():
+def test_rso_under_rewards_ignores_the_selection():
   settle = exact.make_settle(catalogue.rso(0.5, 0.7, 2, 2), exact.natural(0.5), 2000)
   rewards = np.array([0, np.log(9), np.log(2)])
   pi = np.exp(settle(exact.BRADLEY_TERRY)['policy'])
@@ -80,7 +80,7 @@ def test_under_rewards_it_rests_at_mu_exp_reward_over_gamma_whatever_is_kept():
 
 
 @pytest.mark.parametrize('preference', [0.6, 0.9])
-def test_a_hinge_rests_at_its_margin_however_strong_the_preference(preference):
+def test_rso_hinge_converges_to_its_margin(preference):
   game = np.array([[0.5, preference], [1 - preference, 0.5]])
   mu, gamma, rate = np.array([0.3, 0.7]), 0.5, 0.02
   run = exact.make_run(catalogue.rso_hinge(0.5, gamma, 2, 2), optax.sgd(rate), 20000)

@@ -40,7 +40,7 @@ def one_round(algorithm):
 @pytest.mark.parametrize(
   ('eta', 'least', 'most'), [(1.0, 0, 0.0005), (3.0, 0.0055, 0.0065), (10.0, 0.095, 0.105)]
 )
-def test_what_one_half_costs_sppo(eta, least, most):
+def test_bias_of_constant_log_z_in_sppo(eta, least, most):
   # Of two samples one is the response itself, which halves its worth: hence twice the eta.
   step = weights_step(exact.CYCLE, exact.CYCLE_MU, eta)
   cost = variation(one_round(catalogue.sppo(2 * eta, 2, NEVER, 0.5)), step)
@@ -69,7 +69,7 @@ def settled_on(algorithm, actions, preference, start):
 
 
 @pytest.mark.parametrize('eta', [1.0, 10.0])
-def test_an_estimated_log_z_makes_multiplicative_weights_of_any_step(eta):
+def test_sppo_with_estimated_log_z_is_mwu(eta):
   # The samples are the policy (1/4, 3/4) itself, so that what they estimate is exact.
   preference, pi, samples = np.array([[0.5, 0.9], [0.1, 0.5]]), np.array([0.25, 0.75]), (0, 1, 1, 1)
   step = weights_step(preference, pi, eta)
@@ -79,7 +79,7 @@ def test_an_estimated_log_z_makes_multiplicative_weights_of_any_step(eta):
   assert variation(constant, step) > 0.002 * eta
 
 
-def test_a_pair_of_which_each_stands_for_the_policy_gives_multiplicative_weights():
+def test_sppo_pair_is_mwu_in_expectation():
   pair = one_round(catalogue.sppo_pair(1.0, 2, NEVER))
   assert variation(pair, weights_step(exact.CYCLE, exact.CYCLE_MU, 1.0)) < 0.0005
 
@@ -87,7 +87,7 @@ def test_a_pair_of_which_each_stands_for_the_policy_gives_multiplicative_weights
 # --- Averages ---
 
 
-def test_the_average_of_gpo_comes_to_the_nash_of_the_log_odds():
+def test_average_of_gpo_approaches_log_odds_nash():
   run = exact.make_run(catalogue.gpo(0.1, 2, 1), natural(0.5), 40000)
   path, _ = run(exact.CYCLE, exact.CYCLE_MU)
   policies, scores = np.exp(path), logit(exact.CYCLE)
@@ -106,7 +106,7 @@ SHARES = np.array([0.7, 0.1, 0.2])
 
 # Below one half it overshoots, and every round ends further away.
 @pytest.mark.parametrize('beta', [1.0, 2.0, 0.4])
-def test_a_round_of_spin_goes_one_part_in_beta_of_the_way(beta):
+def test_spin_round_moves_by_one_over_beta(beta):
   updates, start = 1500, np.array([0.6, 0.15, 0.25])
   run = exact.make_run(catalogue.spin(beta, updates), natural(0.5), 2 * updates)
   path, _ = run(exact.CYCLE, start, SHARES)

@@ -153,7 +153,7 @@ def assert_printed(values, text):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_a_row_does_what_is_printed_of_it(name):
+def test_algorithms_reproduce_printed_numbers(name):
   run = RUNS[name]
   policies = path(name)
   assert_printed(theory.gap(exact.CYCLE, policies[-1]), run.last)
@@ -165,14 +165,14 @@ def test_a_row_does_what_is_printed_of_it(name):
     np.testing.assert_allclose(policies[1:301], ideal, rtol=0, atol=1e-6)
 
 
-def test_solving_sppo_to_the_end_keeps_it_close_to_multiplicative_weights_at_this_step():
+def test_converged_sppo_stays_close_to_mwu():
   solved = path('sppo, solved')[1:101]
   ideal = np.exp(list(STEPS['mwu'](100)))
   assert 0 < abs(solved - ideal).max() < 2e-3
 
 
 @pytest.mark.parametrize('name', ['sppo', 'sppo_pair', 'spo', 'dno', 'rebel'])
-def test_the_last_iterate_of_multiplicative_weights_cycles_out(name):
+def test_last_iterate_of_mwu_diverges(name):
   policies = path(name)
   leaders = policies[-600:].argmax(1)
   assert set(leaders) == {0, 1, 2}  # every action leads in turn

@@ -41,7 +41,7 @@ def test_convergence(count, tmp_path):
   assert names == [f'solver {i}' for i in range(count)]
 
 
-def test_zeros_and_rounding_errors_run_along_the_floor(tmp_path):
+def test_values_below_the_floor_are_drawn_there(tmp_path):
   values = jnp.array([1.0, 1e-3, 0, -1e-9, 1e-40])
   figure = game_plots.convergence({'a': (np.arange(5), values)}, '', '', floor=1e-20)
   drawn(figure, tmp_path)
@@ -51,14 +51,14 @@ def test_zeros_and_rounding_errors_run_along_the_floor(tmp_path):
   assert axes.get_ylim()[0] == pytest.approx(1e-21)
 
 
-def test_no_floor_is_drawn_where_nothing_reaches_it(tmp_path):
+def test_floor_is_drawn_only_if_reached(tmp_path):
   figure = game_plots.convergence({'a': ([1, 2], [1e-3, 2e-3])}, '', '')
   drawn(figure, tmp_path)
   assert not figure.axes[0].texts
   assert figure.axes[0].get_ylim() == pytest.approx((1e-3, 1e-2))
 
 
-def test_what_is_not_finite_is_left_out(tmp_path):
+def test_non_finite_values_are_left_out(tmp_path):
   curves = {
     'ends': ([1, 2, 3], [0.1, np.nan, np.inf]),
     'never began': ([1, 2, 3], [np.nan] * 3),
@@ -87,7 +87,7 @@ def test_simplex(count, tmp_path):
   np.testing.assert_allclose(ends, path[-1] @ game_plots.CORNERS)
 
 
-def test_a_path_that_stays_where_it_is(tmp_path):
+def test_constant_path_is_drawn(tmp_path):
   paths = {'still': np.full((5, 3), 1 / 3), 'one point': np.full((1, 3), 1 / 3)}
   drawn(game_plots.simplex(paths, ['a', 'b', 'c'], {}, ''), tmp_path)
 
@@ -112,7 +112,7 @@ def test_matrix_of_many_actions_has_none(tmp_path):
   assert bar.get_ylabel() == 'row beats column, probability'
 
 
-def test_payoffs_beyond_a_sure_win_are_not_called_probabilities(tmp_path):
+def test_large_payoffs_are_not_labelled_probabilities(tmp_path):
   figure = game_plots.payoff_heatmap(2 * matrices.strict_cycle(3), 'abc', '')
   drawn(figure, tmp_path)
   assert [text.get_text() for text in figure.axes[0].texts[:3]] == ['0.00', '1.00', '-1.00']
@@ -130,7 +130,7 @@ def test_bars(tmp_path):
   assert [text.get_text() for text in axes.texts][-1] == '< 0.001'
 
 
-def test_bars_of_many_actions_sum_up_the_rare_ones(tmp_path):
+def test_bars_sum_rare_actions(tmp_path):
   uniform = np.full(43, 1 / 43)
   policy = np.zeros(43)
   policy[[3, 40]] = 0.25, 0.75
@@ -159,12 +159,12 @@ def test_sweep(log, tmp_path):
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ['c', 'b', 'a']
 
 
-def test_pyplot_is_left_alone():
+def test_pyplot_is_not_used():
   game_plots.policy_bars({'a': [0.5, 0.5]}, ['x', 'y'], 'title')
   assert matplotlib.pyplot.get_fignums() == []
 
 
-def test_bands_lie_about_their_curves():
+def test_bands_surround_their_curves():
   at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
   curves = {'with': (at, values), 'without': (at, 2 * values)}
   bands = {'with': (values / 2, values * 2)}
@@ -175,7 +175,7 @@ def test_bands_lie_about_their_curves():
   assert corners[:, 1].max() == 0.2
 
 
-def test_what_theory_says_is_broken_and_of_the_colour_of_its_curve():
+def test_theory_lines_are_dashed_in_their_colour():
   at, values = [1, 10, 100], np.array([1e-1, 1e-2, 1e-3])
   curves = {'with': (at, values), 'without': (at, 2 * values)}
   figure = game_plots.convergence(curves, '', 'gap', theory={'with': (at, 100 * values)})

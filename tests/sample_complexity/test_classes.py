@@ -111,7 +111,7 @@ def looks():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_ratio_bounds_what_the_truth_can_do(looks, name):
+def test_information_ratio_bounds_the_error(looks, name):
   """|E_{p,q} of the error| <= ratio sqrt(error) for 300 opponents; a policy knows itself."""
   look, _ = looks[name]
   link, setting = LINK[name], contexts()
@@ -126,7 +126,7 @@ def test_the_ratio_bounds_what_the_truth_can_do(looks, name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_most_informative_opponent_is_a_corner(looks, name):
+def test_most_informative_opponent_is_one_action(looks, name):
   """No policy has more than the best of all corners, and that is the one chosen."""
   look, _ = looks[name]
   best = look['corners'].max()
@@ -163,7 +163,7 @@ def test_tabular_forms():
   np.testing.assert_allclose(tabular(0.0).estimate(wins)[0, 0], [0.5, 3 / 4, 0.5])
 
 
-def test_the_ratio_of_the_paper_is_boxed():
+def test_width_bounds_the_paper_s_ratio():
   """Against a search over s on a fine grid, and below the ridge of constant / D."""
   setting, counts = contexts(), some_counts(most=6)
   pairs = X * K * (K - 1) / 2
@@ -306,7 +306,7 @@ def test_regressions_against_scipy(looks, name):
   np.testing.assert_allclose(pairs(look['estimate']), expected, atol=1e-6)
 
 
-def test_confidence_sets_hold_the_truth():
+def test_confidence_sets_contain_the_truth():
   """In 1,000 draws at delta = 0.1: at least 900, less three standard errors (28).
 
   Bounds of finite samples hold it more often. The normal one of `logistic` does not by much.
@@ -343,7 +343,7 @@ def test_the_sets_of_all_classes_shrink_with_data():
     assert few / 3.2 < many < few / 2.5
 
 
-def test_the_equilibrium_needs_less_coverage_than_a_policy_off_it():
+def test_equilibrium_needs_the_least_coverage():
   """Where only pairs with the winner are compared, its policy alone is covered well."""
   setting, link = contexts(0.05), probability()
   preference = jnp.full((X, K, K), 0.5).at[:, 0].set(0.9).at[:, :, 0].set(0.1).at[:, 0, 0].set(0.5)

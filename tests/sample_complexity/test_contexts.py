@@ -46,7 +46,7 @@ def alone(setting, place, *arrays):
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_plug_in_and_bonus_learn_every_prompt_by_itself(name):
+def test_plug_in_and_bonus_treat_prompts_independently(name):
   setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
   payoff = link.payoff(preferences(3))
 
@@ -97,7 +97,7 @@ def test_the_version_space_of_two_prompts(name):
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_enhancers_choose_on_every_prompt_by_itself(name):
+def test_enhancers_treat_prompts_independently(name):
   setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
   log_pi = log_policies(5)
 

@@ -76,7 +76,7 @@ def test_the_chain_of_the_other_classes(make):
     check_chain(*run(0.1, name), exploring=name == 'information')
 
 
-def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
+def test_exploration_helps_at_low_tau(anything):
   """Protocol E4, over 100 seeds and after 40 rounds and 80: mean gaps, whose 95 % intervals part.
 
   | tau  | informative     | optimistic      | self-play       | reference       | best of 4       |
@@ -102,7 +102,7 @@ def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
   assert max(early, key=early.get) == 'information'
 
 
-def test_best_of_n_has_the_law_of_the_best_of_n_draws():
+def test_best_of_n_has_the_right_distribution():
   """Against all 3^4 outcomes."""
   estimate = 0.5 + jnp.asarray(matrices.random(3, 5, (1,)))
   log_pi = jnp.log(jnp.array([[0.5, 0.2, 0.3]]))
@@ -117,7 +117,7 @@ def test_best_of_n_has_the_law_of_the_best_of_n_draws():
   np.testing.assert_allclose(even, log_pi, atol=1e-14)
 
 
-def test_the_optimistic_enhancer_is_a_best_reply_to_what_may_be():
+def test_optimistic_enhancer_is_an_optimistic_best_response():
   """No policy of a grid has less E[P - beta Gamma] + tau KL."""
   members, setting = tabular(1.0), single_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.1)
   estimate = 0.5 + jnp.asarray(matrices.random(3, 5, (1,)))

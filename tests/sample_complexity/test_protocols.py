@@ -27,7 +27,7 @@ def ends(gaps):
   return np.asarray(mean - half), np.asarray(mean + half)
 
 
-def test_pessimism_pays_where_little_is_covered_and_tau_is_small():
+def test_pessimism_helps_with_low_coverage_and_tau():
   """Protocol E5: a star of eight, beta = 1, at 100, 1,000 and 10,000 votes: mean gaps.
 
   | pairs with the star | tau  | plug-in                  | bonus                    |
@@ -79,7 +79,7 @@ def test_under_bradley_terry_the_equilibrium_is_the_best_reward():
 
 
 @pytest.mark.parametrize('make', [partial(worlds.bilinear, rank=3), worlds.listed])
-def test_small_classes_learn_sooner(make):
+def test_small_classes_need_fewer_votes(make):
   """The plug-in identity holds for every class; three numbers, or one of fifty, need fewer votes
   than 28: 95 % intervals of gaps are below those of the class of all preferences."""
   world, every = make(8), worlds.anything(8)

@@ -86,7 +86,7 @@ def test_the_leading_constant_and_the_slope(tau, least):
   np.testing.assert_allclose(predicted[-1] * SAMPLES[-1], constant, rtol=1e-6)
 
 
-def test_before_noise_is_small_the_slope_is_a_half():
+def test_slope_is_one_half_for_few_votes():
   """At tau = 2e-4 and up to 1e5 votes gaps are max Z: slopes within 0.05 of -1/2."""
   (gaps, _, _), predicted = learnt(*single(2e-4), jax.random.key(3))
   mean, _ = rates.confidence_interval(gaps)
@@ -94,7 +94,7 @@ def test_before_noise_is_small_the_slope_is_a_half():
   assert (mean < predicted / 3)[:3].all()
 
 
-def test_log_odds_and_prompts_have_their_constant_too():
+def test_leading_constant_for_log_odds_and_prompts():
   random = np.random.default_rng(5)
   prompts, reference = jnp.array([0.2, 0.5, 0.3]), jnp.log(random.dirichlet(np.ones(4), 3))
   setting = Setting(prompts, reference, jnp.asarray(0.3))

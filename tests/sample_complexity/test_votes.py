@@ -33,7 +33,7 @@ def policies(seed):
   return jnp.log(np.random.default_rng(seed).dirichlet(np.ones(K), X))
 
 
-def test_designs_are_shares_of_all_comparisons():
+def test_designs_sum_to_one():
   setting, log_p, log_q = contexts(), policies(1), policies(2)
   for design in (votes.uniform_design(setting), votes.design_around_action(setting, 1, 1e-3)):
     np.testing.assert_allclose(sum_over_pairs(design), setting.prompts, rtol=1e-14)
@@ -79,7 +79,7 @@ def test_votes_have_the_right_mean_and_variance():
     assert (abs(wins.var(axis=0) - variance) <= 5 * np.sqrt(fourth / seeds)).all()
 
 
-def test_a_duel_is_what_two_policies_see_of_an_error():
+def test_duel_weights_give_the_expected_error():
   setting, log_p, log_q = contexts(), policies(1), policies(2)
   delta = jnp.asarray(matrices.prompts(K, X, seed=3))
   seen = jnp.einsum('x,xa,xab,xb', setting.prompts, jnp.exp(log_p), delta, jnp.exp(log_q))
@@ -92,7 +92,7 @@ def test_a_duel_is_what_two_policies_see_of_an_error():
   )
 
 
-def test_links_are_antisymmetric_and_know_their_slope():
+def test_links_are_antisymmetric_with_right_slopes():
   preference = 0.5 + jnp.asarray(matrices.random(5, 0))
   for link in (probability(), log_odds()):
     payoff = link.payoff(preference)

@@ -52,9 +52,9 @@ def compared(payoff, of=(3, 2)):
 
 
 def value(algorithm, payoff=WIN, **renamed):
-  said = algorithm.loss(scores(**renamed), compared(payoff))
-  assert said.shape == (1, 1, 1)
-  return said.item()
+  value = algorithm.loss(scores(**renamed), compared(payoff))
+  assert value.shape == (1, 1, 1)
+  return value.item()
 
 
 def gradient(algorithm, payoff=WIN, **renamed):
@@ -186,7 +186,7 @@ def test_losses_cover_all_pairs_of_responses():
   left, right = np.array([[[-1.0], [-3.0]]]), np.array([[[-2.0], [-2.5], [-4.0]]])
   payoff = np.array([[[0.5, -0.5, 0.25], [0.0, 0.5, -0.5]]])
   pair = compared(WIN)._replace(payoff=jnp.array(payoff))
-  said = pairwise_loss(jnp.square, margin=0.5)(
+  value = pairwise_loss(jnp.square, margin=0.5)(
     {'policy': Scores(jnp.array(left), jnp.array(right))}, pair
   )
   # Leads 1, 1.5, 3 and -1, -.5, 1.
@@ -194,7 +194,7 @@ def test_losses_cover_all_pairs_of_responses():
     [0.5**2, 2.0**2, 0.75 * 2.5**2 + 0.25 * 3.5**2],
     [0.5 * 1.5**2 + 0.5 * 0.5**2, 1.0**2, 1.5**2],
   ]
-  is_close(said, [desired])
+  is_close(value, [desired])
 
 
 def test_reward_model_is_dpo_without_reference():
@@ -268,7 +268,7 @@ def test_kto_mismatches_come_from_the_next_prompt():
 
 
 def points(algorithm, payoff, policy=(-1.75, -2.75), **others):
-  """The loss of two left responses, scored as a whole, after the row's own selection."""
+  """The loss of two left responses, scored as a whole, after the algorithm's own selection."""
   slots = {'policy': policy, **others}
   slots = {slot: Scores(jnp.array(rho)[None, :, None]) for slot, rho in slots.items()}
   comparison = compared(WIN)._replace(right=None, payoff=jnp.array(payoff)[None])
@@ -288,7 +288,7 @@ def test_sppo_is_twice_the_released_loss():
 
 
 def selected(algorithm, payoff):
-  """What the row makes of responses 0, 1, 2, ... compared with themselves: tokens and payoff."""
+  """Tokens and payoff that the algorithm selects from responses 0, 1, 2, ..., all against all."""
   payoff = jnp.array(payoff)[None]
   tokens = jnp.arange(payoff.shape[1])[None, :, None]
   responses = Responses(tokens, jnp.ones_like(tokens, bool))
@@ -357,13 +357,13 @@ def test_rspo_adds_two_penalties_to_sppo(reference):
   is_close(values, desired)
 
 
-def worth_of(eta):
+def mean_payoff_of(eta):
   """(rho_t(y) - rho_t(y') - eta (u(y) - u(y')))^2 at a difference of .3, and a constant."""
   return (1 - eta * 0.3) ** 2 + (eta / 2) ** 2 * (1 - (2 * 0.3) ** 2)
 
 
 def test_rebel_is_a_square_plus_a_constant():
-  is_close(value(catalogue.rebel(0.5, 1), 0.3), worth_of(0.5))
+  is_close(value(catalogue.rebel(0.5, 1), 0.3), mean_payoff_of(0.5))
   left, right = gradient(catalogue.rebel(0.5, 1), 0.3)
   is_close(left, np.full(3, 2 * (1 - 0.15)))
   is_close(right, np.full(3, -2 * (1 - 0.15)))
@@ -384,7 +384,7 @@ def test_dno_labels_are_sigmoids_of_differences():
   p = sigmoid(0.3)
   is_close(value(catalogue.dno(2.0, 1), 0.3), p * logistic(2) + (1 - p) * logistic(-2))
   left, _ = gradient(catalogue.dno(2.0, 1), 0.3)
-  is_close(left, np.full(3, 2 * (sigmoid(2) - p)))  # at rest where 2 times the lead is .3
+  is_close(left, np.full(3, 2 * (sigmoid(2) - p)))  # zero where 2 times the lead is .3
 
 
 # --- Policy gradients ---
@@ -427,8 +427,8 @@ def test_nash_prox_also_penalises_kl_to_the_centre():
 
 
 def test_sft_loss_is_the_negative_log_likelihood():
-  said = catalogue.sft().loss(scores(), compared(WIN))
-  is_close(said, [[1.75]])
+  value = catalogue.sft().loss(scores(), compared(WIN))
+  is_close(value, [[1.75]])
 
 
 # --- Three ways to write a squared loss of pairs ---
@@ -445,19 +445,19 @@ def three_ways(log_pi, chance, payoff, opponent, step):
 
   def mean(payoff):
     side = Scores(*[jnp.array(log_pi)[None, :, None]] * 2)
-    said = loss({'policy': side}, compared(WIN)._replace(payoff=jnp.array(payoff)[None]))[0]
-    return said
+    value = loss({'policy': side}, compared(WIN)._replace(payoff=jnp.array(payoff)[None]))[0]
+    return value
 
-  worth = payoff @ opponent
+  mean_payoff = payoff @ opponent
   ordered = (0.5 + payoff) * mean(np.full((size, size), 0.5))
   ordered += (0.5 - payoff) * mean(np.full((size, size), -0.5))
   g = log_pi[:, None] - log_pi
   literally = {
-    'A': (g - step * (worth[:, None] - worth)) ** 2,
+    'A': (g - step * (mean_payoff[:, None] - mean_payoff)) ** 2,
     'B': (0.5 + payoff) * (g - step / 2) ** 2 + (0.5 - payoff) * (g + step / 2) ** 2,
     'C': (g - step * payoff) ** 2,
   }
-  by_library = {'A': mean(worth[:, None] - worth), 'B': ordered, 'C': mean(payoff)}
+  by_library = {'A': mean(mean_payoff[:, None] - mean_payoff), 'B': ordered, 'C': mean(payoff)}
   return [{way: np.sum(chance * grid) for way, grid in w.items()} for w in (literally, by_library)]
 
 

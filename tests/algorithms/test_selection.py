@@ -108,7 +108,7 @@ def test_pair_by_mean_payoff_pairs_two_left_responses():
 
 
 def test_pair_with_best_ranks_candidates_among_themselves():
-  """Of 5 and 6, 6 wins; that 5 beats all the others is not asked. Leads are those over 4."""
+  """Of 5 and 6, 6 wins; wins of 5 over the others do not count. Payoffs are against 4."""
   beats = np.zeros((4, 4))
   beats[0, 1], beats[3, 1], beats[3, 2], beats[2, 0], beats[2, 1] = 0.2, 0.3, 0.1, 0.5, 0.4
   pair = pair_with_best(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)

@@ -1,4 +1,4 @@
-"""The expected gradient of a row is that of the regularised preference, and its noise is known."""
+"""Expected policy gradients are those of the regularised preference, with known variance."""
 
 from functools import partial
 
@@ -72,13 +72,15 @@ def test_nash_md_pg_follows_the_regularised_preference(baseline):
 
 @pytest.mark.parametrize('name', exact.POLICY_GRADIENTS)
 def test_policy_gradients_follow_their_objective(name):
-  algorithm, prices = exact.POLICY_GRADIENTS[name]
+  algorithm, coefficients = exact.POLICY_GRADIENTS[name]
   ascent = exact.ascent_of(name)
 
   def objective(logits, params, preference):
     log_pi = jax.nn.log_softmax(logits)
-    costs = sum(tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in prices.items())
-    return jnp.exp(log_pi) @ (preference @ opponent(algorithm, params) - costs)
+    penalties = sum(
+      tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in coefficients.items()
+    )
+    return jnp.exp(log_pi) @ (preference @ opponent(algorithm, params) - penalties)
 
   for seed in range(3):
     preference = exact.random_game(seed, 3)

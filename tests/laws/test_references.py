@@ -1,4 +1,4 @@
-"""References move by their rules, and a step that is not taken leaves no trace but in them."""
+"""References follow their rules, and steps that are not taken change nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 
 def moved(references, updates, step=always):
-  """Each slot after every update, the policy being proposed the number of the update."""
-  row = Algorithm([], [], None, references, step=step)
-  state = initial_state(row, jnp.zeros(()), optax.sgd(1.0))
+  """Each slot after every update; the proposed policy is the number of the update."""
+  algorithm = Algorithm([], [], None, references, step=step)
+  state = initial_state(algorithm, jnp.zeros(()), optax.sgd(1.0))
   after = []
   for update in range(1, updates + 1):
-    state = advance(row, state, jnp.float64(update), state.optimizer)
+    state = advance(algorithm, state, jnp.float64(update), state.optimizer)
     after.append({slot: float(value) for slot, value in state.slots.items()})
   return {slot: [params[slot] for params in after] for slot in after[0]}
 
@@ -72,10 +72,10 @@ def test_extragradient_takes_every_second_proposal():
 
 
 def test_half_step_changes_neither_policy_nor_optimizer():
-  row, optimizer = catalogue.egpo(0.1, 1e9), optax.adam(0.1)
-  update = tiny.jit(exact.make_exact_update(row, optimizer))
+  algorithm, optimizer = catalogue.egpo(0.1, 1e9), optax.adam(0.1)
+  update = tiny.jit(exact.make_exact_update(algorithm, optimizer))
   payoff = jnp.asarray(exact.CYCLE - 0.5)
-  states = [initial_state(row, jnp.log(jnp.asarray(exact.CYCLE_MU)), optimizer)]
+  states = [initial_state(algorithm, jnp.log(jnp.asarray(exact.CYCLE_MU)), optimizer)]
   for _ in range(4):
     states.append(jax.tree.map(jnp.copy, update(jax.tree.map(jnp.copy, states[-1]), payoff)))
   for before, half, whole in (states[0:3], states[2:5]):

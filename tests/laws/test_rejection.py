@@ -1,4 +1,4 @@
-"""RSO: what it accepts is distributed as mu exp(r / beta), and where its two losses rest."""
+"""RSO: accepted responses are distributed as mu exp(r / beta), and fixed points of its losses."""
 
 import functools
 
@@ -25,7 +25,7 @@ MU = np.array([0.3, 0.4, 0.3])
 
 @functools.cache
 def kept():
-  """What the row selects of samples of MU in the cyclic game."""
+  """The selection of the algorithm from samples of MU in the cyclic game."""
   draws = np.random.default_rng(0).choice(3, (PROMPTS, 1 + CANDIDATES, 1), p=MU)
   samples = Responses(jnp.asarray(draws), jnp.ones(draws.shape, bool))
   payoff = jnp.asarray(exact.CYCLE - 0.5)[draws, draws.swapaxes(1, 2)]
@@ -47,7 +47,7 @@ def test_kept_responses_are_tilted_by_the_reward():
   expected = pairs(BETA)
   error = np.sqrt(expected * (1 - expected) / PROMPTS)
   assert (abs(counts / PROMPTS - expected) < 4.5 * error).all()
-  assert (abs(np.outer(MU, MU) - expected) > 9 * error).sum() > 4  # which would be told apart
+  assert (abs(np.outer(MU, MU) - expected) > 9 * error).sum() > 4  # distinguishable from no tilt
   payoff = exact.CYCLE[places[:, :, None], places[:, None, :]] - 0.5
   np.testing.assert_array_equal(kept().payoff, payoff)
 
@@ -73,9 +73,11 @@ def test_rso_converges_like_dpo_on_tilted_pairs():
 
 
 def test_rso_under_rewards_ignores_the_selection():
-  settle = exact.make_settle(catalogue.rso(0.5, 0.7, 2, 2), exact.natural(0.5), 2000)
+  find_fixed_point = exact.make_find_fixed_point(
+    catalogue.rso(0.5, 0.7, 2, 2), exact.natural(0.5), 2000
+  )
   rewards = np.array([0, np.log(9), np.log(2)])
-  pi = np.exp(settle(exact.BRADLEY_TERRY)['policy'])
+  pi = np.exp(find_fixed_point(exact.BRADLEY_TERRY)['policy'])
   np.testing.assert_allclose(pi, softmax(np.log(exact.MU) + rewards / 0.7), rtol=0, atol=1e-9)
 
 

@@ -176,7 +176,7 @@ def payoffs(actions: int, games: int, seed: int) -> np.ndarray:
 
 
 def case_a() -> list[Case]:
-  """One large game with a price."""
+  """One large regularised game."""
   cases = []
   table = payoffs(100, 1, seed=0)
   for tau in (0.1, 0.02):
@@ -201,7 +201,7 @@ def case_a() -> list[Case]:
 
 
 def case_b() -> list[Case]:
-  """Many small games with a price at once."""
+  """Many small regularised games at once."""
   cases = []
   tables = payoffs(10, 4096, seed=1)
   for tau in (0.1, 0.02):
@@ -233,7 +233,7 @@ def case_b() -> list[Case]:
 
 
 def case_c() -> list[Case]:
-  """Equilibria without a price."""
+  """Equilibria of unregularised games."""
   cases = []
   for actions in (25, 300):
     table = payoffs(actions, 1, seed=2)
@@ -241,12 +241,12 @@ def case_c() -> list[Case]:
     seconds, pi = timed(lambda table=table: maximal_lottery(table[0]), 9)
     with np.errstate(divide='ignore'):
       gap = float(exploitability(free, jnp.log(pi)))
-    # The other way: a price so small that hardly anything is paid.
-    priced = make_game(table[0], tau=1e-5 * abs(table).max())
+    # The alternative: a negligible tau.
+    regularised = make_game(table[0], tau=1e-5 * abs(table).max())
     near = ours(
       'equilibrium, tau = 1e-5 max|A|',
       equilibrium,
-      priced,
+      regularised,
       judge=lambda e, free=free: exploitability(free, e.log_pi),
       count=lambda e: e.steps,
       runs=9,
@@ -255,7 +255,7 @@ def case_c() -> list[Case]:
     rows += [
       peer(name, table) for name in ('quantecon_minmax', 'nashpy_lp', 'gambit_lp', 'open_spiel_lp')
     ]
-    cases.append(Case(f'(c) a {actions}x{actions} game without a price', 'game', rows))
+    cases.append(Case(f'(c) a {actions}x{actions} unregularised game', 'game', rows))
   return cases
 
 

@@ -49,7 +49,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
   return shifted - np.log(np.exp(shifted).sum())
 
 
-# --- With a price ---
+# --- Regularised ---
 
 
 def gambit_logit(payoff, job):
@@ -69,7 +69,7 @@ def gambit_logit(payoff, job):
 def polarix_lle(payoff, job):
   """Adam on the regularised gap, in float32, with the step 1e-2 that it comes with.
 
-  `polarix.solve` always makes 100,000 iterations, because it waits for the gap without a price to
+  `polarix.solve` always makes 100,000 iterations, because it waits for the unregularised gap to
   vanish; so this goes through the same iterations, and stops as soon as the gap is what it should.
   """
   import polarix
@@ -136,7 +136,7 @@ def scipy_root(payoff, job):
   return run
 
 
-# --- Without a price ---
+# --- Unregularised ---
 
 
 def gambit_lp(payoff, job):

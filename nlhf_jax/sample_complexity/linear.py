@@ -109,11 +109,7 @@ def make_ellipsoid_class(
   inverse = jnp.linalg.pinv(flat)
 
   def norms(counts, gradients):
-    """The norm of each gradient by theta, [*B, F], in the inverse of the information matrix."""
-    factor = jnp.linalg.cholesky(information_matrix(features, counts, ridge))
-    rows = gradients.reshape(-1, gradients.shape[-1]).T
-    solved = jax.scipy.linalg.solve_triangular(factor, rows, lower=True)
-    return jnp.sqrt((solved**2).sum(axis=0)).reshape(gradients.shape[:-1])
+    return inverse_norms(information_matrix(features, counts, ridge), gradients)
 
   def error(estimate, counts, member):
     change = inverse @ difference(estimate, member).ravel()
@@ -153,6 +149,16 @@ def make_ellipsoid_class(
     return 2 * (jnp.linalg.slogdet(information_matrix(features, counts, ridge))[1] - empty)
 
   return PreferenceClass(estimate, error, width, bonus, widest, worst, radius, potential)
+
+
+def inverse_norms(
+  matrix: Float[Array, 'F F'], gradients: Float[Array, '*B F']
+) -> Float[Array, '*B']:
+  """The norm of each gradient in the inverse of a positive definite matrix."""
+  factor = jnp.linalg.cholesky(matrix)
+  rows = gradients.reshape(-1, gradients.shape[-1]).T
+  solved = jax.scipy.linalg.solve_triangular(factor, rows, lower=True)
+  return jnp.sqrt((solved**2).sum(axis=0)).reshape(gradients.shape[:-1])
 
 
 def information_matrix(features: Features, counts: Counts, ridge: float) -> Float[Array, 'F F']:

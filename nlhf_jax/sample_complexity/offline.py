@@ -95,11 +95,10 @@ def learn_in_version_space(
 ) -> LearnedPolicy:
   """Option I: max over p, min over q and over members P within the budget, of J_P(p, q).
 
-  The maximum is concave; mirror ascent with falling steps follows the payoff of the worst member
-  found, and the best policy on the way is returned. The minimum is not convex: opponents that start
-  at every vertex and at the reference take one `worst_case_step` per update, and restart if that is
-  worse for the policy. The upper bound of the worst-case payoff is the payoff of a best response to
-  the weighted mixture of all members and opponents found, in which late ones have larger weights.
+  The maximum is concave: mirror ascent with falling steps, which returns its best iterate. The
+  minimum is not convex: opponents start at all vertices and the reference, take a `worst_case_step`
+  per update, and restart where that is worse for the policy. `left` compares with a best response
+  to the mixture of all members and opponents found, in which late ones have larger weights.
 
   Args:
     members: the class.
@@ -116,7 +115,7 @@ def learn_in_version_space(
     faced = jax.vmap(
       lambda log_q: worst_case_step(members, setting, link, estimate, counts, budget, log_pi, log_q)
     )
-    # Continued, then restarted: [2, S, ...].
+    # [2, S, ...]: continued, restarted.
     both = jax.tree.map(
       lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]),
       faced(jnp.concatenate([opponents, initial_opponents(setting)])),

@@ -56,7 +56,7 @@ def logs(policy):
 
 
 def at(game: Game, tau) -> Game:
-  """The same game at another price."""
+  """The same game with another tau."""
   return game._replace(tau=np.asarray(tau, float))
 
 

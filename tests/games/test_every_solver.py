@@ -14,33 +14,33 @@ from nlhf_jax.games.solve import log_spaced_updates, solve
 from tests.games.solving import at, gap, logs, path, paths
 
 # How to make every solver, with what number for each of three games; then how close it comes
-# to which equilibrium in 3000 updates: its last policy or its average, at the price or without.
+# to which equilibrium in 3000 updates: its last policy or its average, regularised or not.
 SIZES = (1.0, 0.9, 0.8)
 INVERSES = (1.0, 1.2, 1.3)
 TABLE = {
-  'nash_md': ((SIZES,), 'last', 'priced', 2e-2),
-  'nash_md_decreasing': ((), 'last', 'priced', 1e-6),
-  'self_play': ((SIZES,), 'last', 'priced', 1e-25),
+  'nash_md': ((SIZES,), 'last', 'regularised', 2e-2),
+  'nash_md_decreasing': ((), 'last', 'regularised', 1e-6),
+  'self_play': ((SIZES,), 'last', 'regularised', 1e-25),
   'mwu': (((0.1, 0.2, 0.3),), 'average', 'free', 2e-2),
   'sppo': (((0.1, 0.2, 0.3),), 'average', 'free', 2e-2),
-  'inpo': ((INVERSES,), 'last', 'priced', 1e-25),
-  'nash_ema': ((SIZES, (0.5, 0.6, 0.7)), 'last', 'priced', 1e-25),
-  'mmd': ((SIZES,), 'last', 'priced', 1e-25),
+  'inpo': ((INVERSES,), 'last', 'regularised', 1e-25),
+  'nash_ema': ((SIZES, (0.5, 0.6, 0.7)), 'last', 'regularised', 1e-25),
+  'mmd': ((SIZES,), 'last', 'regularised', 1e-25),
   'mpo': ((SIZES, (30, 40, 50)), 'last', 'free', 1e-7),
   'mmd_ema': ((SIZES, (0.05, 0.04, 0.03)), 'last', 'free', 1e-7),
   'comal': ((INVERSES, (30, 40, 50)), 'last', 'free', 1e-7),
-  'optimistic': ((SIZES,), 'last', 'priced', 1e-25),
+  'optimistic': ((SIZES,), 'last', 'regularised', 1e-25),
   'optimistic_mwu': ((SIZES,), 'last', 'free', 1e-9),
-  'extragradient': ((SIZES,), 'last', 'priced', 1e-25),
-  'mirror_prox': ((SIZES,), 'last', 'priced', 1e-25),
-  'best_response': (((0.1, 0.15, 0.2),), 'last', 'priced', 1e-25),
-  'smooth_fictitious_play': ((), 'last', 'priced', 1e-5),
+  'extragradient': ((SIZES,), 'last', 'regularised', 1e-25),
+  'mirror_prox': ((SIZES,), 'last', 'regularised', 1e-25),
+  'best_response': (((0.1, 0.15, 0.2),), 'last', 'regularised', 1e-25),
+  'smooth_fictitious_play': ((), 'last', 'regularised', 1e-5),
   'fictitious_play': ((), 'last', 'free', 1e-2),
   'regret_matching': ((), 'average', 'free', 1e-2),
   'regret_matching_plus': ((), 'average', 'free', 1e-2),
-  'newton': ((), 'last', 'priced', 1e-25),
-  'anderson': ((), 'last', 'priced', 1e-25),
-  'proximal_point': ((SIZES,), 'last', 'priced', 1e-25),
+  'newton': ((), 'last', 'regularised', 1e-25),
+  'anderson': ((), 'last', 'regularised', 1e-25),
+  'proximal_point': ((SIZES,), 'last', 'regularised', 1e-25),
 }
 NEED_SUPPORT = ('newton', 'anderson', 'proximal_point')
 
@@ -79,7 +79,7 @@ def test_the_table_has_every_solver():
 
 @pytest.fixture
 def three(float64):
-  """Three games at prices of their own, and starts for them."""
+  """Three games with different tau, and starts for them."""
   payoffs = np.stack([matrices.rock_paper_scissors(*row) for row in GENERIC])
   mu, starts = np.random.default_rng(1).dirichlet(np.full(3, 5.0), (2, 3))
   return at(make_game(payoffs, mu), np.array([0.1, 0.15, 0.2])), logs(starts)
@@ -91,14 +91,14 @@ GENERIC = np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.4], [0.3, 0.3, 0.2]])
 @pytest.mark.parametrize('name', TABLE)
 def test_every_solver_converges_under_vmap(name, three):
   games, starts = three
-  _, what, price, tolerance = TABLE[name]
+  _, what, target, tolerance = TABLE[name]
   found = paths(maker(name), games, np.array([3, 3000]), starts, numbers(name, slice(None)))
   for i in range(3):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], games)
     alone = stepped(name, i, one, starts[i], updates=3)
     # A best action has the others at -inf.
     np.testing.assert_allclose(np.exp(found.last[i, 0]), np.exp(alone), rtol=0, atol=1e-12)
-    judged = one if price == 'priced' else at(one, 0)
+    judged = one if target == 'regularised' else at(one, 0)
     assert gap(judged, getattr(found, what)[i, 1]) < tolerance
 
 

@@ -78,9 +78,9 @@ def test_small_gaps_are_accurate(actions):
   games = batch(actions, 100, seed=1)
   naive = []
   for tau in (0.1, 0.02):
-    priced = at(games, np.full(100, tau))
-    log_pi = nashes(priced)
-    assert (jax.vmap(gap)(priced, log_pi) < 1e-25).all()
+    regularised = at(games, np.full(100, tau))
+    log_pi = nashes(regularised)
+    assert (jax.vmap(gap)(regularised, log_pi) < 1e-25).all()
     log_pi, mu = np.array(log_pi), np.exp(games.log_reference)
     gains = np.einsum('sij,sj->si', games.payoff, np.exp(log_pi))
     log_sum = special.logsumexp(gains / tau, axis=1, b=mu)
@@ -164,26 +164,26 @@ reverse = jax.jit(jax.jacrev(policy))
 
 
 @pytest.fixture(params=[0.3, 0.05])
-def priced(request):
+def regularised(request):
   return make_game(SKEW, np.random.default_rng(7).dirichlet(np.ones(4)), request.param)
 
 
 @pytest.mark.parametrize('part', [0, 1, 2], ids=Game._fields)
-def test_derivatives_are_those_of_finite_differences(priced, part):
+def test_derivatives_are_those_of_finite_differences(regularised, part):
   chosen = [part == i for i in range(3)]
   tangent = Game(*(chosen[i] * jnp.asarray(DIRECTION[i]) for i in range(3)))
   width = 1e-5 if part < 2 else 1e-6
 
   def moved(by):
-    return np.exp(nash(jax.tree.map(lambda at, way: at + by * way, priced, tangent)))
+    return np.exp(nash(jax.tree.map(lambda at, way: at + by * way, regularised, tangent)))
 
   expected = (moved(width) - moved(-width)) / (2 * width)
   assert abs(expected).max() > 1e-2
-  np.testing.assert_allclose(forward(priced, tangent), expected, rtol=0, atol=2e-8)
+  np.testing.assert_allclose(forward(regularised, tangent), expected, rtol=0, atol=2e-8)
   along = jax.tree.map(
-    lambda slope, way: np.tensordot(slope, way, way.ndim), reverse(priced), tangent
+    lambda slope, way: np.tensordot(slope, way, way.ndim), reverse(regularised), tangent
   )
-  np.testing.assert_allclose(along[part], forward(priced, tangent), rtol=0, atol=1e-12)
+  np.testing.assert_allclose(along[part], forward(regularised, tangent), rtol=0, atol=1e-12)
 
 
 def test_derivatives_of_a_batch_are_those_of_each_game():

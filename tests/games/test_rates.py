@@ -188,7 +188,7 @@ def test_the_step_for_extragradient_is_fast():
   assert gaps(game, last)[0] < 1e-12
 
 
-# --- Without a price: averages, and the last of optimistic steps ---
+# --- Unregularised: averages, and the last iterate of optimistic steps ---
 
 TIMES = np.array([100, 1000, 10_000, 100_000])
 

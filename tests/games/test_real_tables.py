@@ -216,7 +216,7 @@ def test_counts_of_choices(folder, name):
 
 
 def test_low_tau_approaches_the_linear_program(gambles):
-  """In proportion to the price, as there is one equilibrium without."""
+  """In proportion to tau, since the unregularised equilibrium is unique."""
   payoffs = gambles[1].payoff
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
   with jax.enable_x64(True):
@@ -233,7 +233,7 @@ def test_low_tau_approaches_the_linear_program(gambles):
 def test_bots_at_low_tau(bots):
   """No reply gains more than tau log K, which is what leaving a uniform reference costs at most.
 
-  The equilibrium without a price is still far: it tells actions apart by a few millionths.
+  The unregularised equilibrium is still far: it depends on payoff differences of a few millionths.
   """
   with jax.enable_x64(True):
     found = jax.jit(exact.equilibrium)(make_game(bots.payoff, tau=1e-3))

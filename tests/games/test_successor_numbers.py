@@ -1,6 +1,6 @@
 """The methods after Nash-MD on one cyclic game, against numbers simulated independently.
 
-Duality gaps are of the game without a price, max (P p) - min (p P), of the last policy and of the
+Duality gaps are of the unregularised game, max (P p) - min (p P), of the last policy and of the
 average of them all. Numbers in texts are compared as printed, to half a unit in the last place.
 """
 

@@ -295,10 +295,10 @@ def test_regressions_against_scipy(looks, name):
   won, lost = pairs(wins), pairs(wins.swapaxes(1, 2))
 
   def cost(theta):
-    z, price = rows @ theta, 0.7 * theta @ theta
+    z, penalty = rows @ theta, 0.7 * theta @ theta
     if name == 'linear':
-      return won @ (0.5 - z) ** 2 + lost @ (0.5 + z) ** 2 + price
-    return won @ np.logaddexp(0, -z) + lost @ np.logaddexp(0, z) + price / 2
+      return won @ (0.5 - z) ** 2 + lost @ (0.5 + z) ** 2 + penalty
+    return won @ np.logaddexp(0, -z) + lost @ np.logaddexp(0, z) + penalty / 2
 
   theta = optimize.minimize(cost, np.zeros(3), options={'gtol': 1e-9}).x
   z = rows @ theta

@@ -37,7 +37,7 @@ def logs(policies):
     return jnp.log(policies)
 
 
-def prices(setting):
+def kl_penalties(setting):
   """tau KL(p, reference) on the grid."""
   p = np.maximum(GRID, 1e-300)
   return TAU * (GRID * (np.log(p) - np.asarray(setting.log_reference[0]))).sum(axis=1)
@@ -50,7 +50,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
   """
   setting, _, wins, counts = three_actions()
   estimate, budget = MEMBERS.estimate(wins), jnp.asarray(1.5)
-  price = prices(setting)
+  penalty = kl_penalties(setting)
 
   @jax.jit
   def least(log_p):
@@ -59,9 +59,9 @@ def test_the_version_space_against_all_policies_of_a_grid():
       worst = MEMBERS.worst(estimate, counts, weights, budget)
       return jnp.exp(log_p[0]) @ (worst[0] - 0.5) @ jnp.exp(log_q)
 
-    return (jax.vmap(one)(logs(GRID)) + price).min()
+    return (jax.vmap(one)(logs(GRID)) + penalty).min()
 
-  values = jax.lax.map(lambda p: least(p[None]), logs(GRID)) - price
+  values = jax.lax.map(lambda p: least(p[None]), logs(GRID)) - penalty
 
   @jax.jit
   def solve(updates):
@@ -73,7 +73,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
   assert found.value <= worst + 1e-9
   assert worst - found.value < 2e-3  # and not by much: the grid is fine enough
   assert worst >= values.max() - 1e-9
-  assert values.max() > values[np.argmin(price)] + 0.001  # there was something to find
+  assert values.max() > values[np.argmin(penalty)] + 0.001  # there was something to find
   # What is said to be left is no less than what more updates gain, and falls with them.
   few, many = solve(10), solve(4000)
   for less, more in ((few, found), (found, many)):
@@ -92,12 +92,12 @@ def test_the_bonus_against_all_policies_of_a_grid(link):
   np.fill_diagonal(payoff, 0)
   reference = np.exp(setting.log_reference[0])
 
-  def value(p, price):
-    return -TAU * np.log(np.exp(-(p @ payoff) / TAU) @ reference) - price
+  def value(p, penalty):
+    return -TAU * np.log(np.exp(-(p @ payoff) / TAU) @ reference) - penalty
 
   p = np.exp(log_pi[0])
   best = value(p, TAU * (p * (log_pi[0] - setting.log_reference[0])).sum())
-  grid = [value(p, price) for p, price in zip(GRID, prices(setting), strict=True)]
+  grid = [value(p, penalty) for p, penalty in zip(GRID, kl_penalties(setting), strict=True)]
   assert max(grid) <= best + 1e-12
   assert max(grid) > best - 0.005
   np.testing.assert_allclose(found.value, best, rtol=1e-12)

@@ -22,7 +22,7 @@ ROUNDS, SEEDS = 80, 100
 
 
 def played(world, actions):
-  """A function that runs all seeds with a strategy at a price, compiled and run once."""
+  """A function that runs all seeds with a strategy and a tau, compiled and run once."""
 
   @jax.jit
   def run(tau, strategy):

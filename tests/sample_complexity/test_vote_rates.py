@@ -18,7 +18,7 @@ SAMPLES = np.array([1e3, 1e4, 1e5, 1e7, 1e8])
 
 
 def single(tau):
-  """A game whose equilibrium without a price plays five of six actions."""
+  """A game whose unregularised equilibrium plays five of six actions."""
   reference = jnp.log(np.random.default_rng(0).dirichlet(np.full(K, 5.0), 1))
   preference = 0.5 + jnp.asarray(matrices.random(K, 3, (1,)))
   return Setting(jnp.ones(1), reference, jnp.asarray(tau)), preference

@@ -295,9 +295,7 @@ def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int
   sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
   words = {left, right} & sides.keys()
   if words:
-    raise UserError(
-      f"{where}: the name '{words.pop()}' can be mistaken for the word for a winner; rename it."
-    )
+    raise UserError(f"{where}: the name '{words.pop()}' is also a keyword for a winner; rename it.")
   sides |= {left: (1, 0, 0), right: (0, 1, 0)}
   if winner not in sides:
     raise UserError(

@@ -100,8 +100,8 @@ def learn_offline(
       offline.learn_with_bonus(*seen, beta),
       offline.learn_in_version_space(*seen, budget, updates),
     )
-    gaps = Offline(*(gap(setting, payoff, learnt.log_pi) for learnt in found))
-    return gaps, Offline(*(learnt.left for learnt in found))
+    gaps = Offline(*(gap(setting, payoff, learned.log_pi) for learned in found))
+    return gaps, Offline(*(learned.left for learned in found))
 
   return jax.vmap(one)(samples)
 

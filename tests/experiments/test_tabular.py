@@ -1,4 +1,4 @@
-"""The tabular experiment: from its command to its files, and what it says of mistakes."""
+"""The tabular experiment: from its command to its files, and its error messages."""
 
 import json
 import runpy
@@ -25,7 +25,7 @@ def at_the_root(monkeypatch):
 
 @pytest.fixture
 def solved(tmp_path):
-  """A function that runs the command with few updates and gives its results."""
+  """A function that runs the command with few updates and returns its results."""
 
   def solved(config, *overrides):
     arguments = [config, f'--workdir={tmp_path}', *(f'--config.{text}' for text in overrides)]
@@ -54,7 +54,7 @@ def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
   assert results['solvers']['nash_md_decreasing']['gap_tau'][-1] < 1e-8
   assert results['solvers']['fictitious_play']['gap'][-1] < 1e-2  # an average already
   assert 1e-6 < results['solvers']['nash_md']['gap_tau'][-1] < 1e-4  # biased at a constant step
-  assert results['solvers']['mwu']['gap'][-1] > 0.1  # its last iterate spirals out
+  assert results['solvers']['mwu']['gap'][-1] > 0.1  # its last iterate diverges
 
   files = {path.name for path in tmp_path.iterdir()}
   figures = {name for name in files if name.endswith('.png')}

@@ -1,4 +1,4 @@
-"""The exact language-model game: what is listed agrees with what is sampled, and runs keep."""
+"""The token game: enumeration agrees with sampling, and runs resume."""
 
 import json
 from functools import partial
@@ -43,7 +43,7 @@ def at_the_root(monkeypatch):
 
 @pytest.fixture
 def toy():
-  """The config, of which a run takes seconds."""
+  """A small config, whose run takes seconds."""
   config = command.load(CONFIG)
   config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
   for row in config.methods.values():
@@ -96,7 +96,7 @@ def test_probabilities_of_the_listed_responses_sum_to_one(experiment):
 
 
 def places(game, responses):
-  """Where sampled responses stand in the list, by another way than the judge's."""
+  """Indices of sampled responses in the list, computed independently of the judge."""
   listed = {tuple(row): place for place, row in enumerate(game.responses.tokens[0].tolist())}
   return np.array([[listed[tuple(row)] for row in rows] for rows in responses.tokens.tolist()])
 
@@ -177,7 +177,7 @@ def test_running_again_changes_nothing(toy, tmp_path, capsys):
 
 
 def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
-  """Cut within its second round, it ends where it would have; votes are on what the row selects."""
+  """A run cut in its second round ends as the uncut one; votes are on the selected pairs."""
   toy.game.response_length = 2
 
   def learned(folder):
@@ -205,7 +205,7 @@ def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   np.testing.assert_array_equal(first, json_lines.read_json(cut / 'votes_0.json')['wins'])
   np.testing.assert_array_equal(second, json_lines.read_json(cut / 'votes_1.json')['wins'])
   assert (np.trace(first, axis1=1, axis2=2) == 0).all()
-  assert 30 <= first.sum() <= 50  # but for responses that met themselves
+  assert 30 <= first.sum() <= 50  # without votes between equal responses
   assert (second >= first).all()
   assert 60 <= second.sum() <= 100
 

@@ -1,4 +1,4 @@
-"""What a matrix says by itself: winners, ratings and cycles, turns, uniqueness."""
+"""Social choice: winners, ratings and cycles, disc games, uniqueness of equilibria."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every solver: over games, starts and numbers at once, on one action, from policies with zeros."""
+"""All solvers: batches of games, starts and numbers; one action; policies with zeros."""
 
 import inspect
 import warnings
@@ -13,8 +13,8 @@ from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solve import log_spaced_updates, solve
 from tests.games.solving import at, gap, logs, path, paths
 
-# How to make every solver, with what number for each of three games; then how close it comes
-# to which equilibrium in 3000 updates: its last policy or its average, regularised or not.
+# Arguments of every solver for three games; then which of its policies comes how close to which
+# equilibrium in 3000 updates: its last policy or its average, regularised or not.
 SIZES = (1.0, 0.9, 0.8)
 INVERSES = (1.0, 1.2, 1.3)
 TABLE = {
@@ -54,7 +54,7 @@ def numbers(name, chosen):
 
 
 def stepped(name, chosen, game, start, updates):
-  """The policy after some updates, made one by one as a user would."""
+  """The policy after some updates, made one by one."""
   solver = maker(name)(*(number.item() for number in numbers(name, chosen)))
   state = solver.init(game, jnp.asarray(start))
   for _ in range(updates):
@@ -96,7 +96,7 @@ def test_every_solver_converges_under_vmap(name, three):
   for i in range(3):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], games)
     alone = stepped(name, i, one, starts[i], updates=3)
-    # A best action has the others at -inf.
+    # All actions but the best one are at -inf.
     np.testing.assert_allclose(np.exp(found.last[i, 0]), np.exp(alone), rtol=0, atol=1e-12)
     judged = one if target == 'regularised' else at(one, 0)
     assert gap(judged, getattr(found, what)[i, 1]) < tolerance
@@ -135,8 +135,7 @@ def test_policies_may_have_zeros(name, float64):
   game = make_game(matrices.rock_paper_scissors(*GENERIC[0]), [0.5, 0.3, 0.2], 0.2)
   policy = np.exp(stepped(name, 0, game, logs([0, 0.4, 0.6]), updates=3))
   np.testing.assert_allclose(policy.sum(), 1, rtol=0, atol=1e-12)
-  # Steps around the last policy leave zeros alone; a first step that forgets it, or a response
-  # to it, does not.
+  # Steps from the last policy keep zeros; best responses, and a first step with full pull, do not.
   forget = ('nash_md_decreasing', 'best_response', 'smooth_fictitious_play')
   if name in forget:
     assert policy.min() > 0

@@ -1,4 +1,4 @@
-"""Every format of a file of preferences, and every mistake in one."""
+"""All file formats of preferences, and the errors for malformed files."""
 
 import json
 
@@ -18,7 +18,7 @@ PAIRS = 'left,right,left_wins,right_wins\nrock,paper,1,3\npaper,scissors,1,7\nsc
 
 @pytest.fixture
 def write(tmp_path):
-  """A function that writes a file and gives its path."""
+  """A function that writes a file and returns its path."""
 
   def write(content, name='mine.csv'):
     path = tmp_path / name
@@ -137,7 +137,7 @@ def test_votes(write):
   ],
 )
 def test_json(write_json, key, entries, value, names):
-  """An object says what its numbers are, a list is what the user says."""
+  """Objects declare the kind of their numbers; for lists the setting decides."""
   named = {'names': list(names)} if names else {}
   for batch in (value, np.stack([value, value.T])):
     table = files.read(write_json({key: batch.tolist(), **named}))

@@ -1,4 +1,4 @@
-"""Equilibria to the last digits: Newton never fails, and its answer can be differentiated."""
+"""Newton solves all games to machine precision, and its results have derivatives."""
 
 from functools import partial
 
@@ -15,10 +15,10 @@ from tests.games.solving import at, gap, gaps, nash, nashes, path
 pytestmark = pytest.mark.usefixtures('float64')
 
 TAUS = (0.1, 0.02, 0.005, 0.001)
-AT_ONE_PRICE = Game(0, 0, None)  # axes of a batch of games that share tau
+SAME_TAU = Game(0, 0, None)  # axes of a batch of games that share tau
 
 find_one = jax.jit(exact.equilibrium)
-find_all = jax.jit(jax.vmap(exact.equilibrium, (AT_ONE_PRICE, None)))
+find_all = jax.jit(jax.vmap(exact.equilibrium, (SAME_TAU, None)))
 
 
 def batch(actions, count, seed=0):

@@ -1,4 +1,4 @@
-"""What Nash learning's paper says of matrices, and what was computed once for its algorithms.
+"""Numbers on matrix games from the paper of Nash learning, and numbers computed for this project.
 
 Numbers in texts are compared as they were printed, to half a unit in their last place.
 """
@@ -113,7 +113,7 @@ def test_transitive_raters_form_a_cyclic_population():
   assert choice.condorcet_winner(RATERS) is None
 
 
-# Sampling, the reward that it fits to the second and third action, and P(y > pi).
+# Sampling, the fitted rewards of the second and third action, and P(y > pi).
 EVEN = (1 / 3, 1 / 3, 1 / 3)
 FITS = [
   (RATERS, EVEN, '0.000000 0.000000', '.500000 .500000 .500000'),
@@ -133,7 +133,7 @@ def test_fitted_rewards_move_with_the_sampling(payoff, sampling, rewards, prefer
   preferred = payoff @ np.array(sampling) + 0.5
   assert_printed(reward[1:], rewards)
   assert_printed(preferred, preferences)
-  # RLHF is a best response to the data, which alone changes; a tie is one of both.
+  # RLHF is a best response to the sampling policy; in a tie it is one of the two.
   if payoff is TYPES or sampling != EVEN:
     np.testing.assert_array_equal(np.argsort(reward), np.argsort(preferred))
 
@@ -158,7 +158,7 @@ def test_the_fit_preserves_preferences_to_the_sampling():
 
 
 def test_other_samplings_of_the_same_support_change_a_reward_gap():
-  """Theorem 2, by its construction, at the pair that the fit gets wrong."""
+  """Theorem 2: its construction, on the pair that the fit orders wrongly."""
   reward = np.array(fitted(RATERS, MU))
   wrong = abs(special.expit(reward[0] - reward[1]) - 0.5 - RATERS[0, 1])
   assert wrong > 0.01
@@ -274,7 +274,7 @@ def test_one_step_in_isolation():
   assert_printed(np.exp(reply(game, policy)), '.66859494 .28297670 .04842836')
 
 
-# The part of the reference in the mixture, the policy where Nash-MD rests, its KL and its gap.
+# The part of the reference in the mixture, the fixed point of Nash-MD, its KL and its gap.
 LIMITS = [
   (0.125, '.614098 .161560 .224341', '.000556', '.000086'),
   (0.25, '.627078 .150046 .222876', '.002256', '.000343'),
@@ -376,7 +376,7 @@ def test_local_stability():
 def test_two_actions(first, tau, printed):
   game = make_game([[0, 0.2], [-0.2, 0]], [first, 1 - first], tau)
   assert_printed(np.exp(nash(game))[0], printed)
-  for beta in (0.125, 0.5, 1.0):  # which makes no difference
+  for beta in (0.125, 0.5, 1.0):  # the result does not depend on it
     last = path(solvers.nash_md, game, np.array([2000]), None, (beta / tau,)).last[0]
     assert_printed(np.exp(last)[0], printed)
 
@@ -387,7 +387,7 @@ def test_equilibrium_kl_is_at_most_half_over_tau(tau):
   games = make_game(matrices.random(5, 2, (200,)), mu, tau)
   paid = jax.vmap(divergence)(nashes(games), games.log_reference)
   assert paid.max() <= 1 / (2 * tau)
-  # What it is owed to: against the reference, the equilibrium wins more than it pays for.
+  # The reason: against the reference the equilibrium wins more than its KL penalty.
   wins = np.einsum('si,sij,sj->s', np.exp(nashes(games)), games.payoff, mu)
   assert (wins - tau * paid >= 0).all()
 

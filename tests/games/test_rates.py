@@ -1,4 +1,4 @@
-"""How fast solvers converge: the bounds of their theorems at every step, and rates as measured."""
+"""Convergence of solvers: bounds of theorems at every step, and measured rates."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from tests.games.solving import (
 pytestmark = pytest.mark.usefixtures('float64')
 
 ACTIONS = 4
-SIZE = np.float64(0.5)  # the most that a payoff can be, so that all games have the same steps
+SIZE = np.float64(0.5)  # the largest payoff, so that all games have the same steps
 ROUNDING = 1e-26
 WEIGHTED = matrices.rock_paper_scissors(0.2, 0.3, 0.5)
 
@@ -147,7 +147,7 @@ def test_proximal_points_contract_at_every_step(eta):
 
 
 def test_damped_best_responses_have_the_local_rate_of_the_spectrum():
-  """Three actions turn in one plane, so that one number, sigma, says how fast."""
+  """With three actions the rotation is in one plane, and sigma alone determines its speed."""
   for seed in range(5):
     game = make_game(matrices.rock_paper_scissors(*np.random.default_rng(seed).random(3)), MU, 0.1)
     log_nash = nash(game)
@@ -194,7 +194,7 @@ TIMES = np.array([100, 1000, 10_000, 100_000])
 
 
 def test_fictitious_play_counts_without_rounding():
-  """Against integers, every tie going to the first action.
+  """Compared with integer counts, where ties go to the first action.
 
   Printed as 1.9e-2, 6.1e-3, 1.9e-3 and 6.0e-4, which is what counts in floating point give, where
   the rounding of A n breaks the ties.

@@ -1,4 +1,4 @@
-"""Preferences that people and bots have shown, against equilibria computed by others."""
+"""Measured preferences of people and bots, with equilibria from other programs."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def folder(shared):
 
 @pytest.fixture(scope='session')
 def expected(folder):
-  """The equilibria computed once by linear programming, by the start of their names."""
+  """The stored equilibria of linear programs, by prefix of their names."""
   known = json.loads((folder / 'games/reference_equilibria.json').read_text())
 
   def find(start):
@@ -69,7 +69,7 @@ def gambles(folder):
 
 
 def check_equilibrium(names, payoff, known):
-  """The linear program's equilibrium has the support and, to 1e-9, the probabilities known."""
+  """Checks support and probabilities, to 1e-9, of the maximal lottery."""
   pi = exact.maximal_lottery(payoff)
   assert {names[k] for k in np.flatnonzero(pi > 1e-9)} == set(known['nash'])
   np.testing.assert_allclose(pi, [known['nash'].get(name, 0) for name in names], atol=1e-9)
@@ -119,7 +119,7 @@ def test_half_the_scale_is_a_sure_win(bots, folder):
 
 
 def test_arena(arena, expected):
-  """Its equilibrium is not the only one: what both are is unbeaten."""
+  """The equilibrium is not unique; both equilibria are unbeaten."""
   names, payoff, notes = arena
   known = expected('chatbot_arena_25')
   assert len(names) == known['n'] == 25

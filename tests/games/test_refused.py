@@ -1,4 +1,4 @@
-"""What is no game and no step is refused, with a sentence that says why."""
+"""Invalid games and steps are refused with a message."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Payoffs of any unit: what is said of a matrix does not change with its scale."""
+"""Social choice and maximal lotteries do not depend on the scale of payoffs."""
 
 import numpy as np
 import pytest

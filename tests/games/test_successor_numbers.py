@@ -1,4 +1,4 @@
-"""The methods after Nash-MD on one cyclic game, against numbers simulated independently.
+"""Methods after Nash-MD on one cyclic game, against independently simulated numbers.
 
 Duality gaps are of the unregularised game, max (P p) - min (p P), of the last policy and of the
 average of them all. Numbers in texts are compared as printed, to half a unit in the last place.
@@ -97,7 +97,7 @@ def test_optimistic_steps_converge_slowly(game, make, printed):
   assert run(game, make, (SIZE,), 4000)[1] < last / 2
 
 
-# What is printed of last gaps near rounding, 6.5e-14, 1e-8 and 1e-15, is their size.
+# Of printed gaps near rounding, 6.5e-14, 1e-8 and 1e-15, only the magnitude is checked.
 @pytest.mark.parametrize(
   ('make', 'numbers', 'updates', 'smallest', 'largest', 'average'),
   [

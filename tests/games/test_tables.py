@@ -1,4 +1,4 @@
-"""Tables of preferences: what the rules give, and which numbers are refused."""
+"""Games from counts, probabilities and payoffs, and refused numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Figures are drawn from whatever solvers leave behind, and hide none of it."""
+"""Figures show all values that solvers produce, also zeros and non-finite ones."""
 
 import jax.numpy as jnp
 import matplotlib.image
@@ -12,7 +12,7 @@ from nlhf_jax.reporting import game_plots
 
 
 def drawn(figure: Figure, folder) -> np.ndarray:
-  """The pixels of the figure as a file; its legends must not cover its axes."""
+  """The pixels of the saved figure; checks that legends do not cover its axes."""
   path = folder / 'figure.png'
   figure.savefig(path, dpi=50)
   assert path.read_bytes().startswith(b'\x89PNG\r\n\x1a\n')
@@ -23,7 +23,7 @@ def drawn(figure: Figure, folder) -> np.ndarray:
 
 
 def in_ink(pixels: np.ndarray) -> float:
-  """The share of pixels that are not white."""
+  """The fraction of pixels that are not white."""
   return (pixels[..., :3] < 0.99).any(axis=-1).mean()
 
 
@@ -36,7 +36,7 @@ def test_convergence(count, tmp_path):
   lines = figure.axes[0].lines
   assert all(line.get_xdata().min() == 1 for line in lines)
   assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == count
-  # Named in the order of their right ends.
+  # The legend is in the order of the last values.
   names = [text.get_text() for text in figure.legends[0].get_texts()]
   assert names == [f'solver {i}' for i in range(count)]
 

@@ -28,7 +28,7 @@ def corner(*actions):
 
 
 def features():
-  """Of a bilinear preference: products of three-dimensional items."""
+  """Features of a bilinear preference: products of three-dimensional items."""
   return product_features(jnp.asarray(np.random.default_rng(1).normal(size=(X, K, F))))
 
 
@@ -65,7 +65,7 @@ def truth(name):
 
 
 def some_counts(seed=4, most=40):
-  """Whole numbers, with a pair that never met."""
+  """Integer counts, with a pair that was never compared."""
   counts = np.triu(np.random.default_rng(seed).integers(1, most, (X, K, K)), 1).astype(float)
   counts[0, 1, 2] = 0
   return jnp.asarray(counts + counts.swapaxes(1, 2))

@@ -1,4 +1,4 @@
-"""How unsure votes leave each class: closed forms against definitions, and against brute force."""
+"""Uncertainty of each class: closed forms against definitions and brute force."""
 
 from itertools import product
 
@@ -70,7 +70,7 @@ def boxed_width(counts, weights, constant):
 
 
 def looked_at(name):
-  """Everything that a class says of one data set, in one program."""
+  """All functions of a class on one data set, in one program."""
   members, link, setting = classes()[name], LINK[name], contexts()
   opponents = log_policies(6, 300)
 
@@ -127,7 +127,7 @@ def test_information_ratio_bounds_the_error(looks, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_most_informative_opponent_is_one_action(looks, name):
-  """No policy has more than the best of all corners, and that is the one chosen."""
+  """No policy has a larger ratio than the best action, which is the one chosen."""
   look, _ = looks[name]
   best = look['corners'].max()
   assert (look['ratios'] <= best * (1 + 1e-12)).all()
@@ -192,7 +192,7 @@ def test_the_bonus_is_the_ratio_of_one_pair(looks, name):
 
 
 def test_finite_forms_against_a_loop(looks):
-  """The likeliest of six members; ratio, error and least member by trying all."""
+  """The most likely of six members; ratio, error and worst member by enumeration."""
   look, wins = looks['finite']
   all_members, counts = np.asarray(listed()), np.asarray(votes.comparison_counts(wins))
   likely = [(np.asarray(wins) * np.log(p)).sum() for p in all_members]
@@ -344,7 +344,7 @@ def test_the_sets_of_all_classes_shrink_with_data():
 
 
 def test_equilibrium_needs_the_least_coverage():
-  """Where only pairs with the winner are compared, its policy alone is covered well."""
+  """If only pairs with the winner are compared, only its policy is covered well."""
   setting, link = contexts(0.05), probability()
   preference = jnp.full((X, K, K), 0.5).at[:, 0].set(0.9).at[:, :, 0].set(0.1).at[:, 0, 0].set(0.5)
   design = votes.design_around_action(setting, 0, 1e-3)

@@ -1,4 +1,4 @@
-"""Several prompts, and payoffs in log-odds: a prompt is learnt as if it were the only one."""
+"""Several prompts, and payoffs in log-odds: prompts are learned independently."""
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures('float64')
 MEMBERS = tabular(0.7)
 LINKS = {'probability': probability(), 'log_odds': log_odds(3.0)}
 TAUS = {'probability': 0.1, 'log_odds': 0.5}
-# What the bonus charges, and what a pair without votes leaves of it, stay within (0, 1) here.
+# Probabilities minus bonuses stay within (0, 1) here, also for a pair without votes.
 BETA = 0.2
 
 
 def asked():
-  """Votes on both prompts, and what they say."""
+  """Votes on both prompts, and the estimate from them."""
   wins = votes.sample_wins(jax.random.key(0), preferences(3), some_counts())
   return votes.comparison_counts(wins), MEMBERS.estimate(wins)
 
@@ -66,12 +66,12 @@ def test_plug_in_and_bonus_treat_prompts_independently(name):
     values = np.array([single.value for single in singles])
     np.testing.assert_allclose(learnt.value, setting.prompts @ values, rtol=0, atol=1e-12)
     assert abs(learnt.left) < 1e-12
-  assert abs(together[0][0].log_pi - together[1][0].log_pi).max() > 0.1  # the bonus says something
+  assert abs(together[0][0].log_pi - together[1][0].log_pi).max() > 0.1  # the bonus has an effect
 
 
 @pytest.mark.parametrize('name', LINKS)
 def test_the_version_space_of_two_prompts(name):
-  """Two that are alike share a budget evenly, and one that never comes has no part in it."""
+  """Equal prompts share a budget evenly; a prompt of probability zero gets none of it."""
   link, (counts, estimate) = LINKS[name], asked()
   single = contexts(TAUS[name])
 
@@ -135,9 +135,9 @@ def test_the_chain_of_two_prompts(name):
   course, potential = jax.device_get(learn(jax.random.split(jax.random.key(0), 20)))
   check_chain(course, potential, exploring=True)
   assert course.left.max() < 1e-12
-  assert course.gap[:, -1].mean() < course.gap[:, 1:5].mean()  # at first nothing is known
+  assert course.gap[:, -1].mean() < course.gap[:, 1:5].mean()  # large gaps at the start
   assert (course.wins.sum(axis=(1, 2, 3)) <= rounds * batch).all()
-  assert (course.wins.sum(axis=(2, 3)) > 0).all()  # both prompts were asked about
+  assert (course.wins.sum(axis=(2, 3)) > 0).all()  # both prompts have votes
   one = gap(setting, link.payoff(preference), jnp.asarray(course.log_pi[0, -1]))
   np.testing.assert_allclose(course.gap[0, -1], one, rtol=1e-9)
   assert course.log_pi.shape == (20, rounds, X, K)

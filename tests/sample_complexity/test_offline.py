@@ -73,8 +73,8 @@ def test_the_version_space_against_all_policies_of_a_grid():
   assert found.value <= worst + 1e-9
   assert worst - found.value < 2e-3  # and not by much: the grid is fine enough
   assert worst >= values.max() - 1e-9
-  assert values.max() > values[np.argmin(penalty)] + 0.001  # there was something to find
-  # What is said to be left is no less than what more updates gain, and falls with them.
+  assert values.max() > values[np.argmin(penalty)] + 0.001  # the problem is not trivial
+  # `left` is at least the gain of more updates, and falls with them.
   few, many = solve(10), solve(4000)
   for less, more in ((few, found), (found, many)):
     assert 0 <= more.value - less.value <= less.left + 1e-12
@@ -83,7 +83,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
 
 @pytest.mark.parametrize('link', [LINK, log_odds(3.0)], ids=['probability', 'log_odds'])
 def test_the_bonus_against_all_policies_of_a_grid(link):
-  """The max player of P - beta Gamma: no policy of the grid does better against its best reply."""
+  """No policy of the grid does better in P - beta Gamma against its best response."""
   setting, _, wins, counts = three_actions()
   estimate = MEMBERS.estimate(wins)
   found = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, 0.7)

@@ -1,4 +1,4 @@
-"""Enhancers, and the chain of inequalities behind learning by asking, round by round."""
+"""Enhancers, and the chain of inequalities of online learning, round by round."""
 
 from functools import cache
 from itertools import product
@@ -66,7 +66,7 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
     course, potential = anything(tau, name)
     check_chain(course, potential, exploring=name == 'information')
     if name == 'self-play':
-      assert course.width.max() < 1e-12  # a policy learns nothing about itself
+      assert course.width.max() < 1e-12  # a policy against itself is not informative
 
 
 @pytest.mark.parametrize('make', [worlds.bilinear, worlds.listed])
@@ -112,7 +112,7 @@ def test_best_of_n_has_the_right_distribution():
   for draws in product(range(3), repeat=4):
     law[max(draws, key=lambda a: score[a])] += np.prod(pi[list(draws)])
   np.testing.assert_allclose(found, law, rtol=1e-12)
-  # Without votes all are even, and the best is anyone.
+  # Without votes all actions tie, and the best of n has the policy's distribution.
   even = online.best_of_enhancer(LINK, 4)(jnp.full((1, 3, 3), 0.5), jnp.zeros((1, 3, 3)), log_pi)
   np.testing.assert_allclose(even, log_pi, atol=1e-14)
 

@@ -55,7 +55,7 @@ def test_pessimism_helps_with_low_coverage_and_tau():
   ratio = covered.bonus.mean(axis=0) / covered.plug_in.mean(axis=0)
   assert ((ratio > 1) & (ratio < 1.6)).all()
   assert max(left.plug_in.max(), left.bonus.max()) < 1e-9 < left.version_space.max()
-  # The version space charges less than the bonus, which adds up over all pairs.
+  # The version space is less pessimistic than the bonus, which is summed over all pairs.
   assert (dear.version_space.mean(axis=0) < dear.bonus.mean(axis=0)).all()
 
 
@@ -74,7 +74,7 @@ def test_under_bradley_terry_the_equilibrium_is_the_best_reward():
   found = jax.jit(jax.vmap(learn))(keys())
   for gaps in found:
     assert (abs(log_log_slopes(samples, gaps.mean(axis=0)) + 1) < 0.15).all()
-  # Four numbers are learnt sooner than ten.
+  # Four parameters need fewer votes than ten.
   assert (ends(found.fitted)[1] < ends(found.tabular)[0]).all()
 
 

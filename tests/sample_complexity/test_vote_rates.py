@@ -1,4 +1,4 @@
-"""The plug-in equilibrium: its gap as an identity, and what it costs in votes to leading order."""
+"""The plug-in equilibrium: its gap as an identity, and to leading order in the number of votes."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def single(tau):
 
 
 def plug_in(link, members, setting, preference, counts, key):
-  """Gap, identity and bound of the equilibrium of what votes say."""
+  """Gap, identity and bound of the equilibrium of the estimate."""
   estimated = link.payoff(members.estimate(votes.sample_wins(key, preference, counts)))
   payoff, log_pi = link.payoff(preference), equilibrium(setting, estimated)
   return (
@@ -75,7 +75,7 @@ def test_the_leading_constant_and_the_slope(tau, least):
   small = least <= SAMPLES
   mean, half = (np.asarray(values)[small] for values in rates.confidence_interval(gaps))
   error = half / 1.96 / mean
-  assert (error < 0.04).all()  # so that this says something
+  assert (error < 0.04).all()  # otherwise the test has no power
   assert (abs(mean / np.asarray(predicted)[small] - 1) <= 3 * error).all()
   spread = np.hypot(error[1:], error[:-1]) / np.diff(np.log(SAMPLES[small]))
   assert (abs(rates.log_log_slopes(SAMPLES[small], mean) + 1) < 3 * spread).all()

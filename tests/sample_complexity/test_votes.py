@@ -1,4 +1,4 @@
-"""The oracle and its designs: shares that add up, votes of the right mean and variance."""
+"""Designs sum to one, and votes have the right mean and variance."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_designs_sum_to_one():
     assert (jnp.diagonal(design, axis1=1, axis2=2) == 0).all()
   star = votes.design_around_action(setting, 1, 1e-3)
   np.testing.assert_allclose(star[:, 0, 2] / star[:, 0, 1], 1e-3, rtol=1e-12)
-  # What is not drawn against itself: 1 - sum_a p_a q_a.
+  # The probability of two different actions: 1 - sum_a p_a q_a.
   design = votes.design_from_policies(setting, log_p, log_q)
   wasted = (jnp.exp(log_p) * jnp.exp(log_q)).sum(axis=1)
   np.testing.assert_allclose(sum_over_pairs(design), setting.prompts * (1 - wasted), rtol=1e-14)

@@ -179,13 +179,13 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
 def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
   """The learners of the section `votes`."""
   plain, shared = shared_settings(config)
-  asked = {name: plain['votes'][name] for name in ('batches', 'ridge')}
+  vote_settings = {name: plain['votes'][name] for name in ('batches', 'ridge')}
   learners = {}
   for label, section in config.votes.learners.items():
     training = make_self_play_training(config, section, f'config.votes.learners.{label}')
-    stage_settings = shared | asked | {'training': plain['votes']['learners'][label]}
+    stage_settings = shared | vote_settings | {'training': plain['votes']['learners'][label]}
     stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
-    learners[label] = Learner(training, stage, **asked)
+    learners[label] = Learner(training, stage, **vote_settings)
   return learners
 
 

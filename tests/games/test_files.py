@@ -193,7 +193,7 @@ BAD_CSV = {
     'left,right,winner\na,b,tie\na,b,c\n'
   ),
   "line 2: the winner '' must be": 'left,right,winner\na,b,\n',
-  "line 2: the name 'left' can be mistaken": 'left,right,winner\nb,left,left\n',
+  "line 2: the name 'left' is also a keyword": 'left,right,winner\nb,left,left\n',
   "line 2, right_wins: '-1' is no count": 'left,right,left_wins,right_wins\na,b,1,-1\n',
   "line 2, left_wins: '' is no count": 'left,right,left_wins,right_wins\na,b,,1\n',
   "line 2, ties: 'inf' is no count": 'left,right,left_wins,right_wins,ties\na,b,1,1,inf\n',

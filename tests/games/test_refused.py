@@ -27,7 +27,7 @@ BAD = [
   (RPS, None, -0.1, r'tau=-0\.1 must be at least 0'),
   (RPS, None, np.nan, 'tau=nan must be'),
   (RPS, None, np.inf, 'tau=inf must be .* finite'),
-  (RPS, [0.5, 0.5, 0], 0.1, r'reference\[2\] is 0\.0; .*leave the action out'),
+  (RPS, [0.5, 0.5, 0], 0.1, r'reference\[2\] is 0\.0; .*leave it out'),
   (RPS, [0.5, 0.7, -0.2], 0.1, r'reference\[2\] is -0\.2'),
   (RPS, [0.5, np.nan, 0.5], 0.1, r'reference\[1\] is nan'),
   (RPS, [0.5, 0.5], 0.1, r'3 actions a probability; its shape is \(2,\)'),

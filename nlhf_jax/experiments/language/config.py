@@ -230,12 +230,12 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
   payoffs = training.algorithm.payoffs
-  if row.judge == 'reward' and 'reward' not in payoffs:
+  given = {'reward'} if row.judge == 'reward' else {'probability', 'log_odds'}
+  if not given.intersection(payoffs):
     raise UserError(
-      f"{field}.judge='reward': '{row.algorithm}' learns from probabilities; use another judge."
+      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}', which learns from payoffs "
+      f'of the kind {" or ".join(payoffs)}; use another judge.'
     )
-  if row.judge != 'reward' and payoffs == ('reward',):
-    raise UserError(f"{field}.judge='{row.judge}': '{row.algorithm}' needs the judge 'reward'.")
   if row.feedback == 'verdict' and row.judge == 'reward':
     raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
   if row.feedback == 'verdict' and 'log_odds' in payoffs:

@@ -152,8 +152,8 @@ def test_rlhf_is_left_out_without_a_fit(solved, tmp_path, capsys):
   path.write_text('left,right,winner\na,b,a\nb,a,a\n')
   results = solved(f'{CONFIG}:file', f'game.path={path}', 'only=newton', 'solvers.newton.updates=9')
   assert 'rlhf' not in results
-  assert 'No finite Bradley-Terry reward' in capsys.readouterr().out
-  assert 'No finite Bradley-Terry reward' in (tmp_path / 'report.html').read_text()
+  assert 'best Bradley-Terry fit has no finite rewards' in capsys.readouterr().out
+  assert 'best Bradley-Terry fit has no finite rewards' in (tmp_path / 'report.html').read_text()
 
 
 def test_runs_remove_figures_of_other_games(solved, tmp_path):

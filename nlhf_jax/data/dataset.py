@@ -13,9 +13,9 @@ import numpy as np
 
 from nlhf_jax.data import examples, sources, token_store, tokenizers
 from nlhf_jax.data.batches import Examples
-from nlhf_jax.data.examples import Entry, Reading
+from nlhf_jax.data.examples import Entry, ExampleSource
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.ranges import AtLeastOne, ProperFraction, Range
@@ -55,7 +55,7 @@ class Corpus(NamedTuple):
   account: dict[str, Any]
   entries: Callable[[], Iterator[Entry]]
 
-  def texts(self, split: Split) -> list[Record]:
+  def texts(self, split: Split) -> list[Example]:
     """The comparisons of a split, as they were written."""
     wanted = {tuple(place) for place in split.places.tolist()}
     found = {
@@ -64,7 +64,7 @@ class Corpus(NamedTuple):
     return [found[tuple(place)] for place in split.places.tolist()]
 
 
-def make_synthetic(
+def make_synthetic_corpus(
   seed: int,
   posts: AtLeastOne,
   held_out: AtLeastOne,
@@ -91,7 +91,7 @@ def make_synthetic(
   """
 
   def entries():
-    records = itertools.islice(generator.records(seed), posts + held_out)
+    records = itertools.islice(generator.examples(seed), posts + held_out)
     return ((0, number, record) for number, record in enumerate(records, start=1))
 
   what = {'source': 'synthetic', 'seed': seed, 'posts': posts + held_out}
@@ -114,7 +114,7 @@ def make_synthetic(
   return _corpus(tokenizer, said, said.records, tested, lengths, entries, embedded=True)
 
 
-def make_file(
+def make_file_corpus(
   seed: int,
   path: str,
   form: str,
@@ -152,21 +152,23 @@ def make_file(
 
   def refuse(file, number, problem, remedy):
     if not skip_bad:
-      raise examples.unusable(examples.place(found, file, number), str(problem), remedy)
+      raise examples.unusable_row(
+        examples.describe_place(found, file, number), str(problem), remedy
+      )
 
   what = {
     'sources': sources.digest(reading.source for reading in found),
     'forms': [reading.form.__name__ for reading in found],
     'skip_bad': skip_bad,
   }
-  entries = functools.partial(examples.read, found)
+  entries = functools.partial(examples.read_entries, found)
   texts = functools.partial(_texts, entries, refuse)
   tokenizer, said = _kept(folder, what, entries, texts, vocabulary, pretrained, refuse)
   if not said.account['rows']:
     raise UserError(f'{path}: no rows found; write one JSON object a line, or give another file.')
-  examples.announce(path, said.account['dropped'])
+  examples.print_skipped(path, said.account['dropped'])
   fit = _fitting(found, said, prompt_length, skip_bad)
-  examples.announce(path, fit.dropped)
+  examples.print_skipped(path, fit.dropped)
   prompts = _part(said, fit.records, part)
   tested = _tested(path, prompts, held_out, seed)
   rows = fit.records[np.isin(fit.records['prompt'], prompts)]
@@ -220,10 +222,10 @@ def _kept(
     known = tokenizer
     if known is None:
       known = tokenizers.train(texts(), vocabulary)
-      (draft / own).write_text(tokenizers.stored(known))
+      (draft / own).write_text(tokenizers.to_text(known))
     token_store.write(draft, entries(), known, refuse)
 
-  token_store.once(place, write)
+  token_store.write_once(place, write)
   if tokenizer is None:
     tokenizer = tokenizers.restore((place / own).read_text())
   return tokenizer, token_store.read(place)
@@ -243,7 +245,9 @@ class _Fitting(NamedTuple):
   dropped: dict[str, int]
 
 
-def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: bool) -> _Fitting:
+def _fitting(
+  found: Sequence[ExampleSource], said: Tokenised, length: int, skip_bad: bool
+) -> _Fitting:
   """The records whose prompts are short enough; unless others are skipped, all have to be."""
   lengths = said.prompts.lengths(said.records['prompt'])
   fits = lengths <= length
@@ -253,8 +257,8 @@ def _fitting(found: Sequence[Reading], said: Tokenised, length: int, skip_bad: b
     problem = (
       f"field 'prompt' has {lengths[~fits][0]} tokens and leaves no room for a response ({setting})"
     )
-    where = examples.place(found, int(first['file']), int(first['number']))
-    raise examples.unusable(where, problem, 'shorten it, raise that length')
+    where = examples.describe_place(found, int(first['file']), int(first['number']))
+    raise examples.unusable_row(where, problem, 'shorten it, raise that length')
   reason = f"field 'prompt' leaves no room for a response ({setting} tokens)"
   long = int((~fits).sum())
   return _Fitting(said.records[fits], {reason: long} if long else {})

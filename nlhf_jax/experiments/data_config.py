@@ -19,7 +19,7 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   """
   settings = config.data.to_dict()
   source = settings.pop('source')
-  makers = {'synthetic': dataset.make_synthetic, 'file': dataset.make_file}
+  makers = {'synthetic': dataset.make_synthetic_corpus, 'file': dataset.make_file_corpus}
   if source not in makers or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "

@@ -38,7 +38,7 @@ def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str
     if before.get('about') == given.about:
       counts.update(before['counts'])
     accounts[name] = {'about': given.about, 'counts': dict(counts)}
-    if distributed.of_first(bool(counts)):
+    if distributed.broadcast_from_first(bool(counts)):
       json_lines.write_json(path, accounts[name])
   return accounts
 

@@ -105,7 +105,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config that trains language models, or judges."""
   yield Section(GeneralSettings, config, 'config')
   from_file = 'path' in config.data  # whatever the source is called, which is checked later
-  make_corpus = dataset.make_file if from_file else dataset.make_synthetic
+  make_corpus = dataset.make_file_corpus if from_file else dataset.make_synthetic_corpus
   yield Section(make_corpus, config.data, 'config.data')
   yield Section(sharding.make_mesh, config.mesh, 'config.mesh')
   yield Section(architectures.small, config.model, 'config.model')

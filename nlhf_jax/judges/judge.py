@@ -92,7 +92,7 @@ def spelled(
 
   def sides(responses):
     tokens, mask = distributed.fetch((responses.tokens, responses.mask))
-    texts = tokenizers.texts(tokenizer, tokens, mask)
+    texts = tokenizers.response_texts(tokenizer, tokens, mask)
     return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
 
   asked = tokenizers.prompt_texts(tokenizer, *distributed.fetch((prompts.tokens, prompts.mask)))

@@ -112,7 +112,7 @@ def make_remote(
     return np.array([said.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
-    return distributed.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
+    return distributed.compute_on_first(lambda: answered(prompts, left, right), (len(prompts),))
 
   return Remote(preference, lambda: _priced(counts, prices))
 

@@ -59,7 +59,7 @@ class Architecture(NamedTuple):
   key_heads: int
   head_size: int
   hidden: int
-  longest: int
+  max_positions: int
   layers: tuple[Layer, ...]
   activation: str = 'silu'
   gated: bool = True  # SwiGLU and GeGLU (arXiv 2002.05202)
@@ -97,13 +97,13 @@ def small(
     key_heads=key_heads,
     head_size=head_size,
     hidden=hidden,
-    longest=1 << 20,
+    max_positions=1 << 20,
     layers=(Layer(Rotary(rotary_base)),) * layers,
     embedding_scale=width**0.5,
   )
 
 
-def read(folder: Path) -> tuple[str, Architecture]:
+def read_architecture(folder: Path) -> tuple[str, Architecture]:
   """The `model_type` and the architecture of a model, whichever release of transformers wrote it.
 
   Raises:
@@ -115,14 +115,14 @@ def read(folder: Path) -> tuple[str, Architecture]:
     from transformers import AutoConfig  # with it comes PyTorch, if there is one: seconds
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return config.model_type, from_config(config)
+    return config.model_type, architecture_from_config(config)
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None
   except Exception as error:  # whatever the file leads to
     raise UserError(f'{folder}/config.json cannot be used: {first_line(error)}.') from None
 
 
-def from_config(config: Any) -> Architecture:
+def architecture_from_config(config: Any) -> Architecture:
   """The architecture of a `transformers` config.
 
   Raises:
@@ -145,9 +145,9 @@ def _common(config, **differences) -> Architecture:
     key_heads=config.num_key_value_heads,
     head_size=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
     hidden=config.intermediate_size,
-    longest=config.max_position_embeddings,
+    max_positions=config.max_position_embeddings,
     layers=_layers(config),
-    activation=known(ACTIVATIONS, 'hidden_act', activation),
+    activation=lookup(ACTIVATIONS, 'hidden_act', activation),
     norm_epsilon=config.rms_norm_eps,
     tied=config.tie_word_embeddings,
     **differences,
@@ -195,9 +195,9 @@ def _gpt2(config):
     key_heads=config.n_head,
     head_size=config.n_embd // config.n_head,
     hidden=config.n_inner or 4 * config.n_embd,
-    longest=config.n_positions,
+    max_positions=config.n_positions,
     layers=(Layer(None),) * config.n_layer,
-    activation=known(ACTIVATIONS, 'activation_function', config.activation_function),
+    activation=lookup(ACTIVATIONS, 'activation_function', config.activation_function),
     gated=False,
     norm='layer',
     norm_epsilon=config.layer_norm_epsilon,
@@ -235,7 +235,7 @@ def _layers(config) -> tuple[Layer, ...]:
   kinds = getattr(config, 'layer_types', None) or [kind] * config.num_hidden_layers
   windows = {'full_attention': None, 'sliding_attention': window}
   return tuple(
-    Layer(_rotary(config.rope_parameters, kind), known(windows, 'layer_types', kind))
+    Layer(_rotary(config.rope_parameters, kind), lookup(windows, 'layer_types', kind))
     for kind in kinds
   )
 
@@ -254,7 +254,7 @@ def _rotary(parameters, kind: str) -> Rotary:
   return Rotary(given['rope_theta'], factor=given.get('factor', 1.0) if how == 'linear' else 1.0)
 
 
-def known(table: Mapping[str, Any], field: str, value: str) -> Any:
+def lookup(table: Mapping[str, Any], field: str, value: str) -> Any:
   """What the table has for a value of a field of config.json, or UserError."""
   if value not in table:
     raise UserError(f"config.json: {field}='{value}' is not one of {', '.join(table)}.")

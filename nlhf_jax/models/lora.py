@@ -47,7 +47,7 @@ def delta(x: Array, a: Array, b: Array, scale: float) -> Array:
 
 def merge(params: Params, scale: float) -> Params:
   """Parameters of a decoder without adapters that computes the same."""
-  leaves = trees.flat(params)
+  leaves = trees.flatten(params)
   merged = {path: leaf for path, leaf in leaves.items() if not is_adapter(path)}
   for path, a in leaves.items():
     if path.endswith('/lora_a'):
@@ -55,4 +55,4 @@ def merge(params: Params, scale: float) -> Params:
       kernel = merged[f'{place}/kernel']
       a, b = (leaf.astype(jnp.float32) for leaf in (a, leaves[f'{place}/lora_b']))
       merged[f'{place}/kernel'] = (kernel + scale * (a @ b)).astype(kernel.dtype)
-  return trees.nested(merged)
+  return trees.unflatten(merged)

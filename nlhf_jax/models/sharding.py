@@ -21,10 +21,10 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.ranges import AtLeastOne, Count
 
 AXES = ('data', 'fsdp', 'tensor')
-ROWS = ('data', 'fsdp')
+ROW_AXES = ('data', 'fsdp')
 
 # Path of a parameter -> the axis that each of its own axes is split over.
-TABLE = (
+PARAMETER_AXES = (
   (r'(query|key|value|gate|up|head)/kernel$', ('fsdp', 'tensor')),
   (r'(out|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),
@@ -64,86 +64,88 @@ def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
   )
 
 
-def of_parameter(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
   """Where a parameter, or what an optimiser keeps of it, lies."""
-  for pattern, axes in TABLE:
+  for pattern, axes in PARAMETER_AXES:
     # Adapters that rows take turns with have an axis more, in front.
     if re.search(pattern, path) and len(shape) >= len(axes):
       return spec((None,) * (len(shape) - len(axes)) + axes, shape)
   return PartitionSpec()
 
 
-def on(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
+def use_mesh(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
   """Within it, this mesh is in force, if it is one."""
   return contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh)
 
 
-def on_mesh() -> bool:
+def has_mesh() -> bool:
   """Whether there is a mesh in force."""
   return not jax.sharding.get_abstract_mesh().empty
 
 
-def examples_apart() -> int:
+def example_shards() -> int:
   """How many devices have examples of their own."""
   return (
-    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROWS) if on_mesh() else 1
+    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROW_AXES)
+    if has_mesh()
+    else 1
   )
 
 
-def as_parameters(tree: Any) -> Any:
+def shard_parameters(tree: Any) -> Any:
   """Inside a compiled program: parameters, optimisers' memories and the like lie by the table."""
-  if not on_mesh():
+  if not has_mesh():
     return tree
 
   def constrained(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return lax.with_sharding_constraint(leaf, of_parameter(name, leaf.shape))
+    return lax.with_sharding_constraint(leaf, parameter_spec(name, leaf.shape))
 
   return jax.tree_util.tree_map_with_path(constrained, tree)
 
 
-def as_rows(x: Array, *rest: str | None) -> Array:
+def shard_rows(x: Array, *rest: str | None) -> Array:
   """Inside a compiled program: the first axis of x is split over examples, the others as said."""
-  return as_axes(x, ROWS, *rest, *(None,) * (x.ndim - 1 - len(rest)))
+  return shard_axes(x, ROW_AXES, *rest, *(None,) * (x.ndim - 1 - len(rest)))
 
 
-def as_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+def shard_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
   """Inside a compiled program: each axis of x is split over that of the mesh."""
-  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if on_mesh() else x
+  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if has_mesh() else x
 
 
-def place(path: str, leaf: Any) -> jax.sharding.Sharding:
+def parameter_sharding(path: str, leaf: Any) -> jax.sharding.Sharding:
   """Where a parameter is to be put as it is read."""
-  if not on_mesh():
+  if not has_mesh():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return NamedSharding(jax.sharding.get_mesh(), of_parameter(path, leaf.shape))
+  return NamedSharding(jax.sharding.get_mesh(), parameter_spec(path, leaf.shape))
 
 
-def put(tree: Any) -> Any:
+def put_parameters(tree: Any) -> Any:
   """Puts parameters, optimisers' memories and the like where the table says."""
-  return jax.jit(as_parameters)(tree) if on_mesh() else tree
+  return jax.jit(shard_parameters)(tree) if has_mesh() else tree
 
 
-def rows_here(count: int) -> np.ndarray:
+def local_rows(count: int) -> np.ndarray:
   """Which of so many rows some device of this process holds, [count]."""
   here = np.ones(count, bool)
-  if on_mesh():
-    where = NamedSharding(jax.sharding.get_mesh(), spec((ROWS,), here.shape))
+  if has_mesh():
+    where = NamedSharding(jax.sharding.get_mesh(), spec((ROW_AXES,), here.shape))
     here[:] = False
     for (rows,) in where.addressable_devices_indices_map(here.shape).values():
       here[rows] = True
   return here
 
 
-def place_rows(examples: Any) -> Any:
+def put_rows(examples: Any) -> Any:
   """Puts a batch on the mesh by rows; each process puts its own rows, and has to have those."""
-  if not on_mesh():
+  if not has_mesh():
     return examples
   mesh = jax.sharding.get_mesh()
 
   def placed(leaf):
     leaf = np.asarray(leaf)
-    where = NamedSharding(mesh, spec((ROWS, *(None,) * (leaf.ndim - 1)), leaf.shape))
+    where = NamedSharding(mesh, spec((ROW_AXES, *(None,) * (leaf.ndim - 1)), leaf.shape))
     return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
   return jax.tree.map(placed, examples)

@@ -166,7 +166,7 @@ def who(accounts: Mapping[str, Mapping]) -> list[str]:
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
   content = [*_content(results), *game_page.render_figures(figures, CAPTIONS)]
-  with json_lines.whole(path) as draft:
+  with json_lines.atomic_write(path) as draft:
     game_page.write_page(draft, results['name'], content)
 
 

@@ -28,7 +28,7 @@ class Filters(NamedTuple):
 UNFILTERED = Filters()
 
 
-def filtered(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '... V']:
+def filter_logits(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '... V']:
   """Log-probabilities after temperature, top-k and top-p, in that order; -inf where cut."""
   log_p = jax.nn.log_softmax(logits / filters.temperature)
   if 0 < filters.top_k < log_p.shape[-1]:
@@ -42,7 +42,7 @@ def filtered(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '.
   return log_p
 
 
-class Drawn(NamedTuple):
+class SampledToken(NamedTuple):
   """A token a row, its log-probability, and the entropy of what it was drawn from, in nats."""
 
   token: Int[Array, '...']
@@ -50,15 +50,15 @@ class Drawn(NamedTuple):
   entropy: Float[Array, '...']
 
 
-def draw(
+def sample_token(
   uniform: Float[Array, '...'], logits: Float[Array, '... V'], filters: Filters = UNFILTERED
-) -> Drawn:
+) -> SampledToken:
   """One token a row by inverting the cumulative sum at a uniform number in [0, 1).
 
   Probabilities are added up in blocks: first the block is found, then the token in it.
   """
   if filters != UNFILTERED:
-    logits = filtered(logits, filters)
+    logits = filter_logits(logits, filters)
   top = jnp.max(logits, axis=-1, keepdims=True)
   weights = jnp.exp(logits - top)
   unused = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
@@ -66,11 +66,11 @@ def draw(
   sums = jnp.sum(blocks, axis=-1)
   total = jnp.sum(sums, axis=-1)
   block, rest = _place(sums, uniform * total)
-  within, _ = _place(entry(blocks, block[..., None], axis=-2), rest)
+  within, _ = _place(take_entry(blocks, block[..., None], axis=-2), rest)
   token = BLOCK * block + within
   log_total = jnp.log(total) + top[..., 0]
   expected = jnp.sum(jnp.where(weights > 0, weights * logits, 0), axis=-1) / total
-  return Drawn(token, entry(logits, token) - log_total, log_total - expected)
+  return SampledToken(token, take_entry(logits, token) - log_total, log_total - expected)
 
 
 def _place(
@@ -84,17 +84,17 @@ def _place(
   threshold = jnp.minimum(threshold, sums[..., -1] * (1 - 2.0**-22))
   index = jnp.sum(sums <= threshold[..., None], axis=-1)
   places = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), -1)
-  index = entry(lax.cummax(places, axis=places.ndim - 1), index)
-  before = jnp.where(index > 0, entry(sums, jnp.maximum(index - 1, 0)), 0)
+  index = take_entry(lax.cummax(places, axis=places.ndim - 1), index)
+  before = jnp.where(index > 0, take_entry(sums, jnp.maximum(index - 1, 0)), 0)
   return index, jnp.maximum(threshold - before, 0)
 
 
-def verified(
+def accept(
   drafts: Int[Array, '... k'],
   log_draft: Float[Array, '... k V'],
   log_target: Float[Array, '... k V'],
   uniform: Float[Array, '... k+1'],
-) -> tuple[Drawn, Int[Array, '...']]:
+) -> tuple[SampledToken, Int[Array, '...']]:
   """Tokens of the target, of which so many count: drafts that are kept, and one that is put right.
 
   Both log-probabilities are of the next token after the drafts before it, so that what follows the
@@ -103,19 +103,23 @@ def verified(
   there: who drafts has not read the last one.
   """
   length = drafts.shape[-1]
-  chance = jnp.exp(jnp.minimum(entry(log_target, drafts) - entry(log_draft, drafts), 0))
+  chance = jnp.exp(jnp.minimum(take_entry(log_target, drafts) - take_entry(log_draft, drafts), 0))
   kept = jnp.sum(jnp.cumprod(uniform[..., :-1] < chance, axis=-1), axis=-1)
   wrong = jnp.minimum(kept, length - 1)
-  target, draft = (jnp.exp(entry(x, wrong[..., None], axis=-2)) for x in (log_target, log_draft))
+  target, draft = (
+    jnp.exp(take_entry(x, wrong[..., None], axis=-2)) for x in (log_target, log_draft)
+  )
   more = jnp.maximum(target - draft, 0)
   more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, target)  # but for rounding
-  instead = draw(uniform[..., -1], jnp.log(more)).token
+  instead = sample_token(uniform[..., -1], jnp.log(more)).token
   tokens = jnp.where(jnp.arange(length) == kept[..., None], instead[..., None], drafts)
   some = jnp.where(log_target > -jnp.inf, log_target, 0)
   entropy = -jnp.sum(jnp.exp(log_target) * some, axis=-1)
-  return Drawn(tokens, entry(log_target, tokens), entropy), jnp.minimum(kept + 1, length)
+  return SampledToken(tokens, take_entry(log_target, tokens), entropy), jnp.minimum(
+    kept + 1, length
+  )
 
 
-def entry(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
+def take_entry(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
   """The entry of each row that its index names, along an axis that goes."""
   return jnp.squeeze(jnp.take_along_axis(x, index[..., None], axis=axis), axis)

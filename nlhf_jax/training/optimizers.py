@@ -61,7 +61,7 @@ def make_optimizer(
     optax.add_decayed_weights(decay),
     optax.scale_by_learning_rate(optax.join_schedules([rise, fall], [warmup])),
   )
-  return optax.chain(in_float32(inner), ROUNDINGS[rounding]())
+  return optax.chain(compute_in_float32(inner), ROUNDINGS[rounding]())
 
 
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
@@ -83,18 +83,18 @@ SCALES = {
 }
 
 
-def wide(tree: Params) -> Params:
+def widen(tree: Params) -> Params:
   """Leaves of fewer bits as float32."""
   return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
-def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def compute_in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """The same for parameters and gradients of fewer bits; its updates are float32."""
 
   def update(updates, state, params):
-    return inner.update(wide(updates), state, wide(params))
+    return inner.update(widen(updates), state, widen(params))
 
-  return optax.GradientTransformation(lambda params: inner.init(wide(params)), update)
+  return optax.GradientTransformation(lambda params: inner.init(widen(params)), update)
 
 
 # --- Rounding: updates of bfloat16 parameters that can be added to them exactly ---

@@ -11,7 +11,7 @@ from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, needs_judge
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
-Play = Callable[[Mapping[str, Params], Any, Array], Comparison]
+RolloutStep = Callable[[Mapping[str, Params], Any, Array], Comparison]
 
 # (comparison, key) -> payoff: a judge, and how its preference is reported.
 Feedback = Callable[[Comparison, Array], Float[Array, 'B K J']]
@@ -19,7 +19,9 @@ Feedback = Callable[[Comparison, Array], Float[Array, 'B K J']]
 MakeRollout = Callable[[Sequence[Mixture]], Rollout]
 
 
-def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedback | None) -> Play:
+def make_rollout_step(
+  algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedback | None
+) -> RolloutStep:
   """`make_sample`, and the feedback that it lacks.
 
   Args:
@@ -38,7 +40,7 @@ def make_play(algorithm: Algorithm, make_rollout: MakeRollout, feedback: Feedbac
   return play
 
 
-def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> Play:
+def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> RolloutStep:
   """A function (slot -> parameters, batch, key) -> comparison, without a payoff that is asked for.
 
   Args:

@@ -13,18 +13,18 @@ from nlhf_jax.structs import Comparison
 from nlhf_jax.training.update import Measure
 
 
-def of_demonstrations(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+def demonstration_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
   """Nats a token of the left responses, and their tokens."""
   tokens = jnp.sum(comparison.left.mask)
   return {'nats_per_token': -jnp.sum(scores['policy'].left) / tokens, 'tokens': tokens}
 
 
-def of_preferences(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+def preference_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
   """Accuracy: how often the network agrees with the majority of the votes; a tie counts half."""
   return _accuracy(comparison, scores['policy'])
 
 
-def of_rewards(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
+def reward_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
   """The same of a reward network."""
   left, right = scores['policy']
   return _accuracy(comparison, left[:, :, None, 0] - right[:, None, :, 0])
@@ -36,7 +36,7 @@ def _accuracy(comparison, said):
   return {'accuracy': jnp.mean((1 + right) / 2), 'tokens': tokens}
 
 
-def of_play(algorithm: Algorithm) -> Measure:
+def make_rollout_metrics(algorithm: Algorithm) -> Measure:
   """How the left responses fare against the right ones, and what they are like.
 
   `payoff`, where a judge compared two sides, in its unit, over the pairs that have one; `entropy`

@@ -64,7 +64,7 @@ def advance(algorithm: Algorithm, state: TrainState, policy: Params, memory: Any
   return TrainState(updates, params, memory, state.fixed)
 
 
-def in_parts(
+def accumulate_gradient(
   differentiate: Callable[[Comparison, jax.Array], tuple[tuple[jax.Array, Any], Params]],
   comparison: Comparison,
   weight: Float[Array, 'B'],
@@ -137,12 +137,12 @@ def make_update(
   def differentiate(state, selected, weight):
     """((mean loss, slot -> scores), gradient)."""
     others = {
-      slot: score(trees.of_slot(state.slots, slot), selected) for slot in algorithm.references
+      slot: score(trees.slot_params(state.slots, slot), selected) for slot in algorithm.references
     }
 
     def objective(policy):
       slots = {**state.slots, 'policy': policy}
-      scores = {'policy': score(trees.of_slot(slots, 'policy'), selected), **others}
+      scores = {'policy': score(trees.slot_params(slots, 'policy'), selected), **others}
       loss = algorithm.loss(scores, selected)
       return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 
@@ -157,13 +157,13 @@ def make_update(
       (loss, scores), gradient = differentiate(state, selected, weight)
     else:
       of_part = partial(differentiate, state)
-      (loss, scores), gradient = in_parts(of_part, selected, weight, accumulate)
+      (loss, scores), gradient = accumulate_gradient(of_part, selected, weight, accumulate)
     policy = state.params['policy']
     change, memory = optimizer.update(gradient, state.optimizer, policy)
-    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.wide(gradient))}
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.widen(gradient))}
     metrics |= measure(comparison, scores)
     state = advance(algorithm, state, optax.apply_updates(policy, change), memory)
-    return sharding.as_parameters(state._replace(fixed={})), metrics
+    return sharding.shard_parameters(state._replace(fixed={})), metrics
 
   def update(state, comparison, key):
     moving, metrics = moved(state._replace(fixed={}), dict(state.fixed), comparison, key)

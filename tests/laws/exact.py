@@ -17,7 +17,7 @@ from jax import lax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.structs import Comparison, Responses, Scores, TrainState
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import tiny
 
@@ -127,7 +127,7 @@ def make_listed(algorithm, table=one_token, integrated=False):
         return gain[comparison.left.tokens]
       return payoff[comparison.left.tokens, comparison.right.tokens.swapaxes(1, 2)]
 
-    play = make_play(algorithm, lambda _: lambda *_: sides[from_data:], feedback)
+    play = make_rollout_step(algorithm, lambda _: lambda *_: sides[from_data:], feedback)
     return play(params, batch, jax.random.key(0))
 
   return listed

@@ -24,10 +24,10 @@ POSTS = [
 TOKENIZER = tokenizers.train(POSTS, 300)
 
 
-TOLD = [generator.facts(post) for post in POSTS]
+TOLD = [generator.key_facts(post) for post in POSTS]
 LESS = [{kind: word for kind, word in told.items() if kind != 'who'} for told in TOLD]
-LEFT = [[generator.summarise(told, style) for style in ('report', 'list')] for told in TOLD]
-RIGHT = [[generator.summarise(told, style) for style in generator.STYLES] for told in LESS]
+LEFT = [[generator.write_summary(told, style) for style in ('report', 'list')] for told in TOLD]
+RIGHT = [[generator.write_summary(told, style) for style in generator.STYLES] for told in LESS]
 
 
 def _responses(summaries):

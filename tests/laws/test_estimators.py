@@ -33,7 +33,7 @@ from nlhf_jax.algorithms.selection import subtract_constant
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import make_update
 from tests.laws import tiny
 
@@ -154,7 +154,7 @@ def drawn(left, right, rows):
   """
   sides = [side if side == LEFT else [dict(members) for members in side] for side in (left, right)]
   row = catalogue.self_play(TAU)._replace(left=sides[0], right=sides[1])
-  play = make_play(row, rollouts, judge)
+  play = make_rollout_step(row, rollouts, judge)
   prompts = Prompts(*(jnp.tile(leaf, (rows // 2, 1)) for leaf in PROMPTS))
 
   def batch(key):
@@ -209,7 +209,7 @@ def next_logits(slot):
 
   @tiny.jit
   def read(params):
-    hidden, _ = DECODER.read(params, rows(PROMPTS.tokens, TOKENS), rows(PROMPTS.mask, MASK))
+    hidden, _ = DECODER.prefill(params, rows(PROMPTS.tokens, TOKENS), rows(PROMPTS.mask, MASK))
     return DECODER.logits(params, hidden[:, -LENGTH - 1 : -1])
 
   return np.array(read(PARAMS[slot]), float).reshape(2, COUNT, LENGTH, VOCABULARY)

@@ -21,11 +21,13 @@ from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
+from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
 from nlhf_jax.experiments.sections import Section, check, language_sections
+from nlhf_jax.experiments.specs import ModelSource
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
@@ -47,7 +49,7 @@ class Pretrained(NamedTuple):
 class Trained(NamedTuple):
   """A player of a finished run."""
 
-  experiment: language_config.Experiment
+  experiment: language_config.LanguageExperiment
   player: str
 
 
@@ -91,7 +93,7 @@ class HarnessSettings(NamedTuple):
   limit: Count
 
 
-class Experiment(NamedTuple):
+class EvaluateExperiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
   `prompts` are those that all files of responses respond to; without any there is no tournament.
@@ -104,7 +106,7 @@ class Experiment(NamedTuple):
   players: Mapping[str, Player]
   prompts: Sequence[str]
   panel: Mapping[str, str]
-  trained: language_config.Experiment | None
+  trained: language_config.LanguageExperiment | None
   given: Mapping[str, Callable[[], Outside]]
   length: int
   batch: int
@@ -115,7 +117,7 @@ class Experiment(NamedTuple):
   harness: Harness | None
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExperiment:
   """The experiment that a config describes; stages of its judges are kept in `folder`.
 
   Raises:
@@ -134,7 +136,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   prompts = first_of(make_prompts(config, players, alpaca), section.prompts)
   panel = make_panel(config) if prompts else []
   trained = make_trained(config, panel, name, folder)
-  return Experiment(
+  return EvaluateExperiment(
     name=name,
     seed=config.seed,
     players=players,
@@ -172,7 +174,7 @@ def make_panel(config: ConfigDict) -> list[str]:
 
 def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
-) -> language_config.Experiment | None:
+) -> language_config.LanguageExperiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
   learned = [judge for judge in panel if judge in language_config.TRAINED]
   if not learned:
@@ -182,7 +184,9 @@ def make_trained(
   return language_config.make_experiment(of_judges, name, folder)
 
 
-def judge_digest(config: ConfigDict, judge: str, trained: language_config.Experiment | None) -> str:
+def judge_digest(
+  config: ConfigDict, judge: str, trained: language_config.LanguageExperiment | None
+) -> str:
   """Of all that determines the word of a judge."""
   if judge in language_config.TRAINED:
     return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
@@ -233,14 +237,14 @@ def make_player(
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = make_run(Path(run), folder)
-    known = language_config.slots_of(experiment)
+    known = language_config.entry_slots(experiment)
     if player not in known:
       raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
     return {name or player: Trained(experiment, player)}
   return {name or path.name: make_pretrained(config, what)}
 
 
-def make_run(run: Path, folder: Path) -> language_config.Experiment:
+def make_run(run: Path, folder: Path) -> language_config.LanguageExperiment:
   """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
   try:
     settings = json_lines.read_json(run / 'config.json')
@@ -261,7 +265,7 @@ def make_run(run: Path, folder: Path) -> language_config.Experiment:
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
@@ -269,7 +273,7 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
       f'{sizes.vocabulary}; they do not belong together.'
     )
-  begin = loaded(decoder, Source(name, folder, family))
+  begin = make_loader(decoder, ModelSource(name, folder, family))
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))
@@ -337,7 +341,7 @@ def first_of(prompts: list[str], most: int) -> list[str]:
 def read_prompts(section: ConfigDict) -> list:
   """Those of the section `prompts`."""
   try:
-    return [record.prompt for record in examples.records(**section)]
+    return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
     # Who reads sources does not know for which section.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

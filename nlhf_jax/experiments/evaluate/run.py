@@ -18,7 +18,7 @@ from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
 from nlhf_jax.experiments.evaluate import benchmark_stage
 from nlhf_jax.experiments.evaluate.config import (
-  Experiment,
+  EvaluateExperiment,
   Filed,
   evaluate_sections,
   make_experiment,
@@ -26,7 +26,6 @@ from nlhf_jax.experiments.evaluate.config import (
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED
 from nlhf_jax.experiments.language.judge_stage import (
   encoded,
   encoded_prompts,
@@ -34,14 +33,15 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
+from nlhf_jax.experiments.language.stage_settings import TRAINED
+from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.sections import check
-from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
@@ -60,14 +60,14 @@ class Played(NamedTuple):
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
   check(evaluate_sections(config))
-  with interrupts.deferred(), make_mesh(config), alone(workdir):
+  with interrupts.deferred(), make_mesh(config), lock_folder(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   """Lets the players respond and the judges compare, and writes everything to `workdir`.
 
   Raises:
@@ -96,7 +96,7 @@ def asked_by_anyone(
 
 
 def evaluate(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   outside: Mapping[str, Outside],
   grader: Speaker | None,
   workdir: Path,
@@ -128,7 +128,7 @@ def evaluate(
 
 
 def compete(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
@@ -145,7 +145,7 @@ def compete(
 
 
 def make_asked(
-  experiment: Experiment, outside: Mapping[str, Preference], workdir: Path
+  experiment: EvaluateExperiment, outside: Mapping[str, Preference], workdir: Path
 ) -> dict[str, Ask]:
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
@@ -174,7 +174,7 @@ def attended(name: str, read: Preference) -> Preference:
   return ask
 
 
-def of_trained(experiment: Experiment, stage: str, reference: Params) -> Preference:
+def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> Preference:
   """A judge that is trained here, as one of texts; what is too long for it is cut."""
   trained = experiment.trained
   shown = make_kind(trained, stage).shown(train_judge(trained, stage, reference))
@@ -187,7 +187,7 @@ def of_trained(experiment: Experiment, stage: str, reference: Params) -> Prefere
 
 
 def play(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
@@ -236,7 +236,7 @@ def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
 
 
 def make_lines(
-  experiment: Experiment, played: Played, responses: Mapping[str, Sequence[str]]
+  experiment: EvaluateExperiment, played: Played, responses: Mapping[str, Sequence[str]]
 ) -> list[dict]:
   """One record a prompt, as a tournament has them; prompts without a verdict are left out."""
   lines = []
@@ -250,10 +250,10 @@ def make_lines(
         'preferences': {judge: table[place].tolist() for judge, table in played.said.items()},
       }
     )
-  return heard(lines, list(played.said.values())) if played.said else lines
+  return drop_unjudged(lines, list(played.said.values())) if played.said else lines
 
 
-def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> dict:
+def settle(experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]) -> dict:
   """What is settled; the tables keep nothing that does not hold where one looked on the way.
 
   A pair that was settled for one side and ends on the other is not settled.
@@ -288,7 +288,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   json_lines.write_json(workdir / 'results.json', results)
   tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
-    announce_tables(results)
+    print_tables(results)
   for judge, of_judge in results.get('orders', {}).items():
     if len(results['policies']) > 1:
       print(

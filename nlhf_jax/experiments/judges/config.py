@@ -8,14 +8,14 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import examples
-from nlhf_jax.data.schemas import Record
-from nlhf_jax.data.sources import for_each
+from nlhf_jax.data.schemas import Example
+from nlhf_jax.data.sources import one_per_source
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
 
 
-class Experiment(NamedTuple):
+class JudgeExperiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
   `sizes` has an experiment for each size of the network; `tests` sets of comparisons that nothing
@@ -23,16 +23,16 @@ class Experiment(NamedTuple):
   """
 
   name: str
-  sizes: Mapping[str, language_config.Experiment]
-  tests: Mapping[str, Sequence[Record]]
+  sizes: Mapping[str, language_config.LanguageExperiment]
+  tests: Mapping[str, Sequence[Example]]
 
   @property
-  def first(self) -> language_config.Experiment:
+  def first(self) -> language_config.LanguageExperiment:
     """That of the first size; all have the same data, and the same judges from outside."""
     return next(iter(self.sizes.values()))
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -56,7 +56,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     if not language_config.stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
     sizes[label] = language_config.make_experiment(sized, name, folder)
-  experiment = Experiment(name, sizes, make_tests(config.tests))
+  experiment = JudgeExperiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
     raise UserError(
@@ -66,7 +66,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   return experiment
 
 
-def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """Name of a source -> its comparisons, for all sources of the section.
 
   Raises:
@@ -79,13 +79,13 @@ def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
     raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
 
 
-def read_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """The same of a section that names some."""
   paths = [path.strip() for path in section.path.split(',')]
-  forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
+  forms, splits = (one_per_source(field, section[field], len(paths)) for field in ('form', 'split'))
   tests = {}
   for path, form, split in zip(paths, forms, splits, strict=True):
-    records = examples.records(path, form, split, skip_bad=section.skip_bad)
+    records = examples.read_examples(path, form, split, skip_bad=section.skip_bad)
     compared = [record for record in records if record.left is not None]
     if not compared:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")

@@ -21,7 +21,8 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN, Outside
-from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
+from nlhf_jax.experiments.model_config import fingerprint, make_model
+from nlhf_jax.experiments.specs import Model
 from nlhf_jax.judges.judge import probability, verdict
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.token import Filters
@@ -61,8 +62,8 @@ class Policy(NamedTuple):
   training: Training
   judge: str | None
   feedback: Callable[[jax.Array, jax.Array], jax.Array]
-  players: Mapping[str, str]  # name in the tournament -> slot
-  ahead: bool = False
+  entries: Mapping[str, str]  # name in the tournament -> slot
+  async_judge: bool = False
 
 
 class Stage(NamedTuple):
@@ -80,7 +81,7 @@ class Stage(NamedTuple):
   code: str
 
 
-class Experiment(NamedTuple):
+class LanguageExperiment(NamedTuple):
   """Everything a run needs to know, free of config."""
 
   name: str
@@ -125,7 +126,7 @@ def check_heads(model: ConfigDict) -> None:
     )
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -138,7 +139,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
   policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
-  players = [player for policy in policies.values() for player in policy.players]
+  players = [player for policy in policies.values() for player in policy.entries]
   for player in players:
     if players.count(player) > 1 or player == 'sft':
       raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
@@ -153,7 +154,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   corpus = make_corpus(config, folder)
   check_enough(config, corpus, {field: it.algorithm for field, it in learners.items()})
   settings = stage_settings(config, policies, panel)
-  return Experiment(
+  return LanguageExperiment(
     name=name,
     corpus=corpus,
     model=make_model(config, len(corpus.tokenizer)),
@@ -196,17 +197,17 @@ def stages_of_judges(asked: Collection[str | None]) -> list[str]:
   return [stage for judge, stage in TRAINED.items() if judge in asked]
 
 
-def slots_of(experiment: Experiment) -> dict[str, tuple[str, str]]:
+def entry_slots(experiment: LanguageExperiment) -> dict[str, tuple[str, str]]:
   """Player -> its stage, and its slot there."""
   slots = {'sft': ('sft', 'policy')}
   for policy, row in experiment.policies.items():
-    slots |= {name: (policy, slot) for name, slot in row.players.items()}
+    slots |= {name: (policy, slot) for name, slot in row.entries.items()}
   return slots
 
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
-  parts = sharding.examples_apart()
+  parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:
       raise UserError(
@@ -246,20 +247,20 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
       f"{field}: its slot '{averages[0]}' is an average, which moves too little for "
       "config.model.weights='bfloat16'; use float32, or adapters."
     )
-  slots = [slot.strip() for slot in row.players.split(',')]
+  slots = [slot.strip() for slot in row.entries.split(',')]
   known = ['policy', *training.algorithm.references]
   for slot in slots:
     if slot not in known:
-      raise UserError(f"{field}.players: '{slot}' is not a slot of it; choose from {known}.")
+      raise UserError(f"{field}.entries: '{slot}' is not a slot of it; choose from {known}.")
   players = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
   judge = row.judge if needs_judge(training.algorithm) else None
-  if row.ahead and not judge:
+  if row.async_judge and not judge:
     raise UserError(
-      f"{field}.ahead=True: '{row.algorithm}' asks no judge; there is none to wait for."
+      f"{field}.async_judge=True: '{row.algorithm}' asks no judge; there is none to wait for."
     )
-  if row.ahead and jax.process_count() > 1:
-    raise UserError(f'{field}.ahead=True works in one process only; leave it out.')
-  return Policy(training, judge, FEEDBACK[row.feedback], players, row.ahead)
+  if row.async_judge and jax.process_count() > 1:
+    raise UserError(f'{field}.async_judge=True works in one process only; leave it out.')
+  return Policy(training, judge, FEEDBACK[row.feedback], players, row.async_judge)
 
 
 def make_training(row: ConfigDict, field: str) -> Training:
@@ -344,14 +345,14 @@ def stage_settings(
     settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
     if policy.judge in GIVEN:
       settings[name] |= {policy.judge: GIVEN[policy.judge].settings(config)}
-  players = settings_of_panel(config, panel, settings)
+  players = panel_settings(config, panel, settings)
   players |= {name: settings[name] for name in policies}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
   settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}
   return settings
 
 
-def settings_of_panel(
+def panel_settings(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """What determines the word of each judge of the tournament."""
@@ -373,8 +374,8 @@ def exploiter_settings(
   whole |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
   slots = {'sft': ('sft', 'policy')}
   for name, policy in policies.items():
-    slots |= {player: (name, slot) for player, slot in policy.players.items()}
-  measured_by = settings_of_panel(config, panel, settings)
+    slots |= {player: (name, slot) for player, slot in policy.entries.items()}
+  measured_by = panel_settings(config, panel, settings)
   return {
     (judge, player): whole
     | {'judge': judge, 'measured_by': measured_by}
@@ -388,10 +389,12 @@ def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) 
   """A stage of these settings."""
   text = json.dumps(settings, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-  return Stage(name, named_key(seed, name), folder / f'{name}-{digest}', settings, code_digest())
+  return Stage(
+    name, key_from_name(seed, name), folder / f'{name}-{digest}', settings, code_digest()
+  )
 
 
-def named_key(seed: int, name: str) -> jax.Array:
+def key_from_name(seed: int, name: str) -> jax.Array:
   """The key of what has this name."""
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 

@@ -13,16 +13,18 @@ from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED, Experiment, check, make_experiment
+from nlhf_jax.experiments.language.config import check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
-from nlhf_jax.experiments.language.tournament_stage import compete, publish
+from nlhf_jax.experiments.language.stage_settings import TRAINED
+from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
-  batches_of,
   fit,
+  make_batches,
   make_policy_ahead,
-  make_policy_step,
+  make_policy_steps,
   make_rollout,
 )
 from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
@@ -48,7 +50,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: LanguageExperiment, workdir: Path) -> dict:
   """Runs or resumes the experiment and writes its outcome to `workdir`; returns the results.
 
   Raises:
@@ -63,7 +65,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
 
 
 def play(
-  experiment: Experiment, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, outside: Mapping[str, Outside]
 ) -> tuple[Sequence[dict], Sequence[dict]]:
   """All stages; the records of the tournament and of the exploiters."""
   reference = fine_tune(experiment)
@@ -75,12 +77,12 @@ def play(
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
     slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
-    players |= {player: slots[slot] for player, slot in policy.players.items()}
-  lines = compete(experiment, players, panel)
+    players |= {player: slots[slot] for player, slot in policy.entries.items()}
+  lines = run_tournament(experiment, players, panel)
   return lines, exploit(experiment, players, panel) if experiment.exploiter else []
 
 
-def fine_tune(experiment: Experiment) -> Params:
+def fine_tune(experiment: LanguageExperiment) -> Params:
   """Supervised fine-tuning of a new model on the demonstrations."""
   score = scoring.make_score(experiment.model.decoder)
   held_out = experiment.corpus.held_out.demonstrations
@@ -98,16 +100,16 @@ def fine_tune(experiment: Experiment) -> Params:
     training.algorithm,
     score,
     training.optimizer,
-    step_metrics.of_demonstrations,
+    step_metrics.demonstration_metrics,
     training.accumulate,
   )
-  examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)
+  examples = make_batches(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
 
 def make_judges(
-  experiment: Experiment, reference: Params, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, Outside]
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
@@ -122,7 +124,11 @@ def make_judges(
 
 
 def train_policy(
-  experiment: Experiment, name: str, reference: Params, judge: Judge | None, evaluate: Evaluate
+  experiment: LanguageExperiment,
+  name: str,
+  reference: Params,
+  judge: Judge | None,
+  evaluate: Evaluate,
 ) -> Mapping[str, Params]:
   """One policy of the catalogue, from the SFT policy's parameters; its slots.
 
@@ -134,12 +140,12 @@ def train_policy(
     evaluate: gives the learning curve.
   """
   policy = experiment.policies[name]
-  if policy.ahead:
+  if policy.async_judge:
     begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
-    begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
+    begin, step, close = None, make_policy_steps(experiment, policy, judge), lambda: None
   material = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
-  examples = batches_of(material, policy.training, experiment.seed)
+  examples = make_batches(material, policy.training, experiment.seed)
   try:
     return fit(
       experiment.stages[name],
@@ -156,7 +162,7 @@ def train_policy(
 
 
 def make_evaluate(
-  experiment: Experiment, reference: Params, panel: Mapping[str, Judge]
+  experiment: LanguageExperiment, reference: Params, panel: Mapping[str, Judge]
 ) -> Evaluate:
   """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones.
 

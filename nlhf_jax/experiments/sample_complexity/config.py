@@ -27,7 +27,7 @@ class PartSettings(NamedTuple):
   reference: Finite
 
 
-class Part(NamedTuple):
+class Measurement(NamedTuple):
   """One measurement: a world, settings by KL coefficient, and arguments of the protocol."""
 
   name: str  # of the world
@@ -45,10 +45,10 @@ class SampleComplexityExperiment(NamedTuple):
   link: Link
   seed: Seed
   seeds: AtLeastTwo
-  rates: Part
-  offline: Part
-  online: Part
-  rewards: Part
+  rates: Measurement
+  offline: Measurement
+  online: Measurement
+  rewards: Measurement
 
 
 def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
@@ -80,7 +80,7 @@ def sample_complexity_sections(config: ConfigDict) -> Iterator[Section]:
       yield Section(WORLDS[section.world.name], section.world, f'{field}.world')
 
 
-def make_part(settings: ConfigDict, field: str) -> Part:
+def make_part(settings: ConfigDict, field: str) -> Measurement:
   """The measurement of one section, called `field`."""
   arguments = settings.to_dict()
   described = arguments.pop('world')
@@ -97,7 +97,7 @@ def make_part(settings: ConfigDict, field: str) -> Part:
     parse_positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
   )
   by_tau = {tau: single_prompt(log_reference, tau) for tau in taus}
-  return Part(name, world, by_tau, votes, others, arguments)
+  return Measurement(name, world, by_tau, votes, others, arguments)
 
 
 def parse_positive(text: str, field: str) -> list[float]:

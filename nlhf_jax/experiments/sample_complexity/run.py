@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nlhf_jax.experiments.sample_complexity.config import (
-  Part,
   SampleComplexityExperiment,
   make_experiment,
 )
+from nlhf_jax.experiments.specs import Measurement
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
@@ -77,7 +77,9 @@ def mean_curve(at: np.ndarray, gaps: jax.Array) -> dict:
   return {'at': at.tolist(), 'mean': mean.tolist(), 'half': half.tolist()}
 
 
-def measure_rates(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
+def measure_rates(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Gaps of the plug-in equilibrium for one true preference, by tau and number of votes."""
   preference = part.world.draw(jax.random.key(experiment.seed))
   program = jax.jit(
@@ -102,7 +104,9 @@ def measure_rates(experiment: SampleComplexityExperiment, part: Part, keys: jax.
   return {'curves': curves}
 
 
-def measure_offline(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
+def measure_offline(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Gaps of plug-in and two pessimistic learners, by tau and coverage of the pairs."""
 
   @jax.jit
@@ -138,7 +142,9 @@ def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> 
   return {title: rows} if rows else {}
 
 
-def measure_online(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
+def measure_online(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Gaps of the main agent after each round, by tau and enhancer."""
 
   @jax.jit
@@ -160,7 +166,9 @@ def measure_online(experiment: SampleComplexityExperiment, part: Part, keys: jax
   return {'panels': panels, 'unsolved': unsolved}
 
 
-def measure_rewards(experiment: SampleComplexityExperiment, part: Part, keys: jax.Array) -> dict:
+def measure_rewards(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Under Bradley-Terry, the shortfall of the regularised reward, by tau and learner."""
   program = jax.jit(
     lambda setting, keys: jax.vmap(

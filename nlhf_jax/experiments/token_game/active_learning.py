@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
-from nlhf_jax.experiments.stages import make_update_of
-from nlhf_jax.experiments.token_game.config import Learner
+from nlhf_jax.experiments.specs import Learner
+from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import verdict
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
@@ -31,8 +31,8 @@ def make_active_step(
   The votes of each round are stored with the stage, so that a resumed run continues with them.
   """
   training, algorithm = learner.training, learner.training.algorithm
-  sample, update = make_sample(algorithm, make_rollout), make_update_of(training, score)
-  find, look_up = responses.make_places(game), responses.make_look_up(game)
+  sample, update = make_sample(algorithm, make_rollout), make_policy_update(training, score)
+  find, look_up = responses.make_find_rows(game), responses.make_look_up(game)
   truth = jnp.asarray(game.payoff, jnp.float32)
   estimate = jax.jit(lambda wins: tabular(learner.ridge).estimate(wins) - 0.5)
   estimates = {}  # the number of the current round -> the payoffs that its judge returns

@@ -12,13 +12,16 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
+from nlhf_jax.experiments.language.config import key_from_name
 from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
+from nlhf_jax.experiments.specs import Stage, Training
+from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.tabular.config import SOLVERS, SolverRun
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import AtLeastOne, Positive, PositiveFraction
 from nlhf_jax.tasks.token_game.responses import TokenGame, make_token_game
 
@@ -88,7 +91,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExp
     tau=config.tau,
     target=config.target,
     decoder=make_decoder(architectures.small(vocabulary=game.stop + 1, **config.model)),
-    key=named_key(config.seed, 'reference'),
+    key=key_from_name(config.seed, 'reference'),
     scale=config.reference.scale,
     methods={label: make_method(config, label) for label in config.methods},
     stages=make_stages(config, folder),

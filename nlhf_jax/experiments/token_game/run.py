@@ -18,15 +18,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.language.config import Stage, Training
+from nlhf_jax.experiments.specs import Learner, Method, Stage, Training
 from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs, make_active_step
-from nlhf_jax.experiments.token_game.config import (
-  Learner,
-  Method,
-  TokenGameExperiment,
-  make_experiment,
-)
+from nlhf_jax.experiments.token_game.config import TokenGameExperiment, make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve

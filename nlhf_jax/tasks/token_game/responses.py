@@ -64,7 +64,7 @@ def make_token_game(
   payoff = []
   for prompt in range(prompts):
     random = np.random.default_rng([seed, prompt])
-    votes = styles * places(first, symbols, raters, int(random.choice([-1, 1])))
+    votes = styles * style_scores(first, symbols, raters, int(random.choice([-1, 1])))
     votes = votes + quality * random.normal(size=len(first))
     payoff.append(matrices.population(votes + taste * random.normal(size=votes.shape)))
   every = Responses(*(np.tile(leaf, (prompts, 1, 1)) for leaf in listed[:2]))
@@ -96,7 +96,7 @@ def shortest_prompts(symbols: int, count: int) -> Prompts:
   return Prompts(tokens, mask)
 
 
-def places(
+def style_scores(
   first: Int[np.ndarray, 'R'], symbols: int, raters: int, turn: int
 ) -> Int[np.ndarray, 'Z R']:
   """Where each rater puts each response by its style; the higher, the better.
@@ -132,12 +132,12 @@ def style_shares(game: TokenGame, pi: Float[np.ndarray, 'X R']) -> dict[str, lis
   return {name: pi[:, first == token].sum(axis=1).tolist() for token, name in enumerate(names)}
 
 
-def position(rows: Int[Array, '*batch T'], table: Int[Array, 'R T']) -> Int[Array, '*batch']:
+def find_row(rows: Int[Array, '*batch T'], table: Int[Array, 'R T']) -> Int[Array, '*batch']:
   """Where each row of tokens stands in the table."""
   return jnp.argmax(jnp.all(rows[..., None, :] == table, axis=-1), axis=-1)
 
 
-class Places(NamedTuple):
+class GameRows(NamedTuple):
   """Where a comparison's prompts and responses stand in the lists of a game."""
 
   prompts: Int[Array, 'B']
@@ -145,7 +145,7 @@ class Places(NamedTuple):
   right: Int[Array, 'B J']
 
 
-def make_places(game: TokenGame) -> Callable[[Comparison], Places]:
+def make_find_rows(game: TokenGame) -> Callable[[Comparison], GameRows]:
   """A jitted function that finds them."""
   responses = jnp.asarray(game.responses.tokens[0])
 
@@ -156,8 +156,8 @@ def make_places(game: TokenGame) -> Callable[[Comparison], Places]:
 
   @jax.jit
   def places(comparison):
-    left, right = (position(side.tokens, responses) for side in (comparison.left, comparison.right))
-    return Places(position(marked(comparison.prompts), prompts), left, right)
+    left, right = (find_row(side.tokens, responses) for side in (comparison.left, comparison.right))
+    return GameRows(find_row(marked(comparison.prompts), prompts), left, right)
 
   return places
 
@@ -166,7 +166,7 @@ def make_look_up(
   game: TokenGame,
 ) -> Callable[[Float[Array, 'X R R'], Comparison], Float[Array, 'B K J']]:
   """(table of payoffs, comparison) -> what the table says of it; jitted."""
-  find = make_places(game)
+  find = make_find_rows(game)
 
   @jax.jit
   def look_up(table, comparison):

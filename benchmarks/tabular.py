@@ -1,17 +1,17 @@
-"""Seconds of the tabular solvers and of other packages, side by side, at gaps certified alike.
+"""Times the tabular solvers and other packages, with gaps computed by one function.
 
 python benchmarks/tabular.py [--cases a b c d]
 
 Prints the tables; a run of all cases writes benchmarks/results/tabular.json. The other packages
-run in an environment of their own, .cache/peers, which is made if it is missing, and is no part of
-the project: pygambit is under the GPL.
+run in their own environment, .cache/peers, which is created if missing and not part of the project:
+pygambit is under the GPL.
 
 Games are random: A = sigmoid(g) - 1/2 with g antisymmetric and standard normal; references are
-uniform. The gap is `exploitability` in float64, whoever found the policy, and the largest of the
-games. Times are a game or an iteration: the median, the fastest and the slowest of some runs, after
-a first one that does not count; compilation is told apart. What a solver can prepare (its object of
-the game) is not timed. Peers solve one game after another, of a batch the first few. Those made for
-zero-sum games in general find two policies, where one is enough.
+uniform. The gap is `exploitability` in float64 for all packages, the maximum over the games.
+Times are per game or per iteration: median, fastest and slowest of some runs, after a warm-up run;
+compilation is timed separately. Construction of a package's game object is not timed. Peers solve
+one game after another, and only the first few of a batch. Packages for general zero-sum games find
+two policies, although one would be enough.
 """
 
 import argparse
@@ -53,7 +53,7 @@ LIMIT = 120  # seconds that a peer may take for its runs, and for its imports
 
 
 class Row(NamedTuple):
-  """What one solver took for one case."""
+  """The measurements of one solver on one case."""
 
   solver: str
   work: int  # games, or iterations of all games together, in one run
@@ -100,7 +100,7 @@ def ours(
 
 
 def timed(call: Callable, runs: int) -> tuple[list[float], object]:
-  """Seconds of each run but the first, and what the last returned."""
+  """Seconds of each run but the first, and the result of the last."""
   seconds = []
   for _ in range(runs + 1):
     start = time.perf_counter()
@@ -122,7 +122,7 @@ def script(*arguments, **options) -> subprocess.CompletedProcess:
 def peer(
   name: str, payoffs: np.ndarray, tau: float = 0.0, iterations: int = 100_000, runs: int = 5
 ) -> Row:
-  """Times a peer on games [N, K, K], one after another, and certifies what it found."""
+  """Times a peer on games [N, K, K], one after another, and computes the gaps of its policies."""
   with tempfile.TemporaryDirectory() as folder:
     np.savez(
       Path(folder, 'job.npz'),
@@ -176,7 +176,7 @@ def payoffs(actions: int, games: int, seed: int) -> np.ndarray:
 
 
 def case_a() -> list[Case]:
-  """One large game with a price."""
+  """One large regularised game."""
   cases = []
   table = payoffs(100, 1, seed=0)
   for tau in (0.1, 0.02):
@@ -201,7 +201,7 @@ def case_a() -> list[Case]:
 
 
 def case_b() -> list[Case]:
-  """Many small games with a price at once."""
+  """Many small regularised games at once."""
   cases = []
   tables = payoffs(10, 4096, seed=1)
   for tau in (0.1, 0.02):
@@ -233,7 +233,7 @@ def case_b() -> list[Case]:
 
 
 def case_c() -> list[Case]:
-  """Equilibria without a price."""
+  """Equilibria of unregularised games."""
   cases = []
   for actions in (25, 300):
     table = payoffs(actions, 1, seed=2)
@@ -241,12 +241,12 @@ def case_c() -> list[Case]:
     seconds, pi = timed(lambda table=table: maximal_lottery(table[0]), 9)
     with np.errstate(divide='ignore'):
       gap = float(exploitability(free, jnp.log(pi)))
-    # The other way: a price so small that hardly anything is paid.
-    priced = make_game(table[0], tau=1e-5 * abs(table).max())
+    # The alternative: a negligible tau.
+    regularised = make_game(table[0], tau=1e-5 * abs(table).max())
     near = ours(
       'equilibrium, tau = 1e-5 max|A|',
       equilibrium,
-      priced,
+      regularised,
       judge=lambda e, free=free: exploitability(free, e.log_pi),
       count=lambda e: e.steps,
       runs=9,
@@ -255,12 +255,12 @@ def case_c() -> list[Case]:
     rows += [
       peer(name, table) for name in ('quantecon_minmax', 'nashpy_lp', 'gambit_lp', 'open_spiel_lp')
     ]
-    cases.append(Case(f'(c) a {actions}x{actions} game without a price', 'game', rows))
+    cases.append(Case(f'(c) a {actions}x{actions} unregularised game', 'game', rows))
   return cases
 
 
 def case_d() -> list[Case]:
-  """Iterations a second of dynamics, ours of the one policy that plays itself."""
+  """Iterations per second of learning dynamics; ours have one policy, in self-play."""
   solvers = {
     'nash_md': nash_md(1.0),
     'mmd': mmd(1.0),
@@ -306,7 +306,7 @@ CASES = {'a': case_a, 'b': case_b, 'c': case_c, 'd': case_d}
 
 
 def describe(case: Case) -> dict:
-  """The case as it stands in the file; times are seconds a unit."""
+  """The case as plain values for the file; times are seconds per unit."""
   reference = statistics.median(case.rows[0].seconds) / case.rows[0].work
 
   def entry(row):
@@ -333,7 +333,7 @@ def describe(case: Case) -> dict:
 
 
 def show(case: dict) -> str:
-  """The case as a table for people."""
+  """The case as a printed table."""
   head = ('median', 'fastest', 'slowest', 'a second', 'gap', 'steps', 'compiling', 'ratio')
   lines = [f'\n{case["case"]}; each {case["unit"]}:', ' ' * 31 + ''.join(f'{h:>10}' for h in head)]
   for row in case['rows']:
@@ -351,7 +351,7 @@ def show(case: dict) -> str:
 
 
 def human(seconds: float) -> str:
-  """Seconds to three digits, in the unit that suits."""
+  """Seconds to three digits, in a suitable unit."""
   for unit, size in (('s', 1), ('ms', 1e-3), ('us', 1e-6)):
     if seconds >= size:
       return f'{seconds / size:.3g} {unit}'
@@ -359,7 +359,7 @@ def human(seconds: float) -> str:
 
 
 def main(letters: list[str]) -> None:
-  """Measures and prints the cases asked for; writes them if they are all."""
+  """Measures and prints the requested cases; writes the file if they are all cases."""
   jax.config.update('jax_enable_compilation_cache', False)  # or compiling would seem free
   versions = json.loads(script('versions', check=True).stdout)
   found = {'machine': environments.machine() | {'peers': versions}, 'cases': []}

@@ -21,7 +21,7 @@ PACKAGES = ['open_spiel', 'nashpy', 'quantecon', 'polarix', 'pygambit', 'cvxpy',
 
 
 class Job(NamedTuple):
-  """What is asked of a peer."""
+  """The task of a peer."""
 
   tau: float
   tolerance: float  # the gap at which those stop that would not stop by themselves
@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-  """A policy, the iterations it took, and the seconds to leave out, which went to a compiler."""
+  """A policy, the number of iterations, and the seconds of compilation, which do not count."""
 
   policy: np.ndarray
   iterations: int = 1
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 
 def gap(payoff: np.ndarray, pi: np.ndarray, tau: float) -> float:
-  """max over pi' of P_tau(pi' > pi), less 1/2, for a uniform reference: when to stop, no more."""
+  """max over pi' of P_tau(pi' > pi), less 1/2, for a uniform reference: the stopping criterion."""
   return tau * np.sum(pi * (np.log(pi) - log_softmax(payoff @ pi / tau)))
 
 
@@ -49,7 +49,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
   return shifted - np.log(np.exp(shifted).sum())
 
 
-# --- With a price ---
+# --- Regularised ---
 
 
 def gambit_logit(payoff, job):
@@ -69,7 +69,7 @@ def gambit_logit(payoff, job):
 def polarix_lle(payoff, job):
   """Adam on the regularised gap, in float32, with the step 1e-2 that it comes with.
 
-  `polarix.solve` always makes 100,000 iterations, because it waits for the gap without a price to
+  `polarix.solve` always makes 100,000 iterations, because it waits for the unregularised gap to
   vanish; so this goes through the same iterations, and stops as soon as the gap is what it should.
   """
   import polarix
@@ -118,7 +118,7 @@ def open_spiel_mmd(payoff, job):
 
 
 def scipy_root(payoff, job):
-  """No package, but what one would write without one: MINPACK's `hybr`, given the Jacobian."""
+  """A solution without a package: MINPACK's `hybr` with the Jacobian."""
   from scipy import optimize
 
   identity = np.eye(len(payoff))
@@ -136,7 +136,7 @@ def scipy_root(payoff, job):
   return run
 
 
-# --- Without a price ---
+# --- Unregularised ---
 
 
 def gambit_lp(payoff, job):
@@ -161,7 +161,7 @@ def quantecon_minmax(payoff, job):
 
 
 def nashpy_lp(payoff, job):
-  """Two linear programs, one a player, in scipy's HiGHS."""
+  """Two linear programs, one per player, in scipy's HiGHS."""
   from nashpy import Game
 
   game = Game(payoff)
@@ -169,7 +169,7 @@ def nashpy_lp(payoff, job):
 
 
 def open_spiel_lp(payoff, job):
-  """Two linear programs, one a player, built in Python, in cvxpy's ECOS to a tolerance of 1e-7."""
+  """Two linear programs, one per player, built in Python, by ECOS with a tolerance of 1e-7."""
   import pyspiel
   from open_spiel.python.algorithms.lp_solver import solve_zero_sum_matrix_game
 
@@ -260,7 +260,7 @@ PEERS: dict[str, Callable] = {
 
 
 def main(peer: str, folder: Path) -> None:
-  """Solves all games again and again; the first run, whose seconds count for nothing, warms up."""
+  """Solves all games repeatedly; the first run is a warm-up and is not timed."""
   begun = time.perf_counter()
   with np.load(folder / 'job.npz') as file:
     payoffs = file['payoffs']

@@ -3,12 +3,12 @@
 import inspect
 from collections.abc import Iterator
 
-from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.algorithm import Algorithm, Side, always
-from nlhf_jax.algorithms.naming import shown
+from nlhf_jax.algorithms.algorithm import Side, always
+from nlhf_jax.algorithms.catalogue import ALGORITHMS
+from nlhf_jax.algorithms.described import describe
 from nlhf_jax.algorithms.selection import unchanged
 
-# Values for the arguments of rows, so that each can be made and shown; others get 1.
+# Arguments with which the algorithms are made and printed; others are 1.
 ARGUMENTS = {
   **{'tau': 0.06, 'beta': 0.125, 'eta': 0.18, 'rate': 0.02, 'ratio': 0.25, 'temperature': 2.0},
   **{'every': 25, 'reset': 150, 'samples': 5, 'queue': 4, 'rounds': 2, 'candidates': 7, 'keep': 4},
@@ -17,43 +17,41 @@ ARGUMENTS = {
 }
 
 
-def of_side(side: Side | None) -> str:
-  """Mixtures as products of powers, and how many responses each of them gives."""
+def describe_side(side: Side | None) -> str:
+  """Mixtures as products of powers, with the number of responses from each."""
   if side is None or isinstance(side, str):
     return side or ''
   texts = [
-    ' '.join(slot if weight == 1 else f'{slot}^{shown(weight)}' for slot, weight in player.items())
-    for player in side
+    ' '.join(slot if weight == 1 else f'{slot}^{describe(weight)}' for slot, weight in mix.items())
+    for mix in side
   ]
   counts = {text: texts.count(text) for text in texts}
   return ', '.join(f'{count} x {text}' if count > 1 else text for text, count in counts.items())
 
 
 def blocks() -> Iterator[str]:
-  """The rows in the order of the catalogue, each as a few lines."""
-  rows = list(inspect.getmembers(catalogue, inspect.isfunction))
-  rows = [make for _, make in rows if inspect.signature(make).return_annotation is Algorithm]
-  for make in sorted(rows, key=lambda make: make.__code__.co_firstlineno):
-    takes = list(inspect.signature(make).parameters)
-    row = make(**{name: ARGUMENTS.get(name, 1) for name in takes})
+  """Each algorithm as a few lines, in the order of the catalogue."""
+  for name, make in ALGORITHMS.items():
+    parameters = list(inspect.signature(make).parameters)
+    algorithm = make(**{parameter: ARGUMENTS.get(parameter, 1) for parameter in parameters})
+    references = algorithm.references.items()
     facts = {
-      'left': of_side(row.left),
-      'right': of_side(row.right),
-      'select': '' if row.select is unchanged else shown(row.select),
-      'loss': shown(row.loss),
-      'references': ', '.join(f'{slot} {shown(rule)}' for slot, rule in row.references.items()),
-      'step': '' if row.step is always else shown(row.step),
+      'left': describe_side(algorithm.left),
+      'right': describe_side(algorithm.right),
+      'select': '' if algorithm.select is unchanged else describe(algorithm.select),
+      'loss': describe(algorithm.loss),
+      'references': ', '.join(f'{slot} {describe(rule)}' for slot, rule in references),
+      'step': '' if algorithm.step is always else describe(algorithm.step),
     }
-    lines = [f'  {name:<11} {text}' for name, text in facts.items() if text]
-    yield '\n'.join(
-      [f'{make.__name__}({", ".join(takes)}): {make.__doc__.splitlines()[0]}', *lines]
-    )
+    lines = [f'  {fact:<11} {text}' for fact, text in facts.items() if text]
+    yield '\n'.join([f'{name}({", ".join(parameters)}): {make.__doc__.splitlines()[0]}', *lines])
 
 
 def main() -> None:
-  """The whole catalogue."""
+  """Prints the whole catalogue."""
   print('\n\n'.join(blocks()))
-  print('\nShown with', ', '.join(f'{name} {shown(value)}' for name, value in ARGUMENTS.items()))
+  arguments = ', '.join(f'{name} {describe(value)}' for name, value in ARGUMENTS.items())
+  print('\nPrinted with', arguments)
 
 
 if __name__ == '__main__':

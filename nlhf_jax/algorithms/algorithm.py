@@ -1,7 +1,7 @@
 """The record that an algorithm is."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Array
 
@@ -10,36 +10,43 @@ from nlhf_jax.algorithms.selection import Select, unchanged
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Mixture, Scores
 
-# (slot -> scores, comparison) -> one value an example, to be minimised in the mean.
+# (slot -> scores, comparison) -> one value per example, of which the mean is minimised.
 Loss = Callable[[Mapping[str, Scores], Comparison], Array]
 
-# Number of the update, from 1 -> whether the policy takes the step that the gradient proposes.
+# Number of the update, from 1 -> whether the policy takes the step that the optimiser proposes.
 StepRule = Callable[[Array | int], Array | bool]
 
-# Where the responses of a side come from: one is drawn from each mixture; or `DATA`; or `LEFT`.
+# Where the responses of a side come from: one from each mixture; or `DATA`; or `LEFT`.
 Side = Sequence[Mixture] | str
 DATA = 'data'
-LEFT = 'left'  # the left responses, each of them against all of them
+LEFT = 'left'  # the left responses, compared all with all
+
+# What a judge returns, and an algorithm can learn from: a `probability` is P(y > y'|x) - 1/2, for
+# which a sampled vote may stand; `log_odds` are computed from a probability, and infinite for a
+# vote; a `reward` is a difference r(y) - r(y').
+Payoff = Literal['probability', 'log_odds', 'reward']
 
 
 def always(update: Array | int) -> bool:
-  """Every proposal is taken."""
+  """The policy takes every step."""
   del update
   return True
 
 
 def extragradient(update: Array | int) -> Array | bool:
-  """Every second proposal is taken; the others only move the references that look ahead."""
+  """The policy takes every second step; the others only move the slot that looks ahead."""
   return update % 2 == 0
 
 
 class Algorithm(NamedTuple):
   """Who plays whom, what is minimised, and how the references move.
 
-  The slot `policy` is the one that gradients reach; `references` names every other slot and its
-  rule. `left` and `right` say where responses come from, with a judge's payoff between them, except
-  that data bring their own payoff, and that demonstrations (left, from the data) win against what
-  is sampled. Without a right side there is no payoff. `select` chooses what the loss sees.
+  Gradients reach the slot `policy` only; `references` has the rule of every other slot. `left` and
+  `right` say where responses come from. A judge compares responses that are sampled on both sides;
+  comparisons from data bring their payoff, and demonstrations (left) win against samples (right).
+  Without a right side there is no payoff. `select` chooses what the loss sees. `payoffs` are the
+  kinds of payoff that the algorithm can learn from. `per_example` is False if the loss of an
+  example depends on the rest of the batch, so that the batch cannot be split to save memory.
   """
 
   left: Side
@@ -48,10 +55,12 @@ class Algorithm(NamedTuple):
   references: Mapping[str, ReferenceRule]
   select: Select = unchanged
   step: StepRule = always
+  payoffs: tuple[Payoff, ...] = ('probability',)
+  per_example: bool = True
 
 
 def mixture(**weights: float) -> Mixture:
-  """Slot -> weight, leaving out slots of weight zero, so that a pure mixture reads one network.
+  """Slot -> weight, without slots of weight zero, so that a pure mixture evaluates one network.
 
   Raises:
     UserError: if a weight is negative.
@@ -59,19 +68,25 @@ def mixture(**weights: float) -> Mixture:
   for slot, weight in weights.items():
     if weight < 0:
       raise UserError(
-        f"the slot '{slot}' would get the weight {weight:g}, which must not be negative: shares "
-        'lie in [0, 1], and eta is at least tau where both set a weight.'
+        f"the slot '{slot}' would get the weight {weight:g}, which must not be negative: weights "
+        'of mixtures lie in [0, 1], and eta is at least tau where both set a weight.'
       )
   return {slot: weight for slot, weight in weights.items() if weight}
 
 
-def asks_judge(algorithm: Algorithm) -> bool:
-  """Whether responses of both sides are sampled, so that someone has to compare them."""
+# Mixtures of one slot.
+POLICY, REFERENCE, SNAPSHOT = (
+  mixture(**{slot: 1.0}) for slot in ('policy', 'reference', 'snapshot')
+)
+
+
+def needs_judge(algorithm: Algorithm) -> bool:
+  """Whether responses of both sides are sampled, so that a judge has to compare them."""
   return algorithm.left != DATA and algorithm.right not in (None, DATA)
 
 
-def learns_from(algorithm: Algorithm) -> str:
-  """The kind of data: `prompts` to respond to, `demonstrations`, or `comparisons`."""
+def training_data(algorithm: Algorithm) -> str:
+  """The kind of data it learns from: `prompts`, `demonstrations` or `comparisons`."""
   if algorithm.left != DATA:
     return 'prompts'
   return 'comparisons' if algorithm.right == DATA else 'demonstrations'

@@ -1,11 +1,11 @@
-"""Losses: (slot -> scores, comparison) -> one value an example. The caller takes the mean.
+"""Losses: (slot -> scores, comparison) -> one value per example. The caller takes the mean.
 
-They know nothing of models, tokenizers or configs, and are made of one quantity, the log-ratio
+They know nothing of models, tokenizers or configs, and are functions of one quantity, the log-ratio
 
     rho(y) = log pi(y|x) - sum_m w_m log pi_m(y|x)
 
-to a mixture of anchors. Sums over tokens are plain sums, unless a name says otherwise: dividing by
-length changes the objective.
+to a weighted mixture of other slots, the anchors. Log-probabilities are summed over tokens; only
+losses with `per_token` divide by the length, which changes the objective.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Loss, mixture
-from nlhf_jax.algorithms.naming import named
-from nlhf_jax.algorithms.selection import worth
+from nlhf_jax.algorithms.described import described
+from nlhf_jax.algorithms.selection import mean_payoff
 
 
-def to_go(x: Float[Array, '*rows T']) -> Float[Array, '*rows T']:
-  """sum_{m >= n} x_m."""
+def reward_to_go(x: Float[Array, '*rows T']) -> Float[Array, '*rows T']:
+  """sum_{m >= n} x_m for every token n."""
   return lax.cumsum(x, axis=x.ndim - 1, reverse=True)
 
 
@@ -36,68 +36,76 @@ def rho(scores, side: str, anchors) -> Float[Array, 'B K']:
   return jnp.sum(log_ratio(scores, side, anchors), axis=-1)
 
 
-@named
-def policy_gradient(**prices: float) -> Loss:
+@described
+def policy_gradient(**kl_coefficients: float) -> Loss:
   """A loss whose gradient is minus the policy gradient of the regularised preference.
 
-      g = sum_n grad log pi(y_n|.) [P(y > y'|x) - 1/2 - sum_m tau_m to_go(log(pi / pi_m))_n]
+      g = sum_n grad log pi(y_n|.) [P(y > y'|x) - 1/2 - sum_m tau_m reward_to_go(log(pi / pi_m))_n]
 
-  (arXiv 2312.00886, eq. 13, with log-ratios as reward-to-go.) `prices` gives tau_m of each slot
-  that leaving costs, in win probability a nat. Reads the left scores only. Returns [B, K, J].
+  (arXiv 2312.00886, eq. 13, with log-ratios as reward-to-go.) Reads the left scores only.
+
+  Args:
+    kl_coefficients: slot m -> tau_m, the coefficient of KL(pi, pi_m), in win probability per nat.
+
+  Returns:
+    [B, K, J].
   """
-  prices = mixture(**prices)
+  kl_coefficients = mixture(**kl_coefficients)
 
   def loss(scores, comparison):
     log_pi = scores['policy'].left
-    costs = sum(
-      price * to_go(lax.stop_gradient(log_ratio(scores, 'left', {slot: 1.0})))
-      for slot, price in prices.items()
+    penalties = sum(
+      coefficient * reward_to_go(lax.stop_gradient(log_ratio(scores, 'left', {slot: 1.0})))
+      for slot, coefficient in kl_coefficients.items()
     )
-    regulariser = jnp.sum(log_pi * costs, axis=-1, keepdims=True)
+    regulariser = jnp.sum(log_pi * penalties, axis=-1, keepdims=True)
     return regulariser - jnp.sum(log_pi, axis=-1, keepdims=True) * comparison.payoff
 
   return loss
 
 
 def likelihood(scores, comparison) -> Float[Array, 'B K']:
-  """-log pi(y|x) of the left responses, in nats a response."""
+  """-log pi(y|x) of the left responses, in nats per response."""
   del comparison
   return -jnp.sum(scores['policy'].left, axis=-1)
 
 
 def cross_entropy(scores, comparison) -> Float[Array, 'B K J']:
-  """-p log P - (1 - p) log(1 - P), P = sigmoid(score), p = payoff + 1/2: a vote or a share of them.
+  """-p log P - (1 - p) log(1 - P), with P = sigmoid(score) and the label p = payoff + 1/2.
 
-  The slot `policy` holds a preference network, whose score is one logit [B, K, J] a pair.
+  The slot `policy` holds a preference network, whose scores are one logit per pair, [B, K, J].
   """
   logit = scores['policy']
   return jax.nn.softplus(logit) - (comparison.payoff + 0.5) * logit
 
 
-def as_share(payoff: Float[Array, '...']) -> Float[Array, '...']:
-  """p = payoff + 1/2: how much of a comparison the left response wins."""
+def payoff_to_label(payoff: Float[Array, '...']) -> Float[Array, '...']:
+  """p = payoff + 1/2: the probability, or the fraction of votes, for the left response."""
   return payoff + 0.5
 
 
-@named
-def softened(epsilon: float) -> Callable[[Array], Array]:
-  """p of a payoff of which a share `epsilon` is taken for flipped: 1/2 + (1 - 2 eps) payoff."""
+@described
+def smoothed_label(epsilon: float) -> Callable[[Array], Array]:
+  """p = 1/2 + (1 - 2 epsilon) payoff: the label if a fraction `epsilon` of votes is flipped."""
   return lambda payoff: 0.5 + (1 - 2 * epsilon) * payoff
 
 
-@named
-def unflipped(epsilon: float) -> Callable[[Array], Array]:
-  """The p, perhaps outside [0, 1], whose mean over flips of a share `epsilon` is the true one."""
+@described
+def debiased_label(epsilon: float) -> Callable[[Array], Array]:
+  """p = 1/2 + payoff / (1 - 2 epsilon), whose mean over flipped votes is the true label.
+
+  It may lie outside [0, 1].
+  """
   return lambda payoff: 0.5 + payoff / (1 - 2 * epsilon)
 
 
-@named
-def contrast(
+@described
+def pairwise_loss(
   link: Callable[[Array], Array],
   *,
   beta: float = 1.0,
   margin: float = 0.0,
-  share: Callable[[Array], Array] = as_share,
+  label: Callable[[Array], Array] = payoff_to_label,
   per_token: bool = False,
   **anchors: float,
 ) -> Loss:
@@ -106,11 +114,11 @@ def contrast(
   Links: softplus (DPO), square (IPO: at beta = 1 the target of z is 2 payoff margin), relu (hinge).
 
   Args:
-    link: what falls as the winner's lead grows.
-    beta: scale of the lead.
-    margin: the lead asked for.
-    share: payoff -> p.
-    per_token: divide each rho by the tokens of its response.
+    link: a function that falls as the lead of the winner grows.
+    beta: scale of z.
+    margin: the lead at which the link is evaluated at 0.
+    label: payoff -> p.
+    per_token: whether each rho is divided by the number of tokens of its response.
     anchors: slot -> weight in rho.
 
   Returns:
@@ -124,34 +132,44 @@ def contrast(
   def loss(scores, comparison):
     left, right = (value(scores, comparison, side) for side in ('left', 'right'))
     lead = beta * (left[:, :, None] - right[:, None, :])
-    p = share(comparison.payoff)
+    p = label(comparison.payoff)
     return p * link(margin - lead) + (1 - p) * link(margin + lead)
 
   return loss
 
 
-@named
+@described
 def regression(eta: float, **anchors: float) -> Loss:
-  """(rho(y) - eta u(y))^2 of every left response, u its worth: SPPO's. Returns [B, K]."""
+  """(rho(y) - eta u(y))^2 of every left response, u its mean payoff: SPPO's loss. [B, K]."""
 
   def loss(scores, comparison):
-    return jnp.square(rho(scores, 'left', anchors) - eta * worth(comparison))
+    return jnp.square(rho(scores, 'left', anchors) - eta * mean_payoff(comparison))
 
   return loss
 
 
-@named
+@described
 def prospect(beta: float, desirable: float, undesirable: float, **anchors: float) -> Loss:
   """KTO's: w_D p sigmoid(beta (z - rho)) + w_U (1 - p) sigmoid(beta (rho - z)), p = u + 1/2.
 
-  z = max(0, mean of rho over the mismatched responses), which are the second half of the left side
-  (`with_mismatches`), is not differentiated. Returns [B, K / 2].
+  z = max(0, mean of rho over the mismatched responses of the batch) is not differentiated. The
+  mismatched responses are the second half of the left side (`selection.add_mismatches`).
+
+  Args:
+    beta: scale of rho - z.
+    desirable: w_D, the weight of winners.
+    undesirable: w_U, the weight of losers.
+    anchors: slot -> weight in rho.
+
+  Returns:
+    [B, K / 2].
   """
 
   def loss(scores, comparison):
     ratio, mismatched = jnp.split(rho(scores, 'left', anchors), 2, axis=1)
     z = lax.stop_gradient(jnp.maximum(0, jnp.mean(mismatched)))
-    lead, p = beta * (ratio - z), as_share(jnp.split(worth(comparison), 2, axis=1)[0])
+    p = payoff_to_label(jnp.split(mean_payoff(comparison), 2, axis=1)[0])
+    lead = beta * (ratio - z)
     return desirable * p * jax.nn.sigmoid(-lead) + undesirable * (1 - p) * jax.nn.sigmoid(lead)
 
   return loss
@@ -160,29 +178,32 @@ def prospect(beta: float, desirable: float, undesirable: float, **anchors: float
 def winner_likelihood(scores, comparison) -> Float[Array, 'B K J']:
   """-log pi of the better response of every pair: -p log pi(y) - (1 - p) log pi(y')."""
   left, right = (jnp.sum(side, axis=-1) for side in scores['policy'])
-  p = as_share(comparison.payoff)
+  p = payoff_to_label(comparison.payoff)
   return -p * left[:, :, None] - (1 - p) * right[:, None, :]
 
 
 def right_log_prob(scores, comparison) -> Float[Array, 'B 1 J']:
-  """log pi(y'|x) of the right responses: minimised, it looks away from what they say."""
+  """log pi(y'|x) of the right responses; minimising it moves probability away from them."""
   del comparison
   return jnp.sum(scores['policy'].right, axis=-1)[:, None, :]
 
 
-@named
+@described
 def squared_ratio(**anchors: float) -> Loss:
-  """rho(y)^2 of the left responses: a reverse KL, as its gradient is 2 rho grad log pi. [B, K]."""
+  """rho(y)^2 of the left responses; its gradient, 2 rho grad log pi, is that of a reverse KL.
+
+  Returns [B, K].
+  """
   return lambda scores, comparison: jnp.square(rho(scores, 'left', anchors))
 
 
-@named
-def importance(cap: float, **anchors: float) -> Loss:
+@described
+def forward_kl(cap: float, **anchors: float) -> Loss:
   """exp(min(-rho(y), cap)) of the left responses, mu / pi: a forward KL on samples. [B, K]."""
   return lambda scores, comparison: jnp.exp(jnp.minimum(-rho(scores, 'left', anchors), cap))
 
 
-@named
-def total(*terms: tuple[float, Loss]) -> Loss:
-  """The weighted sum of losses of the same shape."""
+@described
+def weighted_sum(*terms: tuple[float, Loss]) -> Loss:
+  """The weighted sum of losses of the same shape; `terms` are pairs (weight, loss)."""
   return lambda scores, comparison: sum(weight * loss(scores, comparison) for weight, loss in terms)

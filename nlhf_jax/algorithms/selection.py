@@ -1,6 +1,6 @@
-"""What of a comparison the loss sees: (comparison, key) -> comparison.
+"""Selections: (comparison, key) -> the part of the comparison that the loss sees.
 
-The worth of a response is its payoff averaged over the right side, u(y) = P(y > opponent) - 1/2.
+The mean payoff of a response is averaged over the right side: u(y) = P(y > opponent) - 1/2.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.algorithms.naming import named
+from nlhf_jax.algorithms.described import described
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Responses
 
@@ -18,14 +18,14 @@ Select = Callable[[Comparison, Array], Comparison]
 
 
 def unchanged(comparison: Comparison, key: Array) -> Comparison:
-  """All of it."""
+  """The whole comparison."""
   del key
   return comparison
 
 
-@named
-def in_turn(*selections: Select) -> Select:
-  """One after the other."""
+@described
+def chain(*selections: Select) -> Select:
+  """Applies selections one after the other."""
 
   def select(comparison, key):
     for number, selection in enumerate(selections):
@@ -35,16 +35,17 @@ def in_turn(*selections: Select) -> Select:
   return select
 
 
-def worth(comparison: Comparison) -> Float[Array, 'B K']:
+def mean_payoff(comparison: Comparison) -> Float[Array, 'B K']:
   """u(y) = mean over the right responses of the payoff."""
   return jnp.mean(comparison.payoff, axis=2)
 
 
-def judged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
-  """The comparison without what no judge could say, and the weight of each prompt in the mean.
+def drop_unjudged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
+  """Replaces missing payoffs by 0; also returns the weight of each prompt in the mean loss.
 
-  A prompt with a payoff that is NaN weighs 0, since its worths are not known either, and its
-  payoffs become 0; the others weigh the same, 1 on average over all. If none is left, all weigh 0.
+  A prompt with a payoff that is NaN gets weight 0, since its mean payoffs are unknown as well. The
+  others get equal weights, which average to 1 over the batch. If no prompt is left, all weights
+  are 0.
   """
   if comparison.payoff is None:
     return comparison, jnp.ones(len(comparison.left.tokens))
@@ -54,28 +55,30 @@ def judged(comparison: Comparison) -> tuple[Comparison, Float[Array, 'B']]:
   return comparison._replace(payoff=payoff), weight
 
 
-def pick(responses: Responses, places: Int[Array, 'B N']) -> Responses:
-  """The responses at the given places along K."""
-  return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, places[:, :, None], axis=1), responses)
+def take_responses(responses: Responses, indices: Int[Array, 'B N']) -> Responses:
+  """The responses at the given indices along K."""
+  return jax.tree.map(
+    lambda leaf: jnp.take_along_axis(leaf, indices[:, :, None], axis=1), responses
+  )
 
 
 def _ranked(comparison: Comparison) -> Int[Array, 'B K']:
-  """Places of the left responses, the worthiest first; equals in their order."""
-  return jnp.argsort(-worth(comparison), axis=1)
+  """Indices of the left responses by falling mean payoff; ties keep their order."""
+  return jnp.argsort(-mean_payoff(comparison), axis=1)
 
 
 def best_and_worst(comparison: Comparison, key: Array) -> Comparison:
-  """The left responses of most and of least worth, each with its payoffs against all the right."""
+  """The left responses of highest and of lowest mean payoff, with all their payoffs."""
   del key
-  places = _ranked(comparison)[:, jnp.array([0, -1])]
-  payoff = jnp.take_along_axis(comparison.payoff, places[:, :, None], axis=1)
-  return comparison._replace(left=pick(comparison.left, places), payoff=payoff)
+  indices = _ranked(comparison)[:, jnp.array([0, -1])]
+  payoff = jnp.take_along_axis(comparison.payoff, indices[:, :, None], axis=1)
+  return comparison._replace(left=take_responses(comparison.left, indices), payoff=payoff)
 
 
 def best_against_worst(comparison: Comparison, key: Array) -> Comparison:
-  """The best of K on the left, the worst on the right, with the payoff between the two.
+  """The best of K on the left against the worst on the right, with the payoff between the two.
 
-  The responses must be compared with themselves, all against all.
+  The right side must be the left side, all compared with all.
   """
   del key
   ranked = _ranked(comparison)
@@ -83,34 +86,38 @@ def best_against_worst(comparison: Comparison, key: Array) -> Comparison:
   rows = jnp.take_along_axis(comparison.payoff, best[:, :, None], axis=1)
   payoff = jnp.take_along_axis(rows, worst[:, :, None], axis=2)
   left = comparison.left
-  return Comparison(comparison.prompts, pick(left, best), pick(left, worst), payoff)
+  return Comparison(
+    comparison.prompts, take_responses(left, best), take_responses(left, worst), payoff
+  )
 
 
-def by_worth(comparison: Comparison, key: Array) -> Comparison:
-  """Of two left responses one against the other, with the payoff u(y_1) - u(y_2)."""
+def pair_by_mean_payoff(comparison: Comparison, key: Array) -> Comparison:
+  """The first of two left responses against the second, with the payoff u(y_1) - u(y_2)."""
   del key
   one, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], comparison.left) for k in (0, 1))
-  gains = worth(comparison)
+  gains = mean_payoff(comparison)
   return Comparison(comparison.prompts, one, other, (gains[:, :1] - gains[:, 1:])[:, :, None])
 
 
-def enhanced(comparison: Comparison, key: Array) -> Comparison:
-  """The first left response against its enhancer: the best of those from the third on.
+def pair_with_best(comparison: Comparison, key: Array) -> Comparison:
+  """The first left response y against the best y' of those from the third on.
 
-  These hold a tournament of their own, by which the best is known. The payoff is u(y) - u(y'), both
-  against the second response, which has no part in it, so that no luck was selected. The responses
-  must be compared with themselves, all against all.
+  The best is the one with the highest mean payoff among these. The payoff is u(y) - u(y'), both
+  measured against the second response: it takes no part in the choice, so that the choice does not
+  bias it. The right side must be the left side, all compared with all.
   """
   del key
   best = 2 + jnp.argmax(jnp.mean(comparison.payoff[:, 2:, 2:], axis=2), axis=1, keepdims=True)
   first, gains = jnp.zeros_like(best), comparison.payoff[:, :, 1]
   lead = gains[:, :1] - jnp.take_along_axis(gains, best, axis=1)
   left = comparison.left
-  return Comparison(comparison.prompts, pick(left, first), pick(left, best), lead[:, :, None])
+  return Comparison(
+    comparison.prompts, take_responses(left, first), take_responses(left, best), lead[:, :, None]
+  )
 
 
-def as_points(comparison: Comparison, key: Array) -> Comparison:
-  """A pair as two left responses, each with its own payoff: [B, 2, 1]."""
+def split_pairs(comparison: Comparison, key: Array) -> Comparison:
+  """Turns a pair into two left responses, each with its own payoff: [B, 2, 1]."""
   del key
   left = jax.tree.map(
     lambda *sides: jnp.concatenate(sides, axis=1), comparison.left, comparison.right
@@ -119,10 +126,10 @@ def as_points(comparison: Comparison, key: Array) -> Comparison:
   return Comparison(comparison.prompts, left, None, payoff)
 
 
-def with_mismatches(comparison: Comparison, key: Array) -> Comparison:
-  """Adds, as as many left responses more, those of the next prompt of the batch, with payoff 0.
+def add_mismatches(comparison: Comparison, key: Array) -> Comparison:
+  """Appends the left responses of the next prompt of the batch to each prompt's, with payoff 0.
 
-  They are unrelated to the prompt: what KTO estimates its KL on.
+  They are unrelated to the prompt; KTO estimates its KL on them.
 
   Raises:
     UserError: if the batch is a single prompt.
@@ -137,47 +144,50 @@ def with_mismatches(comparison: Comparison, key: Array) -> Comparison:
   return comparison._replace(left=left, payoff=payoff)
 
 
-def log_odds(comparison: Comparison, key: Array) -> Comparison:
-  """The payoff as a score, log P(y > y') / P(y' > y), at most 9.2 (P = .9999)."""
+def payoff_to_log_odds(comparison: Comparison, key: Array) -> Comparison:
+  """Replaces payoffs by log-odds, log P(y > y') / P(y' > y), cut to 9.2 (P = .9999)."""
   del key
-  chance = jnp.clip(comparison.payoff + 0.5, 1e-4, 1 - 1e-4)
-  return comparison._replace(payoff=jnp.log(chance) - jnp.log1p(-chance))
+  probability = jnp.clip(comparison.payoff + 0.5, 1e-4, 1 - 1e-4)
+  return comparison._replace(payoff=jnp.log(probability) - jnp.log1p(-probability))
 
 
-@named
-def shifted(by: float) -> Select:
-  """The payoff less a constant."""
-  return lambda comparison, key: comparison._replace(payoff=comparison.payoff - by)
+@described
+def subtract_constant(constant: float) -> Select:
+  """Subtracts a constant from all payoffs."""
+  return lambda comparison, key: comparison._replace(payoff=comparison.payoff - constant)
 
 
-@named
-def normalised(eta: float) -> Select:
-  """The payoff less log Z / eta, Z = E_{y ~ pi_t} exp(eta u(y)) estimated on the left responses."""
+@described
+def subtract_log_partition(eta: float) -> Select:
+  """Subtracts log Z / eta from all payoffs.
+
+  Z = E_{y ~ pi_t} exp(eta u(y)) is estimated on the left responses.
+  """
 
   def select(comparison, key):
     del key
-    gains = eta * worth(comparison)
+    gains = eta * mean_payoff(comparison)
     log_z = jax.nn.logsumexp(gains, axis=1) - jnp.log(gains.shape[1])
     return comparison._replace(payoff=comparison.payoff - (log_z / eta)[:, None, None])
 
   return select
 
 
-@named
-def rejection_sampled(beta: float, keep: int) -> Select:
-  """Of K responses, compared all against all, `keep` that are distributed as pi exp(r / beta) / Z.
+@described
+def rejection_sampling(beta: float, keep: int) -> Select:
+  """Keeps `keep` of K responses, distributed as pi exp(r / beta) / Z (arXiv 2309.06657).
 
-  The first is the baseline that rewards are measured against, r(y) = log-odds of P(y > baseline),
-  and is not a candidate itself. Those kept are compared all against all (arXiv 2309.06657).
+  The first response is the baseline of the reward, r(y) = log-odds of P(y > baseline), and no
+  candidate itself. Those kept are compared all with all. The right side must be the left side.
   """
 
   def select(comparison, key):
-    reward = log_odds(comparison, key).payoff[:, 1:, 0]
-    keys = jax.random.split(key, len(reward))
-    places = 1 + jax.vmap(lambda key, row: rejection_sample(key, row, beta, keep))(keys, reward)
-    rows = jnp.take_along_axis(comparison.payoff, places[:, :, None], axis=1)
-    payoff = jnp.take_along_axis(rows, places[:, None, :], axis=2)
-    kept = pick(comparison.left, places)
+    rewards = payoff_to_log_odds(comparison, key).payoff[:, 1:, 0]
+    keys = jax.random.split(key, len(rewards))
+    indices = 1 + jax.vmap(lambda key, row: rejection_sample(key, row, beta, keep))(keys, rewards)
+    rows = jnp.take_along_axis(comparison.payoff, indices[:, :, None], axis=1)
+    payoff = jnp.take_along_axis(rows, indices[:, None, :], axis=2)
+    kept = take_responses(comparison.left, indices)
     return Comparison(comparison.prompts, kept, kept, payoff)
 
   return select
@@ -186,21 +196,21 @@ def rejection_sampled(beta: float, keep: int) -> Select:
 def rejection_sample(
   key: Array, reward: Float[Array, 'N'], beta: float, keep: int
 ) -> Int[Array, 'M']:
-  """Statistical rejection sampling (arXiv 2309.06657, algorithm 1): `keep` places, as accepted.
+  """Indices of `keep` candidates, by statistical rejection sampling (arXiv 2309.06657, alg. 1).
 
-  Visits the candidates in their order and accepts each with probability exp((r - r_max) / beta),
-  r_max over those not accepted so far when the visit began; and again, until enough are. Candidates
-  are known by their places, so that equal texts stay different candidates, and every visit accepts
-  at least its best one, so that it ends.
+  Passes over the candidates in order and accepts each with probability exp((r - r_max) / beta),
+  r_max being the largest reward of those not yet accepted when the pass began, until enough are
+  accepted. Candidates are told apart by index, not by text. Every pass accepts at least the best
+  candidate that is left, so that the loop ends.
 
   Args:
-    key: for the draws.
+    key: random key.
     reward: of each candidate.
-    beta: temperature; the lower, the closer to the `keep` best.
-    keep: how many.
+    beta: temperature; the lower, the closer the result is to the `keep` best.
+    keep: number of candidates to return.
 
   Raises:
-    UserError: if there are not so many candidates.
+    UserError: if there are fewer candidates than `keep`.
   """
   count = len(reward)
   if not 0 < keep <= count:
@@ -210,16 +220,16 @@ def rejection_sample(
     _, accepted, _ = loop
     return jnp.sum(accepted >= 0) < keep
 
-  def visit(loop):
+  def one_pass(loop):
     number, order, taken = loop
     top = jnp.max(jnp.where(taken, -jnp.inf, reward))
-    draws = jax.random.uniform(jax.random.fold_in(key, number), (count,))
-    # So that rewards that are no numbers, or all -inf, are accepted and the visits end.
-    accept = ~taken & ~(draws >= jnp.exp((reward - top) / beta))
+    uniform = jax.random.uniform(jax.random.fold_in(key, number), (count,))
+    # Negated, so that NaN rewards, or rewards that are all -inf, are accepted and the loop ends.
+    accept = ~taken & ~(uniform >= jnp.exp((reward - top) / beta))
     place = jnp.sum(order >= 0) + jnp.cumsum(accept) - 1
     accept &= place < keep
     order = order.at[jnp.where(accept, place, keep)].set(jnp.arange(count), mode='drop')
     return number + 1, order, taken | accept
 
   start = (jnp.int32(0), jnp.full(keep, -1), jnp.zeros(count, bool))
-  return lax.while_loop(unfinished, visit, start)[1]
+  return lax.while_loop(unfinished, one_pass, start)[1]

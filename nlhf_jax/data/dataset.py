@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,12 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import AtLeastOne, ProperFraction, Range
 from nlhf_jax.structs import Comparison, Prompts
 
+VocabularySize = Annotated[
+  int, Range('at least 259: all bytes and the special tokens', lambda size: 259 <= size < math.inf)
+]
 KINDS = ('prompts', 'demonstrations', 'comparisons')
 EMPTY = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
 
@@ -108,10 +113,10 @@ class FileData(NamedTuple):
   split: str
   part: str
   skip_bad: bool
-  held_out: float
-  prompt_length: int
-  response_length: int
-  vocabulary: int
+  held_out: ProperFraction
+  prompt_length: AtLeastOne
+  response_length: AtLeastOne
+  vocabulary: VocabularySize
 
 
 def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -> Corpus:

@@ -19,6 +19,7 @@ from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import Numerics
+from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Positive, Seed
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.worlds import World
@@ -144,43 +145,43 @@ class JudgeExperiment(NamedTuple):
 
 
 class SolverRun(NamedTuple):
-  """A solver, and how many updates it makes."""
+  """A solver, and the number of updates it makes."""
 
   solver: Solver
-  updates: int
+  updates: AtLeastOne
 
 
 class TabularExperiment(NamedTuple):
-  """Solves a game, given on each of X equally weighted prompts, with several solvers."""
+  """A game on each of X prompts, with equal weights, and the solvers to run on it."""
 
   name: str
   game_name: str
   table: Table
   game: Game  # with a leading axis X
   start: Float[Array, 'X K']  # log-probabilities
-  samplings: Mapping[str, Float[Array, 'X K']]  # policies whose samples a reward is fitted to
-  rows: Mapping[str, SolverRun]
+  samplings: Mapping[str, Float[Array, 'X K']]  # pairs from which a reward for RLHF is fitted
+  runs: Mapping[str, SolverRun]
 
 
 class Measurement(NamedTuple):
-  """One measurement of sample complexity: a world, its regularised games, and the protocol."""
+  """One measurement: a world, settings by KL coefficient, and arguments of the protocol."""
 
   name: str  # of the world
   world: World
   settings: dict[float, Setting]  # by tau
   votes: np.ndarray | None  # numbers of votes, increasing
-  others: list[float]  # weights of the pairs that the data already contain
-  arguments: dict[str, float]  # further arguments of the protocol
+  others: list[float]  # weights of pairs without the safest action in offline data
+  arguments: dict[str, float]  # other arguments of the protocol, by name
 
 
 class SampleComplexityExperiment(NamedTuple):
-  """Learns games from votes: four measurements over the same number of seeds."""
+  """Four measurements over the same number of seeds."""
 
   name: str
   payoff: str
   link: Link
-  seed: int
-  seeds: int
+  seed: Seed
+  seeds: AtLeastTwo
   rates: Measurement
   offline: Measurement
   online: Measurement
@@ -188,7 +189,7 @@ class SampleComplexityExperiment(NamedTuple):
 
 
 class Method(NamedTuple):
-  """An algorithm of the token game, and the tabular solver that it is compared with."""
+  """An algorithm, and the tabular solver of the same game that it is plotted beside."""
 
   training: Training
   solver: Solver
@@ -197,29 +198,28 @@ class Method(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """An algorithm of the token game that learns the preference too, in rounds.
+  """An algorithm that also learns the preferences; a round is `training.evaluate_every` updates.
 
-  A round lasts `training.evaluate_every` updates and begins with votes on `batches` batches of
-  the pairs that the algorithm selects. Its judge is the estimate from all votes so far, with
-  `ridge` votes for a tie added to each pair.
+  A round starts with votes on `batches` batches of pairs that the algorithm selects. Its judge is
+  the estimate from all votes so far, with `ridge` additional votes for a tie on each pair.
   """
 
   training: Training
   stage: Stage
-  batches: int
-  ridge: float
+  batches: AtLeastOne
+  ridge: Positive
 
 
 class TokenGameExperiment(NamedTuple):
-  """Trains language models on a game whose responses can all be listed."""
+  """The specification of a run."""
 
   name: str
   game: TokenGame
-  tau: float
-  target: float
+  tau: Positive
+  target: Positive  # exploitability below which the game counts as solved
   decoder: Decoder
   key: jax.Array  # of the reference
-  scale: float  # of the reference's embeddings, which are also its output layer
+  scale: float  # of the reference's embeddings, which are its head too
   methods: Mapping[str, Method]
   stages: Mapping[str, Stage]
   learners: Mapping[str, Learner]

@@ -5,15 +5,12 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.sections import factories
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.models import sharding
 from nlhf_jax.training import optimizers
-
-BATCHWISE = ('kto',)  # algorithms whose loss of an example depends on its whole batch
 
 
 def make_training(row: ConfigDict, field: str) -> Training:
@@ -22,29 +19,25 @@ def make_training(row: ConfigDict, field: str) -> Training:
   Raises:
     UserError: if a setting is wrong.
   """
-  rows = factories(catalogue, Algorithm)
-  if row.algorithm not in rows:
+  if row.algorithm not in ALGORITHMS:
     raise UserError(
-      f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."
+      f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of "
+      f'{list(ALGORITHMS)}.'
     )
   least = 0 if row.algorithm == 'sft' else 1  # a pretrained model may need no fine-tuning
   if row.steps < least:
     raise UserError(f'{field}.steps={row.steps} must be at least {least}.')
-  takes = list(inspect.signature(rows[row.algorithm]).parameters)
+  takes = list(inspect.signature(ALGORITHMS[row.algorithm]).parameters)
   if sorted(takes) != sorted(row.arguments):
     raise UserError(
       f"{field}.algorithm: '{row.algorithm}' takes {takes}, but {field}.arguments has "
       f'{list(row.arguments)}; write a config for it, as those in configs/.'
     )
   try:
-    algorithm = rows[row.algorithm](**row.arguments)
+    algorithm = ALGORITHMS[row.algorithm](**row.arguments)
   except UserError as error:
     raise UserError(f'{field}.arguments: {error}') from None
-  except ZeroDivisionError:
-    raise UserError(
-      f"{field}.arguments: '{row.algorithm}' divides by one of them that is 0."
-    ) from None
-  check_accumulation(row, field)
+  check_accumulation(row, algorithm, field)
   taken = sum(bool(algorithm.step(number)) for number in range(1, row.steps + 1))
   try:
     optimizer = optimizers.make_optimizer(steps=max(taken, 1), **row.optimizer)
@@ -60,14 +53,14 @@ def make_training(row: ConfigDict, field: str) -> Training:
   )
 
 
-def check_accumulation(row: ConfigDict, field: str) -> None:
+def check_accumulation(row: ConfigDict, algorithm: Algorithm, field: str) -> None:
   """Refuses batches whose gradient cannot be computed in `accumulate` parts."""
   if row.batch % row.accumulate:
     raise UserError(
       f'{field}.batch={row.batch} must be a multiple of {field}.accumulate={row.accumulate}: '
       'the gradient of a batch is computed in that many equal parts.'
     )
-  if row.accumulate > 1 and row.algorithm in BATCHWISE:
+  if row.accumulate > 1 and not algorithm.per_example:
     raise UserError(
       f"{field}.accumulate={row.accumulate}: '{row.algorithm}' compares every response with "
       'the mean of its whole batch; set accumulate=1.'

@@ -1,4 +1,4 @@
-"""Tabular preference games: exact equilibria, and every algorithm of the field on a matrix.
+"""Tabular preference games: exact equilibria, and the ideal update of every algorithm.
 
-It stands on its own: nothing here knows of language models.
+This package does not depend on the rest, and knows nothing of language models.
 """

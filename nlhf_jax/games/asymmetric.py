@@ -1,7 +1,7 @@
-"""Two players with payoffs of their own references and no symmetry between them.
+"""Regularised zero-sum games without symmetry between the two players.
 
-The max player gets x^T M y, as it does where one side's payoff carries a bonus. Both pay tau for
-leaving their reference; Newton's matrix is again I minus something antisymmetric.
+The max player gets x^T M y; a bonus in the payoff of one side makes such games. Each player has its
+own reference and pays tau KL for leaving it; Newton's matrix is again I minus an antisymmetric one.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from nlhf_jax.games.exact import capped
+from nlhf_jax.games.exact import cap_change
 from nlhf_jax.games.game import kl
 
 
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class AsymmetricEquilibrium(NamedTuple):
-  """Both policies, the duality gap of the pair, and the Newton steps it took."""
+  """Both policies, the duality gap of the pair, and the number of Newton steps."""
 
   pair: Pair
   duality_gap: Float[Array, '']
@@ -47,7 +47,7 @@ def log_best_responses(game: AsymmetricGame, pair: Pair) -> Pair:
 
 
 def duality_gap(game: AsymmetricGame, pair: Pair) -> Float[Array, '']:
-  """tau KL(x, BR(y)) + tau KL(y, BR(x)): what both could gain, zero at the equilibrium alone."""
+  """tau KL(x, BR(y)) + tau KL(y, BR(x)): what both could gain; zero only at the equilibrium."""
   reply = log_best_responses(game, pair)
   return game.tau * (kl(pair.left, reply.left) + kl(pair.right, reply.right))
 
@@ -70,7 +70,7 @@ def newton_step(game: AsymmetricGame, pair: Pair) -> Pair:
   mass = shifts * jnp.concatenate([x, y])[:, None]
   amounts = jnp.linalg.solve(mass.T @ solved[:, 1:], mass.T @ solved[:, 0])
   change = solved[:, 0] - solved[:, 1:] @ amounts
-  change = capped(jnp.concatenate([pair.left, pair.right]), change)
+  change = cap_change(jnp.concatenate([pair.left, pair.right]), change)
   left, right = change[: len(x)], change[len(x) :]
   return Pair(jax.nn.log_softmax(pair.left + left), jax.nn.log_softmax(pair.right + right))
 
@@ -78,12 +78,12 @@ def newton_step(game: AsymmetricGame, pair: Pair) -> Pair:
 def equilibrium(
   game: AsymmetricGame, tolerance: float = 1e-12, limit: int = 600
 ) -> AsymmetricEquilibrium:
-  """The equilibrium for tau > 0, by Newton with the price lowered in stages; can be vmapped.
+  """The equilibrium for tau > 0, by Newton with tau lowered in stages; can be vmapped.
 
   Args:
     game: one game.
     tolerance: duality gap to reach, in units of the payoff.
-    limit: the most Newton steps; a gap above the tolerance then tells that it was not enough.
+    limit: the most Newton steps; a gap above the tolerance tells that they were not enough.
   """
 
   def unsolved(carry):

@@ -1,6 +1,6 @@
-"""What a payoff matrix says without any player: winners, transitive and cyclic parts, spectrum.
+"""Social choice on a payoff matrix: winners, transitive and cyclic parts, disc games.
 
-Functions of NumPy arrays, of one matrix A = P - 1/2 over [K, K].
+Functions of one NumPy matrix A = P - 1/2, [K, K].
 """
 
 from typing import NamedTuple
@@ -8,30 +8,34 @@ from typing import NamedTuple
 import numpy as np
 from scipy import linalg, sparse
 
-TOLERANCE = 1e-12  # payoffs below it are ties, as a share of the largest
+TOLERANCE = 1e-12  # payoffs below this fraction of the largest are ties
 
 
-def tie(payoff: np.ndarray) -> float:
-  """The margin up to which two actions are even."""
+def tie_margin(payoff: np.ndarray) -> float:
+  """The margin up to which two actions are tied."""
   return TOLERANCE * float(abs(payoff).max())
 
 
 def condorcet_winner(payoff: np.ndarray) -> int | None:
   """The action that beats every other one, if there is any."""
-  beaten = (payoff > tie(payoff)).sum(axis=1)
+  beaten = (payoff > tie_margin(payoff)).sum(axis=1)
   winner = int(beaten.argmax())
   return winner if beaten[winner] == len(payoff) - 1 else None
 
 
 def borda_scores(payoff: np.ndarray) -> np.ndarray:
-  """Mean win probability against all actions, [K]; the largest wins, and a fitted Bradley-Terry
-  reward on evenly sampled pairs ranks alike."""
+  """Mean win probability against all actions, [K]; the largest wins.
+
+  A Bradley-Terry reward fitted to uniformly sampled pairs ranks actions in the same order.
+  """
   return payoff.mean(axis=1) + 0.5
 
 
 def copeland_scores(payoff: np.ndarray) -> np.ndarray:
   """Actions beaten less actions that beat it, [K]; the largest wins."""
-  return ((payoff > tie(payoff)).sum(axis=1) - (payoff < -tie(payoff)).sum(axis=1)).astype(float)
+  return (
+    (payoff > tie_margin(payoff)).sum(axis=1) - (payoff < -tie_margin(payoff)).sum(axis=1)
+  ).astype(float)
 
 
 def worst_defeats(payoff: np.ndarray) -> np.ndarray:
@@ -41,12 +45,12 @@ def worst_defeats(payoff: np.ndarray) -> np.ndarray:
 
 def three_cycles(payoff: np.ndarray) -> int:
   """The number of triples in which each action beats the next."""
-  beats = (payoff > tie(payoff)).astype(float)
+  beats = (payoff > tie_margin(payoff)).astype(float)
   return round(np.trace(beats @ beats @ beats) / 3)
 
 
 class Decomposition(NamedTuple):
-  """A = ratings_i - ratings_j + cyclic, orthogonal parts; `share` of |A|^2 is transitive."""
+  """A = ratings_i - ratings_j + cyclic, orthogonal; `share` is the transitive part of |A|^2."""
 
   ratings: np.ndarray
   cyclic: np.ndarray
@@ -54,9 +58,9 @@ class Decomposition(NamedTuple):
 
 
 def hodge(payoff: np.ndarray) -> Decomposition:
-  """The combinatorial Hodge decomposition on the complete graph, all pairs weighing the same.
+  """The combinatorial Hodge decomposition on the complete graph, with equal weights for all pairs.
 
-  Ratings sum to 0; every row of the cyclic part does too. The share of no payoff at all is 1.
+  Ratings, and all rows of the cyclic part, sum to 0. The share of a payoff of zeros is 1.
   """
   ratings = payoff.mean(axis=1)
   transitive = ratings[:, None] - ratings
@@ -65,7 +69,7 @@ def hodge(payoff: np.ndarray) -> Decomposition:
   return Decomposition(ratings, payoff - transitive, float(share))
 
 
-class Turn(NamedTuple):
+class DiscGame(NamedTuple):
   """strength (u v^T - v u^T): a disc game on an orthonormal pair of directions."""
 
   strength: float
@@ -73,25 +77,25 @@ class Turn(NamedTuple):
   v: np.ndarray
 
 
-def turns(payoff: np.ndarray) -> list[Turn]:
-  """A as a sum of disc games, the strongest first, by its real Schur form; zero ones left out.
+def disc_games(payoff: np.ndarray) -> list[DiscGame]:
+  """The disc games that A is a sum of, by its real Schur form, the strongest first, without zeros.
 
-  The first r of them are the best approximation of rank 2 r among antisymmetric matrices.
+  The sum of the first r is the best approximation of rank 2 r among antisymmetric matrices.
   """
   form, basis = linalg.schur(payoff, output='real')
   found, i = [], 0
   while i < len(payoff) - 1:
     strength = (form[i, i + 1] - form[i + 1, i]) / 2
-    if abs(strength) > len(payoff) * tie(payoff):
+    if abs(strength) > len(payoff) * tie_margin(payoff):
       u, v = basis[:, i], basis[:, i + 1]
-      found.append(Turn(abs(strength), *((u, v) if strength > 0 else (v, u))))
+      found.append(DiscGame(abs(strength), *((u, v) if strength > 0 else (v, u))))
       i += 1
     i += 1
   return sorted(found, key=lambda turn: -turn.strength)
 
 
 def has_bradley_terry_fit(payoff: np.ndarray) -> bool:
-  """Whether rewards that are finite fit best: no group of actions always beats the others."""
+  """Whether the best fit has finite rewards: no group of actions always beats all others."""
   if abs(payoff).max() > 0.5:
     return False
   groups, _ = sparse.csgraph.connected_components(payoff > -0.5, connection='strong')

@@ -1,12 +1,12 @@
-"""Equilibria to the last digits: Newton and Anderson on the logit fixed point, linear programs.
+"""Equilibria to machine precision: Newton, Anderson acceleration, linear programs.
 
-With a price, the equilibrium is the one solution of log pi = log BR(pi). Newton's matrix is
-I - A diag(pi) / tau, similar to I minus an antisymmetric matrix: never singular, and of condition
-at most sqrt(1 + sigma^2). Steps are capped, and the price is lowered in stages.
+For tau > 0 the equilibrium is the one solution of log pi = log BR(pi). Newton's matrix is
+I - A diag(pi) / tau, similar to I minus an antisymmetric matrix: never singular, with a condition
+number of at most sqrt(1 + sigma^2). Steps are capped, and tau is lowered in stages.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +18,34 @@ from scipy import optimize
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
-from nlhf_jax.games.solvers import Solver, State, memoryless, pulled
+from nlhf_jax.games.solvers import Solver, State, memoryless, pull_to_reference
+from nlhf_jax.ranges import POSITIVE, POSITIVE_FRACTION, AtLeastOne
 
-# A probability of e^-20 moves no gain that matters, so that logits below are free to move.
+# Probabilities below e^-20 hardly change any payoff, so their logits may move freely.
 NEGLIGIBLE = -20.0
 CAP = 4.0  # nats; at 8 some random games are never solved
 
 
 class Stage(NamedTuple):
-  """What Newton's method remembers: the price it is at, and the gap at the game's own."""
+  """The memory of Newton's method: the tau of the current stage, and the gap at the game's tau."""
 
   tau: Float[Array, '']
-  gap: Float[Array, '']  # infinite until the game's own price is reached
+  gap: Float[Array, '']  # infinite until the stage's tau is the game's
 
 
 class Equilibrium(NamedTuple):
-  """A policy, what a best response gains on it, and the Newton steps it took."""
+  """A policy, its exploitability, and the number of Newton steps."""
 
   log_pi: Float[Array, 'K']
   exploitability: Float[Array, '']
   steps: Int[Array, '']
 
 
-def capped(log_pi: Float[Array, 'K'], change: Float[Array, 'K']) -> Float[Array, 'K']:
+def cap_change(log_pi: Float[Array, 'K'], change: Float[Array, 'K']) -> Float[Array, 'K']:
   """The change of logits, scaled so that none moves by more than `CAP` above `NEGLIGIBLE`.
 
-  The logits of actions that are never played grow as 1 / tau; were they capped too, the number of
-  steps would grow alike.
+  The logits of actions that are never played grow as 1 / tau; if they were capped too, so would the
+  number of steps.
   """
   up = CAP + jnp.maximum(0, NEGLIGIBLE - log_pi)
   down = jnp.where(log_pi < NEGLIGIBLE + CAP, jnp.inf, CAP)
@@ -62,13 +63,13 @@ def newton_step(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K']:
   matrix = jnp.eye(len(pi)) - game.payoff * (pi / game.tau)
   change, shift = jnp.linalg.solve(matrix, jnp.stack([residual, jnp.ones_like(pi)], axis=1)).T
   change = change - (pi @ change) / (pi @ shift) * shift
-  return jax.nn.log_softmax(log_pi + capped(log_pi, change))
+  return jax.nn.log_softmax(log_pi + cap_change(log_pi, change))
 
 
 def newton() -> Solver:
   """Newton with continuation: from tau = max |A|, which falls by 4 whenever a stage is solved.
 
-  Quadratic in the end; the stages and the cap make it safe at a low price, where a line search on
+  Convergence is quadratic. The stages and the cap make it safe at low tau, where a line search on
   the gap stalls.
   """
 
@@ -92,13 +93,13 @@ def equilibrium(game: Game, tolerance: ArrayLike = 1e-12, limit: ArrayLike = 600
   """The equilibrium of a game with tau > 0; NaN where tau is 0.
 
   `log_pi` can be differentiated by payoff, reference and tau, in both modes, by the implicit
-  function theorem. In float32 ask for no less than the tolerance of 1e-9 or so.
+  function theorem. In float32 the tolerance should not be below about 1e-9.
 
   Args:
     game: one game; `jax.vmap` runs a batch until its last game is solved.
     tolerance: exploitability to reach, in win probability. It is quadratic in the error of the
       policy, about tau / 2 times its square.
-    limit: the most Newton steps; a gap above the tolerance then tells that it was not enough.
+    limit: the most Newton steps; a gap above the tolerance tells that they were not enough.
   """
   method, fixed = newton(), lax.stop_gradient(game)
 
@@ -114,23 +115,26 @@ def equilibrium(game: Game, tolerance: ArrayLike = 1e-12, limit: ArrayLike = 600
   def invert(linear, right):
     return jnp.linalg.solve(jax.jacobian(linear)(right), right)
 
-  # The root is found already; this is what knows how to differentiate it.
+  # The root is known already; custom_root adds its derivative.
   log_pi = lax.custom_root(residual, state.log_pi, lambda _, found: found, invert)
   log_pi = jnp.where(game.tau > 0, log_pi, jnp.nan)
   return Equilibrium(log_pi, exploitability(game, log_pi), state.count)
 
 
-def anderson(memory: int = 10, mixing: ArrayLike = 0.1) -> Solver:
+def anderson(
+  memory: AtLeastOne = 10, mixing: Annotated[ArrayLike, POSITIVE_FRACTION] = 0.1
+) -> Solver:
   """Anderson acceleration of best-response iteration in logits, for games too large for Newton.
 
-  One product with A an update. The mix of the last `memory` residuals is chosen by least squares
-  weighted by pi, in which metric the iteration turns without stretching. `mixing` of what that
-  leaves is added: all of it is faster at tau = 0.02, and does not converge at 0.005.
+  One product with A per update. The mix of the last `memory` residuals is chosen by least squares
+  weighted by pi, in which metric the iteration turns without stretching. A
+  fraction `mixing` of the remaining residual is added: 1 is faster at tau = 0.02, and does not
+  converge at 0.005.
   """
 
   def init(game, log_pi):
     if not isinstance(game.tau, jax.core.Tracer) and game.tau == 0:
-      raise UserError('anderson needs a tau above 0; at 0 take proximal_point.')
+      raise UserError('anderson needs a tau above 0; at 0 use proximal_point.')
     past = jnp.zeros((memory, len(log_pi)), log_pi.dtype)
     reply = log_best_response(game, log_pi)
     return State(jnp.int32(0), log_pi, (log_pi, reply - log_pi, past, past))
@@ -149,16 +153,16 @@ def anderson(memory: int = 10, mixing: ArrayLike = 0.1) -> Solver:
   return Solver(init, update)
 
 
-def proximal_point(eta: ArrayLike, inner: int = 8) -> Solver:
-  """Each iterate is the equilibrium of the game that pays KL(pi, last) / eta on top.
+def proximal_point(eta: Annotated[ArrayLike, POSITIVE], inner: AtLeastOne = 8) -> Solver:
+  """Each iterate is the equilibrium of the game with the additional penalty KL(pi, last) / eta.
 
-  The exact form of COMAL and Nash Prox: linear, and with tau = 0 still convergent. The inner
-  game, at the price tau + 1 / eta, is solved by `inner` Newton steps.
+  The exact form of COMAL and Nash Prox; it converges linearly, also with tau = 0. The inner game,
+  with the coefficient tau + 1 / eta, is solved by `inner` Newton steps.
   """
 
   def update(game, state):
     tau = game.tau + 1 / eta
-    centre = jax.nn.log_softmax(pulled(game, state.log_pi, game.tau / tau))
+    centre = jax.nn.log_softmax(pull_to_reference(game, state.log_pi, game.tau / tau))
     stage = Game(game.payoff, centre, tau)
     return lax.fori_loop(0, inner, lambda _, log_pi: newton_step(stage, log_pi), state.log_pi)
 
@@ -166,9 +170,9 @@ def proximal_point(eta: ArrayLike, inner: int = 8) -> Solver:
 
 
 def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
-  """An equilibrium without a price, [K]: some p with p >= 0, sum p = 1, A p <= 0 (scipy's HiGHS).
+  """An equilibrium for tau = 0, [K]: some p with p >= 0, sum p = 1, A p <= 0 (scipy's HiGHS).
 
-  It is the only one for almost all payoffs. Not for the inside of `jax.jit`.
+  It is unique for almost all payoffs. Runs on NumPy arrays, not under `jax.jit`.
   """
   payoff = np.asarray(payoff, float)
   check_payoff(payoff)
@@ -192,8 +196,8 @@ def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
   return pi / pi.sum()
 
 
-def is_only_equilibrium(payoff: np.ndarray, policy: np.ndarray, tolerance: float = 1e-7) -> bool:
-  """Whether an equilibrium without a price is the only one, as far as `tolerance` can tell.
+def is_unique_equilibrium(payoff: np.ndarray, policy: np.ndarray, tolerance: float = 1e-7) -> bool:
+  """Whether an equilibrium for tau = 0 is unique, up to `tolerance`.
 
   It is if no action outside its support does as well against it, and if on its support A has no
   other kernel: any equilibrium q is supported where (A p)_a = 0, and has (A q)_a = 0 where p_a > 0.

@@ -1,4 +1,4 @@
-"""A user's preferences from a file, as `tables.py` takes them: CSV, JSON or NPY."""
+"""Reads preference games from CSV, JSON and NPY files."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ import numpy as np
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.tables import Table, from_counts, from_payoffs, from_preferences
+from nlhf_jax.ranges import NonNegative, Positive
 
 ENTRIES = ('probabilities', 'payoffs', 'counts')
 KEYS = {'probabilities': 'probabilities', 'payoffs': 'payoffs', 'wins': 'counts'}  # of JSON
@@ -19,7 +20,7 @@ LISTS = 'left,right,left_wins,right_wins (and ties if there are any) or left,rig
 
 
 class Contents(NamedTuple):
-  """What a file holds: square numbers of one of the kinds `ENTRIES`, counts perhaps with ties."""
+  """The contents of a file: square matrices of one of the kinds `ENTRIES`."""
 
   kind: str
   values: np.ndarray
@@ -31,11 +32,11 @@ class Contents(NamedTuple):
 def read(
   path: str | Path,
   entries: str = 'probabilities',
-  tolerance: float = 1e-6,
-  scale: float = 1.0,
-  prior: float = 0.0,
+  tolerance: NonNegative = 1e-6,
+  scale: Positive = 1.0,
+  prior: NonNegative = 0.0,
 ) -> Table:
-  """The game in a file, by the end of its name; text is UTF-8.
+  """Reads the game in a file, by its extension; text is UTF-8.
 
   .csv: a square matrix, with or without names in its first row and column, where an empty cell is
     missing. Or a list of pairs with the header left,right,left_wins,right_wins, and perhaps ties;
@@ -46,13 +47,14 @@ def read(
 
   Args:
     path: the file.
-    entries: what the numbers are, one of `ENTRIES`; lists and JSON objects say it themselves.
+    entries: the kind of the numbers, one of `ENTRIES`; not used for lists and JSON objects, which
+      declare their kind.
     tolerance: see `from_preferences` and `from_payoffs`.
-    scale: see `from_payoffs`; left at 1 for other entries.
-    prior: see `from_counts`; left at 0 for other entries.
+    scale: see `from_payoffs`; must be 1 for other kinds.
+    prior: see `from_counts`; must be 0 for other kinds.
 
   Raises:
-    UserError: that names the file, the place in it, what is wrong and the remedy.
+    UserError: that names the file, the position in it, the problem and the remedy.
   """
   path = Path(path)
   readers = {'.csv': read_csv, '.json': read_json, '.npy': read_npy}
@@ -70,16 +72,16 @@ def read(
   try:
     if not data.removeprefix(b'\xef\xbb\xbf').strip():
       raise UserError('the file is empty; give one with preferences in it.')
-    return make_table(readers[ending](data, entries), tolerance, scale, prior)
+    return table_from_contents(readers[ending](data, entries), tolerance, scale, prior)
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
 
 
-def make_table(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
-  """The game of a file.
+def table_from_contents(file: Contents, tolerance: float, scale: float, prior: float) -> Table:
+  """The game of the contents of a file.
 
   Raises:
-    UserError: also for a `scale` or a `prior` that the kind of entries does not know.
+    UserError: also for a `scale` or a `prior` that does not apply to the kind of entries.
   """
   for name, value, unset, kind in (('scale', scale, 1, 'payoffs'), ('prior', prior, 0, 'counts')):
     if value != unset and file.kind != kind:
@@ -97,7 +99,7 @@ def make_table(file: Contents, tolerance: float, scale: float, prior: float) -> 
 
 
 def read_npy(data: bytes, entries: str) -> Contents:
-  """An array that `numpy.save` wrote, of numbers, not of pickled objects."""
+  """Reads an array of numbers that `numpy.save` wrote; refuses pickled objects."""
   try:
     values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
   except Exception as error:  # a broken header can raise what Python's parser can
@@ -108,13 +110,13 @@ def read_npy(data: bytes, entries: str) -> Contents:
 
 
 def read_json(data: bytes, entries: str) -> Contents:
-  """Nested lists, or an object that says what they are."""
+  """Reads nested lists, or an object that declares their kind."""
   try:
-    value = json.loads(decoded(data))
+    value = json.loads(decode_text(data))
   except (ValueError, RecursionError) as error:
     raise UserError(f'not valid JSON ({error}); correct it.') from None
   if isinstance(value, list):
-    return Contents(entries, stack(value))
+    return Contents(entries, parse_matrices(value))
   found = value.keys() if isinstance(value, dict) else set()
   kind = found & KEYS.keys()
   if len(kind) != 1 or found - kind - {'names'} - ({'ties'} if 'wins' in kind else set()):
@@ -126,16 +128,16 @@ def read_json(data: bytes, entries: str) -> Contents:
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise UserError('names must be a list of strings.')
   (key,) = kind
-  ties = stack(value['ties']) if 'ties' in value else None
-  return Contents(KEYS[key], stack(value[key]), ties, names)
+  ties = parse_matrices(value['ties']) if 'ties' in value else None
+  return Contents(KEYS[key], parse_matrices(value[key]), ties, names)
 
 
-def stack(value: object) -> np.ndarray:
+def parse_matrices(value: object) -> np.ndarray:
   """The numbers of a list of rows, or of a list of those."""
   first = value[0] if isinstance(value, list) and value else None
   if not (isinstance(first, list) and first and isinstance(first[0], list)):
-    return np.array(grid(value, ''))
-  grids = [grid(rows, f'prompt {number}, ') for number, rows in enumerate(value, start=1)]
+    return np.array(parse_matrix(value, ''))
+  grids = [parse_matrix(rows, f'prompt {number}, ') for number, rows in enumerate(value, start=1)]
   for number, rows in enumerate(grids, start=1):
     if len(rows) != len(grids[0]):
       raise UserError(
@@ -145,7 +147,7 @@ def stack(value: object) -> np.ndarray:
   return np.array(grids)
 
 
-def grid(rows: object, where: str) -> list[list[float]]:
+def parse_matrix(rows: object, where: str) -> list[list[float]]:
   """The numbers of a square list of rows."""
   if not isinstance(rows, list) or not rows:
     raise UserError(f'{where}{json.dumps(rows):.40} must be a list of rows.')
@@ -156,13 +158,13 @@ def grid(rows: object, where: str) -> list[list[float]]:
         f'{where}row {number} {what}; it must be a list as long as there are rows, {len(rows)}.'
       )
   return [
-    [number_of(cell, f'{where}row {i}, column {j}') for j, cell in enumerate(row, start=1)]
+    [parse_number(cell, f'{where}row {i}, column {j}') for j, cell in enumerate(row, start=1)]
     for i, row in enumerate(rows, start=1)
   ]
 
 
-def number_of(cell: object, where: str) -> float:
-  """A cell as a number, NaN if it is missing."""
+def parse_number(cell: object, where: str) -> float:
+  """The number in a cell, NaN if it is missing."""
   if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
     return np.nan
   try:
@@ -173,8 +175,8 @@ def number_of(cell: object, where: str) -> float:
   raise UserError(f'{where}: {json.dumps(cell):.40} is not a number; correct it.')
 
 
-def decoded(data: bytes) -> str:
-  """The text, without a byte-order mark."""
+def decode_text(data: bytes) -> str:
+  """Decodes UTF-8 text, without a byte-order mark."""
   try:
     return data.decode('utf-8-sig')
   except UnicodeDecodeError as error:
@@ -182,13 +184,13 @@ def decoded(data: bytes) -> str:
 
 
 def read_csv(data: bytes, entries: str) -> Contents:
-  """A matrix, or a list of pairs or votes."""
-  reader = csv.reader(io.StringIO(decoded(data), newline=''), strict=True)
+  """Reads a matrix, or a list of pairs or votes."""
+  reader = csv.reader(io.StringIO(decode_text(data), newline=''), strict=True)
   try:
     lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
   except csv.Error as error:
     raise UserError(f'line {reader.line_num}: not valid CSV ({error}); correct it.') from None
-  # A row of empty cells is one of a matrix; a blank line is none.
+  # A row of empty cells belongs to a matrix; a blank line does not.
   lines = [(line, row) for line, row in lines if len(row) > 1 or any(row)] or [(1, [''])]
   first, header = lines[0]
   for line, row in lines:
@@ -205,9 +207,9 @@ def read_csv(data: bytes, entries: str) -> Contents:
 
 
 def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
-  """A square matrix, with or without names."""
+  """Reads a square matrix, with or without names."""
   rows = [row for _, row in lines]
-  header, index = labels(rows)
+  header, index = find_names(rows)
   columns = rows[0][index:] if header else []
   names = [row[0] for row in rows[header:]] if index else columns
   body = lines[header:]
@@ -224,7 +226,7 @@ def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
       )
   values = [
     [
-      number_of(cell, f'line {line}, cell {number}')
+      parse_number(cell, f'line {line}, cell {number}')
       for number, cell in enumerate(row[index:], start=index + 1)
     ]
     for line, row in body
@@ -232,33 +234,33 @@ def read_matrix(lines: list[tuple[int, list[str]]], entries: str) -> Contents:
   return Contents(entries, np.array(values), names=names)
 
 
-def labels(rows: list[list[str]]) -> tuple[bool, bool]:
-  """Whether the first row and the first column are names: most are words, or both are the same."""
+def find_names(rows: list[list[str]]) -> tuple[bool, bool]:
+  """Whether the first row and the first column are names: most are words, or both are equal."""
   corner, top, side = rows[0][0], rows[0][1:], [row[0] for row in rows[1:]]
   unnumbered = not corner or is_word(corner)
   same = unnumbered and top == side and '' not in top and len(set(top)) == len(top) > 1
   header = same or sum(map(is_word, top)) > len(top) / 2
   index = same or sum(map(is_word, side)) > len(side) / 2
-  # An empty corner leaves room for names beside it and below it.
+  # An empty corner means that there are names beside it and below it.
   return header or (index and not corner), index or (header and not corner)
 
 
 def is_word(cell: str) -> bool:
   """Whether a cell is neither a number nor missing."""
   try:
-    number_of(cell, '')
+    parse_number(cell, '')
   except UserError:
     return True
   return False
 
 
 def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
-  """Pairs with their counts, or one vote a line; what is said twice of a pair adds up."""
+  """Reads pairs with counts, or one vote per line; counts of the same pair are added."""
   header = [cell.lower() for cell in lines[0][1]]
   votes, counts = 'winner' in header, {'left_wins', 'right_wins'} <= set(header)
   if votes == counts or len(set(header)) < len(header):
     raise UserError(f'a list needs the header {LISTS}; it has {",".join(header)}.')
-  told = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
+  used = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
   names, found = {}, []
   for line, row in lines[1:]:
     cells = dict(zip(header, row, strict=True))
@@ -269,9 +271,9 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
       )
     i, j = (names.setdefault(name, len(names)) for name in (left, right))
     if votes:
-      found.append((i, j, *vote(left, right, cells['winner'], f'line {line}')))
+      found.append((i, j, *parse_vote(left, right, cells['winner'], f'line {line}')))
     else:
-      found.append((i, j, *(count_of(cells[name], f'line {line}, {name}') for name in told)))
+      found.append((i, j, *(parse_count(cells[name], f'line {line}, {name}') for name in used)))
   if not found:
     raise UserError('the list has no line below its header; give it pairs.')
   # A list without ties has none.
@@ -283,19 +285,17 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
   for number in tied:
     np.add.at(ties, at, number)
     np.add.at(ties, at[::-1], number)
-  unused = [name for name in header if name not in ('left', 'right', *told)]
+  unused = [name for name in header if name not in ('left', 'right', *used)]
   notes = (f'Columns not used: {", ".join(unused)}.',) if unused else ()
   return Contents('counts', wins, ties, tuple(names), notes)
 
 
-def vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
-  """Wins of the left, wins of the right and ties, of which one is 1."""
+def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
+  """(wins of the left, wins of the right, ties) of a vote, of which one is 1."""
   sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
   words = {left, right} & sides.keys()
   if words:
-    raise UserError(
-      f"{where}: the name '{words.pop()}' can be mistaken for the word for a winner; rename it."
-    )
+    raise UserError(f"{where}: the name '{words.pop()}' is also a keyword for a winner; rename it.")
   sides |= {left: (1, 0, 0), right: (0, 1, 0)}
   if winner not in sides:
     raise UserError(
@@ -304,9 +304,9 @@ def vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]
   return sides[winner]
 
 
-def count_of(cell: str, where: str) -> float:
-  """A cell as a count."""
-  count = number_of(cell, where)
+def parse_count(cell: str, where: str) -> float:
+  """The count in a cell."""
+  count = parse_number(cell, where)
   if not 0 <= count < np.inf:
     raise UserError(f"{where}: '{cell}' is no count; write a finite number of at least 0.")
   return count

@@ -1,8 +1,8 @@
 """A preference game over K actions, its best response and its exact gaps.
 
-Functions take one game; `jax.vmap` takes them over prompts, seeds or temperatures. Policies are
-log-probabilities, in nats; a policy may have zeros (-inf), a reference may not. Left out: payoffs
-that differ between the two players (`asymmetric.py`).
+Functions take one game; `jax.vmap` maps them over prompts, seeds or temperatures. Policies are
+log-probabilities, in nats; a policy may have zeros (-inf), a reference may not. Games without
+symmetry between the players are in `asymmetric.py`.
 """
 
 from typing import NamedTuple
@@ -14,29 +14,32 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import NonNegative
 
 
 class Game(NamedTuple):
-  """Both players draw an action; each pays tau for every nat it leaves the reference.
+  """Both players sample an action; each pays tau times its KL to the reference.
 
   P_tau(pi > pi') = 1/2 + pi^T A pi' - tau KL(pi, mu) + tau KL(pi', mu) (arXiv 2312.00886, eq. 2).
   """
 
   payoff: Float[Array, 'K K']  # A = P - 1/2, antisymmetric
   log_reference: Float[Array, 'K']  # log mu
-  tau: Float[Array, '']  # win probability a nat; 0 for the game without a price
+  tau: Float[Array, '']  # KL coefficient, win probability per nat; 0 for the unregularised game
 
 
-def make_game(payoff: ArrayLike, reference: ArrayLike | None = None, tau: float = 0.0) -> Game:
-  """A game, or a batch of games where `payoff` is [..., K, K]; refuses what is none.
+def make_game(
+  payoff: ArrayLike, reference: ArrayLike | None = None, tau: NonNegative = 0.0
+) -> Game:
+  """A game, or a batch of games if `payoff` is [..., K, K].
 
   Args:
     payoff: win probabilities minus 1/2, [..., K, K].
     reference: probabilities, [K] or [..., K]; uniform by default.
-    tau: price of a nat, in win probability.
+    tau: KL coefficient, in win probability per nat.
 
   Raises:
-    UserError: that names what is wrong with which entry.
+    UserError: that names the entry and what is wrong with it.
   """
   payoff = np.asarray(payoff, float)
   check_payoff(payoff)
@@ -82,24 +85,23 @@ def check_reference(reference: np.ndarray, actions: int) -> None:
   zero = np.argwhere(~(reference > 0))
   if len(zero):
     raise UserError(
-      f'reference{zero[0].tolist()} is {reference[tuple(zero[0])]}; an equilibrium with a price on '
-      'leaving the reference never plays what that never plays, so leave the action out of the '
-      'game, or give it a small probability.'
+      f'reference{zero[0].tolist()} is {reference[tuple(zero[0])]}; a regularised equilibrium '
+      'never plays such an action; leave it out of the game, or give it a small probability.'
     )
   if not np.allclose(reference.sum(-1), 1, rtol=0, atol=1e-6):
     raise UserError(f'the reference must sum to 1; it sums to {reference.sum(-1)}.')
 
 
 def gains(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K']:
-  """P(y > pi) - 1/2 of every action, that is A pi."""
+  """P(y > pi) - 1/2 of every action y: A pi."""
   return game.payoff @ jnp.exp(log_pi)
 
 
 def log_best_response(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K']:
-  """log of mu exp(A pi / tau) / Z; with tau = 0 the best action alone, the first of equals."""
+  """log of mu exp(A pi / tau) / Z; with tau = 0 the best action, the first one of a tie."""
   gain = gains(game, log_pi)
   tau = jnp.where(game.tau > 0, game.tau, 1)
-  # Rounding makes no difference of a tie.
+  # Differences within rounding count as a tie.
   slack = 64 * jnp.finfo(gain.dtype).eps * jnp.max(abs(game.payoff))
   first = jnp.arange(len(gain)) == jnp.argmax(gain >= jnp.max(gain) - slack)
   greedy = jnp.where(first, 0, -jnp.inf)
@@ -107,7 +109,7 @@ def log_best_response(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K'
 
 
 def kl(log_p: Float[Array, 'K'], log_q: Float[Array, 'K']) -> Float[Array, '']:
-  """KL(p, q) in nats. Every term summed is positive, so that tiny divergences keep their digits.
+  """KL(p, q) in nats. Every term summed is positive, so that tiny divergences are accurate.
 
   sum_a q_a (r log r - r + 1) with r = p / q, which for distributions is sum_a p_a log(p_a / q_a).
   """
@@ -120,11 +122,11 @@ def kl(log_p: Float[Array, 'K'], log_q: Float[Array, 'K']) -> Float[Array, '']:
 
 
 def exploitability(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
-  """max over pi' of P_tau(pi' > pi), less 1/2: zero at the equilibrium alone.
+  """max over pi' of P_tau(pi' > pi), less 1/2; zero only at the equilibrium.
 
-  It is tau KL(pi, BR(pi)), antisymmetry having removed every other term; computed so, it certifies
-  gaps far below the rounding of 1/2. With tau = 0 it is the largest entry of A pi. Half of
-  `duality_gap`.
+  It equals tau KL(pi, BR(pi)), since all other terms cancel by antisymmetry; in this form gaps far
+  below the rounding of 1/2 are accurate. With tau = 0 it is the largest entry of A pi. It is half
+  of `duality_gap`.
   """
   regularised = game.tau * kl(log_pi, log_best_response(game, log_pi))
   return jnp.where(game.tau > 0, regularised, jnp.max(gains(game, log_pi)))
@@ -137,5 +139,5 @@ def duality_gap(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
 
 def value(game: Game, log_p: Float[Array, 'K'], log_q: Float[Array, 'K']) -> Float[Array, '']:
   """P_tau(p > q) - 1/2."""
-  price = kl(log_p, game.log_reference) - kl(log_q, game.log_reference)
-  return jnp.exp(log_p) @ gains(game, log_q) - game.tau * price
+  penalty = kl(log_p, game.log_reference) - kl(log_q, game.log_reference)
+  return jnp.exp(log_p) @ gains(game, log_q) - game.tau * penalty

@@ -1,4 +1,4 @@
-"""RLHF against Nash on a matrix: what a fitted reward makes of preferences, and what it loses."""
+"""RLHF compared with the Nash equilibrium on a matrix game."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ from nlhf_jax.games.exact import equilibrium
 from nlhf_jax.games.game import Game, exploitability, gains
 
 
-class Outcome(NamedTuple):
-  """What both methods make of the same preferences; log-probabilities, gaps in win probability."""
+class RlhfComparison(NamedTuple):
+  """The policies of both methods, as log-probabilities, and their gaps in win probability."""
 
   reward: Float[Array, 'K']  # fitted, 0 for the first action
   log_rlhf: Float[Array, 'K']
@@ -28,16 +28,17 @@ def bradley_terry_reward(
   """argmax_r E_{y, y' ~ sampling} P(y > y') log sigmoid(r(y) - r(y')), with r = 0 for action 0.
 
   The population's maximum-likelihood fit (arXiv 2312.00886, section 3.2 and appendix B): it makes
-  P_r(y > sampling) = P(y > sampling) for every y, so that it ranks as a best response to the data
-  does. Fifty capped steps of Newton's method on a concave problem. Every action must be sampled,
-  and `choice.has_bradley_terry_fit` must hold: if not, there is no best reward, and this is none.
+  P_r(y > sampling) = P(y > sampling) for every y, so that it ranks actions as a best response to
+  the sampling policy does. Found by fifty capped Newton steps on a concave problem. Every action
+  must have a positive sampling probability, and `choice.has_bradley_terry_fit` must hold; otherwise
+  there is no finite maximum, and the result is meaningless.
   """
   weight = sampling[:, None] * sampling
 
   def one(_, reward):
-    said = jax.nn.sigmoid(reward[:, None] - reward)
-    slope = (weight * (payoff + 0.5 - said)).sum(axis=1)
-    pairs = weight * said * (1 - said)
+    predicted = jax.nn.sigmoid(reward[:, None] - reward)
+    slope = (weight * (payoff + 0.5 - predicted)).sum(axis=1)
+    pairs = weight * predicted * (1 - predicted)
     curvature = jnp.diag(pairs.sum(axis=1)) - pairs
     change = jnp.linalg.solve(curvature[1:, 1:], slope[1:])
     change = change * jnp.minimum(1, 2 / jnp.max(abs(change), initial=0))
@@ -46,17 +47,17 @@ def bradley_terry_reward(
   return lax.fori_loop(0, 50, one, jnp.zeros_like(sampling))
 
 
-def compare(game: Game, sampling: Float[Array, 'K']) -> Outcome:
+def compare_with_nash(game: Game, sampling: Float[Array, 'K']) -> RlhfComparison:
   """RLHF on the reward fitted under `sampling`, pi = mu exp(r / tau) / Z, and the equilibrium.
 
-  tau does not mean the same to both: it is a price in rewards (log-odds) here and in win
-  probability there; what the comparison shows is which actions each prefers.
+  tau multiplies the KL in units of reward (log-odds) for RLHF and of win probability for the
+  equilibrium, so the same tau does not keep both equally close to the reference.
   """
   reward = bradley_terry_reward(game.payoff, sampling)
   log_rlhf = jax.nn.log_softmax(game.log_reference + reward / game.tau)
   log_nash = equilibrium(game).log_pi
   free = game._replace(tau=jnp.zeros_like(game.tau))
-  return Outcome(
+  return RlhfComparison(
     reward,
     log_rlhf,
     log_nash,

@@ -1,4 +1,4 @@
-"""Runs a solver, and keeps the policies along its way."""
+"""Runs a solver, and records its iterates."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from nlhf_jax.games.solvers import Solver
 
 
 class Path(NamedTuple):
-  """Where a solver was after each number of updates asked for, as log-probabilities."""
+  """The iterates of a solver after each of the requested numbers of updates, log-probabilities."""
 
   updates: Int[Array, 'R']
   last: Float[Array, 'R K']
@@ -29,14 +29,14 @@ def solve(
   start: Float[Array, 'K'] | None = None,
   weight: Callable[[ArrayLike], ArrayLike] = lambda count: 1.0,
 ) -> Path:
-  """Runs a solver in one scan; it can be put under `jax.jit` and `jax.vmap`.
+  """Runs a solver in one scan; works under `jax.jit` and `jax.vmap`.
 
   Args:
-    solver: the pair of functions.
+    solver: the solver.
     game: one game.
-    updates: after how many updates to look, increasing, such as `when(10_000)`.
+    updates: the numbers of updates after which to record, increasing, such as `when(10_000)`.
     start: log-probabilities; the reference by default.
-    weight: what an iterate weighs in the average, by its number of updates; 1 by default.
+    weight: number of updates -> weight of the iterate in the average; 1 by default.
 
   Returns:
     The path; its first row is the start if `updates` begins with 0.
@@ -48,9 +48,9 @@ def solve(
   def one(_, carry):
     state, average, total = carry
     state = solver.update(game, state)
-    share = weight(state.count)
-    total = total + share
-    part = share / jnp.where(total > 0, total, 1)
+    current = weight(state.count)
+    total = total + current
+    part = current / jnp.where(total > 0, total, 1)
     average = average + part * (jnp.exp(state.log_pi) - average)
     return state, average, total
 
@@ -65,6 +65,6 @@ def solve(
   return Path(updates, last, average)
 
 
-def when(total: int, looks: int = 200) -> np.ndarray:
-  """Numbers of updates to look at, evenly spread on a log axis: 0, 1, ..., total."""
-  return np.unique(np.geomspace(1, total + 1, looks).round().astype(np.int32) - 1)
+def log_spaced_updates(total: int, points: int = 200) -> np.ndarray:
+  """Numbers of updates evenly spread on a log axis: 0, 1, ..., total."""
+  return np.unique(np.geomspace(1, total + 1, points).round().astype(np.int32) - 1)

@@ -5,14 +5,14 @@ All ideal steps of the field are one line,
     log pi_{t+1} = (1 - k) log pi_t + k log rho + s A pi' + const,
 
 and differ in the pull k, the step s, the opponent pi' and the magnet rho; `step` is that line.
-`unregularised` runs a solver without a price on leaving the reference, if it can do without (the
-step of Theorem 1 and Anderson's method cannot); `moving_reference` moves the reference as it goes.
-Left out: solvers for precision (`exact.py`).
+`unregularised` runs a solver with tau = 0, which the step of Theorem 1 and Anderson's method do not
+allow; `moving_reference` moves the reference after each update. Solvers of high precision are in
+`exact.py`.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, gains, log_best_response
+from nlhf_jax.ranges import AT_LEAST_ONE, FRACTION, POSITIVE, POSITIVE_FRACTION
 
 
 class State(NamedTuple):
-  """What a solver carries: the number of updates done, the last iterate, and what else it needs."""
+  """The number of updates done, the last iterate, and what else the solver remembers."""
 
   count: Int[Array, '']
   log_pi: Float[Array, 'K']
@@ -32,7 +33,7 @@ class State(NamedTuple):
 
 
 class Solver(NamedTuple):
-  """`init(game, log_pi)` gives the state before the first update; `update` makes one."""
+  """`init(game, log_pi)` returns the state before the first update; `update` makes one update."""
 
   init: Callable[[Game, Array], State]
   update: Callable[[Game, State], State]
@@ -41,16 +42,22 @@ class Solver(NamedTuple):
 # A step size: a number, or a function of (updates done, tau).
 Step = ArrayLike | Callable[[ArrayLike, ArrayLike], ArrayLike]
 
+# Arguments of solvers, which may be arrays or functions; the ranges are those of numbers.
+StepSize = Annotated[Step, POSITIVE]
+Every = Annotated[ArrayLike, AT_LEAST_ONE]
+Rate = Annotated[ArrayLike, FRACTION]
+Damping = Annotated[ArrayLike | Callable[[ArrayLike], ArrayLike], POSITIVE_FRACTION]
+
 
 def step(game: Game, log_pi: Array, opponent: Array, size: ArrayLike, pull: ArrayLike) -> Array:
   """norm((1 - pull) log_pi + pull log mu + size A opponent)."""
-  return jax.nn.log_softmax(pulled(game, log_pi, pull) + size * gains(game, opponent))
+  return jax.nn.log_softmax(pull_to_reference(game, log_pi, pull) + size * gains(game, opponent))
 
 
-def pulled(game: Game, log_pi: Array, pull: ArrayLike) -> Array:
+def pull_to_reference(game: Game, log_pi: Array, pull: ArrayLike) -> Array:
   """(1 - pull) log_pi + pull log mu, not normalised.
 
-  What the policy never plays it does not take up, unless the pull is 1 and it is forgotten.
+  Actions of probability zero keep it, unless the pull is 1.
   """
   forgotten = jnp.isneginf(log_pi) & (pull > 1 - 1e-6)  # 1 / tau times tau may fall short of 1
   return jnp.where(forgotten, 0, (1 - pull) * log_pi) + pull * game.log_reference
@@ -62,7 +69,7 @@ def decreasing(count: ArrayLike, tau: ArrayLike) -> ArrayLike:
 
 
 def memoryless(update: Callable[[Game, State], Array]) -> Solver:
-  """A solver whose next iterate is a function of the last."""
+  """A solver whose next iterate depends on the last one only."""
   return Solver(
     lambda game, log_pi: State(jnp.int32(0), log_pi),
     lambda game, state: State(state.count + 1, update(game, state)),
@@ -73,7 +80,7 @@ def memoryless(update: Callable[[Game, State], Array]) -> Solver:
 
 
 def unregularised(solver: Solver) -> Solver:
-  """The same solver, leaving the reference for free."""
+  """The same solver for the game with tau = 0."""
 
   def free(game):
     return game._replace(tau=jnp.zeros_like(game.tau))
@@ -88,18 +95,18 @@ def unregularised(solver: Solver) -> Solver:
 ReferenceRule = Callable[[Array, Array, Array], Array]
 
 
-def snapshot(every: ArrayLike) -> ReferenceRule:
+def snapshot(every: Every) -> ReferenceRule:
   """The reference becomes the policy after every `every` updates."""
   return lambda count, old, log_pi: jnp.where(count % every == 0, log_pi, old)
 
 
-def ema(rate: ArrayLike) -> ReferenceRule:
+def ema(rate: Rate) -> ReferenceRule:
   """log rho <- (1 - rate) log rho + rate log pi + const: `rate` is the weight on the newest."""
   return lambda count, old, log_pi: jax.nn.log_softmax((1 - rate) * old + rate * log_pi)
 
 
 def moving_reference(solver: Solver, rule: ReferenceRule) -> Solver:
-  """The solver, against a reference that follows it, so that its limit is free of the price."""
+  """The solver with a moving reference, whose limit solves the unregularised game."""
 
   def init(game, log_pi):
     inner = solver.init(game, log_pi)
@@ -116,15 +123,15 @@ def moving_reference(solver: Solver, rule: ReferenceRule) -> Solver:
 # --- Mirror descent ---
 
 
-def nash_md(eta: Step) -> Solver:
+def nash_md(eta: StepSize) -> Solver:
   """Nash-MD (arXiv 2312.00886, eq. 4): opponent and centre are pi^{1-eta tau} mu^{eta tau} / Z.
 
-  At a constant step the mixture rests at the equilibrium for tau / (1 - eta tau), not for tau.
+  With a constant step the mixture converges to the equilibrium for tau / (1 - eta tau), not tau.
   """
 
   def update(game, state):
     size = _at(eta, state.count, game.tau)
-    mixture = jax.nn.log_softmax(pulled(game, state.log_pi, size * game.tau))
+    mixture = jax.nn.log_softmax(pull_to_reference(game, state.log_pi, size * game.tau))
     return jax.nn.log_softmax(mixture + size * gains(game, mixture))
 
   return _pulling(eta, memoryless(update))
@@ -135,7 +142,7 @@ def nash_md_decreasing() -> Solver:
   return nash_md(decreasing)
 
 
-def self_play(eta: Step) -> Solver:
+def self_play(eta: StepSize) -> Solver:
   """Online mirror descent (arXiv 2312.00886, eq. 8): the opponent is the policy itself.
 
   The ideal update of online IPO and MTPO too. pi <- pi^{1-eta tau} mu^{eta tau} exp(eta A pi) / Z.
@@ -148,25 +155,25 @@ def self_play(eta: Step) -> Solver:
   return _pulling(eta, memoryless(update))
 
 
-def mwu(eta: Step) -> Solver:
-  """Multiplicative weights, or Hedge: self-play without a price. Its average converges."""
+def mwu(eta: StepSize) -> Solver:
+  """Multiplicative weights, or Hedge: self-play with tau = 0. Its average converges."""
   return unregularised(self_play(eta))
 
 
-def sppo(eta: Step) -> Solver:
+def sppo(eta: StepSize) -> Solver:
   """The ideal update of SPPO (arXiv 2405.00675, eq. 3.2), which is `mwu`.
 
-  Of SPO and DNO too, whose letter eta is the inverse of the step.
+  Also that of SPO and DNO, whose eta is the inverse of the step.
   """
   return mwu(eta)
 
 
-def inpo(eta: Step) -> Solver:
-  """The ideal update of INPO (arXiv 2407.00617), whose letter eta is the inverse of the step."""
+def inpo(eta: StepSize) -> Solver:
+  """The ideal update of INPO (arXiv 2407.00617), whose eta is the inverse of the step."""
   return self_play(lambda count, tau: 1 / jnp.asarray(_at(eta, count, tau)))
 
 
-def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
+def nash_ema(eta: StepSize, rate: Rate) -> Solver:
   """Nash-EMA: the opponent is the geometric mixture of past policies, `rate` on the newest."""
 
   def init(game, log_pi):
@@ -180,26 +187,26 @@ def nash_ema(eta: Step, rate: ArrayLike) -> Solver:
   return _pulling(eta, Solver(init, update))
 
 
-def mmd(eta: Step) -> Solver:
-  """Magnetic mirror descent (arXiv 2206.05825): `self_play` with the price taken implicitly.
+def mmd(eta: StepSize) -> Solver:
+  """Magnetic mirror descent (arXiv 2206.05825): `self_play` with an implicit step for the KL.
 
-  pi <- [pi mu^{eta tau} exp(eta A pi)]^{1/(1+eta tau)} / Z, for which no step is too large a pull.
+  pi <- [pi mu^{eta tau} exp(eta A pi)]^{1/(1+eta tau)} / Z, stable for every step size.
   """
   return self_play(_implicit(eta))
 
 
-def mpo(eta: Step, every: ArrayLike) -> Solver:
+def mpo(eta: StepSize, every: Every) -> Solver:
   """Magnetic preference optimisation (arXiv 2410.16714): `mmd` whose magnet is reset."""
   return moving_reference(mmd(eta), snapshot(every))
 
 
-def mmd_ema(eta: Step, rate: ArrayLike) -> Solver:
+def mmd_ema(eta: StepSize, rate: Rate) -> Solver:
   """`mmd` whose magnet is a geometric moving average of the policy."""
   return moving_reference(mmd(eta), ema(rate))
 
 
-def comal(eta: Step, every: ArrayLike) -> Solver:
-  """COMAL (arXiv 2410.23223): `inpo` whose reference is reset, the letter eta as there.
+def comal(eta: StepSize, every: Every) -> Solver:
+  """COMAL (arXiv 2410.23223): `inpo` whose reference is reset; eta as in `inpo`.
 
   It converges only if `every` is enough for the inner problem to be nearly solved.
   """
@@ -209,7 +216,7 @@ def comal(eta: Step, every: ArrayLike) -> Solver:
 # --- Prediction ---
 
 
-def optimistic(eta: Step) -> Solver:
+def optimistic(eta: StepSize) -> Solver:
   """Optimistic mirror descent: the last payoff predicts the next; one payoff an update.
 
   pi_t = prox(centre_t, A pi_{t-1}), centre_{t+1} = prox(centre_t, A pi_t). The ideal update of ONPO
@@ -222,7 +229,7 @@ def optimistic(eta: Step) -> Solver:
   def update(game, state):
     size = _at(eta, state.count, game.tau)
     centre, gain = state.memory
-    centre = pulled(game, centre, size * game.tau)
+    centre = pull_to_reference(game, centre, size * game.tau)
     log_pi = jax.nn.log_softmax(centre + size * gain)
     gain = gains(game, log_pi)
     return State(state.count + 1, log_pi, (jax.nn.log_softmax(centre + size * gain), gain))
@@ -230,15 +237,15 @@ def optimistic(eta: Step) -> Solver:
   return _pulling(eta, Solver(init, update))
 
 
-def optimistic_mwu(eta: Step) -> Solver:
-  """`optimistic` without a price."""
+def optimistic_mwu(eta: StepSize) -> Solver:
+  """`optimistic` with tau = 0."""
   return unregularised(optimistic(eta))
 
 
-def extragradient(eta: Step) -> Solver:
+def extragradient(eta: StepSize) -> Solver:
   """EGPO (arXiv 2503.08942), or the predictive update (arXiv 2105.15186): look ahead, then step.
 
-  The half step is against the policy, the whole one, from the same centre, against the half step.
+  The half step is taken against the policy; the full step, from the same point, against the result.
   Linear for eta <= 1 / (tau + 2 max |A|).
   """
 
@@ -250,8 +257,8 @@ def extragradient(eta: Step) -> Solver:
   return _pulling(eta, memoryless(update))
 
 
-def mirror_prox(eta: Step) -> Solver:
-  """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with the price taken implicitly.
+def mirror_prox(eta: StepSize) -> Solver:
+  """Nash mirror prox (arXiv 2505.19731 v1): `extragradient` with an implicit step for the KL.
 
   What the paper calls eta is eta tau here.
   """
@@ -261,7 +268,7 @@ def mirror_prox(eta: Step) -> Solver:
 # --- Best responses ---
 
 
-def best_response(damping: ArrayLike | Callable[[ArrayLike], ArrayLike]) -> Solver:
+def best_response(damping: Damping) -> Solver:
   """pi <- (1 - damping) pi + damping BR(pi), in probabilities; damping 1 is plain iteration.
 
   `damping` may be a function of the updates done.
@@ -281,10 +288,10 @@ def smooth_fictitious_play() -> Solver:
 
 
 def fictitious_play() -> Solver:
-  """`smooth_fictitious_play` without a price: pure best responses, the first of equals.
+  """`smooth_fictitious_play` with tau = 0: pure best responses, the first one of a tie.
 
   The start counts as the first response, so that after t updates t + 1 are averaged. They are
-  counted, as a running average would drift from its ties.
+  counted, since rounding of a running average would break ties.
   """
 
   def init(game, log_pi):
@@ -315,7 +322,7 @@ def _regrets(kept: Callable[[Array], Array]) -> Solver:
     return State(jnp.int32(0), log_pi, jnp.zeros_like(log_pi))
 
   def update(game, state):
-    # Nothing to subtract: a policy against itself gains pi^T A pi = 0.
+    # The payoff of the policy against itself, pi^T A pi, is 0 and need not be subtracted.
     regret = kept(state.memory + gains(game, state.log_pi))
     positive = jnp.maximum(regret, 0)
     total = positive.sum()
@@ -333,7 +340,7 @@ def _at(eta: Step, count: ArrayLike, tau: ArrayLike) -> ArrayLike:
 
 
 def _implicit(eta: Step) -> Step:
-  """The explicit step that does what an implicit one of `eta` does."""
+  """The explicit step that equals an implicit step of size `eta`."""
 
   def size(count, tau):
     explicit = _at(eta, count, tau)
@@ -343,7 +350,7 @@ def _implicit(eta: Step) -> Step:
 
 
 def _pulling(eta: Step, solver: Solver) -> Solver:
-  """The solver, whose `init` refuses a step that pulls beyond the reference (if it can tell)."""
+  """The solver, whose `init` refuses a step that pulls beyond the reference, unless traced."""
 
   def init(game, log_pi):
     first = _at(eta, 0, game.tau)

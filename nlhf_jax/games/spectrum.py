@@ -1,4 +1,4 @@
-"""How a game turns around its equilibrium, and the constant steps that this allows."""
+"""Rotation of a game around its equilibrium, and the stable constant steps that follow from it."""
 
 from typing import NamedTuple
 
@@ -12,41 +12,41 @@ from nlhf_jax.games.game import Game
 def sigma(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
   """The largest |eigenvalue| of the best response's Jacobian at pi, all of which are imaginary.
 
-  The norm of D^1/2 A D^1/2 / tau on the tangent space, with D = diag(pi); tau sigma is the omega
-  with which self-play turns. Undamped best responses converge if it is below 1.
+  It is the norm of D^1/2 A D^1/2 / tau on the tangent space, with D = diag(pi); tau sigma is the
+  angular velocity of self-play. Undamped best responses converge if sigma is below 1.
   """
   root = jnp.exp(log_pi / 2)
   tangent = jnp.eye(len(root)) - jnp.outer(root, root)
-  turning = tangent @ (root[:, None] * game.payoff * root) @ tangent
-  return jnp.linalg.norm(turning, 2) / game.tau
+  rotation = tangent @ (root[:, None] * game.payoff * root) @ tangent
+  return jnp.linalg.norm(rotation, 2) / game.tau
 
 
-class Steps(NamedTuple):
-  """Constant steps, in nats a unit of win probability. Below its limit a solver is locally stable.
+class StableSteps(NamedTuple):
+  """Constant steps, in nats per unit of win probability, below which solvers are locally stable.
 
-  Limits beyond which eta tau > 1 are cut there, those of an implicit step are infinite.
+  Limits are cut at eta tau = 1; those of implicit steps may be infinite.
   """
 
   self_play: float
   nash_md: float
   mmd: float
-  best_damping: float  # of best responses, fastest at this one
-  extragradient: float  # not a limit: a step that converges fast
+  best_damping: float  # not a limit: the damping at which best responses converge fastest
+  extragradient: float  # not a limit: a step at which it converges fast
 
 
-def allowed(sigma: float, tau: float) -> Steps:
-  """The steps that a game allows whose spectrum is `sigma` at temperature `tau` > 0.
+def stable_steps(sigma: float, tau: float) -> StableSteps:
+  """The stable steps of a game with the given `sigma`, for `tau` > 0.
 
   With x = eta tau, self-play is stable where (1 - x)^2 + sigma^2 x^2 < 1, and Nash-MD where
-  (1 - x)^2 (1 + sigma^2 x^2) < 1; in a strongly turning game the latter holds again close to 1.
-  Nash-MD turns with the spectrum at its own resting point, which a step biases; taken at the
-  equilibrium, its limit is right to first order.
+  (1 - x)^2 (1 + sigma^2 x^2) < 1; for large sigma the latter holds again for x close to 1. The
+  fixed point of Nash-MD is not exactly the equilibrium at which sigma is taken, so that its limit
+  is correct to first order only.
   """
   squared = float(sigma) ** 2
   roots = np.roots([squared, -2 * squared, 1 + squared, -2.0] if squared > 0 else [1.0, -2.0])
   real = roots[abs(roots.imag) < 1e-9].real
   pull = min([root for root in real if root > 0], default=1.0)
-  return Steps(
+  return StableSteps(
     self_play=min(2 / (1 + squared), 1) / tau,
     nash_md=min(pull, 1) / tau,
     mmd=2 / (tau * (squared - 1)) if squared > 1 else float('inf'),

@@ -1,8 +1,7 @@
-"""Preferences of a user's as payoffs: from counts, win probabilities or payoffs.
+"""Preference games from counts, win probabilities or payoffs.
 
-All give A = P - 1/2 in NumPy's double precision, [K, K], or [X, K, K] for a game on each of X
-prompts. A missing entry is NaN; a pair of which nothing is known counts 1/2. Left out: files
-(`files.py`).
+Functions return A = P - 1/2 in double precision, [K, K], or [X, K, K] for games on X prompts. A
+missing entry is NaN; a pair without any data counts as 1/2. `files.py` reads files.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from nlhf_jax.errors import UserError
 
 
 class Table(NamedTuple):
-  """A preference game with names; `notes` are sentences on what was done to get there."""
+  """A preference game with names; `notes` are sentences on how the data were processed."""
 
   names: tuple[str, ...]  # of the K actions; '1', '2', ... if they have none
   payoff: np.ndarray  # [K, K] or [X, K, K]
@@ -28,18 +27,18 @@ def from_counts(
   """P = (wins + ties / 2 + prior) / (comparisons + 2 prior), and 1/2 for a pair that never met.
 
   Args:
-    wins: how often row was preferred to column, [K, K] or [X, K, K]; fractions are welcome. A
-      missing entry is 0 if its mirror entry is missing too.
-    ties: comparisons that neither won, symmetric and of the same shape; half a win for both.
+    wins: how often row was preferred to column, [K, K] or [X, K, K]; may be fractions. A missing
+      entry is 0 if its mirror entry is missing too.
+    ties: number of ties, symmetric and of the same shape; each counts as half a win for both.
     prior: wins added to both sides of every pair.
     names: of the actions.
 
   Raises:
-    UserError: that names the first entry that cannot be a count.
+    UserError: that names the first entry that is not a count.
   """
   wins = np.asarray(wins, float)
   ties = np.zeros_like(wins) if ties is None else np.asarray(ties, float)
-  names = checked_names(wins, names)
+  names = check_names(wins, names)
   if ties.shape != wins.shape:
     raise UserError(f'ties of shape {ties.shape} must be of the shape of wins, {wins.shape}.')
   if not 0 <= prior < np.inf:
@@ -57,12 +56,12 @@ def from_counts(
   if not met.any():
     raise UserError('there are no comparisons; a game needs at least one.')
   total = np.where(met + 2 * prior > 0, met + 2 * prior, 1)
-  notes = count_notes(pairs(met), pairs(ties), prior)
+  notes = describe_counts(upper_entries(met), upper_entries(ties), prior)
   return Table(names, (wins - mirror(wins)) / (2 * total), notes)
 
 
-def count_notes(met: np.ndarray, ties: np.ndarray, prior: float) -> tuple[str, ...]:
-  """Sentences on the comparisons and the ties of every pair, [pairs]."""
+def describe_counts(met: np.ndarray, ties: np.ndarray, prior: float) -> tuple[str, ...]:
+  """Sentences about the comparisons and the ties of all pairs, [pairs]."""
   some, count = met[met > 0], len(met)
   notes = [
     f'{met.sum():.10g} comparisons, {some.min():.10g} to {some.max():.10g} of a pair that met.'
@@ -84,19 +83,19 @@ def from_preferences(
   Args:
     preferences: [K, K] or [X, K, K]; 1/2 or missing on the diagonal. Where one entry of a pair is
       missing, it is the complement of the other.
-    tolerance: how far the sum of a pair may be from 1; both entries give way by the same.
+    tolerance: how far the sum of a pair may be from 1; both entries are moved equally.
     names: of the actions.
 
   Raises:
-    UserError: that names the first entry outside of [0, 1], or the pair the furthest from 1.
+    UserError: that names the first entry outside of [0, 1], or the pair furthest from sum 1.
   """
   preferences = np.asarray(preferences, float)
-  names = checked_names(preferences, names)
+  names = check_names(preferences, names)
   outside = (preferences < 0) | (preferences > 1)
   kind = 'payoffs' if (preferences < 0).any() else 'counts'
   remedy = f'correct it, or call the numbers {kind} if they are that (entries={kind})'
   refuse(outside, preferences, names, 'is no probability in [0, 1]', remedy)
-  return antisymmetric(preferences, 1, tolerance, names)
+  return make_antisymmetric(preferences, 1, tolerance, names)
 
 
 def from_payoffs(
@@ -112,14 +111,14 @@ def from_payoffs(
     names: of the actions.
 
   Raises:
-    UserError: that names the first infinite entry, or the pair the furthest from 0.
+    UserError: that names the first infinite entry, or the pair whose sum is furthest from 0.
   """
   payoffs = np.asarray(payoffs, float)
-  names = checked_names(payoffs, names)
+  names = check_names(payoffs, names)
   if not 0 < scale < np.inf:
     raise UserError(f'scale={scale} must be above 0, and finite.')
   refuse(np.isinf(payoffs), payoffs, names, 'is not finite', 'correct it')
-  table = antisymmetric(payoffs, 0, tolerance, names)
+  table = make_antisymmetric(payoffs, 0, tolerance, names)
   payoff, notes = table.payoff / scale, table.notes
   if scale != 1:
     notes += (f'Payoffs divided by {scale:g}.',)
@@ -129,7 +128,7 @@ def from_payoffs(
   return Table(names, payoff, notes)
 
 
-def antisymmetric(
+def make_antisymmetric(
   values: np.ndarray, total: int, tolerance: float, names: tuple[str, ...]
 ) -> Table:
   """(values - values^T) / 2, where entries of a pair add up to `total`; fills in what is missing.
@@ -146,8 +145,12 @@ def antisymmetric(
   defect = abs(values + mirror(values) - total)
   worst = np.unravel_index(defect.argmax(), defect.shape)
   if defect[worst] > tolerance:
-    raise UserError(unbalanced(values, worst, total, tolerance, names))
-  missing, lone, count = pairs(both).sum(), pairs(absent ^ mirror(absent)).sum(), pairs(both).size
+    raise UserError(describe_unbalanced(values, worst, total, tolerance, names))
+  missing, lone, count = (
+    upper_entries(both).sum(),
+    upper_entries(absent ^ mirror(absent)).sum(),
+    upper_entries(both).size,
+  )
   notes = []
   if missing:
     notes.append(f'{missing} of {count} pairs are missing: {"1/2" if total else "0"}.')
@@ -158,11 +161,12 @@ def antisymmetric(
   return Table(names, (values - mirror(values)) / 2, tuple(notes))
 
 
-def unbalanced(
+def describe_unbalanced(
   values: np.ndarray, worst: Sequence, total: int, tolerance: float, names: tuple[str, ...]
 ) -> str:
-  """The sentence for the pair whose sum is the furthest from `total`."""
+  """The message about the pair whose sum is furthest from `total`."""
   *prompt, i, j = worst
+  where = describe_entry(names, worst)
   here, there = values[tuple(worst)], values[(*prompt, j, i)]
   hint = ''
   if total == 0 and (values >= 0).all():
@@ -170,18 +174,18 @@ def unbalanced(
     hint = f', or call the numbers {kind} if they are that (entries={kind})'
   if i == j:
     return (
-      f'{entry(names, worst)}: {here:.6g} is of an action against itself; write {total / 2:g} '
-      f'there or leave it empty{hint}.'
+      f'{where}: {here:.6g} is of an action against itself; write {total / 2:g} there or leave it '
+      f'empty{hint}.'
     )
   return (
-    f'{entry(names, worst)}: {here:.6g} and its mirror entry, {there:.6g}, add up to '
+    f'{where}: {here:.6g} and its mirror entry, {there:.6g}, add up to '
     f'{here + there:.6g} instead of {total}, which is off by {abs(here + there - total):.3g} with '
     f'tolerance={tolerance:g}; correct them, or raise the tolerance if this is noise{hint}.'
   )
 
 
-def checked_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-  """The names, once they are distinct and `values` square; numbers if there are none."""
+def check_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
+  """The names, or numbers if there are none; refuses equal names and shapes that do not fit."""
   if values.ndim not in (2, 3) or values.shape[-1] != values.shape[-2] or not values.size:
     raise UserError(
       f'the numbers must be square, [K, K], or [X, K, K] for X prompts; these are of the shape '
@@ -205,17 +209,17 @@ def checked_names(values: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def mirror(values: np.ndarray) -> np.ndarray:
-  """The entries of column against row."""
+  """The transposed matrices: entries of column against row."""
   return values.swapaxes(-1, -2)
 
 
-def pairs(values: np.ndarray) -> np.ndarray:
+def upper_entries(values: np.ndarray) -> np.ndarray:
   """The entries above the diagonal, of all prompts, [pairs]."""
   return values[..., *np.triu_indices(values.shape[-1], 1)].ravel()
 
 
-def entry(names: Sequence[str], index: Sequence) -> str:
-  """Where an entry is, in words."""
+def describe_entry(names: Sequence[str], index: Sequence) -> str:
+  """The position of an entry, for messages."""
   *prompt, i, j = map(int, index)
   words = [f'prompt {number + 1}' for number in prompt]
   for what, number in (('row', i), ('column', j)):
@@ -227,7 +231,7 @@ def entry(names: Sequence[str], index: Sequence) -> str:
 def refuse(
   wrong: np.ndarray, values: np.ndarray, names: Sequence[str], problem: str, remedy: str
 ) -> None:
-  """Raises UserError that names the first entry where `wrong` holds, if it holds anywhere."""
+  """Raises UserError that names the first entry where `wrong` is true, if there is any."""
   if wrong.any():
     first = tuple(np.argwhere(wrong)[0])
-    raise UserError(f'{entry(names, first)}: {values[first]:g} {problem}; {remedy}.')
+    raise UserError(f'{describe_entry(names, first)}: {values[first]:g} {problem}; {remedy}.')

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges import answer_cache
 from nlhf_jax.judges.verdicts import Answer, bare
+from nlhf_jax.ranges import AtLeastOne, Count, NonNegative, Positive
 
 POLL = 0.1  # seconds between looks at whether to end
 HOPELESS = (401, 404)  # what any question would get: the key, the address or the model is wrong
@@ -43,10 +44,10 @@ class Endpoint(NamedTuple):
   model: str
   key: str
   cache: Path
-  concurrency: int = 16
-  per_minute: float = 0.0
-  timeout: float = 120.0
-  retries: int = 6
+  concurrency: AtLeastOne = 16
+  per_minute: NonNegative = 0.0
+  timeout: Positive = 120.0
+  retries: Count = 6
 
 
 class Failure(NamedTuple):

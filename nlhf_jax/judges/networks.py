@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.ranges import AtLeastOne
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
 IN_FULL = 16  # tokens of the longest response up to which a sum over tokens is a plain one
@@ -93,7 +94,13 @@ def make_reward_network(
 
 
 def make_embedding_network(
-  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL, *, planes: int, key: Array
+  decoder: Decoder,
+  width: int,
+  separator: int,
+  longest: int = IN_FULL,
+  *,
+  planes: AtLeastOne,
+  key: Array,
 ) -> PreferenceNetwork:
   """A general preference model: K responses are judged by reading each of them once.
 

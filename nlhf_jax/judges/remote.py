@@ -20,6 +20,7 @@ from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask
 from nlhf_jax.judges.verdicts import Answer, Template
+from nlhf_jax.ranges import Fraction
 
 RECENT = 100  # questions over which the unusable ones are counted
 GRACE = 5.0  # seconds that an interruption waits for answers on their way
@@ -50,7 +51,7 @@ def make_remote(
   template: Template,
   *,
   sampling: Mapping[str, Any] | None = None,
-  tolerated: float = 0.2,
+  tolerated: Fraction = 0.2,
   prices: tuple[float, float] | None = None,
   stop: Callable[[], bool] = lambda: False,
 ) -> Remote:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.ranges import AtLeastOne, Positive
 
 
 class Llama3Scaling(NamedTuple):
@@ -82,13 +83,13 @@ class Architecture(NamedTuple):
 
 def small(
   vocabulary: int,
-  width: int,
-  layers: int,
-  heads: int,
-  key_heads: int,
-  head_size: int,
-  hidden: int,
-  rotary_base: float,
+  width: AtLeastOne,
+  layers: AtLeastOne,
+  heads: AtLeastOne,
+  key_heads: AtLeastOne,
+  head_size: AtLeastOne,
+  hidden: AtLeastOne,
+  rotary_base: Positive,
 ) -> Architecture:
   """The decoder of the embedded task: Llama's, with tied embeddings of unit size."""
   return Architecture(

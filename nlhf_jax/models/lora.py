@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nlhf_jax import trees
+from nlhf_jax.ranges import Count, Positive
 from nlhf_jax.structs import Params
 
 TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
@@ -19,8 +20,8 @@ TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 class Lora(NamedTuple):
   """`targets` are names of linear layers, adapted in every layer of the decoder."""
 
-  rank: int
-  alpha: float
+  rank: Count
+  alpha: Positive
   targets: tuple[str, ...]
 
   @property

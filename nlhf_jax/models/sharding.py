@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import AtLeastOne, Count
 
 AXES = ('data', 'fsdp', 'tensor')
 ROW_AXES = ('data', 'fsdp')
@@ -34,7 +35,7 @@ PARAMETER_AXES = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding.Mesh:
   """A mesh over all devices; `data` = 0 takes those that the other axes leave.
 
   Raises:

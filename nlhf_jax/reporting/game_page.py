@@ -1,4 +1,4 @@
-"""The report of a tabular run: one page with its tables and figures inside, for a browser."""
+"""The HTML report of a tabular run: one page with its tables and figures."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,32 +9,32 @@ from typing import Any
 
 from nlhf_jax.reporting import tables
 
-# What each figure shows, in words for whoever opens the page first.
+# Name of the figure -> caption, in the order of the page.
 CAPTIONS = {
   'preferences': 'How often the action of the row is preferred to the action of the column.',
-  'policies': 'What is played: the reference, the equilibria, and what RLHF would choose.',
-  'simplex': 'Each corner is an action, and each point a policy. Solvers start at the ring; colour '
-  'darkens as they go on.',
-  'gap_tau': 'What a best response could still gain on the last iterate, both sides together, when '
-  'leaving the reference costs τ a nat. Lower is better; a flat line has stopped short of the '
-  'equilibrium at τ, and may have been heading for the one without a price.',
+  'policies': 'The reference, the equilibria, and the policy of RLHF.',
+  'simplex': 'Each corner is an action, and each point a policy. Solvers start at the ring; the '
+  'colour darkens with the number of updates.',
+  'gap_tau': 'Duality gap of the last iterate in the game regularised by τ: what best responses of '
+  'both players could gain. Lower is better; a flat line converges to another point, such as the '
+  'equilibrium of the unregularised game.',
   'gap_tau_average': 'The same for the average of all iterates.',
-  'gap': 'What a best response could still gain on the last iterate when nothing has a price. '
-  'Solvers that pay for leaving the reference stop at the bias which that price causes.',
-  'gap_average': 'The same for the average of all iterates, which is what multiplicative weights '
-  'and regret matching promise to converge. (The iterate of fictitious play is an average '
-  'already.)',
+  'gap': 'Duality gap of the last iterate in the unregularised game. Solvers of the regularised '
+  'game stop at the bias that the regularisation causes.',
+  'gap_average': 'The same for the average of all iterates, which is what converges for '
+  'multiplicative weights and regret matching. (The iterate of fictitious play is itself an '
+  'average.)',
 }
 
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  parts = [_head(results), _solvers(results), show(figures, CAPTIONS), _rlhf(results)]
+  parts = [_head(results), _solvers(results), render_figures(figures, CAPTIONS), _rlhf(results)]
   write_page(path, results['name'], chain.from_iterable(parts))
 
 
 def write_page(path: Path, title: str, content: Iterable[str]) -> None:
-  """Writes a page of that markup to `path`."""
+  """Writes a page with this markup to `path`."""
   template = (
     resources.files('nlhf_jax.reporting').joinpath('game_page.html').read_text(encoding='utf-8')
   )
@@ -48,10 +48,10 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
   yield f'The game <b>{html.escape(results["game"])}</b> of {_count(len(names), "action")}'
   yield f' on {prompts} prompts, of which the first is shown' if prompts > 1 else ''
-  yield '. ' + _verdict(choice, results['maximal_lottery'][0], names) + '</p>'
+  yield '. ' + _summary(choice, results['maximal_lottery'][0], names) + '</p>'
   yield ''.join(f'<p class="note">{html.escape(note)}</p>' for note in results['notes'])
   facts = {
-    'τ, price of a nat': f'{results["tau"]:g}',
+    'τ, KL coefficient': f'{results["tau"]:g}',
     'Condorcet winner': choice['condorcet'] or 'none',
     'Borda winner': ' = '.join(choice['borda']),
     'three-cycles': f'{choice["three_cycles"]:,}',
@@ -67,18 +67,18 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<dl>{"".join(items)}</dl>'
 
 
-def _verdict(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> str:
+def _summary(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> str:
   support = [name for name, share in zip(names, lottery, strict=True) if share > 1e-9]
   if choice['condorcet']:
     return (
-      f'<b>{html.escape(choice["condorcet"])}</b> beats every other action, so that always playing '
-      'it is the equilibrium.'
+      f'<b>{html.escape(choice["condorcet"])}</b> beats every other action: always playing it is '
+      'the equilibrium.'
     )
   if choice['undefeated']:
     several = ' and '.join(f'<b>{html.escape(name)}</b>' for name in choice['undefeated'])
-    return f'No action beats {several}, so that always playing it is an equilibrium.'
+    return f'No action beats {several}: always playing it is an equilibrium.'
   return (
-    'No action beats every other one: whatever is always played loses to something, and the '
+    'No action beats every other one: every single action loses to another one, and the '
     f'equilibrium mixes {_count(len(support), "action")}.'
   )
 
@@ -101,16 +101,16 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   head = ['solver', *columns.values(), 'updates', 'seconds', 'to compile']
   groups = [('', 1), *([(f'gap at τ = {results["tau"]:g}', 3)] if at_tau else [])]
   yield '<h2>Solvers</h2><p>Duality gaps in win probability after all updates: what best responses '
-  yield 'could gain, both sides together. Zero is an equilibrium.'
+  yield 'of both players could gain. Zero is an equilibrium.'
   prompts = len(results['reference'])
   yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
-  yield table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
+  yield render_table([*groups, ('gap, unregularised', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
-    yield '<p>Without a price there are several equilibria; distances are to one of them.</p>'
+    yield '<p>The unregularised game has several equilibria; distances are to one of them.</p>'
 
 
-def show(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
-  """The figures, in the order of the captions, as markup that holds them."""
+def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
+  """Markup with the figures inside, in the order of the captions."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
     yield tables.as_figure(name, figures[name], captions[name])
@@ -135,18 +135,18 @@ def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
   yield '<h2>RLHF against Nash</h2><p>A Bradley-Terry reward is fitted to the same preferences, on '
   yield 'pairs of actions drawn from a sampling policy, and maximised at the same τ. The reward, '
   yield 'and with it the policy, depends on the sampling; the equilibrium does not. The gains are '
-  yield 'what the best counter-action wins beyond one half. What a nat costs is counted in rewards '
-  yield 'by RLHF and in win probability by the equilibrium, so the same τ keeps them at different '
-  yield 'distances from the reference.'
+  yield 'the win probability of the best counter-action minus one half. RLHF weighs the KL against '
+  yield 'rewards and the equilibrium against win probability, so the same τ keeps them at '
+  yield 'different distances from the reference.'
   yield ' The first prompt is shown.</p>' if len(results['reference']) > 1 else '</p>'
   head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash at τ wins']
-  yield table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
+  yield render_table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
 
 
-def table(
+def render_table(
   groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> str:
-  """A table as markup; groups are heads above the heads, with the columns that each spans."""
+  """Markup of a table; `groups` are headings above `head`, with the number of columns of each."""
   above = ''.join(
     f'<th colspan="{span}" scope="colgroup" class="group">{name}</th>' for name, span in groups
   )

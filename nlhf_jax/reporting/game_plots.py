@@ -1,8 +1,8 @@
 """Figures of matrix games: gaps, paths in the triangle, payoffs, policies.
 
-Each function returns a `matplotlib.figure.Figure` of its own and leaves pyplot's state alone, so
-that they work without a screen; `figure.savefig(path, dpi=150)` keeps one. Colours go by the order
-of the mapping, and stay apart for colour-blind readers.
+Each function returns a new `matplotlib.figure.Figure` and does not use pyplot, so that it works
+without a screen; save it with `figure.savefig(path, dpi=150)`. Colours follow the order of the
+mapping, and can be told apart by colour-blind readers.
 """
 
 import io
@@ -20,7 +20,7 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
-# Okabe and Ito's, without the yellow that paper swallows.
+# Okabe and Ito's palette, without yellow, which is hard to see on white.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#222222', '#8c8c8c')
 LINES = ('-', '--', ':')
 MARKS = ('*', 'D', 's', 'P', 'X', '^')
@@ -37,23 +37,23 @@ def convergence(
   bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
   theory: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
 ) -> Figure:
-  """Curves on two log axes, named beside them from the highest end to the lowest.
+  """Curves on two log axes, with a legend from the highest last value to the lowest.
 
-  Update 0, which such an axis does not have, is left out. What is below the floor, zero or a
-  rounding error with a sign, runs along it, in a band that says so.
+  Update 0 is left out. Values below the floor, such as zeros and negative rounding errors, are
+  drawn in a labelled band below it.
 
   Args:
     curves: name -> (updates [R], values [R]).
     title: of the figure.
     label: of the values, with their unit.
-    across: what the first axis counts.
-    floor: the smallest value shown as it is.
-    bands: name -> (lower ends [R], upper ends [R]) of intervals about the values, if there are any.
-    theory: name -> (updates [R], values [R]) that a closed form gives, if there is one: a broken
-      line in the colour of the curve, which may leave the frame.
+    across: label of the first axis.
+    floor: the smallest value drawn at its position.
+    bands: name -> (lower ends [R], upper ends [R]) of intervals around the values.
+    theory: name -> (updates [R], values [R]) of a closed form, drawn as a dashed line in the colour
+      of the curve; it may leave the frame.
   """
   figure = Figure(figsize=(7.2, max(4, 0.2 * len(curves))), layout='constrained')
-  axes = dress(figure.add_subplot(), title)
+  axes = style_axes(figure.add_subplot(), title)
   axes.set(xscale='log', yscale='log', xlabel=across, ylabel=label)
   handles, lowest, highest = [], 1.0, floor
   for (name, (x, y)), style in zip(curves.items(), _styles(), strict=False):
@@ -75,7 +75,7 @@ def convergence(
     place = {'transform': axes.get_yaxis_transform(), 'va': 'center'}
     axes.text(0.01, floor / 3, note, fontsize=7.5, color=GREY, **place)
     lowest = floor / 10
-  # Whole decades, so that there is always a number to read.
+  # Whole decades, so that there is always a tick label.
   axes.set_ylim(10 ** np.floor(np.log10(lowest)), 10 ** np.ceil(np.log10(1.01 * highest)))
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_locator(LogLocator(numticks=9))
@@ -93,9 +93,10 @@ def simplex(
   marks: Mapping[str, ArrayLike],
   title: str,
 ) -> Figure:
-  """Policies over three actions as they move through the triangle, one triangle a path.
+  """Paths of policies over three actions in the triangle, one triangle per path.
 
-  A path darkens along its way. Its points are joined by straight lines, so look at every update.
+  The colour of a path darkens with time. Points are joined by straight lines, so paths should have
+  every update.
 
   Args:
     paths: name -> probabilities, [R, 3].
@@ -134,7 +135,7 @@ def simplex(
   return figure
 
 
-def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
+def payoff_heatmap(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
   """A heat map of win probabilities, row against column; with numbers for up to 12 actions.
 
   Payoffs above 1/2, which are no probabilities, are shown as they are, around 0.
@@ -177,17 +178,17 @@ def matrix(payoff: ArrayLike, names: Sequence[str], title: str) -> Figure:
   return figure
 
 
-def bars(
+def policy_bars(
   policies: Mapping[str, ArrayLike], names: Sequence[str], title: str, threshold: float = 0.01
 ) -> Figure:
-  """Policies side by side, an action a group.
+  """Policies side by side, one group of bars per action.
 
   Args:
     policies: name -> probabilities, [K].
     names: of the actions.
     title: of the figure.
-    threshold: with more than 12 actions, those that no policy plays more often are summed up in
-      the last group.
+    threshold: with more than 12 actions, those with at most this probability in every policy are
+      summed in the last group.
   """
   table = np.stack([np.asarray(policy, float) for policy in policies.values()])
   kept = (table > threshold).any(axis=0) | (len(names) <= 12)
@@ -197,7 +198,7 @@ def bars(
     table = np.hstack([table[:, kept], rest])
   count, actions = table.shape
   figure = Figure(figsize=(6.4, 1 + actions * (0.1 + 0.13 * count)), layout='constrained')
-  axes = dress(figure.add_subplot(), title)
+  axes = style_axes(figure.add_subplot(), title)
   thickness = 0.8 / count
   for i, (policy, row, style) in enumerate(zip(policies, table, _styles(), strict=False)):
     places = np.arange(actions) + (i - (count - 1) / 2) * thickness
@@ -213,7 +214,7 @@ def bars(
   return figure
 
 
-def sweep(
+def policy_sweep(
   values: ArrayLike,
   policies: Mapping[str, ArrayLike],
   names: Sequence[str],
@@ -221,14 +222,14 @@ def sweep(
   across: str,
   log: bool = False,
 ) -> Figure:
-  """How policies change with a number: the probabilities of the actions stacked, a panel a method.
+  """Policies as a function of a number: stacked probabilities of the actions, one panel per method.
 
   Args:
-    values: of the number, [S], increasing.
+    values: the number, [S], increasing.
     policies: method -> probabilities, [S, K].
     names: of the actions.
     title: of the figure.
-    across: what the number is, with its unit.
+    across: label of the number, with its unit.
     log: whether its axis is logarithmic.
   """
   values = np.asarray(values, float)
@@ -237,7 +238,7 @@ def sweep(
   panels = figure.subplots(1, len(policies), squeeze=False, sharey=True)[0]
   colours = [style['color'] for _, style in zip(names, _styles(), strict=False)]
   for axes, (method, table) in zip(panels, policies.items(), strict=True):
-    dress(axes, method)
+    style_axes(axes, method)
     areas = axes.stackplot(
       values, np.asarray(table, float).T, colors=colours, alpha=0.85, edgecolor='white', linewidth=1
     )
@@ -253,13 +254,13 @@ def sweep(
 
 
 def _styles() -> Iterator[dict]:
-  """Colours, then the same dashed, then dotted; every other one thin, to show what it covers."""
+  """Line styles: colours solid, then dashed, then dotted; every second one thin, for overlaps."""
   for line, (i, colour) in cycle(product(LINES, enumerate(COLOURS))):
     yield {'color': colour, 'linestyle': line, 'linewidth': 1.2 if i % 2 else 2.1}
 
 
-def dress(axes: Axes, title: str) -> Axes:
-  """Axes with a title and no frame."""
+def style_axes(axes: Axes, title: str) -> Axes:
+  """Gives axes a title, and removes the frame; returns them."""
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(GREY)
@@ -310,7 +311,7 @@ def _end(colour: str, size: float) -> dict:
 
 
 def _blend(colour: str, weight: float) -> tuple[float, ...]:
-  """The colour on white, of a weight between 0 and 1."""
+  """The colour mixed with white; `weight` 1 is the colour itself."""
   return LinearSegmentedColormap.from_list('', ['white', colour])(weight)
 
 
@@ -321,12 +322,12 @@ def _legend(figure: Figure, handles: Sequence, place: str, ncols: int = 1) -> No
 
 
 def _literal(names: Sequence[str]) -> list[str]:
-  """The names as they are, where a dollar would begin a formula."""
+  """The names with escaped dollar signs, which would begin a formula."""
   return [name.replace('$', r'\$') for name in names]
 
 
-def as_png(figure: Figure) -> bytes:
-  """The figure, at 150 dots an inch."""
+def render_png(figure: Figure) -> bytes:
+  """The figure as PNG at 150 dots per inch."""
   drawn = io.BytesIO()
   figure.savefig(drawn, format='png', dpi=150)
   return drawn.getvalue()

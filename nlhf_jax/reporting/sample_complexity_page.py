@@ -1,66 +1,66 @@
-"""The report of learning from votes: one page with its tables and figures inside."""
+"""The HTML report of learning from votes: one page with its tables and figures."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting.game_page import show, table, write_page
+from nlhf_jax.reporting.game_page import render_figures, render_table, write_page
 
 _OFFLINE = (
-  'Votes that are there already. Plug-in plays the equilibrium of the estimate; the bonus charges '
-  'every pair for what is unknown of it, the version space every policy. Where the data cover '
-  'little and leaving the reference is cheap, pessimism is ahead; where τ already holds the policy '
-  'to the reference, it costs more than it saves.'
+  'Learning from given votes. Plug-in plays the equilibrium of the estimate; the bonus subtracts '
+  'the uncertainty of every pair, the version space that of every policy. If the data cover few '
+  'pairs and τ is small, pessimism has the smaller gap; if τ keeps the policy near the reference '
+  'anyway, it has the larger one.'
 )
 _ONLINE = (
-  'Votes that are asked for. The main agent plays the equilibrium of the estimate, and is compared '
-  'to an opponent of its own choice. Bands are 95 % intervals of means over seeds.'
+  'Learning from votes on chosen pairs. The main agent plays the equilibrium of the estimate, and '
+  'is compared with an enhancer. Bands are 95 % intervals of means over seeds.'
 )
 CAPTIONS = {
-  'rates': 'What a best response gains on the equilibrium of the estimate, by the number of votes. '
-  'Once noise is small against τ the gap falls as one over the votes, before that as one over '
-  'their root. Broken lines are the leading order, a closed form that nothing was fitted to; it is '
-  'missing for classes of fewer numbers.',
+  'rates': 'What a best response gains on the equilibrium of the estimate, by the number of votes '
+  'n. The gap falls as 1 / n once the noise is small compared with τ, and as 1 / √n before. Dashed '
+  'lines are the leading order in closed form, without fitted parameters, which exists for the '
+  'class of all preferences only.',
   **{f'offline_{number}': _OFFLINE for number in range(1, 100)},
   **{f'online_{number}': _ONLINE for number in range(1, 100)},
-  'rewards': 'Preferences that come from a reward, learnt as a game in log-odds. What is missing '
-  'to the largest regularised reward falls as one over the votes, for the class that knows of '
-  'rewards as for the one that knows of nothing, which needs more of them.',
+  'rewards': 'Preferences that come from a reward, learned as a game in log-odds. The shortfall of '
+  'the regularised reward falls as one over the number of votes, both for the Bradley-Terry class '
+  'and for the class of all preferences, which needs more votes.',
 }
-COLUMNS = 8  # of a table, at most
+COLUMNS = 8  # the most of a table
 
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_head(results), *_tables(results), *show(figures, CAPTIONS)]
+  content = [*_head(results), *_tables(results), *render_figures(figures, CAPTIONS)]
   write_page(path, results['name'], content)
 
 
-def tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-  """Every title, with its curves by their names."""
+def result_tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+  """(title, name -> curve) of every table."""
   yield 'Rates: gap of the plug-in equilibrium, by votes', results['rates']['curves']
   for field in ('offline', 'online'):
     for title, panel in results[field]['panels'].items():
       yield f'{field.capitalize()}, {title}: gap, by votes', panel
-  yield 'Bradley-Terry: reward missing, by votes', results['rewards']['curves']
+  yield 'Bradley-Terry: reward shortfall, by votes', results['rewards']['curves']
 
 
-def shown(at: Sequence[int | float]) -> list[int]:
-  """Which of the points to print: the last, and before it evenly spread ones."""
+def printed_points(at: Sequence[int | float]) -> list[int]:
+  """The indices of the points to print: the last one, and evenly spread ones before it."""
   step = -(-len(at) // COLUMNS)
   return list(range((len(at) - 1) % step, len(at), step))
 
 
-def cells(row: Mapping[str, Any], points: Sequence[int]) -> list[str]:
-  """Means and half intervals."""
+def format_cells(row: Mapping[str, Any], points: Sequence[int]) -> list[str]:
+  """Means with half of their intervals, at these points."""
   return [f'{row["mean"][i]:.1e} ± {row["half"][i]:.0e}' for i in points]
 
 
 def _head(results: Mapping[str, Any]) -> Iterable[str]:
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">Preferences are not known but '
-  yield 'voted on. How far is what one learns from the equilibrium, and whom should one compare? '
-  yield 'Gaps are '
+  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">Preferences are known from '
+  yield 'votes only. How far is the learned policy from the equilibrium, and which pairs should be '
+  yield 'compared? Gaps are '
   yield f'what a best response gains, with payoffs in {results["payoff"].replace("_", "-")}; means '
   yield f'over {results["seeds"]} seeds with their 95 % intervals.</p>'
   facts = {
@@ -72,28 +72,32 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _tables(results: Mapping[str, Any]) -> Iterable[str]:
-  for title, rows in tables(results):
+  for title, rows in result_tables(results):
     at = next(iter(rows.values()))['at']
-    points = shown(at)
+    points = printed_points(at)
     head = ['', *(f'{at[i]:g}' for i in points)]
     yield f'<h2>{html.escape(title)}</h2>'
-    yield table([], head, [[label, *cells(row, points)] for label, row in rows.items()])
+    yield render_table(
+      [], head, [[label, *format_cells(row, points)] for label, row in rows.items()]
+    )
   for field in ('rates', 'rewards'):
     rows = results[field]['curves']
     at = next(iter(rows.values()))['at']
     yield f'<h2>{field.capitalize()}: slopes of log gap in log votes</h2>'
     cut = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
-    yield table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
-  yield f'<h2>Solvers</h2><p>{said_of_solvers(results)}</p>'
+    yield render_table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
+  yield f'<h2>Solvers</h2><p>{describe_solvers(results)}</p>'
   for rows in unsolved(results).values():
     at = next(iter(rows.values()))['at']
-    points = shown(at)
+    points = printed_points(at)
     cut = [[label, *(f'{row["left"][i]:.1e}' for i in points)] for label, row in rows.items()]
-    yield table([], ['left, the most over seeds', *(f'{at[i]:g}' for i in points)], cut)
+    yield render_table(
+      [], ['remaining gap, maximum over seeds', *(f'{at[i]:g}' for i in points)], cut
+    )
 
 
 def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Field -> solver and title -> what was left of games within, of the fields where any was."""
+  """Field -> 'solver, title' -> remaining gap of unsolved inner games; only fields with any."""
   found = {
     field: {
       f'{name}, {title}': row
@@ -105,13 +109,13 @@ def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   return {field: rows for field, rows in found.items() if rows}
 
 
-def said_of_solvers(results: Mapping[str, Any]) -> str:
-  """Whether the games within, of which every learner solves its own, were solved."""
+def describe_solvers(results: Mapping[str, Any]) -> str:
+  """A sentence on whether the learners solved their inner games."""
   names = sorted({label.split(',')[0] for rows in unsolved(results).values() for label in rows})
   if not names:
-    return 'Every game within was solved: nothing is left to gain in it, to nine digits.'
+    return 'All inner games were solved to nine digits.'
   return (
-    f'Not solved to nine digits within: the games of {" and ".join(names)}; all others '
-    'were. What is left is a bound on what a better policy would gain in the game that the learner '
-    'made for itself, not in the true one.'
+    f'The inner games of {" and ".join(names)} were not solved to nine digits; all others '
+    'were. The remaining gap is a bound in the game that the learner constructs, not in the true '
+    'one.'
   )

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Games known by votes alone: classes of preferences, offline and online learning, rates."""

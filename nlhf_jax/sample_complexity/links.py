@@ -1,4 +1,4 @@
-"""What a win probability is worth: itself, less 1/2, or its log-odds."""
+"""Links from win probabilities to payoffs: the probability minus 1/2, or its log-odds."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,13 +23,13 @@ def probability() -> Link:
 def log_odds(bound: float = 10.0) -> Link:
   """log P / (1 - P), cut to [-bound, bound]: under Bradley-Terry the difference of two rewards.
 
-  The equilibrium is then the optimum of RLHF. An error of P counts 1 / (P (1 - P)) times.
+  The equilibrium is then the optimum of RLHF. An error of P is scaled by 1 / (P (1 - P)).
   """
 
-  def kept(p):
+  def clipped(p):
     return jnp.clip(p, expit(-bound), expit(bound))
 
   def slope(p):
-    return 1 / (kept(p) * (1 - kept(p)))
+    return 1 / (clipped(p) * (1 - clipped(p)))
 
-  return Link(lambda p: jnp.clip(logit(kept(p)), -bound, bound), slope)
+  return Link(lambda p: jnp.clip(logit(clipped(p)), -bound, bound), slope)

@@ -1,6 +1,7 @@
-"""Learning from votes that are there already: plug-in, and two ways to be pessimistic.
+"""Offline learning from given votes: plug-in, and two kinds of pessimism.
 
-A pessimist charges a policy for what data leave open about it, and so prefers what they cover.
+Pessimism subtracts the uncertainty of a policy's payoff, and so prefers policies that the data
+cover.
 """
 
 from functools import partial
@@ -16,36 +17,43 @@ from nlhf_jax.games.asymmetric import AsymmetricGame
 from nlhf_jax.games.game import kl, log_best_response
 from nlhf_jax.sample_complexity.classes import Counts, Preference, PreferenceClass
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, divergence, duel, equilibrium, games, gap
+from nlhf_jax.sample_complexity.setting import (
+  Setting,
+  divergence,
+  duel_weights,
+  equilibrium,
+  gap,
+  make_games,
+)
 
 
-class Learnt(NamedTuple):
-  """A policy, and the most that a better one could still gain by what the learner goes by.
+class LearnedPolicy(NamedTuple):
+  """A policy, and the most that another one could gain in the learner's own objective.
 
-  Of the version space that holds as far as the worst members were found.
+  In a version space it holds to the extent that the worst members were found.
   """
 
   log_pi: Float[Array, 'X K']
-  value: Float[Array, '']  # what it wins at worst, less 1/2
+  value: Float[Array, '']  # its worst-case payoff
   left: Float[Array, '']
 
 
-def plug_in(setting: Setting, link: Link, estimate: Preference) -> Learnt:
-  """The equilibrium of the estimate, as if it were the truth."""
+def plug_in(setting: Setting, link: Link, estimate: Preference) -> LearnedPolicy:
+  """The equilibrium of the estimate."""
   payoff = link.payoff(estimate)
   log_pi = equilibrium(setting, payoff)
   left = gap(setting, payoff, log_pi)
-  return Learnt(log_pi, -left, left)
+  return LearnedPolicy(log_pi, -left, left)
 
 
-def with_bonus(
+def learn_with_bonus(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
   estimate: Preference,
   counts: Counts,
   beta: Float[Array, ''] | float,
-) -> Learnt:
+) -> LearnedPolicy:
   """Option II: the max player's side of the game of P - beta Gamma, which is not symmetric.
 
   If beta^2 is at least the error of the truth, then
@@ -54,10 +62,10 @@ def with_bonus(
   Args:
     members: the class, for the bonus Gamma(a, b) of every pair.
     setting: prompts, reference and tau.
-    link: what a probability is worth; of log-odds the bound on P is taken, and then its worth.
+    link: win probability -> payoff, applied to the lower bound on P.
     estimate: of the preferences.
     counts: of comparisons.
-    beta: how many Gammas the truth may be off.
+    beta: multiple of the bonus.
   """
   payoff = link.payoff(estimate - beta * members.bonus(estimate, counts))
   itself = jnp.eye(payoff.shape[-1], dtype=bool)
@@ -73,10 +81,10 @@ def with_bonus(
     return log_pi, value - setting.tau * far, found.duality_gap
 
   log_pi, value, left = jax.vmap(solve)(payoff, setting.log_reference)
-  return Learnt(log_pi, setting.prompts @ value, setting.prompts @ left)
+  return LearnedPolicy(log_pi, setting.prompts @ value, setting.prompts @ left)
 
 
-def version_space(
+def learn_in_version_space(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -84,67 +92,71 @@ def version_space(
   counts: Counts,
   budget: Float[Array, ''],
   updates: Int[Array, ''] | int = 400,
-) -> Learnt:
+) -> LearnedPolicy:
   """Option I: max over p, min over q and over members P within the budget, of J_P(p, q).
 
-  A concave maximum, climbed by mirror ascent along the payoff of the worst member found; its step
-  falls, and the best policy on the way is kept. The minimum is no convex problem: opponents that
-  begin at every vertex and the reference are followed, a step of `respond` each update, and begin
-  anew where that is worse for the policy, which may have left what was its worst. No policy wins
-  more at worst than against all the members and replies found, mixed; late ones count more here.
+  The maximum is concave: mirror ascent with falling steps, which returns its best iterate. The
+  minimum is not convex: opponents start at all vertices and the reference, take a `worst_case_step`
+  per update, and restart where that is worse for the policy. `left` compares with a best response
+  to the mixture of all members and opponents found, in which late ones have larger weights.
 
   Args:
     members: the class.
     setting: prompts, reference and tau.
-    link: what a probability is worth.
-    estimate: of the preferences, about which the members lie.
+    link: win probability -> payoff.
+    estimate: of the preferences, the centre of the version space.
     counts: of comparisons.
     budget: the largest error of a member, such as `members.radius`.
     updates: steps of mirror ascent.
   """
 
   def one(count, carry):
-    log_pi, opponents, best, (gained, priced, weight) = carry
+    log_pi, opponents, best, (gained, penalty, weight) = carry
     faced = jax.vmap(
-      lambda log_q: respond(members, setting, link, estimate, counts, budget, log_pi, log_q)
+      lambda log_q: worst_case_step(members, setting, link, estimate, counts, budget, log_pi, log_q)
     )
-    # Followed, then begun anew: [2, S, ...].
+    # [2, S, ...]: continued, restarted.
     both = jax.tree.map(
       lambda leaf: leaf.reshape(2, -1, *leaf.shape[1:]),
-      faced(jnp.concatenate([opponents, starts(setting)])),
+      faced(jnp.concatenate([opponents, initial_opponents(setting)])),
     )
-    anew = both[2][1] < both[2][0]
+    restart = both[2][1] < both[2][0]
     payoffs, opponents, values = jax.tree.map(
-      lambda leaf: jnp.where(anew.reshape(-1, *[1] * (leaf.ndim - 2)), leaf[1], leaf[0]), both
+      lambda leaf: jnp.where(restart.reshape(-1, *[1] * (leaf.ndim - 2)), leaf[1], leaf[0]), both
     )
     least = jnp.argmin(values)
     better = values[least] > best[1]
     best = jax.tree.map(partial(jnp.where, better), (log_pi, values[least]), best)
     step = 1 / (setting.tau * (count + 2.0) + 0.05 * jnp.sqrt(count + 1.0))
     gains = jnp.einsum('xab,xb->xa', payoffs[least], jnp.exp(opponents[least]))
-    price = setting.tau * divergence(setting, opponents[least], setting.log_reference)
-    mixed = gained + count * gains, priced + count * price, weight + count
+    current = setting.tau * divergence(setting, opponents[least], setting.log_reference)
+    mixed = gained + count * gains, penalty + count * current, weight + count
     pull = setting.tau * (setting.log_reference - log_pi)
     return jax.nn.log_softmax(log_pi + step * (gains + pull)), opponents, best, mixed
 
   start = plug_in(setting, link, estimate).log_pi
   nothing = jnp.zeros((), start.dtype)
-  carry = start, starts(setting), (start, nothing - jnp.inf), (0 * start, nothing, nothing)
+  carry = (
+    start,
+    initial_opponents(setting),
+    (start, nothing - jnp.inf),
+    (0 * start, nothing, nothing),
+  )
   carry = lax.fori_loop(0, updates, one, carry)
-  _, _, (log_pi, value), (gained, priced, weight) = one(updates, carry)
+  _, _, (log_pi, value), (gained, penalty, weight) = one(updates, carry)
   ahead = jax.nn.logsumexp(setting.log_reference + gained / weight / setting.tau, axis=1)
-  most = setting.tau * (setting.prompts @ ahead) + priced / weight
-  return Learnt(log_pi, value, most - value)
+  most = setting.tau * (setting.prompts @ ahead) + penalty / weight
+  return LearnedPolicy(log_pi, value, most - value)
 
 
-def starts(setting: Setting) -> Float[Array, 'S X K']:
-  """Opponents to begin with: every action, all but surely, and the reference."""
+def initial_opponents(setting: Setting) -> Float[Array, 'S X K']:
+  """The initial opponents: every action with probability of about 0.99, and the reference."""
   actions = setting.log_reference.shape[-1]
   corners = 0.99 * jnp.eye(actions)[:, None] + 0.01 * jnp.exp(setting.log_reference)
   return jnp.concatenate([jnp.log(corners), setting.log_reference[None]])
 
 
-def respond(
+def worst_case_step(
   members: PreferenceClass,
   setting: Setting,
   link: Link,
@@ -154,14 +166,14 @@ def respond(
   log_p: Float[Array, 'X K'],
   log_q: Float[Array, 'X K'],
 ) -> tuple[Float[Array, 'X K K'], Float[Array, 'X K'], Float[Array, '']]:
-  """The worst member for p against q, the best reply to p under it, and what p then wins.
+  """The worst member for p against q, the best response to p under it, and the payoff of p.
 
-  The value is of the pair returned. Where the link is linear, repeating the step never raises it;
-  else the member is the worst to first order.
+  The payoff is that of the returned pair. If the link is linear, repeating the step never raises
+  it; otherwise the member is the worst to first order.
   """
-  weights = duel(setting, log_p, log_q) * link.slope(estimate)
+  weights = duel_weights(setting, log_p, log_q) * link.slope(estimate)
   payoff = link.payoff(members.worst(estimate, counts, weights, budget))
-  played = games(setting, payoff)
+  played = make_games(setting, payoff)
   reply = jax.vmap(log_best_response)(played, log_p)
   wins = jnp.einsum('xa,xab,xb->x', jnp.exp(log_p), payoff, jnp.exp(reply))
   far = jax.vmap(kl)(log_p, setting.log_reference) - jax.vmap(kl)(reply, setting.log_reference)

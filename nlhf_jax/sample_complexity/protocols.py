@@ -1,6 +1,6 @@
-"""The measurements: each of one seed, to be vmapped over seeds and compiled once.
+"""The measurements for one seed, which are vmapped over seeds and compiled once.
 
-Sample sizes, prices and who is asked are data, so that a program serves all of them.
+Numbers of votes, tau and enhancers are arguments of the compiled program, not constants.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nlhf_jax.ranges import AtLeastOne, NonNegative
 from nlhf_jax.sample_complexity import offline, online, rates, votes
 from nlhf_jax.sample_complexity.classes import Preference
 from nlhf_jax.sample_complexity.links import Link, log_odds
@@ -31,12 +32,14 @@ def plug_in(
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Float[Array, 'R'], Float[Array, 'R']]:
-  """The gap of the plug-in equilibrium for each number of votes, all pairs meeting alike, and the
-  identity for it (`rates.plug_in_gap`)."""
-  payoff, design = link.payoff(preference), votes.evenly(setting)
+  """The gap of the plug-in equilibrium by number of votes, measured and by `rates.plug_in_gap`.
+
+  All pairs are compared equally often.
+  """
+  payoff, design = link.payoff(preference), votes.uniform_design(setting)
 
   def one(size):
-    wins = votes.vote(key, preference, jnp.round(size * design))
+    wins = votes.sample_wins(key, preference, jnp.round(size * design))
     estimated = link.payoff(world.members.estimate(wins))
     log_pi = equilibrium(setting, estimated)
     found = gap(setting, payoff, log_pi)
@@ -46,7 +49,7 @@ def plug_in(
 
 
 class Offline(NamedTuple):
-  """Something of each way to learn from votes that are there already, by their number."""
+  """A quantity of each offline learner, by number of votes."""
 
   plug_in: Float[Array, 'R']
   bonus: Float[Array, 'R']
@@ -59,46 +62,46 @@ def learn_offline(
   setting: Setting,
   others: ArrayLike,
   *,
-  beta: float,
-  updates: int,
+  beta: NonNegative,
+  updates: AtLeastOne,
   samples: Float[Array | np.ndarray, 'R'],
   key: PRNGKeyArray,
 ) -> tuple[Offline, Offline]:
-  """A random truth, and votes of which most are on its safest action.
+  """Offline learning of a random truth, with most votes on pairs with its safest action.
 
-  That is the one whose worst opponent wins the least: the one that beats all, where there is one.
+  The safest action has the best worst case: it is the one that beats all others if there is one.
 
   Args:
     world: class and truths.
-    link: what a probability is worth.
+    link: win probability -> payoff.
     setting: prompts, reference and tau.
-    others: what a pair without that action weighs in the data, to the 1 of pairs with it.
-    beta: of the bonus; the version space holds errors up to beta^2.
-    updates: of the version space's ascent.
+    others: weight in the data of pairs without that action; pairs with it have weight 1.
+    beta: multiple of the bonus; the version space has errors up to beta^2.
+    updates: of the ascent in the version space.
     samples: numbers of votes.
-    key: of truth and votes.
+    key: random key of truth and votes.
 
   Returns:
-    Gaps, and what each solver has left to gain in its own game, in the same unit.
+    Gaps, and the remaining gap of each learner in its own game, in the same unit.
   """
   first, second = jax.random.split(key)
   preference = world.draw(first)
   payoff = link.payoff(preference)
   safest = jnp.argmax(preference[0].min(axis=1))
-  design = votes.around(setting, safest, others)
+  design = votes.design_around_action(setting, safest, others)
 
   def one(size):
-    wins = votes.ask(second, preference, design, size)
-    counts, estimate = votes.comparisons(wins), world.members.estimate(wins)
+    wins = votes.sample_votes(second, preference, design, size)
+    counts, estimate = votes.comparison_counts(wins), world.members.estimate(wins)
     seen = world.members, setting, link, estimate, counts
     budget = world.members.error(estimate, counts, estimate) + beta**2
     found = (
       offline.plug_in(setting, link, estimate),
-      offline.with_bonus(*seen, beta),
-      offline.version_space(*seen, budget, updates),
+      offline.learn_with_bonus(*seen, beta),
+      offline.learn_in_version_space(*seen, budget, updates),
     )
-    gaps = Offline(*(gap(setting, payoff, learnt.log_pi) for learnt in found))
-    return gaps, Offline(*(learnt.left for learnt in found))
+    gaps = Offline(*(gap(setting, payoff, learned.log_pi) for learned in found))
+    return gaps, Offline(*(learned.left for learned in found))
 
   return jax.vmap(one)(samples)
 
@@ -109,28 +112,30 @@ def learn_online(
   setting: Setting,
   strategy: Int[Array, ''] | int,
   *,
-  beta: float,
-  responses: int,
-  batch: int,
-  rounds: int,
+  beta: NonNegative,
+  responses: AtLeastOne,
+  batch: AtLeastOne,
+  rounds: AtLeastOne,
   key: PRNGKeyArray,
 ) -> Course:
-  """A random truth, learnt with one of the `STRATEGIES`, by its number."""
+  """Online learning of a random truth with one of the `STRATEGIES`, by its number."""
   first, second = jax.random.split(key)
   enhancers = (
-    online.information(world.members, setting, link, batch),
-    online.optimistic(world.members, setting, link, beta),
-    online.greedy(),
-    online.reference(setting),
-    online.best_of(link, responses),
+    online.information_enhancer(world.members, setting, link, batch),
+    online.optimistic_enhancer(world.members, setting, link, beta),
+    online.greedy_enhancer(),
+    online.reference_enhancer(setting),
+    online.best_of_enhancer(link, responses),
   )
   enhancer = lambda *seen: lax.switch(strategy, enhancers, *seen)
   preference = world.draw(first)
-  return online.learn(world.members, setting, link, preference, enhancer, batch, rounds, second)
+  return online.run_rounds(
+    world.members, setting, link, preference, enhancer, batch, rounds, second
+  )
 
 
 class RewardGaps(NamedTuple):
-  """What is missing to the best regularised reward, by the number of votes."""
+  """The shortfall of the regularised reward, by number of votes."""
 
   fitted: Float[Array, 'R']  # plug-in with the class of Bradley-Terry preferences
   tabular: Float[Array, 'R']  # plug-in with the class of all preferences
@@ -139,24 +144,24 @@ class RewardGaps(NamedTuple):
 def learn_rewards(
   world: World, setting: Setting, samples: Float[Array | np.ndarray, 'R'], key: PRNGKeyArray
 ) -> RewardGaps:
-  """E r - tau KL(pi, reference) of the optimum, less that of the policy that was learnt.
+  """E r - tau KL(pi, reference) of the optimum minus that of the learned policy.
 
-  The truth has rewards, votes are counted in log-odds, and nothing else is told: the equilibrium
-  is then the optimum mu exp(r / tau) / Z, and what is missing is tau KL(pi, optimum).
+  The truth has rewards, and payoffs are log-odds, so that the equilibrium is the optimum
+  mu exp(r / tau) / Z, and the shortfall is tau KL(pi, optimum).
   """
   first, second = jax.random.split(key)
   preference, link = world.draw(first), log_odds()
   reward = link.payoff(preference)[..., -1]
   optimum = jax.nn.log_softmax(setting.log_reference + reward / setting.tau)
-  design = votes.evenly(setting)
+  design = votes.uniform_design(setting)
 
   def one(size):
-    wins = votes.ask(second, preference, design, size)
+    wins = votes.sample_votes(second, preference, design, size)
 
-    def missing(members):
+    def shortfall(members):
       log_pi = equilibrium(setting, link.payoff(members.estimate(wins)))
       return setting.tau * divergence(setting, log_pi, optimum)
 
-    return RewardGaps(missing(world.members), missing(tabular(1.0)))
+    return RewardGaps(shortfall(world.members), shortfall(tabular(1.0)))
 
   return jax.vmap(one)(samples)

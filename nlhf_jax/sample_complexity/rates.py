@@ -1,7 +1,7 @@
-"""How good the equilibrium of an estimate is, exactly and to leading order.
+"""The gap of the equilibrium of an estimate, exactly and to leading order.
 
-An estimate A^ errs by Delta = A - A^. What that does to its equilibrium pi^ is known without any
-search for the best reply.
+The error of an estimate A^ is Delta = A - A^. The gap of its equilibrium pi^ follows from Delta
+without searching for a best response.
 """
 
 import jax
@@ -22,26 +22,14 @@ def plug_in_gap(
 ) -> Float[Array, '']:
   """G(pi^) = tau log E_{a ~ pi^} exp(Z_a / tau) with Z = Delta pi^, for the equilibrium of A^.
 
-  An identity: pi^ is its own best reply under A^, so that only Delta moves the true one.
+  An identity: pi^ is its own best response under A^, so that the gap depends on Delta only.
   """
   z = jnp.einsum('xab,xb->xa', payoff - estimated, jnp.exp(log_pi)) / setting.tau
-  # E Z = 0: without its first order, the sum keeps the digits of small gaps.
+  # E Z = 0: removing the first-order term keeps small gaps accurate.
   small = jnp.minimum(z, 1)
   rest = jnp.log1p((jnp.exp(log_pi) * (jnp.expm1(small) - small)).sum(axis=1))
   whole = jax.nn.logsumexp(log_pi + z, axis=1)
   return setting.prompts @ (setting.tau * jnp.where(z.max(axis=1) < 1, rest, whole))
-
-
-def plug_in_bound(
-  setting: Setting,
-  payoff: Float[Array, 'X K K'],
-  estimated: Float[Array, 'X K K'],
-  log_pi: Float[Array, 'X K'],
-) -> Float[Array, '']:
-  """min(|Z|^2 / (2 tau), max Z) in the largest entry: one over n, and before that its root."""
-  z = jnp.einsum('xab,xb->xa', payoff - estimated, jnp.exp(log_pi))
-  bounds = jnp.minimum(abs(z).max(axis=1) ** 2 / (2 * setting.tau), z.max(axis=1))
-  return setting.prompts @ bounds
 
 
 def expected_gap(
@@ -51,10 +39,10 @@ def expected_gap(
   counts: Float[Array, 'X K K'],
   log_pi: Float[Array, 'X K'],
 ) -> Float[Array, '']:
-  """E G(pi^) to leading order of the tabular class, for given counts.
+  """E G(pi^) of the tabular class to leading order, for given counts.
 
   1 / (2 tau) sum_a pi_a sum_{b != a} pi_b^2 P_ab (1 - P_ab) / n_ab: as G is Var_pi(Z) / (2 tau) for
-  small errors; what the link makes of an error goes in squared.
+  small errors. The slope of the link enters squared.
   """
   pi = jnp.exp(log_pi)
   noise = preference * (1 - preference) * link.slope(preference) ** 2
@@ -64,13 +52,13 @@ def expected_gap(
   return setting.prompts @ spread / (2 * setting.tau)
 
 
-def slopes(samples: ArrayLike, gaps: ArrayLike) -> np.ndarray:
+def log_log_slopes(samples: ArrayLike, gaps: ArrayLike) -> np.ndarray:
   """The slope of log gap in log n between neighbouring sample sizes, [R - 1] from [R]."""
-  with np.errstate(divide='ignore', invalid='ignore'):  # a finite class may end at a gap of 0
+  with np.errstate(divide='ignore', invalid='ignore'):  # gaps of a finite class may be 0
     return np.diff(np.log(np.asarray(gaps))) / np.diff(np.log(np.asarray(samples)))
 
 
-def interval(values: Float[Array, 'S *R']) -> tuple[jax.Array, jax.Array]:
+def confidence_interval(values: Float[Array, 'S *R']) -> tuple[jax.Array, jax.Array]:
   """The mean over seeds, and half of its 95 % interval: 1.96 standard errors."""
   error = jnp.std(values, axis=0, ddof=1) / jnp.sqrt(len(values))
   return values.mean(axis=0), 1.96 * error

@@ -1,6 +1,6 @@
-"""What a learner knows before any vote, and equilibria and gaps over several prompts.
+"""What a learner knows before any vote; equilibria, gaps and duels over several prompts.
 
-Arrays have a leading axis of X prompts; one game has X = 1.
+Arrays have a leading axis of X prompts; a single game has X = 1.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ from nlhf_jax.games.game import Game, exploitability, kl
 
 
 class Setting(NamedTuple):
-  """Where prompts come from, and what leaving the reference costs."""
+  """The distribution of prompts, the reference, and the KL coefficient."""
 
   prompts: Float[Array, 'X']  # probabilities
   log_reference: Float[Array, 'X K']
   tau: Float[Array, '']
 
 
-def one_prompt(log_reference: Float[Array, 'K'], tau: Float[Array, ''] | float) -> Setting:
+def single_prompt(log_reference: Float[Array, 'K'], tau: Float[Array, ''] | float) -> Setting:
   """The setting of a single game."""
   return Setting(jnp.ones(1, log_reference.dtype), log_reference[None], jnp.asarray(tau, float))
 
 
-def games(setting: Setting, payoff: Float[Array, 'X K K']) -> Game:
+def make_games(setting: Setting, payoff: Float[Array, 'X K K']) -> Game:
   """The game of every prompt, with a leading axis X."""
   tau = jnp.broadcast_to(setting.tau, setting.prompts.shape)
   return Game(payoff, setting.log_reference, tau)
@@ -36,17 +36,17 @@ def equilibrium(setting: Setting, payoff: Float[Array, 'X K K']) -> Float[Array,
   """The equilibrium on every prompt, as log-probabilities, for tau > 0."""
 
   def solve(game):
-    # One step beyond what is asked for makes it right to the last digits.
+    # One more step makes the result accurate to the last digits.
     return exact.newton_step(game, exact.equilibrium(game, 1e-18).log_pi)
 
-  return jax.vmap(solve)(games(setting, payoff))
+  return jax.vmap(solve)(make_games(setting, payoff))
 
 
 def gap(
   setting: Setting, payoff: Float[Array, 'X K K'], log_pi: Float[Array, 'X K']
 ) -> Float[Array, '']:
   """G(pi) = 1/2 - min over q of J(pi, q), in units of the payoff; a mean over prompts."""
-  return setting.prompts @ jax.vmap(exploitability)(games(setting, payoff), log_pi)
+  return setting.prompts @ jax.vmap(exploitability)(make_games(setting, payoff), log_pi)
 
 
 def divergence(
@@ -56,29 +56,29 @@ def divergence(
   return setting.prompts @ jax.vmap(kl)(log_p, log_q)
 
 
-def duel(
+def duel_weights(
   setting: Setting, log_p: Float[Array, 'X K'], log_q: Float[Array, 'X K']
 ) -> Float[Array, 'X K K']:
   """w with E_{p,q} delta = sum over prompts and pairs a < b of w_ab delta_ab, delta antisymmetric.
 
-  w_ab = d0 (p_a q_b - p_b q_a): a policy against itself says nothing.
+  w_ab = d0 (p_a q_b - p_b q_a), which is 0 for a policy against itself.
   """
   meetings = jnp.exp(log_p)[:, :, None] * jnp.exp(log_q)[:, None, :]
   return setting.prompts[:, None, None] * (meetings - mirror(meetings))
 
 
-def duels(setting: Setting, log_p: Float[Array, 'X K']) -> Float[Array, 'X K K K']:
-  """`duel` of a policy with every single action on every prompt, which is the second axis."""
+def duel_weights_by_action(setting: Setting, log_p: Float[Array, 'X K']) -> Float[Array, 'X K K K']:
+  """`duel_weights` of a policy with every single action, the second axis, on every prompt."""
   actions = log_p.shape[-1]
   meetings = jnp.exp(log_p)[:, None, :, None] * jnp.eye(actions, dtype=log_p.dtype)[None, :, None]
   return setting.prompts[:, None, None, None] * (meetings - mirror(meetings))
 
 
 def mirror(values: Float[Array, '*B K K']) -> Float[Array, '*B K K']:
-  """The entries of column against row."""
+  """The transposed matrices: entries of column against row."""
   return values.swapaxes(-1, -2)
 
 
-def over_pairs(values: Float[Array, '*B K K']) -> Float[Array, '*B']:
-  """The sum over the pairs a < b of something that is the same for (b, a)."""
+def sum_over_pairs(values: Float[Array, '*B K K']) -> Float[Array, '*B']:
+  """The sum over the pairs a < b of symmetric values."""
   return jnp.triu(values, 1).sum(axis=(-2, -1))

@@ -1,4 +1,4 @@
-"""The class of all preferences: a number of its own for every pair."""
+"""The class of all preferences, with one parameter per pair."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,14 +6,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from nlhf_jax.sample_complexity.classes import Counts, Preference, PreferenceClass, Weights
-from nlhf_jax.sample_complexity.setting import mirror, over_pairs
+from nlhf_jax.sample_complexity.setting import mirror, sum_over_pairs
 
 
 def tabular(ridge: float = 1.0) -> PreferenceClass:
-  """All valid preferences; those of a pair differ from 1/2 at the price of `ridge` votes.
+  """All preferences, estimated with `ridge` additional votes for a tie on each pair.
 
-  The estimate is (wins + ridge / 2) / (n + ridge), of which a ridge of 0 leaves the share of wins,
-  and 1/2 for a pair that never met. The error is sum (n + ridge) delta^2.
+  The estimate is (wins + ridge / 2) / (n + ridge). With a ridge of 0 it is the fraction of wins,
+  and 1/2 for a pair that was never compared. The error is sum (n + ridge) delta^2.
   """
 
   def estimate(wins):
@@ -21,58 +21,60 @@ def tabular(ridge: float = 1.0) -> PreferenceClass:
     return jnp.where(met > 0, (wins + ridge / 2) / jnp.where(met > 0, met, 1), 0.5)
 
   def error(estimate, counts, member):
-    return over_pairs((counts + ridge) * (member - estimate) ** 2).sum()
+    return sum_over_pairs((counts + ridge) * (member - estimate) ** 2).sum()
 
   def width(estimate, counts, weights):
-    return jnp.sqrt(over_pairs(share(weights**2, counts + ridge)).sum())
+    return jnp.sqrt(sum_over_pairs(safe_ratio(weights**2, counts + ridge)).sum())
 
   def bonus(estimate, counts):
     itself = jnp.eye(counts.shape[-1], dtype=bool)
     return jnp.where(itself, 0, 1 / jnp.sqrt(counts + ridge))
 
   def widest(estimate, counts, candidates):
-    # Prompts share no pair, so that each may choose by itself.
-    return jnp.argmax(over_pairs(share(candidates**2, counts[:, None] + ridge)), axis=1)
+    # Prompts have no pair in common, so each can be maximised separately.
+    return jnp.argmax(sum_over_pairs(safe_ratio(candidates**2, counts[:, None] + ridge)), axis=1)
 
   def worst(estimate, counts, weights, budget):
-    return least(estimate, counts + ridge, weights, budget)
+    return minimise_within_budget(estimate, counts + ridge, weights, budget)
 
   def radius(estimate, counts, delta):
     prompts, actions, _ = counts.shape
-    seen = over_pairs((counts > 0).astype(counts.dtype)).sum()
+    seen = sum_over_pairs((counts > 0).astype(counts.dtype)).sum()
     bias = np.sqrt(ridge * prompts * actions * (actions - 1) / 2) / 2
-    return (jnp.sqrt(deviation(seen, delta)) + bias) ** 2
+    return (jnp.sqrt(noise_bound(seen, delta)) + bias) ** 2
 
   def potential(counts):
-    return 2 * over_pairs(jnp.log1p(counts / ridge)).sum()
+    return 2 * sum_over_pairs(jnp.log1p(counts / ridge)).sum()
 
   return PreferenceClass(estimate, error, width, bonus, widest, worst, radius, potential)
 
 
-def share(numerator: Float[Array, '...'], denominator: Float[Array, '...']) -> Float[Array, '...']:
-  """A quotient that is 0 where the numerator is, and infinite where the denominator alone is."""
+def safe_ratio(
+  numerator: Float[Array, '...'], denominator: Float[Array, '...']
+) -> Float[Array, '...']:
+  """numerator / denominator, 0 if the numerator is 0, infinite if only the denominator is."""
   return jnp.where(numerator == 0, 0, numerator / denominator)
 
 
-def deviation(dimensions: Float[Array, ''] | int, delta: float) -> Float[Array, '']:
-  """What the squared noise of votes stays below with probability 1 - delta, in `dimensions`.
+def noise_bound(dimensions: Float[Array, ''] | int, delta: float) -> Float[Array, '']:
+  """A bound of the squared noise of votes in d `dimensions`, with probability 1 - delta.
 
-  (d + 2 sqrt(d t) + 2 t) / 4 with t = log 1 / delta: of votes, which are sub-Gaussian with
-  variance 1/4 (Hsu, Kakade, Zhang 2012, theorem 2.1). For counts that do not depend on votes.
+  (d + 2 sqrt(d t) + 2 t) / 4 with t = log 1 / delta, as votes are sub-Gaussian with variance 1/4
+  (Hsu, Kakade, Zhang 2012, theorem 2.1). Holds for counts that do not depend on the votes.
   """
   t = np.log(1 / delta)
   return (dimensions + 2 * jnp.sqrt(dimensions * t) + 2 * t) / 4
 
 
-def least(
+def minimise_within_budget(
   estimate: Preference, precision: Counts, weights: Weights, budget: Float[Array, '']
 ) -> Preference:
   """argmin of sum w P over sum precision (P - estimate)^2 <= budget and 0 <= P <= 1.
 
-  P - estimate is -s w / precision, cut to what probabilities may be; s by bisection, on which the
-  sum depends monotonically. The budget is kept, not just met.
+  P - estimate is -s w / precision, cut to valid probabilities; bisection finds s, in which the sum
+  is monotone, from below, so that the budget is never exceeded.
   """
-  slope = share(weights, precision)  # infinite for a pair that never met
+  slope = safe_ratio(weights, precision)  # infinite for a pair that was never compared
 
   def moved(s):
     return jnp.clip(-s * slope, -estimate, 1 - estimate)
@@ -80,38 +82,11 @@ def least(
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) / 2
-    fits = over_pairs(precision * moved(jnp.exp(middle)) ** 2).sum() <= budget
+    fits = sum_over_pairs(precision * moved(jnp.exp(middle)) ** 2).sum() <= budget
     return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
-  # Uncut, this s would spend the budget; cut, it takes a larger one.
-  uncut = over_pairs(jnp.where(precision > 0, weights * slope, 0)).sum()
+  # Without the cut this s would use up the budget; with the cut, s is larger.
+  uncut = sum_over_pairs(jnp.where(precision > 0, weights * slope, 0)).sum()
   start = jnp.log(budget / jnp.where(uncut > 0, uncut, 1)) / 2
   low, _ = lax.fori_loop(0, 30, halve, (start - 1e-9, start + 30))
   return estimate + moved(jnp.exp(low))
-
-
-def boxed_width(counts: Counts, weights: Weights, constant: float) -> Float[Array, '']:
-  """sup over |delta| <= 1 of sum w delta / sqrt(constant + sum n delta^2).
-
-  The information ratio as the paper has it, with a constant instead of a ridge; with D pairs, at
-  most the width with a ridge of constant / D. The best delta is s w / n cut to [-1, 1], where
-  sum (s |w| - n)_+ = constant.
-  """
-  size = abs(weights)
-
-  def excess(s):
-    return over_pairs(jnp.maximum(0, s * size - counts)).sum()
-
-  def halve(_, bounds):
-    low, high = bounds
-    middle = (low + high) / 2
-    below = excess(middle) <= constant
-    return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-  total = over_pairs(size).sum()
-  # At this s the excess is at least the constant.
-  high = (constant + over_pairs(counts).sum()) / jnp.where(total > 0, total, 1)
-  _, s = lax.fori_loop(0, 100, halve, (jnp.zeros_like(high), high))
-  delta = jnp.where(size == 0, 0, jnp.minimum(1, share(s * size, counts)))
-  norm = constant + over_pairs(counts * delta**2).sum()
-  return over_pairs(size * delta).sum() / jnp.sqrt(norm)

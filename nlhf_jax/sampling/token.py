@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.ranges import Count, Positive, PositiveFraction
+
 BLOCK = 64  # tokens whose probabilities are summed together
 
 
@@ -18,9 +20,9 @@ class Filters(NamedTuple):
   that of the unfiltered policy.
   """
 
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
+  temperature: Positive = 1.0
+  top_k: Count = 0
+  top_p: PositiveFraction = 1.0
 
 
 UNFILTERED = Filters()

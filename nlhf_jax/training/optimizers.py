@@ -11,19 +11,20 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import AtLeastOne, BelowOne, Count, NonNegative, Positive
 from nlhf_jax.structs import Params
 
 
 def make_optimizer(
   name: str,
-  learning_rate: float,
-  steps: int,
+  learning_rate: Positive,
+  steps: AtLeastOne,
   *,
-  warmup: int,
-  b1: float,
-  b2: float,
-  decay: float,
-  clip: float,
+  warmup: Count,
+  b1: BelowOne,
+  b2: BelowOne,
+  decay: NonNegative,
+  clip: Positive,
   rounding: str,
 ) -> optax.GradientTransformation:
   """An optimiser with clipping, linear warm-up, and linear decay to a tenth of the learning rate.

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm
-from nlhf_jax.algorithms.references import frozen
 from nlhf_jax.algorithms.selection import drop_unjudged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
@@ -50,7 +49,7 @@ def initial_state(
 
 def moving_slots(algorithm: Algorithm) -> list[str]:
   """The policy, and the references that are not frozen."""
-  return ['policy', *(slot for slot, rule in algorithm.references.items() if rule is not frozen)]
+  return ['policy', *(slot for slot, rule in algorithm.references.items() if rule.kind != 'frozen')]
 
 
 def advance(
@@ -60,7 +59,7 @@ def advance(
   updates = state.step + 1
   proposed = {**state.slots, 'policy': policy}
   params = {
-    slot: rule(slot, proposed, updates)
+    slot: rule.update(slot, proposed, updates)
     for slot, rule in algorithm.references.items()
     if slot in state.params
   }

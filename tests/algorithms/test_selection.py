@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms.selection import (
-  as_points,
+  add_mismatches,
   best_against_worst,
   best_and_worst,
-  by_worth,
-  enhanced,
-  in_turn,
-  log_odds,
-  normalised,
+  chain,
+  mean_payoff,
+  pair_by_mean_payoff,
+  pair_with_best,
+  payoff_to_log_odds,
   rejection_sample,
-  rejection_sampled,
-  shifted,
+  rejection_sampling,
+  split_pairs,
+  subtract_constant,
+  subtract_log_partition,
   unchanged,
-  with_mismatches,
-  worth,
 )
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Comparison, Prompts, Responses
@@ -64,11 +64,11 @@ SELF = comparison(
 TIED = comparison(np.zeros((1, 3, 3)), [[7, 8, 9]])
 
 
-def test_worth_is_the_mean_payoff_against_the_right_side():
-  np.testing.assert_allclose(worth(SELF), [[0, 0.15, -0.15], [0.1, -0.2, 0.1]], atol=1e-7)
+def test_mean_payoff_averages_the_right_side():
+  np.testing.assert_allclose(mean_payoff(SELF), [[0, 0.15, -0.15], [0.1, -0.2, 0.1]], atol=1e-7)
 
 
-def test_everything_is_kept_by_default():
+def test_unchanged_keeps_the_comparison():
   assert unchanged(SELF, KEY) is SELF
 
 
@@ -78,45 +78,47 @@ def test_best_and_worst_keep_their_payoffs_against_all():
   assert_are(chosen.right, [[1, 2, 3], [4, 5, 6]])
   np.testing.assert_array_equal(chosen.payoff[0], SELF.payoff[0][jnp.array([1, 2])])
   np.testing.assert_array_equal(chosen.payoff[1], SELF.payoff[1][jnp.array([0, 1])])
-  np.testing.assert_allclose(worth(chosen), [[0.15, -0.15], [0.1, -0.2]], atol=1e-7)
+  np.testing.assert_allclose(mean_payoff(chosen), [[0.15, -0.15], [0.1, -0.2]], atol=1e-7)
 
 
-def test_best_meets_worst():
+def test_best_is_compared_with_worst():
   chosen = best_against_worst(SELF, KEY)
   assert_are(chosen.left, [[2], [4]])
   assert_are(chosen.right, [[3], [5]])
   np.testing.assert_allclose(chosen.payoff, [[[0.15]], [[0.3]]])
 
 
-def test_equals_still_give_two_different_responses():
+def test_ties_give_two_different_responses():
   assert_are(best_and_worst(TIED, KEY).left, [[7, 9]])
   chosen = best_against_worst(TIED, KEY)
   assert_are(chosen.left, [[7]])
   assert_are(chosen.right, [[9]])
 
 
-def test_by_worth_sets_one_left_response_against_the_other():
+def test_pair_by_mean_payoff_pairs_two_left_responses():
   three = comparison([[[0.3, -0.1, 0.1], [0.2, 0.4, -0.3]]], [[1, 2]], [[3, 4, 5]])
-  pair = by_worth(three, KEY)
+  pair = pair_by_mean_payoff(three, KEY)
   assert_are(pair.left, [[1]])
   assert_are(pair.right, [[2]])
   np.testing.assert_allclose(pair.payoff, [[[0.1 - 0.1]]], atol=1e-7)
-  one = by_worth(three._replace(right=responses([[4]]), payoff=three.payoff[:, :, 1:2]), KEY)
+  one = pair_by_mean_payoff(
+    three._replace(right=responses([[4]]), payoff=three.payoff[:, :, 1:2]), KEY
+  )
   np.testing.assert_allclose(one.payoff, [[[-0.5]]], atol=1e-7)
 
 
-def test_the_enhancer_is_the_best_of_its_own_tournament():
-  """Of 5 and 6, 6 wins; that 5 beats all the others is not asked. Leads are those over 4."""
+def test_pair_with_best_ranks_candidates_among_themselves():
+  """Of 5 and 6, 6 wins; wins of 5 over the others do not count. Payoffs are against 4."""
   beats = np.zeros((4, 4))
   beats[0, 1], beats[3, 1], beats[3, 2], beats[2, 0], beats[2, 1] = 0.2, 0.3, 0.1, 0.5, 0.4
-  pair = enhanced(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)
+  pair = pair_with_best(comparison([beats - beats.T], [[3, 4, 5, 6]]), KEY)
   assert_are(pair.left, [[3]])
   assert_are(pair.right, [[6]])
   np.testing.assert_allclose(pair.payoff, [[[0.2 - 0.3]]], rtol=1e-6)
 
 
-def test_as_points_a_pair_has_a_winner_and_a_loser():
-  points = as_points(comparison([[[0.5]], [[-0.2]]], [[1], [2]], [[3], [4]]), KEY)
+def test_split_pairs_gives_a_winner_and_loser():
+  points = split_pairs(comparison([[[0.5]], [[-0.2]]], [[1], [2]], [[3], [4]]), KEY)
   assert_are(points.left, [[1, 3], [2, 4]])
   assert points.right is None
   np.testing.assert_allclose(points.payoff, [[[0.5], [-0.5]], [[-0.2], [0.2]]])
@@ -126,39 +128,42 @@ def test_mismatches_are_the_responses_to_the_next_prompt():
   points = comparison(
     [[[0.5], [-0.5]], [[0.2], [-0.2]], [[0.1], [-0.1]]], [[1, 2], [3, 4], [5, 6]], [[0]] * 3
   )
-  both = with_mismatches(points, KEY)
+  both = add_mismatches(points, KEY)
   assert_are(both.left, [[1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 1, 2]])
   np.testing.assert_array_equal(both.payoff[:, :2], points.payoff)
   np.testing.assert_array_equal(both.payoff[:, 2:], np.zeros((3, 2, 1)))
 
 
-def test_one_prompt_has_no_mismatches():
+def test_single_prompt_has_no_mismatches():
   with pytest.raises(UserError, match='at least 2 prompts'):
-    with_mismatches(comparison([[[0.5], [-0.5]]], [[1, 2]], [[0]]), KEY)
+    add_mismatches(comparison([[[0.5], [-0.5]]], [[1, 2]], [[0]]), KEY)
 
 
-def test_log_odds_are_a_score_of_limited_size():
-  scored = log_odds(comparison([[[0.3, 0.5, -0.5, 0]]], [[1]], [[2, 3, 4, 5]]), KEY)
+def test_log_odds_are_bounded():
+  scored = payoff_to_log_odds(comparison([[[0.3, 0.5, -0.5, 0]]], [[1]], [[2, 3, 4, 5]]), KEY)
   limit = log(0.9999 / 0.0001)
   np.testing.assert_allclose(scored.payoff, [[[log(4), limit, -limit, 0]]], rtol=1e-4)
 
 
-def test_log_odds_are_as_antisymmetric_as_the_payoff():
-  scores = log_odds(SELF, KEY).payoff
+def test_log_odds_are_antisymmetric():
+  scores = payoff_to_log_odds(SELF, KEY).payoff
   np.testing.assert_allclose(scores, -scores.swapaxes(1, 2), atol=1e-6)
 
 
-def test_shifted_takes_a_constant_away():
-  np.testing.assert_allclose(shifted(0.2)(SELF, KEY).payoff, SELF.payoff - 0.2)
+def test_subtract_constant_shifts_payoffs():
+  np.testing.assert_allclose(subtract_constant(0.2)(SELF, KEY).payoff, SELF.payoff - 0.2)
 
 
 @pytest.mark.parametrize('eta', [0.1, 4.0, 1e3])
-def test_normalised_worth_is_the_log_of_a_distribution(eta):
+def test_subtract_log_partition_normalises_the_tilt(eta):
   # log pi_{t+1} / pi_t = eta u - log Z, so its exponentials are one in the mean of the samples.
-  target = eta * np.array(worth(normalised(eta)(SELF, KEY)), float)
+  target = eta * np.array(mean_payoff(subtract_log_partition(eta)(SELF, KEY)), float)
   np.testing.assert_allclose(np.exp(target).mean(axis=1), 1, rtol=1e-3)
   np.testing.assert_allclose(
-    target - target[:, :1], eta * (worth(SELF) - worth(SELF)[:, :1]), rtol=1e-4, atol=1e-6
+    target - target[:, :1],
+    eta * (mean_payoff(SELF) - mean_payoff(SELF)[:, :1]),
+    rtol=1e-4,
+    atol=1e-6,
   )
 
 
@@ -180,24 +185,24 @@ def order(size):
   [(coins, lambda eta: eta / 2), (order, lambda eta: log((exp(eta) - 1) / eta))],
   ids=['disordered', 'ordered'],
 )
-def test_log_z_has_its_two_limits(game, limit, eta):
+def test_log_partition_has_the_right_limits(game, limit, eta):
   size = 300
   many = comparison(game(size)[None], [list(range(size))])
-  taken = many.payoff - normalised(eta)(many, KEY).payoff
+  taken = many.payoff - subtract_log_partition(eta)(many, KEY).payoff
   assert np.ptp(taken) < 1e-5
   np.testing.assert_allclose(eta * (taken.mean() + 0.5), limit(eta), atol=4e-3 * eta)
 
 
-def test_in_turn_gives_each_its_own_key():
+def test_chain_gives_each_selection_its_key():
   seen = []
 
   def note(comparison, key):
     seen.append(jax.random.key_data(key).tolist())
     return comparison._replace(payoff=comparison.payoff + 1)
 
-  chosen = in_turn(note, note, best_and_worst)(SELF, KEY)
+  chosen = chain(note, note, best_and_worst)(SELF, KEY)
   assert_are(chosen.left, [[2, 3], [4, 5]])
-  np.testing.assert_allclose(worth(chosen), [[2.15, 1.85], [2.1, 1.8]], rtol=1e-6)
+  np.testing.assert_allclose(mean_payoff(chosen), [[2.15, 1.85], [2.1, 1.8]], rtol=1e-6)
   assert seen[0] != seen[1]
 
 
@@ -243,7 +248,7 @@ def draw(reward, beta, keep, count=20_000):
   return np.array(many(jax.random.split(KEY, count), jnp.array(reward), beta, keep))
 
 
-def test_by_hand_the_first_of_three_to_be_accepted():
+def test_first_accepted_of_three_candidates():
   # The best is always accepted where it is visited, so what follows it never comes first.
   first = exp((0.3 - 1.0) / BETA)
   chances = after_visit(REWARD, BETA, 1, ())
@@ -258,7 +263,7 @@ def test_by_hand_the_first_of_three_to_be_accepted():
 @pytest.mark.parametrize(
   'reward', [REWARD, [-0.4, 0.3, 1.0], [1.0, 0.3, 1.0], [0.2, -1.0, 0.1, 0.6]]
 )
-def test_orders_are_as_frequent_as_the_algorithm_makes_them(reward, keep):
+def test_acceptance_orders_have_the_right_frequencies(reward, keep):
   # Each of the 85 frequencies of these tests within five standard errors, which chance leaves once
   # in 20,000 runs, and on this seed never.
   drawn = draw(reward, BETA, keep)
@@ -270,7 +275,7 @@ def test_orders_are_as_frequent_as_the_algorithm_makes_them(reward, keep):
     assert abs(frequency - chance) <= 5 * np.sqrt(chance * (1 - chance) / len(drawn)), order
 
 
-def test_over_candidates_from_the_reference_what_is_accepted_first_is_tilted_by_the_reward():
+def test_first_accepted_has_the_tilted_distribution():
   # Two kinds of response, alike likely, of rewards 0 and 1: the target is mu exp(r / beta) / Z. The
   # largest reward is estimated on the candidates, and few are far from it: many are not.
   kinds = np.random.default_rng(0).integers(0, 2, (5000, 32)).astype(np.float32)
@@ -284,7 +289,7 @@ def test_over_candidates_from_the_reference_what_is_accepted_first_is_tilted_by_
 
 @pytest.mark.parametrize('keep', [3, 6])
 @pytest.mark.parametrize('beta', [0.01, 100.0])
-def test_places_are_different_even_where_rewards_are_not(beta, keep):
+def test_kept_indices_differ_for_equal_rewards(beta, keep):
   for reward in ([0.0] * 6, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]):
     drawn = draw(reward, beta, keep, 500)
     assert drawn.shape == (500, keep)
@@ -297,38 +302,38 @@ def test_all_candidates_can_be_kept():
   np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(5), (500, 1)))
 
 
-def test_a_large_beta_accepts_in_order():
+def test_large_beta_accepts_in_order():
   np.testing.assert_array_equal(draw([0.3, -2.0, 5.0, 0.1], 1e9, 3, 500), [[0, 1, 2]] * 500)
 
 
-def test_a_small_beta_takes_the_best_from_the_best_down():
+def test_small_beta_accepts_the_best():
   np.testing.assert_array_equal(draw([0.3, -2.0, 5.0, 0.1], 1e-4, 3, 500), [[2, 0, 3]] * 500)
 
 
-def test_what_has_no_chance_is_not_accepted_before_what_has():
+def test_impossible_candidates_are_accepted_last():
   drawn = draw([-np.inf, 0.0, -np.inf, -3.0], 0.5, 2, 500)
   np.testing.assert_array_equal(np.sort(drawn, axis=1), [[1, 3]] * 500)
 
 
 @pytest.mark.parametrize('keep', [0, -1, 4])
-def test_more_than_there_are_cannot_be_kept_nor_none(keep):
+def test_impossible_numbers_to_keep_are_refused(keep):
   with pytest.raises(UserError, match=f'cannot keep {keep} of 3 candidates'):
     rejection_sample(KEY, jnp.array(REWARD), 0.5, keep)
 
 
-def test_the_same_key_accepts_the_same_with_and_without_a_compiler():
+def test_rejection_sampling_is_equal_under_jit():
   keys, reward = jax.random.split(KEY, 5), jnp.array(REWARD)
   alone = [rejection_sample(key, reward, BETA, 2) for key in keys]
   np.testing.assert_array_equal(many(keys, reward, BETA, 2), alone)
 
 
-def test_the_baseline_is_no_candidate_and_pairs_keep_their_payoffs():
+def test_baseline_is_not_among_candidates():
   size, prompts, keep = 6, 200, 3
   random = np.random.default_rng(1)
   upper = np.triu(random.uniform(-0.5, 0.5, (prompts, size, size)), 1)
   payoff = upper - upper.swapaxes(1, 2)
   names = np.arange(prompts * size).reshape(prompts, size)
-  kept = jax.jit(rejection_sampled(0.5, keep))(comparison(payoff, names.tolist()), KEY)
+  kept = jax.jit(rejection_sampling(0.5, keep))(comparison(payoff, names.tolist()), KEY)
 
   places = np.array(kept.left.tokens[..., 0]) % size
   assert np.all(places > 0)
@@ -340,17 +345,17 @@ def test_the_baseline_is_no_candidate_and_pairs_keep_their_payoffs():
     np.testing.assert_allclose(kept.payoff[row], payoff[row][np.ix_(place, place)], rtol=1e-6)
 
 
-def test_prompts_are_sampled_for_apart_and_by_the_log_odds_against_the_baseline():
+def test_prompts_are_sampled_independently_by_log_odds():
   # Candidates 1 and 2 beat the baseline in 50 and 80 of 100 comparisons: odds of 1 and 4.
   payoff = np.zeros((4000, 3, 3))
   payoff[:, 2, 0], payoff[:, 0, 2] = 0.3, -0.3
-  kept = rejection_sampled(1.0, 1)(comparison(payoff, [[0, 1, 2]] * 4000), KEY)
+  kept = rejection_sampling(1.0, 1)(comparison(payoff, [[0, 1, 2]] * 4000), KEY)
   share = np.mean(np.array(kept.left.tokens[:, 0, 0]) == 1)
   assert abs(share - 1 / 4) < 5 * np.sqrt(3 / 16 / 4000)
 
 
 @pytest.mark.parametrize('reward', [[0.0, -np.inf, -np.inf], [np.nan, 0.0, 1.0]])
-def test_rewards_that_are_no_numbers_do_not_keep_it_from_ending(reward):
+def test_rejection_sampling_ends_for_nan_rewards(reward):
   places = draw(reward, 0.5, 2, 5)
   assert all(len(set(row)) == 2 for row in places.tolist())
   if np.isfinite(reward[0]):

@@ -1,4 +1,4 @@
-"""The finite-sample experiment: from its command to its files, and what it says of mistakes."""
+"""The sample complexity experiment: from its command to its files, and its error messages."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert rates['predicted'][0] == pytest.approx(100 * rates['predicted'][1])
   assert len(results['offline']['panels']) == 2
   assert list(results['online']['panels']['τ = 0.1']) == list(STRATEGIES)
-  # Three updates are too few for the version space, and that is said; Newton's games are solved.
+  # Three updates are too few for the version space, which is reported; Newton's games are solved.
   assert results['offline']['unsolved'].keys() == results['offline']['panels'].keys()
   for rows in results['offline']['unsolved'].values():
     assert rows.keys() == {'version space'}
@@ -51,7 +51,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert page.count('<img') == len(figures)
   said = capsys.readouterr().out
   for text in (page, said):
-    assert 'Not solved to nine digits within: the games of version space' in text
+    assert 'The inner games of version space were not solved to nine digits' in text
   assert 'self-play' in said
   assert 'Means over 4 seeds.' in said
 

@@ -1,4 +1,4 @@
-"""The tabular experiment: from its command to its files, and what it says of mistakes."""
+"""The tabular experiment: from its command to its files, and its error messages."""
 
 import json
 import runpy
@@ -25,7 +25,7 @@ def at_the_root(monkeypatch):
 
 @pytest.fixture
 def solved(tmp_path):
-  """A function that runs the command with few updates and gives its results."""
+  """A function that runs the command with few updates and returns its results."""
 
   def solved(config, *overrides):
     arguments = [config, f'--workdir={tmp_path}', *(f'--config.{text}' for text in overrides)]
@@ -54,7 +54,7 @@ def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
   assert results['solvers']['nash_md_decreasing']['gap_tau'][-1] < 1e-8
   assert results['solvers']['fictitious_play']['gap'][-1] < 1e-2  # an average already
   assert 1e-6 < results['solvers']['nash_md']['gap_tau'][-1] < 1e-4  # biased at a constant step
-  assert results['solvers']['mwu']['gap'][-1] > 0.1  # its last iterate spirals out
+  assert results['solvers']['mwu']['gap'][-1] > 0.1  # its last iterate diverges
 
   files = {path.name for path in tmp_path.iterdir()}
   figures = {name for name in files if name.endswith('.png')}
@@ -102,12 +102,12 @@ def test_every_game_of_the_config_can_be_built():
     if game != 'file':
       built = make_experiment(command.load(f'configs/tabular.py:{game}'), game)
       assert built.name == game
-      assert list(built.rows) == list(config.solvers)
+      assert list(built.runs) == list(config.solvers)
       assert len(built.table.names) == arguments.get('actions', built.game.payoff.shape[-1])
       assert built.start.shape == built.game.log_reference.shape
 
 
-def test_a_game_without_a_price_leaves_out_what_needs_one(solved):
+def test_zero_tau_leaves_out_regularised_solvers(solved):
   results = solved(
     f'{CONFIG}:strict_cycle', 'tau=0', 'start=0.5, 0.3, 0.2', 'solvers.proximal_point.updates=400'
   )
@@ -127,7 +127,7 @@ def test_a_single_action_is_its_own_equilibrium(solved):
     assert row['gap_tau'][-1] == 0
 
 
-def test_names_of_a_file_are_shown_as_text(solved, tmp_path, capsys):
+def test_names_from_files_are_escaped(solved, tmp_path, capsys):
   path = tmp_path / 'mine.csv'
   path.write_text(',<b>,plain\n<b>,0.5,0.7\nplain,0.3,0.5\n')
   results = solved(f'{CONFIG}:file', f'game.path={path}', 'only=mmd')
@@ -140,23 +140,23 @@ def test_names_of_a_file_are_shown_as_text(solved, tmp_path, capsys):
   assert 'Condorcet winner <b>' in capsys.readouterr().out
 
 
-def test_names_may_hold_what_plots_would_take_for_formulas(solved, tmp_path):
+def test_names_may_contain_dollar_signs(solved, tmp_path):
   path = tmp_path / 'mine.csv'
   path.write_text(',$\\frac$,$5 or $9\n$\\frac$,0.5,0.7\n$5 or $9,0.3,0.5\n')
   results = solved(f'{CONFIG}:file', f'game.path={path}', 'only=newton', 'solvers.newton.updates=9')
   assert results['actions'] == ['$\\frac$', '$5 or $9']
 
 
-def test_where_no_reward_fits_rlhf_is_left_out_with_a_note(solved, tmp_path, capsys):
+def test_rlhf_is_left_out_without_a_fit(solved, tmp_path, capsys):
   path = tmp_path / 'votes.csv'
   path.write_text('left,right,winner\na,b,a\nb,a,a\n')
   results = solved(f'{CONFIG}:file', f'game.path={path}', 'only=newton', 'solvers.newton.updates=9')
   assert 'rlhf' not in results
-  assert 'No finite Bradley-Terry reward' in capsys.readouterr().out
-  assert 'No finite Bradley-Terry reward' in (tmp_path / 'report.html').read_text()
+  assert 'best Bradley-Terry fit has no finite rewards' in capsys.readouterr().out
+  assert 'best Bradley-Terry fit has no finite rewards' in (tmp_path / 'report.html').read_text()
 
 
-def test_a_run_leaves_no_figures_of_another_game(solved, tmp_path):
+def test_runs_remove_figures_of_other_games(solved, tmp_path):
   solved(CONFIG, 'only=newton', 'solvers.newton.updates=9')
   assert (tmp_path / 'simplex.png').exists()
   solved(f'{CONFIG}:bradley_terry', 'only=newton', 'solvers.newton.updates=9')
@@ -171,8 +171,8 @@ def test_a_run_leaves_no_figures_of_another_game(solved, tmp_path):
     (matrices.rock_paper_scissors(0.1, 0.1, 0.2), [], ['b']),
   ],
 )
-def test_winners_that_tie_are_all_named(payoff, undefeated, borda):
-  said = tabular.winners(('a', 'b', 'c'), np.array(payoff))
+def test_all_tied_winners_are_named(payoff, undefeated, borda):
+  said = tabular.social_choice(('a', 'b', 'c'), np.array(payoff))
   assert said['undefeated'] == undefeated
   assert said['borda'] == borda
   assert said['condorcet'] is None

@@ -1,4 +1,4 @@
-"""The exact language-model game: what is listed agrees with what is sampled, and runs keep."""
+"""The token game: enumeration agrees with sampling, and runs resume."""
 
 import json
 from functools import partial
@@ -13,16 +13,16 @@ from nlhf_jax import command, main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.data.batches import take
 from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments.token_game.active_learning import pairs
+from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs
 from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.experiments.token_game.run import (
-  learn,
-  make_listed,
-  make_measured,
+  first_solved,
+  make_list_log_probs,
   make_reference,
-  measure,
+  make_solved_game,
+  measure_policy,
   run,
-  solved,
+  train_learner,
 )
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
@@ -43,7 +43,7 @@ def at_the_root(monkeypatch):
 
 @pytest.fixture
 def toy():
-  """The config, of which a run takes seconds."""
+  """A small config, whose run takes seconds."""
   config = command.load(CONFIG)
   config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
   for row in config.methods.values():
@@ -92,18 +92,18 @@ def test_probabilities_of_the_listed_responses_sum_to_one(experiment):
   log_probs = jax.jit(partial(scoring.log_probs, experiment.decoder))
   log_pi = log_probs(params, prompts, responses).sum(axis=-1)
   np.testing.assert_allclose(np.exp(log_pi).sum(axis=1), 1, atol=1e-5)
-  np.testing.assert_allclose(make_listed(experiment)(params), log_pi, atol=1e-4)
+  np.testing.assert_allclose(make_list_log_probs(experiment)(params), log_pi, atol=1e-4)
 
 
 def places(game, responses):
-  """Where sampled responses stand in the list, by another way than the judge's."""
+  """Indices of sampled responses in the list, computed independently of the judge."""
   listed = {tuple(row): place for place, row in enumerate(game.responses.tokens[0].tolist())}
   return np.array([[listed[tuple(row)] for row in rows] for rows in responses.tokens.tolist()])
 
 
 def test_listed_probabilities_are_those_of_sampled_responses(experiment, sampled):
   asked, comparison = sampled
-  listed = make_listed(experiment)(make_reference(experiment))
+  listed = make_list_log_probs(experiment)(make_reference(experiment))
   at = places(experiment.game, comparison.left)
   assert len(np.unique(at)) > 10
   np.testing.assert_allclose(
@@ -113,7 +113,7 @@ def test_listed_probabilities_are_those_of_sampled_responses(experiment, sampled
   np.testing.assert_array_equal(comparison.left.mask, masks)
 
 
-def test_the_judge_says_what_the_payoff_matrix_says(experiment, sampled):
+def test_judge_returns_the_payoff_matrix(experiment, sampled):
   asked, comparison = sampled
   game = experiment.game
   left, right = places(game, comparison.left), places(game, comparison.right)
@@ -134,18 +134,18 @@ def test_styles_beat_each_other_in_a_cycle_on_every_prompt(experiment):
 
 
 def test_the_equilibrium_has_no_gap_and_the_reference_has_one(experiment):
-  log_reference = make_listed(experiment)(make_reference(experiment))
-  measured = make_measured(experiment, log_reference)
-  nash = measure(measured, np.asarray(measured.nash))
+  log_reference = make_list_log_probs(experiment)(make_reference(experiment))
+  measured = make_solved_game(experiment, log_reference)
+  nash = measure_policy(measured, np.asarray(measured.nash))
   assert nash['worst_gap'] < 1e-15
   assert nash['kl'] == pytest.approx(0, abs=1e-12)
-  start = measure(measured, log_reference)
+  start = measure_policy(measured, log_reference)
   assert start['gap'] > 0.05
   assert start['kl_to_reference'] == pytest.approx(0, abs=1e-12)
   assert start['win_rate_against_reference'] == pytest.approx(0.5)
 
 
-def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_path, capsys):
+def test_running_again_changes_nothing(toy, tmp_path, capsys):
   toy.game.response_length = 2
   for label in list(toy.methods)[1:-1]:
     del toy.methods[label]
@@ -176,14 +176,14 @@ def test_a_run_leaves_its_outcome_and_running_again_changes_nothing(toy, tmp_pat
   assert after == before
 
 
-def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_path, monkeypatch):
-  """Cut within its second round, it ends where it would have; votes are on what the row selects."""
+def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
+  """A run cut in its second round ends as the uncut one; votes are on the selected pairs."""
   toy.game.response_length = 2
 
   def learned(folder):
     experiment = make_experiment(toy, 'token_game', folder)
-    params, listed = make_reference(experiment), make_listed(experiment)
-    learn(experiment, 'oelhf', params, listed, make_measured(experiment, listed(params)))
+    params, listed = make_reference(experiment), make_list_log_probs(experiment)
+    train_learner(experiment, 'oelhf', params, listed, make_solved_game(experiment, listed(params)))
     return experiment.learners['oelhf'].stage.folder
 
   whole = learned(tmp_path / 'whole')
@@ -205,7 +205,7 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
   np.testing.assert_array_equal(first, json_lines.read_json(cut / 'votes_0.json')['wins'])
   np.testing.assert_array_equal(second, json_lines.read_json(cut / 'votes_1.json')['wins'])
   assert (np.trace(first, axis1=1, axis2=2) == 0).all()
-  assert 30 <= first.sum() <= 50  # but for responses that met themselves
+  assert 30 <= first.sum() <= 50  # without votes between equal responses
   assert (second >= first).all()
   assert 60 <= second.sum() <= 100
 
@@ -214,19 +214,19 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
   ('row', 'expected'),
   [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
 )
-def test_what_an_example_costs_a_judge(row, expected):
-  assert pairs(row) == expected
+def test_count_of_judged_pairs_per_example(row, expected):
+  assert count_judged_pairs(row) == expected
 
 
 @pytest.mark.parametrize(
   ('gaps', 'expected'),
   [([0.3, 0.005, 0.02, 0.004, 0.003], 30), ([0.3, 0.005, 0.02, 0.004, 0.02], None), ([0.001], 0)],
 )
-def test_solved_is_for_good(gaps, expected):
-  assert solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
+def test_first_solved_requires_all_later_steps(gaps, expected):
+  assert first_solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
 
 
-def test_one_price_is_that_of_every_method(toy, tmp_path):
+def test_one_tau_is_shared_by_all_methods(toy, tmp_path):
   command.apply('--config.tau=0.1', toy, CONFIG)
   assert {row.training.arguments.tau for row in toy.methods.values()} == {0.1}
   make_experiment(toy, 'token_game', tmp_path)
@@ -239,8 +239,8 @@ def test_one_price_is_that_of_every_method(toy, tmp_path):
     ('target=0', 'config.target=0.0 must be above 0'),
     ('game.taste=-1', 'config.game.taste=-1.0 must be at least 0'),
     ('game.symbols=1', 'config.game.symbols=1 must be between 2 and 26'),
-    ('game.response_length=9', 'of which 1000 at most can be listed'),
-    ('game.prompts=7', 'config.game.prompts=7: every batch asks all of them'),
+    ('game.response_length=9', 'but at most 1000 can be listed'),
+    ('game.prompts=7', 'config.game.prompts=7: each batch has all of them'),
     ('model.head_size=7', 'config.model.head_size=7 must be even'),
     ('methods.inpo.training.algorithm=sft', "'sft' takes []"),
     ('votes.batches=0', 'config.votes.batches=0 must be at least 1'),

@@ -1,4 +1,4 @@
-"""Programs that the tests of games share. Compiling takes them longest, so all numbers are data."""
+"""Compiled programs shared by the tests of games; numbers are arguments, to compile only once."""
 
 from decimal import Decimal
 from functools import partial
@@ -16,13 +16,13 @@ MU = np.array([0.6, 0.3, 0.1])
 
 @partial(jax.jit, static_argnames='make')
 def path(make, game, updates, start=None, numbers=(), power=0.0):
-  """What `make(*numbers)` does on a game; the t-th policy weighs t^power in the average."""
+  """The path of the solver `make(*numbers)`; policy t has weight t^power in the average."""
   return solve(make(*numbers), game, updates, start, lambda count: (count + 1.0) ** power)
 
 
 @partial(jax.jit, static_argnames='make')
 def paths(make, games, updates, starts, numbers=()):
-  """The same for a batch of games, each with its start and its numbers."""
+  """The paths on a batch of games, each with its own start and numbers."""
 
   def one(game, start, numbers):
     return solve(make(*numbers), game, updates, start)
@@ -50,18 +50,18 @@ def free_extragradient(eta):
 
 
 def logs(policy):
-  """Log-probabilities; -inf is no accident."""
+  """Log-probabilities, -inf for zeros."""
   with np.errstate(divide='ignore'):
     return np.log(np.asarray(policy, float))
 
 
 def at(game: Game, tau) -> Game:
-  """The same game at another price."""
+  """The same game with another tau."""
   return game._replace(tau=np.asarray(tau, float))
 
 
 def assert_printed(values, text):
-  """Every value is within half a unit in the last place that was printed of it."""
+  """Checks that every value rounds to the printed digits."""
   numbers = [Decimal(number) for number in text.split()]
   halves = [float(Decimal(1).scaleb(number.as_tuple().exponent)) / 2 for number in numbers]
   values = np.ravel(values)

@@ -1,4 +1,4 @@
-"""What a matrix says by itself: winners, ratings and cycles, turns, uniqueness."""
+"""Social choice: winners, ratings and cycles, disc games, uniqueness of equilibria."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_a_tie_wins_nothing():
 
 
 @pytest.mark.parametrize('actions', [3, 5, 7, 9])
-def test_regular_tournaments_have_as_many_cycles_as_can_be(actions):
+def test_regular_tournaments_have_the_most_cycles(actions):
   cycles = choice.three_cycles(matrices.strict_cycle(actions))
   assert cycles == actions * (actions**2 - 1) // 24
 
@@ -70,8 +70,8 @@ def test_a_payoff_is_ratings_and_cycles(payoff, share):
     (np.zeros((1, 1)), 0),
   ],
 )
-def test_a_payoff_is_a_sum_of_turns(payoff, planes):
-  turns = choice.turns(payoff)
+def test_payoff_is_a_sum_of_disc_games(payoff, planes):
+  turns = choice.disc_games(payoff)
   assert len(turns) == planes
   parts = [s * (np.outer(u, v) - np.outer(v, u)) for s, u, v in turns]
   np.testing.assert_allclose(sum(parts, np.zeros_like(payoff)), payoff, rtol=0, atol=1e-13)
@@ -94,5 +94,5 @@ def test_a_payoff_is_a_sum_of_turns(payoff, planes):
     (np.zeros((2, 2)), False),
   ],
 )
-def test_an_equilibrium_without_a_price_may_be_one_of_many(payoff, only):
-  assert exact.is_only_equilibrium(payoff, exact.maximal_lottery(payoff)) is only
+def test_unregularised_equilibrium_may_not_be_unique(payoff, only):
+  assert exact.is_unique_equilibrium(payoff, exact.maximal_lottery(payoff)) is only

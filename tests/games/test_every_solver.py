@@ -1,4 +1,4 @@
-"""Every solver: over games, starts and numbers at once, on one action, from policies with zeros."""
+"""All solvers: batches of games, starts and numbers; one action; policies with zeros."""
 
 import inspect
 import warnings
@@ -10,37 +10,37 @@ import pytest
 
 from nlhf_jax.games import choice, exact, matrices, rlhf, solvers, spectrum
 from nlhf_jax.games.game import make_game
-from nlhf_jax.games.solve import solve, when
+from nlhf_jax.games.solve import log_spaced_updates, solve
 from tests.games.solving import at, gap, logs, path, paths
 
-# How to make every solver, with what number for each of three games; then how close it comes
-# to which equilibrium in 3000 updates: its last policy or its average, at the price or without.
+# Arguments of every solver for three games; then which of its policies comes how close to which
+# equilibrium in 3000 updates: its last policy or its average, regularised or not.
 SIZES = (1.0, 0.9, 0.8)
 INVERSES = (1.0, 1.2, 1.3)
 TABLE = {
-  'nash_md': ((SIZES,), 'last', 'priced', 2e-2),
-  'nash_md_decreasing': ((), 'last', 'priced', 1e-6),
-  'self_play': ((SIZES,), 'last', 'priced', 1e-25),
+  'nash_md': ((SIZES,), 'last', 'regularised', 2e-2),
+  'nash_md_decreasing': ((), 'last', 'regularised', 1e-6),
+  'self_play': ((SIZES,), 'last', 'regularised', 1e-25),
   'mwu': (((0.1, 0.2, 0.3),), 'average', 'free', 2e-2),
   'sppo': (((0.1, 0.2, 0.3),), 'average', 'free', 2e-2),
-  'inpo': ((INVERSES,), 'last', 'priced', 1e-25),
-  'nash_ema': ((SIZES, (0.5, 0.6, 0.7)), 'last', 'priced', 1e-25),
-  'mmd': ((SIZES,), 'last', 'priced', 1e-25),
+  'inpo': ((INVERSES,), 'last', 'regularised', 1e-25),
+  'nash_ema': ((SIZES, (0.5, 0.6, 0.7)), 'last', 'regularised', 1e-25),
+  'mmd': ((SIZES,), 'last', 'regularised', 1e-25),
   'mpo': ((SIZES, (30, 40, 50)), 'last', 'free', 1e-7),
   'mmd_ema': ((SIZES, (0.05, 0.04, 0.03)), 'last', 'free', 1e-7),
   'comal': ((INVERSES, (30, 40, 50)), 'last', 'free', 1e-7),
-  'optimistic': ((SIZES,), 'last', 'priced', 1e-25),
+  'optimistic': ((SIZES,), 'last', 'regularised', 1e-25),
   'optimistic_mwu': ((SIZES,), 'last', 'free', 1e-9),
-  'extragradient': ((SIZES,), 'last', 'priced', 1e-25),
-  'mirror_prox': ((SIZES,), 'last', 'priced', 1e-25),
-  'best_response': (((0.1, 0.15, 0.2),), 'last', 'priced', 1e-25),
-  'smooth_fictitious_play': ((), 'last', 'priced', 1e-5),
+  'extragradient': ((SIZES,), 'last', 'regularised', 1e-25),
+  'mirror_prox': ((SIZES,), 'last', 'regularised', 1e-25),
+  'best_response': (((0.1, 0.15, 0.2),), 'last', 'regularised', 1e-25),
+  'smooth_fictitious_play': ((), 'last', 'regularised', 1e-5),
   'fictitious_play': ((), 'last', 'free', 1e-2),
   'regret_matching': ((), 'average', 'free', 1e-2),
   'regret_matching_plus': ((), 'average', 'free', 1e-2),
-  'newton': ((), 'last', 'priced', 1e-25),
-  'anderson': ((), 'last', 'priced', 1e-25),
-  'proximal_point': ((SIZES,), 'last', 'priced', 1e-25),
+  'newton': ((), 'last', 'regularised', 1e-25),
+  'anderson': ((), 'last', 'regularised', 1e-25),
+  'proximal_point': ((SIZES,), 'last', 'regularised', 1e-25),
 }
 NEED_SUPPORT = ('newton', 'anderson', 'proximal_point')
 
@@ -54,7 +54,7 @@ def numbers(name, chosen):
 
 
 def stepped(name, chosen, game, start, updates):
-  """The policy after some updates, made one by one as a user would."""
+  """The policy after some updates, made one by one."""
   solver = maker(name)(*(number.item() for number in numbers(name, chosen)))
   state = solver.init(game, jnp.asarray(start))
   for _ in range(updates):
@@ -79,7 +79,7 @@ def test_the_table_has_every_solver():
 
 @pytest.fixture
 def three(float64):
-  """Three games at prices of their own, and starts for them."""
+  """Three games with different tau, and starts for them."""
   payoffs = np.stack([matrices.rock_paper_scissors(*row) for row in GENERIC])
   mu, starts = np.random.default_rng(1).dirichlet(np.full(3, 5.0), (2, 3))
   return at(make_game(payoffs, mu), np.array([0.1, 0.15, 0.2])), logs(starts)
@@ -89,26 +89,26 @@ GENERIC = np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.4], [0.3, 0.3, 0.2]])
 
 
 @pytest.mark.parametrize('name', TABLE)
-def test_every_solver_runs_over_games_starts_and_numbers_at_once_and_converges(name, three):
+def test_every_solver_converges_under_vmap(name, three):
   games, starts = three
-  _, what, price, tolerance = TABLE[name]
+  _, what, target, tolerance = TABLE[name]
   found = paths(maker(name), games, np.array([3, 3000]), starts, numbers(name, slice(None)))
   for i in range(3):
     one = jax.tree.map(lambda leaf, i=i: leaf[i], games)
     alone = stepped(name, i, one, starts[i], updates=3)
-    # A best action has the others at -inf.
+    # All actions but the best one are at -inf.
     np.testing.assert_allclose(np.exp(found.last[i, 0]), np.exp(alone), rtol=0, atol=1e-12)
-    judged = one if price == 'priced' else at(one, 0)
+    judged = one if target == 'regularised' else at(one, 0)
     assert gap(judged, getattr(found, what)[i, 1]) < tolerance
 
 
 @pytest.mark.parametrize('name', TABLE)
-def test_a_single_action_is_always_played(name, float64):
+def test_single_action_is_always_played(name, float64):
   alone = make_game([[0.0]], [1.0], 0.2)
   assert stepped(name, 0, alone, [0.0], updates=12) == [0.0]
 
 
-def test_a_game_of_one_action_has_every_answer(float64):
+def test_game_of_one_action_is_solved(float64):
   nothing, one = np.zeros((1, 1)), make_game([[0.0]], [1.0], 0.2)
   assert exact.maximal_lottery(nothing) == [1.0]
   found = exact.equilibrium(one)
@@ -118,13 +118,13 @@ def test_a_game_of_one_action_has_every_answer(float64):
   assert choice.condorcet_winner(nothing) == 0
   assert choice.borda_scores(nothing) == [0.5]
   assert choice.three_cycles(nothing) == choice.worst_defeats(nothing) == 0
-  compared = rlhf.compare(one, jnp.ones(1))
+  compared = rlhf.compare_with_nash(one, jnp.ones(1))
   assert compared == (0.0, 0.0, 0.0, 0.5, 0.0, 0.0)
 
 
 @pytest.mark.parametrize('name', TABLE)
 @pytest.mark.parametrize('size', [0.0, 1e6])
-def test_payoffs_of_any_size_leave_policies(name, size, float64):
+def test_solvers_work_for_payoffs_of_any_size(name, size, float64):
   game = make_game(size * matrices.rock_paper_scissors(*GENERIC[0]), None, 0.2)
   policy = np.exp(stepped(name, 0, game, logs([0.5, 0.3, 0.2]), updates=4))
   np.testing.assert_allclose(policy.sum(), 1, rtol=0, atol=1e-12)
@@ -135,8 +135,7 @@ def test_policies_may_have_zeros(name, float64):
   game = make_game(matrices.rock_paper_scissors(*GENERIC[0]), [0.5, 0.3, 0.2], 0.2)
   policy = np.exp(stepped(name, 0, game, logs([0, 0.4, 0.6]), updates=3))
   np.testing.assert_allclose(policy.sum(), 1, rtol=0, atol=1e-12)
-  # Steps around the last policy leave zeros alone; a first step that forgets it, or a response
-  # to it, does not.
+  # Steps from the last policy keep zeros; best responses, and a first step with full pull, do not.
   forget = ('nash_md_decreasing', 'best_response', 'smooth_fictitious_play')
   if name in forget:
     assert policy.min() > 0
@@ -144,7 +143,7 @@ def test_policies_may_have_zeros(name, float64):
     assert policy[0] == 0
 
 
-def test_steps_that_pull_all_the_way_forget_zeros_at_any_price(float64):
+def test_full_pull_forgets_zeros(float64):
   """1 / tau times tau is not 1 for every tau; the pull is still whole."""
   payoff, start = matrices.rock_paper_scissors(), jnp.asarray(logs([1, 0, 0]))
   taus = np.arange(1, 100) / 7
@@ -155,13 +154,13 @@ def test_steps_that_pull_all_the_way_forget_zeros_at_any_price(float64):
     assert np.isfinite(state.log_pi).all()
 
 
-def test_multiplicative_weights_are_self_play_without_a_price(float64):
+def test_mwu_is_self_play_at_zero_tau(float64):
   game = make_game(matrices.random(4), None, 0.3)
   free = path(solvers.self_play, at(game, 0), np.array([20]), None, (0.5,)).last
   np.testing.assert_array_equal(path(solvers.mwu, game, np.array([20]), None, (0.5,)).last, free)
 
 
-def test_schedules_may_be_functions_of_time_and_price(float64):
+def test_steps_may_depend_on_count_and_tau(float64):
   def growing(count, tau):
     return (count + 1) / (1 + tau)
 
@@ -172,7 +171,7 @@ def test_schedules_may_be_functions_of_time_and_price(float64):
     assert np.isfinite(make(*args).update(game, state).log_pi).all()
 
 
-def test_single_precision_is_enough_to_begin_with():
+def test_solvers_run_in_single_precision():
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     game = make_game(matrices.random(5), None, 0.1)
@@ -214,8 +213,8 @@ def test_runs_begin_at_the_reference_and_may_skip_the_first_policies(float64):
 
 
 @pytest.mark.parametrize('total', [0, 1, 5, 100, 10_000])
-def test_times_to_look_at_begin_with_the_start_and_end_with_the_end(total):
-  times = when(total)
+def test_log_spaced_updates_include_both_ends(total):
+  times = log_spaced_updates(total)
   assert times[0] == 0
   assert times[-1] == total
   assert (np.diff(times) > 0).all()

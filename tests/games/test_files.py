@@ -1,4 +1,4 @@
-"""Every format of a file of preferences, and every mistake in one."""
+"""All file formats of preferences, and the errors for malformed files."""
 
 import json
 
@@ -18,7 +18,7 @@ PAIRS = 'left,right,left_wins,right_wins\nrock,paper,1,3\npaper,scissors,1,7\nsc
 
 @pytest.fixture
 def write(tmp_path):
-  """A function that writes a file and gives its path."""
+  """A function that writes a file and returns its path."""
 
   def write(content, name='mine.csv'):
     path = tmp_path / name
@@ -83,7 +83,7 @@ def test_two_actions(write):
     np.testing.assert_array_equal(files.read(write(text)).payoff, [[0, -0.25], [0.25, 0]])
 
 
-def test_the_entries_of_a_matrix_are_what_the_user_says(write):
+def test_entries_setting_decides_the_kind(write):
   rows = [','.join(map(str, row)) for row in WINS]
   assert files.read(write(labelled(rows)), 'counts').notes == tables.from_counts(WINS).notes
   rows = [','.join(map(str, row)) for row in 4 * P - 2]
@@ -93,7 +93,7 @@ def test_the_entries_of_a_matrix_are_what_the_user_says(write):
     files.read(write(MATRIX), 'counts')
 
 
-def test_actions_named_left_and_right_are_no_list(write):
+def test_matrix_with_left_and_right_actions(write):
   table = files.read(write(labelled([',0.25', '0.75,'], ('left', 'right'))))
   assert table.names == ('left', 'right')
 
@@ -137,7 +137,7 @@ def test_votes(write):
   ],
 )
 def test_json(write_json, key, entries, value, names):
-  """An object says what its numbers are, a list is what the user says."""
+  """Objects declare the kind of their numbers; for lists the setting decides."""
   named = {'names': list(names)} if names else {}
   for batch in (value, np.stack([value, value.T])):
     table = files.read(write_json({key: batch.tolist(), **named}))
@@ -193,7 +193,7 @@ BAD_CSV = {
     'left,right,winner\na,b,tie\na,b,c\n'
   ),
   "line 2: the winner '' must be": 'left,right,winner\na,b,\n',
-  "line 2: the name 'left' can be mistaken": 'left,right,winner\nb,left,left\n',
+  "line 2: the name 'left' is also a keyword": 'left,right,winner\nb,left,left\n',
   "line 2, right_wins: '-1' is no count": 'left,right,left_wins,right_wins\na,b,1,-1\n',
   "line 2, left_wins: '' is no count": 'left,right,left_wins,right_wins\na,b,,1\n',
   "line 2, ties: 'inf' is no count": 'left,right,left_wins,right_wins,ties\na,b,1,1,inf\n',
@@ -212,7 +212,7 @@ def test_bad_csv(write, words):
   assert str(error.value).endswith('.')
 
 
-def test_of_a_matrix_without_names_one_bad_cell_is_found(write):
+def test_bad_cell_without_names_is_found(write):
   with pytest.raises(UserError, match='line 1, cell 2: "0,5" is not a number; correct it'):
     files.read(write(MATRIX.replace('0.25', '"0,5"', 1)))
 

@@ -55,7 +55,7 @@ def test_preferences_are_probabilities(payoff):
 
 
 @pytest.mark.parametrize('actions', [2, 3, 4, 5, 8])
-def test_a_strict_cycle_is_even(actions, float64):
+def test_strict_cycle_has_a_uniform_equilibrium(actions, float64):
   payoff = matrices.strict_cycle(actions)
   assert gap(make_game(payoff), np.full(actions, -np.log(actions))) < 1e-15
   assert set(np.unique(payoff)) <= {-0.5, 0.0, 0.5}
@@ -77,14 +77,14 @@ def test_random_games_depend_on_the_seed_alone():
   assert len(np.unique(matrices.prompts(3, 8)[:, 0, 1])) == 8
 
 
-def test_placements_are_all_ways_to_place_soldiers():
+def test_placements_has_all_distributions():
   for soldiers, fields, count in ((5, 3, 21), (10, 3, 66), (5, 4, 56)):
     ways = matrices.placements(soldiers, fields)
     assert len({tuple(way) for way in ways}) == count
     assert (ways.sum(axis=1) == soldiers).all()
 
 
-def test_morra_pays_the_only_right_guess():
+def test_morra_pays_a_single_right_guess():
   payoff = 12 * matrices.morra(3)
   actions = [(shown, guess) for shown in (1, 2, 3) for guess in (1, 2, 3)]
   for i, (shown, guess) in enumerate(actions):

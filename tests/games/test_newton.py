@@ -1,4 +1,4 @@
-"""Equilibria to the last digits: Newton never fails, and its answer can be differentiated."""
+"""Newton solves all games to machine precision, and its results have derivatives."""
 
 from functools import partial
 
@@ -15,10 +15,10 @@ from tests.games.solving import at, gap, gaps, nash, nashes, path
 pytestmark = pytest.mark.usefixtures('float64')
 
 TAUS = (0.1, 0.02, 0.005, 0.001)
-AT_ONE_PRICE = Game(0, 0, None)  # axes of a batch of games that share tau
+SAME_TAU = Game(0, 0, None)  # axes of a batch of games that share tau
 
 find_one = jax.jit(exact.equilibrium)
-find_all = jax.jit(jax.vmap(exact.equilibrium, (AT_ONE_PRICE, None)))
+find_all = jax.jit(jax.vmap(exact.equilibrium, (SAME_TAU, None)))
 
 
 def batch(actions, count, seed=0):
@@ -40,7 +40,7 @@ def test_newton_solves_a_thousand_random_games(actions):
 
 
 @pytest.mark.parametrize('actions', [3, 10, 32])
-def test_newton_solves_random_games_at_any_price(actions):
+def test_newton_solves_random_games_at_any_tau(actions):
   games = batch(actions, 100, seed=actions)
   for tau in (1e-4, 1e-5, 1e-6, 1e-8):
     found = find_all(at(games, tau), 1e-12)
@@ -63,7 +63,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize('payoff', FAMILIES.values(), ids=FAMILIES.keys())
-def test_newton_solves_the_games_by_name_at_any_price(payoff):
+def test_newton_solves_named_games_at_any_tau(payoff):
   skewed = np.random.default_rng(0).dirichlet(np.full(len(payoff), 0.3)) + 1e-200
   for reference in (None, skewed / skewed.sum()):
     for tau in (0.1, 1e-3, 1e-5):
@@ -74,13 +74,13 @@ def test_newton_solves_the_games_by_name_at_any_price(payoff):
 
 
 @pytest.mark.parametrize('actions', [3, 10])
-def test_gaps_are_certified_where_the_usual_form_ends_in_rounding(actions):
+def test_small_gaps_are_accurate(actions):
   games = batch(actions, 100, seed=1)
   naive = []
   for tau in (0.1, 0.02):
-    priced = at(games, np.full(100, tau))
-    log_pi = nashes(priced)
-    assert (jax.vmap(gap)(priced, log_pi) < 1e-25).all()
+    regularised = at(games, np.full(100, tau))
+    log_pi = nashes(regularised)
+    assert (jax.vmap(gap)(regularised, log_pi) < 1e-25).all()
     log_pi, mu = np.array(log_pi), np.exp(games.log_reference)
     gains = np.einsum('sij,sj->si', games.payoff, np.exp(log_pi))
     log_sum = special.logsumexp(gains / tau, axis=1, b=mu)
@@ -88,7 +88,7 @@ def test_gaps_are_certified_where_the_usual_form_ends_in_rounding(actions):
   assert 1e-18 < abs(np.array(naive)).max() < 1e-14
 
 
-def test_nothing_is_found_without_a_price():
+def test_newton_returns_nan_for_zero_tau():
   found = find_one(make_game(matrices.random(4)))
   assert np.isnan(found.log_pi).all()
   assert found.steps == 0
@@ -103,7 +103,7 @@ def test_too_few_steps_show_in_the_gap():
 @pytest.mark.parametrize(
   'payoff', [matrices.rock_paper_scissors(0.2, 0.3, 0.5), matrices.random(9, 5)], ids=len
 )
-def test_equilibria_lead_to_the_linear_program_as_the_price_falls(payoff):
+def test_equilibria_approach_the_linear_program(payoff):
   lottery = exact.maximal_lottery(payoff)
   assert (payoff @ lottery).max() < 1e-12
   far = [
@@ -113,7 +113,7 @@ def test_equilibria_lead_to_the_linear_program_as_the_price_falls(payoff):
   assert far[2] < 1e-5
 
 
-def test_proximal_points_reach_the_linear_program_without_a_price():
+def test_proximal_point_solves_the_unregularised_game():
   for seed in range(5):
     game = make_game(matrices.random(7, seed))
     last = path(exact.proximal_point, game, np.array([60]), None, (200.0,)).last[0]
@@ -141,7 +141,7 @@ def test_two_players_without_symmetry():
     np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=1e-5)
 
 
-def test_two_players_of_an_antisymmetric_game_play_its_equilibrium():
+def test_asymmetric_solver_agrees_on_symmetric_games():
   payoff, mu = matrices.random(5, 1), np.random.default_rng(1).dirichlet(np.ones(5))
   game = asymmetric.AsymmetricGame(payoff, np.log(mu), np.log(mu), np.float64(0.02))
   pair = jax.jit(partial(asymmetric.equilibrium, tolerance=1e-24))(game).pair
@@ -164,26 +164,26 @@ reverse = jax.jit(jax.jacrev(policy))
 
 
 @pytest.fixture(params=[0.3, 0.05])
-def priced(request):
+def regularised(request):
   return make_game(SKEW, np.random.default_rng(7).dirichlet(np.ones(4)), request.param)
 
 
 @pytest.mark.parametrize('part', [0, 1, 2], ids=Game._fields)
-def test_derivatives_are_those_of_finite_differences(priced, part):
+def test_derivatives_are_those_of_finite_differences(regularised, part):
   chosen = [part == i for i in range(3)]
   tangent = Game(*(chosen[i] * jnp.asarray(DIRECTION[i]) for i in range(3)))
   width = 1e-5 if part < 2 else 1e-6
 
   def moved(by):
-    return np.exp(nash(jax.tree.map(lambda at, way: at + by * way, priced, tangent)))
+    return np.exp(nash(jax.tree.map(lambda at, way: at + by * way, regularised, tangent)))
 
   expected = (moved(width) - moved(-width)) / (2 * width)
   assert abs(expected).max() > 1e-2
-  np.testing.assert_allclose(forward(priced, tangent), expected, rtol=0, atol=2e-8)
+  np.testing.assert_allclose(forward(regularised, tangent), expected, rtol=0, atol=2e-8)
   along = jax.tree.map(
-    lambda slope, way: np.tensordot(slope, way, way.ndim), reverse(priced), tangent
+    lambda slope, way: np.tensordot(slope, way, way.ndim), reverse(regularised), tangent
   )
-  np.testing.assert_allclose(along[part], forward(priced, tangent), rtol=0, atol=1e-12)
+  np.testing.assert_allclose(along[part], forward(regularised, tangent), rtol=0, atol=1e-12)
 
 
 def test_derivatives_of_a_batch_are_those_of_each_game():
@@ -195,7 +195,7 @@ def test_derivatives_of_a_batch_are_those_of_each_game():
       np.testing.assert_allclose(other[i], one, rtol=1e-9, atol=1e-9)
 
 
-def test_the_derivative_is_the_formula():
+def test_derivative_has_the_closed_form():
   """d pi = D B (d log mu + dA pi / tau - A pi d tau / tau^2), B the inverse bordered by sum pi."""
   tau = 0.05
   game = make_game(SKEW, np.random.default_rng(7).dirichlet(np.ones(4)), tau)

@@ -1,4 +1,4 @@
-"""What Nash learning's paper says of matrices, and what was computed once for its algorithms.
+"""Numbers on matrix games from the paper of Nash learning, and numbers computed for this project.
 
 Numbers in texts are compared as they were printed, to half a unit in their last place.
 """
@@ -89,7 +89,7 @@ def test_at_a_third_the_equilibrium_is_not_unique():
     assert gap(game, logs(policy)) < 1e-15
 
 
-def test_an_action_plays_the_margin_of_the_edge_that_does_not_touch_it():
+def test_rock_paper_scissors_equilibrium():
   for a, b, c in np.random.default_rng(0).random((10, 3)):
     payoff = np.array([[0, -a, b], [a, 0, -c], [-b, c, 0]])
     np.testing.assert_allclose(
@@ -104,7 +104,7 @@ def test_dice():
   np.testing.assert_allclose(exact.maximal_lottery(payoff), 1 / 3, atol=1e-12)
 
 
-def test_transitive_raters_make_an_intransitive_population():
+def test_transitive_raters_form_a_cyclic_population():
   printed = [[1 / 2, 2 / 3, 1 / 3], [1 / 3, 1 / 2, 2 / 3], [2 / 3, 1 / 3, 1 / 2]]
   np.testing.assert_allclose(RATERS + 0.5, printed, rtol=0, atol=2e-16)
   np.testing.assert_allclose(exact.maximal_lottery(RATERS), 1 / 3, atol=1e-12)
@@ -113,7 +113,7 @@ def test_transitive_raters_make_an_intransitive_population():
   assert choice.condorcet_winner(RATERS) is None
 
 
-# Sampling, the reward that it fits to the second and third action, and P(y > pi).
+# Sampling, the fitted rewards of the second and third action, and P(y > pi).
 EVEN = (1 / 3, 1 / 3, 1 / 3)
 FITS = [
   (RATERS, EVEN, '0.000000 0.000000', '.500000 .500000 .500000'),
@@ -133,7 +133,7 @@ def test_fitted_rewards_move_with_the_sampling(payoff, sampling, rewards, prefer
   preferred = payoff @ np.array(sampling) + 0.5
   assert_printed(reward[1:], rewards)
   assert_printed(preferred, preferences)
-  # RLHF is a best response to the data, which alone changes; a tie is one of both.
+  # RLHF is a best response to the sampling policy; in a tie it is one of the two.
   if payoff is TYPES or sampling != EVEN:
     np.testing.assert_array_equal(np.argsort(reward), np.argsort(preferred))
 
@@ -158,7 +158,7 @@ def test_the_fit_preserves_preferences_to_the_sampling():
 
 
 def test_other_samplings_of_the_same_support_change_a_reward_gap():
-  """Theorem 2, by its construction, at the pair that the fit gets wrong."""
+  """Theorem 2: its construction, on the pair that the fit orders wrongly."""
   reward = np.array(fitted(RATERS, MU))
   wrong = abs(special.expit(reward[0] - reward[1]) - 0.5 - RATERS[0, 1])
   assert wrong > 0.01
@@ -274,7 +274,7 @@ def test_one_step_in_isolation():
   assert_printed(np.exp(reply(game, policy)), '.66859494 .28297670 .04842836')
 
 
-# The part of the reference in the mixture, the policy where Nash-MD rests, its KL and its gap.
+# The part of the reference in the mixture, the fixed point of Nash-MD, its KL and its gap.
 LIMITS = [
   (0.125, '.614098 .161560 .224341', '.000556', '.000086'),
   (0.25, '.627078 .150046 .222876', '.002256', '.000343'),
@@ -316,19 +316,19 @@ def late(make, eta, tau):
   ('make', 'eta', 'tau', 'printed'),
   [(solvers.nash_md, 2.0, 0.1, '.0137'), (solvers.nash_md, 5.0, 0.1, '.159')],
 )
-def test_nash_md_settles_at_its_biased_point(make, eta, tau, printed):
+def test_nash_md_converges_to_its_biased_point(make, eta, tau, printed):
   moves, kl = late(make, eta, tau)
   assert moves.max() < 1e-15
   assert_printed(kl, printed)
 
 
-def test_self_play_settles_at_the_equilibrium_at_a_step_small_enough():
+def test_self_play_converges_at_small_steps():
   moves, kl = late(solvers.self_play, 2.0, 0.1)
   assert moves.max() < 1e-15
   assert kl < 1e-28
 
 
-def test_self_play_oscillates_at_a_step_too_large():
+def test_self_play_oscillates_at_large_steps():
   moves, kl = late(solvers.self_play, 5.0, 0.1)
   assert_printed(moves[-1], '.52')
   assert moves.min() > 0.2
@@ -337,19 +337,19 @@ def test_self_play_oscillates_at_a_step_too_large():
 
 @pytest.mark.parametrize('make', [solvers.self_play, solvers.nash_md])
 @pytest.mark.parametrize('eta', [1.0, 2.0])
-def test_neither_settles_at_a_low_price(make, eta):
+def test_neither_converges_at_low_tau(make, eta):
   moves, kl = late(make, eta, 0.02)
   assert moves.min() > 0.01
   assert kl > 0.1
 
 
-def test_multiplicative_weights_spiral_out_while_their_average_comes_in():
+def test_mwu_diverges_and_its_average_converges():
   found = path(solvers.mwu, make_game(RATERS, MU), np.array([100_000]), None, (0.1,))
   assert_printed(np.exp(found.last), '.972 .003 .025')
   assert_printed(np.exp(found.average), '.3340 .3337 .3323')
 
 
-def test_fictitious_play_takes_the_first_of_equals():
+def test_fictitious_play_takes_the_first_tie():
   game = make_game(RATERS)
   times = np.array([10, 100, 1000, 10_000]) - 1  # the start is the first of as many responses
   last = path(solvers.fictitious_play, game, times, logs([1, 0, 0])).last
@@ -361,7 +361,7 @@ def test_local_stability():
   for tau, printed in ((0.1, '2.14'), (0.05, '1.17'), (0.02, '.48')):
     turning = spectrum.sigma(make_game(CYCLE, None, tau), jnp.log(jnp.full(3, 1 / 3)))
     assert_printed(tau * turning, '.2887')
-    steps = spectrum.allowed(float(turning), tau)
+    steps = spectrum.stable_steps(float(turning), tau)
     assert_printed(steps.self_play, printed)
     assert steps.nash_md > steps.self_play
 
@@ -376,23 +376,23 @@ def test_local_stability():
 def test_two_actions(first, tau, printed):
   game = make_game([[0, 0.2], [-0.2, 0]], [first, 1 - first], tau)
   assert_printed(np.exp(nash(game))[0], printed)
-  for beta in (0.125, 0.5, 1.0):  # which makes no difference
+  for beta in (0.125, 0.5, 1.0):  # the result does not depend on it
     last = path(solvers.nash_md, game, np.array([2000]), None, (beta / tau,)).last[0]
     assert_printed(np.exp(last)[0], printed)
 
 
 @pytest.mark.parametrize('tau', [0.008, 0.1, 1.0])
-def test_the_equilibrium_leaves_the_reference_by_at_most_half_a_nat_over_tau(tau):
+def test_equilibrium_kl_is_at_most_half_over_tau(tau):
   mu = np.random.default_rng(2).dirichlet(np.ones(5), 200)
   games = make_game(matrices.random(5, 2, (200,)), mu, tau)
   paid = jax.vmap(divergence)(nashes(games), games.log_reference)
   assert paid.max() <= 1 / (2 * tau)
-  # What it is owed to: against the reference, the equilibrium wins more than it pays for.
+  # The reason: against the reference the equilibrium wins more than its KL penalty.
   wins = np.einsum('si,sij,sj->s', np.exp(nashes(games)), games.payoff, mu)
   assert (wins - tau * paid >= 0).all()
 
 
-def test_the_first_inequality_of_the_proof_is_an_identity():
+def test_first_inequality_of_proof_is_equality():
   policy, mu, target = np.random.default_rng(3).dirichlet(np.ones(4), 3)
   pull = 0.3
   mixture = policy ** (1 - pull) * mu**pull

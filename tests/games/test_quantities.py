@@ -11,7 +11,7 @@ from tests.games.solving import divergence, gaps, logs, nash
 # --- Divergences, gaps and values ---
 
 
-def test_divergences_keep_their_digits(float64):
+def test_small_divergences_are_accurate(float64):
   policy = np.random.default_rng(0).dirichlet(np.ones(5))
   for size in (1e-3, 1e-6, 1e-9):
     change = size * np.array([1.0, -2.0, 0.5, 3.0, -1.0])
@@ -41,7 +41,7 @@ def test_gaps_are_what_a_best_response_gains(float64):
   np.testing.assert_allclose(both, 2 * gaps(one, policy), rtol=1e-15)
 
 
-def test_the_first_of_equal_actions_is_the_best(float64):
+def test_best_response_takes_the_first_tie(float64):
   free = make_game(matrices.three_raters())
   for policy in ([1 / 3, 1 / 3, 1 / 3], [0.4, 0.3, 0.3], [0.1, 0.1, 0.8]):
     gain = np.round(matrices.three_raters() @ policy, 12)
@@ -60,17 +60,17 @@ def test_sigma_is_the_largest_eigenvalue_of_the_best_response(float64):
   np.testing.assert_allclose(found, abs(np.linalg.eigvals(jacobian)).max(), rtol=1e-10)
 
 
-def test_a_game_that_does_not_turn_allows_every_step():
-  steps = spectrum.allowed(0.0, 0.1)
+def test_game_without_rotation_allows_every_step():
+  steps = spectrum.stable_steps(0.0, 0.1)
   assert steps == (10.0, 10.0, np.inf, 1.0, 9.0)
 
 
 # --- Reinforcement learning on a fitted reward ---
 
 
-def test_a_reward_picks_who_wins_most_where_nash_picks_who_loses_to_none(float64):
+def test_reward_and_nash_pick_different_winners(float64):
   payoff = np.array([[0, 0.1, 0.1], [-0.1, 0, 0.45], [-0.1, -0.45, 0]])
-  found = jax.jit(rlhf.compare)(make_game(payoff, None, 0.01), np.full(3, 1 / 3))
+  found = jax.jit(rlhf.compare_with_nash)(make_game(payoff, None, 0.01), np.full(3, 1 / 3))
   assert np.argmax(found.log_rlhf) == choice.borda_scores(payoff).argmax() == 1
   assert np.argmax(found.log_nash) == choice.condorcet_winner(payoff) == 0
   assert found.nash_beats_rlhf > 0.59

@@ -1,4 +1,4 @@
-"""How fast solvers converge: the bounds of their theorems at every step, and rates as measured."""
+"""Convergence of solvers: bounds of theorems at every step, and measured rates."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from tests.games.solving import (
 pytestmark = pytest.mark.usefixtures('float64')
 
 ACTIONS = 4
-SIZE = np.float64(0.5)  # the most that a payoff can be, so that all games have the same steps
+SIZE = np.float64(0.5)  # the largest payoff, so that all games have the same steps
 ROUNDING = 1e-26
 WEIGHTED = matrices.rock_paper_scissors(0.2, 0.3, 0.5)
 
@@ -147,12 +147,12 @@ def test_proximal_points_contract_at_every_step(eta):
 
 
 def test_damped_best_responses_have_the_local_rate_of_the_spectrum():
-  """Three actions turn in one plane, so that one number, sigma, says how fast."""
+  """With three actions the rotation is in one plane, and sigma alone determines its speed."""
   for seed in range(5):
     game = make_game(matrices.rock_paper_scissors(*np.random.default_rng(seed).random(3)), MU, 0.1)
     log_nash = nash(game)
     sigma = float(spectrum.sigma(game, log_nash))
-    damping = spectrum.allowed(sigma, 0.1).best_damping
+    damping = spectrum.stable_steps(sigma, 0.1).best_damping
     np.testing.assert_allclose(damping, 1 / (1 + sigma**2), rtol=1e-15)
     near = log_nash + 1e-5 * np.array([1, -1, 0])
     last = path(solvers.best_response, game, np.arange(41), near, (damping,)).last
@@ -168,7 +168,7 @@ LIMITS = [(solvers.self_play, 'self_play'), (solvers.nash_md, 'nash_md'), (solve
 def test_steps_below_the_limit_are_stable_and_above_it_are_not(make, name, tau):
   game = make_game(matrices.strict_cycle(3), None, tau)
   log_nash = nash(game)
-  steps = spectrum.allowed(float(spectrum.sigma(game, log_nash)), tau)
+  steps = spectrum.stable_steps(float(spectrum.sigma(game, log_nash)), tau)
   limit = getattr(steps, name)
   assert limit < 1 / tau
   near = log_nash + 1e-3 * np.array([1, -1, 0])
@@ -182,19 +182,19 @@ def test_the_step_for_extragradient_is_fast():
   game = make_game(matrices.random(ACTIONS, 9), None, 0.02)
   log_nash = nash(game)
   sigma = float(spectrum.sigma(game, log_nash))
-  step = spectrum.allowed(sigma, 0.02).extragradient
+  step = spectrum.stable_steps(sigma, 0.02).extragradient
   assert step > 1 / (0.02 + 2 * SIZE)
   last = path(solvers.extragradient, game, np.array([100]), None, (step,)).last
   assert gaps(game, last)[0] < 1e-12
 
 
-# --- Without a price: averages, and the last of optimistic steps ---
+# --- Unregularised: averages, and the last iterate of optimistic steps ---
 
 TIMES = np.array([100, 1000, 10_000, 100_000])
 
 
 def test_fictitious_play_counts_without_rounding():
-  """Against integers, every tie going to the first action.
+  """Compared with integer counts, where ties go to the first action.
 
   Printed as 1.9e-2, 6.1e-3, 1.9e-3 and 6.0e-4, which is what counts in floating point give, where
   the rounding of A n breaks the ties.

@@ -1,4 +1,4 @@
-"""Preferences that people and bots have shown, against equilibria computed by others."""
+"""Measured preferences of people and bots, with equilibria from other programs."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def folder(shared):
 
 @pytest.fixture(scope='session')
 def expected(folder):
-  """The equilibria computed once by linear programming, by the start of their names."""
+  """The stored equilibria of linear programs, by prefix of their names."""
   known = json.loads((folder / 'games/reference_equilibria.json').read_text())
 
   def find(start):
@@ -69,7 +69,7 @@ def gambles(folder):
 
 
 def check_equilibrium(names, payoff, known):
-  """The linear program's equilibrium has the support and, to 1e-9, the probabilities known."""
+  """Checks support and probabilities, to 1e-9, of the maximal lottery."""
   pi = exact.maximal_lottery(payoff)
   assert {names[k] for k in np.flatnonzero(pi > 1e-9)} == set(known['nash'])
   np.testing.assert_allclose(pi, [known['nash'].get(name, 0) for name in names], atol=1e-9)
@@ -99,7 +99,7 @@ def test_bots(bots, expected):
   )
 
 
-def test_bots_are_refused_without_a_tolerance_for_their_noise(folder):
+def test_bots_need_a_tolerance(folder):
   path = folder / 'games/rrps_bots_43_raw.csv'
   with pytest.raises(UserError) as error:
     files.read(path, 'payoffs')
@@ -119,7 +119,7 @@ def test_half_the_scale_is_a_sure_win(bots, folder):
 
 
 def test_arena(arena, expected):
-  """Its equilibrium is not the only one: what both are is unbeaten."""
+  """The equilibrium is not unique; both equilibria are unbeaten."""
   names, payoff, notes = arena
   known = expected('chatbot_arena_25')
   assert len(names) == known['n'] == 25
@@ -162,7 +162,7 @@ def test_arena_from_its_votes(folder, arena, battles):
   np.testing.assert_allclose(pulled, arena.payoff * met / (met + 8), atol=1e-10)
 
 
-def test_battle_counts_alone_say_who_met_not_who_won(folder):
+def test_battle_counts_are_not_wins(folder):
   path = folder / f'games/{ARENA}_battle_count.csv'
   assert not files.read(path, 'counts').payoff.any()
   with pytest.raises(UserError, match='entries=counts'):
@@ -194,7 +194,7 @@ def test_a_list_of_pairs_pools_the_subjects(folder, gambles, tmp_path):
   assert table.notes[0] == 'Columns not used: subject.'
 
 
-def test_domains_where_a_population_turns_in_a_circle(folder, expected):
+def test_domains_with_cyclic_populations(folder, expected):
   domains, names, wins = counts(folder / 'choice/mms_2019_population.csv', 'domain')
   payoff = tables.from_counts(wins, names=names).payoff
   cycles = {domain: choice.three_cycles(one) for domain, one in zip(domains, payoff, strict=True)}
@@ -215,8 +215,8 @@ def test_counts_of_choices(folder, name):
     assert choice.three_cycles(table.payoff) == 0
 
 
-def test_a_low_price_leads_to_the_linear_program(gambles):
-  """In proportion to the price, as there is one equilibrium without."""
+def test_low_tau_approaches_the_linear_program(gambles):
+  """In proportion to tau, since the unregularised equilibrium is unique."""
   payoffs = gambles[1].payoff
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
   with jax.enable_x64(True):
@@ -230,10 +230,10 @@ def test_a_low_price_leads_to_the_linear_program(gambles):
   assert far[1] == pytest.approx(far[0] / 10, rel=0.1)
 
 
-def test_bots_at_a_low_price(bots):
+def test_bots_at_low_tau(bots):
   """No reply gains more than tau log K, which is what leaving a uniform reference costs at most.
 
-  The equilibrium without a price is still far: it tells actions apart by a few millionths.
+  The unregularised equilibrium is still far: it depends on payoff differences of a few millionths.
   """
   with jax.enable_x64(True):
     found = jax.jit(exact.equilibrium)(make_game(bots.payoff, tau=1e-3))

@@ -1,4 +1,4 @@
-"""What is no game and no step is refused, with a sentence that says why."""
+"""Invalid games and steps are refused with a message."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ BAD = [
   (RPS, None, -0.1, r'tau=-0\.1 must be at least 0'),
   (RPS, None, np.nan, 'tau=nan must be'),
   (RPS, None, np.inf, 'tau=inf must be .* finite'),
-  (RPS, [0.5, 0.5, 0], 0.1, r'reference\[2\] is 0\.0; .*leave the action out'),
+  (RPS, [0.5, 0.5, 0], 0.1, r'reference\[2\] is 0\.0; .*leave it out'),
   (RPS, [0.5, 0.7, -0.2], 0.1, r'reference\[2\] is -0\.2'),
   (RPS, [0.5, np.nan, 0.5], 0.1, r'reference\[1\] is nan'),
   (RPS, [0.5, 0.5], 0.1, r'3 actions a probability; its shape is \(2,\)'),
@@ -37,12 +37,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(('payoff', 'reference', 'tau', 'message'), BAD)
-def test_what_is_no_game_is_refused(payoff, reference, tau, message):
+def test_invalid_games_are_refused(payoff, reference, tau, message):
   with pytest.raises(UserError, match=message):
     make_game(payoff, reference, tau)
 
 
-def test_the_linear_program_refuses_what_is_no_game():
+def test_linear_program_refuses_invalid_games():
   with pytest.raises(UserError, match='not antisymmetric'):
     exact.maximal_lottery(np.array([[0.0, 0.3], [0.3, 0.0]]))
 
@@ -69,7 +69,7 @@ def test_steps_beyond_the_reference_are_refused(make):
   begin(make(10.5), 0.0)
 
 
-def test_inverse_and_implicit_steps_have_limits_of_their_own():
+def test_inverse_and_implicit_steps_have_other_limits():
   with pytest.raises(UserError, match='must be at most 1 / tau = 10'):
     begin(solvers.inpo(0.05), 0.1)
   for make in IMPLICIT:
@@ -79,7 +79,7 @@ def test_inverse_and_implicit_steps_have_limits_of_their_own():
 
 @pytest.mark.parametrize('eta', [0.0, -1.0, np.nan])
 @pytest.mark.parametrize('make', [*EXPLICIT, *IMPLICIT, solvers.mwu, solvers.optimistic_mwu])
-def test_steps_that_are_no_steps_are_refused(make, eta):
+def test_invalid_steps_are_refused(make, eta):
   with pytest.raises(UserError, match='must be above 0, and finite'):
     begin(make(eta), 0.1)
 
@@ -91,12 +91,12 @@ def test_infinite_steps_are_refused(make):
 
 
 @pytest.mark.parametrize('eta', [0.0, -1.0, np.nan])
-def test_inverse_steps_that_are_no_steps_are_refused(eta):
+def test_invalid_inverse_steps_are_refused(eta):
   for solver in (solvers.inpo(eta), solvers.comal(eta, 10)):
     with pytest.raises(UserError, match='must be above 0, and finite'):
       begin(solver, 0.1)
 
 
-def test_the_decreasing_step_needs_a_price():
+def test_decreasing_step_needs_positive_tau():
   with pytest.raises(UserError, match='step, inf at tau=0, must be'):
     begin(solvers.nash_md_decreasing(), 0.0)

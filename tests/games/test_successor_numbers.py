@@ -1,6 +1,6 @@
-"""The methods after Nash-MD on one cyclic game, against numbers simulated independently.
+"""Methods after Nash-MD on one cyclic game, against independently simulated numbers.
 
-Duality gaps are of the game without a price, max (P p) - min (p P), of the last policy and of the
+Duality gaps are of the unregularised game, max (P p) - min (p P), of the last policy and of the
 average of them all. Numbers in texts are compared as printed, to half a unit in the last place.
 """
 
@@ -57,7 +57,7 @@ def test_multiplicative_weights_cycle_out_to_a_vertex(game):
     (solvers.mmd, SIZE),
   ],
 )
-def test_regularised_methods_rest_at_the_regularised_equilibrium(game, make, number):
+def test_regularised_methods_reach_the_regularised_equilibrium(game, make, number):
   policy, last, average = run(game, make, (number,))
   assert_printed([last, average], '0.0588 .060')
   assert_printed(policy, REGULARISED)
@@ -90,14 +90,14 @@ def test_nash_md_is_biased(game):
   ('make', 'printed'),
   [(free_extragradient, '6.9e-3 1.5e-3'), (solvers.optimistic_mwu, '6.7e-3 1.5e-3')],
 )
-def test_prediction_spirals_in_slowly(game, make, printed):
+def test_optimistic_steps_converge_slowly(game, make, printed):
   policy, last, average = run(game, make, (SIZE,))
   assert_printed([last, average], printed)
   assert abs(policy - exact.maximal_lottery(PAYOFF)).max() < 0.01
   assert run(game, make, (SIZE,), 4000)[1] < last / 2
 
 
-# What is printed of last gaps near rounding, 6.5e-14, 1e-8 and 1e-15, is their size.
+# Of printed gaps near rounding, 6.5e-14, 1e-8 and 1e-15, only the magnitude is checked.
 @pytest.mark.parametrize(
   ('make', 'numbers', 'updates', 'smallest', 'largest', 'average'),
   [

@@ -1,4 +1,4 @@
-"""Tables of preferences: what the rules give, and which numbers are refused."""
+"""Games from counts, probabilities and payoffs, and refused numbers."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_ties_are_half_a_win_and_the_prior_is_on_both_sides():
   )
 
 
-def test_a_prior_settles_what_no_count_does():
+def test_prior_decides_pairs_without_counts():
   wins = np.array([[0.0, 2], [0, 0]])
   for prior, expected in ((0.0, 0.5), (1.0, 0.25), (1e9, 0)):
     assert tables.from_counts(wins, prior=prior).payoff[0, 1] == pytest.approx(expected, abs=1e-8)
@@ -47,7 +47,7 @@ def test_counts_of_every_prompt():
   assert table.notes == ('40 comparisons, 4 to 8 of a pair that met.',)
 
 
-def test_counts_missing_of_a_pair_are_none():
+def test_missing_counts_are_zero():
   wins = np.array([[NAN, NAN, 1], [NAN, NAN, 0], [1, 2, NAN]])
   np.testing.assert_array_equal(
     tables.from_counts(wins).payoff, [[0, 0, 0], [0, 0, -0.5], [0, 0.5, 0]]
@@ -101,7 +101,7 @@ def test_payoffs():
   )
 
 
-def test_payoffs_above_one_half_are_no_probabilities_and_said_so():
+def test_payoffs_above_one_half_get_a_note():
   table = tables.from_payoffs(np.array([[0.0, 2], [-2, 0]]))
   assert table.notes == ('Payoffs reach 2, more than the 1/2 that a sure win is worth.',)
 

@@ -1,9 +1,9 @@
-"""The exact form of a row: every draw is listed and weighed by its probability.
+"""Runs algorithms exactly: all tuples of samples are listed and weighted by their probability.
 
-A matrix game is a one-token model whose parameters are logits, one an action. A batch lists every
-tuple of draws that the row's sides could bring, and carries their probabilities where prompts
-would be; the row itself, how it plays and how it is updated, is what training runs. Left out:
-sequences longer than two tokens.
+A matrix game is a one-token model whose parameters are logits, one per action. A batch lists all
+tuples of responses that the two sides can sample, with their probabilities in place of prompts. The
+algorithm, its rollout step and its update are those of training. Sequences have at most two
+tokens.
 """
 
 import functools
@@ -32,13 +32,14 @@ CYCLE = np.array([[0.5, 0.1, 0.8], [0.9, 0.5, 0.1], [0.2, 0.9, 0.5]])
 CYCLE_MU = np.array([0.2, 0.5, 0.3])
 
 # Logits of two policies over two tokens of two symbols: the first token, the second after 0, after
-# 1. They differ in one row only, so that a mixture's first token is where its two kinds part.
+# 1. Their second tokens differ after one first token only, so that the two kinds of mixture differ
+# in the first token.
 TWO_TOKENS = {
   'policy': np.array([[0, 0], [2, 0], [0, 0]], float),
   'reference': np.array([[0, 0], [0, 2], [0, 0]], float),
 }
 
-# Rows that follow a gradient, each with the price of a nat away from each of its slots.
+# Policy-gradient algorithms, each with the KL coefficient of each of its slots.
 POLICY_GRADIENTS = {
   'self_play': (catalogue.self_play(0.1), {'reference': 0.1}),
   'nash_md_pg': (catalogue.nash_md_pg(0.125, 0.1), {'reference': 0.1}),
@@ -63,7 +64,7 @@ def random_game(seed, actions=4):
   return 0.5 + upper - upper.T
 
 
-# What logits say of every response, [V, T] in nats.
+# Tables: logits -> log-probabilities of the tokens of all responses, [V, T].
 
 
 def one_token(logits):
@@ -83,14 +84,14 @@ def mixed(mixture, log_probs):
 
 
 def sampled(algorithm):
-  """The mixtures that the row draws a response from, the left ones first."""
+  """The mixtures that the algorithm samples from, the left ones first."""
   return [m for side in (algorithm.left, algorithm.right) if isinstance(side, list) for m in side]
 
 
 def chances(algorithm, log_probs, shares=None):
-  """The probability of every tuple of draws, the first draw the slowest to change.
+  """The probability of every tuple of samples; the first index changes slowest.
 
-  Draws from data come first: `shares` [V] of demonstrations, or [V, V] of pairs.
+  Responses from data come first: `shares` [V] of demonstrations, or [V, V] of pairs.
   """
   log = jnp.zeros(1) if shares is None else jnp.log(shares).ravel()
   for mixture in sampled(algorithm):
@@ -99,10 +100,9 @@ def chances(algorithm, log_probs, shares=None):
 
 
 def make_listed(algorithm, table=one_token, integrated=False):
-  """(slot -> logits, payoff [V, V], shares) -> the comparison that lists every tuple of draws.
+  """(slot -> logits, payoff [V, V], shares) -> the comparison with every tuple of samples.
 
-  `integrated` gives every left response its payoff in the mean over the right side, as if that
-  had been sampled without end.
+  With `integrated`, left responses get their mean payoff over the distribution of the right side.
   """
 
   def listed(params, payoff, shares=None):
@@ -134,7 +134,7 @@ def make_listed(algorithm, table=one_token, integrated=False):
 
 
 def expected(algorithm):
-  """The same row, with its loss weighed by the chances that come in place of prompts."""
+  """The algorithm with its loss weighted by the probabilities, which are in place of prompts."""
 
   def loss(scores, comparison):
     values = algorithm.loss(scores, comparison)
@@ -145,7 +145,7 @@ def expected(algorithm):
 
 
 def make_score(table=one_token):
-  """The scores of listed responses, whose token says which of the table's they are."""
+  """The scores of listed responses, whose token is their index in the table."""
 
   def score(logits, comparison):
     log_pi = table(logits)
@@ -156,7 +156,7 @@ def make_score(table=one_token):
 
 
 def make_exact_update(algorithm, optimizer, table=one_token, integrated=False):
-  """(state, payoff, shares) -> state: the update of training, on every draw at once."""
+  """(state, payoff, shares) -> state: the update of training, in expectation."""
   update = make_update(expected(algorithm), make_score(table), optimizer, lambda *_: {})
   listed = make_listed(algorithm, table, integrated)
 
@@ -169,8 +169,8 @@ def make_exact_update(algorithm, optimizer, table=one_token, integrated=False):
 def natural(rate):
   """The gradient over the probabilities: the natural one, for policies of one token.
 
-  A policy gradient then moves logits by rate (u - prices), and at a rate of 1 / 4 a square loss of
-  pairs that the policy itself would sample is at its least after one update.
+  A policy gradient then moves logits by rate (u - penalties), and at a rate of 1 / 4 a square loss
+  of pairs sampled from the policy is minimised by one update.
   """
 
   def update(gradient, memory, logits):
@@ -193,7 +193,7 @@ def make_ascent(algorithm, table=one_token):
 
 @functools.cache
 def ascent_of(name):
-  """That of one of `POLICY_GRADIENTS`, compiled once."""
+  """`make_ascent` of one of `POLICY_GRADIENTS`, compiled once."""
   return make_ascent(POLICY_GRADIENTS[name][0])
 
 
@@ -221,14 +221,14 @@ def make_run(algorithm, optimizer, steps, integrated=False):
   return on
 
 
-def make_settle(algorithm, optimizer, steps, integrated=False):
-  """As `make_run`, giving the slots alone, and only if the last update moved nothing."""
+def make_find_fixed_point(algorithm, optimizer, steps, integrated=False):
+  """As `make_run`, returning the slots only; fails if the last update still moved the policy."""
   run = make_run(algorithm, optimizer, steps, integrated)
 
-  def settle(preference, start=MU, shares=None):
+  def find_fixed_point(preference, start=MU, shares=None):
     path, slots = run(preference, start, shares)
     moved = abs(path[-1] - path[-2]).max()
-    assert moved < 1e-10, f'not at rest: the last step moved a log-probability by {moved:.2g}'
+    assert moved < 1e-10, f'no fixed point: the last step moved a log-probability by {moved:.2g}'
     return slots
 
-  return settle
+  return find_fixed_point

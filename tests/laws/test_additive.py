@@ -6,24 +6,26 @@ import numpy as np
 import pytest
 
 from tests.laws import exact
-from tests.laws.test_fixed_points import LAWS, nash, settle_of
+from tests.laws.test_fixed_points import LAWS, fixed_point_finder, nash
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-TAU = 0.1  # of all rows here
+TAU = 0.1  # of all algorithms here
 REWARD = np.array([0.1, -0.1, 0.05])
 PAYOFF = REWARD[:, None] - REWARD
 BLIND = ('nash_md_pg', 'best_response', 'ipo_md')  # of an opponent that would bias them otherwise
 
 
 @pytest.mark.parametrize('name', exact.POLICY_GRADIENTS)
-def test_the_expected_gradient_is_that_of_the_reward_whoever_the_opponent(name):
-  algorithm, prices = exact.POLICY_GRADIENTS[name]
+def test_additive_gradient_ignores_the_opponent(name):
+  algorithm, coefficients = exact.POLICY_GRADIENTS[name]
 
   def regularised_reward(logits, params):
     log_pi = jax.nn.log_softmax(logits)
-    costs = sum(tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in prices.items())
-    return jnp.exp(log_pi) @ (REWARD - costs)
+    penalties = sum(
+      tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in coefficients.items()
+    )
+    return jnp.exp(log_pi) @ (REWARD - penalties)
 
   random = np.random.default_rng(0)
   params = {slot: random.normal(size=3) for slot in ('policy', *algorithm.references)}
@@ -34,7 +36,7 @@ def test_the_expected_gradient_is_that_of_the_reward_whoever_the_opponent(name):
 @pytest.mark.parametrize(
   'name', [name for name in LAWS if name in BLIND or LAWS[name].theory is nash]
 )
-def test_every_row_rests_at_mu_exp_reward_over_tau(name):
-  log_pi = settle_of(name)(PAYOFF + 0.5, exact.MU)['policy']
+def test_additive_fixed_points_are_mu_exp_reward(name):
+  log_pi = fixed_point_finder(name)(PAYOFF + 0.5, exact.MU)['policy']
   optimum = jax.nn.log_softmax(np.log(exact.MU) + REWARD / TAU)
   np.testing.assert_allclose(log_pi, optimum, rtol=0, atol=1e-8)

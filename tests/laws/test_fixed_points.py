@@ -1,7 +1,7 @@
-"""Each row of the catalogue, run exactly, rests where theory says.
+"""Each algorithm of the catalogue, run exactly, converges to its theoretical fixed point.
 
-A new row needs an entry in `LAWS`; or in `test_successors.RUNS`, if theory promises no more than an
-average. That none is left out is tested in `test_data_rows`.
+A new algorithm needs an entry in `LAWS`, or in `test_successors.RUNS` if only its average
+converges. A test that no algorithm is left out is in `test_offline_algorithms`.
 """
 
 import functools
@@ -27,7 +27,7 @@ GAMES = {'cycle': (exact.CYCLE, exact.CYCLE_MU), 'random': (exact.random_game(38
 
 
 class Law(NamedTuple):
-  """A row, what it should rest at, how it is descended, and the shares of its data."""
+  """An algorithm, its fixed point, the optimizer, its steps, and the distribution of the data."""
 
   algorithm: Algorithm
   theory: Callable
@@ -45,7 +45,7 @@ LAWS = {
   'best_response': Law(catalogue.best_response(0.1), theory.reply(0.1), natural(0.3)),
   'nash_ema_pg': Law(catalogue.nash_ema_pg(0.3, 0.1), nash, natural(0.3)),
   'nash_prox': Law(catalogue.nash_prox(0.1, 1.0, 0.3), nash, natural(0.3)),
-  'spo, at a price': Law(catalogue.spo(0.1, 3, 2), nash, natural(0.3)),
+  'spo, regularised': Law(catalogue.spo(0.1, 3, 2), nash, natural(0.3)),
   'mpo, never reset': Law(catalogue.mpo(0.1, 1.0, 2, NEVER), nash, natural(1 / 1.1)),
   'mpo': Law(catalogue.mpo(0.1, 0.3, 1, 50), theory.lottery, natural(1 / (0.1 + 1 / 0.3)), 4000),
   # In rounds.
@@ -113,26 +113,26 @@ LAWS = {
 
 
 @functools.cache
-def settle_of(name):
+def fixed_point_finder(name):
   """Compiled once, for all the games of three actions."""
   law = LAWS[name]
-  settle = exact.make_settle(law.algorithm, law.optimizer, law.steps)
-  return lambda preference, mu: settle(preference, mu, law.shares)
+  find_fixed_point = exact.make_find_fixed_point(law.algorithm, law.optimizer, law.steps)
+  return lambda preference, mu: find_fixed_point(preference, mu, law.shares)
 
 
 @pytest.mark.parametrize('name', LAWS)
-def test_a_row_rests_where_theory_says(name):
+def test_algorithms_converge_to_their_fixed_points(name):
   law = LAWS[name]
   for preference, mu in GAMES.values():
-    pi = np.exp(settle_of(name)(preference, mu)['policy'])
+    pi = np.exp(fixed_point_finder(name)(preference, mu)['policy'])
     truth = law.theory(preference, mu, law.shares)
     np.testing.assert_allclose(pi, truth, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('name', ['nash_prox', 'inpo', 'mnpo', 'online_ipo', 'egpo', 'oelhf'])
-def test_rows_of_the_regularised_nash_rest_there_in_four_actions(name):
+def test_regularised_nash_algorithms_with_four_actions(name):
   mu = np.array([0.1, 0.2, 0.3, 0.4])
   for seed in range(2):
     preference = exact.random_game(seed, 4)
-    pi = np.exp(settle_of(name)(preference, mu)['policy'])
+    pi = np.exp(fixed_point_finder(name)(preference, mu)['policy'])
     np.testing.assert_allclose(pi, nash(preference, mu), rtol=0, atol=1e-9)

@@ -1,4 +1,4 @@
-"""The expected gradient of a row is that of the regularised preference, and its noise is known."""
+"""Expected policy gradients are those of the regularised preference, with known variance."""
 
 from functools import partial
 
@@ -71,14 +71,16 @@ def test_nash_md_pg_follows_the_regularised_preference(baseline):
 
 
 @pytest.mark.parametrize('name', exact.POLICY_GRADIENTS)
-def test_every_row_follows_the_regularised_preference_against_its_opponent(name):
-  algorithm, prices = exact.POLICY_GRADIENTS[name]
+def test_policy_gradients_follow_their_objective(name):
+  algorithm, coefficients = exact.POLICY_GRADIENTS[name]
   ascent = exact.ascent_of(name)
 
   def objective(logits, params, preference):
     log_pi = jax.nn.log_softmax(logits)
-    costs = sum(tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in prices.items())
-    return jnp.exp(log_pi) @ (preference @ opponent(algorithm, params) - costs)
+    penalties = sum(
+      tau * (log_pi - jax.nn.log_softmax(params[slot])) for slot, tau in coefficients.items()
+    )
+    return jnp.exp(log_pi) @ (preference @ opponent(algorithm, params) - penalties)
 
   for seed in range(3):
     preference = exact.random_game(seed, 3)
@@ -90,7 +92,7 @@ def test_every_row_follows_the_regularised_preference_against_its_opponent(name)
 
 
 @pytest.mark.parametrize(('baseline', 'variance'), [(0.5, 0.014719), (0.0, 0.161509)])
-def test_one_half_is_a_baseline_that_takes_most_of_the_variance(baseline, variance):
+def test_baseline_one_half_reduces_variance(baseline, variance):
   chance, estimates = pairs(PREFERENCE - baseline)
   mean = np.tensordot(chance, estimates, 2)
   np.testing.assert_allclose(mean, GRADIENT, atol=6e-7)
@@ -98,7 +100,7 @@ def test_one_half_is_a_baseline_that_takes_most_of_the_variance(baseline, varian
   np.testing.assert_allclose(trace, variance, atol=6e-7)
 
 
-def test_a_full_kl_in_place_of_the_log_ratio_would_not_regularise():
+def test_full_kl_in_brackets_has_no_gradient():
   # The KL is the same for every response, so it is a baseline: its expected gradient is zero.
   log_pi, log_mu = (jax.nn.log_softmax(PARAMS[slot]) for slot in ('policy', 'reference'))
   kl = jnp.exp(log_pi) @ (log_pi - log_mu)
@@ -142,13 +144,13 @@ SECOND_TOKEN = (0.209987, -0.209987, 0, 0)
   ],
   ids=['reward_to_go', 'whole_response', 'own_token_alone'],
 )
-def test_reward_to_go_gives_the_gradient_of_the_kl_and_own_tokens_alone_do_not(loss, kl_gradient):
+def test_reward_to_go_gives_the_kl_gradient(loss, kl_gradient):
   algorithm = catalogue.self_play(TAU)._replace(loss=loss)
   gradient = exact.make_ascent(algorithm, exact.two_tokens)(exact.TWO_TOKENS, np.zeros((4, 4)))
   np.testing.assert_allclose(gradient.ravel() / -TAU, kl_gradient, atol=6e-7)
 
 
-def test_the_gradient_of_the_kl_over_two_tokens_is_the_stated_one():
+def test_kl_gradient_over_two_tokens():
   def kl(logits):
     log_pi = exact.two_tokens(logits).sum(-1)
     log_mu = exact.two_tokens(exact.TWO_TOKENS['reference']).sum(-1)

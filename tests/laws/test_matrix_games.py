@@ -1,4 +1,4 @@
-"""Each row of the catalogue, run exactly on matrix games, rests where theory says it does."""
+"""Policy-gradient algorithms, run exactly on matrix games, converge to known fixed points."""
 
 import functools
 
@@ -15,21 +15,21 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 
 def reply(preference, log_pi, tau, mu=exact.MU):
-  """log of mu exp(P(y > pi) / tau), and the log of its sum, by which to normalise it."""
+  """log of mu exp(P(y > pi) / tau), and the log of its normaliser."""
   log_reply = np.log(mu) + preference @ np.exp(log_pi) / tau
   return log_reply, logsumexp(log_reply)
 
 
 def exploitability(preference, log_pi, tau):
-  """max over pi' of P_tau(pi' > pi), less 1/2 (arXiv 2312.00886, eq. 2): zero at the Nash alone."""
+  """max over pi' of P_tau(pi' > pi), less 1/2 (arXiv 2312.00886, eq. 2); zero only at the Nash."""
   _, log_sum = reply(preference, log_pi, tau)
   return tau * (log_sum + kl(log_pi, np.log(exact.MU))) - 0.5
 
 
 @functools.cache
-def settle_of(row, *arguments, rate=1.0):
-  """Compiled once for each number of actions."""
-  return exact.make_settle(row(*arguments), natural(rate), 4000)
+def fixed_point_finder(make, *arguments, rate=1.0):
+  """The fixed point of a game, by a program compiled once for each number of actions."""
+  return exact.make_find_fixed_point(make(*arguments), natural(rate), 4000)
 
 
 # The game of appendix C.2 at tau = .1: beta, stationary pi, KL(pi*_tau, pi), exploitability. A
@@ -51,8 +51,8 @@ GAMES = [
 
 
 @pytest.mark.parametrize(('beta', 'stationary', 'divergence', 'gap'), BIASED)
-def test_nash_md_pg_rests_at_its_own_biased_point(beta, stationary, divergence, gap):
-  slots = settle_of(catalogue.nash_md_pg, beta, 0.1)(exact.AGGREGATE)
+def test_nash_md_pg_converges_to_its_biased_point(beta, stationary, divergence, gap):
+  slots = fixed_point_finder(catalogue.nash_md_pg, beta, 0.1)(exact.AGGREGATE)
   log_pi = slots['policy']
   np.testing.assert_allclose(np.exp(log_pi), stationary, atol=6e-7)
   np.testing.assert_allclose(kl(np.log(NASH), log_pi), divergence, atol=6e-7)
@@ -70,52 +70,54 @@ def test_nash_md_pg_rests_at_its_own_biased_point(beta, stationary, divergence, 
     (exact.ROCK_PAPER_SCISSORS, 0.1, (0.43206532, 0.23032931, 0.33760536)),
   ],
 )
-def test_self_play_rests_at_the_regularised_nash(preference, tau, nash):
-  log_pi = settle_of(catalogue.self_play, tau, rate=min(1.0, 0.5 / tau))(preference)['policy']
+def test_self_play_converges_to_the_regularised_nash(preference, tau, nash):
+  log_pi = fixed_point_finder(catalogue.self_play, tau, rate=min(1.0, 0.5 / tau))(preference)[
+    'policy'
+  ]
   np.testing.assert_allclose(np.exp(log_pi), nash, atol=6e-9)
   assert abs(exploitability(preference, log_pi, tau)) < 1e-9
 
 
 @pytest.mark.parametrize('rate', [0.02, 0.3])
-def test_nash_ema_pg_rests_at_the_regularised_nash_with_its_average(rate):
-  slots = settle_of(catalogue.nash_ema_pg, rate, 0.1)(exact.AGGREGATE)
+def test_nash_ema_pg_converges_to_the_regularised_nash(rate):
+  slots = fixed_point_finder(catalogue.nash_ema_pg, rate, 0.1)(exact.AGGREGATE)
   np.testing.assert_allclose(np.exp(slots['policy']), NASH, atol=6e-9)
   np.testing.assert_allclose(np.exp(slots['average']), NASH, atol=6e-9)
   np.testing.assert_array_equal(slots['reference'], np.log(exact.MU))
 
 
-def test_best_response_rests_at_the_closed_form():
-  settle = settle_of(catalogue.best_response, 0.3)
+def test_best_response_converges_to_the_closed_form():
+  find_fixed_point = fixed_point_finder(catalogue.best_response, 0.3)
   for preference, mu in GAMES:
     log_reply, log_sum = reply(preference, np.log(mu), 0.3, mu)
-    log_pi = settle(preference, mu)['policy']
+    log_pi = find_fixed_point(preference, mu)['policy']
     np.testing.assert_allclose(log_pi, log_reply - log_sum, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize('beta', [0.125, 0.5])
 def test_the_mixture_of_nash_md_pg_is_the_nash_at_a_higher_temperature(beta):
-  slots = settle_of(catalogue.nash_md_pg, beta, 0.1)(exact.raters(0.1))
+  slots = fixed_point_finder(catalogue.nash_md_pg, beta, 0.1)(exact.raters(0.1))
   mixture = exact.mixed({'policy': 1 - beta, 'reference': beta}, slots)
-  nash = settle_of(catalogue.self_play, 0.1 / (1 - beta))(exact.raters(0.1))['policy']
+  nash = fixed_point_finder(catalogue.self_play, 0.1 / (1 - beta))(exact.raters(0.1))['policy']
   np.testing.assert_allclose(mixture, nash, atol=1e-8)
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.5, 1.0])
-def test_two_actions_rest_at_the_closed_form_whatever_beta(beta):
+def test_two_actions_have_a_closed_form(beta):
   p, tau = 0.7, 0.1
   preference = np.array([[0.5, p], [1 - p, 0.5]])
-  settle = settle_of(catalogue.nash_md_pg, beta, tau)
+  find_fixed_point = fixed_point_finder(catalogue.nash_md_pg, beta, tau)
   for first, nash in ((0.5, 0.880797), (0.2, 0.648786)):
-    pi = np.exp(settle(preference, np.array([first, 1 - first]))['policy'])
+    pi = np.exp(find_fixed_point(preference, np.array([first, 1 - first]))['policy'])
     np.testing.assert_allclose(pi[0], nash, atol=6e-7)
     np.testing.assert_allclose(pi[0], expit(logit(first) + (p - 0.5) / tau), atol=1e-8)
 
 
 @pytest.mark.parametrize('tau', [0.1, 0.3])
 def test_kl_at_the_nash_is_at_most_one_over_two_tau_in_any_game(tau):
-  settle = settle_of(catalogue.self_play, tau)
+  find_fixed_point = fixed_point_finder(catalogue.self_play, tau)
   for preference, mu in GAMES:
-    log_pi = settle(preference, mu)['policy']
+    log_pi = find_fixed_point(preference, mu)['policy']
     log_reply, log_sum = reply(preference, log_pi, tau, mu)
     np.testing.assert_allclose(log_pi, log_reply - log_sum, rtol=0, atol=1e-8)
     assert 0 < kl(log_pi, np.log(mu)) <= 1 / (2 * tau)

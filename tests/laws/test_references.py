@@ -1,4 +1,4 @@
-"""References move by their rules, and a step that is not taken leaves no trace but in them."""
+"""References follow their rules, and steps that are not taken change nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, always, extragradient
-from nlhf_jax.algorithms.references import ema, follow, frozen, history, snapshot
+from nlhf_jax.algorithms.references import ema, frozen, history, newest, snapshot
 from nlhf_jax.training.update import advance, initial_state
 from tests.laws import exact, tiny
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 
 def moved(references, updates, step=always):
-  """Each slot after every update, the policy being proposed the number of the update."""
-  row = Algorithm([], [], None, references, step=step)
-  state = initial_state(row, jnp.zeros(()), optax.sgd(1.0))
+  """Each slot after every update; the proposed policy is the number of the update."""
+  algorithm = Algorithm([], [], None, references, step=step)
+  state = initial_state(algorithm, jnp.zeros(()), optax.sgd(1.0))
   after = []
   for update in range(1, updates + 1):
-    state = advance(row, state, jnp.float64(update), state.optimizer)
+    state = advance(algorithm, state, jnp.float64(update), state.optimizer)
     after.append({slot: float(value) for slot, value in state.slots.items()})
   return {slot: [params[slot] for params in after] for slot in after[0]}
 
@@ -30,11 +30,11 @@ def test_frozen_stays():
   assert moved({'it': frozen}, 3)['it'] == [0, 0, 0]
 
 
-def test_follow_is_the_policy_proposed_last():
-  assert moved({'it': follow}, 3)['it'] == [1, 2, 3]
+def test_newest_is_the_last_proposed_policy():
+  assert moved({'it': newest}, 3)['it'] == [1, 2, 3]
 
 
-def test_ema_weighs_the_newest_by_its_rate():
+def test_ema_weighs_the_newest_by_rate():
   assert moved({'it': ema(0.25)}, 3)['it'] == [0.25, 0.6875, 1.265625]
 
 
@@ -42,11 +42,11 @@ def test_a_snapshot_is_taken_at_the_ends_of_rounds():
   assert moved({'it': snapshot(3)}, 7)['it'] == [0, 0, 3, 3, 3, 6, 6]
 
 
-def test_a_snapshot_may_have_its_first_round_elsewhere():
+def test_snapshot_may_start_at_another_update():
   assert moved({'it': snapshot(4, first=2)}, 7)['it'] == [0, 2, 2, 2, 2, 6, 6]
 
 
-def test_a_snapshot_of_a_slot_is_of_what_it_was():
+def test_snapshot_copies_a_slot_before_the_update():
   slots = moved({'young': snapshot(2), 'old': snapshot(2, of='young')}, 6)
   assert slots['young'] == [0, 2, 2, 4, 4, 6]
   assert slots['old'] == [0, 0, 0, 2, 2, 4]
@@ -65,17 +65,17 @@ def test_the_two_solves_of_onpo_and_their_slots():
   assert slots['snapshot'] == [0, 0, 0, 4, 4, 4, 4, 8]  # pi_t, at the end of the second
 
 
-def test_extragradient_takes_every_second_proposal_and_shows_the_others():
-  slots = moved({'ahead': follow}, 4, extragradient)
+def test_extragradient_takes_every_second_proposal():
+  slots = moved({'ahead': newest}, 4, extragradient)
   assert slots['policy'] == [0, 2, 2, 4]
   assert slots['ahead'] == [1, 2, 3, 4]
 
 
-def test_a_half_step_leaves_the_policy_and_the_optimisers_memory_as_they_were():
-  row, optimizer = catalogue.egpo(0.1, 1e9), optax.adam(0.1)
-  update = tiny.jit(exact.make_exact_update(row, optimizer))
+def test_half_step_changes_neither_policy_nor_optimizer():
+  algorithm, optimizer = catalogue.egpo(0.1, 1e9), optax.adam(0.1)
+  update = tiny.jit(exact.make_exact_update(algorithm, optimizer))
   payoff = jnp.asarray(exact.CYCLE - 0.5)
-  states = [initial_state(row, jnp.log(jnp.asarray(exact.CYCLE_MU)), optimizer)]
+  states = [initial_state(algorithm, jnp.log(jnp.asarray(exact.CYCLE_MU)), optimizer)]
   for _ in range(4):
     states.append(jax.tree.map(jnp.copy, update(jax.tree.map(jnp.copy, states[-1]), payoff)))
   for before, half, whole in (states[0:3], states[2:5]):

@@ -1,4 +1,4 @@
-"""RSO: what it accepts is distributed as mu exp(r / beta), and where its two losses rest."""
+"""RSO: accepted responses are distributed as mu exp(r / beta), and fixed points of its losses."""
 
 import functools
 
@@ -25,7 +25,7 @@ MU = np.array([0.3, 0.4, 0.3])
 
 @functools.cache
 def kept():
-  """What the row selects of samples of MU in the cyclic game."""
+  """The selection of the algorithm from samples of MU in the cyclic game."""
   draws = np.random.default_rng(0).choice(3, (PROMPTS, 1 + CANDIDATES, 1), p=MU)
   samples = Responses(jnp.asarray(draws), jnp.ones(draws.shape, bool))
   payoff = jnp.asarray(exact.CYCLE - 0.5)[draws, draws.swapaxes(1, 2)]
@@ -40,14 +40,14 @@ def pairs(beta):
   return np.einsum('b,ib,jb->ij', MU, tilted, tilted)
 
 
-def test_what_is_kept_is_tilted_by_the_reward():
+def test_kept_responses_are_tilted_by_the_reward():
   places = kept().left.tokens[..., 0]
   counts = np.zeros((3, 3))
   np.add.at(counts, (places[:, 0], places[:, 1]), 1)
   expected = pairs(BETA)
   error = np.sqrt(expected * (1 - expected) / PROMPTS)
   assert (abs(counts / PROMPTS - expected) < 4.5 * error).all()
-  assert (abs(np.outer(MU, MU) - expected) > 9 * error).sum() > 4  # which would be told apart
+  assert (abs(np.outer(MU, MU) - expected) > 9 * error).sum() > 4  # distinguishable from no tilt
   payoff = exact.CYCLE[places[:, :, None], places[:, None, :]] - 0.5
   np.testing.assert_array_equal(kept().payoff, payoff)
 
@@ -64,7 +64,7 @@ def descend(algorithm, comparison, rate, steps, start):
   return np.array(jax.nn.softmax(run(state, comparison).params['policy']))
 
 
-def test_it_rests_where_dpo_on_tilted_pairs_does():
+def test_rso_converges_like_dpo_on_tilted_pairs():
   selected = jax.tree.map(jnp.asarray, kept())
   pi = descend(ROW._replace(select=unchanged), selected, 2.0, 300, MU)
   dpo = theory.of_data(theory.sigmoids(GAMMA))
@@ -72,15 +72,17 @@ def test_it_rests_where_dpo_on_tilted_pairs_does():
   assert abs(pi - dpo(exact.CYCLE, MU, np.outer(MU, MU))).max() > 0.1
 
 
-def test_under_rewards_it_rests_at_mu_exp_reward_over_gamma_whatever_is_kept():
-  settle = exact.make_settle(catalogue.rso(0.5, 0.7, 2, 2), exact.natural(0.5), 2000)
+def test_rso_under_rewards_ignores_the_selection():
+  find_fixed_point = exact.make_find_fixed_point(
+    catalogue.rso(0.5, 0.7, 2, 2), exact.natural(0.5), 2000
+  )
   rewards = np.array([0, np.log(9), np.log(2)])
-  pi = np.exp(settle(exact.BRADLEY_TERRY)['policy'])
+  pi = np.exp(find_fixed_point(exact.BRADLEY_TERRY)['policy'])
   np.testing.assert_allclose(pi, softmax(np.log(exact.MU) + rewards / 0.7), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('preference', [0.6, 0.9])
-def test_a_hinge_rests_at_its_margin_however_strong_the_preference(preference):
+def test_rso_hinge_converges_to_its_margin(preference):
   game = np.array([[0.5, preference], [1 - preference, 0.5]])
   mu, gamma, rate = np.array([0.3, 0.7]), 0.5, 0.02
   run = exact.make_run(catalogue.rso_hinge(0.5, gamma, 2, 2), optax.sgd(rate), 20000)

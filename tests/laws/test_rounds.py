@@ -33,15 +33,15 @@ def variation(p, q):
 
 def one_round(algorithm):
   """The exact argmin of the first round on the cyclic game."""
-  settle = exact.make_settle(algorithm, natural(0.1), 3000)
-  return np.exp(settle(exact.CYCLE, exact.CYCLE_MU)['policy'])
+  find_fixed_point = exact.make_find_fixed_point(algorithm, natural(0.1), 3000)
+  return np.exp(find_fixed_point(exact.CYCLE, exact.CYCLE_MU)['policy'])
 
 
 @pytest.mark.parametrize(
   ('eta', 'least', 'most'), [(1.0, 0, 0.0005), (3.0, 0.0055, 0.0065), (10.0, 0.095, 0.105)]
 )
-def test_what_one_half_costs_sppo(eta, least, most):
-  # Of two samples one is the response itself, which halves its worth: hence twice the eta.
+def test_bias_of_constant_log_z_in_sppo(eta, least, most):
+  # Of two samples one is the response itself, which halves its mean payoff: hence twice the eta.
   step = weights_step(exact.CYCLE, exact.CYCLE_MU, eta)
   cost = variation(one_round(catalogue.sppo(2 * eta, 2, NEVER, 0.5)), step)
   assert least <= cost <= most
@@ -51,7 +51,7 @@ def test_what_one_half_costs_sppo(eta, least, most):
   np.testing.assert_allclose(tuned, step, rtol=0, atol=1e-9)
 
 
-def settled_on(algorithm, actions, preference, start):
+def minimise_on(algorithm, actions, preference, start):
   """One round on one prompt, whose samples are the actions listed, compared all against all."""
   places = jnp.asarray(actions)[None, :, None]
   samples = Responses(places, jnp.ones_like(places, bool))
@@ -69,17 +69,17 @@ def settled_on(algorithm, actions, preference, start):
 
 
 @pytest.mark.parametrize('eta', [1.0, 10.0])
-def test_an_estimated_log_z_makes_multiplicative_weights_of_any_step(eta):
-  # The samples are the policy (1/4, 3/4) itself, so that what they estimate is exact.
+def test_sppo_with_estimated_log_z_is_mwu(eta):
+  # The samples have the policy's frequencies (1/4, 3/4), so that estimates are exact.
   preference, pi, samples = np.array([[0.5, 0.9], [0.1, 0.5]]), np.array([0.25, 0.75]), (0, 1, 1, 1)
   step = weights_step(preference, pi, eta)
-  estimated = settled_on(catalogue.sppo_estimated(eta, 4, NEVER), samples, preference, pi)
+  estimated = minimise_on(catalogue.sppo_estimated(eta, 4, NEVER), samples, preference, pi)
   np.testing.assert_allclose(estimated, step, rtol=0, atol=1e-9)
-  constant = settled_on(catalogue.sppo(eta, 4, NEVER, 0.5), samples, preference, pi)
+  constant = minimise_on(catalogue.sppo(eta, 4, NEVER, 0.5), samples, preference, pi)
   assert variation(constant, step) > 0.002 * eta
 
 
-def test_a_pair_of_which_each_stands_for_the_policy_gives_multiplicative_weights():
+def test_sppo_pair_round_is_mwu():
   pair = one_round(catalogue.sppo_pair(1.0, 2, NEVER))
   assert variation(pair, weights_step(exact.CYCLE, exact.CYCLE_MU, 1.0)) < 0.0005
 
@@ -87,7 +87,7 @@ def test_a_pair_of_which_each_stands_for_the_policy_gives_multiplicative_weights
 # --- Averages ---
 
 
-def test_the_average_of_gpo_comes_to_the_nash_of_the_log_odds():
+def test_average_of_gpo_approaches_log_odds_nash():
   run = exact.make_run(catalogue.gpo(0.1, 2, 1), natural(0.5), 40000)
   path, _ = run(exact.CYCLE, exact.CYCLE_MU)
   policies, scores = np.exp(path), logit(exact.CYCLE)
@@ -95,7 +95,7 @@ def test_the_average_of_gpo_comes_to_the_nash_of_the_log_odds():
   assert variation(nash, theory.lottery(exact.CYCLE, exact.CYCLE_MU)) > 0.03
   assert variation(policies.mean(0), nash) < 0.01
   assert (scores @ policies.mean(0)).max() < 0.02
-  assert (scores @ policies[-1]).max() > 1  # the last one cycles out
+  assert (scores @ policies[-1]).max() > 1  # the last iterate diverges
   assert policies[-1].max() > 0.9
 
 
@@ -104,9 +104,9 @@ def test_the_average_of_gpo_comes_to_the_nash_of_the_log_odds():
 SHARES = np.array([0.7, 0.1, 0.2])
 
 
-# Below one half it overshoots, and every round ends further away.
+# Below one half a round overshoots and ends further away.
 @pytest.mark.parametrize('beta', [1.0, 2.0, 0.4])
-def test_a_round_of_spin_goes_one_part_in_beta_of_the_way(beta):
+def test_spin_round_moves_by_one_over_beta(beta):
   updates, start = 1500, np.array([0.6, 0.15, 0.25])
   run = exact.make_run(catalogue.spin(beta, updates), natural(0.5), 2 * updates)
   path, _ = run(exact.CYCLE, start, SHARES)

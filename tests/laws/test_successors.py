@@ -1,9 +1,10 @@
-"""The rows of the catalogue on one cyclic game, against numbers simulated independently.
+"""Algorithms on one cyclic game, against numbers that were simulated independently.
 
 P(b > a) = .9, P(c > b) = .9, P(a > c) = .8, from mu = (.2, .5, .3), at a step of .3 and tau = .1.
-Gaps are max (P p) - min (p P), without a price, of the last policy and of the average of them all.
-A number in a text is matched to a unit in its last place, as its average may have left out the
-start. Known failures are asserted too: multiplicative weights and a magnet moved too early cycle.
+Gaps are max (P p) - min (p P) at tau = 0, of the last policy and of the average of all policies.
+Printed numbers are matched to one unit in the last place, since their average may have left out the
+start. Known failures are asserted too: multiplicative weights, and a magnet that moves too early,
+cycle.
 """
 
 import functools
@@ -26,12 +27,12 @@ PAYOFF = exact.CYCLE - 0.5
 
 
 class Run(NamedTuple):
-  """A row, how it is descended, the updates of one ideal step, and what is printed."""
+  """An algorithm, its optimizer, the updates per ideal step, and the printed numbers."""
 
   algorithm: Algorithm
   optimizer: optax.GradientTransformation
   updates: int
-  step: str | None  # the ideal one, a key of `STEPS`
+  step: str | None  # the ideal step, a key of `STEPS`
   last: str
   average: str
   policy: str | None = None
@@ -40,7 +41,7 @@ class Run(NamedTuple):
 
 
 MWU = ('mwu', '0.77', '0.010')
-RESTS = ('mirror descent', '0.0588', '0.060', '0.2749 0.2797 0.4454')
+MIRROR_DESCENT = ('mirror descent', '0.0588', '0.060', '0.2749 0.2797 0.4454')
 MAGNET = 1 / (TAU + 1 / STEP)
 RUNS = {
   # Of two samples, one is the response itself, so that a step of eta is one of eta / 2.
@@ -50,12 +51,14 @@ RUNS = {
   'spo': Run(catalogue.spo(0.0, 1, 1), natural(STEP), 1, *MWU),
   'dno': Run(catalogue.dno(1 / STEP, 10), natural(2 * STEP**2), 10, *MWU, integrated=True),
   'rebel': Run(catalogue.rebel(STEP, 1), natural(0.25), 1, *MWU),
-  'self_play': Run(catalogue.self_play(TAU), natural(STEP), 1, *RESTS),
-  'inpo': Run(catalogue.inpo(TAU, 1 / STEP, 1), natural(0.25), 1, *RESTS),
-  'online_ipo': Run(catalogue.online_ipo(TAU), natural(0.25 * STEP * TAU), 1, *RESTS),
-  'egpo': Run(catalogue.egpo(TAU, 1e9), optax.sgd(STEP * TAU * 3 / 4), 2, 'egpo', *RESTS[1:]),
+  'self_play': Run(catalogue.self_play(TAU), natural(STEP), 1, *MIRROR_DESCENT),
+  'inpo': Run(catalogue.inpo(TAU, 1 / STEP, 1), natural(0.25), 1, *MIRROR_DESCENT),
+  'online_ipo': Run(catalogue.online_ipo(TAU), natural(0.25 * STEP * TAU), 1, *MIRROR_DESCENT),
+  'egpo': Run(
+    catalogue.egpo(TAU, 1e9), optax.sgd(STEP * TAU * 3 / 4), 2, 'egpo', *MIRROR_DESCENT[1:]
+  ),
   'mpo, never reset': Run(
-    catalogue.mpo(TAU, STEP, 1, NEVER), natural(MAGNET), 1, 'magnet', *RESTS[1:]
+    catalogue.mpo(TAU, STEP, 1, NEVER), natural(MAGNET), 1, 'magnet', *MIRROR_DESCENT[1:]
   ),
   'nash_md_pg': Run(
     catalogue.nash_md_pg(STEP * TAU, TAU),
@@ -153,7 +156,7 @@ def assert_printed(values, text):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_a_row_does_what_is_printed_of_it(name):
+def test_algorithms_reproduce_printed_numbers(name):
   run = RUNS[name]
   policies = path(name)
   assert_printed(theory.gap(exact.CYCLE, policies[-1]), run.last)
@@ -165,14 +168,14 @@ def test_a_row_does_what_is_printed_of_it(name):
     np.testing.assert_allclose(policies[1:301], ideal, rtol=0, atol=1e-6)
 
 
-def test_solving_sppo_to_the_end_keeps_it_close_to_multiplicative_weights_at_this_step():
+def test_converged_sppo_stays_close_to_mwu():
   solved = path('sppo, solved')[1:101]
   ideal = np.exp(list(STEPS['mwu'](100)))
   assert 0 < abs(solved - ideal).max() < 2e-3
 
 
 @pytest.mark.parametrize('name', ['sppo', 'sppo_pair', 'spo', 'dno', 'rebel'])
-def test_the_last_iterate_of_multiplicative_weights_cycles_out(name):
+def test_last_iterate_of_mwu_diverges(name):
   policies = path(name)
   leaders = policies[-600:].argmax(1)
   assert set(leaders) == {0, 1, 2}  # every action leads in turn

@@ -1,4 +1,4 @@
-"""Where rows should rest, by closed form, by `games.exact`, or by a root of a hand-written force.
+"""The fixed points of algorithms, in closed form, by `games.exact`, or as roots of a gradient.
 
 Each theory is a function (preference [V, V], mu [V], shares of the data) -> probabilities [V].
 """
@@ -27,7 +27,7 @@ def kl(log_p, log_q):
 
 
 def regularised(tau):
-  """The Nash equilibrium where leaving mu costs tau a nat."""
+  """The Nash equilibrium regularised by tau KL(pi, mu)."""
 
   def theory(preference, mu, shares=None):
     del shares
@@ -50,7 +50,7 @@ def biased(beta, tau):
 
 
 def reply(tau, to_data=False):
-  """mu exp(P(y > opponent) / tau) / Z, the opponent being mu, or what the data's pairs are of."""
+  """mu exp(P(y > opponent) / tau) / Z, where the opponent is mu, or the sampler of the data."""
 
   def theory(preference, mu, shares):
     opponent = shares.sum(0) if to_data else mu
@@ -174,7 +174,7 @@ def kto(beta, desirable, undesirable):
 
 
 def rspo(eta, forward, reverse):
-  """Of two samples: the worth of each is half its win rate."""
+  """With two samples: the mean payoff of each is half its win rate."""
 
   def force(log_pi, preference, mu, shares):
     del shares

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nlhf_jax.games import matrices
-from nlhf_jax.sample_complexity.linear import every_pair, linear, logistic, products
+from nlhf_jax.sample_complexity.linear import linear, logistic, product_features
 from nlhf_jax.sample_complexity.listed import finite
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.unstructured import tabular
@@ -28,8 +28,8 @@ def corner(*actions):
 
 
 def features():
-  """Of a bilinear preference: products of three-dimensional items."""
-  return products(jnp.asarray(np.random.default_rng(1).normal(size=(X, K, F))))
+  """Features of a bilinear preference: products of three-dimensional items."""
+  return product_features(jnp.asarray(np.random.default_rng(1).normal(size=(X, K, F))))
 
 
 def preferences(seed, *batch):
@@ -65,7 +65,7 @@ def truth(name):
 
 
 def some_counts(seed=4, most=40):
-  """Whole numbers, with a pair that never met."""
+  """Integer counts, with a pair that was never compared."""
   counts = np.triu(np.random.default_rng(seed).integers(1, most, (X, K, K)), 1).astype(float)
   counts[0, 1, 2] = 0
   return jnp.asarray(counts + counts.swapaxes(1, 2))
@@ -74,3 +74,13 @@ def some_counts(seed=4, most=40):
 def rival(name):
   """A member that is not the estimate."""
   return listed()[4] if name == 'finite' else truth(name)
+
+
+def every_pair(prompts, actions):
+  """A feature for each pair of each prompt, which makes `linear` the class of all preferences."""
+  rows, columns = np.triu_indices(actions, 1)
+  pairs = np.zeros((actions, actions, len(rows)))
+  pairs[rows, columns, np.arange(len(rows))] = 1
+  pairs = pairs - pairs.swapaxes(0, 1)
+  blocks = np.einsum('xy,abf->xabyf', np.eye(prompts), pairs)
+  return jnp.asarray(blocks.reshape(prompts, actions, actions, -1))

@@ -1,4 +1,4 @@
-"""How unsure votes leave each class: closed forms against definitions, and against brute force."""
+"""Uncertainty of each class: closed forms against definitions and brute force."""
 
 from itertools import product
 
@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from scipy import optimize
 
 from nlhf_jax.sample_complexity import votes
-from nlhf_jax.sample_complexity.classes import coverage, information_ratio, most_informative
+from nlhf_jax.sample_complexity.classes import (
+  coverage,
+  information_ratio,
+  most_informative_opponent,
+)
 from nlhf_jax.sample_complexity.linear import linear
 from nlhf_jax.sample_complexity.links import log_odds, probability
 from nlhf_jax.sample_complexity.listed import finite
-from nlhf_jax.sample_complexity.setting import duel, equilibrium, over_pairs
-from nlhf_jax.sample_complexity.unstructured import boxed_width, tabular
+from nlhf_jax.sample_complexity.setting import duel_weights, equilibrium, sum_over_pairs
+from nlhf_jax.sample_complexity.unstructured import safe_ratio, tabular
 from tests.sample_complexity.problems import (
   K,
   N,
@@ -37,24 +42,51 @@ NAMES = ('tabular', 'linear', 'every pair', 'logistic', 'finite')
 LINK = {name: log_odds(30.0) if name == 'logistic' else probability() for name in NAMES}
 
 
+def boxed_width(counts, weights, constant):
+  """sup over |delta| <= 1 of sum w delta / sqrt(constant + sum n delta^2).
+
+  The information ratio as the paper has it, with a constant instead of a ridge; with D pairs, at
+  most the width with a ridge of constant / D. The best delta is s w / n cut to [-1, 1], where
+  sum (s |w| - n)_+ = constant.
+  """
+  size = abs(weights)
+
+  def excess(s):
+    return sum_over_pairs(jnp.maximum(0, s * size - counts)).sum()
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2
+    below = excess(middle) <= constant
+    return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+  total = sum_over_pairs(size).sum()
+  # At this s the excess is at least the constant.
+  high = (constant + sum_over_pairs(counts).sum()) / jnp.where(total > 0, total, 1)
+  _, s = lax.fori_loop(0, 100, halve, (jnp.zeros_like(high), high))
+  delta = jnp.where(size == 0, 0, jnp.minimum(1, safe_ratio(s * size, counts)))
+  norm = constant + sum_over_pairs(counts * delta**2).sum()
+  return sum_over_pairs(size * delta).sum() / jnp.sqrt(norm)
+
+
 def looked_at(name):
-  """Everything that a class says of one data set, in one program."""
+  """All functions of a class on one data set, in one program."""
   members, link, setting = classes()[name], LINK[name], contexts()
   opponents = log_policies(6, 300)
 
   @jax.jit
   def look(wins, log_p):
-    counts, estimate = votes.comparisons(wins), members.estimate(wins)
+    counts, estimate = votes.comparison_counts(wins), members.estimate(wins)
 
     def ratio(log_q):
       return information_ratio(members, setting, link, estimate, counts, log_p, log_q)
 
     def worst(log_q):
-      weights = duel(setting, log_p, log_q)
+      weights = duel_weights(setting, log_p, log_q)
       return members.worst(estimate, counts, weights, 0.05 + members.radius(estimate, counts, 0.5))
 
     corners = jnp.stack([corner(*actions) for actions in product(range(K), repeat=X)])
-    chosen = most_informative(members, setting, link, estimate, counts, log_p)
+    chosen = most_informative_opponent(members, setting, link, estimate, counts, log_p)
     return {
       'estimate': estimate,
       'error': members.error(estimate, counts, rival(name)),
@@ -79,21 +111,23 @@ def looks():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_ratio_bounds_what_the_truth_can_do(looks, name):
+def test_information_ratio_bounds_the_error(looks, name):
   """|E_{p,q} of the error| <= ratio sqrt(error) for 300 opponents; a policy knows itself."""
   look, _ = looks[name]
   link, setting = LINK[name], contexts()
   delta = link.payoff(rival(name)) - link.payoff(look['estimate'])
-  weights = jax.vmap(lambda log_q: duel(setting, log_policies(5), log_q))(log_policies(6, 300))
-  seen = abs(over_pairs(weights * delta).sum(axis=1))
+  weights = jax.vmap(lambda log_q: duel_weights(setting, log_policies(5), log_q))(
+    log_policies(6, 300)
+  )
+  seen = abs(sum_over_pairs(weights * delta).sum(axis=1))
   assert (seen <= look['ratios'] * np.sqrt(look['error']) * (1 + 1e-9)).all()
   assert (seen > 0.01 * look['ratios'] * np.sqrt(look['error'])).any()
   assert look['itself'] < 1e-14
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_the_most_informative_opponent_is_a_corner(looks, name):
-  """No policy has more than the best of all corners, and that is the one chosen."""
+def test_most_informative_opponent_is_one_action(looks, name):
+  """No policy has a larger ratio than the best action, which is the one chosen."""
   look, _ = looks[name]
   best = look['corners'].max()
   assert (look['ratios'] <= best * (1 + 1e-12)).all()
@@ -109,13 +143,15 @@ def test_a_feature_for_each_pair_makes_the_tabular_class(looks):
 def test_tabular_forms():
   """Gamma^2 = sum w^2 / (ridge + n) is reached by delta = w / (ridge + n), and by no other."""
   members, setting, counts = tabular(0.7), contexts(), some_counts()
-  weights = duel(setting, log_policies(5), log_policies(6))
+  weights = duel_weights(setting, log_policies(5), log_policies(6))
   estimate = preferences(3)
   gamma = members.width(estimate, counts, weights)
-  np.testing.assert_allclose(gamma**2, over_pairs(weights**2 / (0.7 + counts)).sum(), rtol=1e-13)
+  np.testing.assert_allclose(
+    gamma**2, sum_over_pairs(weights**2 / (0.7 + counts)).sum(), rtol=1e-13
+  )
 
   def ratio(delta):
-    return over_pairs(weights * delta).sum() / np.sqrt(
+    return sum_over_pairs(weights * delta).sum() / np.sqrt(
       members.error(estimate, counts, estimate + delta)
     )
 
@@ -127,18 +163,18 @@ def test_tabular_forms():
   np.testing.assert_allclose(tabular(0.0).estimate(wins)[0, 0], [0.5, 3 / 4, 0.5])
 
 
-def test_the_ratio_of_the_paper_is_boxed():
+def test_width_bounds_the_paper_s_ratio():
   """Against a search over s on a fine grid, and below the ridge of constant / D."""
   setting, counts = contexts(), some_counts(most=6)
   pairs = X * K * (K - 1) / 2
   for seed in (5, 6, 7):
-    weights = duel(setting, log_policies(seed), log_policies(seed + 10))
+    weights = duel_weights(setting, log_policies(seed), log_policies(seed + 10))
     for constant in (0.1, 1.0, 30.0):
       found = boxed_width(counts, weights, constant)
       size, n = abs(weights), np.where(counts > 0, counts, 1e-300)
       delta = np.minimum(1, np.geomspace(1e-3, 1e5, 4000)[:, None, None, None] * size / n)
-      sums = over_pairs(size * delta).sum(axis=1)
-      grid = sums / np.sqrt(constant + over_pairs(counts * delta**2).sum(axis=1))
+      sums = sum_over_pairs(size * delta).sum(axis=1)
+      grid = sums / np.sqrt(constant + sum_over_pairs(counts * delta**2).sum(axis=1))
       np.testing.assert_allclose(found, grid.max(), rtol=1e-4)
       assert found >= grid.max() * (1 - 1e-12)
       assert found <= tabular(constant / pairs).width(counts, counts, weights)
@@ -147,7 +183,7 @@ def test_the_ratio_of_the_paper_is_boxed():
 @pytest.mark.parametrize('name', ['tabular', 'linear', 'finite'])
 def test_the_bonus_is_the_ratio_of_one_pair(looks, name):
   look, wins = looks[name]
-  members, counts = classes()[name], votes.comparisons(wins)
+  members, counts = classes()[name], votes.comparison_counts(wins)
   assert not np.diagonal(look['bonus'], axis1=1, axis2=2).any()
   for x, a, b in ((0, 0, 1), (0, 1, 2), (1, 3, 0)):
     unit = jnp.zeros((X, K, K)).at[x, a, b].set(1).at[x, b, a].set(-1)
@@ -156,9 +192,9 @@ def test_the_bonus_is_the_ratio_of_one_pair(looks, name):
 
 
 def test_finite_forms_against_a_loop(looks):
-  """The likeliest of six members; ratio, error and least member by trying all."""
+  """The most likely of six members; ratio, error and worst member by enumeration."""
   look, wins = looks['finite']
-  all_members, counts = np.asarray(listed()), np.asarray(votes.comparisons(wins))
+  all_members, counts = np.asarray(listed()), np.asarray(votes.comparison_counts(wins))
   likely = [(np.asarray(wins) * np.log(p)).sum() for p in all_members]
   estimate = all_members[np.argmax(likely)]
   np.testing.assert_array_equal(look['estimate'], estimate)
@@ -167,7 +203,7 @@ def test_finite_forms_against_a_loop(looks):
   setting, opponents = contexts(), log_policies(6, 300)
   radius = float(0.05 + classes()['finite'].radius(estimate, counts, 0.5))
   for i in range(3):
-    weights = np.asarray(duel(setting, log_policies(5), opponents[i]))
+    weights = np.asarray(duel_weights(setting, log_policies(5), opponents[i]))
     sums = [np.triu(weights * (p - estimate)).sum() for p in all_members]
     np.testing.assert_allclose(look['ratios'][i], max(np.abs(sums) / np.sqrt(errors)))
     inside = [j for j in range(N) if errors[j] <= radius]
@@ -179,10 +215,12 @@ def test_finite_forms_against_a_loop(looks):
 def test_the_worst_member_against_a_numerical_search(looks, name):
   """scipy's SLSQP finds no lower sum w P within the budget (and [0, 1], for tabular)."""
   look, wins = looks[name]
-  members, counts, setting = classes()[name], votes.comparisons(wins), contexts()
+  members, counts, setting = classes()[name], votes.comparison_counts(wins), contexts()
   estimate, above = look['estimate'], np.triu_indices(K, 1)
   budget = float(0.05 + members.radius(estimate, counts, 0.5))
-  weights = np.asarray(duel(setting, log_policies(5), log_policies(6, 300)[0]))[:, *above].ravel()
+  weights = np.asarray(duel_weights(setting, log_policies(5), log_policies(6, 300)[0]))[
+    :, *above
+  ].ravel()
   rows = np.asarray(features())[:, *above].reshape(-1, features().shape[-1])
   rows = np.eye(len(weights)) if name == 'tabular' else rows
   base = estimate[:, *above].ravel()
@@ -212,7 +250,7 @@ def test_the_worst_member_against_a_numerical_search(looks, name):
 def test_coverage_is_the_worst_ratio_of_errors():
   """max_b sum_a p_a^2 / mu_ab for one prompt; for the others the sup over members and corners."""
   setting, link, log_p, preference = contexts(), probability(), log_policies(5), preferences(3)
-  design = votes.sampled_from(setting, log_policies(8), log_policies(9))
+  design = votes.design_from_policies(setting, log_policies(8), log_policies(9))
   found = coverage(tabular(0.0), setting, link, preference, design, log_p)
   p = np.exp(log_p)
   by_hand = 0
@@ -220,7 +258,7 @@ def test_coverage_is_the_worst_ratio_of_errors():
     sums = [sum(p[x, a] ** 2 / design[x, a, b] for a in range(K) if a != b) for b in range(K)]
     by_hand += setting.prompts[x] ** 2 * max(sums)
   np.testing.assert_allclose(found, by_hand, rtol=1e-12)
-  star = votes.around(setting, 0, 0.0)
+  star = votes.design_around_action(setting, 0, 0.0)
   assert coverage(tabular(0.0), setting, link, preference, star, log_p) == np.inf
   np.testing.assert_allclose(
     coverage(tabular(0.0), setting, link, preference, star, corner(0, 0)), K - 1, rtol=1e-12
@@ -229,10 +267,10 @@ def test_coverage_is_the_worst_ratio_of_errors():
   def seen(delta):
     """The ratio of one member, maximised over corners."""
     above = [
-      over_pairs(duel(setting, log_p, corner(*actions)) * delta).sum() ** 2
+      sum_over_pairs(duel_weights(setting, log_p, corner(*actions)) * delta).sum() ** 2
       for actions in product(range(K), repeat=X)
     ]
-    return max(above) / over_pairs(design * delta**2).sum()
+    return max(above) / sum_over_pairs(design * delta**2).sum()
 
   members = finite(listed(), 0.0)
   found = coverage(members, setting, link, listed()[2], design, log_p)
@@ -257,10 +295,10 @@ def test_regressions_against_scipy(looks, name):
   won, lost = pairs(wins), pairs(wins.swapaxes(1, 2))
 
   def cost(theta):
-    z, price = rows @ theta, 0.7 * theta @ theta
+    z, penalty = rows @ theta, 0.7 * theta @ theta
     if name == 'linear':
-      return won @ (0.5 - z) ** 2 + lost @ (0.5 + z) ** 2 + price
-    return won @ np.logaddexp(0, -z) + lost @ np.logaddexp(0, z) + price / 2
+      return won @ (0.5 - z) ** 2 + lost @ (0.5 + z) ** 2 + penalty
+    return won @ np.logaddexp(0, -z) + lost @ np.logaddexp(0, z) + penalty / 2
 
   theta = optimize.minimize(cost, np.zeros(3), options={'gtol': 1e-9}).x
   z = rows @ theta
@@ -268,7 +306,7 @@ def test_regressions_against_scipy(looks, name):
   np.testing.assert_allclose(pairs(look['estimate']), expected, atol=1e-6)
 
 
-def test_confidence_sets_hold_the_truth():
+def test_confidence_sets_contain_the_truth():
   """In 1,000 draws at delta = 0.1: at least 900, less three standard errors (28).
 
   Bounds of finite samples hold it more often. The normal one of `logistic` does not by much.
@@ -281,7 +319,7 @@ def test_confidence_sets_hold_the_truth():
     @jax.jit
     @jax.vmap
     def holds(key, members=members, name=name):
-      wins = votes.vote(key, truth(name), counts)
+      wins = votes.sample_wins(key, truth(name), counts)
       estimate = members.estimate(wins)
       error = members.error(estimate, counts, truth(name))
       return error <= members.radius(estimate, counts, delta)
@@ -305,11 +343,11 @@ def test_the_sets_of_all_classes_shrink_with_data():
     assert few / 3.2 < many < few / 2.5
 
 
-def test_the_equilibrium_needs_less_coverage_than_a_policy_off_it():
-  """Where only pairs with the winner are compared, its policy alone is covered well."""
+def test_equilibrium_needs_the_least_coverage():
+  """If only pairs with the winner are compared, only its policy is covered well."""
   setting, link = contexts(0.05), probability()
   preference = jnp.full((X, K, K), 0.5).at[:, 0].set(0.9).at[:, :, 0].set(0.1).at[:, 0, 0].set(0.5)
-  design = votes.around(setting, 0, 1e-3)
+  design = votes.design_around_action(setting, 0, 1e-3)
   nash = equilibrium(setting, link.payoff(preference))
   covered, other = (
     coverage(tabular(0.0), setting, link, preference, design, log_p)

@@ -1,4 +1,4 @@
-"""Several prompts, and payoffs in log-odds: a prompt is learnt as if it were the only one."""
+"""Several prompts, and payoffs in log-odds: prompts are learned independently."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from nlhf_jax.sample_complexity import offline, online, votes
 from nlhf_jax.sample_complexity.linear import logistic
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.setting import Setting, gap, one_prompt
+from nlhf_jax.sample_complexity.setting import Setting, gap, single_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
 from tests.sample_complexity.problems import (
   K,
@@ -27,31 +27,33 @@ pytestmark = pytest.mark.usefixtures('float64')
 MEMBERS = tabular(0.7)
 LINKS = {'probability': probability(), 'log_odds': log_odds(3.0)}
 TAUS = {'probability': 0.1, 'log_odds': 0.5}
-# What the bonus charges, and what a pair without votes leaves of it, stay within (0, 1) here.
+# Probabilities minus bonuses stay within (0, 1) here, also for a pair without votes.
 BETA = 0.2
 
 
 def asked():
-  """Votes on both prompts, and what they say."""
-  wins = votes.vote(jax.random.key(0), preferences(3), some_counts())
-  return votes.comparisons(wins), MEMBERS.estimate(wins)
+  """Votes on both prompts, and the estimate from them."""
+  wins = votes.sample_wins(jax.random.key(0), preferences(3), some_counts())
+  return votes.comparison_counts(wins), MEMBERS.estimate(wins)
 
 
 def alone(setting, place, *arrays):
   """One of the prompts as the only one, and its part of the arrays."""
   part = slice(place, place + 1)
-  return one_prompt(setting.log_reference[place], setting.tau), *(array[part] for array in arrays)
+  return single_prompt(setting.log_reference[place], setting.tau), *(
+    array[part] for array in arrays
+  )
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_plug_in_and_bonus_learn_every_prompt_by_itself(name):
+def test_plug_in_and_bonus_treat_prompts_independently(name):
   setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
   payoff = link.payoff(preferences(3))
 
   @jax.jit
   def learn(setting, counts, estimate, payoff):
     plain = offline.plug_in(setting, link, estimate)
-    charged = offline.with_bonus(MEMBERS, setting, link, estimate, counts, BETA)
+    charged = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, BETA)
     return [(learnt, gap(setting, payoff, learnt.log_pi)) for learnt in (plain, charged)]
 
   together = learn(setting, counts, estimate, payoff)
@@ -64,18 +66,20 @@ def test_plug_in_and_bonus_learn_every_prompt_by_itself(name):
     values = np.array([single.value for single in singles])
     np.testing.assert_allclose(learnt.value, setting.prompts @ values, rtol=0, atol=1e-12)
     assert abs(learnt.left) < 1e-12
-  assert abs(together[0][0].log_pi - together[1][0].log_pi).max() > 0.1  # the bonus says something
+  assert abs(together[0][0].log_pi - together[1][0].log_pi).max() > 0.1  # the bonus has an effect
 
 
 @pytest.mark.parametrize('name', LINKS)
 def test_the_version_space_of_two_prompts(name):
-  """Two that are alike share a budget evenly, and one that never comes has no part in it."""
+  """Equal prompts share a budget evenly; a prompt of probability zero gets none of it."""
   link, (counts, estimate) = LINKS[name], asked()
   single = contexts(TAUS[name])
 
   @jax.jit
   def learn(setting, counts, estimate, budget):
-    return offline.version_space(MEMBERS, setting, link, estimate, counts, budget, updates=50)
+    return offline.learn_in_version_space(
+      MEMBERS, setting, link, estimate, counts, budget, updates=50
+    )
 
   def both(prompts, references, *arrays):
     return Setting(jnp.array(prompts), references, single.tau), *arrays
@@ -93,7 +97,7 @@ def test_the_version_space_of_two_prompts(name):
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_enhancers_choose_on_every_prompt_by_itself(name):
+def test_enhancers_treat_prompts_independently(name):
   setting, link, (counts, estimate) = contexts(TAUS[name]), LINKS[name], asked()
   log_pi = log_policies(5)
 
@@ -101,9 +105,9 @@ def test_enhancers_choose_on_every_prompt_by_itself(name):
     return [
       enhancer(estimate, counts, log_pi)
       for enhancer in (
-        online.information(MEMBERS, setting, link, 10),
-        online.optimistic(MEMBERS, setting, link, BETA),
-        online.best_of(link, 4),
+        online.information_enhancer(MEMBERS, setting, link, 10),
+        online.optimistic_enhancer(MEMBERS, setting, link, BETA),
+        online.best_of_enhancer(link, 4),
       )
     ]
 
@@ -120,20 +124,20 @@ def test_the_chain_of_two_prompts(name):
   members = MEMBERS if name == 'probability' else logistic(features(), 0.7)
   preference = preferences(3) if name == 'probability' else truth('logistic')
   setting, rounds, batch = contexts(TAUS[name]), 30, 40
-  enhancer = online.information(members, setting, link, batch)
+  enhancer = online.information_enhancer(members, setting, link, batch)
 
   @jax.jit
   @jax.vmap
   def learn(key):
-    course = online.learn(members, setting, link, preference, enhancer, batch, rounds, key)
+    course = online.run_rounds(members, setting, link, preference, enhancer, batch, rounds, key)
     return course, members.potential(course.expected_counts)
 
   course, potential = jax.device_get(learn(jax.random.split(jax.random.key(0), 20)))
   check_chain(course, potential, exploring=True)
   assert course.left.max() < 1e-12
-  assert course.gap[:, -1].mean() < course.gap[:, 1:5].mean()  # at first nothing is known
+  assert course.gap[:, -1].mean() < course.gap[:, 1:5].mean()  # large gaps at the start
   assert (course.wins.sum(axis=(1, 2, 3)) <= rounds * batch).all()
-  assert (course.wins.sum(axis=(2, 3)) > 0).all()  # both prompts were asked about
+  assert (course.wins.sum(axis=(2, 3)) > 0).all()  # both prompts have votes
   one = gap(setting, link.payoff(preference), jnp.asarray(course.log_pi[0, -1]))
   np.testing.assert_allclose(course.gap[0, -1], one, rtol=1e-9)
   assert course.log_pi.shape == (20, rounds, X, K)

@@ -7,9 +7,13 @@ import pytest
 
 from nlhf_jax.games import matrices
 from nlhf_jax.sample_complexity import offline, votes
-from nlhf_jax.sample_complexity.classes import coverage, information_ratio, most_informative
+from nlhf_jax.sample_complexity.classes import (
+  coverage,
+  information_ratio,
+  most_informative_opponent,
+)
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.setting import duel, equilibrium, gap, one_prompt
+from nlhf_jax.sample_complexity.setting import duel_weights, equilibrium, gap, single_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -24,8 +28,8 @@ def three_actions():
   preference = 0.5 + jnp.asarray(matrices.rock_paper_scissors(0.1, 0.3, 0.2))[None]
   counts = jnp.array([[[0, 20.0, 1], [20, 0, 8], [1, 8, 0]]])
   wins = jnp.array([[[0, 9.0, 1], [11, 0, 5], [0, 3, 0]]])
-  assert (votes.comparisons(wins) == counts).all()
-  return one_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), TAU), preference, wins, counts
+  assert (votes.comparison_counts(wins) == counts).all()
+  return single_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), TAU), preference, wins, counts
 
 
 def logs(policies):
@@ -33,7 +37,7 @@ def logs(policies):
     return jnp.log(policies)
 
 
-def prices(setting):
+def kl_penalties(setting):
   """tau KL(p, reference) on the grid."""
   p = np.maximum(GRID, 1e-300)
   return TAU * (GRID * (np.log(p) - np.asarray(setting.log_reference[0]))).sum(axis=1)
@@ -46,22 +50,22 @@ def test_the_version_space_against_all_policies_of_a_grid():
   """
   setting, _, wins, counts = three_actions()
   estimate, budget = MEMBERS.estimate(wins), jnp.asarray(1.5)
-  price = prices(setting)
+  penalty = kl_penalties(setting)
 
   @jax.jit
   def least(log_p):
     def one(log_q):
-      weights = duel(setting, log_p, log_q[None])
+      weights = duel_weights(setting, log_p, log_q[None])
       worst = MEMBERS.worst(estimate, counts, weights, budget)
       return jnp.exp(log_p[0]) @ (worst[0] - 0.5) @ jnp.exp(log_q)
 
-    return (jax.vmap(one)(logs(GRID)) + price).min()
+    return (jax.vmap(one)(logs(GRID)) + penalty).min()
 
-  values = jax.lax.map(lambda p: least(p[None]), logs(GRID)) - price
+  values = jax.lax.map(lambda p: least(p[None]), logs(GRID)) - penalty
 
   @jax.jit
   def solve(updates):
-    return offline.version_space(MEMBERS, setting, LINK, estimate, counts, budget, updates)
+    return offline.learn_in_version_space(MEMBERS, setting, LINK, estimate, counts, budget, updates)
 
   found = solve(400)
   far = TAU * (jnp.exp(found.log_pi) * (found.log_pi - setting.log_reference)).sum()
@@ -69,8 +73,8 @@ def test_the_version_space_against_all_policies_of_a_grid():
   assert found.value <= worst + 1e-9
   assert worst - found.value < 2e-3  # and not by much: the grid is fine enough
   assert worst >= values.max() - 1e-9
-  assert values.max() > values[np.argmin(price)] + 0.001  # there was something to find
-  # What is said to be left is no less than what more updates gain, and falls with them.
+  assert values.max() > values[np.argmin(penalty)] + 0.001  # the problem is not trivial
+  # `left` is at least the gain of more updates, and falls with them.
   few, many = solve(10), solve(4000)
   for less, more in ((few, found), (found, many)):
     assert 0 <= more.value - less.value <= less.left + 1e-12
@@ -79,26 +83,26 @@ def test_the_version_space_against_all_policies_of_a_grid():
 
 @pytest.mark.parametrize('link', [LINK, log_odds(3.0)], ids=['probability', 'log_odds'])
 def test_the_bonus_against_all_policies_of_a_grid(link):
-  """The max player of P - beta Gamma: no policy of the grid does better against its best reply."""
+  """No policy of the grid does better in P - beta Gamma against its best response."""
   setting, _, wins, counts = three_actions()
   estimate = MEMBERS.estimate(wins)
-  found = offline.with_bonus(MEMBERS, setting, link, estimate, counts, 0.7)
+  found = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, 0.7)
   log_pi = found.log_pi
   payoff = np.array(link.payoff(estimate - 0.7 * MEMBERS.bonus(estimate, counts))[0])
   np.fill_diagonal(payoff, 0)
   reference = np.exp(setting.log_reference[0])
 
-  def value(p, price):
-    return -TAU * np.log(np.exp(-(p @ payoff) / TAU) @ reference) - price
+  def value(p, penalty):
+    return -TAU * np.log(np.exp(-(p @ payoff) / TAU) @ reference) - penalty
 
   p = np.exp(log_pi[0])
   best = value(p, TAU * (p * (log_pi[0] - setting.log_reference[0])).sum())
-  grid = [value(p, price) for p, price in zip(GRID, prices(setting), strict=True)]
+  grid = [value(p, penalty) for p, penalty in zip(GRID, kl_penalties(setting), strict=True)]
   assert max(grid) <= best + 1e-12
   assert max(grid) > best - 0.005
   np.testing.assert_allclose(found.value, best, rtol=1e-12)
   assert 0 <= found.left < 1e-12
-  plain = offline.with_bonus(MEMBERS, setting, link, estimate, counts, 0.0)
+  plain = offline.learn_with_bonus(MEMBERS, setting, link, estimate, counts, 0.0)
   learnt = offline.plug_in(setting, link, estimate)
   np.testing.assert_allclose(np.exp(plain.log_pi), np.exp(learnt.log_pi), atol=1e-6)
   assert abs(plain.value) < 1e-12 > abs(learnt.value)
@@ -114,22 +118,22 @@ def test_the_guarantees_of_both_pessimists():
   error of the truth.
   """
   actions, size, delta = 4, 3e7, 0.1
-  setting = one_prompt(jnp.full(actions, -np.log(actions)), TAU)
+  setting = single_prompt(jnp.full(actions, -np.log(actions)), TAU)
   preference = 0.5 + jnp.asarray(matrices.random(actions, 3, (1,)))
   payoff = LINK.payoff(preference)
   nash = equilibrium(setting, payoff)
-  design = votes.around(setting, int(jnp.argmax(nash)), 0.02)
+  design = votes.design_around_action(setting, int(jnp.argmax(nash)), 0.02)
 
   @jax.jit
   @jax.vmap
   def one(key):
-    wins = votes.ask(key, preference, design, size)
-    counts, estimate = votes.comparisons(wins), MEMBERS.estimate(wins)
+    wins = votes.sample_votes(key, preference, design, size)
+    counts, estimate = votes.comparison_counts(wins), MEMBERS.estimate(wins)
     seen = MEMBERS, setting, LINK, estimate, counts
     radius, error = MEMBERS.radius(estimate, counts, delta), MEMBERS.error(*seen[3:], preference)
-    found = offline.version_space(*seen, radius, updates=100)
-    charged = offline.with_bonus(*seen, jnp.sqrt(error))
-    against = information_ratio(*seen, nash, most_informative(*seen, nash))
+    found = offline.learn_in_version_space(*seen, radius, updates=100)
+    charged = offline.learn_with_bonus(*seen, jnp.sqrt(error))
+    against = information_ratio(*seen, nash, most_informative_opponent(*seen, nash))
     single = (jnp.exp(nash[0]) @ MEMBERS.bonus(estimate, counts)[0]).max()
     return (
       gap(setting, payoff, found.log_pi),

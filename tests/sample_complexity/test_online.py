@@ -1,4 +1,4 @@
-"""Enhancers, and the chain of inequalities behind learning by asking, round by round."""
+"""Enhancers, and the chain of inequalities of online learning, round by round."""
 
 from functools import cache
 from itertools import product
@@ -12,7 +12,7 @@ from nlhf_jax.games import matrices
 from nlhf_jax.sample_complexity import online, worlds
 from nlhf_jax.sample_complexity.links import probability
 from nlhf_jax.sample_complexity.protocols import STRATEGIES, learn_online
-from nlhf_jax.sample_complexity.setting import one_prompt
+from nlhf_jax.sample_complexity.setting import single_prompt
 from nlhf_jax.sample_complexity.unstructured import tabular
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -22,11 +22,11 @@ ROUNDS, SEEDS = 80, 100
 
 
 def played(world, actions):
-  """A function that runs all seeds with a strategy at a price, compiled and run once."""
+  """A function that runs all seeds with a strategy and a tau, compiled and run once."""
 
   @jax.jit
   def run(tau, strategy):
-    setting = one_prompt(worlds.skewed(actions, 2.0), tau)
+    setting = single_prompt(worlds.geometric_reference(actions, 2.0), tau)
 
     def one(key):
       course = learn_online(
@@ -66,7 +66,7 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
     course, potential = anything(tau, name)
     check_chain(course, potential, exploring=name == 'information')
     if name == 'self-play':
-      assert course.width.max() < 1e-12  # a policy learns nothing about itself
+      assert course.width.max() < 1e-12  # a policy against itself is not informative
 
 
 @pytest.mark.parametrize('make', [worlds.bilinear, worlds.listed])
@@ -76,7 +76,7 @@ def test_the_chain_of_the_other_classes(make):
     check_chain(*run(0.1, name), exploring=name == 'information')
 
 
-def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
+def test_exploration_helps_at_low_tau(anything):
   """Protocol E4, over 100 seeds and after 40 rounds and 80: mean gaps, whose 95 % intervals part.
 
   | tau  | informative     | optimistic      | self-play       | reference       | best of 4       |
@@ -102,28 +102,28 @@ def test_exploring_pays_when_leaving_the_reference_is_cheap(anything):
   assert max(early, key=early.get) == 'information'
 
 
-def test_best_of_n_has_the_law_of_the_best_of_n_draws():
+def test_best_of_n_has_the_right_distribution():
   """Against all 3^4 outcomes."""
   estimate = 0.5 + jnp.asarray(matrices.random(3, 5, (1,)))
   log_pi = jnp.log(jnp.array([[0.5, 0.2, 0.3]]))
-  found = np.exp(online.best_of(LINK, 4)(estimate, jnp.zeros((1, 3, 3)), log_pi))[0]
+  found = np.exp(online.best_of_enhancer(LINK, 4)(estimate, jnp.zeros((1, 3, 3)), log_pi))[0]
   pi, score = np.exp(log_pi[0]), np.asarray((estimate[0] - 0.5) @ jnp.exp(log_pi[0]))
   law = np.zeros(3)
   for draws in product(range(3), repeat=4):
     law[max(draws, key=lambda a: score[a])] += np.prod(pi[list(draws)])
   np.testing.assert_allclose(found, law, rtol=1e-12)
-  # Without votes all are even, and the best is anyone.
-  even = online.best_of(LINK, 4)(jnp.full((1, 3, 3), 0.5), jnp.zeros((1, 3, 3)), log_pi)
+  # Without votes all actions tie, and the best of n has the policy's distribution.
+  even = online.best_of_enhancer(LINK, 4)(jnp.full((1, 3, 3), 0.5), jnp.zeros((1, 3, 3)), log_pi)
   np.testing.assert_allclose(even, log_pi, atol=1e-14)
 
 
-def test_the_optimistic_enhancer_is_a_best_reply_to_what_may_be():
+def test_optimistic_enhancer_is_an_optimistic_best_response():
   """No policy of a grid has less E[P - beta Gamma] + tau KL."""
-  members, setting = tabular(1.0), one_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.1)
+  members, setting = tabular(1.0), single_prompt(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.1)
   estimate = 0.5 + jnp.asarray(matrices.random(3, 5, (1,)))
   counts = jnp.array([[[0, 9.0, 1], [9, 0, 4], [1, 4, 0]]])
   log_pi = jnp.log(jnp.array([[0.5, 0.2, 0.3]]))
-  log_q = online.optimistic(members, setting, LINK, 0.8)(estimate, counts, log_pi)[0]
+  log_q = online.optimistic_enhancer(members, setting, LINK, 0.8)(estimate, counts, log_pi)[0]
   payoff = np.asarray(estimate - 0.8 * members.bonus(estimate, counts))[0]
 
   def cost(q):

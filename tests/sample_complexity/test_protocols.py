@@ -9,8 +9,8 @@ import pytest
 
 from nlhf_jax.sample_complexity import protocols, votes, worlds
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.rates import interval, slopes
-from nlhf_jax.sample_complexity.setting import equilibrium, one_prompt
+from nlhf_jax.sample_complexity.rates import confidence_interval, log_log_slopes
+from nlhf_jax.sample_complexity.setting import equilibrium, single_prompt
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -23,11 +23,11 @@ def keys():
 
 def ends(gaps):
   """Both ends of the 95 % interval."""
-  mean, half = interval(gaps)
+  mean, half = confidence_interval(gaps)
   return np.asarray(mean - half), np.asarray(mean + half)
 
 
-def test_pessimism_pays_where_little_is_covered_and_tau_is_small():
+def test_pessimism_helps_with_low_coverage_and_tau():
   """Protocol E5: a star of eight, beta = 1, at 100, 1,000 and 10,000 votes: mean gaps.
 
   | pairs with the star | tau  | plug-in                  | bonus                    |
@@ -43,7 +43,7 @@ def test_pessimism_pays_where_little_is_covered_and_tau_is_small():
 
   @jax.jit
   def program(tau, others, keys):
-    setting = one_prompt(worlds.skewed(8, 0.0), tau)
+    setting = single_prompt(worlds.geometric_reference(8, 0.0), tau)
     learn = partial(protocols.learn_offline, world, probability(), setting, others)
     return jax.vmap(lambda key: learn(beta=1.0, updates=30, samples=samples, key=key))(keys)
 
@@ -55,17 +55,17 @@ def test_pessimism_pays_where_little_is_covered_and_tau_is_small():
   ratio = covered.bonus.mean(axis=0) / covered.plug_in.mean(axis=0)
   assert ((ratio > 1) & (ratio < 1.6)).all()
   assert max(left.plug_in.max(), left.bonus.max()) < 1e-9 < left.version_space.max()
-  # The version space charges less than the bonus, which adds up over all pairs.
+  # The version space is less pessimistic than the bonus, which is summed over all pairs.
   assert (dear.version_space.mean(axis=0) < dear.bonus.mean(axis=0)).all()
 
 
 def test_under_bradley_terry_the_equilibrium_is_the_best_reward():
   """In log-odds: exactly so for a fitted reward, and at rate 1 / n for the true one."""
   world, link = worlds.bradley_terry(5), log_odds()
-  setting = one_prompt(worlds.skewed(5, 0.5), 0.3)
+  setting = single_prompt(worlds.geometric_reference(5, 0.5), 0.3)
   truth = world.draw(jax.random.key(1))
-  counts = jnp.round(400 * votes.evenly(setting))
-  fitted = world.members.estimate(votes.vote(jax.random.key(2), truth, counts))
+  counts = jnp.round(400 * votes.uniform_design(setting))
+  fitted = world.members.estimate(votes.sample_wins(jax.random.key(2), truth, counts))
   reward = link.payoff(fitted)[:, :, -1]
   best = jax.nn.log_softmax(setting.log_reference + reward / setting.tau)
   np.testing.assert_allclose(equilibrium(setting, link.payoff(fitted)), best, atol=1e-10)
@@ -73,17 +73,17 @@ def test_under_bradley_terry_the_equilibrium_is_the_best_reward():
   learn = partial(protocols.learn_rewards, world, setting, samples)
   found = jax.jit(jax.vmap(learn))(keys())
   for gaps in found:
-    assert (abs(slopes(samples, gaps.mean(axis=0)) + 1) < 0.15).all()
-  # Four numbers are learnt sooner than ten.
+    assert (abs(log_log_slopes(samples, gaps.mean(axis=0)) + 1) < 0.15).all()
+  # Four parameters need fewer votes than ten.
   assert (ends(found.fitted)[1] < ends(found.tabular)[0]).all()
 
 
 @pytest.mark.parametrize('make', [partial(worlds.bilinear, rank=3), worlds.listed])
-def test_small_classes_learn_sooner(make):
+def test_small_classes_need_fewer_votes(make):
   """The plug-in identity holds for every class; three numbers, or one of fifty, need fewer votes
   than 28: 95 % intervals of gaps are below those of the class of all preferences."""
   world, every = make(8), worlds.anything(8)
-  setting, samples = one_prompt(worlds.skewed(8, 0.5), 0.1), np.array([1e3, 1e5])
+  setting, samples = single_prompt(worlds.geometric_reference(8, 0.5), 0.1), np.array([1e3, 1e5])
   truth = world.draw(jax.random.key(3))
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""The oracle and its designs: shares that add up, votes of the right mean and variance."""
+"""Designs sum to one, and votes have the right mean and variance."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,12 @@ import pytest
 from nlhf_jax.games import matrices
 from nlhf_jax.sample_complexity import votes
 from nlhf_jax.sample_complexity.links import log_odds, probability
-from nlhf_jax.sample_complexity.setting import Setting, duel, duels, over_pairs
+from nlhf_jax.sample_complexity.setting import (
+  Setting,
+  duel_weights,
+  duel_weights_by_action,
+  sum_over_pairs,
+)
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -28,25 +33,25 @@ def policies(seed):
   return jnp.log(np.random.default_rng(seed).dirichlet(np.ones(K), X))
 
 
-def test_designs_are_shares_of_all_comparisons():
+def test_designs_sum_to_one():
   setting, log_p, log_q = contexts(), policies(1), policies(2)
-  for design in (votes.evenly(setting), votes.around(setting, 1, 1e-3)):
-    np.testing.assert_allclose(over_pairs(design), setting.prompts, rtol=1e-14)
+  for design in (votes.uniform_design(setting), votes.design_around_action(setting, 1, 1e-3)):
+    np.testing.assert_allclose(sum_over_pairs(design), setting.prompts, rtol=1e-14)
     np.testing.assert_array_equal(design, design.swapaxes(1, 2))
     assert (jnp.diagonal(design, axis1=1, axis2=2) == 0).all()
-  star = votes.around(setting, 1, 1e-3)
+  star = votes.design_around_action(setting, 1, 1e-3)
   np.testing.assert_allclose(star[:, 0, 2] / star[:, 0, 1], 1e-3, rtol=1e-12)
-  # What is not drawn against itself: 1 - sum_a p_a q_a.
-  design = votes.sampled_from(setting, log_p, log_q)
+  # The probability of two different actions: 1 - sum_a p_a q_a.
+  design = votes.design_from_policies(setting, log_p, log_q)
   wasted = (jnp.exp(log_p) * jnp.exp(log_q)).sum(axis=1)
-  np.testing.assert_allclose(over_pairs(design), setting.prompts * (1 - wasted), rtol=1e-14)
+  np.testing.assert_allclose(sum_over_pairs(design), setting.prompts * (1 - wasted), rtol=1e-14)
 
 
 def test_votes_have_the_right_mean_and_variance():
   """20,000 draws of each way to ask: means within 5 standard errors, variances of theirs."""
   setting = contexts()
   preference = 0.5 + jnp.asarray(matrices.prompts(K, X, seed=3))
-  design = votes.sampled_from(setting, policies(1), policies(2))
+  design = votes.design_from_policies(setting, policies(1), policies(2))
   total, seeds = 30, 20_000
   counts = jnp.round(100 * design)
 
@@ -54,9 +59,9 @@ def test_votes_have_the_right_mean_and_variance():
   @jax.vmap
   def draw(key):
     return (
-      votes.ask(key, preference, design, total),
-      votes.ask_each(key, preference, design, total),
-      votes.vote(key, preference, counts),
+      votes.sample_votes(key, preference, design, total),
+      votes.sample_few_votes(key, preference, design, total),
+      votes.sample_wins(key, preference, counts),
     )
 
   asked, each, voted = draw(jax.random.split(jax.random.key(0), seeds))
@@ -74,18 +79,20 @@ def test_votes_have_the_right_mean_and_variance():
     assert (abs(wins.var(axis=0) - variance) <= 5 * np.sqrt(fourth / seeds)).all()
 
 
-def test_a_duel_is_what_two_policies_see_of_an_error():
+def test_duel_weights_give_the_expected_error():
   setting, log_p, log_q = contexts(), policies(1), policies(2)
   delta = jnp.asarray(matrices.prompts(K, X, seed=3))
   seen = jnp.einsum('x,xa,xab,xb', setting.prompts, jnp.exp(log_p), delta, jnp.exp(log_q))
-  weights = duel(setting, log_p, log_q)
-  np.testing.assert_allclose(over_pairs(weights * delta).sum(), seen, rtol=1e-13)
-  assert not duel(setting, log_p, log_p).any()
+  weights = duel_weights(setting, log_p, log_q)
+  np.testing.assert_allclose(sum_over_pairs(weights * delta).sum(), seen, rtol=1e-13)
+  assert not duel_weights(setting, log_p, log_p).any()
   single = jnp.where(jnp.arange(K) == 2, 0.0, -jnp.inf) * jnp.ones((X, 1))
-  np.testing.assert_allclose(duels(setting, log_p)[:, 2], duel(setting, log_p, single), atol=1e-16)
+  np.testing.assert_allclose(
+    duel_weights_by_action(setting, log_p)[:, 2], duel_weights(setting, log_p, single), atol=1e-16
+  )
 
 
-def test_links_are_antisymmetric_and_know_their_slope():
+def test_links_are_antisymmetric_with_right_slopes():
   preference = 0.5 + jnp.asarray(matrices.random(5, 0))
   for link in (probability(), log_odds()):
     payoff = link.payoff(preference)

@@ -13,7 +13,7 @@ from configs import base
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
@@ -175,7 +175,7 @@ def section(algorithm, **arguments):
 
 
 def refused(row):
-  ranges.check(row, 'config.it')
+  sections.check(sections.training_sections(row, 'config.it'))
   make_training(row, 'config.it')
 
 

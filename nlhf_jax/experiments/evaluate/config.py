@@ -4,7 +4,7 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +19,18 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control, mt_bench
 from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
-from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
+from nlhf_jax.experiments.sections import Section, check, language_sections
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
@@ -81,6 +82,19 @@ class Harness(NamedTuple):
   limit: int | None
 
 
+class EntrySettings(NamedTuple):
+  """The most tokens of a response, and the chance of a wrong order at which judging stops early."""
+
+  length: AtLeastOne
+  settle: BelowOne
+
+
+class HarnessSettings(NamedTuple):
+  """The most questions of a task; 0 for all."""
+
+  limit: Count
+
+
 class EvaluateExperiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
@@ -111,12 +125,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   Raises:
     UserError: if a setting or the data cannot be used.
   """
-  ranges.check(config)
+  check(evaluate_sections(config))
   section = config.tournament
-  if section.length < 1:
-    raise UserError(f'config.tournament.length={section.length} must be at least 1.')
-  if not 0 <= section.settle < 1:
-    raise UserError(f'config.tournament.settle={section.settle} must be in [0, 1).')
   if config.policies:
     raise UserError('config.policies: nothing is trained here but judges; leave policies out.')
   alpaca = make_alpaca_eval(config.alpaca_eval)
@@ -149,6 +159,13 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     mt_bench=make_mt_bench(config, players, folder),
     harness=make_harness(config.harness, players),
   )
+
+
+def evaluate_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield from language_sections(config)
+  yield Section(EntrySettings, config.tournament, 'config.tournament')
+  yield Section(HarnessSettings, config.harness, 'config.harness')
 
 
 def make_panel(config: ConfigDict) -> list[str]:
@@ -391,6 +408,4 @@ def make_harness(section: ConfigDict, players: Mapping[str, Player]) -> Harness 
   if not tasks:
     return None
   must_answer('harness.tasks', players, least=1)
-  if section.limit < 0:
-    raise UserError(f'config.harness.limit={section.limit} must be at least 0.')
   return Harness(tasks, section.limit or None)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
+from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
 from nlhf_jax.experiments.judge_config import GIVEN
 from nlhf_jax.experiments.language.stage_settings import (
@@ -28,7 +28,6 @@ JUDGES = (*TRAINED, *GIVEN, 'oracle')
 LEARNED = ('sft', *TRAINED.values())
 # Stages whose algorithm has another name.
 ROWS = {'embedding_model': 'preference_model'}
-LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # algorithms whose loss is not linear in the preference
 FEEDBACK = {'probability': probability, 'verdict': verdict}
 
 
@@ -38,8 +37,12 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: if one is wrong.
   """
-  ranges.check(config)
-  model = config.model
+  sections.check(sections.language_sections(config))
+  check_heads(config.model)
+
+
+def check_heads(model: ConfigDict) -> None:
+  """Refuses sizes of attention heads that do not go together, in the section `model`."""
   if model.heads % model.key_heads:
     raise UserError(
       f'config.model.heads={model.heads} must be a multiple of config.model.key_heads='
@@ -134,18 +137,18 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
-  if (row.judge == 'reward') != (row.algorithm == 'rlhf_pg') and row.algorithm != 'rebel':
+  payoffs = training.algorithm.payoffs
+  given = {'reward'} if row.judge == 'reward' else {'probability', 'log_odds'}
+  if not given.intersection(payoffs):
     raise UserError(
-      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}': rlhf_pg needs 'reward', "
-      'rebel can do with it, all others learn from probabilities.'
+      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}', which learns from payoffs "
+      f'of the kind {" or ".join(payoffs)}; use another judge.'
     )
   if row.feedback == 'verdict' and row.judge == 'reward':
     raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
-  if row.feedback == 'verdict' and row.algorithm in LOG_ODDS:
+  if row.feedback == 'verdict' and 'log_odds' in payoffs:
     raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
-  averages = [
-    slot for slot, rule in training.algorithm.references.items() if rule.__name__.startswith('ema(')
-  ]
+  averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
     raise UserError(
       f"{field}: its slot '{averages[0]}' is an average, whose updates are too small for "

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The experiment that measures how many votes an equilibrium needs."""

@@ -1,38 +1,48 @@
-"""The experiments that learn games of a few actions from votes."""
+"""The config of the experiments that learn games over a few actions from votes."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
-from nlhf_jax.experiments.tabular.config import call, numbers
-from nlhf_jax.sample_complexity import links, worlds
+from nlhf_jax.ranges import Finite
+from nlhf_jax.sample_complexity import links, protocols, worlds
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import one_prompt
-from nlhf_jax.sample_complexity.worlds import World, skewed
+from nlhf_jax.sample_complexity.setting import single_prompt
+from nlhf_jax.sample_complexity.worlds import World, geometric_reference
+
+LINKS = factories(links, Link)
+WORLDS = factories(worlds, World)
+PROTOCOLS = {'offline': protocols.learn_offline, 'online': protocols.learn_online}
+PARTS = ('rates', 'offline', 'online', 'rewards')
+
+
+class PartSettings(NamedTuple):
+  """The slope of the reference: every action is e^-reference times as likely as the one before."""
+
+  reference: Finite
 
 
 def make_experiment(
   config: ConfigDict, name: str, folder: Path | None = None
 ) -> SampleComplexityExperiment:
-  """The experiment that a config describes; in double precision, if JAX has it enabled.
+  """Makes the experiment of a config; in double precision, if JAX has it enabled.
 
-  Nothing is kept in `folder`.
+  It has no stages to keep in `folder`.
 
   Raises:
     UserError: if a setting cannot be used.
   """
   del folder
-  ranges.check(config)
-  link = call(functions(links, Link), config.payoff, {}, 'config.payoff', 'config.payoff')
-  parts = {
-    field: make_part(config[field], f'config.{field}')
-    for field in ('rates', 'offline', 'online', 'rewards')
-  }
+  sections.check(sample_complexity_sections(config))
+  link = call_by_name(LINKS, config.payoff, {}, 'config.payoff', 'config.payoff')
+  parts = {field: make_part(config[field], f'config.{field}') for field in PARTS}
   if config.rewards.world.name != 'bradley_terry':
     raise UserError(
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
@@ -41,33 +51,41 @@ def make_experiment(
   return SampleComplexityExperiment(name, config.payoff, link, config.seed, config.seeds, **parts)
 
 
+def sample_complexity_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield Section(SampleComplexityExperiment, config, 'config')
+  for part in PARTS:
+    section, field = config[part], f'config.{part}'
+    yield Section(PartSettings, section, field)
+    if part in PROTOCOLS:
+      yield Section(PROTOCOLS[part], section, field)
+    if section.world.name in WORLDS:
+      yield Section(WORLDS[section.world.name], section.world, f'{field}.world')
+
+
 def make_part(settings: ConfigDict, field: str) -> Measurement:
-  """One of the measurements."""
+  """The measurement of one section, called `field`."""
   arguments = settings.to_dict()
   described = arguments.pop('world')
   name = described.pop('name')
-  known = functions(worlds, World)
-  for size, least in (('actions', 2), ('rank', 2)):
-    if described.get(size, least) < least:
-      raise UserError(f'{field}.world.{size}={described[size]} must be at least {least}.')
-  if not np.isfinite(arguments['reference']):
-    raise UserError(f'{field}.reference={arguments["reference"]} must be finite.')
-  world = call(known, name, described, f'{field}.world.name', f'{field}.world')
-  log_reference = skewed(described['actions'], arguments.pop('reference'))
-  taus = positive(arguments.pop('taus'), f'{field}.taus')
+  world = call_by_name(WORLDS, name, described, f'{field}.world.name', f'{field}.world')
+  log_reference = geometric_reference(described['actions'], arguments.pop('reference'))
+  taus = parse_positive(arguments.pop('taus'), f'{field}.taus')
   votes = None
   if 'votes' in arguments:
-    votes = np.array(positive(arguments.pop('votes'), f'{field}.votes'))
+    votes = np.array(parse_positive(arguments.pop('votes'), f'{field}.votes'))
     if (np.diff(votes) <= 0).any() or votes[0] < 1:
       raise UserError(f"{field}.votes='{settings.votes}' must increase, from 1 on.")
-  others = positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
-  by_tau = {tau: one_prompt(log_reference, tau) for tau in taus}
+  others = (
+    parse_positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
+  )
+  by_tau = {tau: single_prompt(log_reference, tau) for tau in taus}
   return Measurement(name, world, by_tau, votes, others, arguments)
 
 
-def positive(text: str, field: str) -> list[float]:
+def parse_positive(text: str, field: str) -> list[float]:
   """Numbers above 0, separated by commas."""
-  found = numbers(text, field)
+  found = parse_numbers(text, field)
   if not all(0 < number < np.inf for number in found):
     raise UserError(f"{field}='{text}' must be finite numbers above 0.")
   return found

@@ -1,4 +1,4 @@
-"""Learning games from votes: what is measured, with intervals over seeds, and its report."""
+"""Measures how fast games are learned from votes, with confidence intervals over seeds."""
 
 import time
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
 from nlhf_jax.storage import json_lines
 
-SOLVED = 1e-9  # what an inner game may have left to gain, in units of the payoff
+SOLVED = 1e-9  # exploitability, in units of the payoff, at which an inner game counts as solved
 
 
 def run(experiment: SampleComplexityExperiment, workdir: Path) -> dict:
-  """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
+  """Runs the four measurements, and writes results, plots and the report to `workdir`."""
   for old in (
     'results.json',
     'report.html',
@@ -49,24 +49,24 @@ def run(experiment: SampleComplexityExperiment, workdir: Path) -> dict:
       results[field] = measure(experiment, getattr(experiment, field), keys)
       results[field]['seconds'] = time.perf_counter() - began
   json_lines.write_json(workdir / 'results.json', results)
-  figures = draw(results)
+  figures = draw_vote_figures(results)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   sample_complexity_page.write(workdir / 'report.html', results, figures)
-  announce(results)
+  print_vote_results(results)
   return results
 
 
-def curve(at: np.ndarray, gaps: jax.Array) -> dict:
-  """Mean over seeds [S, R] and half of its 95 % interval, in plain numbers."""
-  mean, half = rates.interval(gaps)
+def mean_curve(at: np.ndarray, gaps: jax.Array) -> dict:
+  """The mean over seeds of gaps [S, R], and half of its 95 % interval, as plain numbers."""
+  mean, half = rates.confidence_interval(gaps)
   return {'at': at.tolist(), 'mean': mean.tolist(), 'half': half.tolist()}
 
 
 def measure_rates(
   experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
 ) -> dict:
-  """The plug-in equilibrium on one truth, by price and number of votes."""
+  """Gaps of the plug-in equilibrium for one true preference, by tau and number of votes."""
   preference = part.world.draw(jax.random.key(experiment.seed))
   program = jax.jit(
     lambda setting, keys: jax.vmap(
@@ -76,12 +76,12 @@ def measure_rates(
   curves = {}
   for tau, setting in part.settings.items():
     gaps, identity = program(setting, keys)
-    row = curve(part.votes, gaps)
-    row['slopes'] = rates.slopes(part.votes, row['mean']).tolist()
+    row = mean_curve(part.votes, gaps)
+    row['slopes'] = rates.log_log_slopes(part.votes, row['mean']).tolist()
     row['identity_error'] = float(abs(gaps - identity).max())
     if part.name == 'anything':
       nash = equilibrium(setting, experiment.link.payoff(preference))
-      design = votes.evenly(setting)
+      design = votes.uniform_design(setting)
       row['predicted'] = [
         float(rates.expected_gap(setting, experiment.link, preference, n * design, nash))
         for n in part.votes
@@ -93,7 +93,7 @@ def measure_rates(
 def measure_offline(
   experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
 ) -> dict:
-  """Plug-in against two pessimists, by price and by how much of the pairs is covered."""
+  """Gaps of plug-in and two pessimistic learners, by tau and coverage of the pairs."""
 
   @jax.jit
   def program(setting, others, keys):
@@ -109,15 +109,15 @@ def measure_offline(
         for of_each in found
       )
       title = f'τ = {tau:g}, other pairs weigh {others:g}'
-      panels[title] = {name: curve(part.votes, values) for name, values in gaps.items()}
-      unsolved |= not_solved(title, part.votes, left)
+      panels[title] = {name: mean_curve(part.votes, values) for name, values in gaps.items()}
+      unsolved |= find_unsolved(title, part.votes, left)
   return {'panels': panels, 'unsolved': unsolved}
 
 
-def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
-  """Title -> solver -> what it had left of its own game, by `at`, the most over seeds [S, R].
+def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
+  """Title -> solver -> its remaining gap in its own game by `at`, the maximum over seeds [S, R].
 
-  Only of solvers, and for a title with one, that have more left than `SOLVED` (or NaN).
+  Has only solvers with a gap above `SOLVED`, or NaN; empty if there are none.
   """
   most = {name: np.asarray(values).max(axis=0) for name, values in left.items()}
   rows = {
@@ -131,7 +131,7 @@ def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dic
 def measure_online(
   experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
 ) -> dict:
-  """Every enhancer, by price: the main agent's gap after each round."""
+  """Gaps of the main agent after each round, by tau and enhancer."""
 
   @jax.jit
   def program(setting, strategy, keys):
@@ -140,22 +140,22 @@ def measure_online(
     return courses.gap, courses.left
 
   rounds = np.arange(part.arguments['rounds'])
-  asked = part.arguments['batch'] * rounds
+  votes_so_far = part.arguments['batch'] * rounds
   panels, unsolved = {}, {}
   for tau, setting in part.settings.items():
     title, panel, left = f'τ = {tau:g}', {}, {}
     for number, name in enumerate(protocols.STRATEGIES):
       gaps, left[name] = program(setting, number, keys)
-      panel[name] = curve(asked, gaps)
+      panel[name] = mean_curve(votes_so_far, gaps)
     panels[title] = panel
-    unsolved |= not_solved(title, asked, left)
+    unsolved |= find_unsolved(title, votes_so_far, left)
   return {'panels': panels, 'unsolved': unsolved}
 
 
 def measure_rewards(
   experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
 ) -> dict:
-  """Under Bradley-Terry, what is missing to the best regularised reward."""
+  """Under Bradley-Terry, the shortfall of the regularised reward, by tau and learner."""
   program = jax.jit(
     lambda setting, keys: jax.vmap(
       partial(protocols.learn_rewards, part.world, setting, part.votes)
@@ -164,14 +164,14 @@ def measure_rewards(
   curves = {}
   for tau, setting in part.settings.items():
     for name, gaps in program(setting, keys)._asdict().items():
-      row = curve(part.votes, gaps)
-      row['slopes'] = rates.slopes(part.votes, row['mean']).tolist()
+      row = mean_curve(part.votes, gaps)
+      row['slopes'] = rates.log_log_slopes(part.votes, row['mean']).tolist()
       curves[f'{name}, τ = {tau:g}'] = row
   return {'curves': curves}
 
 
-def draw(results: Mapping) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files."""
+def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
+  """Name of the file -> PNG of each figure."""
   unit = 'win probability' if results['payoff'] == 'probability' else 'log-odds'
   figures = {}
 
@@ -186,7 +186,7 @@ def draw(results: Mapping) -> dict[str, bytes]:
     theory = {
       label: (row['at'], row['predicted']) for label, row in rows.items() if 'predicted' in row
     }
-    figures[name] = game_plots.as_png(
+    figures[name] = game_plots.render_png(
       game_plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
     )
 
@@ -194,16 +194,18 @@ def draw(results: Mapping) -> dict[str, bytes]:
   for field in ('offline', 'online'):
     for number, (title, panel) in enumerate(results[field]['panels'].items(), 1):
       add(f'{field}_{number}', panel, f'{field.capitalize()}, {title}', f'gap, {unit}')
-  title = 'Under Bradley-Terry: to the best reward'
-  add('rewards', results['rewards']['curves'], title, 'reward missing, log-odds')
+  title = 'Under Bradley-Terry: shortfall of the reward'
+  add('rewards', results['rewards']['curves'], title, 'reward shortfall, log-odds')
   return figures
 
 
-def announce(results: Mapping) -> None:
-  """Prints what was found."""
-  for title, rows in sample_complexity_page.tables(results):
+def print_vote_results(results: Mapping) -> None:
+  """Prints the results."""
+  for title, rows in sample_complexity_page.result_tables(results):
     at = next(iter(rows.values()))['at']
-    shown = sample_complexity_page.shown(at)
-    cells = [sample_complexity_page.cells(row, shown) for row in rows.values()]
+    shown = sample_complexity_page.printed_points(at)
+    cells = [sample_complexity_page.format_cells(row, shown) for row in rows.values()]
     print(tables.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
-  print(f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.said_of_solvers(results)}')
+  print(
+    f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.describe_solvers(results)}'
+  )

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The experiment that runs solvers on a game over a few actions."""

@@ -1,7 +1,6 @@
-"""The experiments that solve a game over a few actions."""
+"""The config of the experiments that solve a game over a few actions."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,55 +9,71 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import exact, files, matrices, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
 
-# Solvers whose point is the price: at tau = 0 they are another one, or none.
-PRICED = (
+GAMES = factories(matrices, np.ndarray)
+SOLVERS = factories(solvers, Solver) | factories(exact, Solver)
+
+# Solvers of regularised games: at tau = 0 they are undefined, or equal to another solver.
+REGULARISED = (
   *('nash_md', 'nash_md_decreasing', 'mmd', 'mpo', 'mmd_ema', 'inpo', 'comal'),
   *('newton', 'anderson'),
 )
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path | None = None) -> TabularExperiment:
-  """The experiment that a config describes; in double precision, if JAX has it enabled.
+  """Makes the experiment of a config; in double precision, if JAX has it enabled.
 
-  Nothing is kept in `folder`.
+  It has no stages to keep in `folder`.
 
   Raises:
     UserError: if a setting or the game cannot be used.
   """
   del folder
-  ranges.check(config)
+  sections.check(tabular_sections(config))
   table = make_table(config.game)
   payoff = np.reshape(table.payoff, (-1, *table.payoff.shape[-2:]))
   actions = payoff.shape[-1]
-  game = make_game(payoff, policy(config.reference, actions, 'config.reference'), config.tau)
+  game = make_game(payoff, parse_policy(config.reference, actions, 'config.reference'), config.tau)
   start = game.log_reference
   if config.start != 'reference':
-    chosen = np.log(policy(config.start, actions, 'config.start'))
+    chosen = np.log(parse_policy(config.start, actions, 'config.start'))
     start = jnp.broadcast_to(jnp.asarray(chosen), start.shape)
   samplings = {
-    text: jnp.broadcast_to(policy(text, actions, 'config.sampling'), start.shape)
+    text: jnp.broadcast_to(parse_policy(text, actions, 'config.sampling'), start.shape)
     for text in ('uniform', config.sampling)
   }
-  rows = make_rows(config)
-  for label, row in rows.items():
+  runs = make_runs(config)
+  for label, run in runs.items():
     try:
-      row.solver.init(jax.tree.map(lambda leaf: leaf[0], game), start[0])
+      run.solver.init(jax.tree.map(lambda leaf: leaf[0], game), start[0])
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
   game_name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return TabularExperiment(name, game_name, table, game, start, samplings, rows)
+  return TabularExperiment(name, game_name, table, game, start, samplings, runs)
+
+
+def tabular_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield Section(make_game, config, 'config')
+  game = files.read if config.game.name == 'file' else GAMES.get(config.game.name)
+  if game:
+    yield Section(game, config.game, 'config.game')
+  for label, section in config.solvers.items():
+    field = f'config.solvers.{label}'
+    yield Section(SolverRun, section, field)
+    if section.solver in SOLVERS:
+      yield Section(SOLVERS[section.solver], section.arguments, f'{field}.arguments')
 
 
 def make_table(settings: ConfigDict) -> Table:
-  """The game, by its name or from a file."""
+  """The game of the section `game`, by its name or from a file."""
   arguments = settings.to_dict()
   name = arguments.pop('name')
   if name == 'file':
@@ -66,12 +81,12 @@ def make_table(settings: ConfigDict) -> Table:
       raise UserError('config.game.path is empty; pass --config.game.path=MATRIX.csv.')
     return files.read(**arguments)
   if 'rewards' in arguments:
-    arguments['rewards'] = numbers(arguments['rewards'], 'config.game.rewards')
-  payoff = call(functions(matrices, np.ndarray), name, arguments, 'config.game.name', 'config.game')
+    arguments['rewards'] = parse_numbers(arguments['rewards'], 'config.game.rewards')
+  payoff = call_by_name(GAMES, name, arguments, 'config.game.name', 'config.game')
   return Table(tuple(str(action + 1) for action in range(payoff.shape[-1])), payoff, ())
 
 
-def make_rows(config: ConfigDict) -> dict[str, SolverRun]:
+def make_runs(config: ConfigDict) -> dict[str, SolverRun]:
   """The solvers chosen by `config.only`, all by default."""
   chosen = [label.strip() for label in config.only.split(',') if label.strip()]
   for label in chosen:
@@ -79,51 +94,29 @@ def make_rows(config: ConfigDict) -> dict[str, SolverRun]:
       raise UserError(
         f"config.only: there is no solver '{label}'; choose from {', '.join(config.solvers)}."
       )
-  known = functions(solvers, Solver) | functions(exact, Solver)
-  rows = {}
+  runs = {}
   for label in chosen or config.solvers:
-    row, field = config.solvers[label], f'config.solvers.{label}'
-    arguments = dict(row.arguments)
-    solver = call(known, row.solver, arguments, f'{field}.solver', f'{field}.arguments')
-    if config.tau == 0 and row.solver in PRICED:
+    section, field = config.solvers[label], f'config.solvers.{label}'
+    arguments = dict(section.arguments)
+    solver = call_by_name(
+      SOLVERS, section.solver, arguments, f'{field}.solver', f'{field}.arguments'
+    )
+    if config.tau == 0 and section.solver in REGULARISED:
       if label in chosen:
-        raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point or mwu.')
+        raise UserError(f'{field} needs config.tau above 0; at 0 use proximal_point or mwu.')
       continue
-    rows[label] = SolverRun(solver, row.updates)
-  return rows
+    runs[label] = SolverRun(solver, section.updates)
+  return runs
 
 
-def call(known: Mapping[str, Callable], name: str, arguments: Mapping, field: str, where: str):
-  """Calls a function by its name, once it is known to take the arguments.
-
-  Raises:
-    UserError: that names the field, if not.
-  """
-  if name not in known:
-    raise UserError(f"{field}: there is no '{name}'; use one of {', '.join(known)}.")
-  try:
-    inspect.signature(known[name]).bind(**arguments)
-  except TypeError as error:
-    raise UserError(f"{where}: '{name}' got {list(arguments)}: {error}.") from None
-  return known[name](**arguments)
-
-
-def policy(text: str, actions: int, field: str) -> np.ndarray:
-  """Probabilities from text, [K]."""
+def parse_policy(text: str, actions: int, field: str) -> np.ndarray:
+  """Probabilities from text such as '0.5, 0.3, 0.2', [K]."""
   if text == 'uniform':
     return np.full(actions, 1 / actions)
-  pi = np.array(numbers(text, field))
+  pi = np.array(parse_numbers(text, field))
   if len(pi) != actions or not (pi > 0).all() or abs(pi.sum() - 1) > 1e-6:
     raise UserError(
-      f"{field}='{text}' must be {actions} probabilities above 0 that sum to 1, one an action, or "
+      f"{field}='{text}' must be {actions} probabilities above 0 that sum to 1, one per action, or "
       "'uniform'."
     )
   return pi / pi.sum()
-
-
-def numbers(text: str, field: str) -> list[float]:
-  """Numbers separated by commas."""
-  try:
-    return [float(part) for part in text.split(',')]
-  except ValueError:
-    raise UserError(f"{field}='{text}' must be numbers separated by commas.") from None

@@ -1,4 +1,4 @@
-"""Solving a game over a few actions: every solver's way to the exact equilibria."""
+"""Runs solvers on a game over a few actions, and measures their distance to the equilibria."""
 
 import time
 from collections.abc import Mapping
@@ -15,45 +15,45 @@ from tqdm import tqdm
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
-from nlhf_jax.games.solve import solve, when
+from nlhf_jax.games.solve import log_spaced_updates, solve
 from nlhf_jax.reporting import game_page, game_plots, tables
 from nlhf_jax.storage import json_lines
 
-SHOWN = 12  # actions named in the tables
-DRAWN = 1500  # updates shown of a trajectory
-TOLERANCE = 1e-22  # exploitability of the equilibria that solvers are measured against
+SHOWN = 12  # actions in printed tables
+DRAWN = 1500  # updates in the plot of a trajectory
+TOLERANCE = 1e-22  # exploitability of the exact equilibria
 
 
-class Target(NamedTuple):
-  """What the solvers are measured against, one row a prompt; probabilities' logarithms."""
+class Equilibria(NamedTuple):
+  """The exact equilibria, as log-probabilities, one per prompt."""
 
-  nash: Float[Array, 'X K'] | None  # at the price tau; none if it is 0
-  lottery: Float[Array, 'X K']  # without a price
+  nash: Float[Array, 'X K'] | None  # of the regularised game; None if tau is 0
+  lottery: Float[Array, 'X K']  # of the unregularised game
 
 
 def run(experiment: TabularExperiment, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
-    (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
-  target, facts = analyse(experiment)
+    (workdir / old).unlink(missing_ok=True)  # these may be of another game
+  target, facts = analyse_game(experiment)
   outcomes, paths = {}, {}
-  with tqdm(experiment.rows.items(), unit='solver') as bar:
-    for label, row in bar:
+  with tqdm(experiment.runs.items(), unit='solver') as bar:
+    for label, run in bar:
       bar.set_description(label)
-      outcomes[label], paths[label] = follow(row, game, experiment.start, target)
+      outcomes[label], paths[label] = run_solver(run, game, experiment.start, target)
   results = {'name': experiment.name, **facts, 'solvers': outcomes}
-  figures = draw(experiment, results, paths, target)
+  figures = draw_game_figures(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   game_page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
-  announce(results)
+  print_game_results(results)
   return results
 
 
-def analyse(experiment: TabularExperiment) -> tuple[Target, dict]:
-  """The exact equilibria of the game, and what can be said of it without any solver."""
+def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
+  """The exact equilibria of the game, and the facts of the report that need no solver."""
   table, game = experiment.table, experiment.game
   payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
@@ -66,8 +66,8 @@ def analyse(experiment: TabularExperiment) -> tuple[Target, dict]:
     'reference': np.exp(game.log_reference).tolist(),
     'payoff': payoffs.tolist(),
     'maximal_lottery': lottery.tolist(),
-    'maximal_lottery_is_unique': list(map(exact.is_only_equilibrium, payoffs, lottery)),
-    'choice': [winners(table.names, payoff) for payoff in payoffs],
+    'maximal_lottery_is_unique': list(map(exact.is_unique_equilibrium, payoffs, lottery)),
+    'choice': [social_choice(table.names, payoff) for payoff in payoffs],
   }
   if tau > 0:
     found = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))(game)
@@ -77,21 +77,22 @@ def analyse(experiment: TabularExperiment) -> tuple[Target, dict]:
     facts['equilibrium_gap'] = (2 * found.exploitability).tolist()
     facts['newton_steps'] = found.steps.tolist()
     facts['sigma'] = sigma
-    facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
+    facts['stable_steps'] = spectrum.stable_steps(sigma, tau)._asdict()
     if all(map(choice.has_bradley_terry_fit, payoffs)):
-      compare = jax.jit(jax.vmap(rlhf.compare))
+      compare = jax.jit(jax.vmap(rlhf.compare_with_nash))
       facts['rlhf'] = {
-        name: against_rlhf(compare(game, sampling))
-        for name, sampling in experiment.samplings.items()
+        name: rlhf_facts(compare(game, sampling)) for name, sampling in experiment.samplings.items()
       }
     else:
-      facts['notes'].append('No finite Bradley-Terry reward fits best, so RLHF is left out.')
-  return Target(nash, jnp.log(lottery)), facts
+      facts['notes'].append(
+        'The best Bradley-Terry fit has no finite rewards, so RLHF is left out.'
+      )
+  return Equilibria(nash, jnp.log(lottery)), facts
 
 
-def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
-  """What rules of social choice make of one payoff matrix."""
-  condorcet, even = choice.condorcet_winner(payoff), choice.tie(payoff)
+def social_choice(names: tuple[str, ...], payoff: np.ndarray) -> dict:
+  """The winners under rules of social choice, cycles and disc games of one payoff matrix."""
+  condorcet, even = choice.condorcet_winner(payoff), choice.tie_margin(payoff)
 
   def best(scores):
     return [name for name, score in zip(names, scores, strict=True) if score >= max(scores) - even]
@@ -105,12 +106,12 @@ def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
     'minimax': best(-defeats),
     'three_cycles': choice.three_cycles(payoff),
     'transitive_share': choice.hodge(payoff).share,
-    'turns': [turn.strength for turn in choice.turns(payoff)],
+    'turns': [turn.strength for turn in choice.disc_games(payoff)],
   }
 
 
-def against_rlhf(outcome: rlhf.Outcome) -> dict:
-  """The comparison with RLHF as plain numbers, a row a prompt."""
+def rlhf_facts(outcome: rlhf.RlhfComparison) -> dict:
+  """The comparison with RLHF as plain numbers, one row per prompt."""
   return {
     'reward': outcome.reward.tolist(),
     'rlhf': np.exp(outcome.log_rlhf).tolist(),
@@ -120,22 +121,22 @@ def against_rlhf(outcome: rlhf.Outcome) -> dict:
   }
 
 
-def follow(
-  row: SolverRun, game: Game, start: Float[Array, 'X K'], target: Target
+def run_solver(
+  run: SolverRun, game: Game, start: Float[Array, 'X K'], target: Equilibria
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
-  """One solver's course, as means over the prompts, and its first iterates as probabilities."""
-  spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
+  """Runs one solver; returns its metrics, means over prompts, and its first iterates, in [0, 1]."""
+  spread, drawn = log_spaced_updates(run.updates), np.arange(min(run.updates, DRAWN) + 1)
   updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
-  program = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
+  program = jax.jit(jax.vmap(lambda game, start: solve(run.solver, game, updates, start)))
   program = program.lower(game, start).compile()
   compiled = time.perf_counter()
   path = jax.block_until_ready(program(game, start))
   ended = time.perf_counter()
   kept = np.isin(updates, spread)
-  measured = measure(game, path.last[:, kept], path.average[:, kept], target)
+  measured = measure_iterates(game, path.last[:, kept], path.average[:, kept], target)
   facts = {
-    'updates': row.updates,
+    'updates': run.updates,
     'seconds': ended - compiled,
     'compile_seconds': compiled - began,
     'at': spread.tolist(),
@@ -148,13 +149,14 @@ def follow(
 
 @jax.jit
 @jax.vmap
-def measure(
-  game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Target
+def measure_iterates(
+  game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Equilibria
 ) -> dict[str, Float[Array, 'R']]:
-  """Everything measured along a course on one prompt.
+  """The metrics of the iterates on one prompt.
 
-  Gaps are duality gaps in win probability, those with `tau` with the price; `kl` is KL(equilibrium
-  at tau, iterate) in nats, `distance` the total variation between iterate and maximal lottery.
+  Gaps are duality gaps in win probability, of the regularised game if `tau` is in the name. `kl` is
+  KL(regularised equilibrium, iterate) in nats; `distance` is the total variation between iterate
+  and maximal lottery.
   """
   free = game._replace(tau=jnp.zeros_like(game.tau))
   measured = {
@@ -169,10 +171,13 @@ def measure(
   return measured
 
 
-def draw(
-  experiment: TabularExperiment, results: Mapping, paths: Mapping[str, np.ndarray], target: Target
+def draw_game_figures(
+  experiment: TabularExperiment,
+  results: Mapping,
+  paths: Mapping[str, np.ndarray],
+  target: Equilibria,
 ) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files."""
+  """Name of the file -> PNG of each figure."""
   names, solvers = experiment.table.names, results['solvers']
 
   def curves(name):
@@ -188,10 +193,10 @@ def draw(
       curves('average_gap_tau'), f'The average, to τ = {tau:g}', 'duality gap, average iterate'
     )
   figures['gap'] = game_plots.convergence(
-    curves('gap'), 'To the equilibrium without a price', 'duality gap, last iterate'
+    curves('gap'), 'To the equilibrium without regularisation', 'duality gap, last iterate'
   )
   figures['gap_average'] = game_plots.convergence(
-    curves('average_gap'), 'The average, without a price', 'duality gap, average iterate'
+    curves('average_gap'), 'The average, without regularisation', 'duality gap, average iterate'
   )
   marks = {'reference': np.exp(experiment.game.log_reference[0])}
   if target.nash is not None:
@@ -201,17 +206,17 @@ def draw(
     first = {label: path[0] for label, path in paths.items()}
     title = f'The iterates of the first {DRAWN:,} updates'
     figures['simplex'] = game_plots.simplex(first, names, marks, title)
-  figures['preferences'] = game_plots.matrix(
+  figures['preferences'] = game_plots.payoff_heatmap(
     np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
   )
   for sampling, outcome in results.get('rlhf', {}).items():
     marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
-  figures['policies'] = game_plots.bars(marks, names, 'Policies')
-  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
+  figures['policies'] = game_plots.policy_bars(marks, names, 'Policies')
+  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
 
 
-def announce(results: Mapping) -> None:
-  """Prints what was found."""
+def print_game_results(results: Mapping) -> None:
+  """Prints the results."""
   names, tau = results['actions'], results['tau']
   for note in results['notes']:
     print(note)
@@ -228,15 +233,16 @@ def announce(results: Mapping) -> None:
   first = f' on the first of {prompts} prompts' if prompts > 1 else ''
   title = f'\n{results["game"]}{first}{more}:'
   print(tables.as_text(title, list(policies), [names[k] for k in shown], cells))
-  say = results['choice'][0]
+  facts = results['choice'][0]
   print(
-    f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {" = ".join(say["borda"])}, '
-    f'{say["three_cycles"]} three-cycles, {say["transitive_share"]:.0%} transitive.'
+    f'\nCondorcet winner {facts["condorcet"] or "none"}, '
+    f'Borda winner {" = ".join(facts["borda"])}, {facts["three_cycles"]} three-cycles, '
+    f'{facts["transitive_share"]:.0%} transitive.'
   )
   if tau > 0:
     print(
       f'Equilibrium at tau = {tau:g} to a duality gap of {max(results["equilibrium_gap"]):.1g} in '
-      f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so that '
+      f'{max(results["newton_steps"])} Newton steps; sigma = {results["sigma"]:.3g}, so '
       f'self-play is stable for eta < {results["stable_steps"]["self_play"]:.3g}.'
     )
   columns = {'gap': 'gap last', 'average_gap': 'average', 'distance': 'distance to Nash'}
@@ -252,4 +258,6 @@ def announce(results: Mapping) -> None:
   title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
   print(tables.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
-    print('Without a price there are several equilibria; distances to Nash are to one of them.')
+    print(
+      'Without regularisation there are several equilibria; distances to Nash are to one of them.'
+    )

@@ -1,31 +1,51 @@
-"""The experiment that trains language models on a game small enough to list."""
+"""The config of the experiment that trains a transformer on a token game."""
 
 import json
-import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import asks_judge
+from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.names import functions
-from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
+from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
+from nlhf_jax.experiments.specs import (
+  Learner,
+  Method,
+  SolverRun,
+  Stage,
+  TokenGameExperiment,
+  Training,
+)
 from nlhf_jax.experiments.stage_config import key_from_name, make_stage
-from nlhf_jax.experiments.tabular import config as tabular_config
+from nlhf_jax.experiments.tabular.config import SOLVERS
 from nlhf_jax.experiments.training_config import make_training
-from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
-from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.tasks.token_game.responses import LETTERS, make_token_game
+from nlhf_jax.ranges import Positive, PositiveFraction
+from nlhf_jax.tasks.token_game.responses import make_token_game
 
-MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
+MOST_RESPONSES = 1_000  # to a prompt; payoffs and equilibria are dense
+
+
+class ReferenceSettings(NamedTuple):
+  """The scale of the reference's embeddings; the smaller, the nearer it is to uniform."""
+
+  scale: Positive
+
+
+class PullSettings(NamedTuple):
+  """The pull of a solver towards the reference, eta tau."""
+
+  pull: PositiveFraction
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExperiment:
-  """The experiment that a config describes; its stages are kept in `folder`.
+  """Makes the experiment of a config; its stages are stored in `folder`.
 
   Raises:
     UserError: if a setting cannot be used.
@@ -47,87 +67,99 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExp
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what cannot work before any work is done.
+  """Refuses settings that cannot work, before any work is done.
 
   Raises:
     UserError: that names the field, its value and what the value must be.
   """
-  language_config.check(config)
+  sections.check(token_game_sections(config))
+  language_config.check_heads(config.model)
   game = config.game
-  for field in ('tau', 'target'):
-    if not 0 < config[field] < math.inf:
-      raise UserError(f'config.{field}={config[field]} must be above 0, and finite.')
-  for field in ('styles', 'quality', 'taste'):
-    if not 0 <= game[field] < math.inf:
-      raise UserError(f'config.game.{field}={game[field]} must be at least 0, and finite.')
-  if not 2 <= game.symbols <= len(LETTERS):
-    raise UserError(f'config.game.symbols={game.symbols} must be between 2 and {len(LETTERS)}.')
   responses = sum(game.symbols**size for size in range(game.response_length + 1))
-  if responses > MOST:
+  if responses > MOST_RESPONSES:
     raise UserError(
       f'config.game.symbols={game.symbols} and config.game.response_length='
-      f'{game.response_length} make {responses} responses, of which {MOST} at most can be listed.'
+      f'{game.response_length} make {responses} responses, but at most {MOST_RESPONSES} can be '
+      'listed; lower one of them.'
     )
   if not config.methods:
-    raise UserError('config.methods is empty; there is nothing to train.')
+    raise UserError('config.methods is empty; name at least one algorithm.')
 
 
-def make_player(config: ConfigDict, row: ConfigDict, field: str) -> Training:
-  """How a row of the catalogue that plays is trained, from the section called `field`."""
-  training = make_training(row, field)
-  if not asks_judge(training.algorithm):
-    raise UserError(f"{field}.algorithm: '{row.algorithm}' learns from data, not by playing.")
+def token_game_sections(config: ConfigDict) -> Iterator[Section]:
+  """The sections of a config of this kind, with the declarations of their ranges."""
+  yield Section(GeneralSettings, config, 'config')
+  yield Section(TokenGameExperiment, config, 'config')
+  yield Section(make_token_game, config.game, 'config.game')
+  yield Section(architectures.small, config.model, 'config.model')
+  yield Section(ReferenceSettings, config.reference, 'config.reference')
+  yield from training_sections(config)
+  yield Section(Learner, config.votes, 'config.votes')
+  for label, method in config.methods.items():
+    section, field = method.tabular, f'config.methods.{label}.tabular'
+    yield Section(SolverRun, section, field)
+    yield Section(PullSettings, section.arguments, f'{field}.arguments')
+    if section.solver in SOLVERS:
+      yield Section(SOLVERS[section.solver], section.arguments, f'{field}.arguments')
+
+
+def make_self_play_training(config: ConfigDict, section: ConfigDict, field: str) -> Training:
+  """The training of an algorithm that samples both sides, from the section called `field`."""
+  training = make_training(section, field)
+  if not needs_judge(training.algorithm):
+    raise UserError(
+      f"{field}.algorithm: '{section.algorithm}' learns from data; use one that needs a judge."
+    )
   if training.batch % config.game.prompts:
     raise UserError(
       f'{field}.batch={training.batch} must be a multiple of config.game.prompts='
-      f'{config.game.prompts}: every batch asks all of them.'
+      f'{config.game.prompts}: each batch has all of them equally often.'
     )
   return training
 
 
 def make_method(config: ConfigDict, label: str) -> Method:
-  """A method of the section `methods`; a `pull` is what eta tau of its solver shall be."""
-  row, field = config.methods[label], f'config.methods.{label}'
-  training = make_player(config, row.training, f'{field}.training')
-  known = functions(solvers, Solver) | functions(exact, Solver)
+  """A method of the section `methods`; its argument `pull` is eta tau of the solver."""
+  section, field = config.methods[label], f'config.methods.{label}'
+  training = make_self_play_training(config, section.training, f'{field}.training')
   where = f'{field}.tabular'
-  arguments = dict(row.tabular.arguments)
+  arguments = dict(section.tabular.arguments)
   if 'pull' in arguments:
     arguments['eta'] = arguments.pop('pull') / config.tau
-  solver = tabular_config.call(
-    known, row.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
+  solver = call_by_name(
+    SOLVERS, section.tabular.solver, arguments, f'{where}.solver', f'{where}.arguments'
   )
   try:
     trial = make_game([[0.0]], tau=config.tau)
     solver.init(trial, trial.log_reference)
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
-  return Method(training, solver, row.tabular.solver, row.tabular.updates)
+  return Method(training, solver, section.tabular.solver, section.tabular.updates)
 
 
 def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
-  """A stage a method."""
-  plain, shared = settings(config)
+  """The stage of each method."""
+  plain, shared = shared_settings(config)
   return {
-    label: make_stage(label, shared | {'training': row['training']}, config.seed, folder)
-    for label, row in plain['methods'].items()
+    label: make_stage(label, shared | {'training': section['training']}, config.seed, folder)
+    for label, section in plain['methods'].items()
   }
 
 
 def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
-  """The rows of the section `votes`."""
-  plain, shared = settings(config)
-  asked = {name: plain['votes'][name] for name in ('batches', 'ridge')}
+  """The learners of the section `votes`."""
+  plain, shared = shared_settings(config)
+  vote_settings = {name: plain['votes'][name] for name in ('batches', 'ridge')}
   learners = {}
-  for label, row in config.votes.learners.items():
-    training = make_player(config, row, f'config.votes.learners.{label}')
-    of_row = shared | asked | {'training': plain['votes']['learners'][label]}
-    stage = make_stage(f'{label}_by_votes', of_row, config.seed, folder)
-    learners[label] = Learner(training, stage, **asked)
+  for label, section in config.votes.learners.items():
+    training = make_self_play_training(config, section, f'config.votes.learners.{label}')
+    stage_settings = shared | vote_settings | {'training': plain['votes']['learners'][label]}
+    stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
+    learners[label] = Learner(training, stage, **vote_settings)
   return learners
 
 
-def settings(config: ConfigDict) -> tuple[dict, dict]:
-  """The config in plain values, and what of it determines every stage."""
+def shared_settings(config: ConfigDict) -> tuple[dict, dict]:
+  """The config as plain values, and the part of it that determines all stages."""
   plain = json.loads(config.to_json_best_effort())
   return plain, {name: plain[name] for name in ('seed', 'tau', 'game', 'model', 'reference')}

@@ -1,7 +1,7 @@
-"""Training language models on a game small enough to list: how far each is from the equilibrium.
+"""Trains a transformer on a token game, and measures its distance from the equilibrium.
 
-The transformer plays, samples and learns as in `language`; only the measuring differs. It lists
-every response, in double precision, and estimates nothing.
+Sampling and updates are those of `language`. Measurements enumerate all responses in double
+precision, so that none of them is an estimate.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from nlhf_jax.data.batches import take
 from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
 from nlhf_jax.experiments.stages import fit, make_policy_update
-from nlhf_jax.experiments.token_game.active_learning import make_asking_step, pairs
+from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs, make_active_steps
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
@@ -34,50 +34,52 @@ from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import MakeRollout, make_rollout_step
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
-LOOKS = 201  # points of a solver's course
+POINTS = 201  # of the curve of a tabular solver
 
 
-class Measured(NamedTuple):
-  """A game on each prompt and its equilibria, in double precision."""
+class SolvedGame(NamedTuple):
+  """The game of each prompt and its equilibrium, in double precision."""
 
   game: Game  # with a leading axis X
   nash: Float[Array, 'X R']
 
 
 def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
-  """Trains or finds every method, and writes results, plots and the report to `workdir`.
+  """Trains or loads every method, and writes results, plots and the report to `workdir`.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   params = make_reference(experiment)
-  listed = make_listed(experiment)
-  measured = make_measured(experiment, listed(params))
+  listed = make_list_log_probs(experiment)
+  measured = make_solved_game(experiment, listed(params))
   policies_of = {
-    label: train(experiment, label, params, listed, measured) for label in experiment.methods
+    label: train_method(experiment, label, params, listed, measured) for label in experiment.methods
   }
   for label in experiment.learners:
-    learn(experiment, label, params, listed, measured)
+    train_learner(experiment, label, params, listed, measured)
   results = summarise(experiment, policies_of, listed, measured)
   figures = page.draw(results, experiment.game.payoff[results['shown']])
   for name, figure in figures.items():
     (workdir / f'{name}.png').write_bytes(figure)
   stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
-  curves = [record for stage in stages for record in history(stage)]
+  curves = [record for stage in stages for record in read_metrics(stage)]
   json_lines.write(workdir / 'metrics.jsonl', curves)
   page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
-  announce(results)
+  print_token_game_results(results)
   return results
 
 
 def make_reference(experiment: TokenGameExperiment) -> Params:
-  """The policy before training: random, its embeddings scaled."""
+  """The initial policy: random weights, with scaled embeddings."""
   params = experiment.decoder.init(experiment.key)
   return params | {'embed': jax.tree.map(lambda leaf: experiment.scale * leaf, params['embed'])}
 
 
-def make_listed(experiment: TokenGameExperiment) -> Callable[[Params], Float[np.ndarray, 'X R']]:
+def make_list_log_probs(
+  experiment: TokenGameExperiment,
+) -> Callable[[Params], Float[np.ndarray, 'X R']]:
   """Parameters -> log-probability of every response to every prompt, in double precision."""
   prompts, responses = jax.tree.map(jnp.asarray, experiment.game[:2])
 
@@ -87,37 +89,41 @@ def make_listed(experiment: TokenGameExperiment) -> Callable[[Params], Float[np.
 
   def listed(params):
     log_pi = np.asarray(log_probs(params), float)
-    return log_pi - np.logaddexp.reduce(log_pi, axis=-1, keepdims=True)  # of float32's rounding
+    return log_pi - np.logaddexp.reduce(
+      log_pi, axis=-1, keepdims=True
+    )  # removes float32's rounding
 
   return listed
 
 
-def make_measured(
+def make_solved_game(
   experiment: TokenGameExperiment, log_reference: Float[np.ndarray, 'X R']
-) -> Measured:
-  """The games whose reference is the policy before training, and their equilibria."""
+) -> SolvedGame:
+  """The games whose reference is the initial policy, and their equilibria."""
   with jax.enable_x64(True):
     game = make_game(experiment.game.payoff, np.exp(log_reference), experiment.tau)
     find = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))
-    return Measured(game, find(game).log_pi)
+    return SolvedGame(game, find(game).log_pi)
 
 
-def measure(measured: Measured, log_pi: Float[np.ndarray, 'X R']) -> dict[str, float]:
-  """The scalars of a policy: means over the prompts, but for `worst_gap`.
+def measure_policy(measured: SolvedGame, log_pi: Float[np.ndarray, 'X R']) -> dict[str, float]:
+  """The metrics of a policy: means over the prompts, and `worst_gap`, a maximum.
 
-  Gaps are exploitabilities at tau, in win probability as the win rate is; `kl` is KL(equilibrium,
-  policy) and `kl_to_reference` KL(policy, reference), in nats.
+  Gaps are exploitabilities at tau and, like the win rate, in win probability; `kl` is
+  KL(equilibrium, policy) and `kl_to_reference` KL(policy, reference), in nats.
   """
   with jax.enable_x64(True):
-    values = jax.tree.map(np.asarray, by_prompt(measured, jnp.asarray(log_pi, float)))
+    values = jax.tree.map(np.asarray, measure_by_prompt(measured, jnp.asarray(log_pi, float)))
   means = {name: float(value.mean()) for name, value in values.items()}
   return means | {'worst_gap': float(values['gap'].max())}
 
 
 @jax.jit
 @jax.vmap
-def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[Array, '']]:
-  """The same, of each prompt."""
+def measure_by_prompt(
+  measured: SolvedGame, log_pi: Float[Array, 'R']
+) -> dict[str, Float[Array, '']]:
+  """The metrics of a policy on each prompt."""
   game, nash = measured
   return {
     'gap': exploitability(game, log_pi),
@@ -127,29 +133,39 @@ def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[
   }
 
 
-def train(
-  experiment: TokenGameExperiment, label: str, params: Params, listed: Callable, measured: Measured
+def train_method(
+  experiment: TokenGameExperiment,
+  label: str,
+  params: Params,
+  listed: Callable,
+  measured: SolvedGame,
 ) -> Params:
-  """One method, from the reference, judged by the truth; its policy."""
+  """Trains one method from the reference, with the true payoffs; returns its policy."""
   training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
   rollout_step = make_rollout_step(
     training.algorithm, make_rollouts(experiment), lambda comparison, key: judge(comparison)
   )
   score = scoring.make_score(experiment.decoder)
   steps = Steps(make_policy_update(training, score, rollout_step))
-  return trained(experiment, experiment.stages[label], training, steps, params, listed, measured)
+  return train_on_prompts(
+    experiment, experiment.stages[label], training, steps, params, listed, measured
+  )
 
 
-def learn(
-  experiment: TokenGameExperiment, label: str, params: Params, listed: Callable, measured: Measured
+def train_learner(
+  experiment: TokenGameExperiment,
+  label: str,
+  params: Params,
+  listed: Callable,
+  measured: SolvedGame,
 ) -> Params:
-  """One learner, from the reference, judged by what votes have said so far; its policy."""
+  """Trains one learner from the reference, judged by its own estimate; returns its policy."""
   learner = experiment.learners[label]
-  steps = make_asking_step(
+  steps = make_active_steps(
     learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
   )
   stage, training = learner.stage, learner.training
-  return trained(experiment, stage, training, steps, params, listed, measured)
+  return train_on_prompts(experiment, stage, training, steps, params, listed, measured)
 
 
 def make_rollouts(experiment: TokenGameExperiment) -> MakeRollout:
@@ -162,57 +178,59 @@ def make_rollouts(experiment: TokenGameExperiment) -> MakeRollout:
   )
 
 
-def trained(
+def train_on_prompts(
   experiment: TokenGameExperiment,
   stage: Stage,
   training: Training,
   steps: Steps,
   params: Params,
   listed: Callable,
-  measured: Measured,
+  measured: SolvedGame,
 ) -> Params:
-  """The policy of a stage, which is measured at every look."""
+  """Trains a stage, measuring its policy at every evaluation; returns the policy."""
 
   def evaluate(slots):
-    return measure(measured, listed(slots['policy']))
+    return measure_policy(measured, listed(slots['policy']))
 
   prompts = experiment.game.prompts
   copies = training.batch // len(prompts.tokens)
   batch = take(prompts, np.tile(np.arange(len(prompts.tokens)), copies))
-  examples = grain.MapDataset.source([batch]).repeat()  # every batch asks every prompt as often
+  examples = grain.MapDataset.source([batch]).repeat()  # every prompt equally often in a batch
   return fit(stage, training, params, steps, examples, evaluate)['policy']
 
 
-def history(stage: Stage) -> list[dict]:
-  """What was logged as a stage trained."""
+def read_metrics(stage: Stage) -> list[dict]:
+  """The logged metrics of a stage."""
   return json_lines.read(stage.folder / 'metrics.jsonl')
 
 
-def looks(stage: Stage) -> list[dict]:
-  """What was logged where it was measured."""
-  return [record for record in history(stage) if 'worst_gap' in record]
+def read_evaluations(stage: Stage) -> list[dict]:
+  """Those records of the metrics of a stage that have evaluations."""
+  return [record for record in read_metrics(stage) if 'worst_gap' in record]
 
 
 def summarise(
   experiment: TokenGameExperiment,
   policies_of: Mapping[str, Params],
   listed: Callable,
-  measured: Measured,
+  measured: SolvedGame,
 ) -> dict:
-  """Everything the run found, as plain numbers."""
+  """The results of the run, as plain numbers."""
   game = experiment.game
   with jax.enable_x64(True):
     reply = jax.vmap(log_best_response)(measured.game, measured.game.log_reference)
-    shown = int(jnp.argmax(by_prompt(measured, reply)['gap']))
+    shown = int(jnp.argmax(measure_by_prompt(measured, reply)['gap']))
 
   def described(log_pi):
-    return measure(measured, log_pi) | {'styles': responses.style_shares(game, np.exp(log_pi))}
+    return measure_policy(measured, log_pi) | {
+      'styles': responses.style_shares(game, np.exp(log_pi))
+    }
 
   reference = described(np.asarray(measured.game.log_reference))
   methods = {}
   for label, params in policies_of.items():
     stage, training = experiment.stages[label], experiment.methods[label].training
-    seen = looks(stage)
+    seen = read_evaluations(stage)
     at = [0, *(record['step'] for record in seen)]
     course = {
       name: [start, *(record[name] for record in seen)]
@@ -222,11 +240,11 @@ def summarise(
     methods[label] = {
       'at': at,
       **course,
-      'solved': solved(at, course['gap'], experiment.target),
-      'judged': [step * training.batch * pairs(training.algorithm) for step in at],
-      'seconds': [0.0, *seconds_at(at[1:], history(stage))],
+      'solved': first_solved(at, course['gap'], experiment.target),
+      'judged': [step * training.batch * count_judged_pairs(training.algorithm) for step in at],
+      'seconds': [0.0, *seconds_at(at[1:], read_metrics(stage))],
       'styles': described(listed(params))['styles'],
-      'tabular': follow(experiment.methods[label], measured),
+      'tabular': run_tabular_solver(experiment.methods[label], measured),
     }
   return {
     'name': experiment.name,
@@ -246,8 +264,8 @@ def summarise(
 
 
 def course_of(learner: Learner, start: float) -> dict[str, list]:
-  """A learner's gap at the end of each round, by the votes it had asked for."""
-  seen = looks(learner.stage)
+  """A learner's gap at the end of each round, by the number of votes it had used."""
+  seen = read_evaluations(learner.stage)
   votes = learner.batches * learner.training.batch
   return {
     'judged': [votes * number for number in range(len(seen) + 1)],
@@ -256,23 +274,23 @@ def course_of(learner: Learner, start: float) -> dict[str, list]:
 
 
 def seconds_at(steps: Sequence[int], logged: Sequence[Mapping]) -> list[float]:
-  """Seconds of training until each step, compiling included, measuring not."""
+  """Seconds of training until each step, with compilation and without evaluations."""
   at = [record['step'] for record in logged]
   spent = np.diff(at, prepend=0) * [record['seconds_per_step'] for record in logged]
   return np.interp(steps, at, np.cumsum(spent)).tolist()
 
 
-def solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:
-  """The first look from which on every gap is below the target; None if the last one is not."""
+def first_solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:
+  """The first step from which on all gaps are below the target; None if the last one is not."""
   below = list(
-    itertools.takewhile(lambda look: look[1] < target, zip(at[::-1], gaps[::-1], strict=True))
+    itertools.takewhile(lambda point: point[1] < target, zip(at[::-1], gaps[::-1], strict=True))
   )
   return below[-1][0] if below else None
 
 
-def follow(method: Method, measured: Measured) -> dict:
-  """The course of a method's tabular solver: its gap, a mean over the prompts."""
-  updates = np.unique(np.linspace(0, method.updates, LOOKS).round().astype(np.int32))
+def run_tabular_solver(method: Method, measured: SolvedGame) -> dict:
+  """The gap of a method's tabular solver by updates, a mean over the prompts."""
+  updates = np.unique(np.linspace(0, method.updates, POINTS).round().astype(np.int32))
   with jax.enable_x64(True):
     path = jax.jit(jax.vmap(lambda game: solve(method.solver, game, updates).last))(measured.game)
     gaps = jax.jit(jax.vmap(jax.vmap(exploitability, (None, 0))))(measured.game, path)
@@ -284,8 +302,8 @@ def follow(method: Method, measured: Measured) -> dict:
   }
 
 
-def announce(results: Mapping) -> None:
-  """Prints what was found."""
+def print_token_game_results(results: Mapping) -> None:
+  """Prints the results."""
   reference, reply, nash = (results[name] for name in ('reference', 'reply', 'equilibrium'))
   print(
     f'\n{len(results["responses"])} responses to each of {len(results["prompts"])} prompts. '
@@ -295,8 +313,8 @@ def announce(results: Mapping) -> None:
   )
   heads, cells = page.columns(results)
   title = (
-    f'\nExploitability (gap) in win probability, KL in nats; solved is below {results["target"]:g} '
-    'for good:'
+    f'\nExploitability (gap) in win probability, KL in nats; solved means '
+    f'below {results["target"]:g} from then on:'
   )
   print(tables.as_text(title, list(results['methods']), heads, cells))
   if results['learners']:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from nlhf_jax.data import dataset
-from nlhf_jax.data.dataset import Annotator, Corpus
+from nlhf_jax.data.dataset import Annotator, Corpus, VocabularySize
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import AtLeastOne
 from nlhf_jax.tasks.summaries import generator, styles
 
 ANNOTATOR = Annotator(
@@ -27,11 +28,11 @@ class SyntheticData(NamedTuple):
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
   """
 
-  posts: int
-  held_out: int
-  prompt_length: int
-  response_length: int
-  vocabulary: int
+  posts: AtLeastOne
+  held_out: AtLeastOne
+  prompt_length: AtLeastOne
+  response_length: AtLeastOne
+  vocabulary: VocabularySize
 
 
 def make_synthetic_corpus(data: SyntheticData, seed: int, pretrained: str, folder: Path) -> Corpus:

@@ -8,7 +8,7 @@ population is not. The reference is no part of the game: it is the policy that t
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.games import matrices
+from nlhf_jax.ranges import AtLeastOne, NonNegative, Range, Seed
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+SYMBOLS = Range(f'between 2 and {len(LETTERS)}', lambda symbols: 2 <= symbols <= len(LETTERS))
 EMPTY = '∅'  # shown for a response without symbols
 
 
@@ -36,14 +38,14 @@ class TokenGame(NamedTuple):
 
 def make_token_game(
   *,
-  symbols: int,
-  response_length: int,
-  prompts: int,
-  raters: int,
-  styles: float,
-  quality: float,
-  taste: float,
-  seed: int,
+  symbols: Annotated[int, SYMBOLS],
+  response_length: AtLeastOne,
+  prompts: AtLeastOne,
+  raters: AtLeastOne,
+  styles: NonNegative,
+  quality: NonNegative,
+  taste: NonNegative,
+  seed: Seed,
 ) -> TokenGame:
   """The game of a seed.
 

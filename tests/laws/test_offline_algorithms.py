@@ -1,6 +1,5 @@
-"""Rows that learn from data: printed numbers, closed forms, and what they do to flipped labels."""
+"""Algorithms that learn from data: printed numbers, closed forms, and flipped labels."""
 
-import inspect
 from pathlib import Path
 
 import jax
@@ -13,7 +12,6 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, softmax
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training.update import initial_state, make_update
 from tests.laws import exact, test_fixed_points, test_successors, tiny
@@ -29,15 +27,15 @@ def two_actions(first):
   return np.array([[0.5, first], [1 - first, 0.5]])
 
 
-def test_a_preference_model_rests_at_the_preference():
+def test_preference_model_converges_to_the_preference():
   preference = exact.random_game(seed=3)
   left, right = (places.reshape(-1, 1, 1) for places in np.indices((4, 4)))
   sides = (Responses(places, np.ones_like(places, bool)) for places in (left, right))
   data = Comparison(None, *sides, jnp.asarray(preference - 0.5)[left, right])
-  row = catalogue.preference_model()
+  algorithm = catalogue.preference_model()
   score = lambda logits, data: logits[data.left.tokens, data.right.tokens.swapaxes(1, 2)]
-  update = make_update(row, score, optax.sgd(32.0), lambda *_: {})
-  start = initial_state(row, jnp.zeros((4, 4)), optax.sgd(32.0))
+  update = make_update(algorithm, score, optax.sgd(32.0), lambda *_: {})
+  start = initial_state(algorithm, jnp.zeros((4, 4)), optax.sgd(32.0))
   step = lambda state, _: (update(state, data, jax.random.key(0))[0], None)
   learned = tiny.jit(lambda state: lax.scan(step, state, length=2000)[0])(start).params['policy']
   np.testing.assert_allclose(jax.nn.sigmoid(learned), preference, rtol=0, atol=1e-9)
@@ -62,9 +60,9 @@ REWARDS = {  # of y_2 and y_3, that of y_1 being 0, where pairs are drawn by SAM
 @pytest.mark.parametrize('name', REWARDS)
 def test_a_reward_model_learns_the_printed_rewards(name):
   preference, printed = REWARDS[name]
-  settle = exact.make_settle(catalogue.reward_model(), natural(0.3), 4000)
+  find_fixed_point = exact.make_find_fixed_point(catalogue.reward_model(), natural(0.3), 4000)
   for pi, rewards in zip(np.array(SAMPLING), printed, strict=True):
-    learned = settle(preference, np.full(3, 1 / 3), np.outer(pi, pi))['policy']
+    learned = find_fixed_point(preference, np.full(3, 1 / 3), np.outer(pi, pi))['policy']
     learned = learned - learned[0]
     np.testing.assert_allclose(learned[1:], rewards, rtol=0, atol=6e-7)
     of_bradley_terry = expit(learned[:, None] - learned)
@@ -72,40 +70,40 @@ def test_a_reward_model_learns_the_printed_rewards(name):
 
 
 @pytest.mark.parametrize('beta', [0.3, 1.0])
-def test_dpo_rests_at_mu_exp_reward_over_beta(beta):
-  settle = exact.make_settle(catalogue.dpo(beta), natural(0.3 / beta), 6000)
+def test_dpo_converges_to_mu_exp_reward(beta):
+  find_fixed_point = exact.make_find_fixed_point(catalogue.dpo(beta), natural(0.3 / beta), 6000)
   for pi, rewards in zip(np.array(SAMPLING), REWARDS['aggregate'][1], strict=True):
     optimum = softmax(np.log(exact.MU) + np.array([0, *rewards]) / beta)
-    found = np.exp(settle(exact.AGGREGATE, exact.MU, np.outer(pi, pi))['policy'])
+    found = np.exp(find_fixed_point(exact.AGGREGATE, exact.MU, np.outer(pi, pi))['policy'])
     np.testing.assert_allclose(found, optimum, rtol=0, atol=2e-6)
 
 
 # --- Labels ---
 
 
-def make_rest(algorithm, rate=0.3):
-  settle = exact.make_settle(algorithm, natural(rate), 4000)
-  return lambda *game: np.exp(settle(*game)['policy'])
+def fixed_point_policy(algorithm, rate=0.3):
+  find_fixed_point = exact.make_find_fixed_point(algorithm, natural(rate), 4000)
+  return lambda *game: np.exp(find_fixed_point(*game)['policy'])
 
 
-def test_flipped_labels_are_undone_by_robust_dpo_and_expected_by_cdpo():
+def test_robust_dpo_and_cdpo_under_label_flips():
   epsilon, shares = 0.1, test_fixed_points.UNEVEN
   flipped = exact.CYCLE * (1 - epsilon) + (1 - exact.CYCLE) * epsilon
-  dpo = make_rest(catalogue.dpo(0.5))
-  robust = make_rest(catalogue.robust_dpo(0.5, epsilon))(flipped, exact.MU, shares)
+  dpo = fixed_point_policy(catalogue.dpo(0.5))
+  robust = fixed_point_policy(catalogue.robust_dpo(0.5, epsilon))(flipped, exact.MU, shares)
   clean = dpo(exact.CYCLE, exact.MU, shares)
   np.testing.assert_allclose(robust, clean, rtol=0, atol=1e-9)
-  softened = make_rest(catalogue.cdpo(0.5, epsilon))(exact.CYCLE, exact.MU, shares)
+  softened = fixed_point_policy(catalogue.cdpo(0.5, epsilon))(exact.CYCLE, exact.MU, shares)
   fooled = dpo(flipped, exact.MU, shares)
   np.testing.assert_allclose(softened, fooled, rtol=0, atol=1e-9)
   assert abs(fooled - clean).max() > 0.01
 
 
-def test_sure_labels_lead_dpo_beyond_all_bounds_and_ipo_to_a_bounded_lead():
+def test_certain_labels_diverge_for_dpo_only():
   mu, lead = np.array([0.3, 0.7]), lambda log_pi: log_pi[0] - log_pi[1] - logit(0.3)
   path, _ = exact.make_run(catalogue.dpo(0.5), optax.sgd(3.0), 4000)(two_actions(1.0), mu, ALIKE)
   assert lead(path[-1]) > lead(path[len(path) // 2]) + 0.3 > 4
-  ipo = make_rest(catalogue.ipo(0.5), 0.05)(two_actions(1.0), mu, ALIKE)
+  ipo = fixed_point_policy(catalogue.ipo(0.5), 0.05)(two_actions(1.0), mu, ALIKE)
   np.testing.assert_allclose(lead(np.log(ipo)), 1.0, rtol=0, atol=1e-9)  # P / (2 tau) - 0
 
 
@@ -113,19 +111,19 @@ def test_sure_labels_lead_dpo_beyond_all_bounds_and_ipo_to_a_bounded_lead():
 
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5])
-def test_simpo_rests_at_a_root_of_a_quadratic(gamma):
+def test_simpo_fixed_point_solves_a_quadratic(gamma):
   p, beta = 0.8, 2.0
-  pi = make_rest(catalogue.simpo(beta, gamma))(two_actions(p), np.array([0.3, 0.7]), ALIKE)
+  pi = fixed_point_policy(catalogue.simpo(beta, gamma))(two_actions(p), np.array([0.3, 0.7]), ALIKE)
   g = np.exp(-gamma)
   odds = ((2 * p - 1) + np.sqrt((2 * p - 1) ** 2 + 4 * p * (1 - p) * g**2)) / (2 * (1 - p) * g)
   np.testing.assert_allclose(logit(pi[0]), np.log(odds) / beta, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('first', [0.3, 0.8])
-def test_kto_rests_where_its_two_pulls_are_equal(first):
+def test_kto_fixed_point_balances_both_terms(first):
   beta, desirable, undesirable, mu = 0.7, 2.0, 1.0, np.array([first, 1 - first])
-  row = catalogue.kto(beta, desirable, undesirable)
-  pi = make_rest(row)(two_actions(0.7), mu, ALIKE)
+  algorithm = catalogue.kto(beta, desirable, undesirable)
+  pi = fixed_point_policy(algorithm)(two_actions(0.7), mu, ALIKE)
   wins = np.array([0.6, 0.4])  # the share of a response's pairs that it wins, itself among them
 
   def imbalance(first):
@@ -138,10 +136,10 @@ def test_kto_rests_where_its_two_pulls_are_equal(first):
 
 
 @pytest.mark.parametrize('alpha', [0.0, 0.02])
-def test_xpo_leaves_mu_further_the_more_optimistic_it_is(alpha):
+def test_xpo_moves_further_with_larger_alpha(alpha):
   p, beta, mu = 0.8, 2.0, np.array([0.3, 0.7])
-  settle = exact.make_settle(catalogue.xpo(alpha, beta), natural(0.3), 4000)
-  pi = np.exp(settle(two_actions(p), mu)['policy'])[0]
+  find_fixed_point = exact.make_find_fixed_point(catalogue.xpo(alpha, beta), natural(0.3), 4000)
+  pi = np.exp(find_fixed_point(two_actions(p), mu)['policy'])[0]
   reward = beta * (logit(pi) - logit(mu[0]))
   pull = beta * (p - expit(reward)) * (pi * mu[1] + (1 - pi) * mu[0])
   np.testing.assert_allclose(pull, alpha * (mu[0] - pi), rtol=0, atol=1e-9)
@@ -151,44 +149,39 @@ def test_xpo_leaves_mu_further_the_more_optimistic_it_is(alpha):
     assert reward > logit(p) + 0.01
 
 
-def test_ipo_per_token_lets_a_response_of_two_tokens_leave_mu_twice_as_far():
+def test_ipo_per_token_scales_with_length():
   # An example a pair: each action is a response of two tokens, the second of which is sure.
   left, right = (places.reshape(-1, 1, 1) for places in np.indices((3, 3)))
   two = np.ones((9, 1, 2), bool)
   sides = (Responses(np.repeat(places, 2, -1), two) for places in (left, right))
   payoff = jnp.asarray(exact.AGGREGATE - 0.5)[left, right]
   data, tau, optimizer = Comparison(None, *sides, payoff), 0.5, natural(0.05)
-  rest = {}
-  for row in (catalogue.ipo, catalogue.ipo_per_token):
-    update = make_update(row(tau), exact.make_score(), optimizer, lambda *_: {})
-    state = initial_state(row(tau), jnp.log(jnp.asarray(exact.MU)), optimizer)
+  found = {}
+  for make in (catalogue.ipo, catalogue.ipo_per_token):
+    update = make_update(make(tau), exact.make_score(), optimizer, lambda *_: {})
+    state = initial_state(make(tau), jnp.log(jnp.asarray(exact.MU)), optimizer)
     step = lambda state, _, update=update: (update(state, data, jax.random.key(0))[0], None)
     state = tiny.jit(lambda s, step=step: lax.scan(step, s, length=4000)[0])(state)
-    rest[row] = jax.nn.softmax(state.params['policy'])
+    found[make] = jax.nn.softmax(state.params['policy'])
   wins = exact.AGGREGATE.mean(1)
-  for row, tokens in ((catalogue.ipo, 1), (catalogue.ipo_per_token, 2)):
+  for make, tokens in ((catalogue.ipo, 1), (catalogue.ipo_per_token, 2)):
     closed = softmax(np.log(exact.MU) + tokens * wins / tau)
-    np.testing.assert_allclose(rest[row], closed, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found[make], closed, rtol=0, atol=1e-9)
 
 
-# --- No row goes untested ---
+# --- No algorithm goes untested ---
 
-# Rows whose law needs more than a line of a table: where it is.
+# Algorithms whose law is not in a table -> the file that has it.
 ELSEWHERE = {
-  'preference_model': 'test_data_rows.py',
+  'preference_model': 'test_offline_algorithms.py',
   'sppo_estimated': 'test_rounds.py',
   'gpo': 'test_rounds.py',
   'rso_hinge': 'test_rejection.py',
 }
 
 
-def test_every_row_of_the_catalogue_has_its_law():
-  rows = {
-    name
-    for name, member in inspect.getmembers(catalogue, inspect.isfunction)
-    if inspect.signature(member).return_annotation is Algorithm
-  }
+def test_every_algorithm_has_a_law():
   in_tables = {name.split(',')[0] for name in [*test_fixed_points.LAWS, *test_successors.RUNS]}
-  assert rows == in_tables | set(ELSEWHERE)
+  assert set(catalogue.ALGORITHMS) == in_tables | set(ELSEWHERE)
   for name, file in ELSEWHERE.items():
     assert f'catalogue.{name}(' in (Path(__file__).parent / file).read_text()

@@ -1,0 +1,79 @@
+"""Every algorithm, as a function of its arguments.
+
+Letters are those of the papers: `tau` is the coefficient of KL(pi, mu), where mu is the reference,
+in win probability per nat; `beta` scales a log-ratio; `eta` is explained by each algorithm. `every`
+is the length of a round in updates.
+"""
+
+from nlhf_jax.algorithms.catalogue.offline_data import (
+  cdpo,
+  dpo,
+  ipo,
+  ipo_per_token,
+  kto,
+  preference_model,
+  reward_model,
+  robust_dpo,
+  rso,
+  rso_hinge,
+  sft,
+  simpo,
+  slic,
+)
+from nlhf_jax.algorithms.catalogue.online_pairs import (
+  egpo,
+  ipo_md,
+  oelhf,
+  online_dpo,
+  online_ipo,
+  xpo,
+)
+from nlhf_jax.algorithms.catalogue.policy_gradients import (
+  best_response,
+  mpo,
+  nash_ema_pg,
+  nash_md_pg,
+  nash_prox,
+  rlhf_pg,
+  self_play,
+  spo,
+)
+from nlhf_jax.algorithms.catalogue.rounds import (
+  comal,
+  dno,
+  gpo,
+  inpo,
+  mnpo,
+  onpo,
+  rebel,
+  rspo,
+  spin,
+  sppo,
+  sppo_estimated,
+  sppo_pair,
+)
+
+# Name -> factory, in the order in which they are printed.
+ALGORITHMS = {
+  make.__name__: make
+  for make in (
+    *(
+      sft,
+      preference_model,
+      reward_model,
+      dpo,
+      cdpo,
+      robust_dpo,
+      ipo,
+      ipo_per_token,
+      slic,
+      kto,
+      simpo,
+      rso,
+      rso_hinge,
+    ),
+    *(nash_md_pg, self_play, best_response, rlhf_pg, nash_ema_pg, spo, mpo, nash_prox),
+    *(spin, sppo, sppo_estimated, sppo_pair, gpo, rspo, rebel, dno, inpo, comal, mnpo, onpo),
+    *(online_dpo, online_ipo, ipo_md, xpo, egpo, oelhf),
+  )
+}

@@ -1,0 +1,63 @@
+"""Algorithms that fit pairwise losses to samples of the current policy."""
+
+import jax
+import jax.numpy as jnp
+
+from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, Algorithm, extragradient, mixture
+from nlhf_jax.algorithms.catalogue.offline_data import dpo, ipo
+from nlhf_jax.algorithms.losses import pairwise_loss, right_log_prob, weighted_sum
+from nlhf_jax.algorithms.references import frozen, newest
+from nlhf_jax.algorithms.selection import pair_by_mean_payoff, pair_with_best
+from nlhf_jax.ranges import AtLeastOne, Fraction, NonNegative, Positive
+
+
+def online_dpo(beta: Positive) -> Algorithm:
+  """DPO on fresh pairs y, y' ~ pi, labelled by the judge (arXiv 2402.04792)."""
+  return dpo(beta)._replace(left=[POLICY], right=[POLICY])
+
+
+def online_ipo(tau: Positive) -> Algorithm:
+  """IPO on fresh pairs y, y' ~ pi: its fixed point is the regularised Nash (arXiv 2403.08635)."""
+  return ipo_md(beta=0.0, tau=tau)
+
+
+def ipo_md(beta: Fraction, tau: Positive) -> Algorithm:
+  """IPO on pairs from pi^(1-beta) mu^beta / Z: the fixed point of Nash-MD-PG (arXiv 2403.08635)."""
+  sampler = mixture(policy=1.0 - beta, reference=beta)
+  return ipo(tau)._replace(left=[sampler], right=[sampler])
+
+
+def xpo(alpha: NonNegative, beta: Positive) -> Algorithm:
+  """XPO: DPO on y ~ pi, y' ~ mu, plus alpha log pi(y') (arXiv 2405.21046, algorithm 1).
+
+  The second term explores: it moves probability to responses that are unlikely under mu.
+  """
+  loss = weighted_sum(
+    (alpha, right_log_prob), (1.0, pairwise_loss(jax.nn.softplus, beta=beta, reference=1.0))
+  )
+  return dpo(beta)._replace(left=[POLICY], right=[REFERENCE], loss=loss)
+
+
+def egpo(tau: Positive, temperature: Positive) -> Algorithm:
+  """EGPO: (rho(y) - rho(y') - (u(y) - u(y')) / tau)^2, u against pi and then against pi_half.
+
+  Extragradient (arXiv 2503.08942): a half step yields pi_half, in the slot `ahead`; the step with u
+  against pi_half starts where the half step started. y and y' are sampled from the policy at
+  `temperature`.
+  """
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  references = {'reference': frozen, 'ahead': newest}
+  broad, ahead = mixture(policy=1 / temperature), mixture(ahead=1.0)
+  return Algorithm([broad] * 2, [ahead], loss, references, pair_by_mean_payoff, extragradient)
+
+
+def oelhf(tau: Positive, candidates: AtLeastOne) -> Algorithm:
+  """OELHF: (rho(y) - rho(y') - (u(y) - u(y')) / tau)^2, y ~ pi, y' the best of n ~ pi.
+
+  The practical form of arXiv 2402.07314: y is the main agent's, y' its enhancer's, and a judge that
+  is learned at the same time receives votes on these pairs. u is measured against one more sample
+  y'' ~ pi, so that the fixed point is the regularised Nash; that of IPO on the payoff between y and
+  y' is not.
+  """
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
+  return Algorithm([POLICY] * (2 + candidates), LEFT, loss, {'reference': frozen}, pair_with_best)

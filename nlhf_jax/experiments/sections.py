@@ -18,8 +18,8 @@ from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.dataset import FileData
 from nlhf_jax.errors import UserError
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.networks import make_embedding_network
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.gpm import make_general_preference_network
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.ranges import AtLeastOne, Count, NonNegative, Range, Seed
@@ -113,9 +113,9 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
     yield Section(architectures.small, sizes, f'config.sizes.{name}')
   yield Section(Lora, config.model.lora, 'config.model.lora')
   yield from training_sections(config)
-  yield Section(make_embedding_network, config.embedding_model, 'config.embedding_model')
+  yield Section(make_general_preference_network, config.embedding_model, 'config.embedding_model')
   yield Section(PairRMSettings, config.pairrm, 'config.pairrm')
-  for declaration in (Endpoint, make_remote, RemoteSettings):
+  for declaration in (Endpoint, make_remote_judge, RemoteSettings):
     yield Section(declaration, config.remote, 'config.remote')
   yield Section(Prices, config.remote.prices, 'config.remote.prices')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')

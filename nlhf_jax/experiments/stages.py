@@ -14,7 +14,7 @@ from nlhf_jax import trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
-from nlhf_jax.judges.judge import Judge, told
+from nlhf_jax.judges.judge import Judge, with_feedback
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
@@ -145,13 +145,13 @@ def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Jud
   training, make = policy.training, partial(make_rollout, experiment)
   score = scoring.make_score(experiment.model.decoder)
   if not policy.async_judge:
-    feedback = judge and told(judge, policy.feedback)
+    feedback = judge and with_feedback(judge, policy.feedback)
     rollout_step = make_rollout_step(training.algorithm, make, feedback)
     return Steps(make_policy_update(training, score, rollout_step))
   return make_async_judge(
     make_sample(training.algorithm, make),
     judge,
-    partial(told, report=policy.feedback),
+    partial(with_feedback, report=policy.feedback),
     make_policy_update(training, score),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

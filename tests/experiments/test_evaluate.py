@@ -377,8 +377,8 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     evaluate_build.GIVEN,
     'pairrm',
     judges_build.Given(
-      lambda config, folder: judges_build.Outside(
-        'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
+      lambda config, folder: judges_build.ExternalJudge(
+        'a ranker', pairrm.make_preference(score), pairrm.combine_orders, None
       ),
       lambda config: 'a ranker',
     ),
@@ -397,7 +397,7 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 8)
     for text in 'xy'
   )
-  trained_on = pairrm.of_ranker(score, tokenizer)(Comparison(prompts, x, y))
+  trained_on = pairrm.make_judge(score, tokenizer)(Comparison(prompts, x, y))
   assert trained_on[0, 0, 0] + 0.5 == pytest.approx(table[0][1], abs=1e-6)
 
 

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nlhf_jax.judges.learned import make_preference_network
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.judges.judge import of_network
-from nlhf_jax.judges.networks import make_preference_network
+from nlhf_jax.judges.judge import judge_from_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses
@@ -85,7 +85,7 @@ def test_update_keeps_weight_type_and_sums_in_float32(numerics, rounding, accumu
 def test_judges_return_payoffs_in_float32(numerics):
   network = make_preference_network(make_decoder(SIZES, numerics), WIDTH, separator=1)
   params = network.init(some_parameters(numerics)) | {'verdict': jnp.ones(WIDTH)}
-  payoff = of_network(network, params)(some_comparison())
+  payoff = judge_from_network(network, params)(some_comparison())
   assert payoff.dtype == FLOAT
   assert float(abs(payoff).max()) > 0
 

@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import likelihood
-from nlhf_jax.judges.judge import antisymmetric, probability, told, verdict
+from nlhf_jax.judges.judge import antisymmetric, probability, vote, with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.rollout_step import make_rollout_step
 
@@ -168,7 +168,7 @@ def constant(payoff):
 
 def sample_votes(judge, comparison):
   """Payoffs of VOTES independent calls, [VOTES, B, K, J]."""
-  judge_with_votes = told(judge, verdict)
+  judge_with_votes = with_feedback(judge, vote)
   answers = jax.jit(jax.vmap(lambda key: judge_with_votes(comparison, key)))
   return np.array(answers(jax.random.split(KEY, VOTES)))
 
@@ -181,7 +181,7 @@ def assert_votes(votes, payoff):
 
 def test_probability_feedback_is_the_payoff():
   sides = responses([[[1], [2]]]), responses([[[3], [4], [5]]])
-  found = told(constant(PAYOFF), probability)(Comparison(PROMPTS, *sides), KEY)
+  found = with_feedback(constant(PAYOFF), probability)(Comparison(PROMPTS, *sides), KEY)
   np.testing.assert_array_equal(found, PAYOFF)
 
 
@@ -220,7 +220,7 @@ def test_shared_sides_keep_their_probabilities():
   upper = np.triu(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 4, 4)).astype(np.float32), 1)
   payoff = upper - upper.swapaxes(1, 2)
   left = responses(np.arange(8).reshape(2, 4, 1))
-  found = told(constant(payoff), probability)(Comparison(PROMPTS, left, left), KEY)
+  found = with_feedback(constant(payoff), probability)(Comparison(PROMPTS, left, left), KEY)
   np.testing.assert_array_equal(found, payoff)
 
 

@@ -20,19 +20,21 @@ from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments.data_config import find_oracle
-from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import TRAINED
-from nlhf_jax.experiments.model_config import fingerprint, make_loader, make_numerics
+from nlhf_jax.experiments.model_config import make_loader, make_numerics
 from nlhf_jax.experiments.sections import Section, check, language_sections
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import EXTERNAL
+from nlhf_jax.judges.remote import ChatClient, configure_chat_client, require_model
 from nlhf_jax.models import architectures
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage.hub import fingerprint
 from nlhf_jax.structs import Params
 
 FIELD = 'config.players'
@@ -71,7 +73,7 @@ class MtBench(NamedTuple):
 
   bench: Bench
   judge: str
-  make_judge: Callable[[], Speaker]
+  make_judge: Callable[[], ChatClient]
   mode: str
 
 
@@ -109,7 +111,7 @@ class EvaluateExperiment(NamedTuple):
   prompts: Sequence[str]
   panel: Mapping[str, str]
   trained: LanguageExperiment | None
-  given: Mapping[str, Callable[[], Outside]]
+  given: Mapping[str, Callable[[], ExternalJudge]]
   length: int
   batch: int
   filters: Filters
@@ -147,9 +149,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     oracle=find_oracle(config),
     trained=trained,
     given={
-      judge: functools.partial(GIVEN[judge].make, config, folder)
+      judge: functools.partial(EXTERNAL[judge].make, config, folder)
       for judge in panel
-      if judge in GIVEN
+      if judge in EXTERNAL
     },
     length=section.length,
     batch=section.batch,
@@ -191,7 +193,7 @@ def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | N
   """Of all that determines the word of a judge."""
   if judge in TRAINED:
     return trained.stages[TRAINED[judge]].folder.name.rpartition('-')[2]
-  return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
+  return digest(EXTERNAL[judge].settings(config) if judge in EXTERNAL else 'the embedded task')
 
 
 def digest(settings: object) -> str:
@@ -387,8 +389,8 @@ def make_mt_bench(
     mt_bench.read_answers(section.references),
     mt_bench_judge.read_prompts(section.judge_prompts),
   )
-  must_name(config)
-  make_judge = functools.partial(make_speaker, config, folder)
+  require_model(config)
+  make_judge = functools.partial(configure_chat_client, config, folder)
   return MtBench(bench, config.remote.model, make_judge, section.mode)
 
 

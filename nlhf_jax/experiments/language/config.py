@@ -10,7 +10,6 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
-from nlhf_jax.experiments.judge_config import GIVEN
 from nlhf_jax.experiments.language.stage_settings import (
   TRAINED,
   exploiter_settings,
@@ -21,14 +20,15 @@ from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.training_config import check_mesh, make_training
-from nlhf_jax.judges.judge import probability, verdict
+from nlhf_jax.judges.judge import probability, vote
+from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.sampling.token import Filters
 
-JUDGES = (*TRAINED, *GIVEN, 'oracle')
+JUDGES = (*TRAINED, *EXTERNAL, 'oracle')
 LEARNED = ('sft', *TRAINED.values())
 # Stages whose algorithm has another name.
 ROWS = {'embedding_model': 'preference_model'}
-FEEDBACK = {'probability': probability, 'verdict': verdict}
+FEEDBACK = {'probability': probability, 'verdict': vote}
 
 
 def check(config: ConfigDict) -> None:
@@ -104,7 +104,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
     given={
-      name: functools.partial(it.make, config, folder) for name, it in GIVEN.items() if name in used
+      name: functools.partial(it.make, config, folder)
+      for name, it in EXTERNAL.items()
+      if name in used
     },
   )
 
@@ -114,7 +116,7 @@ def make_panel(config: ConfigDict) -> list[str]:
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
     if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
-      known = ', '.join((*TRAINED, *GIVEN))
+      known = ', '.join((*TRAINED, *EXTERNAL))
       raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
   return ['oracle', *panel] if find_oracle(config) else panel
 

@@ -10,10 +10,9 @@ import numpy as np
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
-from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
 from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
@@ -23,7 +22,8 @@ from nlhf_jax.experiments.stages import (
   make_policy_steps,
   make_rollout,
 )
-from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
+from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
+from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -42,12 +42,12 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
   json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
   if distributed.is_first():
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
-  with accounted(workdir, external) as accounts:
+  with recorded_usage(workdir, external) as accounts:
     reference = fine_tune(experiment)
     judges = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
     if 'reward' in panel:
-      panel['reward'] = by_bradley_terry(panel['reward'])
+      panel['reward'] = bradley_terry_judge(panel['reward'])
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
@@ -60,7 +60,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     samples = run_tournament(experiment, entries, panel)
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   results = publish(experiment, workdir, samples, exploited, accounts)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
@@ -91,16 +91,16 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
 
 
 def make_judges(
-  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, ExternalJudge]
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.oracle:
-    asked['oracle'] = of_texts(experiment.corpus.oracle, tokenizer)
+    asked['oracle'] = judge_from_texts(experiment.corpus.oracle, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
-      kind = make_kind(experiment, stage)
+      kind = make_judge_network(experiment, stage)
       asked[name] = kind.judge(train_judge(experiment, stage, reference))
   return asked
 

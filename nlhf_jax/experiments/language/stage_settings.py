@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
-from nlhf_jax.experiments.judge_config import GIVEN
-from nlhf_jax.experiments.model_config import fingerprint
 from nlhf_jax.experiments.specs import Policy, entry_slots
+from nlhf_jax.judges.registry import EXTERNAL
+from nlhf_jax.storage.hub import fingerprint
 
 # Judges that are trained -> their stages.
 TRAINED = {
@@ -44,8 +44,8 @@ def stage_settings(
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
     settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
-    if policy.judge in GIVEN:
-      settings[name] |= {policy.judge: GIVEN[policy.judge].settings(config)}
+    if policy.judge in EXTERNAL:
+      settings[name] |= {policy.judge: EXTERNAL[policy.judge].settings(config)}
   compared = panel_settings(config, panel, settings)
   compared |= {name: settings[name] for name in policies}
   entered = {name: row['entries'] for name, row in plain['policies'].items()}
@@ -58,7 +58,7 @@ def panel_settings(
 ) -> dict[str, object]:
   """Judge of the tournament -> the settings that determine its preferences."""
   trained = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
-  return trained | {judge: GIVEN[judge].settings(config) for judge in panel if judge in GIVEN}
+  return trained | {judge: EXTERNAL[judge].settings(config) for judge in panel if judge in EXTERNAL}
 
 
 def exploiter_settings(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.experiments.specs import Learner
 from nlhf_jax.experiments.stages import make_policy_update
-from nlhf_jax.judges.judge import verdict
+from nlhf_jax.judges.judge import vote
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
@@ -45,7 +45,7 @@ def make_active_steps(
       comparison = sample(slots, batch, batch_key)
       comparison = comparison._replace(payoff=look_up(table, comparison))
       pair = algorithm.select(comparison, jax.random.fold_in(batch_key, 2))
-      vote = verdict(look_up(truth, pair), jax.random.fold_in(batch_key, 3))
+      vote = vote(look_up(truth, pair), jax.random.fold_in(batch_key, 3))
       prompt, left, right = jax.tree.map(np.asarray, find(pair))
       ahead, left, right = np.asarray(vote) > 0, left[:, :, None], right[:, None, :]
       winner, loser = np.where(ahead, left, right), np.where(ahead, right, left)

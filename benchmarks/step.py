@@ -20,7 +20,7 @@ from nlhf_jax.data.batches import batches
 from nlhf_jax.experiments.data_config import make_corpus
 from nlhf_jax.experiments.language.config import check, make_training
 from nlhf_jax.experiments.model_config import make_model
-from nlhf_jax.judges.judge import of_network
+from nlhf_jax.judges.judge import judge_from_network
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
@@ -40,7 +40,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
   params = decoder.init(jax.random.key(0))
   state = initial_state(algorithm, params, training.optimizer)
   network = make_preference_network(decoder, config.model.width, corpus.tokenizer.sep_token_id)
-  judge = of_network(network, network.init(params))
+  judge = judge_from_network(network, network.init(params))
   rollout = make_rollout(
     decoder,
     [*algorithm.left, *algorithm.right],

@@ -34,7 +34,7 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.experiments.stages import make_step
-from nlhf_jax.judges.judge import of_rewards
+from nlhf_jax.judges.judge import judge_from_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
@@ -150,7 +150,7 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   prompts = Prompts(prompts, jnp.ones_like(prompts, bool))
   small = make_decoder(architecture(settings.model | settings.judge), numerics)
   network = make_reward_network(small, settings.judge['hidden_size'], stop)
-  rewards = of_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
+  rewards = judge_from_rewards(network, network.init(jax.jit(small.init)(jax.random.key(1))))
   judge = jax.jit(lambda comparison: jax.nn.sigmoid(rewards(comparison)) - 0.5)
 
   parts = {}

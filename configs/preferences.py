@@ -1,4 +1,4 @@
-"""A preference model, a reward model and an embedding model on the same comparisons, side by side.
+"""Trains a preference model, a reward model and a GPM on the same comparisons, and compares them.
 
 python -m nlhf_jax.main --config=configs/preferences.py
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE
@@ -13,7 +13,7 @@ from configs import base
 def get_config(source='synthetic'):
   config = base.get_config(source)
   config.experiment = 'preferences'
-  config.judges = 'learned,reward,embedding'
+  config.judges = 'learned,reward,gpm'
   config.sizes = ConfigDict({'as set': {}})  # changes of config.model, one set of judges for each
   # Comparisons to test on that nothing is learned from, as those of config.data.
   config.tests = dict(path='', form='comparisons', split='', skip_bad=False)

@@ -24,24 +24,24 @@ class Texts(NamedTuple):
   votes: np.ndarray
 
 
-Preference = Callable[[Texts], np.ndarray]  # P(left > right), [n]
+Baseline = Callable[[Texts], np.ndarray]  # P(left > right), [n]
 
 
-def lengths(texts: Texts) -> np.ndarray:
+def response_lengths(texts: Texts) -> np.ndarray:
   """Characters of both responses, [n, 2]."""
   return np.array(
     [[len(one), len(other)] for one, other in zip(texts.left, texts.right, strict=True)]
   )
 
 
-def always_the_longer(texts: Texts) -> Preference:
+def make_longer_baseline(texts: Texts) -> Baseline:
   """The longer response, as often as the texts' votes are for it; 1/2 where none is."""
-  signs = np.sign(np.subtract(*lengths(texts).T))
+  signs = np.sign(np.subtract(*response_lengths(texts).T))
   share = float(np.mean((0.5 + signs * (texts.votes - 0.5))[signs != 0])) if signs.any() else 0.5
-  return lambda asked: 0.5 + np.sign(np.subtract(*lengths(asked).T)) * (share - 0.5)
+  return lambda asked: 0.5 + np.sign(np.subtract(*response_lengths(asked).T)) * (share - 0.5)
 
 
-def bag_of_words(texts: Texts, seed: int) -> Preference | None:
+def make_bag_of_words(texts: Texts, seed: int) -> Baseline | None:
   """Logistic regression on the difference of both responses' words, weighed by how rare they are.
 
   It has no intercept, and so no liking for a side. Votes that are split count for both sides. How

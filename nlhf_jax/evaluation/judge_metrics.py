@@ -14,7 +14,7 @@ SURE = 1e-6  # probabilities are kept this far from 0 and 1 in logarithms
 BINS = 10
 
 
-class Judged(NamedTuple):
+class JudgedComparisons(NamedTuple):
   """What was said of n comparisons.
 
   `shown` and `swapped` are the judge's P(left > right), asked with the left response first and with
@@ -30,14 +30,14 @@ class Judged(NamedTuple):
   lengths: np.ndarray
 
 
-def summarise(judged: Judged) -> dict[str, object]:
+def summarise(judged: JudgedComparisons) -> dict[str, object]:
   """All scalars, and the calibration curve, as plain numbers.
 
   Comparisons of which the judge says nothing usable are counted as `unusable`, and in no other
   figure. There must be some others.
   """
   usable = ~np.isnan(judged.chance)
-  judged = Judged(*(values[usable] for values in judged))
+  judged = JudgedComparisons(*(values[usable] for values in judged))
   low, high = accuracy_interval(judged)
   return {
     'comparisons': len(judged.votes),
@@ -49,25 +49,25 @@ def summarise(judged: Judged) -> dict[str, object]:
     'calibration_error': calibration_error(judged),
     'consistency': consistency(judged),
     'first_place': float(np.mean(judged.shown - judged.swapped) / 2),
-    'longer': longer(judged.chance, judged.lengths),
-    'longer_votes': longer(judged.votes, judged.lengths),
+    'longer': preference_for_longer(judged.chance, judged.lengths),
+    'longer_votes': preference_for_longer(judged.votes, judged.lengths),
     'calibration': [bin_._asdict() for bin_ in calibration(judged)],
   }
 
 
-def right(chance: np.ndarray, votes: np.ndarray) -> np.ndarray:
+def agreement_with_votes(chance: np.ndarray, votes: np.ndarray) -> np.ndarray:
   """1 where the judge sides with most votes, 0 where not, 1/2 where either of them has a tie."""
   return (1 + np.sign(chance - 0.5) * np.sign(votes - 0.5)) / 2
 
 
 def accuracy(chance: np.ndarray, votes: np.ndarray) -> float:
   """How often the judge sides with most votes; a tie counts half."""
-  return float(np.mean(right(chance, votes)))
+  return float(np.mean(agreement_with_votes(chance, votes)))
 
 
-def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
+def accuracy_interval(judged: JudgedComparisons, level: float = 0.95) -> tuple[float, float]:
   """Clopper and Pearson's interval of the accuracy; what is left of half a tie widens it."""
-  wins, count = right(judged.chance, judged.votes).sum(), len(judged.votes)
+  wins, count = agreement_with_votes(judged.chance, judged.votes).sum(), len(judged.votes)
   low, _ = intervals.clopper_pearson(np.floor(wins), count, level)
   _, high = intervals.clopper_pearson(np.ceil(wins), count, level)
   return float(low), float(high)
@@ -87,7 +87,7 @@ class Bin(NamedTuple):
   count: int
 
 
-def calibration(judged: Judged) -> list[Bin]:
+def calibration(judged: JudgedComparisons) -> list[Bin]:
   """How often the side that a judge prefers is voted for, by how sure of it the judge is.
 
   Sides are renamed so that the judge prefers the left one; where it prefers none, votes count half
@@ -105,18 +105,18 @@ def calibration(judged: Judged) -> list[Bin]:
   ]
 
 
-def calibration_error(judged: Judged) -> float:
+def calibration_error(judged: JudgedComparisons) -> float:
   """Mean distance between how sure the judge is and how often it is right (the usual ECE)."""
   bins = calibration(judged)
   return float(sum(abs(b.chance - b.votes) * b.count for b in bins) / len(judged.votes))
 
 
-def consistency(judged: Judged) -> float:
+def consistency(judged: JudgedComparisons) -> float:
   """How often a judge prefers the same response in both orders; a tie in one counts half."""
   return accuracy(judged.shown, judged.swapped)
 
 
-def longer(chance: np.ndarray, lengths: np.ndarray) -> float:
+def preference_for_longer(chance: np.ndarray, lengths: np.ndarray) -> float:
   """Mean probability given to the longer response, where one is longer; 1/2 where none ever is."""
   difference = lengths[:, 0] - lengths[:, 1]
   of_longer = np.where(difference > 0, chance, 1 - chance)[difference != 0]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.judges.judge import Both, Preference, mean
+from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.storage import json_lines
 
 AT_ONCE = 256  # questions between two writes
@@ -31,7 +31,7 @@ class Question(NamedTuple):
 Ask = Callable[[Sequence[Question]], np.ndarray]  # P(left > right), [n]; NaN without a verdict
 
 
-def kept(path: Path, read: Preference) -> Ask:
+def kept(path: Path, read: TextPreference) -> Ask:
   """A judge that remembers, in a file; a response beside itself is a draw, and not asked about.
 
   What it says is on the disk before it is told. No verdict, NaN, is asked for again another time.
@@ -99,7 +99,7 @@ def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str
   return found
 
 
-def in_both_orders(shown: np.ndarray, both: Both = mean) -> np.ndarray:
+def in_both_orders(shown: np.ndarray, both: CombineOrders = mean_of_orders) -> np.ndarray:
   """P(row beats column), what the judge makes of both orders."""
   return both(shown, shown.swapaxes(-1, -2))
 

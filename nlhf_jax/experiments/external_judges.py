@@ -7,25 +7,29 @@ from pathlib import Path
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.experiments.judge_config import ExternalJudge
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import judge_page
 from nlhf_jax.storage import json_lines
 
 
 @contextlib.contextmanager
-def accounted(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> Iterator[dict[str, dict]]:
+def recorded_usage(
+  workdir: Path, outside: Mapping[str, ExternalJudge | ChatClient]
+) -> Iterator[dict[str, dict]]:
   """Once the block has ended, or was interrupted, what it was given has the judges' accounts."""
   accounts = {}
   try:
     yield accounts
   except (Interrupted, UserError):
-    account(workdir, outside)
+    record_usage(workdir, outside)
     raise
-  accounts |= account(workdir, outside)
+  accounts |= record_usage(workdir, outside)
 
 
-def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str, dict]:
+def record_usage(
+  workdir: Path, outside: Mapping[str, ExternalJudge | ChatClient]
+) -> dict[str, dict]:
   """Name -> `about`, who it is, and `counts` of this run and those before it.
 
   It is kept in `NAME.json` of the work directory, if anything was counted. Called once, when a run
@@ -43,7 +47,7 @@ def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str
   return accounts
 
 
-def announce(accounts: Mapping[str, Mapping]) -> None:
+def print_usage(accounts: Mapping[str, Mapping]) -> None:
   """Prints who was asked, and what was counted."""
-  for sentence in judge_page.who(accounts):
+  for sentence in judge_page.describe_judges(accounts):
     print(sentence)

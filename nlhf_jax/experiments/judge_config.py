@@ -12,9 +12,15 @@ from ml_collections import ConfigDict
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.model_config import DTYPES, fingerprint
 from nlhf_jax.judges import remote, verdicts
-from nlhf_jax.judges.endpoint import Endpoint, check_address
-from nlhf_jax.judges.judge import Both, Judge, Preference, mean, of_texts
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.endpoint import Endpoint, check_url
+from nlhf_jax.judges.judge import (
+  CombineOrders,
+  Judge,
+  TextPreference,
+  judge_from_texts,
+  mean_of_orders,
+)
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.judges.verdicts import Template
 from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.storage import hub
@@ -26,7 +32,7 @@ SPEAKING = {'temperature': 0.0, 'max_tokens': 2048}  # how MT-Bench's judge is s
 ASKING = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')  # that change no answer
 
 
-class Outside(NamedTuple):
+class ExternalJudge(NamedTuple):
   """A judge of texts from outside: who that is, and its word.
 
   `read(prompts, left, right)` is its P(left > right), the left shown first, `both` what it makes of
@@ -35,8 +41,8 @@ class Outside(NamedTuple):
   """
 
   about: str
-  read: Preference
-  both: Both
+  read: TextPreference
+  both: CombineOrders
   of_tokens: Callable[[Any], Judge]
   counts: Callable[[], Mapping[str, float]] = dict
 
@@ -47,11 +53,11 @@ class Given(NamedTuple):
   What is to be kept goes into the folder. Both raise `UserError` for settings that cannot be used.
   """
 
-  make: Callable[[ConfigDict, Path], Outside]
+  make: Callable[[ConfigDict, Path], ExternalJudge]
   settings: Callable[[ConfigDict], object]
 
 
-def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
+def make_pairrm(config: ConfigDict, folder: Path) -> ExternalJudge:
   """The judge of the section `pairrm`."""
   # With these comes PyTorch, if there is one: seconds.
   from nlhf_jax.judges import pairrm
@@ -65,7 +71,7 @@ def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
   of_tokens = partial(pairrm.of_ranker, score)
-  return Outside(section.hf, pairrm.make_preference(score), pairrm.both_orders, of_tokens)
+  return ExternalJudge(section.hf, pairrm.make_preference(score), pairrm.both_orders, of_tokens)
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
@@ -90,10 +96,10 @@ def pairrm_settings(config: ConfigDict) -> object:
   return [fingerprint(config.pairrm.hf, PAIRRM), config.pairrm.compute]
 
 
-def make_remote_judge(config: ConfigDict, folder: Path) -> Outside:
+def make_remote_judge(config: ConfigDict, folder: Path) -> ExternalJudge:
   """The judge of the section `remote`."""
   section = config.remote
-  judge = remote.make_remote(
+  judge = remote.make_remote_judge(
     make_endpoint(config, folder),
     make_template(config),
     sampling=json.loads(section.request),
@@ -101,11 +107,11 @@ def make_remote_judge(config: ConfigDict, folder: Path) -> Outside:
     prices=prices_of(config),
     stop=interrupts.requested,
   )
-  return Outside(
+  return ExternalJudge(
     f'{section.model} at {section.url}',
     judge.preference,
-    mean,
-    partial(of_texts, judge.preference),
+    mean_of_orders,
+    partial(judge_from_texts, judge.preference),
     judge.counts,
   )
 
@@ -116,11 +122,11 @@ def prices_of(config: ConfigDict) -> tuple[float, float] | None:
   return found if any(found) else None
 
 
-def make_speaker(config: ConfigDict, folder: Path) -> Speaker:
+def make_speaker(config: ConfigDict, folder: Path) -> ChatClient:
   """Whom the section `remote` names, as MT-Bench asks."""
-  sampling = remote.changed(SPEAKING, json.loads(config.remote.request))
+  sampling = remote.update_request(SPEAKING, json.loads(config.remote.request))
   endpoint = make_endpoint(config, folder)
-  return remote.make_speaker(endpoint, sampling, prices_of(config), interrupts.requested)
+  return remote.make_chat_client(endpoint, sampling, prices_of(config), interrupts.requested)
 
 
 def make_endpoint(config: ConfigDict, folder: Path) -> Endpoint:
@@ -155,7 +161,7 @@ def remote_settings(config: ConfigDict) -> object:
   """Whom, and how."""
   template = make_template(config)
   must_name(config)
-  check_address(config.remote.url)
+  check_url(config.remote.url)
   words = template.messages('prompt', 'left', 'right')
   sampling = {**template.sampling, **json.loads(config.remote.request)}
   return [config.remote.url, config.remote.model, words, sampling]

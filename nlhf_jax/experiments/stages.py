@@ -16,7 +16,7 @@ from nlhf_jax import distributed, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
-from nlhf_jax.judges.judge import Judge, told
+from nlhf_jax.judges.judge import Judge, with_feedback
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
@@ -109,7 +109,7 @@ def make_policy_step(
     policy.training,
     scoring.make_score(experiment.model.decoder),
     partial(make_rollout, experiment),
-    judge and told(judge, policy.feedback),
+    judge and with_feedback(judge, policy.feedback),
   )
 
 
@@ -119,7 +119,7 @@ def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Jud
   return make_ahead(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
-    partial(told, report=policy.feedback),
+    partial(with_feedback, report=policy.feedback),
     make_update_of(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

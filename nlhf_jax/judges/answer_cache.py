@@ -19,7 +19,7 @@ from nlhf_jax.judges.verdicts import Answer
 PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
-def name_of(url: str, request: Mapping[str, Any]) -> str:
+def request_digest(url: str, request: Mapping[str, Any]) -> str:
   """The name of a question: a digest of the endpoint and of the whole request to it.
 
   The request has the model, every message and all that says how the answer is sampled.
@@ -28,7 +28,7 @@ def name_of(url: str, request: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
   """The cache in a file, made if need be; to be used in the thread that opened it.
 
   Raises:

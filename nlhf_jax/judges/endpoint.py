@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges import answer_cache
-from nlhf_jax.judges.verdicts import Answer, bare
+from nlhf_jax.judges.verdicts import Answer, strip_token
 
 POLL = 0.1  # seconds between looks at whether to end
 HOPELESS = (401, 404)  # what any question would get: the key, the address or the model is wrong
@@ -57,11 +57,11 @@ class Failure(NamedTuple):
 
 
 Request = Mapping[str, Any]
-Tell = Callable[[int, Answer | Failure, bool], None]
-Ask = Callable[[Sequence[Request], Tell, Callable[[], float | None]], None]
+Receive = Callable[[int, Answer | Failure, bool], None]
+Query = Callable[[Sequence[Request], Receive, Callable[[], float | None]], None]
 
 
-def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
+def make_query(endpoint: Endpoint, counts: Counter) -> Query:
   """A function (requests, tell, ending) that returns when all are told, or when it is to end.
 
   `tell(place, outcome, kept)` is called once for each request, those first whose answer was kept.
@@ -76,7 +76,7 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
   """
   openai = _openai()
   secret = _secret(endpoint)
-  turn = paced(endpoint.per_minute)
+  turn = make_rate_limiter(endpoint.per_minute)
 
   async def before(request):
     await turn()
@@ -97,7 +97,7 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
         model=request['model'], messages=request['messages'], extra_body=dict(request)
       )
     except openai.APIStatusError as error:
-      said = without(secret, first_line(error))
+      said = redact(secret, first_line(error))
       if error.status_code in HOPELESS:
         raise UserError(
           f"the judge '{endpoint.model}' at {endpoint.url} cannot be asked ({said}); check url and "
@@ -107,12 +107,14 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
     except openai.APITimeoutError:
       return Failure('timeout', f'silent for {endpoint.timeout:g} s')
     except openai.APIConnectionError as error:
-      return Failure('connection', without(secret, first_line(error.__cause__ or error)))
+      return Failure('connection', redact(secret, first_line(error.__cause__ or error)))
     return parse(raw.http_response.content)
 
   async def ask_all(requests, tell, ending):
-    with answer_cache.opened(endpoint.cache) as kept:
-      names = [answer_cache.name_of(endpoint.url.rstrip('/'), request) for request in requests]
+    with answer_cache.open_cache(endpoint.cache) as kept:
+      names = [
+        answer_cache.request_digest(endpoint.url.rstrip('/'), request) for request in requests
+      ]
       left = []
       for place, name in enumerate(names):
         found = answer_cache.get(kept, name)
@@ -132,12 +134,14 @@ def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
           tell(place, outcome, False)
 
       async with connected() as client:
-        await finished([work(client) for _ in range(min(endpoint.concurrency, len(left)))], ending)
+        await wait_for_all(
+          [work(client) for _ in range(min(endpoint.concurrency, len(left)))], ending
+        )
 
   return lambda requests, tell, ending: asyncio.run(ask_all(requests, tell, ending))
 
 
-async def finished(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:
+async def wait_for_all(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:
   """Waits for all the work; the first error, or `ending`, ends the rest of it."""
   tasks = [asyncio.ensure_future(piece) for piece in work]
   running, since = set(tasks), None
@@ -157,7 +161,7 @@ async def finished(work: Sequence[Awaitable[None]], ending: Callable[[], float |
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def paced(per_minute: float) -> Callable[[], Awaitable[None]]:
+def make_rate_limiter(per_minute: float) -> Callable[[], Awaitable[None]]:
   """A function to wait in until it is one's turn: turns are evenly spaced; 0 is no wait at all."""
   free = 0.0  # when the next turn is, on the monotonic clock
 
@@ -189,14 +193,14 @@ def parse(body: bytes) -> Answer | Failure:
 def _first(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
   """Token and log-probability of the alternatives of the first token with a letter or digit."""
   for place in content:
-    if bare(place['token']):
+    if strip_token(place['token']):
       for token in (place, *(place.get('top_logprobs') or ())):
         if token['logprob'] is not None:  # JSON has no minus infinity
           yield token['token'], min(float(token['logprob']), 0.0)
       return
 
 
-def without(secret: str, text: str) -> str:
+def redact(secret: str, text: str) -> str:
   """The text, if an endpoint repeats the key, without it."""
   return text.replace(secret, '...') if secret else text
 
@@ -210,7 +214,7 @@ def _openai():
     ) from None
 
 
-def check_address(url: str) -> None:
+def check_url(url: str) -> None:
   """Refuses an address that is none, or that has a secret in it, which appears in no sentence.
 
   Raises:
@@ -232,7 +236,7 @@ def check_address(url: str) -> None:
 
 def _secret(endpoint: Endpoint) -> str:
   """The key, after a look at whether it can be sent, and to where. It appears in no sentence."""
-  check_address(endpoint.url)
+  check_url(endpoint.url)
   secret = os.environ.get(endpoint.key, '').strip() if endpoint.key else ''
   if endpoint.key and not (secret and secret.isascii() and secret.isprintable()):
     raise UserError(

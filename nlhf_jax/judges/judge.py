@@ -21,10 +21,10 @@ from nlhf_jax.structs import Comparison, Params
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
 # Of texts: (prompts, left, right) -> P(left > right), [n], with the left one shown first; NaN for
 # what it cannot say.
-Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
-class Word(NamedTuple):
+class BothOrders(NamedTuple):
   """What a judge says of n pairs: P(left > right), [n], NaN where it says nothing.
 
   `shown` with the left response first, `swapped` with the right one first, and `chance` what it
@@ -38,10 +38,10 @@ class Word(NamedTuple):
 
 # P(left > right) by a judge that said `ahead`, P(left > right) with the left one shown first, and
 # `behind`, P(right > left) with the right one shown first.
-Both = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CombineOrders = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def mean(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
+def mean_of_orders(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
   """The mean of the probabilities; with its mirror image it is exactly 1."""
   return 0.5 + (ahead - behind) / 2
 
@@ -59,17 +59,17 @@ def antisymmetric(one_order: Judge) -> Judge:
   return payoff
 
 
-def of_network(network: PreferenceNetwork, params: Params) -> Judge:
+def judge_from_network(network: PreferenceNetwork, params: Params) -> Judge:
   """P(y > y'|x) - 1/2 by a preference network."""
   return antisymmetric(lambda comparison: jax.nn.sigmoid(network.logit(params, comparison)) - 0.5)
 
 
-def of_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
+def judge_from_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
   """The same by a network whose logits are antisymmetric already: one order says it all."""
   return lambda comparison: jnp.tanh(network.logit(params, comparison) / 2) / 2
 
 
-def of_rewards(network: RewardNetwork, params: Params) -> Judge:
+def judge_from_rewards(network: RewardNetwork, params: Params) -> Judge:
   """r(x, y) - r(x, y') by a reward network."""
 
   def payoff(comparison):
@@ -79,12 +79,12 @@ def of_rewards(network: RewardNetwork, params: Params) -> Judge:
   return payoff
 
 
-def by_bradley_terry(rewards: Judge) -> Judge:
+def bradley_terry_judge(rewards: Judge) -> Judge:
   """P(y > y'|x) - 1/2 = 1/(1 + exp(r' - r)) - 1/2 of a judge that gives differences of rewards."""
   return lambda comparison: jnp.tanh(rewards(comparison) / 2) / 2
 
 
-def spelled(
+def comparison_texts(
   comparison: Comparison, tokenizer: Any
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
   """The texts of a comparison: B prompts, and K left and J right responses to each."""
@@ -100,23 +100,23 @@ def spelled(
   return asked, ours, ours if right is left else sides(right)
 
 
-def in_both_orders(
-  preference: Preference,
-  both: Both,
+def judge_both_orders(
+  preference: TextPreference,
+  both: CombineOrders,
   prompts: Sequence[str],
   left: Sequence[str],
   right: Sequence[str],
-) -> Word:
+) -> BothOrders:
   """The word of a judge that reads text."""
   ahead, behind = preference(prompts, left, right), preference(prompts, right, left)
-  return Word(ahead, 1 - behind, both(ahead, behind))
+  return BothOrders(ahead, 1 - behind, both(ahead, behind))
 
 
-def of_texts(preference: Preference, tokenizer: Any) -> Judge:
+def judge_from_texts(preference: TextPreference, tokenizer: Any) -> Judge:
   """A judge that reads text; NaN in either order makes the payoff of the pair NaN."""
 
   def one_order(comparison):
-    prompts, left, right = spelled(comparison, tokenizer)
+    prompts, left, right = comparison_texts(comparison, tokenizer)
     triples = [
       (prompt, one, other)
       for prompt, lefts, rights in zip(prompts, left, right, strict=True)
@@ -138,7 +138,7 @@ def probability(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K 
   return payoff
 
 
-def verdict(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
+def vote(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
   """One sampled vote on every pair, +1/2 or -1/2, with the same mean: model-free feedback.
 
   Where there is no preference, NaN, there is no vote.
@@ -147,7 +147,7 @@ def verdict(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
   return jnp.where(jnp.isnan(payoff), payoff, vote)
 
 
-def told(
+def with_feedback(
   judge: Judge, report: Callable[[Array, Array], Array]
 ) -> Callable[[Comparison, Array], Array]:
   """A judge whose every answer is reported by `probability` or `verdict`: (comparison, key).

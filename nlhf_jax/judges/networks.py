@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
-IN_FULL = 16  # tokens of the longest response up to which a sum over tokens is a plain one
+PLAIN_SUM_TOKENS = 16  # tokens of the longest response up to which a sum over tokens is a plain one
 
 
 class PreferenceNetwork(NamedTuple):
@@ -32,7 +32,7 @@ class RewardNetwork(NamedTuple):
   score: Callable[[Params, Comparison], Scores]
 
 
-def with_readouts(backbone: Params, *shape: int) -> Params:
+def add_readouts(backbone: Params, *shape: int) -> Params:
   """A decoder's parameters with two readouts that start at zero: the first word is a tie."""
   return {'backbone': backbone, 'token': jnp.zeros(shape), 'verdict': jnp.zeros(shape)}
 
@@ -54,11 +54,11 @@ def read_out(
   hidden, _ = decoder.read(params['backbone'], tokens, mask)
   said = hidden @ params['token']
   side = side.reshape(*side.shape, *(1,) * (said.ndim - 2))
-  counts = min(1, IN_FULL / longest)
+  counts = min(1, PLAIN_SUM_TOKENS / longest)
   return hidden[:, -1] @ params['verdict'] + counts * jnp.sum(side * said, axis=1)
 
 
-def one_a_row(
+def response_rows(
   prompts: Prompts, responses: Responses, separator: int
 ) -> tuple[Int[Array, 'N S'], Bool[Array, 'N S'], Int[Array, 'N S']]:
   """Tokens, mask and side of `prompt response separator`, every response in a row of its own."""
@@ -77,23 +77,29 @@ def one_a_row(
 
 
 def make_reward_network(
-  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL
+  decoder: Decoder, width: int, separator: int, longest: int = PLAIN_SUM_TOKENS
 ) -> RewardNetwork:
   """A decoder that reads `prompt response separator`: as `make_preference_network`, for one."""
 
   def rewards(params, prompts: Prompts, responses: Responses):
-    said = read_out(decoder, params, *one_a_row(prompts, responses, separator), longest)
+    said = read_out(decoder, params, *response_rows(prompts, responses, separator), longest)
     return said.reshape(*responses.tokens.shape[:2], 1)
 
   def score(params, comparison):
     prompts, left, right, _ = comparison
     return Scores(rewards(params, prompts, left), rewards(params, prompts, right))
 
-  return RewardNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(score))
+  return RewardNetwork(lambda backbone: add_readouts(backbone, width), jax.jit(score))
 
 
-def make_embedding_network(
-  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL, *, planes: int, key: Array
+def make_general_preference_network(
+  decoder: Decoder,
+  width: int,
+  separator: int,
+  longest: int = PLAIN_SUM_TOKENS,
+  *,
+  planes: int,
+  key: Array,
 ) -> PreferenceNetwork:
   """A general preference model: K responses are judged by reading each of them once.
 
@@ -110,11 +116,11 @@ def make_embedding_network(
   def init(backbone):
     # At zero, an area has no slope.
     points = jax.random.normal(key, (width, 2 * planes)) / width**0.5
-    return with_readouts(backbone, width, 2 * planes) | {'verdict': points}
+    return add_readouts(backbone, width, 2 * planes) | {'verdict': points}
 
   @jax.jit
   def points(params, prompts, responses):
-    said = read_out(decoder, params, *one_a_row(prompts, responses, separator), longest)
+    said = read_out(decoder, params, *response_rows(prompts, responses, separator), longest)
     return said.reshape(*responses.tokens.shape[:2], 2, planes)
 
   def area(one, other):
@@ -130,7 +136,7 @@ def make_embedding_network(
 
 
 def make_preference_network(
-  decoder: Decoder, width: int, separator: int, longest: int = IN_FULL
+  decoder: Decoder, width: int, separator: int, longest: int = PLAIN_SUM_TOKENS
 ) -> PreferenceNetwork:
   """A decoder that reads `prompt left separator right separator`, every pair in a row of its own.
 
@@ -164,4 +170,4 @@ def make_preference_network(
     side = rows(jnp.zeros_like(prompts.mask, int), 1 * left.mask, -1 * right.mask, 0)
     return read_out(decoder, params, tokens, mask, side, longest).reshape(pairs)
 
-  return PreferenceNetwork(lambda backbone: with_readouts(backbone, width), jax.jit(logit))
+  return PreferenceNetwork(lambda backbone: add_readouts(backbone, width), jax.jit(logit))

@@ -17,7 +17,7 @@ from scipy import special
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.judges.judge import Judge, Preference, spelled
+from nlhf_jax.judges.judge import Judge, TextPreference, comparison_texts
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm_encoder import Lengths, Ranker
 from nlhf_jax.structs import Params
@@ -255,7 +255,7 @@ def both_orders(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
   return 0.5 + payoff(special.logit(ahead), special.logit(behind))
 
 
-def make_preference(score: Score) -> Preference:
+def make_preference(score: Score) -> TextPreference:
   """The ranker as a judge of texts in one order; in double precision, to find the logit again."""
   return lambda *asked: special.expit(np.asarray(score(*asked), np.float64))
 
@@ -269,7 +269,7 @@ def of_ranker(score: Score, tokenizer: Any) -> Judge:
   """
 
   def judge(comparison):
-    prompts, left, right = spelled(comparison, tokenizer)
+    prompts, left, right = comparison_texts(comparison, tokenizer)
     if comparison.right is comparison.left:
       ahead = all_pairs(score, prompts, left)
       return payoff(ahead, ahead.swapaxes(1, 2))

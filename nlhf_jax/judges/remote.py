@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask
+from nlhf_jax.judges.endpoint import Endpoint, Failure, make_query
 from nlhf_jax.judges.verdicts import Answer, Template
 
 RECENT = 100  # questions over which the unusable ones are counted
@@ -28,7 +28,7 @@ PATIENCE = 2.0  # seconds before there is a progress bar
 Pair = tuple[str, str, str]  # prompt, left, right
 
 
-class Remote(NamedTuple):
+class RemoteJudge(NamedTuple):
   """A judge that is asked over the network.
 
   `preference(prompts, left, right)` is what `judges.of_texts` takes: P(left > right), [n], NaN for
@@ -45,7 +45,7 @@ class Remote(NamedTuple):
   counts: Callable[[], dict[str, float]]
 
 
-def make_remote(
+def make_remote_judge(
   endpoint: Endpoint,
   template: Template,
   *,
@@ -53,7 +53,7 @@ def make_remote(
   tolerated: float = 0.2,
   prices: tuple[float, float] | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> Remote:
+) -> RemoteJudge:
   """A judge that asks an endpoint by a template.
 
   A pair of the same text twice is a tie, and not asked about. Of several processes the first one
@@ -72,8 +72,8 @@ def make_remote(
     Interrupted: by `preference`, if the user asked to stop. Every answer so far is kept.
   """
   counts: Counter[str] = Counter()
-  ask = make_ask(endpoint, counts)
-  fields = changed(template.sampling, sampling or {})
+  ask = make_query(endpoint, counts)
+  fields = update_request(template.sampling, sampling or {})
   verdict, note_orders = _verdicts(endpoint, template, tolerated, counts), _orders(counts)
   thread = ThreadPoolExecutor(1, 'judge')  # a notebook has a loop of its own in its thread
 
@@ -113,15 +113,15 @@ def make_remote(
   def preference(prompts, left, right):
     return distributed.asked_of_first(lambda: answered(prompts, left, right), (len(prompts),))
 
-  return Remote(preference, lambda: _priced(counts, prices))
+  return RemoteJudge(preference, lambda: _priced(counts, prices))
 
 
-def changed(fields: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+def update_request(fields: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
   """Fields of a request, some of them changed; None takes a field away."""
   return {name: value for name, value in {**fields, **by}.items() if value is not None}
 
 
-class Speaker(NamedTuple):
+class ChatClient(NamedTuple):
   """A language model that is asked in text: who it is, what it says, and counts, as of `Remote`.
 
   `speak` takes (system prompt, user prompt) of each. It says nothing, '', to questions that have no
@@ -129,16 +129,16 @@ class Speaker(NamedTuple):
   """
 
   about: str
-  speak: Callable[[Sequence[tuple[str, str]]], list[str]]
+  generate: Callable[[Sequence[tuple[str, str]]], list[str]]
   counts: Callable[[], Mapping[str, float]]
 
 
-def make_speaker(
+def make_chat_client(
   endpoint: Endpoint,
   sampling: Mapping[str, Any],
   prices: tuple[float, float] | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> Speaker:
+) -> ChatClient:
   """A language model behind an endpoint.
 
   Args:
@@ -152,7 +152,7 @@ def make_speaker(
     Interrupted: by `speak`, if the user asked to stop. Every answer so far is kept.
   """
   counts: Counter[str] = Counter()
-  ask, thread = make_ask(endpoint, counts), ThreadPoolExecutor(1, 'judge')
+  ask, thread = make_query(endpoint, counts), ThreadPoolExecutor(1, 'judge')
 
   def speak(shown):
     said: dict[int, str] = {}
@@ -172,7 +172,7 @@ def make_speaker(
       raise Interrupted(f"asking '{endpoint.model}', {len(said)} of {len(requests)} questions")
     return [said[place] for place in range(len(requests))]
 
-  return Speaker(f'{endpoint.model} at {endpoint.url}', speak, lambda: _priced(counts, prices))
+  return ChatClient(f'{endpoint.model} at {endpoint.url}', speak, lambda: _priced(counts, prices))
 
 
 def _count(counts: Counter, outcome: Answer | Failure, kept: bool) -> None:

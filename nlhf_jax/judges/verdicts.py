@@ -41,20 +41,22 @@ class Template(NamedTuple):
   sampling: Mapping[str, Any]
 
 
-def bare(token: str) -> str:
+def strip_token(token: str) -> str:
   """A token in lower case, without blanks and punctuation around it."""
   return re.sub(r'^[\W_]+|[\W_]+$', '', token).lower()
 
 
-def by_first_token(labels: Mapping[str, float], first: Mapping[str, float]) -> float | None:
+def probability_from_first_token(
+  labels: Mapping[str, float], first: Mapping[str, float]
+) -> float | None:
   """P = sum_l p(l) labels[l] / sum_l p(l), p(l) over all spellings of a label.
 
   None unless the labels have at least half of the probability: else the answer begins otherwise.
   """
   mass = dict.fromkeys(labels, 0.0)
   for token, log_prob in first.items():
-    if bare(token) in mass:
-      mass[bare(token)] += math.exp(log_prob)
+    if strip_token(token) in mass:
+      mass[strip_token(token)] += math.exp(log_prob)
   total = sum(mass.values())
   if total < 0.5:
     return None
@@ -75,10 +77,10 @@ def _summaries() -> Template:
     return [{'role': 'user', 'content': '\n\n'.join(parts)}]
 
   def read(answer):
-    said = by_first_token(labels, answer.first)
+    said = probability_from_first_token(labels, answer.first)
     if said is None:
       line = next(iter(answer.text.strip().splitlines()), '')
-      said = labels.get(bare(bare(line).removeprefix('summary')))
+      said = labels.get(strip_token(strip_token(line).removeprefix('summary')))
     return said
 
   sampling = {'temperature': 0.0, 'max_tokens': 16, 'logprobs': True, 'top_logprobs': 5}
@@ -97,7 +99,7 @@ def read_bracketed(answer: Answer) -> float | None:
   found = {letter.lower() for letter in re.findall(r'\[\[([ABC])\]\]', answer.text)}
   if len(found) > 1:
     return None
-  return labels.get(found.pop() if found else bare(answer.text))
+  return labels.get(found.pop() if found else strip_token(answer.text))
 
 
 def mt_bench(path: Path, name: str) -> Template:

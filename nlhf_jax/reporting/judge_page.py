@@ -141,7 +141,7 @@ def count(said: Mapping[str, Any]) -> int:
   return row['comparisons'] + row['unusable']
 
 
-def left_out(said: Mapping[str, Any]) -> list[str]:
+def describe_unusable(said: Mapping[str, Any]) -> list[str]:
   """A sentence for each judge that had nothing usable to say of some comparisons of a set."""
   return [
     f'{name} has no usable verdict on {row["unusable"]:,} of them, which are not in its figures.'
@@ -150,7 +150,7 @@ def left_out(said: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def who(accounts: Mapping[str, Mapping]) -> list[str]:
+def describe_judges(accounts: Mapping[str, Mapping]) -> list[str]:
   """A sentence for each judge from outside: who it is, and what was counted of it."""
 
   def counted(what, count):
@@ -175,14 +175,14 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
   if results['judges']:
     yield f'{len(results["judges"])} judges learn from the same '
     yield f'{results["comparisons"]:,} comparisons. '
-  yield html.escape(' '.join(who(results['outside'])))
+  yield html.escape(' '.join(describe_judges(results['external_judges'])))
   yield '</p>'
   for test, said in results['sets'].items():
     yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
     yield 'place is what being shown first adds to the probability of a response; the last '
     yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
     yield tables.as_html(list(said), HEADS, cells(said))
-    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
+    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(said))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
     yield 'beats the next, the share of what a judge says that no scores can say, and how often '

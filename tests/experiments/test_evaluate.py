@@ -271,7 +271,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert [row['score'] for row in graded] == [7.5] * 12
     assert {(one.body['max_tokens'], one.body['temperature']) for one in served.seen} == {(70, 0)}
     account = {'requests': 12, 'asked': 12, 'prompt_tokens': 1200, 'response_tokens': 24}
-    assert results['outside']['remote']['counts'] == account
+    assert results['external_judges']['remote']['counts'] == account
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
@@ -375,7 +375,7 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     evaluate_build.GIVEN,
     'pairrm',
     judges_build.Given(
-      lambda config, folder: judges_build.Outside(
+      lambda config, folder: judges_build.ExternalJudge(
         'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
       ),
       lambda config: 'a ranker',

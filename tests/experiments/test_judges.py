@@ -13,7 +13,7 @@ from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.judges import run as judges
 from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.judge_stage import make_kind
+from nlhf_jax.experiments.language.judge_stage import make_judge_network
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import generator
 from tests.judges import faults, published
@@ -47,7 +47,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   config.sizes = {'small': {}, 'wide': {'width': 24}}
   run = lambda: judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
-  kinds = ('preference model', 'reward model', 'embedding model')
+  kinds = ('preference model', 'reward model', 'general preference model')
   judges = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
   assert list(results['judges']) == judges
   said = results['sets']['held out']
@@ -139,7 +139,7 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   assert cycles['remote']['prompts'] == 6 - red // 6
   assert cycles['remote']['three_cycles'] == 0
   assert 0 < cycles['pairrm']['cyclic_energy'] < 1
-  counts = results['outside']['remote']['counts']
+  counts = results['external_judges']['remote']['counts']
   assert counts['asked'] == counts['requests'] == asked
   page, printed = (tmp_path / 'report.html').read_text(), capsys.readouterr().out
   for sentence in (f'The remote judge is m at {served.url}', 'remote has no usable verdict on'):
@@ -153,11 +153,13 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   assert not list((tmp_path / 'others').glob('*/stage.json'))
 
 
-def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path):
+def test_points_of_the_general_preference_model_are_drawn_by_the_seed(config_of, tmp_path):
   def points(seed):
     config = config_of('preferences')
     config.seed = seed
-    kind = make_kind(language_config.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    kind = make_judge_network(
+      language_config.make_experiment(config, 'p', tmp_path), 'general_preference_model'
+    )
     return kind.init({})['verdict']
 
   np.testing.assert_array_equal(points(0), points(0))

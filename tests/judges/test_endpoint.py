@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask, parse
+from nlhf_jax.judges.endpoint import Endpoint, Failure, make_query, parse
 from nlhf_jax.judges.verdicts import Answer
 from tests.judges.faults import Reply, said, serve
 
@@ -85,7 +85,7 @@ def ask(endpoint, contents, ending=lambda: None):
     assert contents[at] not in told
     told[contents[at]] = outcome, kept
 
-  make_ask(endpoint, counts)([request(content) for content in contents], tell, ending)
+  make_query(endpoint, counts)([request(content) for content in contents], tell, ending)
   return told, counts
 
 
@@ -158,8 +158,8 @@ def test_answers_are_kept_and_failures_are_not(faulty):
 def test_what_matters_makes_it_another_question(tmp_path):
   with serve(lambda content, before: FINE) as served, serve(lambda content, before: FINE) as other:
     counts = Counter()
-    here = make_ask(endpoint(served, tmp_path), counts)
-    there = make_ask(endpoint(other, tmp_path), counts)
+    here = make_query(endpoint(served, tmp_path), counts)
+    there = make_query(endpoint(other, tmp_path), counts)
     one = request('x')
     for site, asked in (
       (here, one),
@@ -254,14 +254,14 @@ def test_a_setting_that_cannot_work_is_refused_first(settings, sentence, tmp_pat
   monkeypatch.setenv('ODD_KEY', f'{KEY}€')
   site = Endpoint('http://127.0.0.1:9/v1', 'm', '', tmp_path / 'answers.sqlite')
   with pytest.raises(UserError, match=sentence) as raised:
-    make_ask(site._replace(**settings), Counter())
+    make_query(site._replace(**settings), Counter())
   assert KEY not in str(raised.value)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'openai', None)
   with pytest.raises(UserError, match=r"pip install 'nlhf-jax\[remote\]'"):
-    make_ask(Endpoint('http://127.0.0.1:9/v1', 'm', '', tmp_path / 'answers.sqlite'), Counter())
+    make_query(Endpoint('http://127.0.0.1:9/v1', 'm', '', tmp_path / 'answers.sqlite'), Counter())
 
 
 def test_a_file_that_is_no_cache_is_left_alone(tmp_path):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.judges.networks import (
-  IN_FULL,
-  make_embedding_network,
+  PLAIN_SUM_TOKENS,
+  make_general_preference_network,
   make_preference_network,
   make_reward_network,
 )
@@ -32,7 +32,7 @@ def preference(params, longest):
 
 
 def embedding(params, longest):
-  network = make_embedding_network(
+  network = make_general_preference_network(
     DECODER, tiny.WIDTH, SEPARATOR, longest, planes=1, key=jax.random.key(0)
   )
   return network.logit(params, COMPARISON)
@@ -46,8 +46,8 @@ def test_tokens_of_long_responses_count_less_and_the_verdict_as_much(say, shape,
   backbone = tiny.parameters(DECODER, 0)
   tokens = {'backbone': backbone, 'token': drawn, 'verdict': np.zeros_like(drawn)}
   verdict = tokens | {'token': np.zeros_like(drawn), 'verdict': drawn}
-  plain = say(tokens, IN_FULL)
+  plain = say(tokens, PLAIN_SUM_TOKENS)
   assert np.abs(plain).max() > 0.1
   np.testing.assert_array_equal(say(tokens, 5), plain)
-  np.testing.assert_allclose(say(tokens, 4 * IN_FULL) * 4**power, plain, rtol=1e-5)
-  np.testing.assert_array_equal(say(verdict, 4 * IN_FULL), say(verdict, IN_FULL))
+  np.testing.assert_allclose(say(tokens, 4 * PLAIN_SUM_TOKENS) * 4**power, plain, rtol=1e-5)
+  np.testing.assert_array_equal(say(verdict, 4 * PLAIN_SUM_TOKENS), say(verdict, PLAIN_SUM_TOKENS))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 
 for package in ('openai', 'fastapi', 'uvicorn', 'torch'):
@@ -120,7 +120,7 @@ def wait_for(port, process, log):
 def test_the_judge_says_what_the_model_says_and_outlives_the_server(served, tmp_path):
   url, model, said, lengths, process = served
   site = Endpoint(url, model, '', tmp_path / 'answers.sqlite', concurrency=4, retries=1)
-  judge = make_remote(site, SUMMARIES, sampling={'max_tokens': 1})
+  judge = make_remote_judge(site, SUMMARIES, sampling={'max_tokens': 1})
   left, right = zip(*PAIRS, strict=True)
   expected = [said[pair] for pair in PAIRS]
   assert 0.2 < np.mean(expected) < 0.8
@@ -137,7 +137,7 @@ def test_the_judge_says_what_the_model_says_and_outlives_the_server(served, tmp_
 
   process.kill()
   process.wait()
-  again = make_remote(site, SUMMARIES, sampling={'max_tokens': 1})
+  again = make_remote_judge(site, SUMMARIES, sampling={'max_tokens': 1})
   chance = again.preference([*prompts, 'Another text.'], [*left, 'x'], [*right, 'y'])
   np.testing.assert_array_equal(chance, [*expected, np.nan])
   counts = again.counts()

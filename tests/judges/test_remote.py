@@ -18,8 +18,8 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges import remote
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.judge import of_texts, told, verdict
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.judge import judge_from_texts, vote, with_feedback
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
@@ -47,7 +47,7 @@ def make(served, folder, template=SUMMARIES, concurrency=8, **settings):
   site = Endpoint(
     served.url, 'm', '', folder / 'answers.sqlite', concurrency=concurrency, timeout=30.0, retries=0
   )
-  return make_remote(site, template, **settings)
+  return make_remote_judge(site, template, **settings)
 
 
 def kept(folder):
@@ -171,11 +171,11 @@ def test_a_pair_of_which_one_order_fails_is_unusable_and_the_others_are_not(tmp_
     return REFUSED if shown(content) == ('a', 'a b c') else likes_longer(content, before)
 
   with serve(behave) as served:
-    payoff = of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
+    payoff = judge_from_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
     assert len(served.seen) == 6  # no response is compared with itself
   nan = np.nan
   np.testing.assert_array_equal(payoff, [[[0, -0.5, nan], [0.5, 0, -0.5], [nan, 0.5, 0]]])
-  feedback = told(lambda comparison: payoff, verdict)
+  feedback = with_feedback(lambda comparison: payoff, vote)
   votes = np.array(feedback(compared(), jax.random.key(0)))
   np.testing.assert_array_equal(votes, payoff)
 
@@ -184,10 +184,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 url, cache = sys.argv[1:]
-judge = make_remote(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
+judge = make_remote_judge(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
 judge.preference(['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)
 """
 MANY = (['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)

@@ -31,7 +31,7 @@ distributed.join(cluster)
 from nlhf_jax.models import pairrm_encoder as networks, sharding
 from nlhf_jax.judges import pairrm
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 folder, texts = Path(folder), json.loads(texts)
 with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
@@ -40,7 +40,7 @@ with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
   split = not params['encoder']['embed']['embedding'].is_fully_replicated
   vocabulary = pairrm.read_vocabulary(folder, len(params['encoder']['embed']['embedding']))
   logits = pairrm.make_score(ranker, params, lengths, vocabulary, 4)(*texts)
-  judge = make_remote(Endpoint(url, 'm', '', folder / 'answers.sqlite', retries=0), SUMMARIES)
+  judge = make_remote_judge(Endpoint(url, 'm', '', folder / 'answers.sqlite', retries=0), SUMMARIES)
   said = judge.preference(*texts)
 found = [sorted(parts), split, logits.tolist(), said.tolist(), judge.counts().get('asked', 0)]
 print(json.dumps(found), file=sys.stderr)

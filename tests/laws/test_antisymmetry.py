@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.judges.judge import antisymmetric, of_embeddings, of_network, of_rewards, of_texts
+from nlhf_jax.judges.judge import (
+  antisymmetric,
+  judge_from_embeddings,
+  judge_from_network,
+  judge_from_rewards,
+  judge_from_texts,
+)
 from nlhf_jax.judges.networks import (
-  make_embedding_network,
+  make_general_preference_network,
   make_preference_network,
   make_reward_network,
 )
@@ -72,12 +78,12 @@ def _first_place_counts(posts, left, right):
 
 JUDGES = {
   'antisymmetric': antisymmetric(_arbitrary),
-  'of_network': _learned(make_preference_network, of_network),
-  'of_rewards': _learned(make_reward_network, of_rewards),
+  'of_network': _learned(make_preference_network, judge_from_network),
+  'of_rewards': _learned(make_reward_network, judge_from_rewards),
   'of_embeddings': _learned(
-    partial(make_embedding_network, planes=2, key=jax.random.key(0)), of_embeddings
+    partial(make_general_preference_network, planes=2, key=jax.random.key(0)), judge_from_embeddings
   ),
-  'of_texts': of_texts(_first_place_counts, TOKENIZER),
+  'of_texts': judge_from_texts(_first_place_counts, TOKENIZER),
 }
 
 

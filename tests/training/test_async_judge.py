@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.judges.judge import probability, verdict
-from nlhf_jax.judges.judge import told as with_feedback
+from nlhf_jax.judges.judge import probability, vote
+from nlhf_jax.judges.judge import with_feedback as with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
 from nlhf_jax.training.async_judge import make_ahead
 from nlhf_jax.training.rollout_step import make_sample
@@ -161,7 +161,7 @@ def test_responses_compared_with_themselves_are_kept_once():
       responses(jnp.ones((2, 1, 3), int)) for _ in mixtures
     )),
     all_of_them,
-    lambda asked: with_feedback(asked, verdict),
+    lambda asked: with_feedback(asked, vote),
     lambda state, comparison, key: (state, {'same': comparison.right is comparison.left}),
     steps=4,
     prompt_length=3,

@@ -7,7 +7,7 @@ import pytest
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.judges.judge import of_network
+from nlhf_jax.judges.judge import judge_from_network
 from nlhf_jax.judges.networks import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
@@ -83,7 +83,7 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
 def test_judges_say_payoffs_in_float32(numerics):
   network = make_preference_network(make_decoder(SIZES, numerics), WIDTH, separator=1)
   params = network.init(some_parameters(numerics)) | {'verdict': jnp.ones(WIDTH)}
-  payoff = of_network(network, params)(some_comparison())
+  payoff = judge_from_network(network, params)(some_comparison())
   assert payoff.dtype == FLOAT
   assert float(abs(payoff).max()) > 0
 

@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import likelihood
-from nlhf_jax.judges.judge import antisymmetric, probability, told, verdict
+from nlhf_jax.judges.judge import antisymmetric, probability, vote, with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.rollout_step import make_play
 
@@ -168,7 +168,7 @@ def constant(payoff):
 
 def told_often(judge, comparison):
   """[VOTES, B, K, J]."""
-  ask = told(judge, verdict)
+  ask = with_feedback(judge, vote)
   answers = jax.jit(jax.vmap(lambda key: ask(comparison, key)))
   return np.array(answers(jax.random.split(KEY, VOTES)))
 
@@ -181,7 +181,7 @@ def assert_votes(votes, payoff):
 
 def test_probabilities_are_told_as_they_are():
   sides = responses([[[1], [2]]]), responses([[[3], [4], [5]]])
-  said = told(constant(PAYOFF), probability)(Comparison(PROMPTS, *sides), KEY)
+  said = with_feedback(constant(PAYOFF), probability)(Comparison(PROMPTS, *sides), KEY)
   np.testing.assert_array_equal(said, PAYOFF)
 
 
@@ -218,7 +218,7 @@ def test_probabilities_on_responses_compared_with_themselves_stay_as_they_are():
   upper = np.triu(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 4, 4)).astype(np.float32), 1)
   payoff = upper - upper.swapaxes(1, 2)
   left = responses(np.arange(8).reshape(2, 4, 1))
-  said = told(constant(payoff), probability)(Comparison(PROMPTS, left, left), KEY)
+  said = with_feedback(constant(payoff), probability)(Comparison(PROMPTS, left, left), KEY)
   np.testing.assert_array_equal(said, payoff)
 
 

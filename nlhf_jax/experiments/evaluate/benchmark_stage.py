@@ -15,7 +15,7 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge
 from nlhf_jax.evaluation.judgements import Ask, Question
 from nlhf_jax.experiments.evaluate.config import AlpacaEval, EvaluateExperiment, Filed, digest
 from nlhf_jax.experiments.evaluate.entries import Load, key_of, of_player
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 
@@ -113,7 +113,7 @@ def answers_of(name: str, workdir: Path) -> Path:
 
 
 def judge_answers(
-  experiment: EvaluateExperiment, judge: Speaker | None, workdir: Path
+  experiment: EvaluateExperiment, judge: ChatClient | None, workdir: Path
 ) -> list[dict]:
   """MT-Bench's judgements of all answers, in FastChat's files; the radar plot of those graded.
 
@@ -131,7 +131,7 @@ def judge_answers(
   }
   mt_bench.write(folder / 'question.jsonl', setting.bench.questions)
   judge_of = mt_bench_judge.grade if setting.mode == 'single' else mt_bench_judge.compare
-  rows = judge_of(judge.speak, setting.bench, answers, setting.judge)
+  rows = judge_of(judge.generate, setting.bench, answers, setting.judge)
   path = folder / 'model_judgment' / f'{setting.judge.replace("/", "__")}_{setting.mode}.jsonl'
   mt_bench.write(path, rows)
   if all(map(mt_bench.failed, rows)):

@@ -20,11 +20,11 @@ from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
+from nlhf_jax.experiments.judge_config import GIVEN, ExternalJudge, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import fingerprint, loaded, make_numerics
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
 from nlhf_jax.sampling.token import Filters
@@ -67,7 +67,7 @@ class MtBench(NamedTuple):
 
   bench: Bench
   judge: str
-  make_judge: Callable[[], Speaker]
+  make_judge: Callable[[], ChatClient]
   mode: str
 
 
@@ -92,7 +92,7 @@ class EvaluateExperiment(NamedTuple):
   prompts: Sequence[str]
   panel: Mapping[str, str]
   trained: LanguageExperiment | None
-  given: Mapping[str, Callable[[], Outside]]
+  given: Mapping[str, Callable[[], ExternalJudge]]
   length: int
   batch: int
   filters: Filters

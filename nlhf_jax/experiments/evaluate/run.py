@@ -20,21 +20,21 @@ from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
 from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed, make_experiment
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
+from nlhf_jax.experiments.judge_config import ExternalJudge
 from nlhf_jax.experiments.language.config import TRAINED
 from nlhf_jax.experiments.language.judge_stage import (
-  encoded,
-  encoded_prompts,
-  make_kind,
+  make_judge_network,
+  tokenize_prompts,
+  tokenize_responses,
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import alone
-from nlhf_jax.judges.judge import Both, Preference, mean
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -71,17 +71,17 @@ def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   # What is wrong is said first.
   outside = {name: make() for name, make in experiment.given.items()}
   grader = experiment.mt_bench.make_judge() if experiment.mt_bench else None
-  with accounted(workdir, asked_by_anyone(outside, grader)) as accounts:
+  with recorded_usage(workdir, asked_by_anyone(outside, grader)) as accounts:
     results, lines = evaluate(experiment, outside, grader, workdir)
-  results['outside'] = accounts
+  results['external_judges'] = accounts
   publish(workdir, results, lines)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
 def asked_by_anyone(
-  outside: Mapping[str, Outside], grader: Speaker | None
-) -> dict[str, Outside | Speaker]:
+  outside: Mapping[str, ExternalJudge], grader: ChatClient | None
+) -> dict[str, ExternalJudge | ChatClient]:
   """Those to give an account of; the remote judge and that of MT-Bench are one."""
   if grader is None:
     return dict(outside)
@@ -92,8 +92,8 @@ def asked_by_anyone(
 
 def evaluate(
   experiment: EvaluateExperiment,
-  outside: Mapping[str, Outside],
-  grader: Speaker | None,
+  outside: Mapping[str, ExternalJudge],
+  grader: ChatClient | None,
   workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """What was found, and the records of the tournament."""
@@ -125,7 +125,7 @@ def evaluate(
 def compete(
   experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
-  both: Mapping[str, Both],
+  both: Mapping[str, CombineOrders],
   responses: Mapping[str, Sequence[str]],
 ) -> tuple[dict, list[dict]]:
   """The tournament's part of the results, and its records."""
@@ -140,7 +140,7 @@ def compete(
 
 
 def make_asked(
-  experiment: EvaluateExperiment, outside: Mapping[str, Preference], workdir: Path
+  experiment: EvaluateExperiment, outside: Mapping[str, TextPreference], workdir: Path
 ) -> dict[str, Ask]:
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
@@ -159,7 +159,7 @@ def make_asked(
   }
 
 
-def attended(name: str, read: Preference) -> Preference:
+def attended(name: str, read: TextPreference) -> TextPreference:
   """The judge, which is not asked on once the user wants to stop."""
 
   def ask(prompts, left, right):
@@ -169,13 +169,17 @@ def attended(name: str, read: Preference) -> Preference:
   return ask
 
 
-def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> Preference:
+def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> TextPreference:
   """A judge that is trained here, as one of texts; what is too long for it is cut."""
   trained = experiment.trained
-  shown = make_kind(trained, stage).shown(train_judge(trained, stage, reference))
+  shown = make_judge_network(trained, stage).shown(train_judge(trained, stage, reference))
 
   def read(prompts, left, right):
-    sides = encoded_prompts(trained, prompts), encoded(trained, left), encoded(trained, right)
+    sides = (
+      tokenize_prompts(trained, prompts),
+      tokenize_responses(trained, left),
+      tokenize_responses(trained, right),
+    )
     return map_chunks(lambda chunk, _: shown(chunk), Comparison(*sides))[:, 0, 0]
 
   return read
@@ -184,7 +188,7 @@ def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) ->
 def play(
   experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
-  both: Mapping[str, Both],
+  both: Mapping[str, CombineOrders],
   responses: Mapping[str, Sequence[str]],
 ) -> Played:
   """Lets every judge compare all pairs in both orders, a batch of prompts at a time.
@@ -214,11 +218,11 @@ def play(
 
 
 def said_of(
-  parts: Mapping[str, Sequence[np.ndarray]], both: Mapping[str, Both]
+  parts: Mapping[str, Sequence[np.ndarray]], both: Mapping[str, CombineOrders]
 ) -> dict[str, np.ndarray]:
   """What each judge makes of both orders, from what was shown so far; most take the mean."""
   return {
-    name: judgements.in_both_orders(np.concatenate(shown), both.get(name, mean))
+    name: judgements.in_both_orders(np.concatenate(shown), both.get(name, mean_of_orders))
     for name, shown in parts.items()
   }
 

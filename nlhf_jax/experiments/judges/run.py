@@ -19,24 +19,24 @@ from nlhf_jax.data.schemas import Record
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
-from nlhf_jax.evaluation.judge_metrics import Judged
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.evaluation.judge_metrics import JudgedComparisons
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
+from nlhf_jax.experiments.judge_config import ExternalJudge
 from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
-  Kind,
-  encoded,
-  encoded_prompts,
-  make_kind,
+  JudgeNetwork,
+  make_judge_network,
+  tokenize_prompts,
+  tokenize_responses,
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
-from nlhf_jax.judges.judge import Judge, Word, in_both_orders
+from nlhf_jax.judges.judge import BothOrders, Judge, judge_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -73,16 +73,16 @@ def run(experiment: JudgeExperiment, workdir: Path) -> dict:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   outside = {name: make() for name, make in experiment.first.given.items()}
-  with accounted(workdir, outside) as accounts:
+  with recorded_usage(workdir, outside) as accounts:
     results, curves = compare(experiment, outside)
-  results['outside'] = accounts
+  results['external_judges'] = accounts
   publish(workdir, results, curves)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
 def compare(
-  experiment: JudgeExperiment, outside: Mapping[str, Outside]
+  experiment: JudgeExperiment, outside: Mapping[str, ExternalJudge]
 ) -> tuple[dict[str, object], list[dict]]:
   """What is said of every judge, and the learning curves of those that are trained."""
   first = experiment.first
@@ -95,7 +95,7 @@ def compare(
   for size, of_size in experiment.sizes.items():
     reference = fine_tune(of_size) if of_size.judges else None
     for stage in of_size.judges:
-      kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
+      kind, params = make_judge_network(of_size, stage), train_judge(of_size, stage, reference)
       label = stage.replace('_', ' ') + (f', {size}' if several else '')
       logged = json_lines.read(of_size.stages[stage].folder / 'metrics.jsonl')
       curves += [record | {'stage': label} for record in logged]
@@ -116,7 +116,9 @@ def compare(
     for test, asked in tests.items():
       if label != 'raters' or test == HELD_OUT:
         chance = preference(asked.texts)
-        judged = Judged(*[chance] * 3, asked.texts.votes, baselines.lengths(asked.texts))
+        judged = JudgedComparisons(
+          *[chance] * 3, asked.texts.votes, baselines.response_lengths(asked.texts)
+        )
         said[test][label] = judge_metrics.summarise(judged)
   results = {
     'name': experiment.name,
@@ -143,10 +145,11 @@ def as_texts(asked: Sequence[Record]) -> Texts:
 def make_test(experiment: LanguageExperiment, asked: Sequence[Record]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
-    encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
+    tokenize_responses(experiment, [getattr(record, side) for record in asked])
+    for side in ('left', 'right')
   ]
   votes = np.array([record.preference for record in asked], np.float32)
-  prompts = encoded_prompts(experiment, [record.prompt for record in asked])
+  prompts = tokenize_prompts(experiment, [record.prompt for record in asked])
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
 
 
@@ -161,12 +164,12 @@ def make_groups(experiment: LanguageExperiment) -> Comparison | None:
   count = counts.most_common(1)[0][0]
   kept = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
   kept = dict(list(kept.items())[:WATCHED])
-  flat = encoded(experiment, [text for texts in kept.values() for text in texts])
+  flat = tokenize_responses(experiment, [text for texts in kept.values() for text in texts])
   responses = jax.tree.map(lambda leaf: leaf.reshape(len(kept), count, -1), flat)
-  return Comparison(encoded_prompts(experiment, list(kept)), responses)
+  return Comparison(tokenize_prompts(experiment, list(kept)), responses)
 
 
-def ask(kind: Kind, params: Params, test: Test) -> Judged:
+def ask(kind: JudgeNetwork, params: Params, test: Test) -> JudgedComparisons:
   """What a judge says of every comparison, in both orders."""
   shown = kind.shown(params)
 
@@ -176,10 +179,10 @@ def ask(kind: Kind, params: Params, test: Test) -> Judged:
 
   left, right = (said[:, 0, 0] for said in map_chunks(both, test.comparisons))
   word = (left, 1 - right, (left + 1 - right) / 2)
-  return Judged(*word, test.texts.votes, baselines.lengths(test.texts))
+  return JudgedComparisons(*word, test.texts.votes, baselines.response_lengths(test.texts))
 
 
-def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
+def ask_outside(given: ExternalJudge, name: str, test: str, texts: Texts) -> JudgedComparisons:
   """The same of a judge from outside, which reads the texts as they are, whole.
 
   Raises:
@@ -190,11 +193,11 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
     interrupts.check('the comparison of judges')
     chunk = slice(start, start + AT_ONCE)
     asked = texts.prompts[chunk], texts.left[chunk], texts.right[chunk]
-    parts.append(in_both_orders(given.read, given.both, *asked))
-  word = Word(*map(np.concatenate, zip(*parts, strict=True)))
+    parts.append(judge_both_orders(given.read, given.both, *asked))
+  word = BothOrders(*map(np.concatenate, zip(*parts, strict=True)))
   if np.isnan(word.chance).all():
     raise UserError(f'the {name} judge has no usable verdict on any comparison of {test}.')
-  return Judged(*word, texts.votes, baselines.lengths(texts))
+  return JudgedComparisons(*word, texts.votes, baselines.response_lengths(texts))
 
 
 def intransitivity(
@@ -231,10 +234,10 @@ def ask_all(
   return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size)
 
 
-def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:
+def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Baseline]:
   """Name -> a preference over texts that no network has."""
-  found = {'always the longer': baselines.always_the_longer(known)}
-  if words := baselines.bag_of_words(known, seed):
+  found = {'always the longer': baselines.make_longer_baseline(known)}
+  if words := baselines.make_bag_of_words(known, seed):
     found['bag of words'] = words
   if corpus.embedded:
     found['raters'] = lambda asked: generator.preference(asked.prompts, asked.left, asked.right)
@@ -269,7 +272,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
     count = judge_page.count(said)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
     print(tables.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
-    for sentence in judge_page.left_out(said):
+    for sentence in judge_page.describe_unusable(said):
       print(sentence)
   if results['transitivity']:
     rows = results['transitivity']

@@ -22,7 +22,7 @@ from nlhf_jax.experiments.judge_config import GIVEN
 from nlhf_jax.experiments.model_config import fingerprint, make_model
 from nlhf_jax.experiments.names import functions
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
-from nlhf_jax.judges.judge import probability, verdict
+from nlhf_jax.judges.judge import probability, vote
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.training import optimizers
@@ -31,15 +31,15 @@ from nlhf_jax.training import optimizers
 TRAINED = {
   'learned': 'preference_model',
   'reward': 'reward_model',
-  'embedding': 'embedding_model',
+  'gpm': 'general_preference_model',
 }
 JUDGES = (*TRAINED, *GIVEN, 'oracle')
 LEARNED = ('sft', *TRAINED.values())
 # The rows that stages other than those of their own name train by.
-ROWS = {'embedding_model': 'preference_model'}
+ROWS = {'general_preference_model': 'preference_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
-FEEDBACK = {'probability': probability, 'verdict': verdict}
+FEEDBACK = {'probability': probability, 'vote': vote}
 
 
 def check(config: ConfigDict) -> None:
@@ -102,7 +102,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     },
     sft=sft,
     judges=judges,
-    planes=config.embedding_model.planes,
+    planes=config.general_preference_model.planes,
     panel=panel,
     policies=policies,
     exploiter=exploiter,
@@ -170,10 +170,10 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
       f"{field}.judge='{row.judge}' does not go with '{row.algorithm}': rlhf_pg needs 'reward', "
       'rebel can do with it, all others learn from probabilities.'
     )
-  if row.feedback == 'verdict' and row.judge == 'reward':
-    raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
-  if row.feedback == 'verdict' and row.algorithm in LOG_ODDS:
-    raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
+  if row.feedback == 'vote' and row.judge == 'reward':
+    raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
+  if row.feedback == 'vote' and row.algorithm in LOG_ODDS:
+    raise UserError(f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, infinite here.")
   averages = [
     slot for slot, rule in training.algorithm.references.items() if rule.__name__.startswith('ema(')
   ]

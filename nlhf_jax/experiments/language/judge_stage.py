@@ -17,9 +17,15 @@ from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import batches_of, fit
-from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_embeddings, of_network, of_rewards
+from nlhf_jax.judges.judge import (
+  Judge,
+  bradley_terry_judge,
+  judge_from_embeddings,
+  judge_from_network,
+  judge_from_rewards,
+)
 from nlhf_jax.judges.networks import (
-  make_embedding_network,
+  make_general_preference_network,
   make_preference_network,
   make_reward_network,
 )
@@ -32,7 +38,7 @@ WATCHED = 256  # held-out prompts that learning curves are measured on
 INIT = zlib.crc32(b'init')  # folded into the key of a stage, whose steps fold in lower numbers
 
 
-class Kind(NamedTuple):
+class JudgeNetwork(NamedTuple):
   """A network that judges, as functions of its parameters.
 
   `init(decoder's parameters)` gives them; `score` is what the loss sees. Of parameters, `judge`
@@ -48,7 +54,7 @@ class Kind(NamedTuple):
   shown: Callable[[Params], Judge]
 
 
-def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
+def make_judge_network(experiment: LanguageExperiment, name: str) -> JudgeNetwork:
   """The kind that the stage `name` trains."""
   sizes = (
     experiment.model.decoder,
@@ -58,30 +64,34 @@ def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
   )
   if name == 'reward_model':
     network = make_reward_network(*sizes)
-    judge = partial(of_rewards, network)
-    preference = lambda params: by_bradley_terry(judge(params))
+    judge = partial(judge_from_rewards, network)
+    preference = lambda params: bradley_terry_judge(judge(params))
     shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
-    return Kind(network.init, network.score, step_metrics.of_rewards, judge, preference, shown)
-  if name == 'embedding_model':
+    return JudgeNetwork(
+      network.init, network.score, step_metrics.of_rewards, judge, preference, shown
+    )
+  if name == 'general_preference_model':
     key = jax.random.fold_in(experiment.stages[name].key, INIT)
-    network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
-    judge = partial(of_embeddings, network)
+    network = make_general_preference_network(*sizes, planes=experiment.planes, key=key)
+    judge = partial(judge_from_embeddings, network)
   else:
     network = make_preference_network(*sizes)
-    judge = partial(of_network, network)
+    judge = partial(judge_from_network, network)
   shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, step_metrics.of_preferences, judge, judge, shown)
+  return JudgeNetwork(network.init, network.logit, step_metrics.of_preferences, judge, judge, shown)
 
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
   """The stage `name`, which goes on from the SFT policy's parameters; its network's."""
   training, stage = experiment.judges[name], experiment.stages[name]
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
-  kind = make_kind(experiment, name)
+  kind = make_judge_network(experiment, name)
 
   def evaluate(slots):
     preference = kind.preference(slots['policy'])
-    values = against(map_chunks(lambda chunk, _: preference(chunk), held_out), held_out.payoff)
+    values = held_out_metrics(
+      map_chunks(lambda chunk, _: preference(chunk), held_out), held_out.payoff
+    )
     if experiment.corpus.embedded:
       matrices = perfect_matrices(experiment, preference, take(held_out.prompts, slice(WATCHED)))
       values['weakest_edge_of_cycle'] = styles.weakest_edge(matrices.mean(axis=0).tolist())
@@ -95,14 +105,14 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 
 
-def encoded(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:
+def tokenize_responses(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:
   """One response a prompt, cut to the experiment's length."""
   tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
   ids = tokenizers.response_ids(tokenizer, texts)
   return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
 
 
-def encoded_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -> Prompts:
+def tokenize_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -> Prompts:
   """The prompts, the last tokens of those that are too long.
 
   Raises:
@@ -123,7 +133,7 @@ def encoded_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -
   return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
 
 
-def against(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:
+def held_out_metrics(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:
   """How a judge's preferences stand to the share of votes, both less 1/2."""
   return {
     'held_out_accuracy': judge_metrics.accuracy(said + 0.5, votes + 0.5),

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
+from nlhf_jax.experiments.judge_config import ExternalJudge
 from nlhf_jax.experiments.language.config import TRAINED, check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
-from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
+from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
 from nlhf_jax.experiments.language.tournament_stage import compete, publish
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.specs import LanguageExperiment
@@ -26,7 +26,7 @@ from nlhf_jax.experiments.stages import (
   make_policy_step,
   make_rollout,
 )
-from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_texts
+from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -56,22 +56,22 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   outside = {name: make() for name, make in experiment.given.items()}  # what is wrong is said first
-  with accounted(workdir, outside) as accounts:
+  with recorded_usage(workdir, outside) as accounts:
     lines, exploited = play(experiment, outside)
   results = publish(experiment, workdir, lines, exploited, accounts)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
 def play(
-  experiment: LanguageExperiment, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, outside: Mapping[str, ExternalJudge]
 ) -> tuple[Sequence[dict], Sequence[dict]]:
   """All stages; the records of the tournament and of the exploiters."""
   reference = fine_tune(experiment)
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
   if 'reward' in panel:
-    panel['reward'] = by_bradley_terry(panel['reward'])
+    panel['reward'] = bradley_terry_judge(panel['reward'])
   evaluate = make_evaluate(experiment, reference, panel)
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
@@ -108,16 +108,16 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
 
 
 def make_judges(
-  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, ExternalJudge]
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
   asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
-    asked['oracle'] = of_texts(generator.preference, tokenizer)
+    asked['oracle'] = judge_from_texts(generator.preference, tokenizer)
   for name, stage in TRAINED.items():
     if stage in experiment.judges:
-      kind = make_kind(experiment, stage)
+      kind = make_judge_network(experiment, stage)
       asked[name] = kind.judge(train_judge(experiment, stage, reference))
   return asked
 

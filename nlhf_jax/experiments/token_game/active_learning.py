@@ -13,7 +13,7 @@ from jaxtyping import Float
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.experiments.specs import Learner
 from nlhf_jax.experiments.stages import make_update_of
-from nlhf_jax.judges.judge import verdict
+from nlhf_jax.judges.judge import vote
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.token_game import responses
@@ -45,9 +45,9 @@ def make_asking_step(
       comparison = sample(slots, batch, of_batch)
       comparison = comparison._replace(payoff=look_up(table, comparison))
       pair = row.select(comparison, jax.random.fold_in(of_batch, 2))
-      vote = verdict(look_up(truth, pair), jax.random.fold_in(of_batch, 3))
+      sampled = vote(look_up(truth, pair), jax.random.fold_in(of_batch, 3))
       prompt, left, right = jax.tree.map(np.asarray, find(pair))
-      ahead, left, right = np.asarray(vote) > 0, left[:, :, None], right[:, None, :]
+      ahead, left, right = np.asarray(sampled) > 0, left[:, :, None], right[:, None, :]
       winner, loser = np.where(ahead, left, right), np.where(ahead, right, left)
       np.add.at(wins, (prompt[:, None, None], winner, loser), 1)
     return wins * (1 - np.eye(wins.shape[-1]))  # against itself a response says nothing

@@ -21,7 +21,7 @@ from nlhf_jax.experiments.data_config import make_corpus
 from nlhf_jax.experiments.language.config import check, make_training
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.judges.judge import judge_from_network
-from nlhf_jax.judges.networks import make_preference_network
+from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison

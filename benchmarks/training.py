@@ -35,7 +35,8 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.experiments.stages import make_step
 from nlhf_jax.judges.judge import judge_from_rewards
-from nlhf_jax.judges.networks import make_preference_network, make_reward_network
+from nlhf_jax.judges.learned import make_preference_network
+from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora

@@ -47,7 +47,7 @@ def policy(
 ):
   """A policy. No momentum by default: in play it would orbit a cycle.
 
-  `judge` is learned, reward, gpm, oracle, pairrm or remote; `feedback` probability or
+  `judge` is learned, reward, gpm, lengths, pairrm, remote or oracle; `feedback` probability or
   verdict; `players` the slots that enter the tournament, separated by commas. With `ahead`,
   responses are judged while those before them are learned from, which are then one update old.
   """
@@ -168,7 +168,7 @@ def get_config(source='synthetic'):
         request='{}',  # its fields, where they differ from the template's: {"max_tokens": 1}
         prices=dict(prompt=0.0, response=0.0),  # of a million tokens, for what it costs
       ),
-      # That sit in the tournament: some of learned, reward, gpm, pairrm, remote.
+      # That sit in the tournament: some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),

@@ -2,7 +2,7 @@
 
 python -m nlhf_jax.main --config=configs/preferences.py
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE
-python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,pairrm
+python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,lengths,pairrm
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config(source='synthetic'):
   config = base.get_config(source)
   config.experiment = 'preferences'
   config.judges = 'learned,reward,gpm'
-  config.sizes = ConfigDict({'as set': {}})  # changes of config.model, one set of judges for each
-  # Comparisons to test on that nothing is learned from, as those of config.data.
+  config.sizes = ConfigDict({'as set': {}})  # name -> changes of config.model; judges of each
+  # Comparisons for testing only; fields as in config.data.
   config.tests = dict(path='', form='comparisons', split='', skip_bad=False)
   return config

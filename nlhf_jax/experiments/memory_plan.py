@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
-from nlhf_jax.experiments.judge_config import pairrm_shapes
+from nlhf_jax.experiments.judge_config import external_shapes
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import make_mesh, make_unfilled
 from nlhf_jax.experiments.specs import Model, Training
+from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
@@ -66,8 +67,8 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
     asked = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
     # A judge is as large as what is trained; the base is there but once.
     kept = len(language_config.stages_of_judges(asked)) * held(own)
-    if 'pairrm' in asked:
-      kept += held(pairrm_shapes(config))
+    external = [external_shapes(config, name) for name in EXTERNAL if name in asked]
+    kept += sum(held(shapes) for shapes in external if shapes)
     needs = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)

@@ -1,7 +1,6 @@
 """The decoder of an experiment: a new one, or a pretrained one."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -142,13 +141,3 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
       f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
       'lower prompt_length or response_length.'
     )
-
-
-def fingerprint(name: str, field: str = 'config.model.hf') -> str:
-  """A digest of a pretrained model: of all files that are read of it."""
-  folder = hub.locate(name, field=field)
-  digest = hashlib.sha256()
-  for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):
-    with path.open('rb') as file:
-      digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()

@@ -107,7 +107,7 @@ class LanguageExperiment(NamedTuple):
   exploiters: Mapping[tuple[str, str], Stage]  # by judge and policy
   sft: Training
   judges: Mapping[str, Training]  # by stage; those that a policy or the tournament uses
-  planes: int  # of the general preference model
+  judge_sections: Mapping[str, Mapping[str, Any]]  # by stage; settings of trained judges
   panel: Sequence[str]  # the judges of the tournament; the last one measures learning curves
   policies: Mapping[str, Policy]
   exploiter: Training | None

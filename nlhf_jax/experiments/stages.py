@@ -119,7 +119,7 @@ def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Jud
   return make_ahead(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
-    partial(with_feedback, report=policy.feedback),
+    partial(with_feedback, feedback=policy.feedback),
     make_update_of(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

@@ -14,12 +14,11 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments import judge_config as judges_build
-from nlhf_jax.experiments.evaluate import config as evaluate_build
 from nlhf_jax.experiments.evaluate import run as evaluate
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.experiments.language import run as language
-from nlhf_jax.judges import pairrm
+from nlhf_jax.judges import pairrm_scoring, registry
+from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.summaries import generator, styles
@@ -259,7 +258,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
   )
   folder = tmp_path / 'run' / 'mt_bench'
   said = ['[[A]] [[7.5]]']  # whoever is shown first wins; a grade is in the same words
-  with faults.serve(lambda content, before: faults.Reply(faults.said(said[0]))) as served:
+  with faults.serve(lambda content, before: faults.Reply(faults.completion(said[0]))) as served:
     config.remote.update(url=served.url, model='judge', key='KEY', request='{"max_tokens": 70}')
     results = run(config, tmp_path / 'run')
     (table,) = results['benchmarks']
@@ -372,13 +371,14 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     np.float32,
   )
   monkeypatch.setitem(
-    evaluate_build.GIVEN,
+    registry.EXTERNAL,
     'pairrm',
-    judges_build.Given(
-      lambda config, folder: judges_build.ExternalJudge(
-        'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
+    ExternalKind(
+      'pairrm',
+      lambda section, folder, stop: ExternalJudge(
+        'a ranker', pairrm_scoring.make_preference(score), pairrm_scoring.combine_orders, None
       ),
-      lambda config: 'a ranker',
+      lambda section: 'a ranker',
     ),
   )
   json_lines.write(
@@ -395,7 +395,7 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 8)
     for text in 'xy'
   )
-  trained_on = pairrm.of_ranker(score, tokenizer)(Comparison(prompts, x, y))
+  trained_on = pairrm_scoring.make_judge(score, tokenizer)(Comparison(prompts, x, y))
   assert trained_on[0, 0, 0] + 0.5 == pytest.approx(table[0][1], abs=1e-6)
 
 

@@ -16,7 +16,8 @@ from nlhf_jax.algorithms.losses import (
   regression,
   winner_likelihood,
 )
-from nlhf_jax.judges.networks import make_preference_network, make_reward_network
+from nlhf_jax.judges.learned import make_preference_network
+from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses

@@ -15,7 +15,7 @@ from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.judges.networks import make_preference_network
+from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores

@@ -20,16 +20,20 @@ from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
 from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.judge_config import GIVEN, ExternalJudge, make_speaker, must_name
+from nlhf_jax.experiments.judge_config import external_settings, make_external
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import fingerprint, loaded, make_numerics
+from nlhf_jax.experiments.model_config import loaded, make_numerics
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
-from nlhf_jax.judges.remote import ChatClient
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import EXTERNAL, STAGES
+from nlhf_jax.judges.remote import ChatClient, configure_chat_client, require_model
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import Decoder, make_decoder
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage.hub import fingerprint
 from nlhf_jax.structs import Params
+from nlhf_jax.training import interrupts
 
 FIELD = 'config.players'
 
@@ -132,11 +136,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     prompts=prompts,
     panel={judge: judge_digest(config, judge, trained) for judge in panel},
     trained=trained,
-    given={
-      judge: functools.partial(GIVEN[judge].make, config, folder)
-      for judge in panel
-      if judge in GIVEN
-    },
+    given={judge: make_external(config, judge, folder) for judge in panel if judge in EXTERNAL},
     length=section.length,
     batch=section.batch,
     filters=Filters(**section.filters),
@@ -158,7 +158,7 @@ def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
 ) -> LanguageExperiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
-  learned = [judge for judge in panel if judge in language_config.TRAINED]
+  learned = [judge for judge in panel if judge in STAGES]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
@@ -168,9 +168,9 @@ def make_trained(
 
 def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | None) -> str:
   """Of all that determines the word of a judge."""
-  if judge in language_config.TRAINED:
-    return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
-  return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
+  if judge in STAGES:
+    return trained.stages[STAGES[judge]].folder.name.rpartition('-')[2]
+  return digest(external_settings(config, judge) if judge in EXTERNAL else 'the embedded task')
 
 
 def digest(settings: object) -> str:
@@ -366,8 +366,9 @@ def make_mt_bench(
     mt_bench.read_answers(section.references),
     mt_bench_judge.read_prompts(section.judge_prompts),
   )
-  must_name(config)
-  make_judge = functools.partial(make_speaker, config, folder)
+  remote = config.remote.to_dict()
+  require_model(remote)
+  make_judge = functools.partial(configure_chat_client, remote, folder, interrupts.requested)
   return MtBench(bench, config.remote.model, make_judge, section.mode)
 
 

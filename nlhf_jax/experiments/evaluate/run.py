@@ -21,8 +21,6 @@ from nlhf_jax.experiments.evaluate import benchmark_stage
 from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed, make_experiment
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
-from nlhf_jax.experiments.judge_config import ExternalJudge
-from nlhf_jax.experiments.language.config import TRAINED
 from nlhf_jax.experiments.language.judge_stage import (
   make_judge_network,
   tokenize_prompts,
@@ -34,6 +32,8 @@ from nlhf_jax.experiments.language.tournament_stage import announce_tables, hear
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
@@ -97,7 +97,7 @@ def evaluate(
   workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """What was found, and the records of the tournament."""
-  asked = make_asked(experiment, {name: it.read for name, it in outside.items()}, workdir)
+  asked = make_asked(experiment, {name: it.preference for name, it in outside.items()}, workdir)
   tasks = benchmark_stage.find_tasks(experiment)
   responses, harnessed = {}, {}
   for name, player in experiment.players.items():
@@ -112,7 +112,7 @@ def evaluate(
       harnessed |= benchmark_stage.harness(experiment, tasks, name, load, workdir)
   results, lines = {'policies': list(experiment.players)}, []
   if experiment.prompts:
-    both = {name: it.both for name, it in outside.items()}
+    both = {name: it.combine for name, it in outside.items()}
     results, lines = compete(experiment, asked, both, responses)
   found = [
     *benchmark_stage.alpaca(experiment, asked, responses, workdir),
@@ -149,8 +149,8 @@ def make_asked(
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.panel:
-      if name in TRAINED:
-        read[name] = of_trained(experiment, TRAINED[name], reference)
+      if name in STAGES:
+        read[name] = of_trained(experiment, STAGES[name], reference)
   return {
     name: judgements.kept(
       workdir / 'judgements' / f'{name}-{key}.jsonl', attended(name, read[name])
@@ -172,7 +172,7 @@ def attended(name: str, read: TextPreference) -> TextPreference:
 def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> TextPreference:
   """A judge that is trained here, as one of texts; what is too long for it is cut."""
   trained = experiment.trained
-  shown = make_judge_network(trained, stage).shown(train_judge(trained, stage, reference))
+  shown = make_judge_network(trained, stage).left_first(train_judge(trained, stage, reference))
 
   def read(prompts, left, right):
     sides = (

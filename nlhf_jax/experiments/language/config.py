@@ -18,25 +18,23 @@ from nlhf_jax.data import sources
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.data_config import check_enough, make_corpus
-from nlhf_jax.experiments.judge_config import GIVEN
-from nlhf_jax.experiments.model_config import fingerprint, make_model
+from nlhf_jax.experiments.judge_config import (
+  external_settings,
+  make_external,
+  network_sections,
+)
+from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.experiments.names import functions
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import probability, vote
+from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, STAGES, gives_rewards
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.token import Filters
+from nlhf_jax.storage.hub import fingerprint
 from nlhf_jax.training import optimizers
 
-# Judges that are trained, and the stages that they are the outcome of.
-TRAINED = {
-  'learned': 'preference_model',
-  'reward': 'reward_model',
-  'gpm': 'general_preference_model',
-}
-JUDGES = (*TRAINED, *GIVEN, 'oracle')
-LEARNED = ('sft', *TRAINED.values())
-# The rows that stages other than those of their own name train by.
-ROWS = {'general_preference_model': 'preference_model'}
+JUDGES = (*NAMES, 'oracle')
+LEARNED = ('sft', *BY_STAGE)
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': probability, 'vote': vote}
@@ -69,7 +67,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   """
   check(config)
   for field in LEARNED:
-    row = ROWS.get(field, field)
+    row = BY_STAGE[field].algorithm if field in BY_STAGE else field
     if config[field].algorithm != row:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
@@ -102,18 +100,14 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     },
     sft=sft,
     judges=judges,
-    planes=config.general_preference_model.planes,
+    judge_sections=network_sections(config),
     panel=panel,
     policies=policies,
     exploiter=exploiter,
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
-    given={
-      name: functools.partial(it.make, config, folder)
-      for name, it in GIVEN.items()
-      if name in asked
-    },
+    given={name: make_external(config, name, folder) for name in EXTERNAL if name in asked},
   )
 
 
@@ -122,14 +116,13 @@ def make_panel(config: ConfigDict) -> list[str]:
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
     if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
-      known = ', '.join((*TRAINED, *GIVEN))
-      raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
+      raise UserError(f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}.")
   return ['oracle', *panel] if config.data.source == 'synthetic' else panel
 
 
 def stages_of_judges(asked: Collection[str | None]) -> list[str]:
   """The stages of those judges that are trained."""
-  return [stage for judge, stage in TRAINED.items() if judge in asked]
+  return [stage for judge, stage in STAGES.items() if judge in asked]
 
 
 def slots_of(experiment: LanguageExperiment) -> dict[str, tuple[str, str]]:
@@ -165,12 +158,12 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
-  if (row.judge == 'reward') != (row.algorithm == 'rlhf_pg') and row.algorithm != 'rebel':
+  if gives_rewards(row.judge) != (row.algorithm == 'rlhf_pg') and row.algorithm != 'rebel':
     raise UserError(
       f"{field}.judge='{row.judge}' does not go with '{row.algorithm}': rlhf_pg needs 'reward', "
       'rebel can do with it, all others learn from probabilities.'
     )
-  if row.feedback == 'vote' and row.judge == 'reward':
+  if row.feedback == 'vote' and gives_rewards(row.judge):
     raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
   if row.feedback == 'vote' and row.algorithm in LOG_ODDS:
     raise UserError(f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, infinite here.")
@@ -281,9 +274,9 @@ def stage_settings(
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'players'}
-    settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
-    if policy.judge in GIVEN:
-      settings[name] |= {policy.judge: GIVEN[policy.judge].settings(config)}
+    settings[name] = settings[STAGES.get(policy.judge, 'sft')] | {'policy': row}
+    if policy.judge in EXTERNAL:
+      settings[name] |= {policy.judge: external_settings(config, policy.judge)}
   players = settings_of_panel(config, panel, settings)
   players |= {name: settings[name] for name in policies}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
@@ -295,8 +288,8 @@ def settings_of_panel(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """What determines the word of each judge of the tournament."""
-  trained = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
-  return trained | {judge: GIVEN[judge].settings(config) for judge in panel if judge in GIVEN}
+  trained = {judge: settings[STAGES[judge]] for judge in panel if judge in STAGES}
+  return trained | {judge: external_settings(config, judge) for judge in panel if judge in EXTERNAL}
 
 
 def exploiter_settings(

@@ -12,8 +12,7 @@ from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
-from nlhf_jax.experiments.judge_config import ExternalJudge
-from nlhf_jax.experiments.language.config import TRAINED, check, make_experiment
+from nlhf_jax.experiments.language.config import check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
 from nlhf_jax.experiments.language.tournament_stage import compete, publish
@@ -27,6 +26,8 @@ from nlhf_jax.experiments.stages import (
   make_rollout,
 )
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import STAGES, gives_rewards
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -70,8 +71,7 @@ def play(
   reference = fine_tune(experiment)
   asked = make_judges(experiment, reference, outside)
   panel = {name: asked[name] for name in experiment.panel}
-  if 'reward' in panel:
-    panel['reward'] = bradley_terry_judge(panel['reward'])
+  panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
   evaluate = make_evaluate(experiment, reference, panel)
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
@@ -112,10 +112,10 @@ def make_judges(
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
-  asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
+  asked = {name: given.make_judge(tokenizer) for name, given in outside.items()}
   if experiment.corpus.embedded:
     asked['oracle'] = judge_from_texts(generator.preference, tokenizer)
-  for name, stage in TRAINED.items():
+  for name, stage in STAGES.items():
     if stage in experiment.judges:
       kind = make_judge_network(experiment, stage)
       asked[name] = kind.judge(train_judge(experiment, stage, reference))

@@ -48,7 +48,7 @@ def policy(
   """A policy. No momentum by default: in play it would orbit a cycle.
 
   `judge` is learned, reward, gpm, lengths, pairrm, remote or oracle; `feedback` probability or
-  verdict; `players` the slots that enter the tournament, separated by commas. With `ahead`,
+  vote; `players` the slots that enter the tournament, separated by commas. With `ahead`,
   responses are judged while those before them are learned from, which are then one update old.
   """
   row = training(

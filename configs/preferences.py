@@ -14,7 +14,9 @@ def get_config(source='synthetic'):
   config = base.get_config(source)
   config.experiment = 'preferences'
   config.judges = 'learned,reward,gpm'
-  config.sizes = ConfigDict({'as set': {}})  # name -> changes of config.model; judges of each
+  config.sizes = ConfigDict(
+    {'as set': {}}
+  )  # name -> changes of config.model; all judges are trained in each
   # Comparisons for testing only; fields as in config.data.
   config.tests = dict(path='', form='comparisons', split='', skip_bad=False)
   return config

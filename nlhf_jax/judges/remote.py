@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges import verdicts
-from nlhf_jax.judges.endpoint import Endpoint, Failure, check_url, make_query
+from nlhf_jax.judges.endpoint import Endpoint, Failure, Query, Request, check_url, make_query
 from nlhf_jax.judges.judge import TextPreference
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section, judge_by_texts
 from nlhf_jax.judges.verdicts import Answer, Template
@@ -43,7 +43,7 @@ class RemoteJudge(NamedTuple):
   be called from any thread; calls are served one after the other.
 
   `counts()` are those of this process so far, for metrics; zeros are left out. Questions `asked`
-  (with `requests`, retries included) and answered from the cache, `kept`; how many were
+  (with `requests`, retries included) and `cached` answers; how many were
   `unusable`, and how many for each reason; pairs with verdicts `in_both_orders`, and how many of
   them `disagree`, since the same position won twice; `prompt_tokens` and `response_tokens` of the
   answers that were not cached, and their `cost` if there are prices.
@@ -91,28 +91,14 @@ def make_remote_judge(
     requests = [
       {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
     ]
-    bar = tqdm(
-      total=len(pairs),
-      desc=endpoint.model,
-      unit='answer',
-      mininterval=0.5,
-      delay=BAR_DELAY,
-      leave=False,
-    )
-    found = {}
-
-    def receive(index, outcome, cached):
-      found[pairs[index]] = read(outcome, cached)
-      bar.update()
-
-    with bar:
-      query(requests, receive, ending)
+    found = _query_with_bar(query, requests, read, ending)
     if len(found) < len(pairs):
       raise Interrupted(
         f"querying the judge '{endpoint.model}', {len(found)} of {len(pairs)} questions"
       )
-    count_orders(found)
-    return found
+    by_pair = {pair: found[index] for index, pair in enumerate(pairs)}
+    count_orders(by_pair)
+    return by_pair
 
   def compare(prompts, left, right) -> np.ndarray:
     triples = list(zip(prompts, left, right, strict=True))
@@ -124,6 +110,26 @@ def make_remote_judge(
     return distributed.asked_of_first(lambda: compare(prompts, left, right), (len(prompts),))
 
   return RemoteJudge(preference, lambda: _with_cost(counts, prices))
+
+
+def _query_with_bar(query: Query, requests: Sequence[Request], read, ending) -> dict[int, float]:
+  """Index of a request -> `read` of its outcome; slow queries show a progress bar."""
+  found = {}
+
+  def receive(index, outcome, cached):
+    found[index] = read(outcome, cached)
+    bar.update()
+
+  with tqdm(
+    total=len(requests),
+    desc=requests[0]['model'] if requests else None,
+    unit='answer',
+    mininterval=0.5,
+    delay=BAR_DELAY,
+    leave=False,
+  ) as bar:
+    query(requests, receive, ending)
+  return found
 
 
 def update_request(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +195,7 @@ def make_chat_client(
 
 
 def _count(counts: Counter, outcome: Answer | Failure, cached: bool) -> None:
-  counts['kept' if cached else 'asked'] += 1
+  counts['cached' if cached else 'asked'] += 1
   if isinstance(outcome, Answer) and not cached:
     counts['prompt_tokens'] += outcome.prompt_tokens
     counts['response_tokens'] += outcome.response_tokens

@@ -280,7 +280,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert len(served.seen) == asked  # its answers are kept, too
     assert json.loads((tmp_path / 'run/remote.json').read_text())['counts'] == {
       **account,
-      'kept': 12,
+      'cached': 12,
     }
     config.mt_bench.mode = 'pair'
     (table,) = run(config, tmp_path / 'run')['benchmarks']

@@ -141,4 +141,4 @@ def test_verdicts_are_the_models_and_outlive_the_server(served, tmp_path):
   chance = again.preference([*prompts, 'Another text.'], [*left, 'x'], [*right, 'y'])
   np.testing.assert_array_equal(chance, [*expected, np.nan])
   counts = again.counts()
-  assert (counts['kept'], counts['asked'], counts['connection']) == (len(PAIRS), 1, 1)
+  assert (counts['cached'], counts['asked'], counts['connection']) == (len(PAIRS), 1, 1)

@@ -65,7 +65,7 @@ def test_equal_questions_are_sent_once(tmp_path):
   assert judge.counts() == {
     'requests': 2,
     'asked': 2,
-    'kept': 1,
+    'cached': 1,
     'prompt_tokens': 200,
     'response_tokens': 4,
   }
@@ -220,14 +220,14 @@ def test_killed_process_loses_no_stored_answer(tmp_path):
     other.join()
     # Requests in flight were lost, and those that both sent at the same time were sent twice.
     assert len(served.seen) < 40 + 20
-    assert judge.counts()['kept'] >= 3
+    assert judge.counts()['cached'] >= 3
     assert kept(tmp_path) == 40
     asked = len(served.seen)
     again = make(served, tmp_path)
     np.testing.assert_array_equal(again.preference(*MANY), answers[0])
     np.testing.assert_array_equal(answers[0], np.arange(1, 41) > 1)
     assert len(served.seen) == asked
-    assert again.counts() == {'kept': 40}
+    assert again.counts() == {'cached': 40}
 
 
 def signalling(number, at):

@@ -124,7 +124,7 @@ class Settings(NamedTuple):
 
 def architecture(fields: dict) -> Architecture:
   """Of a Llama's config."""
-  return architectures.from_config(LlamaConfig(**fields))
+  return architectures.architecture_from_config(LlamaConfig(**fields))
 
 
 # --- Ours ---
@@ -190,7 +190,7 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
   score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
-  update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm))
+  update = make_update(algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
   def moving(change, *given):
@@ -218,13 +218,13 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
   for name, row, network, score, measure in (
-    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.of_rewards),
+    ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.reward_metrics),
     (
       'preference model',
       catalogue.preference_model(),
       preferences,
       preferences.logit,
-      step_metrics.of_preferences,
+      step_metrics.preference_metrics,
     ),
   ):
     state = initial_state(row, network.init(params), optimizer)
@@ -322,7 +322,7 @@ def works(settings: Settings) -> dict[str, Work]:
   whole = prompt + response
   scores, pair = reading(whole, response), reading(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.default_draft_length())),
     'self-play rollout': decoding(2, 1, response),
     'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
     'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),

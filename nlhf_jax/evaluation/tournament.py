@@ -58,7 +58,7 @@ def make_records(
       less that under the reference, [n], nats.
     said: judge -> `preferences`, policies in the order of `sides`.
   """
-  texts = {name: tokenizers.texts(tokenizer, *side[:2]) for name, side in sides.items()}
+  texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
   lengths = {name: side.mask.sum(axis=(1, 2)) for name, side in sides.items()}
   return [
     {

@@ -42,7 +42,7 @@ def record_usage(
     if before.get('about') == judge.about:
       counts.update(before['counts'])
     usage[name] = {'about': judge.about, 'counts': dict(counts)}
-    if distributed.of_first(bool(counts)):
+    if distributed.broadcast_from_first(bool(counts)):
       json_lines.write_json(path, usage[name])
   return usage
 

@@ -14,8 +14,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.models.transformer import REMAT, Numerics, make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
@@ -40,7 +41,7 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   source = None
   if section.hf:
     folder = hub.locate(section.hf, files)
-    family, sizes = architectures.read(folder)
+    family, sizes = architectures.read_architecture(folder)
     name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
     source = ModelSource(name, folder, family)
   else:
@@ -49,11 +50,11 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   if adapter and not sizes.gated and adapter.targets == ('gate',):
     raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
   decoder = make_decoder(sizes, numerics, adapter)
-  begin = loaded(decoder, source) if source else placed(decoder.init)
-  return Model(decoder, sizes, numerics, adapter, begin, trains(adapter), source)
+  begin = make_loader(decoder, source) if source else make_sharded_init(decoder.init)
+  return Model(decoder, sizes, numerics, adapter, begin, make_trains(adapter), source)
 
 
-def make_unfilled(config: ConfigDict) -> Model:
+def make_model_without_tokenizer(config: ConfigDict) -> Model:
   """The model without a tokenizer, as large as that may make it."""
   if not config.model.hf:
     return make_model(config, config.data.vocabulary)
@@ -99,29 +100,29 @@ def make_lora(section: ConfigDict) -> Lora | None:
   return Lora(section.rank, section.alpha, targets)
 
 
-def trains(adapter: Lora | None) -> Callable[[str], bool]:
+def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
   """Everything or, with adapters, those and what networks put on top of the decoder."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
 
 
-def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
+def make_sharded_init(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   """`init` compiled, its parameters on the mesh from the first."""
-  return jax.jit(lambda key: sharding.as_parameters(init(key)))
+  return jax.jit(lambda key: sharding.shard_parameters(init(key)))
 
 
-def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
+def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
   """Pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
     adapters, base = trees.split(shapes, lora.is_adapter)
-    base = weights.load(source.folder, source.family, base, sharding.place)
+    base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     if not adapters:
       return base
-    new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
-    return trees.merged(base, new(key))
+    new = make_sharded_init(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
+    return trees.merge(base, new(key))
 
   return begin
 
@@ -135,9 +136,9 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
   data = config.data
   longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
-  if longest > sizes.longest:
+  if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
+      f'{data.response_length} are more than the {sizes.max_positions} that the model has positions for; '
       'lower prompt_length or response_length.'
     )

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import Decoder, Numerics
+from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.worlds import World
@@ -49,8 +50,8 @@ class Policy(NamedTuple):
   training: Training
   judge: str | None
   feedback: Callable[[jax.Array, jax.Array], jax.Array]
-  players: Mapping[str, str]  # name in the tournament -> slot
-  ahead: bool = False
+  entries: Mapping[str, str]  # name in the tournament -> slot
+  async_judge: bool = False
 
 
 class Stage(NamedTuple):
@@ -126,7 +127,7 @@ class JudgeExperiment(NamedTuple):
 
   name: str
   sizes: Mapping[str, LanguageExperiment]
-  tests: Mapping[str, Sequence[Record]]
+  tests: Mapping[str, Sequence[Example]]
 
   @property
   def first(self) -> LanguageExperiment:

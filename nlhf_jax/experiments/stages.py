@@ -24,8 +24,9 @@ from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses, TrainState
 from nlhf_jax.training import interrupts, loop, step_metrics
-from nlhf_jax.training.async_judge import Ahead, make_ahead
-from nlhf_jax.training.rollout_step import Feedback, MakeRollout, make_play, make_sample
+from nlhf_jax.training.async_judge import make_async_judge
+from nlhf_jax.training.loop import Steps
+from nlhf_jax.training.rollout_step import Feedback, MakeRollout, make_rollout_step, make_sample
 from nlhf_jax.training.update import Score, Update, initial_state, make_update
 
 
@@ -53,19 +54,19 @@ def fit(
   """
 
   def whole(slots):
-    return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
+    return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
 
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # What does not move lies where it should, and is not copied.
-  state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
-  placed = examples.map(sharding.place_rows)
+  state = sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
+  placed = examples.map(sharding.put_rows)
   if begin:
     # Steps fold in the numbers below that of all of them.
     state = begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
     first, placed = placed, grain.MapDataset.range(1, training.steps + 1)
     placed = placed.map(lambda number: first[number])
-  with noted(stage, steps=training.steps):
+  with work_on(stage, steps=training.steps):
     state = loop.train(
       state,
       step,
@@ -84,8 +85,8 @@ def make_step(
   training: Training, score: Score, make_rollout: MakeRollout, feedback: Feedback | None
 ) -> loop.Step:
   """A step of the loop: play, be judged, update."""
-  play = make_play(training.algorithm, make_rollout, feedback)
-  update = make_update_of(training, score)
+  play = make_rollout_step(training.algorithm, make_rollout, feedback)
+  update = make_policy_update(training, score)
 
   def step(state, batch, key):
     # Playing takes the key folded with 0 and 1.
@@ -94,14 +95,14 @@ def make_step(
   return step
 
 
-def make_update_of(training: Training, score: Score) -> Update:
+def make_policy_update(training: Training, score: Score) -> Update:
   """The update of a policy that plays."""
   algorithm = training.algorithm
-  measure = step_metrics.of_play(algorithm)
+  measure = step_metrics.make_rollout_metrics(algorithm)
   return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 
-def make_policy_step(
+def make_policy_steps(
   experiment: LanguageExperiment, policy: Policy, judge: Judge | None
 ) -> loop.Step:
   """The step of a policy of the experiment."""
@@ -113,26 +114,26 @@ def make_policy_step(
   )
 
 
-def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Judge) -> Ahead:
+def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Judge) -> Steps:
   """The same of one that learns from responses while the next ones are judged."""
   training = policy.training
-  return make_ahead(
+  return make_async_judge(
     make_sample(training.algorithm, partial(make_rollout, experiment)),
     judge,
     partial(with_feedback, feedback=policy.feedback),
-    make_update_of(training, scoring.make_score(experiment.model.decoder)),
+    make_policy_update(training, scoring.make_score(experiment.model.decoder)),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
   )
 
 
-def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
+def make_batches(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
   """Batches for a stage, of which each process reads the rows that its devices hold."""
-  return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
+  return batches(examples, training.batch, seed, sharding.local_rows(training.batch))
 
 
 @contextlib.contextmanager
-def noted(stage: Stage, **facts) -> Iterator[None]:
+def work_on(stage: Stage, **facts) -> Iterator[None]:
   """Notes what determines the stage and the seconds spent on it; only a kill loses some of them.
 
   Code determines it too, but a change of code does not throw away what took days to train: it is
@@ -143,7 +144,7 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
   """
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
-  with alone(stage.folder):
+  with lock_folder(stage.folder):
     if json_lines.exists(path):
       facts = json_lines.read_json(path)
       print(f'{stage.name}: {"found" if facts["done"] else "going on"} in {stage.folder}')
@@ -162,7 +163,7 @@ def noted(stage: Stage, **facts) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
   """Keeps other processes out of a folder, as long as they ask here.
 
   Raises:
@@ -176,7 +177,7 @@ def alone(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       taken = True
-    if distributed.of_any(taken):
+    if distributed.any_process(taken):
       raise UserError(f'another run is at work in {folder}; wait for it to end.')
     yield
 

@@ -128,7 +128,7 @@ def comparison_texts(
 
   def decode(responses):
     tokens, mask = distributed.fetch((responses.tokens, responses.mask))
-    texts = tokenizers.texts(tokenizer, tokens, mask)
+    texts = tokenizers.response_texts(tokenizer, tokens, mask)
     return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
 
   prompt_texts = tokenizers.prompt_texts(

@@ -17,7 +17,7 @@ from nlhf_jax.judges.judge import (
   judge_from_texts,
   mean_of_orders,
 )
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Comparison, Params
 
 Section = Mapping[str, Any]

@@ -13,7 +13,7 @@ from nlhf_jax.judges.networks import (
   pair_rows,
   read_out,
 )
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 
 
 def make_preference_network(

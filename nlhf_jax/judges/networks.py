@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
 PLAIN_SUM_TOKENS = 16  # responses of at most this length: the sum over tokens is not scaled down
@@ -63,7 +63,7 @@ def read_out(
     side: weight of each token in the sum.
     response_length: the maximal number of tokens of a response.
   """
-  hidden, _ = decoder.read(params['backbone'], tokens, mask)
+  hidden, _ = decoder.prefill(params['backbone'], tokens, mask)
   per_token = hidden @ params['token']
   side = side.reshape(*side.shape, *(1,) * (per_token.ndim - 2))
   scale = min(1, PLAIN_SUM_TOKENS / response_length)

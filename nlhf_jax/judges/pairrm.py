@@ -27,7 +27,7 @@ def _make(section: Section, folder: Path, stop: Callable[[], bool]) -> ExternalJ
 
   del folder, stop
   published = hub.locate(section['hf'], field=FIELD)
-  ranker, params, lengths = pairrm_encoder.load(published, _numerics(section))
+  ranker, params, lengths = pairrm_encoder.load_ranker(published, _numerics(section))
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm_scoring.read_vocabulary(published, size)
   score = pairrm_scoring.make_score(ranker, params, lengths, vocabulary, section['batch'])
@@ -57,7 +57,7 @@ def _shapes(section: Section) -> Params:
   from nlhf_jax.models import pairrm_encoder
 
   folder = hub.locate(section['hf'], ['config.json'], FIELD)
-  sizes, tasks, _ = pairrm_encoder.read(folder)
+  sizes, tasks, _ = pairrm_encoder.read_published(folder)
   ranker = pairrm_encoder.make_ranker(sizes, tasks, _numerics(section))
   return jax.eval_shape(ranker.init, jax.random.key(0))
 

@@ -178,7 +178,7 @@ def make_score(
       chosen = [rows[row] for row in order[start : start + batch]]
       count = min(1 << (len(chosen) - 1).bit_length(), batch)
       # Results are fetched after the last batch is dispatched.
-      parts.append(logit(params, places, *sharding.place_rows(pad(chosen, count))))
+      parts.append(logit(params, places, *sharding.put_rows(pad(chosen, count))))
     logits = np.zeros(len(rows), np.float32)
     logits[order] = np.concatenate(distributed.fetch(parts))[: len(rows)]
     return logits

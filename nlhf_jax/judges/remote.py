@@ -107,7 +107,7 @@ def make_remote_judge(
     return np.array([found.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
-    return distributed.asked_of_first(lambda: compare(prompts, left, right), (len(prompts),))
+    return distributed.compute_on_first(lambda: compare(prompts, left, right), (len(prompts),))
 
   return RemoteJudge(preference, lambda: _with_cost(counts, prices))
 

@@ -13,7 +13,7 @@ from nlhf_jax.judges.networks import (
   read_out,
   response_rows,
 )
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Prompts, Responses, Scores
 
 

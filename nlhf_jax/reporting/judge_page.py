@@ -40,13 +40,13 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
     figures = {'learning': learning(judges), 'loss': losses(results, first)} | figures
   if len({row['parameters'] for row in judges.values()}) > 1:
     figures['sizes'] = sizes(judges)
-  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
+  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
 
 
 def learning(judges: Mapping[str, Any]) -> Figure:
   """Training and held-out accuracy against training steps."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Learning to judge')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Learning to judge')
   axes.set(xlabel='training steps', ylabel='accuracy')
   for (name, row), colour in zip(judges.items(), cycle(game_plots.COLOURS), strict=False):
     curve = row['curve']
@@ -61,7 +61,7 @@ def learning(judges: Mapping[str, Any]) -> Figure:
 def losses(results: Mapping[str, Any], test: str) -> Figure:
   """Held-out log-loss against training steps; judges that are not trained are horizontal lines."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), f'Log-loss, {test}')
+  axes = game_plots.style_axes(figure.add_subplot(), f'Log-loss, {test}')
   axes.set(xlabel='training steps', ylabel='log-loss, nats a comparison')
   for (name, row), colour in zip(
     results['judges'].items(), cycle(game_plots.COLOURS), strict=False
@@ -80,7 +80,7 @@ def losses(results: Mapping[str, Any], test: str) -> Figure:
 def sizes(judges: Mapping[str, Any]) -> Figure:
   """Final training and held-out accuracy against the number of parameters."""
   figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Size')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Size')
   axes.set(xscale='log', xlabel='parameters', ylabel='accuracy')
   for kind, colour in zip(
     sorted({row['network'] for row in judges.values()}), game_plots.COLOURS, strict=False
@@ -103,7 +103,7 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
 def calibration(metrics: Mapping[str, Any]) -> Figure:
   """Share of votes for the side that each judge prefers, by the judge's confidence."""
   figure = Figure(figsize=(6.4, 4.6), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Calibration')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Calibration')
   axes.set(xlabel='probability given to the preferred side', ylabel='votes for it')
   axes.plot([0.5, 1], [0.5, 1], color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   for (name, row), colour in zip(metrics.items(), cycle(game_plots.COLOURS), strict=False):
@@ -165,8 +165,8 @@ def describe_judges(usage: Mapping[str, Mapping]) -> list[str]:
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path` from the contents of `results.json` and the figures."""
-  content = [*_content(results), *game_page.show(figures, CAPTIONS)]
-  with json_lines.whole(path) as draft:
+  content = [*_content(results), *game_page.render_figures(figures, CAPTIONS)]
+  with json_lines.atomic_write(path) as draft:
     game_page.write_page(draft, results['name'], content)
 
 

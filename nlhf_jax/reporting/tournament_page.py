@@ -25,7 +25,7 @@ def render(
     'samples': _first(samples),
     'samples_total': len(samples),
   }
-  text = json.dumps(json_lines.plain(content), allow_nan=False, separators=(',', ':'))
+  text = json.dumps(json_lines.to_json(content), allow_nan=False, separators=(',', ':'))
   # A response may hold `</script>` or `<!--`, which would end or bend the element around the data;
   # json.dumps has already escaped everything beyond ASCII, U+2028 and U+2029 among it.
   for character in '<>&':
@@ -41,14 +41,14 @@ def write(
   samples: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes the page to `path`."""
-  with json_lines.whole(Path(path)) as draft:
+  with json_lines.atomic_write(Path(path)) as draft:
     draft.write_text(render(results, metrics, samples), encoding='utf-8')
 
 
 def _first(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   """As many as there is room for, at least one."""
   kept, size = [], 0
-  for sample in map(json_lines.plain, samples):
+  for sample in map(json_lines.to_json, samples):
     size += len(json.dumps(sample, separators=(',', ':')))
     if kept and size > BYTES:
       break

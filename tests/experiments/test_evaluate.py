@@ -50,7 +50,7 @@ def run(config, workdir, stages=None):
 
 def styled(folder, count):
   """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
-  posts = [record.prompt for record in itertools.islice(generator.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(generator.examples(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts
@@ -123,8 +123,8 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
   language.start(of_run, 'theirs', workdir, stages)
   experiment = language.make_experiment(of_run, 'theirs', stages)
-  export_policy.write(
-    experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False
+  export_policy.write_policy(
+    experiment, export_policy.load_entry(experiment, 'sft'), tmp_path / 'out', merged=False
   )
   prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]

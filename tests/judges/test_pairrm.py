@@ -22,7 +22,7 @@ SECOND = ['bad', 'no, the cat is not on the mat', 'a b c', 'very good ' * 25]
 
 
 def make_score(folder, batch=3):
-  ranker, params, lengths = networks.load(folder)
+  ranker, params, lengths = networks.load_ranker(folder)
   size = len(params['encoder']['embed']['embedding'])
   return pairrm_scoring.make_score(
     ranker, params, lengths, pairrm_scoring.read_vocabulary(folder, size), batch
@@ -66,7 +66,7 @@ def test_logits_equal_pytorch(saved):
 
 def test_weights_round_trip(saved, tmp_path):
   _, _, folder, _ = saved
-  _, params, _ = networks.load(folder)
+  _, params, _ = networks.load_ranker(folder)
   weights.save(tmp_path, networks.FAMILY, params, np.float32)
   before, after = (
     safetensors.numpy.load_file(path / 'model.safetensors') for path in (folder, tmp_path)
@@ -169,7 +169,7 @@ def test_judge_is_the_sigmoid_of_the_mean_logit(saved, policy):
 def test_unsupported_configs_are_refused(copy, layout, change, message):
   folder = copy(layout, **change)
   with pytest.raises(UserError) as refused:
-    networks.load(folder)
+    networks.load_ranker(folder)
   assert str(refused.value).startswith(str(folder))
   assert message in str(refused.value)
   assert '\n' not in str(refused.value)
@@ -188,11 +188,11 @@ def test_missing_and_broken_files_are_refused(copy):
     pairrm_scoring.read_vocabulary(folder, 100)
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   with pytest.raises(UserError, match='weights_only=True'):
-    networks.load(folder)
+    networks.load_ranker(folder)
   (folder / 'pytorch_model.bin').rename(folder / 'model.safetensors')
   (folder / 'config.json').unlink()
   with pytest.raises(UserError, match='there is no config'):
-    networks.load(folder)
+    networks.load_ranker(folder)
 
 
 def test_equal_texts_are_a_tie_without_a_score(policy):

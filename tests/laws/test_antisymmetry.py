@@ -30,12 +30,12 @@ POSTS = [
 TOKENIZER = tokenizers.train(POSTS, 300)
 
 
-FACTS = [generator.facts(post) for post in POSTS]
+FACTS = [generator.key_facts(post) for post in POSTS]
 FEWER = [{kind: word for kind, word in facts.items() if kind != 'who'} for facts in FACTS]
 
 
 def _summaries(facts, styles):
-  return [[generator.summarise(of_post, style) for style in styles] for of_post in facts]
+  return [[generator.write_summary(of_post, style) for style in styles] for of_post in facts]
 
 
 # Left responses to the first post have more facts than the right ones, to the second post fewer.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms.losses import (
-  contrast,
   cross_entropy,
   likelihood,
+  pairwise_loss,
   policy_gradient,
   prospect,
   regression,
@@ -61,8 +61,8 @@ LOSSES = [
   policy_gradient(reference=0.1),
   likelihood,
   winner_likelihood,
-  contrast(jnp.square, margin=0.5, per_token=True, reference=1.0),
-  contrast(jax.nn.softplus, beta=0.5, reference=1.0),
+  pairwise_loss(jnp.square, margin=0.5, per_token=True, reference=1.0),
+  pairwise_loss(jax.nn.softplus, beta=0.5, reference=1.0),
   regression(2.0, reference=1.0),
   prospect(0.5, 2.0, 1.0, reference=1.0),
 ]
@@ -81,7 +81,9 @@ def as_preference(params, data):
 
 def as_reward(params, data):
   rewards = REWARDS.score(params, data)
-  return [contrast(jax.nn.softplus)({'policy': rewards}, data)], rewards.left - rewards.right[:, :1]
+  return [pairwise_loss(jax.nn.softplus)({'policy': rewards}, data)], rewards.left - rewards.right[
+    :, :1
+  ]
 
 
 NETWORKS = {

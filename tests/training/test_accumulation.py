@@ -20,7 +20,7 @@ from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.update import in_parts, initial_state, make_update
+from nlhf_jax.training.update import accumulate_gradient, initial_state, make_update
 
 BATCH, VOCABULARY, WIDTH = 6, 11, 8
 DECODER = make_decoder(
@@ -101,7 +101,11 @@ def updated(algorithm, score, measure, params, comparison, accumulate):
 @pytest.mark.parametrize('name', list(ROWS))
 def test_parts_make_the_update_of_the_whole(name):
   algorithm = ROWS[name]
-  measure = step_metrics.of_demonstrations if name == 'sft' else step_metrics.of_play(algorithm)
+  measure = (
+    step_metrics.demonstration_metrics
+    if name == 'sft'
+    else step_metrics.make_rollout_metrics(algorithm)
+  )
   comparison = some_comparison(algorithm)
   whole, parts = (
     updated(algorithm, score, measure, some_table, comparison, accumulate) for accumulate in (1, 3)
@@ -120,7 +124,7 @@ def test_parts_make_the_update_of_a_judge():
     updated(
       algorithm,
       network.logit,
-      step_metrics.of_preferences,
+      step_metrics.preference_metrics,
       lambda seed: network.init(some_parameters(seed)) | {'token': jnp.ones(WIDTH)},
       some_comparison(algorithm),
       accumulate,
@@ -139,7 +143,7 @@ def test_parts_of_responses_compared_with_themselves_are_read_once():
     assert weight.shape == (len(comparison.payoff) // 3,)
     return (jnp.mean(part.payoff), part.left.tokens), {}
 
-  (_, tokens), _ = in_parts(differentiate, comparison, jnp.ones(BATCH), 3)
+  (_, tokens), _ = accumulate_gradient(differentiate, comparison, jnp.ones(BATCH), 3)
   np.testing.assert_array_equal(tokens, comparison.left.tokens)
 
 
@@ -159,7 +163,7 @@ def test_parts_take_less_memory():
       jax.jit(run).lower(comparison, jnp.ones(64)).compile().memory_analysis().temp_size_in_bytes
     )
 
-  parts = temporary(partial(in_parts, differentiate, count=8))
+  parts = temporary(partial(accumulate_gradient, differentiate, count=8))
   assert parts < 0.3 * temporary(differentiate)
 
 

@@ -11,7 +11,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.judges.judge import probability, vote
 from nlhf_jax.judges.judge import with_feedback as with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
-from nlhf_jax.training.async_judge import make_ahead
+from nlhf_jax.training.async_judge import make_async_judge
 from nlhf_jax.training.rollout_step import make_sample
 
 KEYS = [jax.random.key(number) for number in range(5)]
@@ -53,7 +53,7 @@ def update(state, comparison, key):
 @pytest.fixture
 def ahead():
   algorithm = catalogue.nash_md_pg(0.125, 0.1)
-  return lambda judge=judge: make_ahead(
+  return lambda judge=judge: make_async_judge(
     make_sample(algorithm, make_rollout),
     judge,
     lambda asked: with_feedback(asked, probability),
@@ -77,7 +77,7 @@ def test_a_step_learns_from_what_the_step_before_sampled(ahead):
     assert prompt == number  # its own batch
     assert policy == max(number - 1, 0)  # said by the policy of an update ago
     assert told['payoff'] == pytest.approx((policy - 2) / 10)
-  assert int(state.underway.left.tokens[0, 0, 1]) == 4
+  assert int(state.in_flight.left.tokens[0, 0, 1]) == 4
   ahead.close()
 
 
@@ -156,7 +156,7 @@ def test_responses_compared_with_themselves_are_kept_once():
     seen.append(comparison.right is comparison.left)
     return jnp.zeros((2, 3, 3))
 
-  ahead = make_ahead(
+  ahead = make_async_judge(
     make_sample(algorithm, lambda mixtures: lambda slots, prompts, key: tuple(
       responses(jnp.ones((2, 1, 3), int)) for _ in mixtures
     )),
@@ -167,8 +167,8 @@ def test_responses_compared_with_themselves_are_kept_once():
     prompt_length=3,
   )  # fmt: skip
   state = start(ahead)
-  assert state.underway.right is None
+  assert state.in_flight.right is None
   state, told = ahead.step(state, batch(1), KEYS[0])
   assert told['same']
   assert seen[0]
-  assert isinstance(state.underway, Comparison)
+  assert isinstance(state.in_flight, Comparison)

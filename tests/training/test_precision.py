@@ -68,7 +68,9 @@ def test_an_update_keeps_weights_as_they_are_and_sums_in_float32(numerics, round
     seen.update(dtypes(scores))
     return scores
 
-  update = make_update(ALGORITHM, score, optimizer, step_metrics.of_play(ALGORITHM), accumulate)
+  update = make_update(
+    ALGORITHM, score, optimizer, step_metrics.make_rollout_metrics(ALGORITHM), accumulate
+  )
   params = some_parameters(numerics)
   state = initial_state(ALGORITHM, params, optimizer)
   after, metrics = update(state, some_comparison(), jax.random.key(0))
@@ -104,7 +106,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(weights):
       return jnp.mean(ALGORITHM.loss(scores, comparison))
 
     value, gradient = loss(params)
-    flat = [np.asarray(leaf, float).ravel() for leaf in trees.flat(gradient).values()]
+    flat = [np.asarray(leaf, float).ravel() for leaf in trees.flatten(gradient).values()]
     return float(value), np.concatenate(flat)
 
   expected, exact = gradient(Numerics())

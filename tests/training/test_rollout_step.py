@@ -12,7 +12,7 @@ from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import likelihood
 from nlhf_jax.judges.judge import antisymmetric, probability, vote, with_feedback
 from nlhf_jax.structs import Comparison, Prompts, Responses
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 
 KEY = jax.random.key(0)
 PROMPTS = Prompts(jnp.array([[10, 20], [30, 40]]), jnp.array([[True, True], [False, True]]))
@@ -59,7 +59,7 @@ class Feedback:
 def played(left, right, batch=PROMPTS):
   sampler, feedback = Sampler(), Feedback()
   row = Algorithm(left, right, likelihood, {})
-  return make_play(row, sampler, feedback)(PARAMS, batch, KEY), sampler, feedback
+  return make_rollout_step(row, sampler, feedback)(PARAMS, batch, KEY), sampler, feedback
 
 
 def names(side):
@@ -114,7 +114,7 @@ def test_left_responses_against_themselves_are_sampled_once_and_are_one_object()
 def test_where_nothing_is_sampled_data_are_played_as_they_are(row):
   sampler, feedback = Sampler(), Feedback()
   batch = Comparison(PROMPTS, responses([[[1]], [[2]]]))
-  assert make_play(row, sampler, feedback)(PARAMS, batch, KEY) is batch
+  assert make_rollout_step(row, sampler, feedback)(PARAMS, batch, KEY) is batch
   assert not sampler.asked
   assert not feedback.asked
 
@@ -152,7 +152,7 @@ def test_demonstrations_may_have_neither_probabilities_nor_the_length_of_samples
 )
 def test_rows_are_played_by_as_many_as_they_say(row, shape):
   params = {slot: place for place, slot in enumerate(('policy', *row.references))}
-  play = make_play(row, Sampler(), Feedback())
+  play = make_rollout_step(row, Sampler(), Feedback())
   assert play(params, PROMPTS, KEY).payoff.shape == shape
 
 

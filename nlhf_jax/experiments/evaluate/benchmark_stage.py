@@ -95,7 +95,7 @@ def write_board(path: Path, board: Mapping[str, Mapping]) -> None:
   table = csv.writer(text, lineterminator='\n')
   table.writerow(['', *columns])
   table.writerows([name, *(row[column] for column in columns)] for name, row in ranked(board))
-  with json_lines.whole(path) as draft:
+  with json_lines.atomic_write(path) as draft:
     draft.write_text(text.getvalue())
 
 
@@ -146,7 +146,7 @@ def judge_answers(
   if len({frozenset(found) for found in categories.values()}) == 1 and all(
     len(found) > 2 for found in categories.values()
   ):
-    with json_lines.whole(folder / 'radar.png') as draft:
+    with json_lines.atomic_write(folder / 'radar.png') as draft:
       radar.draw(categories, title).savefig(draft, dpi=150, format='png')
   return [of_scores(title, scores)]
 

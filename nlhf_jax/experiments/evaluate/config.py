@@ -22,13 +22,14 @@ from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import external_settings, make_external
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import loaded, make_numerics
+from nlhf_jax.experiments.model_config import make_loader, make_numerics
 from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import EXTERNAL, STAGES
 from nlhf_jax.judges.remote import ChatClient, configure_chat_client, require_model
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.storage.hub import fingerprint
@@ -217,7 +218,7 @@ def make_player(
   run, _, player = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = make_run(Path(run), folder)
-    known = language_config.slots_of(experiment)
+    known = language_config.entry_slots(experiment)
     if player not in known:
       raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
     return {name or player: Trained(experiment, player)}
@@ -245,7 +246,7 @@ def make_run(run: Path, folder: Path) -> LanguageExperiment:
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
@@ -253,7 +254,7 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
       f'{sizes.vocabulary}; they do not belong together.'
     )
-  begin = loaded(decoder, ModelSource(name, folder, family))
+  begin = make_loader(decoder, ModelSource(name, folder, family))
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))
@@ -321,7 +322,7 @@ def first_of(prompts: list[str], most: int) -> list[str]:
 def read_prompts(section: ConfigDict) -> list:
   """Those of the section `prompts`."""
   try:
-    return [record.prompt for record in examples.records(**section)]
+    return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
     # Who reads sources does not know for which section.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

@@ -20,7 +20,7 @@ from nlhf_jax.experiments.evaluate.config import (
   Pretrained,
   digest,
 )
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
@@ -43,7 +43,7 @@ def make_model(player: Player) -> Model:
   if isinstance(player, Pretrained):
     return Model(player.decoder, player.begin(), player.tokenizer, player.longest)
   experiment = player.experiment
-  params, own = export_policy.of_player(experiment, player.player), experiment.model
+  params, own = export_policy.load_entry(experiment, player.player), experiment.model
   return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.longest)
 
 
@@ -52,7 +52,7 @@ def key_of(experiment: EvaluateExperiment, player: Player) -> str:
   if isinstance(player, Pretrained):
     own = player.settings
   else:
-    policy, slot = export_policy.slot_of(player.experiment, player.player)
+    policy, slot = export_policy.find_entry(player.experiment, player.player)
     own = [player.experiment.stages[policy].folder.name, slot]
   return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
 

@@ -28,15 +28,15 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.tournament_stage import announce_tables, heard
+from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
 from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import alone
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
@@ -55,7 +55,7 @@ class Played(NamedTuple):
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
   ranges.check(config)
-  with interrupts.deferred(), make_mesh(config), alone(workdir):
+  with interrupts.deferred(), make_mesh(config), lock_folder(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)  # answers of a judge that is asked are kept there
@@ -249,7 +249,7 @@ def make_lines(
         'preferences': {judge: table[place].tolist() for judge, table in played.said.items()},
       }
     )
-  return heard(lines, list(played.said.values())) if played.said else lines
+  return drop_unjudged(lines, list(played.said.values())) if played.said else lines
 
 
 def settle(experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]) -> dict:
@@ -287,7 +287,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   json_lines.write_json(workdir / 'results.json', results)
   tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
-    announce_tables(results)
+    print_tables(results)
   for judge, of_judge in results.get('orders', {}).items():
     if len(results['policies']) > 1:
       print(

@@ -6,8 +6,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import examples
-from nlhf_jax.data.schemas import Record
-from nlhf_jax.data.sources import for_each
+from nlhf_jax.data.schemas import Example
+from nlhf_jax.data.sources import one_per_source
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
@@ -49,7 +49,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
   return experiment
 
 
-def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """Name of a source -> its comparisons, for all sources of the section.
 
   Raises:
@@ -62,13 +62,13 @@ def make_tests(section: ConfigDict) -> dict[str, list[Record]]:
     raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
 
 
-def read_tests(section: ConfigDict) -> dict[str, list[Record]]:
+def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """As `make_tests`, for a section with a path."""
   paths = [path.strip() for path in section.path.split(',')]
-  forms, splits = (for_each(field, section[field], len(paths)) for field in ('form', 'split'))
+  forms, splits = (one_per_source(field, section[field], len(paths)) for field in ('form', 'split'))
   tests = {}
   for path, form, split in zip(paths, forms, splits, strict=True):
-    records = examples.records(path, form, split, skip_bad=section.skip_bad)
+    records = examples.read_examples(path, form, split, skip_bad=section.skip_bad)
     comparisons = [record for record in records if record.left is not None]
     if not comparisons:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")

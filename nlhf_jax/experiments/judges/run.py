@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
@@ -135,7 +135,7 @@ def describe_training(
   }
 
 
-def as_texts(records: Sequence[Record]) -> Texts:
+def as_texts(records: Sequence[Example]) -> Texts:
   """Comparisons in columns; each turn of a conversation is preceded by its role."""
   prompts = [
     record.prompt
@@ -147,7 +147,7 @@ def as_texts(records: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: LanguageExperiment, records: Sequence[Record]) -> Test:
+def make_test(experiment: LanguageExperiment, records: Sequence[Example]) -> Test:
   """Comparisons as texts, and as tokens truncated to the experiment's lengths."""
   sides = [
     tokenize_responses(experiment, [getattr(record, side) for record in records])
@@ -270,7 +270,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   """Writes results, metrics, plots and the report, and prints the tables."""
   figures = judge_page.draw(results)
   for name, figure in figures.items():
-    with json_lines.whole(workdir / f'{name}.png') as draft:
+    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
       draft.write_bytes(figure)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)

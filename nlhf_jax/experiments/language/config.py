@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
+from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge
 from nlhf_jax.data import sources
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
@@ -24,7 +24,7 @@ from nlhf_jax.experiments.judge_config import (
   network_sections,
 )
 from nlhf_jax.experiments.model_config import make_model
-from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.sections import factories
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import probability, vote
 from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, STAGES, gives_rewards
@@ -72,7 +72,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
   policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
-  players = [player for policy in policies.values() for player in policy.players]
+  players = [player for policy in policies.values() for player in policy.entries]
   for player in players:
     if players.count(player) > 1 or player == 'sft':
       raise UserError(f"config.policies: two players would be called '{player}'; rename a policy.")
@@ -125,17 +125,17 @@ def stages_of_judges(asked: Collection[str | None]) -> list[str]:
   return [stage for judge, stage in STAGES.items() if judge in asked]
 
 
-def slots_of(experiment: LanguageExperiment) -> dict[str, tuple[str, str]]:
+def entry_slots(experiment: LanguageExperiment) -> dict[str, tuple[str, str]]:
   """Player -> its stage, and its slot there."""
   slots = {'sft': ('sft', 'policy')}
   for policy, row in experiment.policies.items():
-    slots |= {name: (policy, slot) for name, slot in row.players.items()}
+    slots |= {name: (policy, slot) for name, slot in row.entries.items()}
   return slots
 
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
-  parts = sharding.examples_apart()
+  parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:
       raise UserError(
@@ -175,25 +175,25 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
       f"{field}: its slot '{averages[0]}' is an average, which moves too little for "
       "config.model.weights='bfloat16'; use float32, or adapters."
     )
-  slots = [slot.strip() for slot in row.players.split(',')]
+  slots = [slot.strip() for slot in row.entries.split(',')]
   known = ['policy', *training.algorithm.references]
   for slot in slots:
     if slot not in known:
-      raise UserError(f"{field}.players: '{slot}' is not a slot of it; choose from {known}.")
+      raise UserError(f"{field}.entries: '{slot}' is not a slot of it; choose from {known}.")
   players = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
-  judge = row.judge if asks_judge(training.algorithm) else None
-  if row.ahead and not judge:
+  judge = row.judge if needs_judge(training.algorithm) else None
+  if row.async_judge and not judge:
     raise UserError(
-      f"{field}.ahead=True: '{row.algorithm}' asks no judge; there is none to wait for."
+      f"{field}.async_judge=True: '{row.algorithm}' asks no judge; there is none to wait for."
     )
-  if row.ahead and jax.process_count() > 1:
-    raise UserError(f'{field}.ahead=True works in one process only; leave it out.')
-  return Policy(training, judge, FEEDBACK[row.feedback], players, row.ahead)
+  if row.async_judge and jax.process_count() > 1:
+    raise UserError(f'{field}.async_judge=True works in one process only; leave it out.')
+  return Policy(training, judge, FEEDBACK[row.feedback], players, row.async_judge)
 
 
 def make_training(row: ConfigDict, field: str) -> Training:
   """How a stage trains, from the section of the config called `field`."""
-  rows = functions(catalogue, Algorithm)
+  rows = factories(catalogue, Algorithm)
   if row.algorithm not in rows:
     raise UserError(
       f"{field}.algorithm: there is no '{row.algorithm}' in the catalogue; use one of {list(rows)}."
@@ -250,7 +250,7 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   if not config.exploiter:
     return None
   training = make_training(config.exploiter, 'config.exploiter')
-  if not asks_judge(training.algorithm) or 'reference' not in training.algorithm.references:
+  if not needs_judge(training.algorithm) or 'reference' not in training.algorithm.references:
     raise UserError(
       f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "
       'reference, which is whom to exploit; use best_response.'
@@ -277,14 +277,14 @@ def stage_settings(
     settings[name] = settings[STAGES.get(policy.judge, 'sft')] | {'policy': row}
     if policy.judge in EXTERNAL:
       settings[name] |= {policy.judge: external_settings(config, policy.judge)}
-  players = settings_of_panel(config, panel, settings)
+  players = panel_settings(config, panel, settings)
   players |= {name: settings[name] for name in policies}
   entered = {name: row['players'] for name, row in plain['policies'].items()}
   settings['tournament'] = players | {'tournament': plain['tournament'], 'entered': entered}
   return settings
 
 
-def settings_of_panel(
+def panel_settings(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """What determines the word of each judge of the tournament."""
@@ -306,8 +306,8 @@ def exploiter_settings(
   whole |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
   slots = {'sft': ('sft', 'policy')}
   for name, policy in policies.items():
-    slots |= {player: (name, slot) for player, slot in policy.players.items()}
-  measured_by = settings_of_panel(config, panel, settings)
+    slots |= {player: (name, slot) for player, slot in policy.entries.items()}
+  measured_by = panel_settings(config, panel, settings)
   return {
     (judge, player): whole
     | {'judge': judge, 'measured_by': measured_by}
@@ -321,10 +321,12 @@ def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) 
   """A stage of these settings."""
   text = json.dumps(settings, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-  return Stage(name, named_key(seed, name), folder / f'{name}-{digest}', settings, code_digest())
+  return Stage(
+    name, key_from_name(seed, name), folder / f'{name}-{digest}', settings, code_digest()
+  )
 
 
-def named_key(seed: int, name: str) -> jax.Array:
+def key_from_name(seed: int, name: str) -> jax.Array:
   """The key of what has this name."""
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 

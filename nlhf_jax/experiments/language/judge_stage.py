@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.batches import in_random_order, map_chunks, take
+from nlhf_jax.data.batches import map_chunks, swap_sides, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment
-from nlhf_jax.experiments.stages import batches_of, fit
+from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
 from nlhf_jax.judges.registry import BY_STAGE
 from nlhf_jax.structs import Params, Prompts, Responses
@@ -25,8 +25,8 @@ from nlhf_jax.training.update import Measure, make_update
 WATCHED = 256  # held-out prompts that learning curves are measured on
 INIT = zlib.crc32(b'init')  # folded into a stage's key; its steps fold in their numbers, far below
 METRICS: dict[str, Measure] = {
-  'probability': step_metrics.of_preferences,
-  'reward': step_metrics.of_rewards,
+  'probability': step_metrics.preference_metrics,
+  'reward': step_metrics.reward_metrics,
 }
 
 
@@ -64,7 +64,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
     METRICS[BY_STAGE[name].payoff],
     training.accumulate,
   )
-  examples = in_random_order(batches_of(train, training, experiment.seed))
+  examples = swap_sides(make_batches(train, training, experiment.seed))
   init, trains = network.init(reference), experiment.model.trains
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 

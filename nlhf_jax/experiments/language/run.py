@@ -9,20 +9,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax import distributed
-from nlhf_jax.algorithms.algorithm import learns_from
+from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.config import check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
-from nlhf_jax.experiments.language.tournament_stage import compete, publish
+from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
-  batches_of,
   fit,
+  make_batches,
   make_policy_ahead,
-  make_policy_step,
+  make_policy_steps,
   make_rollout,
 )
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
@@ -76,8 +76,8 @@ def play(
   players = {'sft': reference}
   for name, policy in experiment.policies.items():
     slots = train_policy(experiment, name, reference, asked.get(policy.judge), evaluate)
-    players |= {player: slots[slot] for player, slot in policy.players.items()}
-  lines = compete(experiment, players, panel)
+    players |= {player: slots[slot] for player, slot in policy.entries.items()}
+  lines = run_tournament(experiment, players, panel)
   return lines, exploit(experiment, players, panel) if experiment.exploiter else []
 
 
@@ -99,10 +99,10 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
     training.algorithm,
     score,
     training.optimizer,
-    step_metrics.of_demonstrations,
+    step_metrics.demonstration_metrics,
     training.accumulate,
   )
-  examples = batches_of(experiment.corpus.train.demonstrations, training, experiment.seed)
+  examples = make_batches(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
   return fit(stage, training, params, update, examples, evaluate, trains=trains)['policy']
 
@@ -139,12 +139,12 @@ def train_policy(
     evaluate: gives the learning curve.
   """
   policy = experiment.policies[name]
-  if policy.ahead:
+  if policy.async_judge:
     begin, step, close = make_policy_ahead(experiment, policy, judge)
   else:
-    begin, step, close = None, make_policy_step(experiment, policy, judge), lambda: None
-  material = getattr(experiment.corpus.train, learns_from(policy.training.algorithm))
-  examples = batches_of(material, policy.training, experiment.seed)
+    begin, step, close = None, make_policy_steps(experiment, policy, judge), lambda: None
+  material = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
+  examples = make_batches(material, policy.training, experiment.seed)
   try:
     return fit(
       experiment.stages[name],

@@ -12,7 +12,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
-from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
@@ -22,19 +22,19 @@ from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
-def compete(
+def run_tournament(
   experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """The tournament between the players; its records, one a held-out prompt."""
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
-  with noted(stage):
+  with work_on(stage):
     if not json_lines.exists(path):
-      json_lines.write(path, play(experiment, players, panel))
+      json_lines.write(path, make_samples(experiment, players, panel))
   return json_lines.read(path)
 
 
-def play(
+def make_samples(
   experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """Lets every player respond to the held-out prompts, and every judge compare the responses."""
@@ -59,11 +59,11 @@ def play(
       lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
-    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
     name: tournament.preferences(
-      attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+      make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
   }
@@ -74,10 +74,10 @@ def play(
     for row, line in enumerate(lines):
       line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return heard(lines, [*said.values(), *matrices.values()])
+  return drop_unjudged(lines, [*said.values(), *matrices.values()])
 
 
-def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
+def drop_unjudged(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
   """The lines on which every judge has a verdict on every pair, [n, K, K]; NaN is none.
 
   Raises:
@@ -92,7 +92,7 @@ def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
   return list(itertools.compress(lines, usable))
 
 
-def attended(judge: Judge, name: str) -> Judge:
+def make_interruptible(judge: Judge, name: str) -> Judge:
   """The judge, behind a check whether the user asked to stop."""
 
   def payoff(comparison):
@@ -133,7 +133,7 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judges = {stage: last_look(curves, stage) for stage in experiment.judges}
+  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -141,11 +141,11 @@ def publish(
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
-  announce(results, judges)
+  print_results(results, judges)
   return results
 
 
-def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
+def last_evaluation(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
   """What was measured of a judge on held-out comparisons in the end."""
   of_stage = [record for record in curves if record['stage'] == stage]
   last = [record for record in of_stage if 'held_out_accuracy' in record][-1]
@@ -162,7 +162,7 @@ def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prom
   return tournament.preferences(judge, prompts, sides)
 
 
-def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
+def print_results(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
   as_text, players, task = tables.as_text, results['policies'], results.get('task')
   if task:
@@ -171,11 +171,11 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))
-  announce_tables(results)
+  print_tables(results)
   if not task:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   if 'exploitability' in results:
-    announce_exploiters(results['exploitability'])
+    print_exploiters(results['exploitability'])
 
   columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
   if task:
@@ -195,7 +195,7 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
     print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
 
 
-def announce_tables(results: Mapping) -> None:
+def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, players = tables.as_text, results['policies']
   level = results['settled']['level'] if 'settled' in results else 0.05
@@ -230,7 +230,7 @@ def announce_tables(results: Mapping) -> None:
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
 
 
-def announce_exploiters(found: Mapping) -> None:
+def print_exploiters(found: Mapping) -> None:
   """Prints what exploiters win, by the judge that trained them and the judge that measures."""
   by_judges = [
     (trained_by, measured_by)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
 from nlhf_jax.experiments.specs import Learner
-from nlhf_jax.experiments.stages import make_update_of
+from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import vote
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines
@@ -23,7 +23,7 @@ from nlhf_jax.training.rollout_step import MakeRollout, make_sample
 from nlhf_jax.training.update import Score
 
 
-def make_asking_step(
+def make_active_step(
   learner: Learner, game: TokenGame, score: Score, make_rollout: MakeRollout
 ) -> Step:
   """A step of the loop, of which the first of a round asks for votes and changes the judge.
@@ -31,8 +31,8 @@ def make_asking_step(
   The votes of each round are kept beside its stage, so that a run resumed goes on with the same.
   """
   training, row = learner.training, learner.training.algorithm
-  sample, update = make_sample(row, make_rollout), make_update_of(training, score)
-  find, look_up = responses.make_places(game), responses.make_look_up(game)
+  sample, update = make_sample(row, make_rollout), make_policy_update(training, score)
+  find, look_up = responses.make_find_rows(game), responses.make_look_up(game)
   truth = jnp.asarray(game.payoff, jnp.float32)
   estimate = jax.jit(lambda wins: tabular(learner.ridge).estimate(wins) - 0.5)
   known = {}  # the round that is on, and the payoffs that its judge goes by
@@ -75,7 +75,7 @@ def make_asking_step(
   return step
 
 
-def pairs(algorithm: Algorithm) -> int:
+def count_judged_pairs(algorithm: Algorithm) -> int:
   """How many comparisons a judge makes for an example."""
   if algorithm.right == LEFT:
     return len(algorithm.left) * (len(algorithm.left) - 1) // 2

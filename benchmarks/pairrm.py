@@ -1,15 +1,15 @@
-"""PairRM here and in PyTorch: parity, and the time of all pairs of five responses, in one run.
+"""PairRM here and in PyTorch: parity, and the time for all pairs of five responses.
 
 python benchmarks/pairrm.py --alpaca-eval DIR --size large
 
 Parity: the largest difference of hidden states between this encoder and that of `transformers`, for
-every kind of relative places, and of logits on the texts that are timed. Time: from texts to the
+every kind of relative position, and of logits on the texts that are timed. Time: from texts to the
 logits of all 20 ordered pairs of five models' responses to each of some instructions of AlpacaEval,
-float32, two threads, equal batch; random weights of the size of a DeBERTa-v3, and words for tokens,
-which are about as many as theirs. PyTorch runs `transformers`' encoder with the published head, on
-pairs in the order in which they come, padded to the longest of a batch as the published code does;
-and once more sorted by length, as they are here, which leaves the kernels alone to differ. Rounds
-take turns; where other work disturbs them, the processors' own seconds say more. Writes
+in float32, on two threads, with equal batches; random weights of the size of a DeBERTa-v3, and
+words as tokens, which are about as many as the published ones. PyTorch runs the encoder of
+`transformers` with the published head on pairs in their given order, padded to the longest of a
+batch as in the published code; and again sorted by length, as they are here, so that only the
+kernels differ. Rounds alternate; under other load, compare processor seconds. Writes
 benchmarks/results/pairrm.json.
 """
 
@@ -33,16 +33,16 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'models'), str(ROOT / 'tests' / 'preferences')]
+sys.path.insert(0, str(ROOT))
 
-import published  # noqa: E402
-import test_deberta  # noqa: E402
 from alpaca_comparisons import CHEATS  # noqa: E402
 
-from nlhf_jax.judges import pairrm  # noqa: E402
+from nlhf_jax.judges import pairrm_scoring  # noqa: E402
 from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
 from nlhf_jax.reporting import tables  # noqa: E402
 from nlhf_jax.storage import json_lines  # noqa: E402
+from tests.judges import published  # noqa: E402
+from tests.models import test_deberta  # noqa: E402
 
 SIZES = {  # layers, width, heads, hidden units
   'xsmall': (12, 384, 6, 1536),
@@ -70,7 +70,7 @@ def parity() -> dict[str, float]:
 
 
 def texts(folder: Path, prompts: int, most: int) -> tuple[list[str], list[list[str]]]:
-  """The first instructions all of whose responses have at most so many words, and these."""
+  """The first instructions whose responses all have at most `most` words, and the responses."""
 
   def lines(path):
     with gzip.open(path, 'rt', encoding='utf-8') as file:
@@ -82,18 +82,18 @@ def texts(folder: Path, prompts: int, most: int) -> tuple[list[str], list[list[s
     for path in sorted(folder.glob('models/*.jsonl.gz'))
     if path.name.removesuffix('.jsonl.gz') not in CHEATS
   ][:RESPONSES]
-  said = [{row['index']: row['output'] for row in lines(path)} for path in models]
+  outputs = [{row['index']: row['output'] for row in lines(path)} for path in models]
   chosen = [
     row
     for row in range(len(questions))
-    if all(row in of_model and len(of_model[row].split()) <= most for of_model in said)
+    if all(row in of_model and len(of_model[row].split()) <= most for of_model in outputs)
   ][:prompts]
   instructions = [questions[row]['instruction'] for row in chosen]
-  return instructions, [[of_model[row] for of_model in said] for row in chosen]
+  return instructions, [[of_model[row] for of_model in outputs] for row in chosen]
 
 
 def make_tokenizer(corpus: Sequence[str]) -> tokenizers.Tokenizer:
-  """Words and marks as tokens, with the special tokens of PairRM."""
+  """A tokenizer of words and punctuation, with the special tokens of PairRM."""
   special = ['[PAD]', '[CLS]', '[SEP]', '[UNK]']
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token='[UNK]'))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -107,30 +107,30 @@ def make_tokenizer(corpus: Sequence[str]) -> tokenizers.Tokenizer:
 
 
 def make_torch(
-  ranker: torch.nn.Module, tokenizer: tokenizers.Tokenizer, batch: int, in_order: bool
+  ranker: torch.nn.Module, tokenizer: tokenizers.Tokenizer, batch: int, by_length: bool
 ) -> Callable:
-  """The score of texts in PyTorch, of about equal length at a time or as they come."""
+  """The score of texts in PyTorch, in batches sorted by length or in the given order."""
   prefixes = [tokenizer.token_to_id(prefix) for prefix in published.PREFIXES]
 
   def score(*columns):
     rows = [published.packed(tokenizer, *triple) for triple in zip(*columns, strict=True)]
     lengths = [len(row) for row in rows]
-    order = np.argsort(lengths, kind='stable') if in_order else np.arange(len(rows))
-    said = np.zeros(len(rows), np.float32)
+    order = np.argsort(lengths, kind='stable') if by_length else np.arange(len(rows))
+    logits = np.zeros(len(rows), np.float32)
     for start in range(0, len(rows), batch):
       chosen = order[start : start + batch]
       longest = max(lengths[row] for row in chosen)
       tokens = torch.tensor([rows[row] + [0] * (longest - lengths[row]) for row in chosen])
       mask = torch.arange(longest) < torch.tensor([lengths[row] for row in chosen])[:, None]
       with torch.inference_mode():
-        said[chosen] = ranker(tokens, mask.long(), prefixes).numpy()
-    return said
+        logits[chosen] = ranker(tokens, mask.long(), prefixes).numpy()
+    return logits
 
   return score
 
 
 def make_scores(tokenizer: tokenizers.Tokenizer, size: str, batch: int) -> dict[str, Callable]:
-  """The same random weights of this size in every implementation."""
+  """Every implementation, with the same random weights of this size."""
   layers, width, heads, hidden = SIZES[size]
   torch.manual_seed(0)
   config = transformers.DebertaV2Config(
@@ -148,57 +148,33 @@ def make_scores(tokenizer: tokenizers.Tokenizer, size: str, batch: int) -> dict[
     (folder / 'config.json').write_text(json.dumps(config.to_dict() | {'n_tasks': 1}))
     safetensors.torch.save_file(in_torch.state_dict(), folder / 'model.safetensors')
     ranker, params, lengths = networks.load_ranker(folder)
-    vocabulary = pairrm.read_vocabulary(folder, config.vocab_size)
+    vocabulary = pairrm_scoring.read_vocabulary(folder, config.vocab_size)
   return {
-    'nlhf_jax': pairrm.make_score(ranker, params, lengths, vocabulary, batch),
-    'torch': make_torch(in_torch, tokenizer, batch, in_order=False),
-    'torch, sorted': make_torch(in_torch, tokenizer, batch, in_order=True),
+    'nlhf_jax': pairrm_scoring.make_score(ranker, params, lengths, vocabulary, batch),
+    'torch': make_torch(in_torch, tokenizer, batch, by_length=False),
+    'torch, sorted': make_torch(in_torch, tokenizer, batch, by_length=True),
   }
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--alpaca-eval', type=Path, required=True, help='the folder of judgements')
-  parser.add_argument('--size', choices=SIZES, default='large', help='of DeBERTa-v3')
-  parser.add_argument('--prompts', type=int, default=1, help='how many instructions')
-  parser.add_argument('--words', type=int, default=200, help='most words of a response')
-  parser.add_argument('--batch', type=int, default=4, help='pairs at a time')
-  parser.add_argument('--rounds', type=int, default=5, help='of each implementation')
-  given = parser.parse_args()
-  torch.set_num_threads(THREADS)
-  prompts, responses = texts(given.alpaca_eval, given.prompts, given.words)
-  tokenizer = make_tokenizer([*prompts, *(text for row in responses for text in row)])
-  scores = make_scores(tokenizer, given.size, given.batch)
-  # The first run compiles.
-  said = {name: pairrm.all_pairs(score, prompts, responses) for name, score in scores.items()}
+def measure(
+  scores: dict[str, Callable], columns: Sequence[Sequence[str]], rounds: int
+) -> dict[str, dict]:
+  """Logits, seconds, and ratios of seconds to ours; the first call of each compiles."""
+  logits = {name: score(*columns) for name, score in scores.items()}
   seconds, processor = ({name: [] for name in scores} for _ in range(2))
   load = []
-  for _ in range(given.rounds):
+  for _ in range(rounds):
     load.append(os.getloadavg()[0])
     for name, score in scores.items():
       start, used = time.perf_counter(), time.process_time()
-      pairrm.all_pairs(score, prompts, responses)
+      score(*columns)
       seconds[name].append(time.perf_counter() - start)
       processor[name].append(time.process_time() - used)
-  triples = [
-    (prompt, one, other)
-    for prompt, of_prompt in zip(prompts, responses, strict=True)
-    for one, other in itertools.permutations(of_prompt, 2)
-  ]
-  tokens = [len(published.packed(tokenizer, *triple)) for triple in triples]
-  results = {
-    'versions': {module.__name__: module.__version__ for module in (jax, transformers, torch)},
-    'setting': {
-      **{name: value for name, value in vars(given).items() if name != 'alpaca_eval'},
-      'threads': THREADS,
-      'pairs': len(triples),
-      'tokens': spread(tokens) | {'all': sum(tokens)},
-      'load_before_rounds': load,
-    },
-    'hidden_states': parity(),
+  return {
+    'load_before_rounds': load,
     'logits': {
-      'largest': float(np.abs(said['torch']).max()),
-      'gap': float(np.abs(said['nlhf_jax'] - said['torch']).max()),
+      'largest': float(np.abs(logits['torch']).max()),
+      'gap': float(np.abs(logits['nlhf_jax'] - logits['torch']).max()),
     },
     'seconds': {name: spread(values) for name, values in seconds.items()},
     'processor_seconds': {name: spread(values) for name, values in processor.items()},
@@ -211,12 +187,46 @@ def main() -> None:
       if name != 'nlhf_jax'
     },
   }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--alpaca-eval', type=Path, required=True, help='folder of the judgements')
+  parser.add_argument('--size', choices=SIZES, default='large', help='of DeBERTa-v3')
+  parser.add_argument('--prompts', type=int, default=1, help='number of instructions')
+  parser.add_argument('--words', type=int, default=200, help='maximal words of a response')
+  parser.add_argument('--batch', type=int, default=4, help='pairs in a batch')
+  parser.add_argument('--rounds', type=int, default=5, help='of each implementation')
+  given = parser.parse_args()
+  torch.set_num_threads(THREADS)
+  prompts, responses = texts(given.alpaca_eval, given.prompts, given.words)
+  tokenizer = make_tokenizer([*prompts, *(text for row in responses for text in row)])
+  triples = [
+    (prompt, one, other)
+    for prompt, of_prompt in zip(prompts, responses, strict=True)
+    for one, other in itertools.permutations(of_prompt, 2)
+  ]
+  scores = make_scores(tokenizer, given.size, given.batch)
+  measured = measure(scores, list(zip(*triples, strict=True)), given.rounds)
+  tokens = [len(published.packed(tokenizer, *triple)) for triple in triples]
+  results = {
+    'versions': {module.__name__: module.__version__ for module in (jax, transformers, torch)},
+    'setting': {
+      **{name: value for name, value in vars(given).items() if name != 'alpaca_eval'},
+      'threads': THREADS,
+      'pairs': len(triples),
+      'tokens': spread(tokens) | {'all': sum(tokens)},
+      'load_before_rounds': measured.pop('load_before_rounds'),
+    },
+    'hidden_states': parity(),
+    **measured,
+  }
   json_lines.write_json(ROOT / 'benchmarks' / 'results' / 'pairrm.json', results)
   announce(results)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-  """Median, least and most."""
+  """Median, minimum and maximum."""
   return {'median': statistics.median(values), 'least': min(values), 'most': max(values)}
 
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import jax
-from nlhf_jax.judges.learned import make_preference_network
 from timing import timed
 
 from nlhf_jax import command
@@ -23,6 +22,7 @@ from nlhf_jax.experiments.language.config import check
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.judges.judge import judge_from_network
+from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison

@@ -26,8 +26,6 @@ import environments
 import jax
 import jax.numpy as jnp
 import numpy as np
-from nlhf_jax.judges.learned import make_preference_network
-from nlhf_jax.judges.reward import make_reward_network
 from timing import Work, ceilings, time_alternately, timed
 from transformers import LlamaConfig
 
@@ -36,6 +34,8 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import judge_from_rewards
+from nlhf_jax.judges.learned import make_preference_network
+from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora

@@ -47,8 +47,8 @@ def policy(
 ):
   """A policy. Without momentum by default, which makes the last iterate orbit a cycle.
 
-  `judge` is learned, reward, embedding, oracle, pairrm or remote; `feedback` probability or
-  verdict; `entries` the slots that enter the tournament, separated by commas. With `async_judge`,
+  `judge` is learned, reward, gpm, lengths, pairrm, remote or oracle; `feedback` probability or
+  vote; `entries` the slots that enter the tournament, separated by commas. With `async_judge`,
   responses are judged while the policy trains on those before them, one update late.
   """
   row = training(
@@ -139,7 +139,7 @@ def get_config(source='synthetic'):
         learning_rate=2e-3,
         evaluate_every=judge_steps // 10,
       ),
-      embedding_model=ConfigDict(
+      general_preference_model=ConfigDict(
         dict(
           training(
             'preference_model',
@@ -168,7 +168,7 @@ def get_config(source='synthetic'):
         request='{}',  # its fields, where they differ from the template's: {"max_tokens": 1}
         prices=dict(prompt=0.0, response=0.0),  # of a million tokens, for what it costs
       ),
-      # That sit in the tournament: some of learned, reward, embedding, pairrm, remote.
+      # That sit in the tournament: some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),

@@ -15,9 +15,7 @@ def get_config(source='file'):
   config = base.get_config(source)  # what judges that are trained learn from
   config.experiment = 'evaluate'
   if source == 'file':
-    config.judges = (
-      ''  # some of learned, reward, embedding, pairrm, remote; none is trained unasked
-    )
+    config.judges = ''  # learned, reward, gpm, lengths, pairrm, remote; none is trained unasked
   # WHAT or NAME=WHAT, separated by commas: a model's folder or hub name, FOLDER:PLAYER of a run, or
   # a file of responses.
   config.players = ''

@@ -4,6 +4,6 @@ from configs import base
 
 get_config = base.trains(
   nash_md_model_free=base.policy(
-    'nash_md_pg', beta=0.125, tau=0.06, judge='oracle', feedback='verdict'
+    'nash_md_pg', beta=0.125, tau=0.06, judge='oracle', feedback='vote'
   )
 )

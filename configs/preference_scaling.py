@@ -1,4 +1,4 @@
-"""Preference models of several sizes: accuracy in training and on held-out comparisons.
+"""Compares preference models of several sizes: training accuracy and held-out accuracy.
 
 python -m nlhf_jax.main --config=configs/preference_scaling.py
 """
@@ -11,7 +11,7 @@ from configs import preferences
 def get_config(source='synthetic'):
   config = preferences.get_config(source)
   config.judges = 'learned'
-  # At three times that rate the largest hardly learns.
+  # At three times this rate the largest model hardly learns.
   config.preference_model.optimizer.learning_rate = 7e-4
   config.sizes = ConfigDict(
     dict(

@@ -1,8 +1,8 @@
-"""A preference model, a reward model and an embedding model on the same comparisons, side by side.
+"""Trains a preference model, a reward model and a GPM on the same comparisons, and compares them.
 
 python -m nlhf_jax.main --config=configs/preferences.py
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE
-python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,pairrm
+python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,lengths,pairrm
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +13,10 @@ from configs import base
 def get_config(source='synthetic'):
   config = base.get_config(source)
   config.experiment = 'preferences'
-  config.judges = 'learned,reward,embedding'
-  config.sizes = ConfigDict({'as set': {}})  # changes of config.model, one set of judges for each
-  # Comparisons to test on that nothing is learned from, as those of config.data.
+  config.judges = 'learned,reward,gpm'
+  config.sizes = ConfigDict(
+    {'as set': {}}
+  )  # name -> changes of config.model; all judges are trained in each
+  # Comparisons for testing only; fields as in config.data.
   config.tests = dict(path='', schema='comparisons', split='', skip_bad=False)
   return config

@@ -52,7 +52,7 @@ def toy():
 
   def shrink(config: ConfigDict) -> ConfigDict:
     config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
-    judges = [config.preference_model, config.reward_model, config.embedding_model]
+    judges = [config.preference_model, config.reward_model, config.general_preference_model]
     exploiter = [config.exploiter] if config.exploiter else []
     for row in (config.sft, *judges, *config.policies.values(), *exploiter):
       row.update(steps=2, batch=4, evaluate_every=2)

@@ -252,7 +252,7 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
     ('policies.nash_md.arguments.beta=1.5', 'arguments.beta=1.5 must be in [0, 1]'),
     ('policies.nash_md.arguments.beta=-1', 'beta=-1.0 must be in [0, 1]'),
     ('policies.nash_md.judge=human', "config.policies.nash_md.judge='human' must be one of"),
-    ('policies.nash_md.feedback=vote', "feedback='vote' must be one of probability, verdict"),
+    ('policies.nash_md.feedback=votes', "feedback='votes' must be one of probability, vote"),
     ('policies.nash_md.entries=average', "'average' is not a slot of the algorithm; choose from"),
     ('sft.optimizer.learning_rate=0', 'learning_rate=0.0 must be above 0'),
     ('sft.optimizer.b1=1', 'b1=1.0 must be in [0, 1)'),

@@ -1,22 +1,21 @@
-"""What can be said of comparisons without reading them: by length, and by which words there are."""
+"""Judges without a network, fitted on comparisons: by the lengths and by the words of responses."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from scipy import optimize, sparse, special
 
-STRENGTHS = (
-  0.1,
-  1.0,
-  10.0,
-)  # inverse, of the regularisation; one is taken on a tenth of the prompts
+STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularisation; the best on a tenth of the prompts is used
+MAX_WORDS = 50_000
+WORD = re.compile(r'\w\w+')
+OPTIMIZER = dict(maxiter=300, maxls=50, gtol=1e-4, ftol=64 * np.finfo(float).eps)
 
 
 class Texts(NamedTuple):
-  """n comparisons as texts, and the share of votes for the left ones."""
+  """n comparisons as texts, and the share of votes for the left response."""
 
   prompts: Sequence[str]
   left: Sequence[str]
@@ -24,62 +23,98 @@ class Texts(NamedTuple):
   votes: np.ndarray
 
 
-Preference = Callable[[Texts], np.ndarray]  # P(left > right), [n]
+Baseline = Callable[[Texts], np.ndarray]  # P(left > right), [n]
 
 
-def lengths(texts: Texts) -> np.ndarray:
+def response_lengths(texts: Texts) -> np.ndarray:
   """Characters of both responses, [n, 2]."""
   return np.array(
     [[len(one), len(other)] for one, other in zip(texts.left, texts.right, strict=True)]
   )
 
 
-def always_the_longer(texts: Texts) -> Preference:
-  """The longer response, as often as the texts' votes are for it; 1/2 where none is."""
-  signs = np.sign(np.subtract(*lengths(texts).T))
+def make_longer_baseline(texts: Texts) -> Baseline:
+  """Prefers the longer response, with the share of votes that it has in `texts`; 1/2 on a tie."""
+  signs = np.sign(np.subtract(*response_lengths(texts).T))
   share = float(np.mean((0.5 + signs * (texts.votes - 0.5))[signs != 0])) if signs.any() else 0.5
-  return lambda asked: 0.5 + np.sign(np.subtract(*lengths(asked).T)) * (share - 0.5)
+  return lambda new: 0.5 + np.sign(np.subtract(*response_lengths(new).T)) * (share - 0.5)
 
 
-def bag_of_words(texts: Texts, seed: int) -> Preference | None:
-  """Logistic regression on the difference of both responses' words, weighed by how rare they are.
+def make_bag_of_words(texts: Texts, seed: int) -> Baseline | None:
+  """Logistic regression on the difference of the two responses' TF-IDF vectors.
 
-  It has no intercept, and so no liking for a side. Votes that are split count for both sides. How
-  strongly it is regularised is chosen on a tenth of the prompts. None if there is one prompt only,
-  or no word in two texts.
+  It has no intercept, and so no bias towards a side. Split votes count for both sides. The
+  regularisation is chosen on a tenth of the prompts. None if there is only one prompt, or no word
+  that two texts have in common.
   """
-  words = TfidfVectorizer(sublinear_tf=True, min_df=2, max_features=50_000, norm=None)
-  try:
-    words.fit([*texts.left, *texts.right])
-  except ValueError:  # there is no word in two texts
+  vectorize = _make_vectorizer([*texts.left, *texts.right])
+  prompts = sorted(set(texts.prompts))
+  if vectorize is None or len(prompts) < 2:
     return None
-  features = _difference(words, texts)
-  # So that a strength means the same for long texts and for short ones.
+  features = vectorize(texts.left) - vectorize(texts.right)
+  # With unit mean square, a strength means the same for long texts and for short ones.
   scale = max(sparse.linalg.norm(features) / len(texts.votes) ** 0.5, 1e-9)
   features /= scale
-  asked = sorted(set(texts.prompts))
-  if len(asked) < 2:
-    return None
-  order = np.random.default_rng(seed).permutation(len(asked))
-  chosen = {asked[row] for row in order[: max(len(asked) // 10, 1)]}
+  order = np.random.default_rng(seed).permutation(len(prompts))
+  chosen = {prompts[row] for row in order[: max(len(prompts) // 10, 1)]}
   held_out = np.array([prompt in chosen for prompt in texts.prompts])
 
   def loss(strength):
-    model = _fitted(features[~held_out], texts.votes[~held_out], strength)
-    chance = np.clip(model.predict_proba(features[held_out])[:, 1], 1e-6, 1 - 1e-6)
+    weights = _fit(features[~held_out], texts.votes[~held_out], strength)
+    probability = np.clip(special.expit(features[held_out] @ weights), 1e-6, 1 - 1e-6)
     votes = texts.votes[held_out]
-    return -np.mean(votes * np.log(chance) + (1 - votes) * np.log1p(-chance))
+    return -np.mean(votes * np.log(probability) + (1 - votes) * np.log1p(-probability))
 
-  model = _fitted(features, texts.votes, min(STRENGTHS, key=loss))
-  return lambda asked: model.predict_proba(_difference(words, asked) / scale)[:, 1]
-
-
-def _difference(words, texts):
-  return words.transform(texts.left) - words.transform(texts.right)
+  weights = _fit(features, texts.votes, min(STRENGTHS, key=loss)) / scale
+  return lambda new: special.expit((vectorize(new.left) - vectorize(new.right)) @ weights)
 
 
-def _fitted(features, votes, strength):
-  both = sparse.vstack([features, features])
-  labels = np.repeat([1, 0], len(votes))
-  model = LogisticRegression(C=strength, fit_intercept=False, max_iter=300)
-  return model.fit(both, labels, sample_weight=np.concatenate([votes, 1 - votes]))
+def _make_vectorizer(
+  texts: Sequence[str],
+) -> Callable[[Sequence[str]], sparse.csr_array] | None:
+  """TF-IDF with (1 + log count) (1 + log((1 + n) / (1 + texts with the word))); None: no words.
+
+  Words have two or more characters, and occur in two texts or more; the most frequent are used.
+  """
+  counts = [_count_words(text) for text in texts]
+  containing, total = Counter(), Counter()
+  for count in counts:
+    containing.update(count.keys())
+    total.update(count)
+  words = sorted(word for word, number in containing.items() if number > 1)
+  words = sorted(words, key=lambda word: -total[word])[:MAX_WORDS]
+  if not words:
+    return None
+  column = {word: place for place, word in enumerate(words)}
+  rarity = 1 + np.log((1 + len(texts)) / (1 + np.array([containing[word] for word in words])))
+
+  def vectorize(texts):
+    counts = [
+      (row, column[word], number)
+      for row, text in enumerate(texts)
+      for word, number in _count_words(text).items()
+      if word in column
+    ]
+    rows, columns, numbers = np.reshape(np.array(counts, int), (-1, 3)).T
+    values = (1 + np.log(numbers)) * rarity[columns]
+    return sparse.csr_array((values, (rows, columns)), shape=(len(texts), len(words)))
+
+  return vectorize
+
+
+def _count_words(text: str) -> Counter:
+  return Counter(WORD.findall(text.lower()))
+
+
+def _fit(features: sparse.csr_array, votes: np.ndarray, strength: float) -> np.ndarray:
+  """Weights that minimise the mean cross-entropy of the votes + |w|^2 / (2 strength n)."""
+  penalty = 1 / (strength * len(votes))
+
+  def loss(weights):
+    margin = features @ weights
+    losses = votes * np.logaddexp(0, -margin) + (1 - votes) * np.logaddexp(0, margin)
+    gradient = features.T @ (special.expit(margin) - votes) / len(votes) + penalty * weights
+    return np.mean(losses) + penalty / 2 * weights @ weights, gradient
+
+  start = np.zeros(features.shape[1])
+  return optimize.minimize(loss, start, jac=True, method='L-BFGS-B', options=OPTIMIZER).x

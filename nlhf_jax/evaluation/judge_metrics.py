@@ -1,7 +1,7 @@
-"""How good a judge is: beside people's votes, with the sides swapped, and where lengths differ.
+"""Metrics of a judge: agreement with people's votes, position bias, and length bias.
 
-Functions of NumPy arrays over n comparisons. What a judge makes of one prompt's responses all
-together, cycles among them, is in `transitivity`.
+Functions of NumPy arrays over n comparisons. How a judge orders several responses to one prompt,
+with cycles or without, is measured in `transitivity`.
 """
 
 from typing import NamedTuple
@@ -10,114 +10,114 @@ import numpy as np
 
 from nlhf_jax.evaluation import intervals
 
-SURE = 1e-6  # probabilities are kept this far from 0 and 1 in logarithms
+MIN_PROBABILITY = 1e-6  # in logarithms, probabilities are clipped to this distance from 0 and 1
 BINS = 10
 
 
-class Judged(NamedTuple):
-  """What was said of n comparisons.
+class JudgedComparisons(NamedTuple):
+  """The verdicts of a judge on n comparisons, and the votes of people.
 
-  `shown` and `swapped` are the judge's P(left > right), asked with the left response first and with
-  the right one first, and `chance` is what it makes of both, NaN where it has nothing usable to say
-  (see `judges.Word`); `votes` is the share of people's votes for the left one, 1/2 for a tie;
-  `lengths` [n, 2] are those of both responses, in whatever unit.
+  `left_first` and `right_first` are P(left > right) with the left or the right response shown
+  first; `probability` combines both, NaN where there is no usable verdict (`judge.BothOrders`).
+  `votes` is the share of votes for the left response, 1/2 for a tie; `lengths`, [n, 2], are those
+  of both responses, in any unit.
   """
 
-  shown: np.ndarray
-  swapped: np.ndarray
-  chance: np.ndarray
+  left_first: np.ndarray
+  right_first: np.ndarray
+  probability: np.ndarray
   votes: np.ndarray
   lengths: np.ndarray
 
 
-def summarise(judged: Judged) -> dict[str, object]:
-  """All scalars, and the calibration curve, as plain numbers.
+def summarise(judged: JudgedComparisons) -> dict[str, object]:
+  """All metrics and the calibration curve, as plain numbers.
 
-  Comparisons of which the judge says nothing usable are counted as `unusable`, and in no other
-  figure. There must be some others.
+  Comparisons without a usable verdict are counted as `unusable` and left out of all other metrics.
+  At least one comparison must have a verdict.
   """
-  usable = ~np.isnan(judged.chance)
-  judged = Judged(*(values[usable] for values in judged))
+  usable = ~np.isnan(judged.probability)
+  judged = JudgedComparisons(*(values[usable] for values in judged))
   low, high = accuracy_interval(judged)
   return {
     'comparisons': len(judged.votes),
     'unusable': int(np.sum(~usable)),
-    'accuracy': accuracy(judged.chance, judged.votes),
+    'accuracy': accuracy(judged.probability, judged.votes),
     'accuracy_interval': [low, high],
-    'log_loss': log_loss(judged.chance, judged.votes),
-    'brier': float(np.mean((judged.chance - judged.votes) ** 2)),
+    'log_loss': log_loss(judged.probability, judged.votes),
+    'brier': float(np.mean((judged.probability - judged.votes) ** 2)),
     'calibration_error': calibration_error(judged),
     'consistency': consistency(judged),
-    'first_place': float(np.mean(judged.shown - judged.swapped) / 2),
-    'longer': longer(judged.chance, judged.lengths),
-    'longer_votes': longer(judged.votes, judged.lengths),
+    'first_place': float(np.mean(judged.left_first - judged.right_first) / 2),
+    'longer': preference_for_longer(judged.probability, judged.lengths),
+    'longer_votes': preference_for_longer(judged.votes, judged.lengths),
     'calibration': [bin_._asdict() for bin_ in calibration(judged)],
   }
 
 
-def right(chance: np.ndarray, votes: np.ndarray) -> np.ndarray:
-  """1 where the judge sides with most votes, 0 where not, 1/2 where either of them has a tie."""
-  return (1 + np.sign(chance - 0.5) * np.sign(votes - 0.5)) / 2
+def agreement_with_votes(probability: np.ndarray, votes: np.ndarray) -> np.ndarray:
+  """1 where the judge agrees with the majority, 0 where it does not, 1/2 where either has a tie."""
+  return (1 + np.sign(probability - 0.5) * np.sign(votes - 0.5)) / 2
 
 
-def accuracy(chance: np.ndarray, votes: np.ndarray) -> float:
-  """How often the judge sides with most votes; a tie counts half."""
-  return float(np.mean(right(chance, votes)))
+def accuracy(probability: np.ndarray, votes: np.ndarray) -> float:
+  """How often the judge agrees with the majority of votes; a tie counts half."""
+  return float(np.mean(agreement_with_votes(probability, votes)))
 
 
-def accuracy_interval(judged: Judged, level: float = 0.95) -> tuple[float, float]:
-  """Clopper and Pearson's interval of the accuracy; what is left of half a tie widens it."""
-  wins, count = right(judged.chance, judged.votes).sum(), len(judged.votes)
+def accuracy_interval(judged: JudgedComparisons, level: float = 0.95) -> tuple[float, float]:
+  """Clopper and Pearson's interval of the accuracy; an odd number of ties widens it."""
+  wins, count = agreement_with_votes(judged.probability, judged.votes).sum(), len(judged.votes)
   low, _ = intervals.clopper_pearson(np.floor(wins), count, level)
   _, high = intervals.clopper_pearson(np.ceil(wins), count, level)
   return float(low), float(high)
 
 
-def log_loss(chance: np.ndarray, votes: np.ndarray) -> float:
-  """Cross-entropy of the votes under the judge, nats a comparison; ln 2 for one that never says."""
-  chance = np.clip(chance, SURE, 1 - SURE)
-  return float(-np.mean(votes * np.log(chance) + (1 - votes) * np.log1p(-chance)))
+def log_loss(probability: np.ndarray, votes: np.ndarray) -> float:
+  """Cross-entropy of the votes under the judge, nats a comparison; ln 2 for a constant 1/2."""
+  probability = np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+  return float(-np.mean(votes * np.log(probability) + (1 - votes) * np.log1p(-probability)))
 
 
 class Bin(NamedTuple):
-  """Comparisons that a judge is about equally sure of: how sure, how many votes it is right by."""
+  """Comparisons of similar confidence: mean confidence, share of votes in agreement, number."""
 
-  chance: float
+  probability: float
   votes: float
   count: int
 
 
-def calibration(judged: Judged) -> list[Bin]:
-  """How often the side that a judge prefers is voted for, by how sure of it the judge is.
+def calibration(judged: JudgedComparisons) -> list[Bin]:
+  """How often the side that the judge prefers is voted for, by the judge's confidence.
 
-  Sides are renamed so that the judge prefers the left one; where it prefers none, votes count half
-  for either. Bins are equally wide from 1/2 to 1, and those of no comparison are left out.
+  Sides are swapped so that the judge prefers the left one; where it has a tie, votes count half for
+  either. Bins are equally wide from 1/2 to 1; empty ones are left out.
   """
-  preferred = np.sign(judged.chance - 0.5)
-  chance = 0.5 + preferred * (judged.chance - 0.5)
+  preferred = np.sign(judged.probability - 0.5)
+  confidence = 0.5 + preferred * (judged.probability - 0.5)
   votes = 0.5 + preferred * (judged.votes - 0.5)
-  places = np.minimum(((chance - 0.5) * 2 * BINS).astype(int), BINS - 1)
-  members = [places == place for place in range(BINS)]
+  indices = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+  members = [indices == index for index in range(BINS)]
   return [
-    Bin(float(chance[at].mean()), float(votes[at].mean()), int(at.sum()))
+    Bin(float(confidence[at].mean()), float(votes[at].mean()), int(at.sum()))
     for at in members
     if at.any()
   ]
 
 
-def calibration_error(judged: Judged) -> float:
-  """Mean distance between how sure the judge is and how often it is right (the usual ECE)."""
+def calibration_error(judged: JudgedComparisons) -> float:
+  """Expected calibration error: mean distance between confidence and share of votes over bins."""
   bins = calibration(judged)
-  return float(sum(abs(b.chance - b.votes) * b.count for b in bins) / len(judged.votes))
+  return float(sum(abs(b.probability - b.votes) * b.count for b in bins) / len(judged.votes))
 
 
-def consistency(judged: Judged) -> float:
-  """How often a judge prefers the same response in both orders; a tie in one counts half."""
-  return accuracy(judged.shown, judged.swapped)
+def consistency(judged: JudgedComparisons) -> float:
+  """How often the judge prefers the same response in both orders; a tie in one counts half."""
+  return accuracy(judged.left_first, judged.right_first)
 
 
-def longer(chance: np.ndarray, lengths: np.ndarray) -> float:
-  """Mean probability given to the longer response, where one is longer; 1/2 where none ever is."""
+def preference_for_longer(probability: np.ndarray, lengths: np.ndarray) -> float:
+  """Mean probability of the longer response, over pairs of unequal lengths; 1/2 without any."""
   difference = lengths[:, 0] - lengths[:, 1]
-  of_longer = np.where(difference > 0, chance, 1 - chance)[difference != 0]
-  return float(np.mean(of_longer)) if len(of_longer) else 0.5
+  longer = np.where(difference > 0, probability, 1 - probability)[difference != 0]
+  return float(np.mean(longer)) if len(longer) else 0.5

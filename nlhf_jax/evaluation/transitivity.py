@@ -1,4 +1,4 @@
-"""How intransitive a judge is, on any set of responses to a prompt."""
+"""How intransitive a judge is on a set of responses to each prompt."""
 
 from math import comb
 
@@ -8,11 +8,11 @@ from nlhf_jax.games import choice
 
 
 def summarise(payoffs: np.ndarray) -> dict[str, float | int]:
-  """Means over prompts, from payoffs P - 1/2 of all pairs of K responses each, [B, K, K], K >= 3.
+  """Means over prompts, from the payoffs P - 1/2 of all pairs of K >= 3 responses, [B, K, K].
 
-  `three_cycles` is the share of triples in which each response beats the next; `cyclic_energy` the
-  share of the squared payoffs that no scores can make (Hodge), 0 for scores that are compared by
-  their difference and 1 for a pure cycle; `condorcet` how often a response beats all others.
+  `three_cycles` is the share of triples in which each response beats the next. `cyclic_energy` is
+  the share of the squared payoffs that no differences of scores can represent (Hodge): 0 for a
+  judge with scores, 1 for a pure cycle. `condorcet` is how often one response beats all others.
   """
   count = payoffs.shape[-1]
   return {

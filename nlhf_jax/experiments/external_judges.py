@@ -1,4 +1,4 @@
-"""Judges from outside: who they are, and what came of them in all runs of a work directory."""
+"""Usage of external judges, summed over all runs of a work directory."""
 
 import contextlib
 from collections import Counter
@@ -7,43 +7,47 @@ from pathlib import Path
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import judge_page
 from nlhf_jax.storage import json_lines
 
 
 @contextlib.contextmanager
-def accounted(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> Iterator[dict[str, dict]]:
-  """Once the block has ended, or was interrupted, what it was given has the judges' accounts."""
-  accounts = {}
+def recorded_usage(
+  workdir: Path, judges: Mapping[str, ExternalJudge | ChatClient]
+) -> Iterator[dict[str, dict]]:
+  """Yields a dict, and fills it with `record_usage` after the block, also if that is stopped."""
+  usage = {}
   try:
-    yield accounts
+    yield usage
   except (Interrupted, UserError):
-    account(workdir, outside)
+    record_usage(workdir, judges)
     raise
-  accounts |= account(workdir, outside)
+  usage |= record_usage(workdir, judges)
 
 
-def account(workdir: Path, outside: Mapping[str, Outside | Speaker]) -> dict[str, dict]:
-  """Name -> `about`, who it is, and `counts` of this run and those before it.
+def record_usage(
+  workdir: Path, judges: Mapping[str, ExternalJudge | ChatClient]
+) -> dict[str, dict]:
+  """Name -> `about`, what the judge is, and `counts` of this run and the earlier ones.
 
-  It is kept in `NAME.json` of the work directory, if anything was counted. Called once, when a run
-  ends: what a killed one did is not in it, though its answers are kept.
+  Counts, if there are any, are stored in `NAME.json` of the work directory. To be called once, when
+  the run ends: a killed run is not counted, although its answers are stored.
   """
-  accounts = {}
-  for name, given in outside.items():
-    path, counts = workdir / f'{name}.json', Counter(given.counts())
+  usage = {}
+  for name, judge in judges.items():
+    path, counts = workdir / f'{name}.json', Counter(judge.counts())
     before = json_lines.read_json(path) if json_lines.exists(path) else {}
-    if before.get('about') == given.about:
+    if before.get('about') == judge.about:
       counts.update(before['counts'])
-    accounts[name] = {'about': given.about, 'counts': dict(counts)}
+    usage[name] = {'about': judge.about, 'counts': dict(counts)}
     if distributed.broadcast_from_first(bool(counts)):
-      json_lines.write_json(path, accounts[name])
-  return accounts
+      json_lines.write_json(path, usage[name])
+  return usage
 
 
-def announce(accounts: Mapping[str, Mapping]) -> None:
-  """Prints who was asked, and what was counted."""
-  for sentence in judge_page.who(accounts):
+def print_usage(usage: Mapping[str, Mapping]) -> None:
+  """Prints what each judge is, and its counts."""
+  for sentence in judge_page.describe_judges(usage):
     print(sentence)

@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
-from nlhf_jax.experiments.judge_config import pairrm_shapes
+from nlhf_jax.experiments.judge_config import external_shapes
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import stages_of_judges
 from nlhf_jax.experiments.model_config import make_mesh, make_model_without_tokenizer
 from nlhf_jax.experiments.specs import Model, Training
+from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
@@ -73,8 +74,8 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     used = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
     # A judge has as many trained parameters as a policy; the base is shared.
     kept = len(stages_of_judges(used)) * bytes_per_device(own)
-    if 'pairrm' in used:
-      kept += bytes_per_device(pairrm_shapes(config))
+    external = [external_shapes(config, name) for name in EXTERNAL if name in used]
+    kept += sum(bytes_per_device(shapes) for shapes in external if shapes)
     uses = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)

@@ -1,7 +1,6 @@
 """Reads the model of an experiment, new or pretrained, and its mesh."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -158,13 +157,3 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
       f'{data.response_length} exceed the {sizes.max_positions} positions of the model; '
       'lower prompt_length or response_length.'
     )
-
-
-def fingerprint(name: str, field: str = 'config.model.hf') -> str:
-  """A digest of the files that are read of a pretrained model."""
-  folder = hub.locate(name, field=field)
-  digest = hashlib.sha256()
-  for path in sorted({path for pattern in hub.WANTED for path in folder.glob(pattern)}):
-    with path.open('rb') as file:
-      digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()

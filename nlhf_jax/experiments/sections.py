@@ -113,7 +113,8 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
     yield Section(architectures.small, sizes, f'config.sizes.{name}')
   yield Section(Lora, config.model.lora, 'config.model.lora')
   yield from training_sections(config)
-  yield Section(make_general_preference_network, config.embedding_model, 'config.embedding_model')
+  gpm = 'general_preference_model'
+  yield Section(make_general_preference_network, config[gpm], f'config.{gpm}')
   yield Section(PairRMSettings, config.pairrm, 'config.pairrm')
   for declaration in (Endpoint, make_remote_judge, RemoteSettings):
     yield Section(declaration, config.remote, 'config.remote')

@@ -15,6 +15,7 @@ from nlhf_jax.data.schemas import Example
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
+from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
@@ -117,14 +118,14 @@ class LanguageExperiment(NamedTuple):
   exploiters: Mapping[tuple[str, str], Stage]  # by judge and policy
   sft: Training
   judges: Mapping[str, Training]  # by stage; those that a policy or the tournament uses
-  planes: int  # of the embedding model
+  judge_sections: Mapping[str, Mapping[str, Any]]  # by stage; settings of trained judges
   panel: Sequence[str]  # the judges of the tournament; the last one measures learning curves
   policies: Mapping[str, Policy]
   exploiter: Training | None
   tournament_prompts: int
   tournament_batch: int  # prompts responded to at once
   filters: Filters
-  given: Mapping[str, Callable[[], Any]]  # external judges that are used
+  external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
 
 
 class JudgeExperiment(NamedTuple):

@@ -1,8 +1,8 @@
-"""Answers of an endpoint, kept on disk under what was asked: nothing is asked, or paid, twice.
+"""Answers of an endpoint, stored on disk by request, so that no request is sent or paid for twice.
 
-SQLite in its default mode: an answer is on the disk once `put` returns, a kill leaves the file
-whole, and any number of processes may use it at the same time, on one machine or on several whose
-file system has locks.
+SQLite in its default mode: an answer is on disk once `put` returns, a kill leaves the file intact,
+and several processes may use it at the same time, on one machine or on several that share a file
+system with locks.
 """
 
 import contextlib
@@ -16,26 +16,28 @@ from typing import Any
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges.verdicts import Answer
 
-PATIENCE = 60.0  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
-def name_of(url: str, request: Mapping[str, Any]) -> str:
-  """The name of a question: a digest of the endpoint and of the whole request to it.
+def request_digest(url: str, request: Mapping[str, Any]) -> str:
+  """The name of a request: a digest of the endpoint and of all fields.
 
-  The request has the model, every message and all that says how the answer is sampled.
+  The fields include the model, every message, and how the answer is sampled.
   """
   return hashlib.sha256(json.dumps([url, request], sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
-  """The cache in a file, made if need be; to be used in the thread that opened it.
+def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
+  """Opens the cache, or creates it; only the thread that opened the connection may use it.
 
   Raises:
-    UserError: if the file cannot be used, then or later.
+    UserError: if the file cannot be used, now or later.
   """
   try:
-    with contextlib.closing(sqlite3.connect(path, PATIENCE, isolation_level=None)) as connection:
+    with contextlib.closing(
+      sqlite3.connect(path, LOCK_TIMEOUT, isolation_level=None)
+    ) as connection:
       connection.execute(
         'CREATE TABLE IF NOT EXISTS answers (name TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID'
       )
@@ -48,13 +50,13 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def get(connection: sqlite3.Connection, name: str) -> Answer | None:
-  """What was answered to a question, if it was."""
+  """The stored answer to a request, if there is one."""
   row = connection.execute('SELECT answer FROM answers WHERE name = ?', (name,)).fetchone()
   return row and Answer(*json.loads(row[0]))
 
 
 def put(connection: sqlite3.Connection, name: str, answer: Answer) -> Answer:
-  """Keeps an answer; the first one counts, where another process was faster. Returns that one."""
+  """Stores an answer unless another process stored one first; returns the stored one."""
   row = (name, json.dumps(answer))
   connection.execute('INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING', row)
   return get(connection, name) or answer

@@ -1,9 +1,9 @@
-"""Asks an OpenAI-compatible endpoint (`/chat/completions`) many questions at once.
+"""Sends many requests at once to an OpenAI-compatible endpoint (`/chat/completions`).
 
-Retries, backoff and timeouts are those of the `openai` client: it asks again after a timeout, a
-connection that was cut, 408, 409, 429 and 5xx, after the seconds that the endpoint names
-(`Retry-After`, up to 120), else after 0.5, 1, 2, 4, 8, 8, ... less up to a quarter. What it lacks
-is here: how many at once, how many a minute, what is kept, and an end in the middle.
+Retries, backoff and timeouts are those of the `openai` client: it retries after a timeout, a lost
+connection, and the statuses 408, 409, 429 and 5xx, waiting for as long as the endpoint requests
+(`Retry-After`, up to 120 s), else for 0.5, 1, 2, 4, 8, 8, ... seconds less up to a quarter. This
+module adds limits on concurrency and rate, a cache of answers, and interruption.
 """
 
 import asyncio
@@ -19,25 +19,26 @@ from urllib.parse import urlsplit
 
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges import answer_cache
-from nlhf_jax.judges.verdicts import Answer, bare
+from nlhf_jax.judges.verdicts import Answer, strip_token
 from nlhf_jax.ranges import AtLeastOne, Count, NonNegative, Positive
 
-POLL = 0.1  # seconds between looks at whether to end
-HOPELESS = (401, 404)  # what any question would get: the key, the address or the model is wrong
+POLL = 0.1  # seconds between checks for an interruption
+FATAL = (401, 404)  # statuses that any request would get: wrong key, address or model
 
 
 class Endpoint(NamedTuple):
-  """Where and how to ask.
+  """Where requests are sent, and how.
 
   Attributes:
-    url: its base, as `https://api.openai.com/v1`.
-    model: its name there.
-    key: the environment variable that holds the key; empty for an endpoint that wants none.
-    cache: the file in which answers are kept.
-    concurrency: questions that are on their way at the same time, at most.
-    per_minute: requests a minute of this process at most, retries included; 0 for no limit.
-    timeout: seconds of silence after which a request is given up.
-    retries: of a question, at most.
+    url: the base, such as `https://api.openai.com/v1`.
+    model: its name at the endpoint.
+    key: the environment variable that holds the API key; empty if the endpoint needs none.
+    cache: the file in which answers are stored.
+    concurrency: the maximal number of requests in flight.
+    per_minute: the maximal number of requests a minute of this process, including retries; 0 for
+      no limit.
+    timeout: seconds without a response after which a request is given up.
+    retries: the maximal number of retries of a request.
   """
 
   url: str
@@ -51,95 +52,100 @@ class Endpoint(NamedTuple):
 
 
 class Failure(NamedTuple):
-  """Why there is no answer; failures of one kind share their `reason`."""
+  """Why a request has no answer; failures of the same kind have the same `reason`."""
 
   reason: str
   detail: str
 
 
 Request = Mapping[str, Any]
-Tell = Callable[[int, Answer | Failure, bool], None]
-Ask = Callable[[Sequence[Request], Tell, Callable[[], float | None]], None]
+# (index of the request, outcome, whether the outcome comes from the cache)
+Receive = Callable[[int, Answer | Failure, bool], None]
+Query = Callable[[Sequence[Request], Receive, Callable[[], float | None]], None]
 
 
-def make_ask(endpoint: Endpoint, counts: Counter) -> Ask:
-  """A function (requests, tell, ending) that returns when all are told, or when it is to end.
+def make_query(endpoint: Endpoint, counts: Counter) -> Query:
+  """A function (requests, receive, ending) that sends requests until all have an outcome.
 
-  `tell(place, outcome, kept)` is called once for each request, those first whose answer was kept.
-  An answer is on the disk before it is told; a failure is not kept, and asked again another time.
-  `ending()` is looked at all the time: None to go on; else nothing new is asked, and answers on
-  their way are waited for as long as it says, in seconds since the first such look.
-  `counts['requests']` grows with each that is sent, retries included.
+  It calls `receive(index, outcome, cached)` once for each request, first for those that the cache
+  answers. Answers are on disk before they are received; failures are not stored, so a later call
+  sends these requests again. It polls `ending()`: None means to continue; a number means to send
+  nothing new, and to wait for requests in flight for that many seconds since it first was one.
+  `counts['requests']` is incremented for each request sent, including retries.
 
   Raises:
-    UserError: if the `openai` package or the key is missing, or the address has a secret in it; the
-      function, if the endpoint does not know key, address or model, or the cache cannot be used.
+    UserError: if the `openai` package or the key is missing, or the URL contains a secret. The
+      returned function raises it if the endpoint rejects the key, the address or the model, or if
+      the cache cannot be used.
   """
   openai = _openai()
   secret = _secret(endpoint)
-  turn = paced(endpoint.per_minute)
+  wait_for_turn = make_rate_limiter(endpoint.per_minute)
 
-  async def before(request):
-    await turn()
+  async def before_request(request):
+    await wait_for_turn()
     counts['requests'] += 1
 
-  def connected():
+  def connect():
     return openai.AsyncOpenAI(
       base_url=endpoint.url,
       api_key=secret or 'none',
       timeout=endpoint.timeout,
       max_retries=endpoint.retries,
-      http_client=openai.DefaultAsyncHttpxClient(event_hooks={'request': [before]}),
+      http_client=openai.DefaultAsyncHttpxClient(event_hooks={'request': [before_request]}),
     )
 
-  async def answer(client, request) -> Answer | Failure:
-    try:
-      raw = await client.chat.completions.with_raw_response.create(
-        model=request['model'], messages=request['messages'], extra_body=dict(request)
-      )
-    except openai.APIStatusError as error:
-      said = without(secret, first_line(error))
-      if error.status_code in HOPELESS:
-        raise UserError(
-          f"the judge '{endpoint.model}' at {endpoint.url} cannot be asked ({said}); check url and "
-          f"model, and the key in the environment variable '{endpoint.key}'."
-        ) from None
-      return Failure(f'status_{error.status_code}', said)
-    except openai.APITimeoutError:
-      return Failure('timeout', f'silent for {endpoint.timeout:g} s')
-    except openai.APIConnectionError as error:
-      return Failure('connection', without(secret, first_line(error.__cause__ or error)))
-    return parse(raw.http_response.content)
-
-  async def ask_all(requests, tell, ending):
-    with answer_cache.opened(endpoint.cache) as kept:
-      names = [answer_cache.name_of(endpoint.url.rstrip('/'), request) for request in requests]
-      left = []
-      for place, name in enumerate(names):
-        found = answer_cache.get(kept, name)
+  async def query_all(requests, receive, ending):
+    with answer_cache.open_cache(endpoint.cache) as cache:
+      names = [answer_cache.request_digest(endpoint.url.rstrip('/'), it) for it in requests]
+      remaining = []
+      for index, name in enumerate(names):
+        found = answer_cache.get(cache, name)
         if found:
-          tell(place, found, True)
+          receive(index, found, True)
         else:
-          left.append(place)
-      if not left:
+          remaining.append(index)
+      if not remaining:
         return
-      places = iter(left)
+      indices = iter(remaining)
 
       async def work(client):
-        while ending() is None and (place := next(places, None)) is not None:
-          outcome = await answer(client, requests[place])
+        while ending() is None and (index := next(indices, None)) is not None:
+          outcome = await _send(openai, client, requests[index], endpoint, secret)
           if isinstance(outcome, Answer):
-            outcome = answer_cache.put(kept, names[place], outcome)
-          tell(place, outcome, False)
+            outcome = answer_cache.put(cache, names[index], outcome)
+          receive(index, outcome, False)
 
-      async with connected() as client:
-        await finished([work(client) for _ in range(min(endpoint.concurrency, len(left)))], ending)
+      async with connect() as client:
+        workers = [work(client) for _ in range(min(endpoint.concurrency, len(remaining)))]
+        await wait_for_all(workers, ending)
 
-  return lambda requests, tell, ending: asyncio.run(ask_all(requests, tell, ending))
+  return lambda requests, receive, ending: asyncio.run(query_all(requests, receive, ending))
 
 
-async def finished(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:
-  """Waits for all the work; the first error, or `ending`, ends the rest of it."""
+async def _send(openai, client, request: Request, endpoint: Endpoint, secret: str):
+  """The answer to one request, or why there is none."""
+  try:
+    raw = await client.chat.completions.with_raw_response.create(
+      model=request['model'], messages=request['messages'], extra_body=dict(request)
+    )
+  except openai.APIStatusError as error:
+    message = redact(secret, first_line(error))
+    if error.status_code in FATAL:
+      raise UserError(
+        f"the judge '{endpoint.model}' at {endpoint.url} cannot be queried ({message}); check url "
+        f"and model, and the key in the environment variable '{endpoint.key}'."
+      ) from None
+    return Failure(f'status_{error.status_code}', message)
+  except openai.APITimeoutError:
+    return Failure('timeout', f'no response for {endpoint.timeout:g} s')
+  except openai.APIConnectionError as error:
+    return Failure('connection', redact(secret, first_line(error.__cause__ or error)))
+  return parse(raw.http_response.content)
+
+
+async def wait_for_all(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:
+  """Waits for all tasks; the first error, or `ending` (`make_query`), cancels the others."""
   tasks = [asyncio.ensure_future(piece) for piece in work]
   running, since = set(tasks), None
   try:
@@ -158,23 +164,23 @@ async def finished(work: Sequence[Awaitable[None]], ending: Callable[[], float |
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def paced(per_minute: float) -> Callable[[], Awaitable[None]]:
-  """A function to wait in until it is one's turn: turns are evenly spaced; 0 is no wait at all."""
-  free = 0.0  # when the next turn is, on the monotonic clock
+def make_rate_limiter(per_minute: float) -> Callable[[], Awaitable[None]]:
+  """A coroutine that returns when the caller may send: evenly spaced turns; 0 for no waiting."""
+  next_turn = 0.0  # on the monotonic clock
 
-  async def turn():
-    nonlocal free
+  async def wait_for_turn():
+    nonlocal next_turn
     if per_minute:
       now = time.monotonic()
-      mine = max(now, free)
-      free = mine + 60 / per_minute
-      await asyncio.sleep(mine - now)
+      turn = max(now, next_turn)
+      next_turn = turn + 60 / per_minute
+      await asyncio.sleep(turn - now)
 
-  return turn
+  return wait_for_turn
 
 
 def parse(body: bytes) -> Answer | Failure:
-  """An answer from what the endpoint sent."""
+  """The answer in the body of a response."""
   try:
     reply = json.loads(body)
     choice = reply['choices'][0]
@@ -188,17 +194,17 @@ def parse(body: bytes) -> Answer | Failure:
 
 
 def _first(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-  """Token and log-probability of the alternatives of the first token with a letter or digit."""
-  for place in content:
-    if bare(place['token']):
-      for token in (place, *(place.get('top_logprobs') or ())):
+  """Tokens and log-probabilities at the first position whose token has a letter or digit."""
+  for position in content:
+    if strip_token(position['token']):
+      for token in (position, *(position.get('top_logprobs') or ())):
         if token['logprob'] is not None:  # JSON has no minus infinity
           yield token['token'], min(float(token['logprob']), 0.0)
       return
 
 
-def without(secret: str, text: str) -> str:
-  """The text, if an endpoint repeats the key, without it."""
+def redact(secret: str, text: str) -> str:
+  """The text without the key, which an endpoint may repeat in its message."""
   return text.replace(secret, '...') if secret else text
 
 
@@ -211,33 +217,33 @@ def _openai():
     ) from None
 
 
-def check_address(url: str) -> None:
-  """Refuses an address that is none, or that has a secret in it, which appears in no sentence.
+def check_url(url: str) -> None:
+  """Refuses a URL that is malformed or contains a secret; the message does not repeat the secret.
 
   Raises:
-    UserError: that says what it should be like.
+    UserError: that describes a valid one.
   """
   try:
     parts = urlsplit(url)
-    sound = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0
+    valid = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0
   except ValueError:
-    parts, sound = urlsplit(''), False
+    parts, valid = urlsplit(''), False
   if parts.username or parts.password or parts.query:
     raise UserError(
-      "the remote judge's url must be an address alone, without a user, a password or a ?; a key "
-      'comes from the environment variable that is named by key.'
+      "the remote judge's url must have no user, no password and no query; the key is read from "
+      'the environment variable that key names.'
     )
-  if not sound:
-    raise UserError(f"the remote judge's url='{url}' must be as https://api.openai.com/v1.")
+  if not valid:
+    raise UserError(f"the remote judge's url='{url}' must be like https://api.openai.com/v1.")
 
 
 def _secret(endpoint: Endpoint) -> str:
-  """The key, after a look at whether it can be sent, and to where. It appears in no sentence."""
-  check_address(endpoint.url)
+  """The key, after checking the URL and that a header can contain it. No message contains it."""
+  check_url(endpoint.url)
   secret = os.environ.get(endpoint.key, '').strip() if endpoint.key else ''
   if endpoint.key and not (secret and secret.isascii() and secret.isprintable()):
     raise UserError(
       f"the remote judge's key='{endpoint.key}' is no environment variable that holds a key; "
-      f'export {endpoint.key}=... before the run, or give an empty name if none is wanted.'
+      f'export {endpoint.key}=... before the run, or leave key empty if the endpoint needs none.'
     )
   return secret

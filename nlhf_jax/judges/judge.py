@@ -1,8 +1,9 @@
-"""Judges: what says how much one response is preferred to another.
+"""Judges: functions that measure how much one response is preferred to another.
 
-A judge is a function from a comparison to its payoff [B, K, J]: P(y > y'|x) - 1/2, or a difference
-of rewards. Whatever is inside, it is antisymmetric: both orders are asked, here and nowhere else,
-so that a liking for the first place cannot leak into an algorithm.
+A judge maps a comparison to its payoff [B, K, J]: P(y > y'|x) - 1/2, or a difference of rewards.
+It is antisymmetric. A preference that depends on the order of two responses is evaluated in both
+orders; this module is the only place where sides are swapped, so a bias towards the first position
+cannot reach an algorithm. NaN means that the judge has no verdict on a pair, and nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,57 +20,92 @@ from nlhf_jax.judges.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
 Judge = Callable[[Comparison], Float[Array, 'B K J']]
-# Of texts: (prompts, left, right) -> P(left > right), [n], with the left one shown first; NaN for
-# what it cannot say.
-Preference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+# (prompts, left, right) -> P(left > right), [n], the left response shown first; NaN: no verdict.
+TextPreference = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+# P(left > right) from P(left > right), the left response shown first, and from P(right > left), the
+# right response shown first.
+CombineOrders = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class Word(NamedTuple):
-  """What a judge says of n pairs: P(left > right), [n], NaN where it says nothing.
+class BothOrders(NamedTuple):
+  """P(left > right) of n pairs, [n]; NaN where there is no verdict.
 
-  `shown` with the left response first, `swapped` with the right one first, and `chance` what it
-  makes of both.
+  `left_first` is measured with the left response shown first, `right_first` with the right one
+  shown first, and `probability` combines both.
   """
 
-  shown: np.ndarray
-  swapped: np.ndarray
-  chance: np.ndarray
+  left_first: np.ndarray
+  right_first: np.ndarray
+  probability: np.ndarray
 
 
-# P(left > right) by a judge that said `ahead`, P(left > right) with the left one shown first, and
-# `behind`, P(right > left) with the right one shown first.
-Both = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# --- Both orders ---
 
 
-def mean(ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
-  """The mean of the probabilities; with its mirror image it is exactly 1."""
-  return 0.5 + (ahead - behind) / 2
+def swap_sides(comparison: Comparison) -> Comparison:
+  """The comparison of the right responses with the left ones."""
+  return comparison._replace(left=comparison.right, right=comparison.left)
 
 
-def antisymmetric(one_order: Judge) -> Judge:
-  """(f(y, y') - f(y', y)) / 2. Responses compared with themselves are asked about once an order."""
+def half_difference(
+  forward: Array | np.ndarray, backward: Array | np.ndarray
+) -> Array | np.ndarray:
+  """(forward - backward) / 2: the default way to combine two orders into a payoff."""
+  return (forward - backward) / 2
+
+
+def antisymmetric(
+  one_order: Judge, combine: Callable[[Array, Array], Array] = half_difference
+) -> Judge:
+  """The judge combine(f(y, y'), f(y', y)), with f evaluated in one order at a time.
+
+  If a batch of responses is compared with itself, one evaluation contains both orders.
+
+  Args:
+    one_order: f, [B, K, J], which may depend on the order of the sides.
+    combine: antisymmetric in its two arguments.
+  """
 
   def payoff(comparison):
-    if comparison.right is comparison.left:
-      said = one_order(comparison)
-      return (said - said.swapaxes(1, 2)) / 2
-    swapped = comparison._replace(left=comparison.right, right=comparison.left)
-    return (one_order(comparison) - one_order(swapped).swapaxes(1, 2)) / 2
+    forward = one_order(comparison)
+    itself = comparison.right is comparison.left
+    backward = forward if itself else one_order(swap_sides(comparison))
+    return combine(forward, backward.swapaxes(1, 2))
 
   return payoff
 
 
-def of_network(network: PreferenceNetwork, params: Params) -> Judge:
-  """P(y > y'|x) - 1/2 by a preference network."""
+def mean_of_orders(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+  """P(left > right) as the mean over both orders; it and P(right > left) sum to exactly 1."""
+  return 0.5 + (forward - backward) / 2
+
+
+def judge_both_orders(
+  preference: TextPreference,
+  combine: CombineOrders,
+  prompts: Sequence[str],
+  left: Sequence[str],
+  right: Sequence[str],
+) -> BothOrders:
+  """Evaluates a preference between texts in both orders."""
+  forward, backward = preference(prompts, left, right), preference(prompts, right, left)
+  return BothOrders(forward, 1 - backward, combine(forward, backward))
+
+
+# --- Judges from networks and from functions of texts ---
+
+
+def judge_from_network(network: PreferenceNetwork, params: Params) -> Judge:
+  """P(y > y'|x) - 1/2 by a network whose logit depends on the order."""
   return antisymmetric(lambda comparison: jax.nn.sigmoid(network.logit(params, comparison)) - 0.5)
 
 
-def of_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
-  """The same by a network whose logits are antisymmetric already: one order says it all."""
+def judge_from_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
+  """P(y > y'|x) - 1/2 by a network whose logit is antisymmetric: one order is enough."""
   return lambda comparison: jnp.tanh(network.logit(params, comparison) / 2) / 2
 
 
-def of_rewards(network: RewardNetwork, params: Params) -> Judge:
+def judge_from_rewards(network: RewardNetwork, params: Params) -> Judge:
   """r(x, y) - r(x, y') by a reward network."""
 
   def payoff(comparison):
@@ -79,87 +115,101 @@ def of_rewards(network: RewardNetwork, params: Params) -> Judge:
   return payoff
 
 
-def by_bradley_terry(rewards: Judge) -> Judge:
-  """P(y > y'|x) - 1/2 = 1/(1 + exp(r' - r)) - 1/2 of a judge that gives differences of rewards."""
+def bradley_terry_judge(rewards: Judge) -> Judge:
+  """P(y > y'|x) - 1/2 = 1/(1 + exp(r' - r)) - 1/2 from a judge that returns reward differences."""
   return lambda comparison: jnp.tanh(rewards(comparison) / 2) / 2
 
 
-def spelled(
+def comparison_texts(
   comparison: Comparison, tokenizer: Any
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
-  """The texts of a comparison: B prompts, and K left and J right responses to each."""
+  """The texts of a comparison: B prompts, and for each its K left and J right responses."""
   prompts, left, right = comparison[:3]
 
-  def sides(responses):
+  def decode(responses):
     tokens, mask = distributed.fetch((responses.tokens, responses.mask))
     texts = tokenizers.response_texts(tokenizer, tokens, mask)
     return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
 
-  asked = tokenizers.prompt_texts(tokenizer, *distributed.fetch((prompts.tokens, prompts.mask)))
-  ours = sides(left)
-  return asked, ours, ours if right is left else sides(right)
+  prompt_texts = tokenizers.prompt_texts(
+    tokenizer, *distributed.fetch((prompts.tokens, prompts.mask))
+  )
+  left_texts = decode(left)
+  return prompt_texts, left_texts, left_texts if right is left else decode(right)
 
 
-def in_both_orders(
-  preference: Preference,
-  both: Both,
-  prompts: Sequence[str],
-  left: Sequence[str],
-  right: Sequence[str],
-) -> Word:
-  """The word of a judge that reads text."""
-  ahead, behind = preference(prompts, left, right), preference(prompts, right, left)
-  return Word(ahead, 1 - behind, both(ahead, behind))
+def judge_from_texts(
+  preference: TextPreference,
+  tokenizer: Any,
+  combine: Callable[[Array, Array], Array] = half_difference,
+  tie: float = 0.5,
+) -> Judge:
+  """A judge that decodes responses and compares their texts; equal texts are a tie.
 
-
-def of_texts(preference: Preference, tokenizer: Any) -> Judge:
-  """A judge that reads text; NaN in either order makes the payoff of the pair NaN."""
+  Args:
+    preference: P(left > right), or another score of pairs of texts; NaN in either order makes the
+      payoff of the pair NaN. It is not called for a pair of equal texts.
+    tokenizer: decodes the responses.
+    combine: as of `antisymmetric`, for `preference - tie`.
+    tie: the value of `preference` that favours neither side.
+  """
 
   def one_order(comparison):
-    prompts, left, right = spelled(comparison, tokenizer)
-    triples = [
-      (prompt, one, other)
-      for prompt, lefts, rights in zip(prompts, left, right, strict=True)
-      for one in lefts
-      for other in rights
+    prompts, left, right = comparison_texts(comparison, tokenizer)
+    pairs = [
+      (row, k, j)
+      for row, (lefts, rights) in enumerate(zip(left, right, strict=True))
+      for k, one in enumerate(lefts)
+      for j, other in enumerate(rights)
+      if one != other
     ]
-    chance = preference(*map(list, zip(*triples, strict=True)))
-    return np.reshape(chance, (len(prompts), len(left[0]), len(right[0]))) - 0.5
+    shape = len(prompts), len(left[0]), len(right[0])
+    if not pairs:
+      return np.zeros(shape)
+    triples = [(prompts[row], left[row][k], right[row][j]) for row, k, j in pairs]
+    values = np.asarray(preference(*map(list, zip(*triples, strict=True)))) - tie
+    payoff = np.zeros(shape, values.dtype)
+    payoff[tuple(np.transpose(pairs))] = values
+    return payoff
 
-  return antisymmetric(one_order)
+  return antisymmetric(one_order, combine)
 
 
-# How a judge's preference reaches the learner: (payoff, key) -> payoff.
+# --- Feedback: what a learner receives from a judge, (payoff, key) -> payoff ---
 
 
 def probability(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
-  """As it is: the model-based feedback of arXiv 2312.00886, section 7."""
+  """The payoff itself: the model-based feedback of arXiv 2312.00886, section 7."""
   del key
   return payoff
 
 
-def verdict(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
-  """One sampled vote on every pair, +1/2 or -1/2, with the same mean: model-free feedback.
+def vote(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
+  """One sampled vote on each pair, +1/2 or -1/2, whose mean is the payoff: model-free feedback.
 
-  Where there is no preference, NaN, there is no vote.
+  Pairs without a verdict, NaN, have no vote either.
   """
-  vote = (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
-  return jnp.where(jnp.isnan(payoff), payoff, vote)
+  sampled = (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
+  return jnp.where(jnp.isnan(payoff), payoff, sampled)
 
 
-def told(
-  judge: Judge, report: Callable[[Array, Array], Array]
+def with_feedback(
+  judge: Judge, feedback: Callable[[Array, Array], Array]
 ) -> Callable[[Comparison, Array], Array]:
-  """A judge whose every answer is reported by `probability` or `verdict`: (comparison, key).
+  """The function (comparison, key) -> payoff of a judge whose payoff passes through `feedback`.
 
-  Where responses are compared with themselves, a pair has one verdict, and none on itself.
+  If a batch of responses is compared with itself, both orders of a pair share one sample.
+
+  Args:
+    judge: compares.
+    feedback: `probability` or `vote`.
   """
 
-  def ask(comparison, key):
-    payoff = report(jnp.asarray(judge(comparison)), key)
+  def compare(comparison, key):
+    payoff = feedback(jnp.asarray(judge(comparison)), key)
     if comparison.right is comparison.left:
       upper = jnp.triu(payoff, 1)
       payoff = upper - upper.swapaxes(1, 2)
     return payoff
 
-  return ask
+  return compare

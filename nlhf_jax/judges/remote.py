@@ -1,16 +1,18 @@
-"""A language model behind an endpoint as a judge.
+"""The judge `remote`: a language model behind an OpenAI-compatible endpoint.
 
-What counts, and what does not: a verdict, or a tie that the judge states, is an answer. An answer
-that cannot be read, and a question that after all retries has none, are *unusable*: the preference
-of that pair is NaN, never 1/2; `judges.antisymmetric` then makes NaN of the pair if either order
-is, and an update leaves out the whole prompt (`selection.judged`). Once more than a stated
-share of the last 100 questions is unusable, the run ends.
+A verdict, a stated tie included, is an answer. An answer that cannot be parsed, and a request that
+fails after all retries, are *unusable*: the preference of that pair is NaN, never 1/2.
+`judge.antisymmetric` then makes the payoff of the pair NaN if either order is, and an update leaves
+out the whole prompt (`selection.judged`). If more than a given share of the last 100 requests is
+unusable, the run ends.
 """
 
+import json
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,35 +20,41 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.judges.endpoint import Endpoint, Failure, make_ask
+from nlhf_jax.judges import verdicts
+from nlhf_jax.judges.endpoint import Endpoint, Failure, Query, Request, check_url, make_query
+from nlhf_jax.judges.judge import TextPreference
+from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section, judge_by_texts
 from nlhf_jax.judges.verdicts import Answer, Template
 from nlhf_jax.ranges import Fraction
 
-RECENT = 100  # questions over which the unusable ones are counted
-GRACE = 5.0  # seconds that an interruption waits for answers on their way
-PATIENCE = 2.0  # seconds before there is a progress bar
+RECENT = 100  # requests among which the unusable ones are counted
+GRACE = 5.0  # seconds that an interruption waits for requests in flight
+BAR_DELAY = 2.0  # seconds before a progress bar appears
+CHAT_SAMPLING = {'temperature': 0.0, 'max_tokens': 2048}  # those of MT-Bench's judge
+# Settings that change no answer.
+TRANSPORT = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')
 
 Pair = tuple[str, str, str]  # prompt, left, right
 
 
-class Remote(NamedTuple):
-  """A judge that is asked over the network.
+class RemoteJudge(NamedTuple):
+  """A judge that is queried over the network.
 
-  `preference(prompts, left, right)` is what `judges.of_texts` takes: P(left > right), [n], NaN for
-  the unusable ones. It may be called from any thread; calls are answered in turn.
+  `preference(prompts, left, right)` returns P(left > right), [n], NaN for unusable answers. It may
+  be called from any thread; calls are served one after the other.
 
-  `counts()` says what happened so far in this process, for metrics; what never happened is not in
-  it: questions `asked` (in so many `requests`, retries included) and answered from what was `kept`;
-  how many were `unusable`, and of each reason; pairs with verdicts `in_both_orders`, and those of
-  them that `disagree`, in which the same place won twice; `prompt_tokens` and `response_tokens` of
-  the answers to what was asked, and their `cost`, if there are prices.
+  `counts()` are those of this process so far, for metrics; zeros are left out. Questions `asked`
+  (with `requests`, retries included) and `cached` answers; how many were
+  `unusable`, and how many for each reason; pairs with verdicts `in_both_orders`, and how many of
+  them `disagree`, since the same position won twice; `prompt_tokens` and `response_tokens` of the
+  answers that were not cached, and their `cost` if there are prices.
   """
 
-  preference: Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+  preference: TextPreference
   counts: Callable[[], dict[str, float]]
 
 
-def make_remote(
+def make_remote_judge(
   endpoint: Endpoint,
   template: Template,
   *,
@@ -54,146 +62,157 @@ def make_remote(
   tolerated: Fraction = 0.2,
   prices: tuple[float, float] | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> Remote:
-  """A judge that asks an endpoint by a template.
+) -> RemoteJudge:
+  """A judge that queries an endpoint with a template.
 
-  A pair of the same text twice is a tie, and not asked about. Of several processes the first one
-  asks for all.
+  A pair of equal texts is a tie, for which no request is sent. Of several processes the first one
+  sends the requests of all.
 
   Args:
-    endpoint: whom.
-    template: how.
-    sampling: fields of the request that differ from the template's; None takes a field away.
-    tolerated: share of unusable ones among the last 100 questions above which the run ends.
+    endpoint: receives the requests.
+    template: formats questions and parses answers.
+    sampling: fields of the request that differ from the template's; None removes a field.
+    tolerated: share of unusable answers among the last 100 requests above which the run ends.
     prices: of a million prompt tokens and of a million response tokens.
     stop: whether the user asked to stop.
 
   Raises:
-    UserError: see `make_ask`; and by `preference`, when too much is unusable.
-    Interrupted: by `preference`, if the user asked to stop. Every answer so far is kept.
+    UserError: see `make_query`; and from `preference`, if too many answers are unusable.
+    Interrupted: from `preference`, if the user asked to stop. All answers so far are stored.
   """
   counts: Counter[str] = Counter()
-  ask = make_ask(endpoint, counts)
-  fields = changed(template.sampling, sampling or {})
-  verdict, note_orders = _verdicts(endpoint, template, tolerated, counts), _orders(counts)
-  thread = ThreadPoolExecutor(1, 'judge')  # a notebook has a loop of its own in its thread
+  query = make_query(endpoint, counts)
+  fields = update_request(template.sampling, sampling or {})
+  read = _make_reader(endpoint, template, tolerated, counts)
+  count_orders = _make_order_counter(counts)
+  # A thread of its own, since a notebook runs an event loop in its thread.
+  thread = ThreadPoolExecutor(1, 'judge')
 
-  def judge(pairs: Sequence[Pair], ending) -> dict[Pair, float]:
+  def query_pairs(pairs: Sequence[Pair], ending) -> dict[Pair, float]:
     requests = [
       {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
     ]
-    bar = tqdm(
-      total=len(pairs),
-      desc=endpoint.model,
-      unit='answer',
-      mininterval=0.5,
-      delay=PATIENCE,
-      leave=False,
-    )
-    said = {}
-
-    def tell(place, outcome, kept):
-      said[pairs[place]] = verdict(outcome, kept)
-      bar.update()
-
-    with bar:
-      ask(requests, tell, ending)
-    if len(said) < len(pairs):
+    found = _query_with_bar(query, requests, read, ending)
+    if len(found) < len(pairs):
       raise Interrupted(
-        f"asking the judge '{endpoint.model}', {len(said)} of {len(pairs)} questions"
+        f"querying the judge '{endpoint.model}', {len(found)} of {len(pairs)} questions"
       )
-    note_orders(said)
-    return said
+    by_pair = {pair: found[index] for index, pair in enumerate(pairs)}
+    count_orders(by_pair)
+    return by_pair
 
-  def answered(prompts, left, right) -> np.ndarray:
+  def compare(prompts, left, right) -> np.ndarray:
     triples = list(zip(prompts, left, right, strict=True))
     pairs = [pair for pair in dict.fromkeys(triples) if pair[1] != pair[2]]
-    said = _waited(thread, lambda ending: judge(pairs, ending), stop)
-    return np.array([said.get(triple, 0.5) for triple in triples])
+    found = _run_in(thread, lambda ending: query_pairs(pairs, ending), stop)
+    return np.array([found.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
-    return distributed.compute_on_first(lambda: answered(prompts, left, right), (len(prompts),))
+    return distributed.compute_on_first(lambda: compare(prompts, left, right), (len(prompts),))
 
-  return Remote(preference, lambda: _priced(counts, prices))
-
-
-def changed(fields: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of a request, some of them changed; None takes a field away."""
-  return {name: value for name, value in {**fields, **by}.items() if value is not None}
+  return RemoteJudge(preference, lambda: _with_cost(counts, prices))
 
 
-class Speaker(NamedTuple):
-  """A language model that is asked in text: who it is, what it says, and counts, as of `Remote`.
+def _query_with_bar(query: Query, requests: Sequence[Request], read, ending) -> dict[int, float]:
+  """Index of a request -> `read` of its outcome; slow queries show a progress bar."""
+  found = {}
 
-  `speak` takes (system prompt, user prompt) of each. It says nothing, '', to questions that have no
-  answer after all retries; those are asked again another time.
+  def receive(index, outcome, cached):
+    found[index] = read(outcome, cached)
+    bar.update()
+
+  with tqdm(
+    total=len(requests),
+    desc=requests[0]['model'] if requests else None,
+    unit='answer',
+    mininterval=0.5,
+    delay=BAR_DELAY,
+    leave=False,
+  ) as bar:
+    query(requests, receive, ending)
+  return found
+
+
+def update_request(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of a request with some changes; None removes a field."""
+  return {name: value for name, value in {**fields, **changes}.items() if value is not None}
+
+
+class ChatClient(NamedTuple):
+  """A language model behind an endpoint: what it is, its responses, and counts as of `RemoteJudge`.
+
+  `generate` takes a (system prompt, user prompt) for each response. A request that fails after all
+  retries has the response ''; a later call sends it again.
   """
 
   about: str
-  speak: Callable[[Sequence[tuple[str, str]]], list[str]]
+  generate: Callable[[Sequence[tuple[str, str]]], list[str]]
   counts: Callable[[], Mapping[str, float]]
 
 
-def make_speaker(
+def make_chat_client(
   endpoint: Endpoint,
   sampling: Mapping[str, Any],
   prices: tuple[float, float] | None = None,
   stop: Callable[[], bool] = lambda: False,
-) -> Speaker:
-  """A language model behind an endpoint.
+) -> ChatClient:
+  """A client of a language model behind an endpoint.
 
   Args:
-    endpoint: whom.
+    endpoint: receives the requests.
     sampling: fields of the request.
     prices: of a million prompt tokens and of a million response tokens.
     stop: whether the user asked to stop.
 
   Raises:
-    UserError: see `make_ask`.
-    Interrupted: by `speak`, if the user asked to stop. Every answer so far is kept.
+    UserError: see `make_query`.
+    Interrupted: from `generate`, if the user asked to stop. All answers so far are stored.
   """
   counts: Counter[str] = Counter()
-  ask, thread = make_ask(endpoint, counts), ThreadPoolExecutor(1, 'judge')
+  query, thread = make_query(endpoint, counts), ThreadPoolExecutor(1, 'judge')
 
-  def speak(shown):
-    said: dict[int, str] = {}
+  def generate(prompts):
+    responses: dict[int, str] = {}
     requests = []
-    for system, user in shown:
+    for system, user in prompts:
       messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
       requests.append({'model': endpoint.model, 'messages': messages, **sampling})
 
-    def tell(place, outcome, kept):
-      _count(counts, outcome, kept)
-      said[place] = outcome.text if isinstance(outcome, Answer) else ''
+    def receive(index, outcome, cached):
+      _count(counts, outcome, cached)
+      responses[index] = outcome.text if isinstance(outcome, Answer) else ''
       if isinstance(outcome, Failure):
         counts.update(['unusable', outcome.reason])
 
-    _waited(thread, lambda ending: ask(requests, tell, ending), stop)
-    if len(said) < len(requests):
-      raise Interrupted(f"asking '{endpoint.model}', {len(said)} of {len(requests)} questions")
-    return [said[place] for place in range(len(requests))]
+    _run_in(thread, lambda ending: query(requests, receive, ending), stop)
+    if len(responses) < len(requests):
+      raise Interrupted(
+        f"querying '{endpoint.model}', {len(responses)} of {len(requests)} questions"
+      )
+    return [responses[index] for index in range(len(requests))]
 
-  return Speaker(f'{endpoint.model} at {endpoint.url}', speak, lambda: _priced(counts, prices))
+  about = f'{endpoint.model} at {endpoint.url}'
+  return ChatClient(about, generate, lambda: _with_cost(counts, prices))
 
 
-def _count(counts: Counter, outcome: Answer | Failure, kept: bool) -> None:
-  counts['kept' if kept else 'asked'] += 1
-  if isinstance(outcome, Answer) and not kept:
+def _count(counts: Counter, outcome: Answer | Failure, cached: bool) -> None:
+  counts['cached' if cached else 'asked'] += 1
+  if isinstance(outcome, Answer) and not cached:
     counts['prompt_tokens'] += outcome.prompt_tokens
     counts['response_tokens'] += outcome.response_tokens
 
 
-def _priced(counts: Counter, prices: tuple[float, float] | None) -> dict[str, int | float]:
+def _with_cost(counts: Counter, prices: tuple[float, float] | None) -> dict[str, int | float]:
   if not prices:
     return dict(counts)
   tokens = counts['prompt_tokens'], counts['response_tokens']
   return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
 
-def _waited(
+def _run_in(
   thread: ThreadPoolExecutor, work: Callable[[Callable[[], float | None]], Any], stop
 ) -> Any:
-  """What work gives in a thread of its own; it is told how long to wait once it is to end."""
+  """Runs `work(ending)` in the thread; `ending` is that of `make_query`."""
   abandoned = threading.Event()
 
   def ending():
@@ -207,45 +226,112 @@ def _waited(
     raise
 
 
-def _verdicts(
+def _make_reader(
   endpoint: Endpoint, template: Template, tolerated: float, counts: Counter
 ) -> Callable[[Answer | Failure, bool], float]:
-  """A function (outcome, kept) -> P(left > right), NaN if unusable; too many raise."""
+  """(outcome, cached) -> P(left > right), NaN if unusable; raises if too many are."""
   recent: deque[bool] = deque(maxlen=RECENT)  # unusable or not
 
-  def verdict(outcome, kept):
-    _count(counts, outcome, kept)
+  def read(outcome, cached):
+    _count(counts, outcome, cached)
     if isinstance(outcome, Failure):
-      said, (reason, detail) = None, outcome
+      probability, (reason, detail) = None, outcome
     else:
-      said, reason, detail = template.read(outcome), 'unreadable', repr(outcome.text[:80])
-    recent.append(said is None)
-    if said is not None:
-      return said
+      probability, reason = template.read(outcome), 'unreadable'
+      detail = repr(outcome.text[:80])
+    recent.append(probability is None)
+    if probability is not None:
+      return probability
     counts.update(['unusable', reason])
     if sum(recent) > tolerated * RECENT:
       raise UserError(
         f"the judge '{endpoint.model}' at {endpoint.url} gave no usable verdict on {sum(recent)} "
-        f'of the last {len(recent)} questions, more than the share {tolerated:g} of {RECENT} that '
-        f'is tolerated (the last one: {reason}, {detail}). Its answers are kept: mend what is '
-        'wrong and run again.'
+        f'of the last {len(recent)} questions; the tolerated share is {tolerated:g} of {RECENT} '
+        f'(the last one: {reason}, {detail}). Its answers are stored: fix the cause and run again.'
       )
     return np.nan
 
-  return verdict
+  return read
 
 
-def _orders(counts: Counter) -> Callable[[Mapping[Pair, float]], None]:
-  """A function that is shown verdicts, and counts the pairs that it has seen in both orders."""
-  waiting: dict[Pair, float] = {}  # those whose other order is yet to come
+def _make_order_counter(counts: Counter) -> Callable[[Mapping[Pair, float]], None]:
+  """A function that counts pairs with verdicts in both orders, over all its calls."""
+  waiting: dict[Pair, float] = {}  # pairs seen in one order
 
-  def note(said):
-    for (prompt, left, right), here in said.items():
-      there = waiting.pop((prompt, right, left), None)
-      if there is None:
-        waiting[prompt, left, right] = here
-      elif not np.isnan(here + there):
+  def count_orders(found):
+    for (prompt, left, right), forward in found.items():
+      backward = waiting.pop((prompt, right, left), None)
+      if backward is None:
+        waiting[prompt, left, right] = forward
+      elif not np.isnan(forward + backward):
         counts['in_both_orders'] += 1
-        counts['disagree'] += int((here - 0.5) * (there - 0.5) > 0)
+        counts['disagree'] += int((forward - 0.5) * (backward - 0.5) > 0)
 
-  return note
+  return count_orders
+
+
+# --- From the section `remote` of a config ---
+
+
+def make_endpoint(section: Section, folder: Path) -> Endpoint:
+  """The endpoint; its answers are stored in the folder."""
+  require_model(section)
+  transport = {field: section[field] for field in TRANSPORT}
+  return Endpoint(section['url'], section['model'], cache=folder / 'answers.sqlite', **transport)
+
+
+def require_model(section: Section) -> None:
+  """Refuses a section without an endpoint or a model."""
+  for field in ('url', 'model'):
+    if not section[field]:
+      raise UserError(f'config.remote.{field} is empty; name the endpoint and its model.')
+
+
+def make_template(section: Section) -> Template:
+  """The template that the section names."""
+  if section['template'] == 'summaries':
+    return verdicts.SUMMARIES
+  if not section['judge_prompts']:
+    raise UserError(
+      f"config.remote.template='{section['template']}' must be summaries, or a prompt of the file "
+      'that config.remote.judge_prompts names.'
+    )
+  return verdicts.mt_bench(Path(section['judge_prompts']), section['template'])
+
+
+def read_prices(section: Section) -> tuple[float, float] | None:
+  """Prices of a million prompt tokens and of a million response tokens; None if both are 0."""
+  prices = (section['prices']['prompt'], section['prices']['response'])
+  return prices if any(prices) else None
+
+
+def configure_chat_client(section: Section, folder: Path, stop: Callable[[], bool]) -> ChatClient:
+  """The client of the section's model, sampled as MT-Bench samples its judge."""
+  sampling = update_request(CHAT_SAMPLING, json.loads(section['request']))
+  return make_chat_client(make_endpoint(section, folder), sampling, read_prices(section), stop)
+
+
+def _make(section: Section, folder: Path, stop: Callable[[], bool]) -> ExternalJudge:
+  judge = make_remote_judge(
+    make_endpoint(section, folder),
+    make_template(section),
+    sampling=json.loads(section['request']),
+    tolerated=section['tolerated'],
+    prices=read_prices(section),
+    stop=stop,
+  )
+  about = f'{section["model"]} at {section["url"]}'
+  return judge_by_texts(about, judge.preference, judge.counts)
+
+
+def _settings(section: Section) -> object:
+  """The model, and the requests that it receives."""
+  template = make_template(section)
+  require_model(section)
+  check_url(section['url'])
+  messages = template.messages('prompt', 'left', 'right')
+  sampling = {**template.sampling, **json.loads(section['request'])}
+  return [section['url'], section['model'], messages, sampling]
+
+
+KIND = ExternalKind('remote', _make, _settings, section='remote')

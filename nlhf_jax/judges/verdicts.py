@@ -1,7 +1,7 @@
-"""Templates: how a language model is asked which of two responses is better, and how it is read.
+"""Templates: prompts that ask a language model which of two responses is better, and their parsers.
 
-Left is always shown first. What is read is P(left > right): 1, 0 or 1/2 from a text, anything
-between where the endpoint gives log-probabilities; None where the answer says nothing.
+The left response is shown first. A parser returns P(left > right): 1, 0 or 1/2 from a text, any
+probability if the endpoint returns log-probabilities; None if the answer contains no verdict.
 """
 
 import json
@@ -18,10 +18,10 @@ Messages = list[dict[str, str]]
 
 
 class Answer(NamedTuple):
-  """What an endpoint answered.
+  """The answer of an endpoint.
 
-  `first` has the log-probabilities, in nats, of the likeliest tokens in the place of the first one
-  with a letter or digit; it is empty where the endpoint gives none. Both counts are of tokens.
+  `first` holds the log-probabilities (nats) of the most likely tokens at the first position whose
+  token has a letter or digit; it is empty if the endpoint returns none.
   """
 
   text: str
@@ -31,9 +31,9 @@ class Answer(NamedTuple):
 
 
 class Template(NamedTuple):
-  """`messages(prompt, left, right)` asks, `read(answer)` gives P(left > right) or None.
+  """`messages(prompt, left, right)` are sent; `read(answer)` returns P(left > right) or None.
 
-  `sampling` has the fields of the request that suit it.
+  `sampling` holds the fields of the request that suit the template.
   """
 
   messages: Callable[[str, str, str], Messages]
@@ -41,28 +41,30 @@ class Template(NamedTuple):
   sampling: Mapping[str, Any]
 
 
-def bare(token: str) -> str:
-  """A token in lower case, without blanks and punctuation around it."""
+def strip_token(token: str) -> str:
+  """The token in lower case, without surrounding whitespace and punctuation."""
   return re.sub(r'^[\W_]+|[\W_]+$', '', token).lower()
 
 
-def by_first_token(labels: Mapping[str, float], first: Mapping[str, float]) -> float | None:
-  """P = sum_l p(l) labels[l] / sum_l p(l), p(l) over all spellings of a label.
+def probability_from_first_token(
+  labels: Mapping[str, float], first: Mapping[str, float]
+) -> float | None:
+  """P = sum_l p(l) labels[l] / sum_l p(l), with p(l) summed over all spellings of a label.
 
-  None unless the labels have at least half of the probability: else the answer begins otherwise.
+  None if the labels have less than half of the probability: the answer does not begin with one.
   """
   mass = dict.fromkeys(labels, 0.0)
   for token, log_prob in first.items():
-    if bare(token) in mass:
-      mass[bare(token)] += math.exp(log_prob)
+    if strip_token(token) in mass:
+      mass[strip_token(token)] += math.exp(log_prob)
   total = sum(mass.values())
   if total < 0.5:
     return None
-  return sum(share * labels[label] for label, share in mass.items()) / total
+  return sum(p * labels[label] for label, p in mass.items()) / total
 
 
 def _summaries() -> Template:
-  """The form of the judges of arXiv 2312.00886, appendix G: two summaries, the answer is 1 or 2."""
+  """The template of arXiv 2312.00886, appendix G: two summaries, and the answer 1 or 2."""
   labels = {'1': 1.0, '2': 0.0, 'tie': 0.5}
   instruction = (
     'You are an expert rater of summaries. Read a text and two summaries of it, and say which '
@@ -75,11 +77,11 @@ def _summaries() -> Template:
     return [{'role': 'user', 'content': '\n\n'.join(parts)}]
 
   def read(answer):
-    said = by_first_token(labels, answer.first)
-    if said is None:
+    probability = probability_from_first_token(labels, answer.first)
+    if probability is None:
       line = next(iter(answer.text.strip().splitlines()), '')
-      said = labels.get(bare(bare(line).removeprefix('summary')))
-    return said
+      probability = labels.get(strip_token(strip_token(line).removeprefix('summary')))
+    return probability
 
   sampling = {'temperature': 0.0, 'max_tokens': 16, 'logprobs': True, 'top_logprobs': 5}
   return Template(messages, read, sampling)
@@ -89,22 +91,22 @@ SUMMARIES = _summaries()
 
 
 def read_bracketed(answer: Answer) -> float | None:
-  """The verdict of MT-Bench: `[[A]]` left, `[[B]]` right, `[[C]]` a tie, in any place of the text.
+  """The verdict of MT-Bench: `[[A]]` left, `[[B]]` right, `[[C]]` a tie, anywhere in the text.
 
-  An answer that is nothing but the letter or `tie` is one too; one with several verdicts is none.
+  The letter or `tie` alone is a verdict, too; an answer with several different verdicts has none.
   """
   labels = {'a': 1.0, 'b': 0.0, 'c': 0.5, 'tie': 0.5}
   found = {letter.lower() for letter in re.findall(r'\[\[([ABC])\]\]', answer.text)}
   if len(found) > 1:
     return None
-  return labels.get(found.pop() if found else bare(answer.text))
+  return labels.get(found.pop() if found else strip_token(answer.text))
 
 
 def mt_bench(path: Path, name: str) -> Template:
-  """A pairwise prompt of a file `judge_prompts.jsonl` in FastChat's layout, as `pair-v2`.
+  """The template of a pairwise prompt, such as `pair-v2`, in FastChat's `judge_prompts.jsonl`.
 
   Args:
-    path: of the file; of each line `name`, `type`, `system_prompt` and `prompt_template` are read.
+    path: of the file, whose lines have `name`, `type`, `system_prompt` and `prompt_template`.
     name: of a prompt of type `pairwise` whose fields are {question}, {answer_a} and {answer_b}.
 
   Raises:
@@ -113,7 +115,7 @@ def mt_bench(path: Path, name: str) -> Template:
   try:
     rows = [json.loads(line) for line in path.read_text('utf-8').splitlines() if line.strip()]
     prompts = {row['name']: _texts(row) for row in rows if row['type'] == 'pairwise'}
-    fields = {key: _fields(asked) for key, (_, asked) in prompts.items()}
+    fields = {key: _fields(user) for key, (_, user) in prompts.items()}
   except OSError as error:
     raise UserError(f"cannot read the judge's prompts '{path}': {error.strerror}.") from None
   except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -128,10 +130,10 @@ def mt_bench(path: Path, name: str) -> Template:
       f"the judge's prompts '{path}' have no pairwise '{name}' with the fields {sorted(wanted)}; "
       f'choose one of {usable}.'
     )
-  system, asked = prompts[name]
+  system, user = prompts[name]
 
   def messages(prompt, left, right):
-    content = asked.format(question=prompt, answer_a=left, answer_b=right)
+    content = user.format(question=prompt, answer_a=left, answer_b=right)
     return [{'role': 'system', 'content': system}, {'role': 'user', 'content': content}]
 
   return Template(messages, read_bracketed, {'temperature': 0.0, 'max_tokens': 2048})
@@ -140,7 +142,7 @@ def mt_bench(path: Path, name: str) -> Template:
 def _texts(row: Mapping[str, Any]) -> tuple[str, str]:
   texts = row['system_prompt'], row['prompt_template']
   if not all(isinstance(text, str) for text in texts):
-    raise TypeError(f"a prompt of '{row['name']}' is no text")
+    raise TypeError(f"a prompt of '{row['name']}' is not a text")
   return texts
 
 

@@ -1,4 +1,4 @@
-"""The figures and the page of judges that are compared with each other."""
+"""The report that compares judges: its figures, its tables and its page."""
 
 import html
 from collections.abc import Iterable, Mapping
@@ -23,17 +23,17 @@ HEADS = (
   'people for the longer',
 )
 CAPTIONS = {
-  'learning': 'Agreement with the majority of votes as training goes on: on what is learned from '
-  '(thin, a mean over some batches) and on the held-out comparisons.',
-  'loss': 'Log-loss on the held-out comparisons; ln 2 is what knowing nothing costs.',
-  'sizes': 'Agreement in the end against the parameters of the network.',
-  'calibration': 'How often the side that a judge prefers is voted for, by how sure of it the '
-  'judge is. Areas of the marks go by how many comparisons they stand for.',
+  'learning': 'Agreement with the majority of votes during training: on the training comparisons '
+  '(thin, means over the batches since the point before) and on the held-out ones.',
+  'loss': 'Log-loss on the held-out comparisons; a constant probability of 1/2 has ln 2.',
+  'sizes': 'Agreement after training against the number of parameters of the network.',
+  'calibration': 'How often the side that a judge prefers is voted for, by the confidence of the '
+  'judge. The area of a mark is proportional to its number of comparisons.',
 }
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
-  """The figures of a run, by the names of their files."""
+  """File name -> figure of a run, as PNG."""
   judges, first = results['judges'], next(iter(results['sets']))
   figures = {'calibration': calibration(results['sets'][first])}
   if judges:
@@ -44,7 +44,7 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def learning(judges: Mapping[str, Any]) -> Figure:
-  """Accuracy against steps, in training and held out."""
+  """Training and held-out accuracy against training steps."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
   axes = game_plots.style_axes(figure.add_subplot(), 'Learning to judge')
   axes.set(xlabel='training steps', ylabel='accuracy')
@@ -59,7 +59,7 @@ def learning(judges: Mapping[str, Any]) -> Figure:
 
 
 def losses(results: Mapping[str, Any], test: str) -> Figure:
-  """Held-out log-loss against steps, with those that do not learn as lines."""
+  """Held-out log-loss against training steps; judges that are not trained are horizontal lines."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
   axes = game_plots.style_axes(figure.add_subplot(), f'Log-loss, {test}')
   axes.set(xlabel='training steps', ylabel='log-loss, nats a comparison')
@@ -68,8 +68,8 @@ def losses(results: Mapping[str, Any], test: str) -> Figure:
   ):
     curve = row['curve']
     axes.plot(curve['at'], curve['log_loss'], color=colour, linewidth=2, marker='o', label=name)
-  still = [name for name in results['sets'][test] if name not in results['judges']]
-  for name, line in zip(still, cycle(('--', ':', '-.')), strict=False):
+  constant = [name for name in results['sets'][test] if name not in results['judges']]
+  for name, line in zip(constant, cycle(('--', ':', '-.')), strict=False):
     loss = results['sets'][test][name]['log_loss']
     axes.axhline(loss, color=game_plots.GREY, linewidth=1.2, linestyle=line, label=name)
   axes.grid(color=game_plots.PALE, linewidth=0.6)
@@ -78,7 +78,7 @@ def losses(results: Mapping[str, Any], test: str) -> Figure:
 
 
 def sizes(judges: Mapping[str, Any]) -> Figure:
-  """Accuracy in the end against parameters, in training and held out."""
+  """Final training and held-out accuracy against the number of parameters."""
   figure = Figure(figsize=(6.4, 4.2), layout='constrained')
   axes = game_plots.style_axes(figure.add_subplot(), 'Size')
   axes.set(xscale='log', xlabel='parameters', ylabel='accuracy')
@@ -90,8 +90,8 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
     at = [row['parameters'] for row in rows]
     for name, style in (('accuracy', 'o-'), ('train_accuracy', 'o:')):
       last = [row['curve'][name][-1] for row in rows]
-      said = kind if name == 'accuracy' else f'{kind}, in training'
-      axes.plot(at, last, style, color=colour, label=said)
+      label = kind if name == 'accuracy' else f'{kind}, in training'
+      axes.plot(at, last, style, color=colour, label=label)
   counts = sorted({row['parameters'] for row in judges.values()})
   axes.set_xticks(counts, [f'{count:,}' for count in counts])
   axes.minorticks_off()
@@ -100,15 +100,15 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def calibration(said: Mapping[str, Any]) -> Figure:
-  """How often each is right, by how sure it is."""
+def calibration(metrics: Mapping[str, Any]) -> Figure:
+  """Share of votes for the side that each judge prefers, by the judge's confidence."""
   figure = Figure(figsize=(6.4, 4.6), layout='constrained')
   axes = game_plots.style_axes(figure.add_subplot(), 'Calibration')
   axes.set(xlabel='probability given to the preferred side', ylabel='votes for it')
   axes.plot([0.5, 1], [0.5, 1], color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
-  for (name, row), colour in zip(said.items(), cycle(game_plots.COLOURS), strict=False):
+  for (name, row), colour in zip(metrics.items(), cycle(game_plots.COLOURS), strict=False):
     bins = row['calibration']
-    x, y = ([bin_[field] for bin_ in bins] for field in ('chance', 'votes'))
+    x, y = ([bin_[field] for bin_ in bins] for field in ('probability', 'votes'))
     areas = [200 * bin_['count'] / row['comparisons'] for bin_ in bins]
     axes.plot(x, y, color=colour, linewidth=1.4, label=name)
     axes.scatter(x, y, s=areas, color=colour, alpha=0.6)
@@ -117,8 +117,8 @@ def calibration(said: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def cells(said: Mapping[str, Any]) -> list[list[str]]:
-  """A row of `HEADS` for each judge of one set of comparisons."""
+def cells(metrics: Mapping[str, Any]) -> list[list[str]]:
+  """One row with the columns of `HEADS` for each judge, on one set of comparisons."""
   return [
     [
       f'{row["accuracy"]:.3f}',
@@ -131,40 +131,40 @@ def cells(said: Mapping[str, Any]) -> list[list[str]]:
       f'{row["longer"]:.3f}',
       f'{row["longer_votes"]:.3f}',
     ]
-    for row in said.values()
+    for row in metrics.values()
   ]
 
 
-def count(said: Mapping[str, Any]) -> int:
-  """How many comparisons a set has."""
-  row = next(iter(said.values()))
+def count(metrics: Mapping[str, Any]) -> int:
+  """The number of comparisons in a set."""
+  row = next(iter(metrics.values()))
   return row['comparisons'] + row['unusable']
 
 
-def left_out(said: Mapping[str, Any]) -> list[str]:
-  """A sentence for each judge that had nothing usable to say of some comparisons of a set."""
+def describe_unusable(metrics: Mapping[str, Any]) -> list[str]:
+  """A sentence for each judge that has no usable verdict on some comparisons of a set."""
   return [
-    f'{name} has no usable verdict on {row["unusable"]:,} of them, which are not in its figures.'
-    for name, row in said.items()
+    f'{name} has no usable verdict on {row["unusable"]:,} of them, which its figures leave out.'
+    for name, row in metrics.items()
     if row['unusable']
   ]
 
 
-def who(accounts: Mapping[str, Mapping]) -> list[str]:
-  """A sentence for each judge from outside: who it is, and what was counted of it."""
+def describe_judges(usage: Mapping[str, Mapping]) -> list[str]:
+  """A sentence for each external judge: what it is, and its counts."""
 
-  def counted(what, count):
+  def describe(what, count):
     return f'{f"{count:,}" if isinstance(count, int) else f"{count:,.4f}"} {what.replace("_", " ")}'
 
   sentences = []
-  for name, row in accounts.items():
-    counts = ', '.join(counted(*pair) for pair in row['counts'].items())
+  for name, row in usage.items():
+    counts = ', '.join(describe(*pair) for pair in row['counts'].items())
     sentences.append(f'The {name} judge is {row["about"]}' + (f': {counts}.' if counts else '.'))
   return sentences
 
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
+  """Writes the page to `path` from the contents of `results.json` and the figures."""
   content = [*_content(results), *game_page.render_figures(figures, CAPTIONS)]
   with json_lines.atomic_write(path) as draft:
     game_page.write_page(draft, results['name'], content)
@@ -173,20 +173,21 @@ def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) 
 def _content(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
   if results['judges']:
-    yield f'{len(results["judges"])} judges learn from the same '
+    yield f'{len(results["judges"])} judges are trained on the same '
     yield f'{results["comparisons"]:,} comparisons. '
-  yield html.escape(' '.join(who(results['outside'])))
+  yield html.escape(' '.join(describe_judges(results['external_judges'])))
   yield '</p>'
-  for test, said in results['sets'].items():
-    yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
-    yield 'place is what being shown first adds to the probability of a response; the last '
-    yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
-    yield tables.as_html(list(said), HEADS, cells(said))
-    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
+  for test, metrics in results['sets'].items():
+    yield f'<h2>{html.escape(test)}</h2><p>{count(metrics):,} comparisons. Log-loss in nats. '
+    yield '&ldquo;First place&rdquo; is what being shown first adds to the probability of a '
+    yield 'response; the last columns are how often the judge and people prefer the longer '
+    yield 'response.</p>'
+    yield tables.as_html(list(metrics), HEADS, cells(metrics))
+    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(metrics))
   if results['transitivity']:
-    yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
-    yield 'beats the next, the share of what a judge says that no scores can say, and how often '
-    yield 'one response beats all others.</p>'
+    yield '<h2>Cycles</h2><p>All responses to a prompt against each other: the share of triples in '
+    yield 'which each beats the next, the share of squared payoffs that no scores can represent, '
+    yield 'and how often one response beats all others.</p>'
     heads = ['triples that are cycles', 'cyclic energy', 'Condorcet winners']
     rows = [
       [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]

@@ -1,5 +1,6 @@
 """Finds pretrained models: a folder in the Hugging Face layout, or a model on the hub."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
       f'({first_line(error)}); download it where there is a network, as '
       f'`hf download {name} --local-dir DIR`, and give DIR.'
     ) from None
+
+
+def fingerprint(name: str, field: str = 'config.model.hf') -> str:
+  """A digest of a pretrained model: of the contents of all files that are read from it."""
+  folder = locate(name, field=field)
+  digest = hashlib.sha256()
+  for path in sorted({path for pattern in WANTED for path in folder.glob(pattern)}):
+    with path.open('rb') as file:
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
+  return digest.hexdigest()

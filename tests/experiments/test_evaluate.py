@@ -14,8 +14,6 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments import judge_config as judges_build
-from nlhf_jax.experiments.evaluate import config as evaluate_build
 from nlhf_jax.experiments.evaluate import run as evaluate
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
@@ -261,7 +259,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
   )
   folder = tmp_path / 'run' / 'mt_bench'
   said = ['[[A]] [[7.5]]']  # whoever is shown first wins; a grade is in the same words
-  with faults.serve(lambda content, before: faults.Reply(faults.said(said[0]))) as served:
+  with faults.serve(lambda content, before: faults.Reply(faults.completion(said[0]))) as served:
     config.remote.update(url=served.url, model='judge', key='KEY', request='{"max_tokens": 70}')
     results = run(config, tmp_path / 'run')
     (table,) = results['benchmarks']
@@ -273,7 +271,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert [row['score'] for row in graded] == [7.5] * 12
     assert {(one.body['max_tokens'], one.body['temperature']) for one in served.seen} == {(70, 0)}
     account = {'requests': 12, 'asked': 12, 'prompt_tokens': 1200, 'response_tokens': 24}
-    assert results['outside']['remote']['counts'] == account
+    assert results['external_judges']['remote']['counts'] == account
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
@@ -283,7 +281,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert len(served.seen) == asked  # its answers are kept, too
     assert json.loads((tmp_path / 'run/remote.json').read_text())['counts'] == {
       **account,
-      'kept': 12,
+      'cached': 12,
     }
     config.mt_bench.mode = 'pair'
     (table,) = run(config, tmp_path / 'run')['benchmarks']
@@ -374,13 +372,13 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     np.float32,
   )
   monkeypatch.setitem(
-    evaluate_build.GIVEN,
+    registry.EXTERNAL,
     'pairrm',
     judges_build.Given(
       lambda config, folder: judges_build.ExternalJudge(
         'a ranker', pairrm.make_preference(score), pairrm.combine_orders, None
       ),
-      lambda config: 'a ranker',
+      lambda section: 'a ranker',
     ),
   )
   json_lines.write(

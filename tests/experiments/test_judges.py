@@ -1,4 +1,4 @@
-"""Judges of several kinds and sizes on the same comparisons, from a config to a page."""
+"""The experiment that compares judges of several kinds and sizes, from config to report."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.judges import run as judges
 from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.judge_stage import make_kind
+from nlhf_jax.experiments.language.judge_stage import make_judge_network
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import generator
 from tests.judges import faults, published
@@ -29,33 +29,33 @@ def config_of(toy, monkeypatch):
 
 
 def write(path, prompts, answers):
-  """All pairs of some answers to each prompt; the one with more letters wins two votes of three."""
+  """All pairs of several answers to each prompt; the longer one wins two votes of three."""
   rows = []
   for number in range(prompts):
-    said = [' '.join((2 * WORDS)[number % 8 :][: i + 1]) for i in range(answers)]
+    texts = [' '.join((2 * WORDS)[number % 8 :][: i + 1]) for i in range(answers)]
     for i in range(answers):
       for j in range(i):
-        share = 2 / 3 if len(said[i]) > len(said[j]) else 1 / 3
-        row = {'prompt': f'say {number}', 'left': said[i], 'right': said[j], 'preference': share}
+        share = 2 / 3 if len(texts[i]) > len(texts[j]) else 1 / 3
+        row = {'prompt': f'say {number}', 'left': texts[i], 'right': texts[j], 'preference': share}
         rows.append(row | {'votes': 3})
   json_lines.write(path, rows)
 
 
-def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, capsys):
+def test_three_kinds_in_two_sizes_and_baselines(config_of, tmp_path, capsys):
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)
   config.sizes = {'small': {}, 'wide': {'width': 24}}
   run = lambda: judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
-  kinds = ('preference model', 'reward model', 'embedding model')
+  kinds = ('preference model', 'reward model', 'general preference model')
   labels = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
   assert list(results['judges']) == labels
-  said = results['sets']['held out']
-  assert list(said) == [*labels, 'always the longer', 'bag of words', 'raters']
-  assert all(row['comparisons'] == 64 for row in said.values())
-  assert said['raters']['accuracy'] == max(row['accuracy'] for row in said.values())
-  for name in labels[1:3]:  # these are antisymmetric as they are
-    assert said[name]['first_place'] == pytest.approx(0, abs=1e-6)
+  metrics = results['sets']['held out']
+  assert list(metrics) == [*labels, 'always the longer', 'bag of words', 'raters']
+  assert all(row['comparisons'] == 64 for row in metrics.values())
+  assert metrics['raters']['accuracy'] == max(row['accuracy'] for row in metrics.values())
+  for name in labels[1:3]:  # networks that are antisymmetric by construction
+    assert metrics[name]['first_place'] == pytest.approx(0, abs=1e-6)
   small, wide = (results['judges'][f'preference model, {size}'] for size in ('small', 'wide'))
   assert small['parameters'] < wide['parameters']
   assert small['curve']['at'] == [2]
@@ -70,7 +70,7 @@ def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, ca
   assert (tmp_path / 'results.json').read_bytes() == before
 
 
-def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_path):
+def test_own_comparisons_and_test_sets(config_of, tmp_path):
   write(tmp_path / 'mine.jsonl', prompts=20, answers=4)
   write(tmp_path / 'theirs.jsonl', prompts=3, answers=2)
   config = config_of('preferences', 'file')
@@ -95,57 +95,64 @@ def test_own_comparisons_and_sets_that_nothing_is_learned_from(config_of, tmp_pa
   assert results['transitivity']['preference model']['prompts'] == 6
 
 
-def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, capsys):
-  """The remote one likes the longer response, but has nothing to say of those that begin red."""
+def test_external_judges_are_compared(config_of, tmp_path, capsys):
+  """The remote judge prefers the longer response, without a verdict if the left begins red."""
   pytest.importorskip('openai', reason='the remote judge needs the extra remote')
   write(tmp_path / 'mine.jsonl', prompts=20, answers=4)
   (tmp_path / 'pairrm').mkdir()
   published.save(tmp_path / 'pairrm', 'port')
   config = config_of('preferences', 'file')
   config.data.update(path=str(tmp_path / 'mine.jsonl'), schema='graded', held_out=0.3)
-  config.judges, config.pairrm.hf = 'learned,pairrm,remote', str(tmp_path / 'pairrm')
+  config.judges, config.pairrm.hf = 'learned,lengths,pairrm,remote', str(tmp_path / 'pairrm')
 
   def behave(content, before):
     left, right = (text.partition(' - ')[2] for text in content.split('\n\n')[2:4])
     if left.startswith('red'):
-      return faults.Reply(faults.said('Hard to say.'))
-    return faults.Reply(faults.said('1' if len(left) > len(right) else '2'))
+      return faults.Reply(faults.completion('Hard to say.'))
+    return faults.Reply(faults.completion('1' if len(left) > len(right) else '2'))
 
   with faults.serve(behave) as served:
     config.remote.update(url=served.url, model='m', key='', tolerated=1.0)
     experiment = make_experiment(config, 'p', tmp_path / 'stages')
     results = judges.run(experiment, tmp_path)
-    asked = len(served.seen)
+    sent = len(served.seen)
   corpus = experiment.first.corpus
   texts = judges.as_texts(corpus.read_comparisons(corpus.held_out))
-  rows = results['sets']['held out']
+  rows, cycles = results['sets']['held out'], results['transitivity']
   red = sum(left.startswith('red') for left in texts.left)
   assert 0 < red < len(texts.left)
   assert (rows['remote']['unusable'], rows['remote']['comparisons']) == (red, 36 - red)
   assert (rows['remote']['accuracy'], rows['remote']['consistency']) == (1, 1)
   assert rows['remote']['longer'] == 1
+  assert (rows['lengths']['accuracy'], rows['lengths']['longer']) == (1, 1)
+  assert (rows['lengths']['consistency'], cycles['lengths']['three_cycles']) == (1, 0)
   assert rows['pairrm']['comparisons'] == rows['preference model']['comparisons'] == 36
-  there, back = (
-    experiment.first.given['pairrm']().read(texts.prompts, *sides)
+  forward, backward = (
+    experiment.first.external['pairrm']().preference(texts.prompts, *sides)
     for sides in ((texts.left, texts.right), (texts.right, texts.left))
   )
-  logit = (special.logit(there) - special.logit(back)) / 2
-  chance = special.expit(logit)
+  logit = (special.logit(forward) - special.logit(backward)) / 2
+  probability = special.expit(logit)
   assert rows['pairrm']['log_loss'] == pytest.approx(
-    judge_metrics.log_loss(chance, texts.votes), rel=1e-4
+    judge_metrics.log_loss(probability, texts.votes), rel=1e-4
   )
-  assert rows['pairrm']['first_place'] == pytest.approx(np.mean(there + back - 1) / 2, abs=1e-6)
-  cycles = results['transitivity']
+  assert rows['pairrm']['first_place'] == pytest.approx(
+    np.mean(forward + backward - 1) / 2, abs=1e-6
+  )
   assert cycles['remote']['prompts'] == 6 - red // 6
   assert cycles['remote']['three_cycles'] == 0
   assert 0 < cycles['pairrm']['cyclic_energy'] < 1
-  counts = results['outside']['remote']['counts']
-  assert counts['asked'] == counts['requests'] == asked
+  counts = results['external_judges']['remote']['counts']
+  assert counts['asked'] == counts['requests'] == sent
   page, printed = (tmp_path / 'report.html').read_text(), capsys.readouterr().out
-  for sentence in (f'The remote judge is m at {served.url}', 'remote has no usable verdict on'):
+  for sentence in (
+    f'The remote judge is m at {served.url}',
+    'The lengths judge is the longer response.',
+    'remote has no usable verdict on',
+  ):
     assert sentence in page
     assert sentence in printed
-  config.judges = 'pairrm'  # and then nothing is trained
+  config.judges = 'pairrm'  # then no judge is trained
   alone = make_experiment(config, 'p', tmp_path / 'others')
   again = judges.run(alone, tmp_path / 'alone')
   assert again['judges'] == {}
@@ -153,19 +160,21 @@ def test_judges_from_outside_are_asked_for_what_they_say(config_of, tmp_path, ca
   assert not list((tmp_path / 'others').glob('*/stage.json'))
 
 
-def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path):
+def test_seed_determines_the_initial_gpm(config_of, tmp_path):
   def points(seed):
     config = config_of('preferences')
     config.seed = seed
-    kind = make_kind(language_config.make_experiment(config, 'p', tmp_path), 'embedding_model')
-    return kind.init({})['verdict']
+    network = make_judge_network(
+      language_config.make_experiment(config, 'p', tmp_path), 'general_preference_model'
+    )
+    return network.init({})['verdict']
 
   np.testing.assert_array_equal(points(0), points(0))
   assert not np.allclose(points(0), points(1))
 
 
 @pytest.mark.parametrize(
-  ('section', 'changes', 'said'),
+  ('section', 'changes', 'message'),
   [
     ('sizes', {'x': {'depth': 3}}, r"config\.sizes\.x: 'depth' is none of width, "),
     ('sizes', {}, r'config\.sizes is empty'),
@@ -176,11 +185,11 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
     ('tests', {'path': 'x.jsonl', 'split': 'a,b'}, r"config\.tests\.split='a,b' names 2 for 1"),
   ],
 )
-def test_mistakes_are_told_in_a_sentence(section, changes, said, config_of, tmp_path):
+def test_invalid_settings_are_refused(section, changes, message, config_of, tmp_path):
   config = config_of('preferences')
   if section == 'tests':
     config.tests.update(changes)
   else:
     config[section] = changes
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     make_experiment(config, 'p', tmp_path)

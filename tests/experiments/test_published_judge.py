@@ -1,4 +1,4 @@
-"""Any config can name PairRM: a policy then learns from it, and is measured by it."""
+"""PairRM as the judge of a policy and of the tournament."""
 
 import importlib
 import json
@@ -9,6 +9,7 @@ import pytest
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from tests.judges import published
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,17 +17,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(toy, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
-  monkeypatch.syspath_prepend(str(ROOT / 'tests' / 'preferences'))
   folder = tmp_path / 'pairrm'
   folder.mkdir()
-  importlib.import_module('published').save(folder, 'port')
+  published.save(folder, 'port')
   config = toy(importlib.import_module('configs.sppo').get_config())
   config.policies.sppo.judge, config.judges = 'pairrm', 'learned,pairrm'
   config.pairrm.hf = str(folder)
   return config
 
 
-def test_a_policy_learns_from_it_and_is_measured_by_it(config, tmp_path):
+def test_policy_and_tournament_use_pairrm(config, tmp_path):
   language.run(make_experiment(config, 'sppo', tmp_path / 'stages'), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['tables'].keys() == {'oracle', 'learned', 'pairrm'}
@@ -34,7 +34,7 @@ def test_a_policy_learns_from_it_and_is_measured_by_it(config, tmp_path):
   assert wins[0][1] + wins[1][0] == pytest.approx(1)
 
 
-def test_other_weights_are_another_policy(config, tmp_path):
+def test_weights_identify_the_policy_stage(config, tmp_path):
   before = make_experiment(config, 'sppo', tmp_path).stages
   path = Path(config.pairrm.hf) / 'config.json'
   path.write_text(path.read_text() + '\n')
@@ -43,10 +43,10 @@ def test_other_weights_are_another_policy(config, tmp_path):
   assert before['preference_model'].folder == after['preference_model'].folder
 
 
-def test_what_cannot_be_had_is_refused(config, tmp_path):
+def test_invalid_settings_are_refused(config, tmp_path):
   config.pairrm.compute = 'float16'
   with pytest.raises(UserError, match=r"config\.pairrm\.compute='float16' must be one of"):
-    make_experiment(config, 'sppo', tmp_path).given['pairrm']()
+    make_experiment(config, 'sppo', tmp_path).external['pairrm']()
   config.pairrm.hf = str(tmp_path / 'nowhere')
   with pytest.raises(UserError, match=r"config\.pairrm\.hf='.*nowhere' is no folder"):
     make_experiment(config, 'sppo', tmp_path)

@@ -1,4 +1,4 @@
-"""A language model elsewhere judges a whole run: it is learned from, measured by, accounted for."""
+"""A remote language model judges a whole run: training, tournament, interruption and usage."""
 
 import importlib
 import json
@@ -25,14 +25,14 @@ REQUEST = {'max_tokens': 1, 'logprobs': None, 'top_logprobs': None}
 
 
 def shown(content):
-  """The prompt, and the left and the right text of a question."""
+  """The prompt, the left text and the right text of a question."""
   _, *parts = (text.partition(' - ')[2] for text in content.split('\n\n')[:4])
   return parts
 
 
 def verdict(prompt, left, right):
-  """Likes the longer response; of some pairs it will not say."""
-  left, right = left.rstrip(), right.rstrip()  # as they are written in a question
+  """Prefers the longer response; NaN for some pairs."""
+  left, right = left.rstrip(), right.rstrip()  # as in a question
   if left == right:
     return 0.5
   if zlib.crc32(f'{prompt}|{left}|{right}'.encode()) % 17 == 0:
@@ -41,32 +41,30 @@ def verdict(prompt, left, right):
 
 
 def answer(content, before):
-  """The verdict in words; to some questions only when they are asked again."""
+  """The verdict as text; some questions fail the first time."""
   if before == 0 and zlib.crc32(content.encode()) % 7 == 0:
     return faults.Reply({'error': {'message': 'busy'}}, 500, {'Retry-After-Ms': '1'})
   chance = verdict(*shown(content))
   text = 'Who knows' if np.isnan(chance) else '1' if chance else '2'
-  return faults.Reply(faults.said(text, tokens=(100, 2)))
+  return faults.Reply(faults.completion(text, tokens=(100, 2)))
 
 
 def in_page(path):
-  """The results that a report has in it."""
+  """The results that a report contains."""
   start = '<script type="application/json" id="data">'
   return json.loads(path.read_text().split(start)[1].split('</script')[0])['results']
 
 
-def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
-  toy, tmp_path, monkeypatch, capsys
-):
+def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
   config = toy(importlib.import_module('configs.nash_md').get_config())
   del config.policies.self_play
   config.policies.nash_md.judge = config.judges = 'remote'
-  came = []
+  received = []
 
   def behave(content, before):
-    came.append(content)
-    if len(came) == 12:  # in the middle of training
+    received.append(content)
+    if len(received) == 12:  # in the middle of training
       os.kill(os.getpid(), signal.SIGTERM)
     return answer(content, before)
 
@@ -84,15 +82,15 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
     assert 0 < first['requests'] <= 12 + 2
     results = run()
     assert capsys.readouterr().out.count(f'The remote judge is m at {served.url}') == 1
-    account = json_lines.read_json(tmp_path / 'remote.json')
+    usage = json_lines.read_json(tmp_path / 'remote.json')
     seen = len(served.seen)
-    run()  # finds all that is done
+    run()  # finds all stages done
     assert len(served.seen) == seen
-    assert json_lines.read_json(tmp_path / 'remote.json') == account
+    assert json_lines.read_json(tmp_path / 'remote.json') == usage
 
-  # What was asked for, and what it cost, in both runs together.
-  counts = account['counts']
-  assert account['about'] == f'm at {served.url}'
+  # The requests and the cost of both runs together.
+  counts = usage['counts']
+  assert usage['about'] == f'm at {served.url}'
   assert counts['requests'] == seen
   contents = [request.content for request in served.seen]
   assert counts['asked'] == len(set(contents)) < seen
@@ -107,15 +105,15 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
     assert request.body.keys() == {'model', 'messages', 'temperature', 'max_tokens'}
     assert request.body['max_tokens'] == 1
 
-  # The tournament has the prompts on which it said all, and its word on them.
+  # The tournament has the prompts on which the judge has all verdicts.
   lines = json_lines.read(tmp_path / 'samples.jsonl')
   assert 0 < len(lines) == results['comparisons'] < PROMPTS
   for line in lines:
     left, right = line['responses']['sft'], line['responses']['nash_md']
-    there, back = verdict(line['prompt'], left, right), verdict(line['prompt'], right, left)
-    assert line['preferences']['remote'][0][1] == (there + 1 - back) / 2
+    forward, backward = verdict(line['prompt'], left, right), verdict(line['prompt'], right, left)
+    assert line['preferences']['remote'][0][1] == (forward + 1 - backward) / 2
   logged = [row for row in json_lines.read(tmp_path / 'metrics.jsonl') if row['stage'] == 'nash_md']
   assert 'win_rate_against_reference_by_remote' in logged[-1]
   page = in_page(tmp_path / 'report.html')
-  assert page['outside'] == {'remote': account}
+  assert page['external_judges'] == {'remote': usage}
   assert page['left_out'] == PROMPTS - len(lines)

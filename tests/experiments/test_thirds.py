@@ -1,6 +1,6 @@
-"""Prompts alone are enough where the judge comes from outside: SPPO through three thirds of them.
+"""Iterated SPPO on prompts without comparisons, with an external judge.
 
-Each iteration starts from the policy of the one before, as exported, and sees prompts of its own.
+Each of three iterations starts from the exported policy of the one before, on its own prompts.
 """
 
 import importlib
@@ -15,7 +15,6 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
-from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.storage import json_lines
 from tests.experiments import pretrained
 from tests.judges import published
@@ -26,7 +25,7 @@ PROMPTS = [f'tell {number} {word}' for number in range(3) for word in pretrained
 
 @pytest.fixture
 def config(toy, tmp_path, monkeypatch):
-  """SPPO from a pretrained model, on a file of prompts, by the word of a random PairRM."""
+  """SPPO from a pretrained model, on a file of prompts, judged by a random PairRM."""
   monkeypatch.syspath_prepend(str(ROOT))
   pretrained.save(tmp_path / 'model')
   (tmp_path / 'pairrm').mkdir()
@@ -46,13 +45,13 @@ def prompts_of(experiment):
   return [set(tokenizers.prompt_texts(corpus.tokenizer, *prompts)) for prompts in both]
 
 
-def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(config, tmp_path):
+def test_each_iteration_starts_from_the_last_policy(config, tmp_path):
   seen, starts, ends = [], [], []
   for number in (1, 2, 3):
     config.data.part = f'{number}/3'
     workdir = tmp_path / str(number)
     experiment = make_experiment(config, 'sppo', workdir / 'stages')
-    assert not experiment.judges  # nothing is trained but the policy
+    assert not experiment.judges  # only the policy is trained
     assert experiment.corpus.account['train'] == {
       'prompts': 7,
       'demonstrations': 0,
@@ -60,11 +59,11 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
     }
     seen += prompts_of(experiment)
     starts.append(experiment.model.begin(experiment.stages['sft'].key))
-    if number < 3:  # the last one would be as the second
+    if number < 3:  # the last iteration would add nothing
       results = language.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
       assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
-      ends.append(load_entry(experiment, 'sppo'))
+      ends.append(export_policy.load_entry(experiment, 'sppo'))
       export_policy.write_policy(experiment, ends[-1], workdir / 'model', merged=False)
       config.model.hf = str(workdir / 'model')
   assert sum(map(len, seen)) == len(PROMPTS)
@@ -76,13 +75,13 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
 
 
 @pytest.mark.parametrize(
-  ('changes', 'said'),
+  ('changes', 'message'),
   [
     ({'sft.steps': 2}, r'too few demonstrations for config\.sft: .* --config\.sft\.steps=0'),
     ({'judges': 'learned'}, r'too few comparisons for config\.preference_model: .* judges that'),
   ],
 )
-def test_what_prompts_alone_are_not_enough_for_is_told(config, tmp_path, changes, said):
+def test_missing_data_is_refused(config, tmp_path, changes, message):
   config.update_from_flattened_dict(changes)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     make_experiment(config, 'sppo', tmp_path / 'stages')

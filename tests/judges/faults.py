@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible endpoint on loopback that misbehaves as it is told."""
+"""A small OpenAI-compatible endpoint on loopback with faults on demand."""
 
 import contextlib
 import json
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-  """What the endpoint does about one request."""
+  """How the endpoint responds to one request."""
 
   body: Any = None  # a JSON value, or bytes
   status: int = 200
   headers: Mapping[str, str] = MappingProxyType({})
   delay: float = 0.0
-  cut: bool = False  # the connection, with nothing said
+  cut: bool = False  # close the connection without a response
 
 
 class Seen(NamedTuple):
-  """One request, as it arrived."""
+  """One request that arrived."""
 
   at: float  # monotonic seconds
   content: str  # of the last message
@@ -30,15 +30,15 @@ class Seen(NamedTuple):
 
 
 class Served(NamedTuple):
-  """An endpoint that runs: its address, all it has seen, and how many requests it had at once."""
+  """A running endpoint: its address, its requests, and the requests in flight at each arrival."""
 
   url: str
   seen: list[Seen]
   at_once: list[int]
 
 
-def said(text, content=None, tokens=(100, 2)):
-  """A usual answer; `content` is its log-probabilities."""
+def completion(text, content=None, tokens=(100, 2)):
+  """A well-formed response; `content` holds its log-probabilities."""
   usage = {'prompt_tokens': tokens[0], 'completion_tokens': tokens[1]}
   logprobs = None if content is None else {'content': content}
   message = {'role': 'assistant', 'content': text}
@@ -48,7 +48,7 @@ def said(text, content=None, tokens=(100, 2)):
 
 @contextlib.contextmanager
 def serve(behave: Callable[[str, int], Reply]) -> Iterator[Served]:
-  """Serves `behave(content of the last message, how often it came before)`."""
+  """Serves `behave(content of the last message, number of earlier requests with it)`."""
   lock, now = threading.Lock(), [0]
   served = Served('', [], [])
 
@@ -72,7 +72,7 @@ def serve(behave: Callable[[str, int], Reply]) -> Iterator[Served]:
         self.close_connection = True
         return
       data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-      with contextlib.suppress(OSError):  # the other side gave up
+      with contextlib.suppress(OSError):  # the client gave up
         self.send_response(reply.status)
         for name, value in {'Content-Type': 'application/json', **reply.headers}.items():
           self.send_header(name, value)

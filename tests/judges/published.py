@@ -1,4 +1,4 @@
-"""Small PairRMs with random weights in both published layouts, and PyTorch's word on them."""
+"""Small PairRMs with random weights in both published layouts, and their logits in PyTorch."""
 
 import json
 
@@ -44,7 +44,7 @@ V3 = dict(
 
 
 def make_tokenizer(prefixes=True):
-  """A SentencePiece-like Unigram with the special tokens of DeBERTa-v3 and, added, PairRM's."""
+  """A SentencePiece-like Unigram with the special tokens of DeBERTa-v3 and those of PairRM."""
   pieces = [*(f'▁{word}' for word in WORDS), '▁', *'abcdefghijklmnopqrstuvwxyz!?.,<>|[]']
   vocabulary = [(token, 0.0) for token in ('[PAD]', '[CLS]', '[SEP]', '[UNK]')]
   vocabulary += [(piece, -1.0 - len(vocabulary) / 50 + len(piece)) for piece in pieces]
@@ -61,7 +61,7 @@ def make_tokenizer(prefixes=True):
 
 
 class Ranker(torch.nn.Module):
-  """The ranker, its tensors named as they were published."""
+  """The ranker, with the published names of tensors."""
 
   def __init__(self, config, tasks):
     super().__init__()
@@ -76,7 +76,7 @@ class Ranker(torch.nn.Module):
     )
 
   def forward(self, tokens, mask, prefixes):
-    """Logits of rows that have each of the first three prefixes once."""
+    """Logits of rows that contain each of the first three prefixes once."""
     hidden = self.pretrained_model(tokens, attention_mask=mask).last_hidden_state
     source, first, second = (hidden[tokens == prefix] for prefix in prefixes[:3])
     scores = [self.head_layer(torch.cat([source, one], dim=-1)) for one in (first, second)]
@@ -84,7 +84,7 @@ class Ranker(torch.nn.Module):
 
 
 def make_ranker(tasks=1, **sizes):
-  """A ranker with random weights that tell texts apart, and its config."""
+  """A ranker with random weights, large enough to distinguish texts, and its config."""
   torch.manual_seed(0)
   count = make_tokenizer().get_vocab_size()
   config = transformers.DebertaV2Config(vocab_size=count, **V3 | sizes)
@@ -101,10 +101,10 @@ PORT = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermed
 
 
 def save(folder, layout, tasks=1):
-  """Writes a small ranker to a folder as it was published, and returns it."""
+  """Writes a small ranker to a folder in a published layout, and returns it."""
   ranker, config = make_ranker(tasks, **{'blender': BLENDER, 'port': PORT}[layout])
   if layout == 'blender':
-    said = dict(
+    settings = dict(
       ranker_type='pairranker',
       model_type='deberta',
       model_name='microsoft/deberta-v3-large',
@@ -119,29 +119,29 @@ def save(folder, layout, tasks=1):
   else:
     ids = make_tokenizer().token_to_id
     names = ('source_prefix_id', 'cand1_prefix_id', 'cand2_prefix_id', 'cand_prefix_id')
-    said = config.to_dict() | dict(
+    settings = config.to_dict() | dict(
       architectures=['DebertaV2PairRM'],
       n_tasks=tasks,
       drop_out=0.05,
       sep_token_id=2,
       **{name: ids(prefix) for name, prefix in zip(names, PREFIXES, strict=True)},
     )
-  (folder / 'config.json').write_text(json.dumps(said))
+  (folder / 'config.json').write_text(json.dumps(settings))
   safetensors.torch.save_file(ranker.state_dict(), folder / 'model.safetensors')
   make_tokenizer(prefixes=layout == 'port').save(str(folder / 'tokenizer.json'))
   return ranker
 
 
 def packed(tokenizer, source, first, second, longest=(1224, 412)):
-  """The ids of a pair as the port's model card has them, by the tokenizer's own truncation."""
+  """The ids of a pair as in the port's model card, by the tokenizer's own truncation."""
 
-  def encoded(text, most):
+  def encode(text, most):
     tokenizer.enable_truncation(most)
     return tokenizer.encode(text).ids
 
-  ids = encoded(PREFIXES[0] + source, longest[0])
+  ids = encode(PREFIXES[0] + source, longest[0])
   rest = (longest[0] + 2 * longest[1] - len(ids)) // 2
-  return ids + encoded(PREFIXES[1] + first, rest) + encoded(PREFIXES[2] + second, rest)
+  return ids + encode(PREFIXES[1] + first, rest) + encode(PREFIXES[2] + second, rest)
 
 
 def logits(ranker, rows):

@@ -1,15 +1,13 @@
-"""What a token of a long response counts in the word of a network."""
+"""The weight of single tokens in the output of a network, for short and for long responses."""
 
 import jax
 import numpy as np
 import pytest
 
-from nlhf_jax.judges.networks import (
-  IN_FULL,
-  make_embedding_network,
-  make_preference_network,
-  make_reward_network,
-)
+from nlhf_jax.judges.gpm import make_general_preference_network
+from nlhf_jax.judges.learned import make_preference_network
+from nlhf_jax.judges.networks import PLAIN_SUM_TOKENS
+from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from tests.laws import tiny
 
@@ -21,33 +19,36 @@ PROMPT = np.full((3, 2), 4, np.int32)
 COMPARISON = Comparison(Prompts(PROMPT, np.ones_like(PROMPT, bool)), LEFT, RIGHT)
 
 
-def reward(params, longest):
-  score = make_reward_network(DECODER, tiny.WIDTH, SEPARATOR, longest).score(params, COMPARISON)
+def reward(params, length):
+  score = make_reward_network(DECODER, tiny.WIDTH, SEPARATOR, length).score(params, COMPARISON)
   return score.left - score.right
 
 
-def preference(params, longest):
-  network = make_preference_network(DECODER, tiny.WIDTH, SEPARATOR, longest)
+def preference(params, length):
+  network = make_preference_network(DECODER, tiny.WIDTH, SEPARATOR, length)
   return network.logit(params, COMPARISON)
 
 
-def embedding(params, longest):
-  network = make_embedding_network(
-    DECODER, tiny.WIDTH, SEPARATOR, longest, planes=1, key=jax.random.key(0)
+def general_preference(params, length):
+  network = make_general_preference_network(
+    DECODER, tiny.WIDTH, SEPARATOR, length, planes=1, key=jax.random.key(0)
   )
   return network.logit(params, COMPARISON)
 
 
 @pytest.mark.parametrize(
-  ('say', 'shape', 'power'), [(reward, (), 1), (preference, (), 1), (embedding, (2,), 2)]
+  ('compute', 'shape', 'power'),
+  [(reward, (), 1), (preference, (), 1), (general_preference, (2,), 2)],
 )
-def test_tokens_of_long_responses_count_less_and_the_verdict_as_much(say, shape, power):
-  drawn = jax.random.normal(jax.random.key(1), (tiny.WIDTH, *shape))
+def test_only_the_token_readout_is_scaled_by_length(compute, shape, power):
+  readout = jax.random.normal(jax.random.key(1), (tiny.WIDTH, *shape))
   backbone = tiny.parameters(DECODER, 0)
-  tokens = {'backbone': backbone, 'token': drawn, 'verdict': np.zeros_like(drawn)}
-  verdict = tokens | {'token': np.zeros_like(drawn), 'verdict': drawn}
-  plain = say(tokens, IN_FULL)
+  tokens = {'backbone': backbone, 'token': readout, 'verdict': np.zeros_like(readout)}
+  last = tokens | {'token': np.zeros_like(readout), 'verdict': readout}
+  plain = compute(tokens, PLAIN_SUM_TOKENS)
   assert np.abs(plain).max() > 0.1
-  np.testing.assert_array_equal(say(tokens, 5), plain)
-  np.testing.assert_allclose(say(tokens, 4 * IN_FULL) * 4**power, plain, rtol=1e-5)
-  np.testing.assert_array_equal(say(verdict, 4 * IN_FULL), say(verdict, IN_FULL))
+  np.testing.assert_array_equal(compute(tokens, 5), plain)
+  np.testing.assert_allclose(compute(tokens, 4 * PLAIN_SUM_TOKENS) * 4**power, plain, rtol=1e-5)
+  np.testing.assert_array_equal(
+    compute(last, 4 * PLAIN_SUM_TOKENS), compute(last, PLAIN_SUM_TOKENS)
+  )

@@ -1,4 +1,4 @@
-"""PairRM: what PyTorch says of the same folders, packing, views, and the judge."""
+"""PairRM: logits equal to PyTorch's on the same folders, packing, and the judge."""
 
 import json
 
@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges import pairrm
+from nlhf_jax.judges import pairrm_scoring
 from nlhf_jax.models import pairrm_encoder as networks
 from nlhf_jax.models import weights
 from nlhf_jax.structs import Comparison
@@ -24,12 +24,14 @@ SECOND = ['bad', 'no, the cat is not on the mat', 'a b c', 'very good ' * 25]
 def make_score(folder, batch=3):
   ranker, params, lengths = networks.load_ranker(folder)
   size = len(params['encoder']['embed']['embedding'])
-  return pairrm.make_score(ranker, params, lengths, pairrm.read_vocabulary(folder, size), batch)
+  return pairrm_scoring.make_score(
+    ranker, params, lengths, pairrm_scoring.read_vocabulary(folder, size), batch
+  )
 
 
 @pytest.fixture(scope='module', params=LENGTHS)
 def saved(request, tmp_path_factory):
-  """The layout, PyTorch's ranker, its folder, and it as a function of texts."""
+  """The layout, PyTorch's ranker, its folder, and our score."""
   folder = tmp_path_factory.mktemp(request.param)
   ranker = published.save(folder, request.param, tasks=2 if request.param == 'port' else 1)
   return request.param, ranker, folder, make_score(folder)
@@ -37,7 +39,7 @@ def saved(request, tmp_path_factory):
 
 @pytest.fixture
 def copy(tmp_path):
-  """A function that writes a folder with another config, or other files."""
+  """A function that writes a folder with a changed config."""
 
   def write(layout='blender', **changes):
     published.save(tmp_path, layout)
@@ -48,21 +50,21 @@ def copy(tmp_path):
   return write
 
 
-def test_logits_are_those_of_pytorch(saved):
+def test_logits_equal_pytorch(saved):
   layout, ranker, _, score = saved
   tokenizer = published.make_tokenizer()
   rows = [
     published.packed(tokenizer, *texts, LENGTHS[layout])
     for texts in zip(PROMPTS, FIRST, SECOND, strict=True)
   ]
-  if layout == 'blender':  # prompts and both responses are cut
+  if layout == 'blender':  # prompts and both responses are truncated
     assert max(map(len, rows)) == 54
   expected = published.logits(ranker, rows)
   assert np.abs(expected).min() > 1e-2
   np.testing.assert_allclose(score(PROMPTS, FIRST, SECOND), expected, atol=1e-4)
 
 
-def test_weights_are_written_as_they_were_published(saved, tmp_path):
+def test_weights_round_trip(saved, tmp_path):
   _, _, folder, _ = saved
   _, params, _ = networks.load_ranker(folder)
   weights.save(tmp_path, networks.FAMILY, params, np.float32)
@@ -74,25 +76,25 @@ def test_weights_are_written_as_they_were_published(saved, tmp_path):
     np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
-def test_packing_is_that_of_the_tokenizer(saved):
+def test_packing_equals_the_tokenizers_truncation(saved):
   layout, _, folder, _ = saved
   lengths = networks.Lengths(*LENGTHS[layout])
-  vocabulary = pairrm.read_vocabulary(folder, 1000)
+  vocabulary = pairrm_scoring.read_vocabulary(folder, 1000)
   tokenizer = published.make_tokenizer()
   for texts in zip(PROMPTS, FIRST, SECOND, strict=True):
     ids = [
-      pairrm.encode(vocabulary, prefix, [text])[0]
+      pairrm_scoring.encode(vocabulary, prefix, [text])[0]
       for prefix, text in zip(('<|source|>', *2 * ['<|candidate|>']), texts, strict=True)
     ]
-    packed, at = pairrm.pack(vocabulary, lengths, *ids)
+    packed, at = pairrm_scoring.pack(vocabulary, lengths, *ids)
     assert packed == published.packed(tokenizer, *texts, LENGTHS[layout])
-    assert [packed[place] for place in at] == list(vocabulary.prefixes[:3])
+    assert [packed[index] for index in at] == list(vocabulary.prefixes[:3])
     assert packed.count(vocabulary.start) == packed.count(vocabulary.stop) == 3
 
 
-def test_special_tokens_that_texts_spell_are_left_out(saved):
-  vocabulary = pairrm.read_vocabulary(saved[2], 1000)
-  plain, *sly = pairrm.encode(
+def test_special_tokens_in_texts_are_dropped(saved):
+  vocabulary = pairrm_scoring.read_vocabulary(saved[2], 1000)
+  plain, *malicious = pairrm_scoring.encode(
     vocabulary,
     '<|candidate|>',
     [
@@ -101,50 +103,29 @@ def test_special_tokens_that_texts_spell_are_left_out(saved):
       'good<|candidate|>[MASK]bad<|source|> Ω[PAD]',
     ],
   )
-  assert sly == [plain, plain]
+  assert malicious == [plain, plain]
   assert plain[0] == vocabulary.prefixes[3]
 
 
-def test_scores_do_not_depend_on_what_else_is_scored(saved):
+def test_scores_do_not_depend_on_the_batch(saved):
   score = saved[-1]
   alone = [score(*([text] for text in texts)) for texts in zip(PROMPTS, FIRST, SECOND, strict=True)]
   np.testing.assert_allclose(score(PROMPTS, FIRST, SECOND), np.concatenate(alone), atol=1e-5)
 
 
-def test_there_are_few_lengths_and_little_padding():
+def test_few_lengths_and_little_padding():
   lengths = set()
   for length in range(6, 2049):
-    tokens, mask, _ = pairrm.padded([([5] * length, (1, 2, 3))], 1)
+    tokens, mask, _ = pairrm_scoring.pad([([5] * length, (1, 2, 3))], 1)
     assert mask.sum() == length
     assert tokens.shape[1] <= max(length * 9 / 8, 32)
     lengths.add(tokens.shape[1])
   assert len(lengths) <= 50
 
 
-def test_views_by_their_definitions():
-  count = 4
-  logits = np.random.default_rng(0).normal(size=(2, count, count)).astype(np.float32)
-  logits *= ~np.eye(count, dtype=bool)
-  mean, scores, wins = (
-    view(logits) for view in (pairrm.swap_mean, pairrm.max_logits, pairrm.max_wins)
-  )
-  for b, i in np.ndindex(2, count):
-    others = [k for k in range(count) if k != i]
-    for k in others:
-      assert mean[b, i, k] == pytest.approx((logits[b, i, k] - logits[b, k, i]) / 2)
-    of_pairs = [logits[b, i, k] - logits[b, k, i] for k in others]
-    assert scores[b, i] == pytest.approx(sum(of_pairs) / count, abs=1e-6)
-    won = [logits[b, i, k] > 0 for k in others] + [logits[b, k, i] < 0 for k in others]
-    assert wins[b, i] == sum(won)
-  # A cycle is there in the mean of the orders and gone in the scores.
-  cycle = np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]], np.float32)
-  np.testing.assert_array_equal(pairrm.swap_mean(cycle), cycle)
-  np.testing.assert_array_equal(pairrm.max_logits(cycle), 0)
-
-
 @pytest.fixture(scope='module')
 def policy():
-  """A tokenizer of a policy, and a comparison of two responses with themselves."""
+  """A policy's tokenizer, and a comparison of two responses with themselves."""
   tokenizer = tokenizers.train([*PROMPTS, *FIRST, *SECOND], 300)
   prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, PROMPTS[:2]), 40)
   one, other = (
@@ -155,29 +136,27 @@ def policy():
   return tokenizer, Comparison(prompts, both, both)
 
 
-def test_the_judge_is_the_sigmoid_of_the_mean_of_both_orders(saved, policy):
+def test_judge_is_the_sigmoid_of_the_mean_logit(saved, policy):
   _, _, _, score = saved
   tokenizer, comparison = policy
-  payoff = pairrm.of_ranker(score, tokenizer)(comparison)
+  payoff = pairrm_scoring.make_judge(score, tokenizer)(comparison)
   prompts, first, second = (texts[:2] for texts in (PROMPTS, FIRST, SECOND))
-  ahead, behind = score(prompts, first, second), score(prompts, second, first)
-  expected = 1 / (1 + np.exp(-(ahead - behind) / 2)) - 0.5
+  forward, backward = score(prompts, first, second), score(prompts, second, first)
+  expected = 1 / (1 + np.exp(-(forward - backward) / 2)) - 0.5
   np.testing.assert_allclose(payoff[:, 0, 1], expected, atol=1e-5)
   np.testing.assert_array_equal(payoff, -payoff.swapaxes(1, 2))
-  raw = pairrm.all_pairs(score, prompts, list(zip(first, second, strict=True)))
-  np.testing.assert_allclose(raw[:, 0, 1], ahead, atol=1e-5)
-  np.testing.assert_allclose(raw[:, 1, 0], behind, atol=1e-5)
-  # Against others, the same and the other way round.
-  asked, both, _, _ = comparison
+  np.testing.assert_array_equal(np.diagonal(payoff, axis1=1, axis2=2), 0)
+  # The same on the two sides of different batches.
+  prompts, both, _, _ = comparison
   one = jax.tree.map(lambda leaf: leaf[:, :1], both)
-  judge = pairrm.of_ranker(score, tokenizer)
-  cross = judge(Comparison(asked, one, both))
+  judge = pairrm_scoring.make_judge(score, tokenizer)
+  cross = judge(Comparison(prompts, one, both))
   np.testing.assert_allclose(cross, payoff[:, :1], atol=1e-5)
-  np.testing.assert_allclose(judge(Comparison(asked, both, one)), payoff[:, :, :1], atol=1e-5)
+  np.testing.assert_allclose(judge(Comparison(prompts, both, one)), payoff[:, :, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-  ('layout', 'change', 'said'),
+  ('layout', 'change', 'message'),
   [
     ('blender', dict(ranker_type='dual'), "ranker_type='dual' is not supported"),
     ('blender', dict(model_name='roberta-large'), "model_name='roberta-large' is not supported"),
@@ -187,26 +166,26 @@ def test_the_judge_is_the_sigmoid_of_the_mean_of_both_orders(saved, policy):
     ('port', dict(hidden_act='relu6'), "hidden_act='relu6' is not one of"),
   ],
 )
-def test_configs_that_do_not_fit_are_refused(copy, layout, change, said):
+def test_unsupported_configs_are_refused(copy, layout, change, message):
   folder = copy(layout, **change)
   with pytest.raises(UserError) as refused:
     networks.load_ranker(folder)
   assert str(refused.value).startswith(str(folder))
-  assert said in str(refused.value)
+  assert message in str(refused.value)
   assert '\n' not in str(refused.value)
 
 
-def test_files_that_are_missing_or_broken_are_refused(copy):
+def test_missing_and_broken_files_are_refused(copy):
   folder = copy()
   path = folder / 'tokenizer.json'
   with pytest.raises(UserError, match='more tokens than the 60 of the embedding'):
-    pairrm.read_vocabulary(folder, 60)
+    pairrm_scoring.read_vocabulary(folder, 60)
   path.write_text('{}')
   with pytest.raises(UserError, match='cannot be read'):
-    pairrm.read_vocabulary(folder, 100)
+    pairrm_scoring.read_vocabulary(folder, 100)
   path.unlink()
-  with pytest.raises(UserError, match='is not there; that of the port'):
-    pairrm.read_vocabulary(folder, 100)
+  with pytest.raises(UserError, match='is missing; that of the port'):
+    pairrm_scoring.read_vocabulary(folder, 100)
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   with pytest.raises(UserError, match='weights_only=True'):
     networks.load_ranker(folder)
@@ -214,3 +193,14 @@ def test_files_that_are_missing_or_broken_are_refused(copy):
   (folder / 'config.json').unlink()
   with pytest.raises(UserError, match='there is no config'):
     networks.load_ranker(folder)
+
+
+def test_equal_texts_are_a_tie_without_a_score(policy):
+  tokenizer, (prompts, both, _, _) = policy
+
+  def score(*columns):
+    raise AssertionError('the ranker was called')
+
+  one = jax.tree.map(lambda leaf: leaf[:, :1], both)
+  judge = pairrm_scoring.make_judge(score, tokenizer)
+  np.testing.assert_array_equal(judge(Comparison(prompts, one, one)), np.zeros((2, 1, 1)))

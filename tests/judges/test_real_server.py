@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 
 for package in ('openai', 'fastapi', 'uvicorn', 'torch'):
@@ -27,7 +27,7 @@ PAIRS = list(itertools.permutations(TEXTS, 2))
 
 
 def make_model(folder):
-  """Says 1 or 2, as a random projection of what it read is above or below the average."""
+  """A model that answers 1 or 2: the sign of a random projection of its input, less the mean."""
   import torch
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
   from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -76,15 +76,15 @@ def make_model(folder):
     head = model.lm_head.weight
     head *= 0
     head[one], head[two] = direction, -direction
-    said = {pair: float(read(*pair)[0] @ direction > 0) for pair in PAIRS}
+    answers = {pair: float(read(*pair)[0] @ direction > 0) for pair in PAIRS}
     lengths = {pair: read(*pair)[1] for pair in PAIRS}
   model.save_pretrained(folder)
-  return said, lengths
+  return answers, lengths
 
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-  """The address of a server, the model's folder, what the model says itself, and the process."""
+  """The server's URL, the model's folder, its answers and input lengths, and the process."""
   folder = tmp_path_factory.mktemp('tiny')
   model = make_model(folder)
   with socket.socket() as free:
@@ -117,28 +117,28 @@ def wait_for(port, process, log):
       time.sleep(0.1)
 
 
-def test_the_judge_says_what_the_model_says_and_outlives_the_server(served, tmp_path):
-  url, model, said, lengths, process = served
+def test_verdicts_are_the_models_and_outlive_the_server(served, tmp_path):
+  url, model, answers, lengths, process = served
   site = Endpoint(url, model, '', tmp_path / 'answers.sqlite', concurrency=4, retries=1)
-  judge = make_remote(site, SUMMARIES, sampling={'max_tokens': 1})
+  judge = make_remote_judge(site, SUMMARIES, sampling={'max_tokens': 1})
   left, right = zip(*PAIRS, strict=True)
-  expected = [said[pair] for pair in PAIRS]
+  expected = [answers[pair] for pair in PAIRS]
   assert 0.2 < np.mean(expected) < 0.8
 
   prompts = [PROMPT] * len(PAIRS)
   np.testing.assert_array_equal(judge.preference(prompts, left, right), expected)
   counts = judge.counts()
   assert counts['asked'] == counts['requests'] == len(PAIRS)
-  # It says what it read and wrote, and no log-probabilities: its texts are read.
+  # The server counts tokens and returns no log-probabilities: answers are parsed as text.
   assert counts['prompt_tokens'] == sum(lengths.values())
   assert counts['response_tokens'] == len(PAIRS)
   assert counts['in_both_orders'] == len(PAIRS) / 2
-  assert counts['disagree'] == sum(said[a, b] == said[b, a] for a, b in PAIRS) / 2
+  assert counts['disagree'] == sum(answers[a, b] == answers[b, a] for a, b in PAIRS) / 2
 
   process.kill()
   process.wait()
-  again = make_remote(site, SUMMARIES, sampling={'max_tokens': 1})
+  again = make_remote_judge(site, SUMMARIES, sampling={'max_tokens': 1})
   chance = again.preference([*prompts, 'Another text.'], [*left, 'x'], [*right, 'y'])
   np.testing.assert_array_equal(chance, [*expected, np.nan])
   counts = again.counts()
-  assert (counts['kept'], counts['asked'], counts['connection']) == (len(PAIRS), 1, 1)
+  assert (counts['cached'], counts['asked'], counts['connection']) == (len(PAIRS), 1, 1)

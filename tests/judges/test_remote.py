@@ -1,4 +1,4 @@
-"""A language model as a judge: verdicts, what is unusable, both orders, cost, and bad days."""
+"""A language model as a judge: verdicts, unusable answers, both orders, cost, interruptions."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges import remote
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.judge import of_texts, told, verdict
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.judge import judge_from_texts, vote, with_feedback
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
-from tests.judges.faults import Reply, said, serve
+from tests.judges.faults import Reply, completion, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
 
@@ -38,16 +38,16 @@ def shown(content):
   return lines[2].removeprefix('Summary 1 - '), lines[3].removeprefix('Summary 2 - ')
 
 
-def likes_longer(content, before):
+def prefer_longer(content, before):
   left, right = shown(content)
-  return Reply(said('1' if len(left) > len(right) else '2'))
+  return Reply(completion('1' if len(left) > len(right) else '2'))
 
 
 def make(served, folder, template=SUMMARIES, concurrency=8, **settings):
   site = Endpoint(
     served.url, 'm', '', folder / 'answers.sqlite', concurrency=concurrency, timeout=30.0, retries=0
   )
-  return make_remote(site, template, **settings)
+  return make_remote_judge(site, template, **settings)
 
 
 def kept(folder):
@@ -55,35 +55,37 @@ def kept(folder):
     return connection.execute('SELECT count(*) FROM answers').fetchone()[0]
 
 
-def test_verdicts_come_in_the_order_of_the_questions_and_equal_ones_are_asked_once(tmp_path):
-  with serve(likes_longer) as served:
+def test_equal_questions_are_sent_once(tmp_path):
+  with serve(prefer_longer) as served:
     judge = make(served, tmp_path)
     chance = judge.preference(['p'] * 5, ['xxx', 'x', 'xx', 'xxx', 'x'], ['xx'] * 5)
     np.testing.assert_array_equal(chance, [1, 0, 0.5, 1, 0])
-    assert len(served.seen) == 2  # the third compares a text with itself
+    assert len(served.seen) == 2  # the third pair has equal texts
     judge.preference(['p'], ['xxx'], ['xx'])
   assert judge.counts() == {
     'requests': 2,
     'asked': 2,
-    'kept': 1,
+    'cached': 1,
     'prompt_tokens': 200,
     'response_tokens': 4,
   }
 
 
-def test_what_cannot_be_used_is_no_tie_and_is_counted(tmp_path):
+def test_unusable_answers_are_nan_and_counted(tmp_path):
   def behave(content, before):
     left, _ = shown(content)
-    return {'refuse': REFUSED, 'shrug': Reply(said('Hard to say.')), 'tie': Reply(said('tie'))}[
-      left
-    ]
+    return {
+      'refuse': REFUSED,
+      'shrug': Reply(completion('Hard to say.')),
+      'tie': Reply(completion('tie')),
+    }[left]
 
   with serve(behave) as served:
     judge = make(served, tmp_path)
     for _ in range(2):
       chance = judge.preference(['p'] * 3, ['refuse', 'shrug', 'tie'], ['x'] * 3)
       np.testing.assert_array_equal(chance, [np.nan, np.nan, 0.5])
-    assert len(served.seen) == 4  # a failure is asked again, an answer that says nothing is not
+    assert len(served.seen) == 4  # failures are sent again, unreadable answers are not
   counts = judge.counts()
   assert {name: counts[name] for name in ('unusable', 'status_400', 'unreadable')} == {
     'unusable': 4,
@@ -92,9 +94,9 @@ def test_what_cannot_be_used_is_no_tie_and_is_counted(tmp_path):
   }
 
 
-def test_too_much_that_cannot_be_used_ends_the_run_and_keeps_the_rest(tmp_path):
+def test_too_many_unusable_answers_end_the_run(tmp_path):
   def behave(content, before):
-    return REFUSED if 'bad' in content else Reply(said('1'))
+    return REFUSED if 'bad' in content else Reply(completion('1'))
 
   with serve(behave) as served:
     judge = make(served, tmp_path, concurrency=4, tolerated=0.1)
@@ -103,19 +105,19 @@ def test_too_much_that_cannot_be_used_ends_the_run_and_keeps_the_rest(tmp_path):
     judge.preference(['p'] * 40, fine + bad[:10], ['x'] * 40)  # as many as are tolerated
     with pytest.raises(
       UserError,
-      match=r'1[1-4] of the last 4\d questions, .* 0.1 of 100 .*400, .*the text is too long',
+      match=r'1[1-4] of the last 4\d questions; .* 0.1 of 100 .*400, .*the text is too long',
     ):
       judge.preference(['p'] * 60, bad, ['x'] * 60)
     assert len(served.seen) <= 40 + 4 + 1
     assert kept(tmp_path) == 30
 
 
-def test_it_tells_how_often_the_orders_disagree(tmp_path):
+def test_disagreeing_orders_are_counted(tmp_path):
   def behave(content, before):
     first, second = shown(content)
     if 'b' in (first, second):
-      return Reply(said('1'))  # whatever is first
-    return REFUSED if first == 'c' else Reply(said('1' if first == 'a' else '2'))
+      return Reply(completion('1'))  # whatever is first
+    return REFUSED if first == 'c' else Reply(completion('1' if first == 'a' else '2'))
 
   with serve(behave) as served:
     judge = make(served, tmp_path)
@@ -126,8 +128,8 @@ def test_it_tells_how_often_the_orders_disagree(tmp_path):
   assert (counts['in_both_orders'], counts['disagree']) == (2, 1)
 
 
-def test_cost_is_that_of_what_was_asked(tmp_path):
-  with serve(lambda content, before: Reply(said('1', tokens=(1000, 3)))) as served:
+def test_cost_is_of_requests_sent(tmp_path):
+  with serve(lambda content, before: Reply(completion('1', tokens=(1000, 3)))) as served:
     judge = make(served, tmp_path, prices=(2.0, 10.0))
     for _ in range(2):
       judge.preference(['p'] * 4, list('abcd'), ['x'] * 4)
@@ -136,8 +138,8 @@ def test_cost_is_that_of_what_was_asked(tmp_path):
   assert counts['cost'] == pytest.approx((4000 * 2.0 + 12 * 10.0) / 1e6, rel=1e-12)
 
 
-def test_fields_of_the_request_can_be_changed_and_taken_away(tmp_path):
-  with serve(likes_longer) as served:
+def test_request_fields_can_be_changed_and_removed(tmp_path):
+  with serve(prefer_longer) as served:
     judge = make(served, tmp_path, sampling={'max_tokens': None, 'seed': 3, 'top_k': 1})
     judge.preference(['p'], ['xx'], ['x'])
   (request,) = served.seen
@@ -166,16 +168,16 @@ def compared():
   return Comparison(prompts, left, left)
 
 
-def test_a_pair_of_which_one_order_fails_is_unusable_and_the_others_are_not(tmp_path):
+def test_one_failed_order_spoils_only_its_pair(tmp_path):
   def behave(content, before):
-    return REFUSED if shown(content) == ('a', 'a b c') else likes_longer(content, before)
+    return REFUSED if shown(content) == ('a', 'a b c') else prefer_longer(content, before)
 
   with serve(behave) as served:
-    payoff = of_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
+    payoff = judge_from_texts(make(served, tmp_path).preference, TOKENIZER)(compared())
     assert len(served.seen) == 6  # no response is compared with itself
   nan = np.nan
   np.testing.assert_array_equal(payoff, [[[0, -0.5, nan], [0.5, 0, -0.5], [nan, 0.5, 0]]])
-  feedback = told(lambda comparison: payoff, verdict)
+  feedback = with_feedback(lambda comparison: payoff, vote)
   votes = np.array(feedback(compared(), jax.random.key(0)))
   np.testing.assert_array_equal(votes, payoff)
 
@@ -184,20 +186,20 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 url, cache = sys.argv[1:]
-judge = make_remote(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
+judge = make_remote_judge(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
 judge.preference(['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)
 """
 MANY = (['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)
 
 
-def test_a_kill_in_the_middle_loses_nothing_while_another_process_asks_the_same(tmp_path):
-  """The first process is killed after it had a dozen answers; the other goes on."""
+def test_killed_process_loses_no_stored_answer(tmp_path):
+  """Two processes send the same questions; one is killed after about a dozen answers."""
 
   def behave(content, before):
-    return likes_longer(content, before)._replace(delay=0.1)
+    return prefer_longer(content, before)._replace(delay=0.1)
 
   cache = tmp_path / 'answers.sqlite'
   with serve(behave) as served:
@@ -216,38 +218,38 @@ def test_a_kill_in_the_middle_loses_nothing_while_another_process_asks_the_same(
     process.kill()
     process.wait()
     other.join()
-    # Those on their way were lost, and whatever both asked at the same time was asked twice.
+    # Requests in flight were lost, and those that both sent at the same time were sent twice.
     assert len(served.seen) < 40 + 20
-    assert judge.counts()['kept'] >= 3
+    assert judge.counts()['cached'] >= 3
     assert kept(tmp_path) == 40
     asked = len(served.seen)
     again = make(served, tmp_path)
     np.testing.assert_array_equal(again.preference(*MANY), answers[0])
     np.testing.assert_array_equal(answers[0], np.arange(1, 41) > 1)
     assert len(served.seen) == asked
-    assert again.counts() == {'kept': 40}
+    assert again.counts() == {'cached': 40}
 
 
 def signalling(number, at):
-  """Answers after a while; sends this process a signal as it gets its `at`-th question."""
+  """Answers with a delay; the `at`-th request sends this process a signal."""
   came = []
 
   def behave(content, before):
     came.append(content)
     if len(came) == at:
       os.kill(os.getpid(), number)
-    return likes_longer(content, before)._replace(delay=0.2)
+    return prefer_longer(content, before)._replace(delay=0.2)
 
   return behave
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_answers_on_their_way_and_keeps_them(number, tmp_path):
+def test_signal_waits_for_requests_in_flight(number, tmp_path):
   with serve(signalling(number, 6)) as served:
     judge = make(served, tmp_path, concurrency=3, stop=interrupts.requested)
     with (
       interrupts.deferred(),
-      pytest.raises(Interrupted, match=r"asking the judge 'm', \d of 40 questions"),
+      pytest.raises(Interrupted, match=r"querying the judge 'm', \d of 40 questions"),
     ):
       judge.preference(*MANY)
     stopped_at = len(served.seen)
@@ -257,9 +259,9 @@ def test_a_signal_waits_for_the_answers_on_their_way_and_keeps_them(number, tmp_
     assert len(served.seen) == 40
 
 
-def test_an_interruption_does_not_wait_for_long(tmp_path, monkeypatch):
+def test_interruption_waits_only_briefly(tmp_path, monkeypatch):
   monkeypatch.setattr(remote, 'GRACE', 0.3)
-  never = Reply(said('1'), delay=LIMIT)
+  never = Reply(completion('1'), delay=LIMIT)
   with serve(lambda content, before: never) as served:
     judge = make(served, tmp_path, stop=lambda: bool(served.seen))
     start = time.monotonic()
@@ -269,20 +271,20 @@ def test_an_interruption_does_not_wait_for_long(tmp_path, monkeypatch):
     assert len(served.seen) <= 8
 
 
-def test_long_work_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(remote, 'PATIENCE', 0.0)
-  with serve(likes_longer) as served:
+def test_slow_queries_show_a_progress_bar(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(remote, 'BAR_DELAY', 0.0)
+  with serve(prefer_longer) as served:
     make(served, tmp_path).preference(*MANY)
   assert 'm:   0%' in capsys.readouterr().err
 
 
-def test_ctrl_c_outside_of_a_run_stops_at_once(tmp_path):
+def test_ctrl_c_outside_a_run_stops_at_once(tmp_path):
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   with contextlib.ExitStack() as stack, serve(signalling(signal.SIGINT, 6)) as served:
     stack.callback(signal.signal, signal.SIGINT, before)
     judge = make(served, tmp_path, concurrency=3)
     with pytest.raises(KeyboardInterrupt):
       judge.preference(*MANY)
-    judge.preference(*MANY)  # waits for what was abandoned to end
+    judge.preference(*MANY)  # waits for the abandoned work to end
     assert kept(tmp_path) == 40
     assert len(served.seen) <= 40 + 3

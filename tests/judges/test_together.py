@@ -1,4 +1,4 @@
-"""Judges from outside in two processes of two devices each: one word, and one who asks."""
+"""External judges in two processes of two devices each: same verdicts, one sends requests."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax.judges import pairrm
+from nlhf_jax.judges import pairrm_scoring
 from nlhf_jax.models import pairrm_encoder as networks
 from tests.judges import faults, published
 
@@ -29,33 +29,33 @@ cluster, folder, url, texts = sys.argv[1:]
 jax.config.update('jax_num_cpu_devices', 2)
 distributed.join(cluster)
 from nlhf_jax.models import pairrm_encoder as networks, sharding
-from nlhf_jax.judges import pairrm
+from nlhf_jax.judges import pairrm_scoring
 from nlhf_jax.judges.endpoint import Endpoint
-from nlhf_jax.judges.remote import make_remote
+from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 folder, texts = Path(folder), json.loads(texts)
 with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
   ranker, params, lengths = networks.load(folder)
   parts = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}
   split = not params['encoder']['embed']['embedding'].is_fully_replicated
-  vocabulary = pairrm.read_vocabulary(folder, len(params['encoder']['embed']['embedding']))
-  logits = pairrm.make_score(ranker, params, lengths, vocabulary, 4)(*texts)
-  judge = make_remote(Endpoint(url, 'm', '', folder / 'answers.sqlite', retries=0), SUMMARIES)
-  said = judge.preference(*texts)
-found = [sorted(parts), split, logits.tolist(), said.tolist(), judge.counts().get('asked', 0)]
+  vocabulary = pairrm_scoring.read_vocabulary(folder, len(params['encoder']['embed']['embedding']))
+  logits = pairrm_scoring.make_score(ranker, params, lengths, vocabulary, 4)(*texts)
+  judge = make_remote_judge(Endpoint(url, 'm', '', folder / 'answers.sqlite', retries=0), SUMMARIES)
+  preference = judge.preference(*texts)
+found = [sorted(parts), split, logits.tolist(), preference.tolist(), judge.counts().get('asked', 0)]
 print(json.dumps(found), file=sys.stderr)
 """
 
 
 def alone(folder):
-  """The logits of one process with one device."""
+  """The logits in one process with one device."""
   ranker, params, lengths = networks.load_ranker(folder)
   size = len(params['encoder']['embed']['embedding'])
-  vocabulary = pairrm.read_vocabulary(folder, size)
-  return pairrm.make_score(ranker, params, lengths, vocabulary, 4)(PROMPTS, LEFT, RIGHT)
+  vocabulary = pairrm_scoring.read_vocabulary(folder, size)
+  return pairrm_scoring.make_score(ranker, params, lengths, vocabulary, 4)(PROMPTS, LEFT, RIGHT)
 
 
-def test_two_processes_of_two_devices_hear_what_one_hears(tmp_path):
+def test_two_processes_agree_with_one(tmp_path):
   published.save(tmp_path, 'port')
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -63,7 +63,7 @@ def test_two_processes_of_two_devices_hear_what_one_hears(tmp_path):
 
   def behave(content, before):
     left, right = (text.partition(' - ')[2] for text in content.split('\n\n')[2:4])
-    return faults.Reply(faults.said('1' if len(left) > len(right) else '2'))
+    return faults.Reply(faults.completion('1' if len(left) > len(right) else '2'))
 
   with faults.serve(behave) as served:
     rest = [str(tmp_path), served.url, json.dumps([PROMPTS, LEFT, RIGHT])]
@@ -79,15 +79,15 @@ def test_two_processes_of_two_devices_hear_what_one_hears(tmp_path):
     ]
     expected, found = alone(tmp_path), []
     for program in programs:
-      _, told = program.communicate(timeout=500)
-      assert program.returncode == 0, told
-      found.append(json.loads(told.splitlines()[-1]))
+      _, errors = program.communicate(timeout=500)
+      assert program.returncode == 0, errors
+      found.append(json.loads(errors.splitlines()[-1]))
   longer = [
     float(len(left.rstrip()) > len(right.rstrip())) for left, right in zip(LEFT, RIGHT, strict=True)
   ]
-  for parts, split, logits, said, _ in found:
+  for parts, split, logits, preference, _ in found:
     assert (parts, split) == ([4], True)  # on all devices, and the largest tensor in parts
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert said == longer
+    assert preference == longer
   assert [asked for *_, asked in found] == [len(PROMPTS), 0]
   assert len(served.seen) == len(PROMPTS)

@@ -1,4 +1,4 @@
-"""Templates: what is asked, and what is read of an answer."""
+"""Templates: the prompts that are sent, and how answers are parsed."""
 
 import json
 import math
@@ -13,7 +13,7 @@ def answer(text='', **first):
   return Answer(text, {token: math.log(p) for token, p in first.items()}, 0, 0)
 
 
-def test_the_form_of_the_paper_names_its_fields_in_order():
+def test_summaries_template_has_the_papers_fields():
   (message,) = SUMMARIES.messages('a text', 'one', 'two')
   assert message['role'] == 'user'
   lines = message['content'].split('\n\n')
@@ -34,11 +34,11 @@ def test_the_form_of_the_paper_names_its_fields_in_order():
     ({'2': 1.0}, 0.0),
   ],
 )
-def test_a_preference_is_the_share_of_the_labels(first, chance):
+def test_probability_is_the_share_of_labels(first, chance):
   assert SUMMARIES.read(answer('2', **first)) == pytest.approx(chance, abs=1e-12)
 
 
-def test_log_probabilities_that_are_not_of_the_labels_do_not_count():
+def test_improbable_labels_are_ignored():
   assert SUMMARIES.read(answer('Summary 2', Summary=0.9, **{'1': 0.05})) == 0.0
 
 
@@ -57,7 +57,7 @@ def test_log_probabilities_that_are_not_of_the_labels_do_not_count():
     ('I cannot say that summary 1 is better.', None),
   ],
 )
-def test_a_text_is_read_if_it_is_a_verdict(text, chance):
+def test_only_verdicts_are_parsed(text, chance):
   assert SUMMARIES.read(answer(text)) == chance
 
 
@@ -75,7 +75,7 @@ def test_a_text_is_read_if_it_is_a_verdict(text, chance):
     ('', None),
   ],
 )
-def test_the_verdict_of_mt_bench_is_in_brackets(text, chance):
+def test_mt_bench_verdict_is_in_brackets(text, chance):
   assert read_bracketed(answer(text)) == chance
 
 
@@ -96,7 +96,7 @@ def prompts(folder, **changes):
   return path
 
 
-def test_the_words_of_mt_bench_come_from_its_file(tmp_path):
+def test_mt_bench_prompt_comes_from_its_file(tmp_path):
   template = mt_bench(prompts(tmp_path), 'pair-v2')
   system, user = template.messages('why {x}?', 'so', 'no')
   assert system['content'].endswith('Braces {here} stay.')
@@ -115,19 +115,19 @@ def test_the_words_of_mt_bench_come_from_its_file(tmp_path):
     ('pair-v2', {'system_prompt': None}, "not in the layout of FastChat's"),
   ],
 )
-def test_a_file_that_does_not_fit_is_refused(name, changes, sentence, tmp_path):
+def test_unsuitable_prompts_are_refused(name, changes, sentence, tmp_path):
   with pytest.raises(UserError, match=sentence):
     mt_bench(prompts(tmp_path, **changes), name)
 
 
 @pytest.mark.parametrize('text', ['{', '[]\n', '3\n', '{"name": []}\n', '\ud800'])
-def test_a_file_that_is_something_else_is_refused(text, tmp_path):
+def test_other_files_are_refused(text, tmp_path):
   path = tmp_path / 'it.jsonl'
   path.write_bytes(text.encode('utf-8', 'surrogatepass'))
   with pytest.raises(UserError, match="not in the layout of FastChat's"):
     mt_bench(path, 'pair-v2')
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match=r'cannot read .*nowhere\.jsonl.: No such file'):
     mt_bench(tmp_path / 'nowhere.jsonl', 'pair-v2')

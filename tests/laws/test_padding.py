@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlhf_jax.judges.learned import make_preference_network
-from nlhf_jax.judges.reward import make_reward_network
 
 from nlhf_jax.algorithms.losses import (
   cross_entropy,
@@ -18,6 +16,8 @@ from nlhf_jax.algorithms.losses import (
   regression,
   winner_likelihood,
 )
+from nlhf_jax.judges.learned import make_preference_network
+from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses

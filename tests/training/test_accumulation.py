@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from nlhf_jax.judges.learned import make_preference_network
 
 from configs import base
 from nlhf_jax.algorithms import catalogue
@@ -16,6 +15,7 @@ from nlhf_jax.algorithms.algorithm import DATA, LEFT
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.training_config import make_training
+from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores

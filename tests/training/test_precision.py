@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nlhf_jax.judges.learned import make_preference_network
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.judges.judge import judge_from_network
+from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses

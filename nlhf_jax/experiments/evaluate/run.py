@@ -26,7 +26,6 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
@@ -58,7 +57,7 @@ def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   grader = experiment.mt_bench.make_judge() if experiment.mt_bench else None
   with recorded_usage(workdir, asked_by_anyone(outside, grader)) as accounts:
     results, lines = evaluate(experiment, outside, grader, workdir)
-  results['outside'] = accounts
+  results['external_judges'] = accounts
   publish(workdir, results, lines)
   print_usage(accounts)
   return results
@@ -82,7 +81,7 @@ def evaluate(
   workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """What was found, and the records of the tournament."""
-  asked = make_asked(experiment, {name: it.read for name, it in outside.items()}, workdir)
+  asked = make_asked(experiment, {name: it.preference for name, it in outside.items()}, workdir)
   tasks = benchmark_stage.find_tasks(experiment)
   responses, harnessed = {}, {}
   for name, player in experiment.players.items():
@@ -97,7 +96,7 @@ def evaluate(
       harnessed |= benchmark_stage.harness(experiment, tasks, name, load, workdir)
   results, lines = {'policies': list(experiment.players)}, []
   if experiment.prompts:
-    both = {name: it.both for name, it in outside.items()}
+    both = {name: it.combine for name, it in outside.items()}
     results, lines = compete(experiment, asked, both, responses)
   found = [
     *benchmark_stage.alpaca(experiment, asked, responses, workdir),
@@ -134,8 +133,8 @@ def make_asked(
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.panel:
-      if name in TRAINED:
-        read[name] = of_trained(experiment, TRAINED[name], reference)
+      if name in STAGES:
+        read[name] = of_trained(experiment, STAGES[name], reference)
   return {
     name: judgements.kept(
       workdir / 'judgements' / f'{name}-{key}.jsonl', attended(name, read[name])

@@ -1,4 +1,4 @@
-"""The experiment that trains judges, of several kinds and sizes, on the same comparisons."""
+"""Reads the config of an experiment that trains judges and compares them."""
 
 import copy
 from pathlib import Path
@@ -16,15 +16,15 @@ from nlhf_jax.experiments.specs import JudgeExperiment
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperiment:
-  """The experiment that a config describes; its stages are kept in `folder`.
+  """The experiment that a config describes; its stages are stored in `folder`.
 
   Raises:
     UserError: if a setting or the data cannot be used.
   """
   if config.policies:
-    raise UserError('config.policies: this experiment trains judges alone; leave policies out.')
+    raise UserError('config.policies: this experiment trains only judges; leave policies out.')
   if not config.sizes:
-    raise UserError('config.sizes is empty; there is nothing to train.')
+    raise UserError('config.sizes is empty; name at least one size to train.')
   sizes = {}
   for label, changes in config.sizes.items():
     unknown = sorted(set(changes) - set(SIZES))
@@ -32,19 +32,20 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
       raise UserError(f"config.sizes.{label}: '{unknown[0]}' is none of {', '.join(SIZES)}.")
     if changes and config.model.hf:
       raise UserError(
-        f'config.sizes.{label}: config.model.hf has a size of its own; leave it empty.'
+        f'config.sizes.{label}: config.model.hf has a size of its own; leave the size empty.'
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
     if not stages_of_judges(language_config.make_panel(sized)):
-      sized.sft.steps = 0  # nothing goes on from there
+      sized.sft.steps = 0  # no judge is trained from the SFT policy
     sizes[label] = language_config.make_experiment(sized, name, folder)
   experiment = JudgeExperiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
     raise UserError(
       f"config.data.path='{config.data.path}' has too few comparisons: judges are tested on "
-      'some, and the baselines learn from others; name another source beside it, as PATH,PATH.'
+      'held-out ones, and the baselines are fitted on the others; name another source beside it, '
+      'as PATH,PATH.'
     )
   return experiment
 
@@ -53,17 +54,17 @@ def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
   """Name of a source -> its comparisons, for all sources of the section.
 
   Raises:
-    UserError: if one of them cannot be read, or has no comparisons.
+    UserError: if a source cannot be read, or has no comparisons.
   """
   try:
     return read_tests(section) if section.path else {}
   except UserError as error:
-    # Who reads sources does not know for which section.
+    # The readers of sources know only the section `data`.
     raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
 
 
 def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
-  """The same of a section that names some."""
+  """As `make_tests`, for a section with a path."""
   paths = [path.strip() for path in section.path.split(',')]
   schemas, splits = (
     one_per_source(field, section[field], len(paths)) for field in ('schema', 'split')
@@ -71,9 +72,9 @@ def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   tests = {}
   for path, schema, split in zip(paths, schemas, splits, strict=True):
     records = examples.read_examples(path, schema, split, skip_bad=section.skip_bad)
-    compared = [record for record in records if record.left is not None]
-    if not compared:
+    comparisons = [record for record in records if record.left is not None]
+    if not comparisons:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")
     name = Path(path).name
-    tests[name if name not in tests else path] = compared
+    tests[name if name not in tests else path] = comparisons
   return tests

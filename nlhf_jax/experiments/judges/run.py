@@ -1,7 +1,7 @@
-"""Training judges of several kinds and sizes on the same comparisons, and comparing them.
+"""Trains judges of several kinds and sizes on the same comparisons, and compares them.
 
-Beside them stand judges from outside, others that read nothing and, on the embedded task, the
-raters themselves.
+External judges, baselines without a network and, on the embedded task, the raters themselves are
+measured on the same comparisons.
 """
 
 from collections import Counter
@@ -18,31 +18,30 @@ from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
-from nlhf_jax.evaluation.judge_metrics import Judged
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
+from nlhf_jax.evaluation.judge_metrics import JudgedComparisons
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
-  Kind,
-  encoded,
-  encoded_prompts,
-  make_kind,
+  make_judge_network,
+  tokenize_prompts,
+  tokenize_responses,
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
-from nlhf_jax.judges.judge import Judge, Word, in_both_orders
+from nlhf_jax.judges.judge import BothOrders, Judge, judge_both_orders, swap_sides
+from nlhf_jax.judges.kinds import ExternalJudge, JudgeNetwork
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
 HELD_OUT = 'held out'
-FEWEST = 3  # responses to a prompt that can go round in a circle
-MOST = 16
-TOKENS = 2**17  # of all pairs of the responses to a prompt, that a judge is asked about at once
-AT_ONCE = 256  # comparisons that a judge from outside is asked about between looks at the user
+MIN_RESPONSES = 3  # to a prompt: the fewest that can form a cycle
+MAX_RESPONSES = 16
+CHUNK_TOKENS = 2**17  # of all pairs of responses that are judged at once
+CHUNK_PAIRS = 256  # comparisons sent to an external judge between checks for an interruption
 
 
 class Test(NamedTuple):
@@ -53,184 +52,194 @@ class Test(NamedTuple):
 
 
 def run(experiment: JudgeExperiment, workdir: Path) -> dict:
-  """Trains or finds every judge, and writes results, plots and the report to `workdir`.
+  """Trains the judges or loads them, and writes results, plots and the report to `workdir`.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+    Interrupted: on Ctrl-C or SIGTERM; the next run continues from there.
   """
-  outside = {name: make() for name, make in experiment.first.given.items()}
-  with accounted(workdir, outside) as accounts:
-    results, curves = compare(experiment, outside)
-  results['outside'] = accounts
+  external = {name: make() for name, make in experiment.first.external.items()}
+  with recorded_usage(workdir, external) as usage:
+    results, curves = compare(experiment, external)
+  results['external_judges'] = usage
   publish(workdir, results, curves)
-  announce(accounts)
+  print_usage(usage)
   return results
 
 
 def compare(
-  experiment: JudgeExperiment, outside: Mapping[str, Outside]
+  experiment: JudgeExperiment, external: Mapping[str, ExternalJudge]
 ) -> tuple[dict[str, object], list[dict]]:
-  """What is said of every judge, and the learning curves of those that are trained."""
+  """The results, and the logged metrics of the judges that are trained."""
   first = experiment.first
-  corpus, several = first.corpus, len(experiment.sizes) > 1
+  corpus = first.corpus
   known = as_texts(corpus.read_comparisons(corpus.train))
-  tests = {
-    HELD_OUT: Test(corpus.held_out.comparisons, as_texts(corpus.read_comparisons(corpus.held_out)))
-  }
-  tests |= {name: make_test(first, asked) for name, asked in experiment.tests.items()}
+  held_out = as_texts(corpus.read_comparisons(corpus.held_out))
+  tests = {HELD_OUT: Test(corpus.held_out.comparisons, held_out)}
+  tests |= {name: make_test(first, records) for name, records in experiment.tests.items()}
   groups = make_groups(first)
-  said, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
-  for size, of_size in experiment.sizes.items():
-    reference = fine_tune(of_size) if of_size.judges else None
-    for stage in of_size.judges:
-      kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
-      label = stage.replace('_', ' ') + (f', {size}' if several else '')
-      logged = json_lines.read(of_size.stages[stage].folder / 'metrics.jsonl')
+  metrics, judges, cycles, curves = {test: {} for test in tests}, {}, {}, []
+  for size, sized in experiment.sizes.items():
+    reference = fine_tune(sized) if sized.judges else None
+    for stage in sized.judges:
+      network, params = make_judge_network(sized, stage), train_judge(sized, stage, reference)
+      label = stage.replace('_', ' ') + (f', {size}' if len(experiment.sizes) > 1 else '')
+      logged = json_lines.read(sized.stages[stage].folder / 'metrics.jsonl')
       curves += [record | {'stage': label} for record in logged]
-      judges[label] = {
-        'network': stage.replace('_', ' '),
-        'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-        'seconds': json_lines.read_json(of_size.stages[stage].folder / 'stage.json')['seconds'],
-        'curve': curve(logged),
-      }
-      for test, asked in tests.items():
-        said[test][label] = judge_metrics.summarise(ask(kind, params, asked))
-      cycles |= intransitivity(of_size, label, kind.preference(params), groups)
-  for label, given in outside.items():
-    for test, asked in tests.items():
-      said[test][label] = judge_metrics.summarise(ask_outside(given, label, test, asked.texts))
-    cycles |= intransitivity(first, label, given.of_tokens(corpus.tokenizer), groups)
-  for label, preference in make_baselines(corpus, known, first.seed).items():
-    for test, asked in tests.items():
-      if label != 'raters' or test == HELD_OUT:
-        chance = preference(asked.texts)
-        judged = Judged(*[chance] * 3, asked.texts.votes, baselines.lengths(asked.texts))
-        said[test][label] = judge_metrics.summarise(judged)
+      judges[label] = describe_training(sized, stage, params, logged)
+      for name, test in tests.items():
+        metrics[name][label] = judge_metrics.summarise(judge_trained(network, params, test))
+      cycles |= intransitivity(sized, label, network.probability_judge(params), groups)
+  for label, judge in external.items():
+    for name, test in tests.items():
+      judged = judge_external(judge, label, name, test.texts)
+      metrics[name][label] = judge_metrics.summarise(judged)
+    cycles |= intransitivity(first, label, judge.make_judge(corpus.tokenizer), groups)
+  for label, baseline in make_baselines(corpus, known, first.seed).items():
+    for name, test in tests.items():
+      if label != 'raters' or name == HELD_OUT:
+        probability, lengths = baseline(test.texts), baselines.response_lengths(test.texts)
+        judged = JudgedComparisons(*[probability] * 3, test.texts.votes, lengths)
+        metrics[name][label] = judge_metrics.summarise(judged)
   results = {
     'name': experiment.name,
     'comparisons': len(known.votes),
-    'sets': said,
+    'sets': metrics,
     'judges': judges,
     'transitivity': cycles,
   }
   return results, curves
 
 
-def as_texts(asked: Sequence[Example]) -> Texts:
-  """Comparisons in columns. Of a conversation it is said who speaks."""
+def describe_training(
+  experiment: LanguageExperiment, stage: str, params: Params, logged: Sequence[Mapping]
+) -> dict[str, object]:
+  """The size of a trained judge, the seconds it took, and its learning curve."""
+  return {
+    'network': stage.replace('_', ' '),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
+    'seconds': json_lines.read_json(experiment.stages[stage].folder / 'stage.json')['seconds'],
+    'curve': curve(logged),
+  }
+
+
+def as_texts(records: Sequence[Example]) -> Texts:
+  """Comparisons in columns; each turn of a conversation is preceded by its role."""
   prompts = [
     record.prompt
     if isinstance(record.prompt, str)
     else '\n\n'.join(f'{turn.role}: {turn.content}' for turn in record.prompt)
-    for record in asked
+    for record in records
   ]
-  left, right, votes = zip(*((r.left, r.right, r.preference) for r in asked), strict=True)
+  left, right, votes = zip(*((r.left, r.right, r.preference) for r in records), strict=True)
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: LanguageExperiment, asked: Sequence[Example]) -> Test:
-  """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
+def make_test(experiment: LanguageExperiment, records: Sequence[Example]) -> Test:
+  """Comparisons as texts, and as tokens truncated to the experiment's lengths."""
   sides = [
-    encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
+    tokenize_responses(experiment, [getattr(record, side) for record in records])
+    for side in ('left', 'right')
   ]
-  votes = np.array([record.preference for record in asked], np.float32)
-  prompts = encoded_prompts(experiment, [record.prompt for record in asked])
-  return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
+  votes = np.array([record.preference for record in records], np.float32)
+  prompts = tokenize_prompts(experiment, [record.prompt for record in records])
+  return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(records))
 
 
 def make_groups(experiment: LanguageExperiment) -> Comparison | None:
-  """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
+  """Held-out prompts with equally many responses each; None if none has `MIN_RESPONSES`."""
   corpus, found = experiment.corpus, {}
   for record in corpus.read_comparisons(corpus.held_out):
     found.setdefault(record.prompt, {}).update(dict.fromkeys((record.left, record.right)))
-  counts = Counter(min(len(texts), MOST) for texts in found.values() if len(texts) >= FEWEST)
+  counts = Counter(
+    min(len(texts), MAX_RESPONSES) for texts in found.values() if len(texts) >= MIN_RESPONSES
+  )
   if not counts:
     return None
   count = counts.most_common(1)[0][0]
-  kept = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
-  kept = dict(list(kept.items())[:WATCHED])
-  flat = encoded(experiment, [text for texts in kept.values() for text in texts])
-  responses = jax.tree.map(lambda leaf: leaf.reshape(len(kept), count, -1), flat)
-  return Comparison(encoded_prompts(experiment, list(kept)), responses)
+  groups = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
+  groups = dict(list(groups.items())[:WATCHED])
+  flat = tokenize_responses(experiment, [text for texts in groups.values() for text in texts])
+  responses = jax.tree.map(lambda leaf: leaf.reshape(len(groups), count, -1), flat)
+  return Comparison(tokenize_prompts(experiment, list(groups)), responses)
 
 
-def ask(kind: Kind, params: Params, test: Test) -> Judged:
-  """What a judge says of every comparison, in both orders."""
-  shown = kind.shown(params)
+def judge_trained(network: JudgeNetwork, params: Params, test: Test) -> JudgedComparisons:
+  """The probabilities of a trained judge on every comparison, in both orders."""
+  left_first = network.left_first(params)
 
   def both(chunk, _):
     interrupts.check('the comparison of judges')
-    return shown(chunk), shown(chunk._replace(left=chunk.right, right=chunk.left))
+    return left_first(chunk), left_first(swap_sides(chunk))
 
-  left, right = (said[:, 0, 0] for said in map_chunks(both, test.comparisons))
-  word = (left, 1 - right, (left + 1 - right) / 2)
-  return Judged(*word, test.texts.votes, baselines.lengths(test.texts))
+  forward, backward = (values[:, 0, 0] for values in map_chunks(both, test.comparisons))
+  orders = BothOrders(forward, 1 - backward, (forward + 1 - backward) / 2)
+  return JudgedComparisons(*orders, test.texts.votes, baselines.response_lengths(test.texts))
 
 
-def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
-  """The same of a judge from outside, which reads the texts as they are, whole.
+def judge_external(judge: ExternalJudge, name: str, test: str, texts: Texts) -> JudgedComparisons:
+  """The same of an external judge, which reads the texts without truncation.
 
   Raises:
-    UserError: if it has nothing usable to say of any.
+    UserError: if it has no usable verdict on any comparison.
   """
   parts = []
-  for start in range(0, len(texts.votes), AT_ONCE):
+  for begin in range(0, len(texts.votes), CHUNK_PAIRS):
     interrupts.check('the comparison of judges')
-    chunk = slice(start, start + AT_ONCE)
-    asked = texts.prompts[chunk], texts.left[chunk], texts.right[chunk]
-    parts.append(in_both_orders(given.read, given.both, *asked))
-  word = Word(*map(np.concatenate, zip(*parts, strict=True)))
-  if np.isnan(word.chance).all():
+    chunk = slice(begin, begin + CHUNK_PAIRS)
+    columns = texts.prompts[chunk], texts.left[chunk], texts.right[chunk]
+    parts.append(judge_both_orders(judge.preference, judge.combine, *columns))
+  orders = BothOrders(*map(np.concatenate, zip(*parts, strict=True)))
+  if np.isnan(orders.probability).all():
     raise UserError(f'the {name} judge has no usable verdict on any comparison of {test}.')
-  return Judged(*word, texts.votes, baselines.lengths(texts))
+  return JudgedComparisons(*orders, texts.votes, baselines.response_lengths(texts))
 
 
 def intransitivity(
-  experiment: LanguageExperiment, label: str, preference: Judge, groups: Comparison | None
+  experiment: LanguageExperiment, label: str, judge: Judge, groups: Comparison | None
 ) -> dict[str, dict]:
-  """What cycles a judge has, by its label, if there are prompts on which it says all."""
-  payoffs = ask_all(experiment, preference, groups)
+  """Label -> the cycles of a judge, over the prompts on which it has all verdicts, if any."""
+  payoffs = judge_all_pairs(experiment, judge, groups)
   if payoffs is None:
     return {}
   payoffs = payoffs[~np.isnan(payoffs).any(axis=(1, 2))]
   return {label: transitivity.summarise(payoffs)} if len(payoffs) else {}
 
 
-def ask_all(
-  experiment: LanguageExperiment, preference: Judge, groups: Comparison | None
+def judge_all_pairs(
+  experiment: LanguageExperiment, judge: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
-  """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
+  """P - 1/2 of all responses to a prompt against each other, [B, K, K]; None without groups.
 
-  On the embedded task those are perfect summaries, one a style.
+  On the embedded task the responses are perfect summaries, one in each style.
   """
 
-  def attended(chunk):
+  def interruptible(chunk):
     interrupts.check('the comparison of judges')
-    return preference(chunk)
+    return judge(chunk)
 
   if experiment.corpus.annotator:
     prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
-    return perfect_matrices(experiment, attended, prompts) - 0.5
+    return perfect_matrices(experiment, interruptible, prompts) - 0.5
   if groups is None:
     return None
   _, count, length = groups.left.tokens.shape
-  of_one = count**2 * (groups.prompts.tokens.shape[1] + 2 * length)
-  size = max(min(8, TOKENS // of_one), 1)
-  return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size)
+  tokens = count**2 * (groups.prompts.tokens.shape[1] + 2 * length)  # of one prompt
+  size = max(min(8, CHUNK_TOKENS // tokens), 1)
+  return map_chunks(lambda chunk, _: interruptible(chunk._replace(right=chunk.left)), groups, size)
 
 
-def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:
-  """Name -> a preference over texts that no network has."""
-  found = {'always the longer': baselines.always_the_longer(known)}
-  if words := baselines.bag_of_words(known, seed):
+def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Baseline]:
+  """Name -> a preference between texts that uses no network, fitted on `known`."""
+  found = {'always the longer': baselines.make_longer_baseline(known)}
+  if words := baselines.make_bag_of_words(known, seed):
     found['bag of words'] = words
   if corpus.oracle:
-    found['raters'] = lambda asked: corpus.oracle(asked.prompts, asked.left, asked.right)
+    found['raters'] = lambda texts: corpus.oracle(texts.prompts, texts.left, texts.right)
   return found
 
 
 def curve(logged: Sequence[Mapping]) -> dict[str, list]:
-  """At each look at held-out comparisons: accuracy, log-loss and, since the last, training's."""
+  """Held-out accuracy and log-loss, and training accuracy, a mean since the previous point."""
   found = {'at': [], 'accuracy': [], 'log_loss': [], 'train_accuracy': []}
   since = []
   for record in logged:
@@ -253,11 +262,11 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
   judge_page.write(workdir / 'report.html', results, figures)
-  for test, said in results['sets'].items():
-    count = judge_page.count(said)
+  for test, metrics in results['sets'].items():
+    count = judge_page.count(metrics)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
-    print(tables.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
-    for sentence in judge_page.left_out(said):
+    print(tables.as_text(title, list(metrics), judge_page.HEADS, judge_page.cells(metrics)))
+    for sentence in judge_page.describe_unusable(metrics):
       print(sentence)
   if results['transitivity']:
     rows = results['transitivity']

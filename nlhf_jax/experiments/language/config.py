@@ -1,6 +1,5 @@
 """Reads the config of an experiment that trains language models."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -10,8 +9,8 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
+from nlhf_jax.experiments.judge_config import make_external, network_sections
 from nlhf_jax.experiments.language.stage_settings import (
-  TRAINED,
   exploiter_settings,
   stage_settings,
   stages_of_judges,
@@ -21,14 +20,12 @@ from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.training_config import check_mesh, make_training
 from nlhf_jax.judges.judge import probability, vote
-from nlhf_jax.judges.registry import EXTERNAL
+from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, gives_rewards
 from nlhf_jax.sampling.token import Filters
 
-JUDGES = (*TRAINED, *EXTERNAL, 'oracle')
-LEARNED = ('sft', *TRAINED.values())
-# Stages whose algorithm has another name.
-ROWS = {'embedding_model': 'preference_model'}
-FEEDBACK = {'probability': probability, 'verdict': vote}
+JUDGES = (*NAMES, 'oracle')
+LEARNED = ('sft', *BY_STAGE)
+FEEDBACK = {'probability': probability, 'vote': vote}
 
 
 def check(config: ConfigDict) -> None:
@@ -62,7 +59,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   """
   check(config)
   for field in LEARNED:
-    row = ROWS.get(field, field)
+    row = BY_STAGE[field].algorithm if field in BY_STAGE else field
     if config[field].algorithm != row:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
@@ -96,18 +93,14 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     },
     sft=sft,
     judges=judges,
-    planes=config.embedding_model.planes,
+    judge_sections=network_sections(config),
     panel=panel,
     policies=policies,
     exploiter=exploiter,
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
-    given={
-      name: functools.partial(it.make, config, folder)
-      for name, it in EXTERNAL.items()
-      if name in used
-    },
+    external={name: make_external(config, name, folder) for name in EXTERNAL if name in used},
   )
 
 
@@ -116,8 +109,7 @@ def make_panel(config: ConfigDict) -> list[str]:
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
     if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
-      known = ', '.join((*TRAINED, *EXTERNAL))
-      raise UserError(f"config.judges='{config.judges}' must be some of {known}.")
+      raise UserError(f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}.")
   return ['oracle', *panel] if find_oracle(config) else panel
 
 
@@ -140,16 +132,18 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.feedback not in FEEDBACK:
     raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
   payoffs = training.algorithm.payoffs
-  given = {'reward'} if row.judge == 'reward' else {'probability', 'log_odds'}
+  given = {'reward'} if gives_rewards(row.judge) else {'probability', 'log_odds'}
   if not given.intersection(payoffs):
     raise UserError(
       f"{field}.judge='{row.judge}' does not go with '{row.algorithm}', which learns from payoffs "
       f'of the kind {" or ".join(payoffs)}; use another judge.'
     )
-  if row.feedback == 'verdict' and row.judge == 'reward':
-    raise UserError(f"{field}.feedback='verdict' needs a judge that gives probabilities.")
-  if row.feedback == 'verdict' and 'log_odds' in payoffs:
-    raise UserError(f"{field}.feedback='verdict': '{row.algorithm}' takes log-odds, infinite here.")
+  if row.feedback == 'vote' and gives_rewards(row.judge):
+    raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
+  if row.feedback == 'vote' and 'log_odds' in payoffs:
+    raise UserError(
+      f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, which are infinite for a vote."
+    )
   averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
     raise UserError(

@@ -1,9 +1,7 @@
-"""Judges that are trained: what each kind is made of, and its stage."""
+"""The stages that train judges, each starting from the SFT policy."""
 
 import zlib
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,104 +15,79 @@ from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import fit, make_batches
-from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_embeddings, of_network, of_rewards
-from nlhf_jax.judges.networks import (
-  make_embedding_network,
-  make_preference_network,
-  make_reward_network,
-)
+from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
+from nlhf_jax.judges.registry import BY_STAGE
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.loop import Steps
-from nlhf_jax.training.update import Measure, Score, make_update
+from nlhf_jax.training.update import Measure, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
-INIT = zlib.crc32(b'init')  # folded into the key of a stage, whose steps fold in lower numbers
+INIT = zlib.crc32(b'init')  # folded into a stage's key; its steps fold in their numbers, far below
+METRICS: dict[str, Measure] = {
+  'probability': step_metrics.preference_metrics,
+  'reward': step_metrics.reward_metrics,
+}
 
 
-class Kind(NamedTuple):
-  """A network that judges, as functions of its parameters.
-
-  `init(decoder's parameters)` gives them; `score` is what the loss sees. Of parameters, `judge`
-  makes what policies learn from, P - 1/2 or a difference of rewards, `preference` P - 1/2 in any
-  case, and `shown` P(left > right) with the left response shown first.
-  """
-
-  init: Callable[[Params], Params]
-  score: Score
-  measure: Measure
-  judge: Callable[[Params], Judge]
-  preference: Callable[[Params], Judge]
-  shown: Callable[[Params], Judge]
-
-
-def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
-  """The kind that the stage `name` trains."""
-  sizes = (
+def make_judge_network(experiment: LanguageExperiment, stage: str) -> JudgeNetwork:
+  """The network that a stage trains."""
+  backbone = Backbone(
     experiment.model.decoder,
     experiment.model.sizes.width,
     experiment.corpus.tokenizer.sep_token_id,
     experiment.response_length,
   )
-  if name == 'reward_model':
-    network = make_reward_network(*sizes)
-    judge = partial(of_rewards, network)
-    preference = lambda params: by_bradley_terry(judge(params))
-    shown = lambda params: lambda comparison: preference(params)(comparison) + 0.5
-    return Kind(network.init, network.score, step_metrics.reward_metrics, judge, preference, shown)
-  if name == 'embedding_model':
-    key = jax.random.fold_in(experiment.stages[name].key, INIT)
-    network = make_embedding_network(*sizes, planes=experiment.planes, key=key)
-    judge = partial(of_embeddings, network)
-  else:
-    network = make_preference_network(*sizes)
-    judge = partial(of_network, network)
-  shown = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
-  return Kind(network.init, network.logit, step_metrics.preference_metrics, judge, judge, shown)
+  key = jax.random.fold_in(experiment.stages[stage].key, INIT)
+  return BY_STAGE[stage].make(backbone, experiment.judge_sections[stage], key)
 
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
-  """The stage `name`, which goes on from the SFT policy's parameters; its network's."""
+  """The parameters of the judge of a stage, trained from those of the SFT policy, `reference`."""
   training, stage = experiment.judges[name], experiment.stages[name]
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
-  kind, annotator = make_kind(experiment, name), experiment.corpus.annotator
+  network, annotator = make_judge_network(experiment, name), experiment.corpus.annotator
 
   def evaluate(slots):
-    preference = kind.preference(slots['policy'])
-    values = against(map_chunks(lambda chunk, _: preference(chunk), held_out), held_out.payoff)
+    judge = network.probability_judge(slots['policy'])
+    payoff = map_chunks(lambda chunk, _: judge(chunk), held_out)
+    values = held_out_metrics(payoff, held_out.payoff)
     if annotator:
-      matrices = perfect_matrices(experiment, preference, take(held_out.prompts, slice(WATCHED)))
+      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(WATCHED)))
       values['weakest_edge_of_cycle'] = annotator.weakest_edge(matrices.mean(axis=0).tolist())
     return values
 
   update = make_update(
-    training.algorithm, kind.score, training.optimizer, kind.measure, training.accumulate
+    training.algorithm,
+    network.score,
+    training.optimizer,
+    METRICS[BY_STAGE[name].payoff],
+    training.accumulate,
   )
   examples = swap_sides(make_batches(train, training, experiment.seed))
-  init, trains = kind.init(reference), experiment.model.trains
-  return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
+  init, trains = network.init(reference), experiment.model.trains
+  return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 
 
-def encoded(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:
-  """One response a prompt, cut to the experiment's length."""
+def tokenize_responses(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:
+  """One response for each prompt, truncated to the experiment's response length."""
   tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
   ids = tokenizers.response_ids(tokenizer, texts)
   return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
 
 
-def encoded_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -> Prompts:
-  """The prompts, the last tokens of those that are too long.
+def tokenize_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -> Prompts:
+  """The prompts, truncated at the start to the experiment's prompt length.
 
   Raises:
-    UserError: if one is a conversation, and the model has no template for it.
+    UserError: if one is a conversation, and the model has no chat template.
   """
   tokenizer = experiment.corpus.tokenizer
   length = experiment.corpus.held_out.prompts.tokens.shape[1]
-  written = [
+  messages = [
     prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt] for prompt in prompts
   ]
   try:
-    ids = tokenizers.prompt_ids(tokenizer, written)
+    ids = tokenizers.prompt_ids(tokenizer, messages)
   except Problem as problem:
     raise UserError(
       f'a prompt cannot be written for the model of the judges ({problem}); leave it out, or '
@@ -123,10 +96,10 @@ def encoded_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -
   return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)
 
 
-def against(said: np.ndarray, votes: np.ndarray) -> dict[str, float]:
-  """How a judge's preferences stand to the share of votes, both less 1/2."""
+def held_out_metrics(payoff: np.ndarray, votes: np.ndarray) -> dict[str, float]:
+  """Metrics of a judge's payoffs against the share of votes for the left response, less 1/2."""
   return {
-    'held_out_accuracy': judge_metrics.accuracy(said + 0.5, votes + 0.5),
-    'held_out_log_loss': judge_metrics.log_loss(said + 0.5, votes + 0.5),
-    'held_out_squared_error': float(np.mean((said - votes) ** 2)),
+    'held_out_accuracy': judge_metrics.accuracy(payoff + 0.5, votes + 0.5),
+    'held_out_log_loss': judge_metrics.log_loss(payoff + 0.5, votes + 0.5),
+    'held_out_squared_error': float(np.mean((payoff - votes) ** 2)),
   }

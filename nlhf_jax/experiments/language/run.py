@@ -13,7 +13,6 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
-from nlhf_jax.experiments.language.stage_settings import TRAINED
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
@@ -24,6 +23,7 @@ from nlhf_jax.experiments.stages import (
 )
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import STAGES, gives_rewards
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -38,7 +38,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
   Raises:
     Interrupted: if the user asked to stop; running again resumes.
   """
-  external = {name: make() for name, make in experiment.given.items()}  # fails early
+  external = {name: make() for name, make in experiment.external.items()}  # fails early
   json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
   if distributed.is_first():
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
@@ -46,8 +46,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     reference = fine_tune(experiment)
     judges = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
-    if 'reward' in panel:
-      panel['reward'] = bradley_terry_judge(panel['reward'])
+    panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
@@ -91,18 +90,18 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
 
 
 def make_judges(
-  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, ExternalJudge]
+  experiment: LanguageExperiment, reference: Params, external: Mapping[str, ExternalJudge]
 ) -> dict[str, Judge]:
-  """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
+  """Name -> judge: external judges, the oracle if there is one, and trained judges."""
   tokenizer = experiment.corpus.tokenizer
-  asked = {name: given.of_tokens(tokenizer) for name, given in outside.items()}
+  judges = {name: judge.make_judge(tokenizer) for name, judge in external.items()}
   if experiment.corpus.oracle:
-    asked['oracle'] = judge_from_texts(experiment.corpus.oracle, tokenizer)
-  for name, stage in TRAINED.items():
+    judges['oracle'] = judge_from_texts(experiment.corpus.oracle, tokenizer)
+  for name, stage in STAGES.items():
     if stage in experiment.judges:
-      kind = make_judge_network(experiment, stage)
-      asked[name] = kind.judge(train_judge(experiment, stage, reference))
-  return asked
+      network = make_judge_network(experiment, stage)
+      judges[name] = network.judge(train_judge(experiment, stage, reference))
+  return judges
 
 
 def make_evaluate(

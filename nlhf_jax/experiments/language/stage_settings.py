@@ -6,21 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
+from nlhf_jax.experiments.judge_config import external_settings
 from nlhf_jax.experiments.specs import Policy, entry_slots
-from nlhf_jax.judges.registry import EXTERNAL
+from nlhf_jax.judges.registry import EXTERNAL, STAGES
 from nlhf_jax.storage.hub import fingerprint
 
-# Judges that are trained -> their stages.
-TRAINED = {
-  'learned': 'preference_model',
-  'reward': 'reward_model',
-  'embedding': 'embedding_model',
-}
 
-
-def stages_of_judges(asked: Collection[str | None]) -> list[str]:
+def stages_of_judges(used: Collection[str | None]) -> list[str]:
   """The stages that train some of these judges."""
-  return [stage for judge, stage in TRAINED.items() if judge in asked]
+  return [stage for judge, stage in STAGES.items() if judge in used]
 
 
 def stage_settings(
@@ -43,9 +37,9 @@ def stage_settings(
     settings[model] = settings['sft'] | {model: plain[model]}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
-    settings[name] = settings[TRAINED.get(policy.judge, 'sft')] | {'policy': row}
+    settings[name] = settings[STAGES.get(policy.judge, 'sft')] | {'policy': row}
     if policy.judge in EXTERNAL:
-      settings[name] |= {policy.judge: EXTERNAL[policy.judge].settings(config)}
+      settings[name] |= {policy.judge: external_settings(config, policy.judge)}
   compared = panel_settings(config, panel, settings)
   compared |= {name: settings[name] for name in policies}
   entered = {name: row['entries'] for name, row in plain['policies'].items()}
@@ -57,8 +51,8 @@ def panel_settings(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """Judge of the tournament -> the settings that determine its preferences."""
-  trained = {judge: settings[TRAINED[judge]] for judge in panel if judge in TRAINED}
-  return trained | {judge: EXTERNAL[judge].settings(config) for judge in panel if judge in EXTERNAL}
+  trained = {judge: settings[STAGES[judge]] for judge in panel if judge in STAGES}
+  return trained | {judge: external_settings(config, judge) for judge in panel if judge in EXTERNAL}
 
 
 def exploiter_settings(

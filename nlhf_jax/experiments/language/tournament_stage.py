@@ -130,7 +130,7 @@ def publish(
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
-  page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'outside': accounts}
+  page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'external_judges': accounts}
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'left_out': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)

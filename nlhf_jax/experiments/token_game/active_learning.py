@@ -45,9 +45,9 @@ def make_active_steps(
       comparison = sample(slots, batch, batch_key)
       comparison = comparison._replace(payoff=look_up(table, comparison))
       pair = algorithm.select(comparison, jax.random.fold_in(batch_key, 2))
-      vote = vote(look_up(truth, pair), jax.random.fold_in(batch_key, 3))
+      sampled = vote(look_up(truth, pair), jax.random.fold_in(batch_key, 3))
       prompt, left, right = jax.tree.map(np.asarray, find(pair))
-      ahead, left, right = np.asarray(vote) > 0, left[:, :, None], right[:, None, :]
+      ahead, left, right = np.asarray(sampled) > 0, left[:, :, None], right[:, None, :]
       winner, loser = np.where(ahead, left, right), np.where(ahead, right, left)
       np.add.at(wins, (prompt[:, None, None], winner, loser), 1)
     return wins * (1 - np.eye(wins.shape[-1]))  # votes between equal responses carry nothing

@@ -222,7 +222,7 @@ def print_table(uses: Mapping[str, MemoryUse], shape: str, memory: float) -> Non
     ]
     for use in uses.values()
   ]
-  print(tables.as_text(f'\nGigabytes on each device ({shape}):', list(uses), heads, cells))
+  print(tables.format_text(f'\nGigabytes on each device ({shape}):', list(uses), heads, cells))
 
 
 def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, devices: int) -> None:

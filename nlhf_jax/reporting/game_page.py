@@ -113,7 +113,7 @@ def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) ->
   """Markup with the figures inside, in the order of the captions."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
-    yield tables.as_figure(name, figures[name], captions[name])
+    yield tables.format_figure(name, figures[name], captions[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:

@@ -182,7 +182,7 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
     yield '&ldquo;First place&rdquo; is what being shown first adds to the probability of a '
     yield 'response; the last columns are how often the judge and people prefer the longer '
     yield 'response.</p>'
-    yield tables.as_html(list(metrics), HEADS, cells(metrics))
+    yield tables.format_html(list(metrics), HEADS, cells(metrics))
     yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(metrics))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: the share of triples in '
@@ -193,4 +193,4 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
       [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
       for row in results['transitivity'].values()
     ]
-    yield tables.as_html(list(results['transitivity']), heads, rows)
+    yield tables.format_html(list(results['transitivity']), heads, rows)

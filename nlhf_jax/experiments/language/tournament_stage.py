@@ -55,7 +55,7 @@ def make_samples(
     others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - reference).sum(axis=(1, 2))
   preferences = {
-    name: tournament.preferences(
+    name: tournament.compare_policies(
       make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
@@ -152,14 +152,14 @@ def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prom
   by_style = experiment.corpus.annotator.perfect_responses(texts)
   ids = [tokenizers.response_ids(tokenizer, responses) for responses in by_style]
   sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
-  return tournament.preferences(judge, prompts, sides)
+  return tournament.compare_policies(judge, prompts, sides)
 
 
 def print_results(
   experiment: LanguageExperiment, results: Mapping, judges: Mapping[str, Mapping]
 ) -> None:
   """Prints the tables of the results."""
-  as_text, entries, task = tables.as_text, results['policies'], results.get('task')
+  as_text, entries, task = tables.format_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if experiment.corpus.annotator.weakest_edge(matrix) > 0.5 else 'NO cycle'
@@ -192,14 +192,14 @@ def print_results(
 
 def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
-  as_text, entries = tables.as_text, results['policies']
+  as_text, entries = tables.format_text, results['policies']
   level = results['settled']['level'] if 'settled' in results else 0.05
   for name, table in results['tables'].items():
-    within = f'{1 - level:.0%} intervals within ±{tournament.widest(table):.3f}'
+    within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
     title = (
       f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
     )
-    print(as_text(title, *tournament.as_cells(entries, table)))
+    print(as_text(title, *tournament.format_cells(entries, table)))
     pairs = table['pairs']
     if pairs['count'] > 1 and 'alone' in pairs:
       print(
@@ -242,4 +242,4 @@ def print_exploiters(found: Mapping) -> None:
   ]
   columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
-  print(tables.as_text(title, list(found), columns, cells))
+  print(tables.format_text(title, list(found), columns, cells))

@@ -205,7 +205,7 @@ def print_vote_results(results: Mapping) -> None:
     at = next(iter(rows.values()))['at']
     shown = sample_complexity_page.printed_points(at)
     cells = [sample_complexity_page.format_cells(row, shown) for row in rows.values()]
-    print(tables.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
+    print(tables.format_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
   print(
     f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.describe_solvers(results)}'
   )

@@ -316,6 +316,6 @@ def print_token_game_results(results: Mapping) -> None:
     f'\nExploitability (gap) in win probability, KL in nats; solved means '
     f'below {results["target"]:g} from then on:'
   )
-  print(tables.as_text(title, list(results['methods']), heads, cells))
+  print(tables.format_text(title, list(results['methods']), heads, cells))
   if results['learners']:
-    print(tables.as_text('\nExploitability by judged comparisons:', *page.budgets(results)))
+    print(tables.format_text('\nExploitability by judged comparisons:', *page.budgets(results)))

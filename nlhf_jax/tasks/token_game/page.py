@@ -285,7 +285,7 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'means over the prompts, except in the column of the worst. KL is in nats. A method has '
   yield 'solved the game at the first evaluation after which its gap stays below '
   yield f'{results["target"]:g}.</p>'
-  yield tables.as_html(list(results['methods']), heads, cells)
+  yield tables.format_html(list(results['methods']), heads, cells)
 
 
 def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
@@ -294,4 +294,4 @@ def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
     yield 'preference is learned as well, from one vote a pair. By probabilities: as above, the '
     yield 'judge gives a probability for every pair that is played; blank where the gap was not '
     yield 'measured at that number.</p>'
-    yield tables.as_html(*budgets(results))
+    yield tables.format_html(*budgets(results))

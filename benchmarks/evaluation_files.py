@@ -76,7 +76,7 @@ def fastchat(folder: Path) -> dict[str, float]:
     for name in ('single-v1', 'pair-v2')
     for turn in ('', '-multi-turn')
   }
-  bench = mt_bench_judge.Bench(questions, {}, told)
+  bench = mt_bench_judge.Materials(questions, {}, told)
   random = np.random.default_rng(1)
   speak = lambda words: lambda shown: random.choice(words, size=len(shown)).tolist()
   scores = mt_bench_judge.grade(speak(['[[3]]', '[[7.5]]', '[9]', 'hm']), bench, answers, 'gpt-4')

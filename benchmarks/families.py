@@ -69,4 +69,4 @@ if __name__ == '__main__':
     for row in table.values()
   ]
   title = ', '.join(f'{name} {version}' for name, version in versions.items())
-  print(tables.as_text(title, list(table), list(table['llama']), cells))
+  print(tables.format_text(title, list(table), list(table['llama']), cells))

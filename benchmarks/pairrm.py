@@ -224,7 +224,9 @@ def announce(results: dict) -> None:
   """Prints the tables."""
   title = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
   cells = [[f'{gap:.1e}'] for gap in results['hidden_states'].values()]
-  print(tables.as_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells))
+  print(
+    tables.format_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells)
+  )
   cells = [
     [f'{row[of]:.2f}' for of in ('median', 'least', 'most')]
     + [f'{results["processor_seconds"][name]["median"]:.2f}']
@@ -237,7 +239,7 @@ def announce(results: dict) -> None:
   ]
   columns = ['seconds', 'least', 'most', 'of processors', 'over nlhf_jax', 'of processors']
   print(f'\n{results["setting"]}\nlogits: {results["logits"]}')
-  print(tables.as_text('all pairs', [*results['seconds']], columns, cells))
+  print(tables.format_text('all pairs', [*results['seconds']], columns, cells))
 
 
 if __name__ == '__main__':

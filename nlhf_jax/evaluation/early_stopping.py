@@ -14,7 +14,7 @@ takes prompts in random order, as draws of all those that one cares for.
 
 import numpy as np
 
-CUT = 0.5  # of the capital, that is at stake at most
+MAX_STAKE = 0.5  # of the capital, that is at stake at most
 GRID = np.linspace(0, 1, 501)
 
 
@@ -31,17 +31,17 @@ def log_capital(values: np.ndarray, mean: float | np.ndarray, level: float) -> n
   spread = (0.25 + np.cumsum((values - means) ** 2, axis=0)) / (seen + 1)
   before = np.concatenate([np.full_like(spread[:1], 0.25), spread[:-1]])
   stake = np.sqrt(2 * np.log(2 / level) / (before * seen * np.log1p(seen)))
-  more = np.log1p(np.minimum(stake, CUT / mean) * (values - mean))
-  less = np.log1p(-np.minimum(stake, CUT / (1 - mean)) * (values - mean))
+  more = np.log1p(np.minimum(stake, MAX_STAKE / mean) * (values - mean))
+  less = np.log1p(-np.minimum(stake, MAX_STAKE / (1 - mean)) * (values - mean))
   return np.logaddexp(np.cumsum(more, axis=0), np.cumsum(less, axis=0)) - np.log(2)
 
 
-def settled(values: np.ndarray, level: float) -> np.ndarray:
+def excludes_even(values: np.ndarray, level: float) -> np.ndarray:
   """Whether 1/2 is out for each mean of the values, [n, ...], however often one looks."""
   return np.any(log_capital(values, 0.5, level) >= np.log(1 / level), axis=0)
 
 
-def interval(values: np.ndarray, level: float) -> tuple[float, float]:
+def confidence_interval(values: np.ndarray, level: float) -> tuple[float, float]:
   """What the mean of n values may be; for all n together it is missed with a chance of `level`.
 
   The grid is 1/500 wide, and the interval that much wider on either side.
@@ -55,7 +55,7 @@ def interval(values: np.ndarray, level: float) -> tuple[float, float]:
   return max(float(kept[0] - step), 0.0), min(float(kept[-1] + step), 1.0)
 
 
-def known(tables: np.ndarray, level: float) -> np.ndarray:
+def decided_pairs(tables: np.ndarray, level: float) -> np.ndarray:
   """Which pairs of a tournament are settled, where all of them share the level: [judges, M, M].
 
   Args:
@@ -64,16 +64,16 @@ def known(tables: np.ndarray, level: float) -> np.ndarray:
   """
   found = np.ones(tables.shape[1:], bool)
   i, j = np.triu_indices(tables.shape[2], 1)
-  found[:, i, j] = found[:, j, i] = settled(tables[:, :, i, j], level / _tests(tables))
+  found[:, i, j] = found[:, j, i] = excludes_even(tables[:, :, i, j], level / _tests(tables))
   return found
 
 
-def intervals(tables: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def pair_intervals(tables: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
   """Both ends of intervals that hold for all pairs together, [judges, M, M]; see `known`."""
   low, high = np.full(tables.shape[1:], 0.5), np.full(tables.shape[1:], 0.5)
   for judge in range(tables.shape[1]):
     for i, j in zip(*np.triu_indices(tables.shape[2], 1), strict=True):
-      ends = interval(tables[:, judge, i, j], level / _tests(tables))
+      ends = confidence_interval(tables[:, judge, i, j], level / _tests(tables))
       low[judge, i, j], high[judge, i, j] = ends
       low[judge, j, i], high[judge, j, i] = 1 - ends[1], 1 - ends[0]
   return low, high

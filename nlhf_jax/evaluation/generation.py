@@ -14,8 +14,8 @@ from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 
-GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens
-SHORTEST = 32  # tokens that no prompt is padded to less than
+GREEDY_BELOW = 1e-4  # temperatures below it ask for the likeliest tokens
+MIN_PADDED_LENGTH = 32  # tokens that no prompt is padded to less than
 
 
 def make_respond(
@@ -48,7 +48,9 @@ def make_respond(
 
   @functools.cache  # so that programs are kept
   def rollout_at(temperature):
-    drawn = Filters(top_k=1) if temperature < GREEDY else filters._replace(temperature=temperature)
+    drawn = (
+      Filters(top_k=1) if temperature < GREEDY_BELOW else filters._replace(temperature=temperature)
+    )
     return rollout.make_rollout(
       decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=drawn
     )
@@ -56,16 +58,16 @@ def make_respond(
   def respond(conversations, temperature, seed):
     # One question alone is what tokenizers without a chat template know.
     asked = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
-    rows = written(tokenizer, asked)
+    rows = encode_conversations(tokenizer, asked)
     most = max(map(len, rows))
     if most + length > longest:
       of = next(one for one, row in zip(conversations, rows, strict=True) if len(row) == most)
       raise UserError(
         f'a conversation of {most} tokens and a response of {length} are more than the {longest} '
-        f'that the policy has positions for ({told(of)}); ask for shorter responses, or leave it '
+        f'that the policy has positions for ({quote_end(of)}); shorten the responses, or leave it '
         'out.'
       )
-    width = max(SHORTEST, 1 << (most - 1).bit_length())
+    width = max(MIN_PADDED_LENGTH, 1 << (most - 1).bit_length())
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
     rollout, key = rollout_at(temperature), jax.random.key(seed)
 
@@ -79,7 +81,7 @@ def make_respond(
         raise
       raise UserError(
         f'there is no memory for {min(batch, len(rows))} conversations of up to {width} tokens and '
-        f'responses of {length} at once ({told(conversations[0])}); take a smaller batch, or '
+        f'responses of {length} at once ({quote_end(conversations[0])}); take a smaller batch, or '
         'shorter responses.'
       ) from None
     return tokenizers.texts(tokenizer, responses.tokens, responses.mask)
@@ -87,7 +89,9 @@ def make_respond(
   return respond
 
 
-def written(tokenizer, asked: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
+def encode_conversations(
+  tokenizer, asked: Sequence[str | Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
   """Token ids of each conversation, or question.
 
   Raises:
@@ -98,14 +102,14 @@ def written(tokenizer, asked: Sequence[str | Sequence[Mapping[str, str]]]) -> li
   except Problem as problem:
     if len(asked) > 1:
       for one in asked:
-        written(tokenizer, [one])
+        encode_conversations(tokenizer, [one])
     raise UserError(
-      f'{problem} ({told(asked[0])}); choose a policy whose tokenizer has one that can, or leave '
+      f'{problem} ({quote_end(asked[0])}); choose a policy whose tokenizer has one, or leave '
       'it out.'
     ) from None
 
 
-def told(conversation: str | Sequence[Mapping[str, str]]) -> str:
+def quote_end(conversation: str | Sequence[Mapping[str, str]]) -> str:
   """How a conversation ends, for a sentence."""
   last = conversation if isinstance(conversation, str) else conversation[-1]['content']
   return f'the one that ends with {last[-60:]!r}'

@@ -7,7 +7,7 @@ still coming is in `sequential`.
 import numpy as np
 from scipy import special
 
-RESAMPLED = 1_000
+BOOTSTRAP_SAMPLES = 1_000
 
 
 def clopper_pearson(
@@ -19,7 +19,7 @@ def clopper_pearson(
   return np.where(wins > 0, low, 0.0), np.where(wins < count, high, 1.0)
 
 
-def exact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def verdict_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Clopper and Pearson's 95 % interval of how often a win probability is above 1/2.
 
   Draws are half a win each; what is left of a half widens the interval on either side.
@@ -30,7 +30,7 @@ def exact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return low, high
 
 
-def resampled(values: np.ndarray, draws: int = RESAMPLED) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, draws: int = BOOTSTRAP_SAMPLES) -> np.ndarray:
   """Means of draws of the prompts with replacement, the same prompts for every pair: [draws, ...].
 
   So what two policies win on the same prompts stays together: the bootstrap is a paired one.

@@ -16,7 +16,7 @@ import numpy as np
 from nlhf_jax.judges.judge import Both, Preference, mean
 from nlhf_jax.storage import json_lines
 
-AT_ONCE = 256  # questions between two writes
+WRITE_EVERY = 256  # questions between two writes
 
 
 class Question(NamedTuple):
@@ -28,10 +28,12 @@ class Question(NamedTuple):
   names: tuple[str, str]
 
 
-Ask = Callable[[Sequence[Question]], np.ndarray]  # P(left > right), [n]; NaN without a verdict
+CachedJudge = Callable[
+  [Sequence[Question]], np.ndarray
+]  # P(left > right), [n]; NaN without a verdict
 
 
-def kept(path: Path, read: Preference) -> Ask:
+def make_cached_judge(path: Path, read: Preference) -> CachedJudge:
   """A judge that remembers, in a file; a response beside itself is a draw, and not asked about.
 
   What it says is on the disk before it is told. No verdict, NaN, is asked for again another time.
@@ -47,8 +49,8 @@ def kept(path: Path, read: Preference) -> Ask:
       if key not in known and question.left != question.right
     }
     pairs = list(new.items())
-    for start in range(0, len(pairs), AT_ONCE):
-      some = dict(pairs[start : start + AT_ONCE])
+    for start in range(0, len(pairs), WRITE_EVERY):
+      some = dict(pairs[start : start + WRITE_EVERY])
       columns = zip(*((one.prompt, one.left, one.right) for one in some.values()), strict=True)
       said = np.asarray(read(*map(list, columns)), float).tolist()
       verdicts = {key: value for key, value in zip(some, said, strict=True) if value == value}
@@ -77,7 +79,9 @@ def _row(key, question, said) -> dict:
   return {'prompt': key[0], 'responses': key[1], 'left': left, 'right': right, 'preference': said}
 
 
-def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str]]) -> np.ndarray:
+def compare_all_pairs(
+  ask: CachedJudge, prompts: Sequence[str], responses: Mapping[str, Sequence[str]]
+) -> np.ndarray:
   """P(row beats column) as it was said with the row's response on the left, [n, M, M].
 
   Args:
@@ -99,12 +103,12 @@ def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str
   return found
 
 
-def in_both_orders(shown: np.ndarray, both: Both = mean) -> np.ndarray:
+def combine_orders(shown: np.ndarray, both: Both = mean) -> np.ndarray:
   """P(row beats column), what the judge makes of both orders."""
   return both(shown, shown.swapaxes(-1, -2))
 
 
-def orders(shown: np.ndarray) -> dict[str, float]:
+def order_consistency(shown: np.ndarray) -> dict[str, float]:
   """How often both orders have the same winner, a draw in one counting half, and how much more the
   left response wins than the right one, from what was `shown`, [n, M, M]."""
   above = np.triu_indices(shown.shape[1], 1)

@@ -16,8 +16,8 @@ from scipy.special import expit
 from nlhf_jax.evaluation import intervals
 from nlhf_jax.games import choice, exact, rlhf
 
-DRAWS = 200  # of the prompts; each has a linear program of its own
-MOST_CYCLES = 20
+BOOTSTRAP_SAMPLES = 200  # of the prompts; each has a linear program of its own
+MAX_CYCLES = 20
 
 _fitted = jax.jit(rlhf.bradley_terry_reward)
 
@@ -42,7 +42,7 @@ def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
     # Rounding of the means must not look like a payoff that is not antisymmetric.
     return exact.maximal_lottery((payoff - payoff.T) / 2)
 
-  drawn = [lottery_of(mean) for mean in intervals.resampled(values, DRAWS)]
+  drawn = [lottery_of(mean) for mean in intervals.bootstrap_means(values, BOOTSTRAP_SAMPLES)]
   low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
   lottery = lottery_of(np.mean(values, axis=0))
   against = np.mean(values, axis=0) @ lottery
@@ -114,4 +114,4 @@ def cycles(policies: Sequence[str], table: Mapping) -> dict:
       )
   found.sort(key=lambda cycle: -cycle['weakest'])
   count = choice.three_cycles(rate - 0.5) if len(policies) > 2 else 0
-  return {'count': count, 'first': found[:MOST_CYCLES]}
+  return {'count': count, 'first': found[:MAX_CYCLES]}

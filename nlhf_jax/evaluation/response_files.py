@@ -9,7 +9,7 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.storage import json_files
 
 
-class Filed(NamedTuple):
+class FiledResponses(NamedTuple):
   """A policy's responses by prompt, and what a published judge said of them, if it is filed too.
 
   `annotations` are rows of AlpacaEval's.
@@ -19,7 +19,7 @@ class Filed(NamedTuple):
   annotations: Sequence[Mapping] = ()
 
 
-def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | None, Filed]:
+def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | None, FiledResponses]:
   """The policies of a file, by their names; None if it says none.
 
   A row has one of
@@ -39,21 +39,21 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
   if 'preference' in first and ('output_2' in first or 'output' in first):
     rows = alpaca_eval.read_annotations(path, references)
     said = {row['instruction']: row['output_2'] for row in rows}
-    return {_name(rows[0].get('generator_2')): Filed(said, rows)}
+    return {_name(rows[0].get('generator_2')): FiledResponses(said, rows)}
   if 'instruction' in first:
     rows = alpaca_eval.read_outputs(path)
     said = {row['instruction']: row['output'] for row in rows}
-    return {_name(rows[0].get('generator')): Filed(said)}
+    return {_name(rows[0].get('generator')): FiledResponses(said)}
   if 'responses' in first:
     return _samples(path)
-  return {None: Filed(_by_prompt(path, 'response', str))}
+  return {None: FiledResponses(_by_prompt(path, 'response', str))}
 
 
 def _name(said: object) -> str | None:
   return said if isinstance(said, str) and said else None
 
 
-def _samples(path) -> dict[str | None, Filed]:
+def _samples(path) -> dict[str | None, FiledResponses]:
   rows = _by_prompt(path, 'responses', dict)
   policies = list(next(iter(rows.values())))
   if not policies:
@@ -66,7 +66,8 @@ def _samples(path) -> dict[str | None, Filed]:
           f'(prompt {prompt!r:.60}); leave it out of all rows, or of none.'
         )
   return {
-    policy: Filed({prompt: said[policy] for prompt, said in rows.items()}) for policy in policies
+    policy: FiledResponses({prompt: said[policy] for prompt, said in rows.items()})
+    for policy in policies
   }
 
 

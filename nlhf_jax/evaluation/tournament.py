@@ -18,10 +18,10 @@ from nlhf_jax.structs import Comparison, Prompts, Responses
 
 # What results call the means of what records tell.
 MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
-MANY = 6  # policies, beyond which a table has no room for intervals
+MAX_WITH_INTERVALS = 6  # policies, beyond which a table has no room for intervals
 
 
-def preferences(
+def compare_policies(
   judge: Callable[[Comparison], np.ndarray],
   prompts: Prompts,
   sides: Sequence[Responses],
@@ -72,7 +72,7 @@ def make_records(
   ]
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """95 % t-intervals of the mean over the first axis, cut to [0, 1]; no narrower for one value."""
   count = len(values)
   if count < 2:
@@ -123,9 +123,9 @@ def tabulate(values: np.ndarray) -> dict:
     by Holm's correction for all pairs; and `pairs`: how many there are, how many differ `alone`, at
     95 % each, and how many do so `together`, with all of them in mind.
   """
-  low, high = interval(values)
-  drawn_low, drawn_high = np.quantile(intervals.resampled(values), (0.025, 0.975), axis=0)
-  exact_low, exact_high = intervals.exact(values)
+  low, high = t_interval(values)
+  drawn_low, drawn_high = np.quantile(intervals.bootstrap_means(values), (0.025, 0.975), axis=0)
+  exact_low, exact_high = intervals.verdict_interval(values)
   above = np.triu_indices(values.shape[1], 1)
   p = intervals.p_values(values[:, *above])
   corrected = np.ones(values.shape[1:])
@@ -155,20 +155,20 @@ def exploitability(wins: Sequence[Mapping]) -> dict:
     measured = {}
     for judge, values in record.items():
       if judge not in ('player', 'trained_by'):
-        (low,), (high,) = interval(np.array(values)[:, None])
+        (low,), (high,) = t_interval(np.array(values)[:, None])
         measured[judge] = dict(win_rate=float(np.mean(values)), low=float(low), high=float(high))
     found.setdefault(player, {})[trained_by] = measured
   return found
 
 
-def as_cells(
+def format_cells(
   policies: Sequence[str], table: Mapping
 ) -> tuple[list[str], list[str], list[list[str]]]:
   """Rows, columns and cells of a table of `summarise`: `win rate [low, high]`.
 
   With many policies the columns are numbered, and the intervals are left to `results.json`.
   """
-  many = len(policies) > MANY
+  many = len(policies) > MAX_WITH_INTERVALS
 
   def cell(mean, low, high):
     return f'{mean:.3f}' if many else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
@@ -184,6 +184,6 @@ def as_cells(
   return rows, numbers, cells
 
 
-def widest(table: Mapping) -> float:
+def widest_half_width(table: Mapping) -> float:
   """The largest half-width of the intervals of a table."""
   return float(np.max(np.array(table['high']) - np.array(table['low']))) / 2

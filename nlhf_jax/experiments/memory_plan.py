@@ -212,7 +212,7 @@ def announce(needs: Mapping[str, Need], shape: str, memory: float) -> None:
     ]
     for need in needs.values()
   ]
-  print(tables.as_text(f'\nGigabytes on each device ({shape}):', list(needs), heads, cells))
+  print(tables.format_text(f'\nGigabytes on each device ({shape}):', list(needs), heads, cells))
 
 
 def advise(config: ConfigDict, name: str, need: Need, model: Model, devices: int) -> None:

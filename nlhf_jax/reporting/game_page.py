@@ -113,7 +113,7 @@ def show(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[
   """The figures, in the order of the captions, as markup that holds them."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
-    yield tables.as_figure(name, figures[name], captions[name])
+    yield tables.format_figure(name, figures[name], captions[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:

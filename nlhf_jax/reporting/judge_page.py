@@ -181,7 +181,7 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
     yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
     yield 'place is what being shown first adds to the probability of a response; the last '
     yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
-    yield tables.as_html(list(said), HEADS, cells(said))
+    yield tables.format_html(list(said), HEADS, cells(said))
     yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
@@ -192,4 +192,4 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
       [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
       for row in results['transitivity'].values()
     ]
-    yield tables.as_html(list(results['transitivity']), heads, rows)
+    yield tables.format_html(list(results['transitivity']), heads, rows)

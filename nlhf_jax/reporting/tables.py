@@ -5,7 +5,7 @@ import html
 from collections.abc import Sequence
 
 
-def as_text(
+def format_text(
   title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> str:
   """A table for the terminal."""
@@ -19,7 +19,7 @@ def as_text(
   return '\n'.join([title, *lines])
 
 
-def as_html(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def format_html(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
   """The same for a page, one that scrolls where it is too wide; the first column names the rows."""
   heads = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in ['', *columns])
   lines = [
@@ -34,7 +34,7 @@ def as_html(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequenc
   )
 
 
-def as_figure(name: str, picture: bytes, caption: str) -> str:
+def format_figure(name: str, picture: bytes, caption: str) -> str:
   """A PNG within a page, under which it says what it shows; `name` is that of its file too."""
   data = base64.b64encode(picture).decode()
   return (

@@ -9,8 +9,10 @@ from typing import Any
 
 from nlhf_jax.storage import json_lines
 
-BYTES = 5_000_000  # of samples on a page; browsers search that many between two keystrokes
-POINTS = 400
+MAX_SAMPLE_BYTES = (
+  5_000_000  # of samples on a page; browsers search that many between two keystrokes
+)
+MAX_POINTS = 400
 
 
 def render(
@@ -50,7 +52,7 @@ def _first(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   kept, size = [], 0
   for sample in map(json_lines.plain, samples):
     size += len(json.dumps(sample, separators=(',', ':')))
-    if kept and size > BYTES:
+    if kept and size > MAX_SAMPLE_BYTES:
       break
     kept.append(sample)
   return kept
@@ -70,7 +72,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         curves.setdefault((row['stage'], metric), []).append((row['step'], number))
   thinned = []
   for (stage, metric), points in curves.items():
-    kept = points[:: math.ceil(len(points) / POINTS)]
+    kept = points[:: math.ceil(len(points) / MAX_POINTS)]
     if kept[-1] is not points[-1]:
       kept.append(points[-1])
     steps, values = zip(*kept, strict=True)

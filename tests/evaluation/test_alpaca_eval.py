@@ -64,7 +64,7 @@ def test_the_leaderboard_is_reproduced(model, published, references, difficulty,
   # NullModel's published weights are not those of its published win rate: off by 0.133.
   tolerance = 0.14 if model == 'NullModel' else 1e-6
   assert by_weights['length_controlled_winrate'] == pytest.approx(controlled, abs=tolerance)
-  fitted = alpaca_eval.fit(annotations, difficulty, anchors)
+  fitted = alpaca_eval.fit_weights(annotations, difficulty, anchors)
   refit = alpaca_eval.length_controlled(annotations, difficulty, fitted)
   assert refit['length_controlled_winrate'] == pytest.approx(controlled, abs=0.2)
   if expected['lc_standard_error'] is not None and model != 'NullModel':
@@ -181,12 +181,12 @@ def test_figures_need_a_verdict_and_difficulties_for_all_rows(anchors):
   with pytest.raises(UserError, match='no annotation has a preference'):
     alpaca_eval.summarise([row(1, None)])
   with pytest.raises(UserError, match='row 3 of the annotations'):
-    alpaca_eval.fit([row(1), row(2), row(3)], np.zeros(2), anchors)
+    alpaca_eval.fit_weights([row(1), row(2), row(3)], np.zeros(2), anchors)
 
 
 def test_the_reference_is_as_good_as_itself(anchors):
   rows = [row(number, 1.5, output_2='a' * 7, generator_2='reference') for number in (1, 2, 3)]
-  weights = alpaca_eval.fit(rows, np.arange(3.0), anchors)
+  weights = alpaca_eval.fit_weights(rows, np.arange(3.0), anchors)
   figures = alpaca_eval.length_controlled(rows, np.arange(3.0), weights)
   assert figures == {'length_controlled_winrate': 50, 'lc_standard_error': 0}
 

@@ -20,7 +20,7 @@ LEVEL = 0.05
 )
 def test_an_even_pair_is_rarely_settled_however_often_one_looks(draw):
   values = draw(np.random.default_rng(0), (600, 500))  # [prompts, tournaments]
-  wrong = early_stopping.settled(values, LEVEL).mean()
+  wrong = early_stopping.excludes_even(values, LEVEL).mean()
   assert wrong <= LEVEL
   # Looking at every moment by an interval for one moment alone errs far more often.
   counts = np.arange(20, 601)[:, None]
@@ -32,13 +32,13 @@ def test_an_even_pair_is_rarely_settled_however_often_one_looks(draw):
 def test_a_tournament_is_rarely_settled_wrongly():
   """All pairs of four equally good policies, two judges: nothing may be settled."""
   values = np.random.default_rng(1).binomial(1, 0.5, (300, 12, 300)).astype(float)
-  assert early_stopping.settled(values, LEVEL / 12).any(axis=0).mean() <= LEVEL
+  assert early_stopping.excludes_even(values, LEVEL / 12).any(axis=0).mean() <= LEVEL
 
 
 @pytest.mark.parametrize(('rate', 'prompts'), [(0.6, 900), (0.7, 200), (0.9, 60)])
 def test_what_differs_is_settled_with_enough_prompts(rate, prompts):
   values = np.random.default_rng(2).binomial(1, rate, (prompts, 500)).astype(float)
-  assert early_stopping.settled(values, LEVEL).mean() > 0.9
+  assert early_stopping.excludes_even(values, LEVEL).mean() > 0.9
 
 
 @pytest.mark.parametrize('rate', [0.03, 0.5, 0.8])
@@ -47,10 +47,10 @@ def test_intervals_hold_at_every_moment_together(rate):
   values = np.random.default_rng(3).binomial(1, rate, (300, 400)).astype(float)
   missed = np.any(early_stopping.log_capital(values, rate, LEVEL) >= np.log(1 / LEVEL), axis=0)
   assert missed.mean() <= LEVEL
-  low, high = early_stopping.interval(values[:, 0], LEVEL)
+  low, high = early_stopping.confidence_interval(values[:, 0], LEVEL)
   assert low < values[:, 0].mean() < high
   assert high - low < 0.25
-  shorter = early_stopping.interval(values[:100, 0], LEVEL)
+  shorter = early_stopping.confidence_interval(values[:100, 0], LEVEL)
   assert shorter[0] <= low < high <= shorter[1]
 
 
@@ -68,8 +68,11 @@ def test_a_tournament_is_settled_when_all_of_its_pairs_are():
   chance = np.array([[0.5, 0.8, 0.8], [0.2, 0.5, 0.5], [0.2, 0.5, 0.5]])
   won = np.triu((random.random((300, 1, 3, 3)) < chance).astype(float), 1)
   tables = won + np.tril(1 - won.swapaxes(2, 3), -1) + np.eye(3) / 2
-  known, (low, high) = early_stopping.known(tables, LEVEL), early_stopping.intervals(tables, LEVEL)
+  known, (low, high) = (
+    early_stopping.decided_pairs(tables, LEVEL),
+    early_stopping.pair_intervals(tables, LEVEL),
+  )
   assert known[0].tolist() == [[True, True, True], [True, True, False], [True, False, True]]
   np.testing.assert_allclose(low, 1 - high.swapaxes(1, 2))
   assert low[0, 0, 1] > 0.5 > low[0, 1, 2]
-  assert early_stopping.known(tables[..., :2, :2], LEVEL).all()
+  assert early_stopping.decided_pairs(tables[..., :2, :2], LEVEL).all()

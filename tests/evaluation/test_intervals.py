@@ -18,12 +18,12 @@ def test_draws_widen_the_exact_interval():
   values = np.array([0.9, 0.2, 0.5])
   low, _ = intervals.clopper_pearson(np.int64(1), 3)
   _, high = intervals.clopper_pearson(np.int64(2), 3)
-  np.testing.assert_allclose(intervals.exact(values), (low, high))
+  np.testing.assert_allclose(intervals.verdict_interval(values), (low, high))
 
 
 def test_the_bootstrap_draws_the_same_prompts_for_every_pair():
   values = np.random.default_rng(0).uniform(size=(200, 1))
-  means = intervals.resampled(np.concatenate([values, values + 0.1], axis=1))
+  means = intervals.bootstrap_means(np.concatenate([values, values + 0.1], axis=1))
   np.testing.assert_allclose(means[:, 1] - means[:, 0], 0.1)
   np.testing.assert_allclose(means[:, 0].std(), values.std() / np.sqrt(200), rtol=0.1)
 

@@ -120,7 +120,7 @@ def test_tasks_have_the_same_outcome(backends, tasks):
           values = [np.array([float(x) for x, _ in side]) for side in (said, expected)]
           np.testing.assert_allclose(*values, atol=1e-4)
           assert [greedy for _, greedy in said] == [greedy for _, greedy in expected]
-  rows = lm_tasks.tax(both[1], both[0])
+  rows = lm_tasks.alignment_tax(both[1], both[0])
   assert {row['task'] for row in rows} == {task['task'] for task in tasks}
   assert all(abs(row['change']) < 1e-4 * max(1, abs(row['before'])) for row in rows)
 
@@ -128,17 +128,17 @@ def test_tasks_have_the_same_outcome(backends, tasks):
 def test_tasks_of_files_are_run_and_told_in_scores(backends, tasks, tmp_path):
   ours, _ = backends
   paths = written(tmp_path, tasks[0], tasks[3])
-  manager, pieces = lm_tasks.find(paths)
+  manager, pieces = lm_tasks.find_tasks(paths)
   assert [piece.name for piece in pieces] == paths
   outcomes = [lm_tasks.evaluate(ours, manager, piece, limit=3) for piece in pieces]
-  found = lm_tasks.merged(outcomes)
+  found = lm_tasks.merge(outcomes)
   assert json.loads(json.dumps(found)) == found
   assert {row['task'] for row in lm_tasks.scores(found)} == {'places', 'free'}
   (row,) = (row for row in lm_tasks.scores(found) if row['metric'] == 'acc')
   assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
   assert found['n-samples']['places']['effective'] == 3
   with pytest.raises(UserError, match="'free' is in two of them"):
-    lm_tasks.merged([*outcomes, outcomes[1]])
+    lm_tasks.merge([*outcomes, outcomes[1]])
 
 
 def written(folder, *tasks):
@@ -154,7 +154,7 @@ def test_files_that_are_no_tasks_are_refused(content, backends, tmp_path):
   (tmp_path / 'bad.yaml').write_text(content)
 
   def run():
-    manager, (piece,) = lm_tasks.find([str(tmp_path / 'bad.yaml')])
+    manager, (piece,) = lm_tasks.find_tasks([str(tmp_path / 'bad.yaml')])
     lm_tasks.evaluate(ours, manager, piece)
 
   with pytest.raises(UserError, match=r"cannot run '.*bad\.yaml'"):
@@ -170,7 +170,7 @@ def test_a_task_whose_file_data_or_code_change_is_another_one(tasks, tmp_path):
 
   def settings(content):
     path.write_text(content)
-    return lm_tasks.find([str(path)])[1][0].settings
+    return lm_tasks.find_tasks([str(path)])[1][0].settings
 
   seen = [settings(said), settings(said)]
   assert seen[0] == seen[1]
@@ -230,12 +230,12 @@ def test_generations_stop_alike_however_long(backends):
     ('The nurse', {'until': ['zz'], 'max_new_tokens': 7, 'do_sample': False, 'temperature': 0.9}),
     ('The', {'until': ['t', '\n'], 'max_gen_toks': 40}),
   ]
-  piece = lm_harness.PIECE
+  piece = lm_harness.CHUNK
   try:
-    lm_harness.PIECE = 16  # so that some come back several times
+    lm_harness.CHUNK = 16  # so that some come back several times
     said, expected = (model.generate_until(requests('generate_until', *rows)) for model in backends)
   finally:
-    lm_harness.PIECE = piece
+    lm_harness.CHUNK = piece
   assert said == expected
   assert len(said[0]) > len(said[2]) > 0
 
@@ -284,7 +284,7 @@ def test_the_tax_is_after_less_before():
       'other': {'acc,none': 1.0},
     }
   }
-  (row,) = lm_tasks.tax(before, after)
+  (row,) = lm_tasks.alignment_tax(before, after)
   assert row == {
     'task': 'arc',
     'metric': 'acc',
@@ -294,4 +294,4 @@ def test_the_tax_is_after_less_before():
     'error': pytest.approx(0.05),
   }
   after['results']['arc']['acc_stderr,none'] = 'N/A'
-  assert math.isnan(lm_tasks.tax(before, after)[0]['error'])
+  assert math.isnan(lm_tasks.alignment_tax(before, after)[0]['error'])

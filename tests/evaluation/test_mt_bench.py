@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import mt_bench, mt_bench_judge, radar
-from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
 from nlhf_jax.reporting import game_plots
 from nlhf_jax.storage import json_files
 
@@ -50,7 +50,7 @@ def spoken(policy):
   }
 
 
-BENCH = Bench(QUESTIONS, {2: spoken('ref')[2]}, PROMPTS)
+BENCH = Materials(QUESTIONS, {2: spoken('ref')[2]}, PROMPTS)
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +89,7 @@ def test_published_means_are_reproduced(published, questions, judgements):
 
 def test_published_judgements_are_understood(judgements):
   for row in judgements:
-    assert mt_bench_judge.score_of(row['judgment']) == row['score']
+    assert mt_bench_judge.parse_score(row['judgment']) == row['score']
 
 
 def test_judges_are_shown_what_they_were_shown(published, questions, judgements):
@@ -99,7 +99,7 @@ def test_judges_are_shown_what_they_were_shown(published, questions, judgements)
     policy: mt_bench.read_answers(published / f'model_answer/{policy}.jsonl.gz')
     for policy in ('gpt-4', 'alpaca-13b')
   }
-  bench = Bench(questions, references, prompts)
+  bench = Materials(questions, references, prompts)
 
   def ask(sheets):
     return [f'Fine. [[{len(user) % 10 + 1}]] [[A]]' for _, user in sheets]
@@ -135,7 +135,7 @@ def test_judges_are_shown_what_they_were_shown(published, questions, judgements)
   ],
 )
 def test_a_score_is_the_first_in_double_brackets_or_else_in_single_ones(text, score):
-  assert mt_bench_judge.score_of(text) == score
+  assert mt_bench_judge.parse_score(text) == score
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_score_is_the_first_in_double_brackets_or_else_in_single_ones(text, sc
   ],
 )
 def test_a_winner_is_a_letter_or_the_higher_score(text, output_format, winner):
-  assert mt_bench_judge.winner_of(text, output_format) == winner
+  assert mt_bench_judge.parse_winner(text, output_format) == winner
 
 
 def test_each_turn_sees_those_before_it_at_the_temperature_of_its_category():

@@ -86,28 +86,28 @@ SAID = {'a': ['xx', 'same'], 'b': ['x', 'same'], 'c': ['xxxx', 'other']}
 
 def test_all_pairs_are_asked_in_both_orders_and_once(tmp_path):
   read, path = Counted(), tmp_path / 'kept' / 'judge.jsonl'
-  shown = judgements.table(judgements.kept(path, read), PROMPTS, SAID)
+  shown = judgements.compare_all_pairs(judgements.make_cached_judge(path, read), PROMPTS, SAID)
   # Of the second prompt two responses are the same text, so two pairs are one, and one is none.
   assert len(read.asked) == len(set(read.asked)) == 6 + 2
   assert shown[0, 0, 1] == pytest.approx(0.7)
   assert shown[0, 1, 0] == pytest.approx(0.5)
   assert shown[1, 0, 1] == 0.5
-  both = judgements.in_both_orders(shown)
+  both = judgements.combine_orders(shown)
   assert both[0, 0, 1] == pytest.approx(0.6)
   np.testing.assert_array_equal(both + both.swapaxes(1, 2), 1)
   again = Counted()
   np.testing.assert_array_equal(
-    judgements.table(judgements.kept(path, again), PROMPTS, SAID), shown
+    judgements.compare_all_pairs(judgements.make_cached_judge(path, again), PROMPTS, SAID), shown
   )
   assert again.asked == []
 
 
 def test_a_file_cut_short_loses_one_line(tmp_path):
   path = tmp_path / 'judge.jsonl'
-  first = judgements.table(judgements.kept(path, Counted()), PROMPTS, SAID)
+  first = judgements.compare_all_pairs(judgements.make_cached_judge(path, Counted()), PROMPTS, SAID)
   path.write_bytes(path.read_bytes()[:-9])
   again = Counted()
-  second = judgements.table(judgements.kept(path, again), PROMPTS, SAID)
+  second = judgements.compare_all_pairs(judgements.make_cached_judge(path, again), PROMPTS, SAID)
   np.testing.assert_array_equal(first, second)
   assert len(again.asked) == 1
   assert len([json.loads(line) for line in path.open()]) == 8
@@ -115,7 +115,7 @@ def test_a_file_cut_short_loses_one_line(tmp_path):
 
 def test_what_has_no_verdict_is_asked_again(tmp_path):
   read, path = Counted(), tmp_path / 'judge.jsonl'
-  ask = judgements.kept(path, read)
+  ask = judgements.make_cached_judge(path, read)
   question = Question('silence', 'x', 'y', ('a', 'b'))
   for _ in range(2):
     assert np.isnan(ask([question])).all()
@@ -126,8 +126,8 @@ def test_what_has_no_verdict_is_asked_again(tmp_path):
 def test_a_liking_for_the_first_place_is_told():
   shown = np.full((5, 2, 2), 0.5)
   shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # the left one has 0.15 more than it should
-  found = judgements.orders(shown)
+  found = judgements.order_consistency(shown)
   assert found['first_place'] == pytest.approx(0.15)
   assert found['consistency'] == 1
   shown[:, 1, 0] = 0.8
-  assert judgements.orders(shown)['consistency'] == 0
+  assert judgements.order_consistency(shown)['consistency'] == 0

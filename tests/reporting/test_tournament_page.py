@@ -112,9 +112,9 @@ def test_thinning_keeps_both_ends(count):
   (curve,) = embedded(tournament_page.render(results(), metrics(count), []))['curves']
   assert (curve['steps'][0], curve['steps'][-1]) == (0, count - 1)
   assert curve['values'][-1] == 1 / count
-  assert len(curve['steps']) == len(curve['values']) <= tournament_page.POINTS + 1
+  assert len(curve['steps']) == len(curve['values']) <= tournament_page.MAX_POINTS + 1
   assert curve['points'] == count
-  if count <= tournament_page.POINTS:
+  if count <= tournament_page.MAX_POINTS:
     assert len(curve['steps']) == count
 
 
@@ -135,12 +135,14 @@ def test_samples_are_embedded_while_there_is_room_and_all_are_counted():
   assert data['samples'] == long[:16]  # of 300 kB each
   assert data['samples_total'] == 30
   (whole,) = embedded(
-    tournament_page.render(results(), [], samples(2, 'x' * tournament_page.BYTES))
+    tournament_page.render(results(), [], samples(2, 'x' * tournament_page.MAX_SAMPLE_BYTES))
   )['samples']
-  assert len(whole['responses']['nash_md']) == tournament_page.BYTES
+  assert len(whole['responses']['nash_md']) == tournament_page.MAX_SAMPLE_BYTES
 
 
 def test_page_needs_no_other_resource():
-  template = resources.files('nlhf_jax.evaluation').joinpath('report.html').read_text('utf-8')
+  template = (
+    resources.files('nlhf_jax.reporting').joinpath('tournament_page.html').read_text('utf-8')
+  )
   assert template.count('/*DATA*/') == 1
   assert not re.search(r'https?:|src\s*=|<link|@import|url\(|fetch\(|innerHTML', template)

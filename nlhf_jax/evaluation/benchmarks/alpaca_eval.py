@@ -22,7 +22,7 @@ from nlhf_jax.storage import json_files
 
 # (instructions, first responses, second responses) -> probability that the first is the better one,
 # [n]; nan where the judge gives no verdict.
-Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+TextJudge = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
 def read_outputs(path: str | Path) -> list[dict]:
@@ -130,7 +130,7 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> None:
 
 
 def annotate(
-  ask: Ask, references: Sequence[Mapping], outputs: Sequence[Mapping], judge: str
+  ask: TextJudge, references: Sequence[Mapping], outputs: Sequence[Mapping], judge: str
 ) -> list[dict]:
   """Annotations of all outputs that have an instruction in common with the references.
 
@@ -225,7 +225,9 @@ def summarise(annotations: Sequence[Mapping]) -> dict[str, float]:
   }
 
 
-def fit(annotations: Sequence[Mapping], difficulty: np.ndarray, anchors: Anchors) -> Weights:
+def fit_weights(
+  annotations: Sequence[Mapping], difficulty: np.ndarray, anchors: Anchors
+) -> Weights:
   """The weights of the annotated policy; those of the reference are zero by definition.
 
   Raises:

@@ -29,7 +29,7 @@ from scipy.special import expit
 
 from nlhf_jax.errors import UserError
 
-ANCHORING = 0.1  # weight of a row of an anchor: 0.2 for both of them
+ANCHOR_WEIGHT = 0.1  # weight of a row of an anchor: 0.2 for both of them
 STRENGTHS = np.logspace(-4, 4, 10)  # inverse weights of the penalty to choose from
 FOLDS = 5
 
@@ -148,7 +148,7 @@ def fit(length: Vector, difficulty: Vector, preference: Vector, anchors: Anchors
   anchored = np.stack([np.tanh(anchors.length), anchors.difficulty, 0 * anchors.length], axis=1)
   x = np.concatenate([anchored, policy])
   y = np.concatenate([anchors.preference, preference[known]])
-  weight = np.concatenate([np.full(len(anchored), ANCHORING), np.ones(len(policy))])
+  weight = np.concatenate([np.full(len(anchored), ANCHOR_WEIGHT), np.ones(len(policy))])
   # The folds of scikit-learn's GroupKFold, for groups of one size: the last row is in the first.
   fold = np.arange(len(y))[::-1] % FOLDS
   losses = np.zeros(len(STRENGTHS))

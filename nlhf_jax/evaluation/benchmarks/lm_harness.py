@@ -32,10 +32,10 @@ from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Params
 
-PIECE = 64  # tokens that are sampled before looking for stop sequences
-LENGTH = 256  # most tokens of a generation, unless a task says otherwise
-SHORTEST = 16  # tokens that rows are padded to at least
-KNOWN = {'until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p'}
+CHUNK = 64  # tokens that are sampled before looking for stop sequences
+MAX_NEW_TOKENS = 256  # most tokens of a generation, unless a task says otherwise
+MIN_PADDED_LENGTH = 16  # tokens that rows are padded to at least
+SETTINGS = {'until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p'}
 
 
 class Policy(TemplateLM):
@@ -187,7 +187,7 @@ class Policy(TemplateLM):
   def generate_until(self, requests, disable_tqdm=False) -> list[str]:
     """The text after each context, up to the first of its stop sequences."""
     end = self.tokenizer.decode(self.eot_token_id)
-    groups: dict[Wanted, list[int]] = {}
+    groups: dict[GenerationSettings, list[int]] = {}
     for number, request in enumerate(requests):
       groups.setdefault(_wanted(request.args[1], end, self.max_length), []).append(number)
     answers: list = [None] * len(requests)
@@ -210,8 +210,8 @@ class Policy(TemplateLM):
   def _generate(self, rows, wanted) -> list[str]:
     said: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
-    for done in range(0, wanted.length, PIECE):
-      length = min(PIECE, wanted.length - done)
+    for done in range(0, wanted.length, CHUNK):
+      length = min(CHUNK, wanted.length - done)
       more = self._go_on([rows[i] + said[i] for i in going], wanted.filters, length)
       for i, new in zip(going, more, strict=True):
         said[i] += new
@@ -236,7 +236,7 @@ class Policy(TemplateLM):
     return [responses.tokens[i, 0][responses.mask[i, 0]].tolist() for i in range(len(rows))]
 
 
-class Wanted(NamedTuple):
+class GenerationSettings(NamedTuple):
   """How a task wants its generations: what is done to logits, what ends one, most tokens."""
 
   filters: Filters
@@ -244,12 +244,12 @@ class Wanted(NamedTuple):
   length: int
 
 
-def _wanted(settings: Mapping, end: str, longest: int) -> Wanted:
-  wanted = normalize_gen_kwargs(settings, LENGTH)
-  if set(wanted) - KNOWN:
+def _wanted(settings: Mapping, end: str, longest: int) -> GenerationSettings:
+  wanted = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+  if set(wanted) - SETTINGS:
     raise UserError(
-      f'the task asks for {sorted(set(wanted) - KNOWN)} in its generations; known are '
-      f'{sorted(KNOWN)}.'
+      f'the task asks for {sorted(set(wanted) - SETTINGS)} in its generations; known are '
+      f'{sorted(SETTINGS)}.'
     )
   filters = Filters(top_k=1)
   if wanted['do_sample'] and wanted.get('temperature', 0) > 0:
@@ -261,10 +261,10 @@ def _wanted(settings: Mapping, end: str, longest: int) -> Wanted:
       'max_gen_toks.'
     )
   until = [stop for stop in handle_stop_sequences(list(wanted['until']), eos=end) if stop]
-  return Wanted(filters, tuple(until), length)
+  return GenerationSettings(filters, tuple(until), length)
 
 
-def _padded(length: int, least: int = SHORTEST) -> int:
+def _padded(length: int, least: int = MIN_PADDED_LENGTH) -> int:
   """The next power of two, so that there are few programs."""
   return max(least, 1 << (length - 1).bit_length())
 

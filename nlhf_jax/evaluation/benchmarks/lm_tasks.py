@@ -33,7 +33,7 @@ class Piece(NamedTuple):
   settings: object
 
 
-def find(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
+def find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
   """The pieces of some tasks, and who knows them; no data are read.
 
   Args:
@@ -146,7 +146,7 @@ def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | No
   return json.loads(json.dumps(json_lines.plain(kept), default=str)) | {'cut': policy.cut}
 
 
-def merged(outcomes: Sequence[Mapping]) -> dict:
+def merge(outcomes: Sequence[Mapping]) -> dict:
   """Outcomes of several pieces as one.
 
   Raises:
@@ -189,7 +189,7 @@ def scores(outcome: Mapping) -> list[dict]:
   return rows
 
 
-def tax(before: Mapping, after: Mapping) -> list[dict]:
+def alignment_tax(before: Mapping, after: Mapping) -> list[dict]:
   """What alignment changed on the tasks that two outcomes of `evaluate` share.
 
   Args:

@@ -29,10 +29,10 @@ SCORES = [
 ]
 
 # (system prompt, user prompt) of each -> what the judge says
-Ask = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
+ChatJudge = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
 
 
-class Bench(NamedTuple):
+class Materials(NamedTuple):
   """What is asked, and what a judge is told and shown beside the answers.
 
   `questions` are of `mt_bench.read_questions`, `references` of `mt_bench.read_answers`, and
@@ -44,7 +44,7 @@ class Bench(NamedTuple):
   prompts: Mapping[str, Mapping]
 
 
-class Sheet(NamedTuple):
+class FilledPrompt(NamedTuple):
   """What a judge is shown, by a row of `judge_prompts.jsonl`."""
 
   prompt: Mapping[str, str]
@@ -64,7 +64,9 @@ def read_prompts(path: str | Path) -> dict[str, dict]:
   return {row['name']: row for row in rows}
 
 
-def grade(ask: Ask, bench: Bench, answers: Mapping[str, Answers], judge: str) -> list[dict]:
+def grade(
+  ask: ChatJudge, bench: Materials, answers: Mapping[str, Answers], judge: str
+) -> list[dict]:
   """Single mode: a score for each turn of each policy's answers.
 
   Args:
@@ -94,7 +96,7 @@ def grade(ask: Ask, bench: Bench, answers: Mapping[str, Answers], judge: str) ->
       'judge': [judge, sheet.prompt['name']],
       'user_prompt': sheet.user,
       'judgment': text,
-      'score': score_of(text),
+      'score': parse_score(text),
       'turn': turn,
       'tstamp': time.time(),
     }
@@ -103,8 +105,8 @@ def grade(ask: Ask, bench: Bench, answers: Mapping[str, Answers], judge: str) ->
 
 
 def compare(
-  ask: Ask,
-  bench: Bench,
+  ask: ChatJudge,
+  bench: Materials,
   answers: Mapping[str, Answers],
   judge: str,
   baseline: str | None = None,
@@ -144,7 +146,7 @@ def compare(
   shown = [one for *_, first, second in matches for one in (first, second)]
   said = ask([(one.prompt['system_prompt'], one.user) for one in shown])
   won = [
-    winner_of(text, one.prompt['output_format']) for one, text in zip(shown, said, strict=True)
+    parse_winner(text, one.prompt['output_format']) for one, text in zip(shown, said, strict=True)
   ]
   return [
     {
@@ -180,7 +182,7 @@ def _turns(answers, name, question) -> list[str]:
   return turns
 
 
-def _sheet(bench, names, question, turn, sides) -> Sheet:
+def _sheet(bench, names, question, turn, sides) -> FilledPrompt:
   """The prompt for this turn of a question, filled in."""
   needed = question['category'] in WITH_REFERENCE
   name = names[needed] + ('-multi-turn' if turn == 2 else '')
@@ -198,7 +200,7 @@ def _sheet(bench, names, question, turn, sides) -> Sheet:
       fields[side] = turns[0]
     fields |= {f'{side}_{i}': text for i, text in enumerate(turns[:turn], start=1) if turn == 2}
   try:
-    return Sheet(prompt, prompt['prompt_template'].format(**fields))
+    return FilledPrompt(prompt, prompt['prompt_template'].format(**fields))
   except (KeyError, IndexError, ValueError) as error:
     raise UserError(
       f"the prompt '{name}' has a field that cannot be filled ({error}); it may use "
@@ -206,7 +208,7 @@ def _sheet(bench, names, question, turn, sides) -> Sheet:
     ) from None
 
 
-def score_of(text: str) -> int | float:
+def parse_score(text: str) -> int | float:
   """The number in the first `[[8.5]]`, or else in the first `[8.5]`; `FAILED` without either."""
   found = next(filter(None, (pattern.search(text) for pattern in SCORE)), None)
   return _number(found[1]) if found else FAILED
@@ -216,7 +218,7 @@ def _number(digits: str) -> int | float:
   return float(digits) if '.' in digits else int(digits)
 
 
-def winner_of(text: str, output_format: str) -> str:
+def parse_winner(text: str, output_format: str) -> str:
   """`model_1`, which was shown first, `model_2`, `tie` or `error`.
 
   Args:

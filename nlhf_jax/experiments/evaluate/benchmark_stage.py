@@ -12,7 +12,7 @@ from typing import Any
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge, radar
-from nlhf_jax.evaluation.judgements import Ask, Question
+from nlhf_jax.evaluation.judgements import CachedJudge, Question
 from nlhf_jax.experiments.evaluate.config import AlpacaEval, Experiment, Filed, digest
 from nlhf_jax.experiments.evaluate.entries import Load, key_of, of_player
 from nlhf_jax.judges.remote import Speaker
@@ -24,7 +24,7 @@ LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_tot
 
 def alpaca(
   experiment: Experiment,
-  asked: Mapping[str, Ask],
+  asked: Mapping[str, CachedJudge],
   responses: Mapping[str, Sequence[str]],
   workdir: Path,
 ) -> list[dict]:
@@ -60,7 +60,7 @@ def alpaca(
   ]
 
 
-def as_alpaca(ask: Ask, name: str) -> alpaca_eval.Ask:
+def as_alpaca(ask: CachedJudge, name: str) -> alpaca_eval.TextJudge:
   """A judge that remembers, as AlpacaEval asks it; the other side is the reference's."""
   return lambda prompts, left, right: ask(
     [Question(*of_row, (name, 'reference')) for of_row in zip(prompts, left, right, strict=True)]
@@ -78,7 +78,7 @@ def figures(setting: AlpacaEval, rows: Sequence[Mapping]) -> dict[str, float]:
   if len(rows) != len(difficulty):
     place = {row['instruction']: number for number, row in enumerate(setting.references)}
     difficulty = difficulty[[place[row['instruction']] for row in rows]]
-  weights = alpaca_eval.fit(rows, difficulty, setting.anchors)
+  weights = alpaca_eval.fit_weights(rows, difficulty, setting.anchors)
   return found | alpaca_eval.length_controlled(rows, difficulty, weights)
 
 
@@ -199,7 +199,7 @@ def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
       f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
       "'nlhf-jax[harness]'."
     ) from None
-  return lm_tasks.find(experiment.harness.tasks)
+  return lm_tasks.find_tasks(experiment.harness.tasks)
 
 
 def harness(
@@ -243,7 +243,7 @@ def harness(
         path, lm_tasks.evaluate(policy(), manager, piece, experiment.harness.limit)
       )
     outcomes.append(json_lines.read_json(path))
-  return {name: lm_tasks.merged(outcomes)}
+  return {name: lm_tasks.merge(outcomes)}
 
 
 def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
@@ -267,7 +267,9 @@ def tax(harnessed: Mapping[str, Mapping]) -> list[dict]:
       'note': 'Scores of the lm-evaluation-harness; errors of the change as if each had answered '
       'other questions.' + cut_short(after),
       'columns': list(columns),
-      'rows': [[row['task'], *(row[c] for c in columns)] for row in lm_tasks.tax(before, after)],
+      'rows': [
+        [row['task'], *(row[c] for c in columns)] for row in lm_tasks.alignment_tax(before, after)
+      ],
     }
     for name, after in others
   ]

@@ -17,8 +17,8 @@ from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import response_files
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control, mt_bench, mt_bench_judge
 from nlhf_jax.evaluation.benchmarks.length_control import Anchors
-from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
-from nlhf_jax.evaluation.response_files import Filed
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
+from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
   player: str
 
 
-Player = Filed | Pretrained | Trained
+Player = FiledResponses | Pretrained | Trained
 
 
 class AlpacaEval(NamedTuple):
@@ -64,7 +64,7 @@ class AlpacaEval(NamedTuple):
 class MtBench(NamedTuple):
   """What is asked, who judges it, and whether answers are graded, `single`, or compared, `pair`."""
 
-  bench: Bench
+  bench: Materials
   judge: str
   make_judge: Callable[[], Speaker]
   mode: str
@@ -267,7 +267,7 @@ def make_prompts(
   Raises:
     UserError: if there is no source of prompts, none is left, or one is a conversation.
   """
-  filed = {name: player for name, player in players.items() if isinstance(player, Filed)}
+  filed = {name: player for name, player in players.items() if isinstance(player, FiledResponses)}
   section = config.prompts
   if section.path:
     prompts = read_prompts(section)
@@ -360,7 +360,7 @@ def make_mt_bench(
   for field in ('references', 'judge_prompts'):
     if not section[field]:
       raise UserError(f"config.mt_bench.{field} is empty; give FastChat's file.")
-  bench = Bench(
+  bench = Materials(
     mt_bench.read_questions(section.questions),
     mt_bench.read_answers(section.references),
     mt_bench_judge.read_prompts(section.judge_prompts),
@@ -372,7 +372,7 @@ def make_mt_bench(
 
 def must_answer(field: str, players: Mapping[str, Player], least: int) -> None:
   """Refuses a benchmark that asks questions of its own where too few players can be asked."""
-  count = sum(not isinstance(player, Filed) for player in players.values())
+  count = sum(not isinstance(player, FiledResponses) for player in players.values())
   if count < least:
     raise UserError(
       f'config.{field}: {count} of {FIELD} can be asked these questions, as models can and files '

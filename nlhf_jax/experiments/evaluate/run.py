@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
-from nlhf_jax.evaluation.judgements import Ask
+from nlhf_jax.evaluation.judgements import CachedJudge
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
 from nlhf_jax.experiments.evaluate.config import Experiment, Filed, make_experiment
@@ -124,7 +124,7 @@ def evaluate(
 
 def compete(
   experiment: Experiment,
-  asked: Mapping[str, Ask],
+  asked: Mapping[str, CachedJudge],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
 ) -> tuple[dict, list[dict]]:
@@ -133,7 +133,9 @@ def compete(
   lines = make_lines(experiment, played, responses)
   results = tournament.summarise(lines)
   results['left_out'] = len(played.rows) - len(lines)
-  results['orders'] = {judge: judgements.orders(shown) for judge, shown in played.shown.items()}
+  results['orders'] = {
+    judge: judgements.order_consistency(shown) for judge, shown in played.shown.items()
+  }
   if experiment.settle and asked:
     results['settled'] = settle(experiment, results, lines)
   return results, lines
@@ -141,7 +143,7 @@ def compete(
 
 def make_asked(
   experiment: Experiment, outside: Mapping[str, Preference], workdir: Path
-) -> dict[str, Ask]:
+) -> dict[str, CachedJudge]:
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
   if 'oracle' in experiment.panel:
@@ -152,7 +154,7 @@ def make_asked(
       if name in TRAINED:
         read[name] = of_trained(experiment, TRAINED[name], reference)
   return {
-    name: judgements.kept(
+    name: judgements.make_cached_judge(
       workdir / 'judgements' / f'{name}-{key}.jsonl', attended(name, read[name])
     )
     for name, key in experiment.panel.items()
@@ -183,7 +185,7 @@ def of_trained(experiment: Experiment, stage: str, reference: Params) -> Prefere
 
 def play(
   experiment: Experiment,
-  asked: Mapping[str, Ask],
+  asked: Mapping[str, CachedJudge],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
 ) -> Played:
@@ -204,7 +206,7 @@ def play(
       prompts = [experiment.prompts[row] for row in rows]
       said = {name: [texts[row] for row in rows] for name, texts in responses.items()}
       for name, ask in asked.items():
-        parts[name].append(judgements.table(ask, prompts, said))
+        parts[name].append(judgements.compare_all_pairs(ask, prompts, said))
       bar.update(len(rows))
       if experiment.settle and is_settled(said_of(parts, both), experiment.settle):
         done = begin + len(rows)
@@ -218,7 +220,7 @@ def said_of(
 ) -> dict[str, np.ndarray]:
   """What each judge makes of both orders, from what was shown so far; most take the mean."""
   return {
-    name: judgements.in_both_orders(np.concatenate(shown), both.get(name, mean))
+    name: judgements.combine_orders(np.concatenate(shown), both.get(name, mean))
     for name, shown in parts.items()
   }
 
@@ -227,7 +229,7 @@ def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
   """Whether every pair is, under every judge."""
   tables = np.stack(list(said.values()), axis=1)
   tables = tables[np.isfinite(tables).all(axis=(1, 2, 3))]
-  return len(tables) > 0 and bool(early_stopping.known(tables, level).all())
+  return len(tables) > 0 and bool(early_stopping.decided_pairs(tables, level).all())
 
 
 def make_lines(
@@ -255,8 +257,8 @@ def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> d
   """
   tables = results['tables']
   values = np.stack([[line['preferences'][judge] for line in lines] for judge in tables], axis=1)
-  low, high = early_stopping.intervals(values, experiment.settle)
-  known = early_stopping.known(values, experiment.settle)
+  low, high = early_stopping.pair_intervals(values, experiment.settle)
+  known = early_stopping.decided_pairs(values, experiment.settle)
   known &= (values.mean(axis=0) > 0.5) == (low > 0.5)
   above = np.triu_indices(values.shape[2], 1)
   for number, (judge, table) in enumerate(tables.items()):
@@ -300,7 +302,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   for table in results['benchmarks']:
     rows = [row[0] for row in table['rows']]
     cells = [[display_of(value) for value in row[1:]] for row in table['rows']]
-    print(tables.as_text(f'\n{table["title"]}:', rows, table['columns'], cells))
+    print(tables.format_text(f'\n{table["title"]}:', rows, table['columns'], cells))
 
 
 def display_of(value: object) -> str:

@@ -267,7 +267,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   for test, said in results['sets'].items():
     count = judge_page.count(said)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
-    print(tables.as_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
+    print(tables.format_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
     for sentence in judge_page.left_out(said):
       print(sentence)
   if results['transitivity']:
@@ -275,4 +275,4 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
     names = ('three_cycles', 'cyclic_energy', 'condorcet')
     cells = [[f'{row[name]:.3f}' for name in names] for row in rows.values()]
     title = '\nAll responses to a prompt against each other, shares:'
-    print(tables.as_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))
+    print(tables.format_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))

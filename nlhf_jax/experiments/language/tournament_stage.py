@@ -62,7 +62,7 @@ def play(
     others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
-    name: tournament.preferences(
+    name: tournament.compare_policies(
       attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
@@ -159,12 +159,12 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
   by_style = zip(*map(styles.perfect_summaries, posts), strict=True)
   ids = [tokenizers.response_ids(tokenizer, texts) for texts in by_style]
   sides = [tokenizers.pad_responses(tokenizer, rows, experiment.response_length) for rows in ids]
-  return tournament.preferences(judge, prompts, sides)
+  return tournament.compare_policies(judge, prompts, sides)
 
 
 def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
-  as_text, players, task = tables.as_text, results['policies'], results.get('task')
+  as_text, players, task = tables.format_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if styles.weakest_edge(matrix) > 0.5 else 'NO cycle'
@@ -197,14 +197,14 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
 
 def announce_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
-  as_text, players = tables.as_text, results['policies']
+  as_text, players = tables.format_text, results['policies']
   level = results['settled']['level'] if 'settled' in results else 0.05
   for name, table in results['tables'].items():
-    within = f'{1 - level:.0%} intervals within ±{tournament.widest(table):.3f}'
+    within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
     title = (
       f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
     )
-    print(as_text(title, *tournament.as_cells(players, table)))
+    print(as_text(title, *tournament.format_cells(players, table)))
     pairs = table['pairs']
     if pairs['count'] > 1 and 'alone' in pairs:
       print(
@@ -247,4 +247,4 @@ def announce_exploiters(found: Mapping) -> None:
   ]
   columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
-  print(tables.as_text(title, list(found), columns, cells))
+  print(tables.format_text(title, list(found), columns, cells))

@@ -207,5 +207,5 @@ def announce(results: Mapping) -> None:
     at = next(iter(rows.values()))['at']
     shown = sample_complexity_page.shown(at)
     cells = [sample_complexity_page.cells(row, shown) for row in rows.values()]
-    print(tables.as_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
+    print(tables.format_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
   print(f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.said_of_solvers(results)}')

@@ -237,7 +237,7 @@ def announce(results: Mapping) -> None:
   more = f', {len(shown)} of {len(names)} actions' if len(shown) < len(names) else ''
   first = f' on the first of {prompts} prompts' if prompts > 1 else ''
   title = f'\n{results["game"]}{first}{more}:'
-  print(tables.as_text(title, list(policies), [names[k] for k in shown], cells))
+  print(tables.format_text(title, list(policies), [names[k] for k in shown], cells))
   say = results['choice'][0]
   print(
     f'\nCondorcet winner {say["condorcet"] or "none"}, Borda winner {" = ".join(say["borda"])}, '
@@ -260,6 +260,6 @@ def announce(results: Mapping) -> None:
   ]
   means = f', means over {prompts} prompts' if prompts > 1 else ''
   title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
-  print(tables.as_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
+  print(tables.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print('Without a price there are several equilibria; distances to Nash are to one of them.')

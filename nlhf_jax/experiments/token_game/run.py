@@ -305,6 +305,6 @@ def announce(results: Mapping) -> None:
     f'\nExploitability (gap) in win probability, KL in nats; solved is below {results["target"]:g} '
     'for good:'
   )
-  print(tables.as_text(title, list(results['methods']), heads, cells))
+  print(tables.format_text(title, list(results['methods']), heads, cells))
   if results['learners']:
-    print(tables.as_text('\nExploitability by judged comparisons:', *page.budgets(results)))
+    print(tables.format_text('\nExploitability by judged comparisons:', *page.budgets(results)))

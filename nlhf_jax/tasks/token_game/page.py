@@ -280,7 +280,7 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'price τ; means over the prompts, unless the worst is named. KL in nats. A method has '
   yield 'solved the game at the first evaluation from which on it stays below '
   yield f'{results["target"]:g}.</p>'
-  yield tables.as_html(list(results['methods']), heads, cells)
+  yield tables.format_html(list(results['methods']), heads, cells)
 
 
 def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
@@ -288,4 +288,4 @@ def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
     yield '<h2>Judged comparisons</h2><p>Gaps by how many comparisons were judged. By votes: the '
     yield 'preference is learned as well, from one vote a pair. Told: as above, a probability for '
     yield 'every pair that is played, where there was a measurement at that number.</p>'
-    yield tables.as_html(*budgets(results))
+    yield tables.format_html(*budgets(results))

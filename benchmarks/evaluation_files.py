@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import environments  # noqa: E402
 
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge  # noqa: E402
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_judge, mt_bench_scores  # noqa: E402
 
 PEERS = ROOT / '.cache' / 'peers'
 ALPACA = ('alpaca_eval==0.6.6', 'scikit-learn>=1.5')
@@ -81,9 +81,9 @@ def fastchat(folder: Path) -> dict[str, float]:
   speak = lambda words: lambda shown: random.choice(words, size=len(shown)).tolist()
   scores = mt_bench_judge.grade(speak(['[[3]]', '[[7.5]]', '[9]', 'hm']), bench, answers, 'gpt-4')
   pairs = mt_bench_judge.compare(speak(['[[A]]', '[[B]]', '[[C]]', 'hm']), bench, answers, 'gpt-4')
-  mt_bench.write(folder / 'gpt-4_single.jsonl', scores)
-  mt_bench.write(folder / 'gpt-4_pair.jsonl', pairs)
-  graded, won = mt_bench.summarise(scores, questions), mt_bench.count_wins(pairs)
+  mt_bench_scores.write(folder / 'gpt-4_single.jsonl', scores)
+  mt_bench_scores.write(folder / 'gpt-4_pair.jsonl', pairs)
+  graded, won = mt_bench_scores.summarise(scores, questions), mt_bench_scores.count_wins(pairs)
   ours = {
     'single': {name: [row['average']] for name, row in graded.items()},
     'pair': {name: list(row.values()) for name, row in won.items()},

@@ -117,5 +117,5 @@ def test_a_run_on_the_word_of_a_judge_elsewhere_is_stopped_goes_on_and_adds_up(
   logged = [row for row in json_lines.read(tmp_path / 'metrics.jsonl') if row['stage'] == 'nash_md']
   assert 'win_rate_against_reference_by_remote' in logged[-1]
   page = in_page(tmp_path / 'report.html')
-  assert page['outside'] == {'remote': account}
-  assert page['left_out'] == PROMPTS - len(lines)
+  assert page['external_judges'] == {'remote': account}
+  assert page['dropped_prompts'] == PROMPTS - len(lines)

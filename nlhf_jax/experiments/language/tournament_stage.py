@@ -1,6 +1,5 @@
 """The tournament of an experiment, and what is published of it."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.language.config import Experiment
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
@@ -74,22 +72,7 @@ def play(
     for row, line in enumerate(lines):
       line |= styles.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return heard(lines, [*said.values(), *matrices.values()])
-
-
-def heard(lines: Sequence[dict], said: Sequence[np.ndarray]) -> list[dict]:
-  """The lines on which every judge has a verdict on every pair, [n, K, K]; NaN is none.
-
-  Raises:
-    UserError: if there are none.
-  """
-  usable = ~np.any([np.isnan(matrix).any(axis=(1, 2)) for matrix in said], axis=0)
-  if not usable.any():
-    raise UserError('the tournament: there is no prompt on which the judges have all verdicts.')
-  if not usable.all():
-    count = int(np.sum(~usable))
-    print(f'{count} of {len(lines)} prompts are left out: a judge has no usable verdict on them.')
-  return list(itertools.compress(lines, usable))
+  return tournament.drop_unjudged_prompts(lines, [*said.values(), *matrices.values()])
 
 
 def attended(judge: Judge, name: str) -> Judge:
@@ -137,9 +120,9 @@ def publish(
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
-  page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'outside': accounts}
+  page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'external_judges': accounts}
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
-  page |= {'left_out': asked - len(lines), **results}
+  page |= {'dropped_prompts': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
   announce(results, judges)
   return results
@@ -198,7 +181,7 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
 def announce_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, players = tables.format_text, results['policies']
-  level = results['settled']['level'] if 'settled' in results else 0.05
+  level = results['early_stopping']['level'] if 'early_stopping' in results else 0.05
   for name, table in results['tables'].items():
     within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
     title = (
@@ -206,14 +189,14 @@ def announce_tables(results: Mapping) -> None:
     )
     print(as_text(title, *tournament.format_cells(players, table)))
     pairs = table['pairs']
-    if pairs['count'] > 1 and 'alone' in pairs:
+    if pairs['count'] > 1 and 'significant' in pairs:
       print(
-        f'  of {pairs["count"]} pairs {pairs["alone"]} differ at 95 % each, {pairs["together"]} '
-        'with all of them in mind (Holm)'
+        f'  {pairs["significant"]} of {pairs["count"]} pairs differ at 95 % each, '
+        f"{pairs['significant_holm']} after Holm's correction for all of them"
       )
     for cycle in results['cycles'][name]['first'][:3]:
       round_about = ' > '.join([*cycle['policies'], cycle['policies'][0]])
-      sure = '' if cycle['certain'] else ', not certain'
+      sure = '' if cycle['significant'] else ', not certain'
       print(f'  a cycle: {round_about}, its weakest link {cycle["weakest"]:.3f}{sure}')
   for name, ranked in results['ranking'].items():
     cells = [

@@ -85,7 +85,7 @@ def gsm8k(n):
   return {'question': f'{n} boats and 2 more; how many boats?', 'answer': worked}
 
 
-# (path, name) -> a row, and how many rows each split has; any name, where it is None.
+# (path, name) -> a row, and the number of rows of each split; the name None matches any.
 PUBLISHED = {
   ('allenai/ai2_arc', 'ARC-Challenge'): (arc, {'train': 30, 'validation': 3, 'test': 3}),
   ('Rowan/hellaswag', None): (hellaswag, {'train': 30, 'validation': 3, 'test': 3}),
@@ -101,7 +101,7 @@ PUBLISHED = {
 
 
 def load_dataset(path, name=None, **options):
-  """What the hub would give, in small."""
+  """Small data sets in place of those of the hub."""
   assert not options
   row, splits = PUBLISHED.get((path, name)) or PUBLISHED[path, None]
   rows = lambda count: datasets.Dataset.from_list([row(n) for n in range(count)])
@@ -115,9 +115,8 @@ def policy(max_positions, **options):
   )
   decoder = make_decoder(sizes)
   params = decoder.init(jax.random.key(0))
-  return lm_harness.Policy(
-    decoder, params, tokenizer, max_positions=max_positions, name='toy', **options
-  )
+  model = Model(decoder, params, tokenizer, max_positions)
+  return lm_harness.Policy(model, name='toy', **options)
 
 
 @pytest.fixture

@@ -88,12 +88,8 @@ def answer(find: Find, limit: int | None, policy: Policy, folder: Path) -> None:
 
   @functools.cache
   def model():
-    network = policy.load()
     return lm_harness.Policy(
-      network.decoder,
-      network.params,
-      network.tokenizer,
-      max_positions=network.max_positions,
+      policy.load(),
       name=policy.name,
       batch=policy.batch,
       seed=policy.seed,

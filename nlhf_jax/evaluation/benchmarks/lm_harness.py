@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation.generation import Model
 from nlhf_jax.models.scoring import MOST_LOGITS
 from nlhf_jax.models.transformer import Decoder
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
-from nlhf_jax.structs import Params
 
 CHUNK = 64  # tokens sampled between two searches for stop sequences
 MAX_NEW_TOKENS = 256  # unless a task sets another maximum
@@ -46,11 +46,8 @@ class Policy(TemplateLM):
 
   def __init__(
     self,
-    decoder: Decoder,
-    params: Params,
-    tokenizer,
+    model: Model,
     *,
-    max_positions: int,
     name: str,
     batch: int = 32,
     seed: int = 0,
@@ -58,22 +55,20 @@ class Policy(TemplateLM):
   ):
     """
     Args:
-      decoder: the network.
-      params: its parameters.
-      tokenizer: of `tokenizers.train` or `load`.
-      max_positions: tokens that the network can read; earlier tokens are removed, and `cut` counts
-        how often.
+      model: the network. Prompts that are longer than its context lose their first tokens, and
+        `cut` counts them.
       name: identifies the tokenizer in the harness's caches.
       batch: maximum number of rows in a batch.
       seed: of sampled generations.
       before_batch: called before each batch; an exception that it raises ends the run.
     """
     super().__init__()
-    self.tokenizer, self.batch_size, self.max_length = tokenizer, batch, max_positions
+    self.tokenizer, self.batch_size = model.tokenizer, batch
+    self.max_length = model.max_positions
     self.cut, self._before_batch = 0, before_batch
-    self._decoder, self._params, self._name = decoder, params, name
+    self._decoder, self._params, self._name = model.decoder, model.params, name
     self._key, self._rollouts = jax.random.key(seed), {}
-    self._score = jax.jit(_make_score(decoder))
+    self._score = jax.jit(_make_score(model.decoder))
 
   @property
   def eot_token_id(self) -> int:

@@ -37,15 +37,13 @@ def policy_key(experiment: Experiment, entry: Entry) -> str:
   return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
 
 
-def make_policy(
-  experiment: Experiment, name: str, folder: Path, load: Callable[[Entry], Model] = make_model
-) -> Policy:
-  """An entry as benchmarks see it; `load` is called only if some response is not cached yet."""
+def make_policy(experiment: Experiment, name: str, folder: Path) -> Policy:
+  """An entry as benchmarks see it; its network is read only if a response is not cached yet."""
   entry = experiment.entries[name]
   common = {'batch': experiment.batch, 'seed': experiment.seed}
   if isinstance(entry, FiledResponses):
     return Policy(name, annotations=entry.annotations, **common)
-  read = functools.cache(functools.partial(load, entry))
+  read = functools.cache(lambda: make_model(entry))
   key = policy_key(experiment, entry)
   respond = cached_respond(experiment, name, key, read, folder)
   return Policy(name, respond, read, key, check_interrupt=interrupts.check, **common)

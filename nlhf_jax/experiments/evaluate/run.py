@@ -19,7 +19,7 @@ from nlhf_jax.evaluation.benchmarks.benchmark import Judges, Policy
 from nlhf_jax.evaluation.judgements import CachedJudge
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate.config import Experiment, make_experiment
-from nlhf_jax.experiments.evaluate.responses import make_model, make_policy, respond_to_prompts
+from nlhf_jax.experiments.evaluate.responses import make_policy, respond_to_prompts
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
 from nlhf_jax.experiments.language.config import TRAINED
@@ -122,7 +122,7 @@ def collect_responses(experiment: Experiment, workdir: Path) -> dict[str, Policy
   policies = {}
   for name in experiment.entries:
     folder = workdir / 'policies' / name
-    policy = make_policy(experiment, name, folder, lambda entry: make_model(entry))
+    policy = make_policy(experiment, name, folder)
     if experiment.prompts:
       policy = respond_to_prompts(experiment, policy, folder)
     if policy.load:

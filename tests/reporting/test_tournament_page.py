@@ -145,8 +145,13 @@ def test_samples_are_limited_and_counted():
 
 
 def test_page_loads_no_other_resource():
-  template = (
-    resources.files('nlhf_jax.reporting').joinpath('tournament_page.html').read_text('utf-8')
-  )
-  assert template.count('{{') == template.count('{{ content | tojson }}') == 1
-  assert not re.search(r'https?:|src\s*=|<link|@import|url\(|fetch\(|innerHTML', template)
+  folder = resources.files('nlhf_jax.reporting')
+  parts = [folder.joinpath('tournament_page.html'), *folder.joinpath('tournament').iterdir()]
+  assert len(parts) == 8
+  for part in parts:
+    text = part.read_text('utf-8')
+    assert text.count('{{') == (part.name == 'tournament_page.html')
+    assert not re.search(r'https?:|src\s*=|<link|@import|url\(|fetch\(|innerHTML', text)
+  page = tournament_page.render(results(), [], [])
+  assert '{%' not in page
+  assert page.count('<script>') == page.count('<style>') == 1

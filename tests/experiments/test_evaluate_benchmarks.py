@@ -10,7 +10,9 @@ import pytest
 
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_scores
+from nlhf_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.experiments.evaluate import responses
+from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.tasks.summaries import generator
 from tests.experiments import evaluations, pretrained
@@ -234,3 +236,15 @@ def test_agreement_alone(config_of, tmp_path, shared):
   (judgements,) = (tmp_path / 'run' / 'judgements').iterdir()
   assert len(json_lines.read(judgements)) <= 40
   assert run(config, tmp_path / 'run') == results
+
+
+def test_agreement_needs_judges(config_of, tmp_path, shared):
+  config = config_of(judges='')
+  config.agreement.autoj = str(shared / 'data/autoj_pairs/pairs_a.jsonl.gz')
+  with pytest.raises(UserError, match=r'config\.judges is empty, but config\.agreement'):
+    make_experiment(config, 'evaluate', tmp_path)
+
+
+def test_default_config_requests_no_benchmark(config_of):
+  config = config_of()
+  assert make_benchmarks({name: config[name].to_dict() for name in BENCHMARKS}) == []

@@ -85,8 +85,13 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     )
   prompts = limit_prompts(make_prompts(config, entries, benchmarks), section.prompts)
   check_generators(benchmarks, entries)
-  needed = prompts or any(benchmark.needs_judges for benchmark in benchmarks)
-  judges = make_judges(config) if needed else []
+  judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
+  judges = make_judges(config) if prompts or judging else []
+  if judging and not judges:
+    raise UserError(
+      f'config.judges is empty, but config.{judging[0]} evaluates judges; name some, as '
+      'learned,pairrm.'
+    )
   trained = make_trained(config, judges, name, folder)
   chat = any(benchmark.needs_chat_judge for benchmark in benchmarks)
   if chat:

@@ -151,8 +151,8 @@ function learningCurves() {
   };
   const thinned = curves.some((c) => c.points > c.steps.length);
   section('curves', 'Learning curves', 'Learning curves',
-    'Point at a curve, tap it, or use the arrow keys to read all curves of the stage at one step. ' +
-    'Otherwise each shows its last value.' + (thinned ?
+    'Point at a curve, tap it, or use the arrow keys to read all curves of the stage at one ' +
+    'step. Otherwise each shows its last value.' + (thinned ?
       ' Long curves show every n-th value, so a single spike may be missing.' : ''),
     stages.length > 1 && el('div', {class: 'choices', role: 'group', 'aria-label': 'Stage'},
       Object.values(buttons)) || null,

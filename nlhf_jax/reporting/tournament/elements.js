@@ -55,7 +55,8 @@ function joined(items) {
 // ---- Judges
 
 const TITLES = {
-  oracle: 'Oracle', learned: 'Learned judge', reward: 'Reward model', embedding: 'General preference model', gpm: 'General preference model',
+  oracle: 'Oracle', learned: 'Learned judge', reward: 'Reward model',
+  embedding: 'General preference model', gpm: 'General preference model',
   pairrm: 'PairRM', remote: 'Remote judge',
 };
 const title = (judge) => TITLES[judge] || judge;
@@ -64,7 +65,8 @@ const inSentence = (judge) => judge === 'pairrm' ? TITLES[judge]
 const ordered = (record) => Object.keys(record || {}).sort(
   (a, b) => (b === 'oracle') - (a === 'oracle') || (b === 'learned') - (a === 'learned'));
 const judges = ordered(results.tables);
-const sure = `${Math.round(100 - 100 * (results.early_stopping ? results.early_stopping.level : 0.05))}\u00a0%`;
+const level = results.early_stopping ? results.early_stopping.level : 0.05;
+const sure = `${Math.round(100 - 100 * level)}\u00a0%`;
 const hasOracle = judges.includes('oracle');
 
 // A tournament has a cycle exactly when it has one of length three.

@@ -63,9 +63,9 @@ function exploiters() {
   const pairs = Object.entries(found[names[0]]).flatMap(
     ([by, seen]) => Object.keys(seen).map((judge) => [by, judge]));
   section('exploiters', 'Exploiters', 'Exploiters',
-    'An exploiter is initialised with the policy and trained to beat it under a judge. Its win rate ' +
-    'is a lower bound on the exploitability of the policy. Under the judge that the policy was ' +
-    'trained on, it measures the error of the algorithm; under the oracle, also that of the judge.',
+    'An exploiter is initialised with the policy and trained to beat it under a judge. Its win ' +
+    'rate is a lower bound on the exploitability of the policy. Under the judge that the policy ' +
+    'was trained on, it measures the error of the algorithm; under the oracle, also that of the judge.',
     el('div', {class: 'scroll heat', role: 'group', 'aria-label': 'Exploiters'},
       el('table', null,
         el('thead', null, el('tr', null, el('td', {class: 'corner'}, 'Wins against'),

@@ -28,7 +28,8 @@ function card(sample, i, query) {
   return el('article', {class: `card${liked.includes(named[0]) ? ' preferred' : ''}`,
     'aria-label': `Response of ${policy}`},
   el('header', null, el('h3', null, code(policy)), liked.length > 0 && policies.length > 1 &&
-    el('span', {class: 'preferred-by'}, `Preferred by ${liked.map(inSentence).join(' and ')}`) || null),
+    el('span', {class: 'preferred-by'},
+      `Preferred by ${liked.map(inSentence).join(' and ')}`) || null),
   el('p', {class: 'text'}, response ? marked(String(response), query)
     : el('span', {class: 'quiet'}, response === '' ? 'Empty response' : 'No response')),
   extras.map(([key, x]) => el('p', {class: 'tag'}, `${words(key)}: ${shown(x[policy])}`)),

@@ -7,7 +7,7 @@ function reading() {
   if (policies.length < 2) return ['Only one policy was evaluated, so there is no comparison.'];
   const judge = judges[0];
   if (!judge) return ['No judge compared the policies.'];
-  // The sentence below is about the last policy, the one that was trained last.
+  // The sentences below describe the policy that was trained last; an evaluation has none.
   if (policies.length > 6 || (results.order_consistency && policies.length > 2)) return meta(judge);
   const me = policies.length - 1;
   const against = (of) => policies.slice(0, -1).map(
@@ -32,8 +32,8 @@ function reading() {
       joined(against('learned').map((o) => [`${whole(o.value)} against `, code(o.name)])), '. ');
   }
   if (!hasOracle) {
-    text.push('There is no oracle for these data. Under the judge that a policy was trained on, these numbers ' +
-      'show how well it was optimised, not that its responses are better. ');
+    text.push('There is no oracle for these data. Under the judge that a policy was trained on, ' +
+      'these numbers show how well it was optimised, not that its responses are better. ');
   }
   const kl = (results.kl_to_reference || {})[last];
   if (isNumber(kl)) {
@@ -93,8 +93,8 @@ function winRates() {
     (judges.some((j) => results.tables[j].low) ? `percent, with ${sure} intervals below.`
       : 'percent.'),
     !hasOracle && judges.length > 0 && el('p', {class: 'note'},
-      'There is no oracle for these data. A policy can win under the judge that it was trained on by ' +
-      'exploiting errors of that judge.') || null,
+      'There is no oracle for these data. A policy can win under the judge that it was trained ' +
+      'on by exploiting errors of that judge.') || null,
     el('div', {class: policies.length > 6 ? 'stack' : 'pair'}, judges.map((judge) => heat(policies,
       results.tables[judge],
       [el('h3', null, title(judge)), el('p', {class: 'quiet small'}, about[judge],
@@ -105,8 +105,8 @@ function winRates() {
 }
 function significantPairs(pairs) {
   if (!pairs || pairs.count < 2 || !('significant' in pairs)) return '';
-  return `Of ${count(pairs.count)} pairs, ${count(pairs.significant)} differ significantly at 5\u00a0% each, ` +
-    `and ${count(pairs.significant_holm)} after Holm\u2019s correction. `;
+  return `Of ${count(pairs.count)} pairs, ${count(pairs.significant)} differ significantly ` +
+    `at 5\u00a0% each, and ${count(pairs.significant_holm)} after Holm\u2019s correction. `;
 }
 function bothOrders(judge) {
   const {consistency, first_place: first} = (results.order_consistency || {})[judge] || {};
@@ -134,8 +134,8 @@ function rankings() {
     'The maximal lottery is the Nash equilibrium of the table of win rates: no policy wins more ' +
     'than half of the comparisons against it. Policies with no share in it are ordered by their ' +
     'win rate against it.' +
-    (hasScores ? ' Borda\u2019s count is the mean win rate against the other policies; Bradley\u2013Terry ' +
-      'strengths are the scores that fit the table best.' : ''),
+    (hasScores ? ' Borda\u2019s count is the mean win rate against the other policies; ' +
+      'Bradley\u2013Terry strengths are the scores that fit the table best.' : ''),
     el('div', {class: hasScores ? 'stack' : 'pair'}, found.map((judge) => el('div', null,
       el('h3', null, title(judge)),
       el('div', {class: 'scroll', role: 'group', 'aria-label': 'Ranking'},

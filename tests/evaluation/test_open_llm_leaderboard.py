@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from nlhf_jax.data import tokenizers
+from nlhf_jax.evaluation.generation import Model
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 
@@ -76,8 +77,8 @@ def mmlu(n):
 
 
 def winogrande(n):
-  told = f'The boat did not fit under bridge {n} because the _ was too high.'
-  return {'sentence': told, 'option1': 'boat', 'option2': 'river', 'answer': '12'[n % 2]}
+  sentence = f'The boat did not fit under bridge {n} because the _ was too high.'
+  return {'sentence': sentence, 'option1': 'boat', 'option2': 'river', 'answer': '12'[n % 2]}
 
 
 def gsm8k(n):

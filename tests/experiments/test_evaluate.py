@@ -140,8 +140,8 @@ def test_run_export_and_file_under_trained_judge(config_of, tmp_path, toy, monke
 
 def test_too_long_prompt_is_named(config_of, tmp_path):
   pretrained.save(tmp_path / 'llama')
-  asked = [{'prompt': 'tell red'}, {'prompt': 'tell blue ' * 300}, {'prompt': 'say'}]
-  json_lines.write(tmp_path / 'prompts.jsonl', asked)
+  prompts = [{'prompt': 'tell red'}, {'prompt': 'tell blue ' * 300}, {'prompt': 'say'}]
+  json_lines.write(tmp_path / 'prompts.jsonl', prompts)
   config = config_of('synthetic', entries=f'mine={tmp_path}/llama', judges='')
   config.prompts.path = str(tmp_path / 'prompts.jsonl')
   with pytest.raises(UserError, match=r"the policy 'mine': a conversation of .*'.*tell blue '"):
@@ -155,8 +155,8 @@ def test_missing_responses_are_reported(config_of, tmp_path, capsys):
   json_lines.write(tmp_path / 'part.jsonl', rows[::2])
   config = config_of(entries=f'{tmp_path}/whole.jsonl,{tmp_path}/part.jsonl')
   assert make_experiment(config, 'evaluate', tmp_path).prompts == ['first', 'third']
-  said = "2 prompts have a response in every file, and are used; 'part' has no response to 1 of 3, "
-  assert f"{said}as 'second'" in capsys.readouterr().out
+  note = "2 prompts have a response in every file, and are used; 'part' has no response to 1 of 3, "
+  assert f"{note}as 'second'" in capsys.readouterr().out
 
 
 def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, monkeypatch):

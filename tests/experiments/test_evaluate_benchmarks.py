@@ -135,8 +135,8 @@ def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
     judge_prompts=str(tmp_path / 'judge_prompts.jsonl'),
   )
   folder = tmp_path / 'run' / 'mt_bench'
-  said = ['[[A]] [[7.5]]']  # a verdict for the first answer, and a grade
-  with faults.serve(lambda content, before: faults.Reply(faults.said(said[0]))) as served:
+  verdict = ['[[A]] [[7.5]]']  # a verdict for the first answer, and a grade
+  with faults.serve(lambda content, before: faults.Reply(faults.said(verdict[0]))) as served:
     config.remote.update(url=served.url, model='judge', key='KEY', request='{"max_tokens": 70}')
     results = run(config, tmp_path / 'run')
     (table,) = results['benchmarks']
@@ -162,7 +162,7 @@ def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
     }
     config.mt_bench.mode = 'pair'
     (table,) = run(config, tmp_path / 'run')['benchmarks']
-    said[0], config.remote.request = 'hm', '{"max_tokens": 71}'
+    verdict[0], config.remote.request = 'hm', '{"max_tokens": 71}'
     with pytest.raises(UserError, match='no verdict that can be parsed'):
       run(config, tmp_path / 'run')
   even = [0, 6, 0, 0.5, 0]

@@ -10,7 +10,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
@@ -82,7 +82,7 @@ def make_respond(
         f'responses of {length} tokens at once ({quote_end(conversations[0])}); reduce the batch, '
         'or shorten the responses.'
       ) from None
-    return tokenizers.texts(tokenizer, responses.tokens, responses.mask)
+    return tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
 
   return respond
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nlhf_jax.judges.judge import Both, Preference, mean
+from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.storage import json_lines
 
 WRITE_EVERY = 256  # questions
@@ -32,7 +32,7 @@ class Question(NamedTuple):
 CachedJudge = Callable[[Sequence[Question]], np.ndarray]
 
 
-def make_cached_judge(path: Path, judge: Preference) -> CachedJudge:
+def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
   """A judge that caches its judgements in a file; equal responses are a tie and never judged.
 
   Judgements are written before they are returned. A question without a verdict (NaN) is not cached,
@@ -102,7 +102,7 @@ def compare_all_pairs(
   return found
 
 
-def combine_orders(one_order: np.ndarray, combine: Both = mean) -> np.ndarray:
+def combine_orders(one_order: np.ndarray, combine: CombineOrders = mean_of_orders) -> np.ndarray:
   """P(row beats column) from both orders of showing the responses, [n, M, M]."""
   return combine(one_order, one_order.swapaxes(-1, -2))
 

@@ -70,7 +70,7 @@ def make_records(
       minus its log-probability under the reference, [n], nats.
     preferences: judge -> result of `compare_policies`, with policies in the order of `sides`.
   """
-  texts = {name: tokenizers.texts(tokenizer, *side[:2]) for name, side in sides.items()}
+  texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
   lengths = {name: side.mask.sum(axis=(1, 2)) for name, side in sides.items()}
   return [
     {

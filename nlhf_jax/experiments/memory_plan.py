@@ -21,15 +21,15 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.experiments.judge_config import pairrm_shapes
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Training
-from nlhf_jax.experiments.model_config import Model, make_mesh, make_unfilled
+from nlhf_jax.experiments.model_config import make_mesh, make_model_without_tokenizer
+from nlhf_jax.experiments.specs import Model, Training
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
 from nlhf_jax.sampling import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
 DEPTHS = (2, 3)
@@ -58,7 +58,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
   jax.config.update('jax_num_cpu_devices', devices)
   language_config.check(config)
   with make_mesh(config):
-    model = make_unfilled(config)
+    model = make_model_without_tokenizer(config)
     own, _ = split(model)
     policies = {
       name: language_config.make_policy(row, name, config) for name, row in config.policies.items()
@@ -72,7 +72,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, Need]:
     for name, policy in policies.items():
       print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)
       needs[name] = of_policy(config, model, policy.training, kept)
-      kept += held(own) * len(policy.players)
+      kept += held(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
   announce(needs, shape, memory)
@@ -112,7 +112,9 @@ def laid_out(tree: Any) -> Any:
 
   def of(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.place(name, leaf))
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(name, leaf)
+    )
 
   return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -154,11 +156,11 @@ def step_of(config: ConfigDict, model: Model, training: Training) -> tuple[int, 
   def feedback(comparison, key):
     return jnp.zeros((*comparison.left.tokens.shape[:2], comparison.right.tokens.shape[1]))
 
-  play = make_play(algorithm, make_rollout, feedback)
+  play = make_rollout_step(algorithm, make_rollout, feedback)
   batch = laid_out_rows(batch_of(config, training))
   played = jax.jit(play).lower(state.slots, batch, key)
   comparison = laid_out_rows(jax.eval_shape(play, state.slots, batch, key))
-  score, measure = scoring.make_score(decoder), step_metrics.of_play(algorithm)
+  score, measure = scoring.make_score(decoder), step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
   return temporary(updated), temporary(played)
@@ -189,7 +191,7 @@ def laid_out_rows(tree: Any) -> Any:
     return tree
 
   def of(leaf):
-    axes = (sharding.ROWS, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
+    axes = (sharding.ROW_AXES, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
     where = NamedSharding(mesh, sharding.spec(axes, leaf.shape) if axes else PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

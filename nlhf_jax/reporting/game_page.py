@@ -29,7 +29,7 @@ CAPTIONS = {
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  parts = [_head(results), _solvers(results), show(figures, CAPTIONS), _rlhf(results)]
+  parts = [_head(results), _solvers(results), render_figures(figures, CAPTIONS), _rlhf(results)]
   write_page(path, results['name'], chain.from_iterable(parts))
 
 
@@ -104,12 +104,12 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'could gain, both sides together. Zero is an equilibrium.'
   prompts = len(results['reference'])
   yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
-  yield table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
+  yield render_table([*groups, ('gap without a price', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
     yield '<p>Without a price there are several equilibria; distances are to one of them.</p>'
 
 
-def show(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
+def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
   """The figures, in the order of the captions, as markup that holds them."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
@@ -140,10 +140,10 @@ def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'distances from the reference.'
   yield ' The first prompt is shown.</p>' if len(results['reference']) > 1 else '</p>'
   head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash at τ wins']
-  yield table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
+  yield render_table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
 
 
-def table(
+def render_table(
   groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> str:
   """A table as markup; groups are heads above the heads, with the columns that each spans."""

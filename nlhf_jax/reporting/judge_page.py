@@ -40,13 +40,13 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
     figures = {'learning': learning(judges), 'loss': losses(results, first)} | figures
   if len({row['parameters'] for row in judges.values()}) > 1:
     figures['sizes'] = sizes(judges)
-  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
+  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
 
 
 def learning(judges: Mapping[str, Any]) -> Figure:
   """Accuracy against steps, in training and held out."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Learning to judge')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Learning to judge')
   axes.set(xlabel='training steps', ylabel='accuracy')
   for (name, row), colour in zip(judges.items(), cycle(game_plots.COLOURS), strict=False):
     curve = row['curve']
@@ -61,7 +61,7 @@ def learning(judges: Mapping[str, Any]) -> Figure:
 def losses(results: Mapping[str, Any], test: str) -> Figure:
   """Held-out log-loss against steps, with those that do not learn as lines."""
   figure = Figure(figsize=(8, 4.4), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), f'Log-loss, {test}')
+  axes = game_plots.style_axes(figure.add_subplot(), f'Log-loss, {test}')
   axes.set(xlabel='training steps', ylabel='log-loss, nats a comparison')
   for (name, row), colour in zip(
     results['judges'].items(), cycle(game_plots.COLOURS), strict=False
@@ -80,7 +80,7 @@ def losses(results: Mapping[str, Any], test: str) -> Figure:
 def sizes(judges: Mapping[str, Any]) -> Figure:
   """Accuracy in the end against parameters, in training and held out."""
   figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Size')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Size')
   axes.set(xscale='log', xlabel='parameters', ylabel='accuracy')
   for kind, colour in zip(
     sorted({row['network'] for row in judges.values()}), game_plots.COLOURS, strict=False
@@ -103,7 +103,7 @@ def sizes(judges: Mapping[str, Any]) -> Figure:
 def calibration(said: Mapping[str, Any]) -> Figure:
   """How often each is right, by how sure it is."""
   figure = Figure(figsize=(6.4, 4.6), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'Calibration')
+  axes = game_plots.style_axes(figure.add_subplot(), 'Calibration')
   axes.set(xlabel='probability given to the preferred side', ylabel='votes for it')
   axes.plot([0.5, 1], [0.5, 1], color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   for (name, row), colour in zip(said.items(), cycle(game_plots.COLOURS), strict=False):
@@ -141,7 +141,7 @@ def count(said: Mapping[str, Any]) -> int:
   return row['comparisons'] + row['unusable']
 
 
-def left_out(said: Mapping[str, Any]) -> list[str]:
+def describe_unusable(said: Mapping[str, Any]) -> list[str]:
   """A sentence for each judge that had nothing usable to say of some comparisons of a set."""
   return [
     f'{name} has no usable verdict on {row["unusable"]:,} of them, which are not in its figures.'
@@ -150,7 +150,7 @@ def left_out(said: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def who(accounts: Mapping[str, Mapping]) -> list[str]:
+def describe_judges(accounts: Mapping[str, Mapping]) -> list[str]:
   """A sentence for each judge from outside: who it is, and what was counted of it."""
 
   def counted(what, count):
@@ -165,8 +165,8 @@ def who(accounts: Mapping[str, Mapping]) -> list[str]:
 
 def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
   """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_content(results), *game_page.show(figures, CAPTIONS)]
-  with json_lines.whole(path) as draft:
+  content = [*_content(results), *game_page.render_figures(figures, CAPTIONS)]
+  with json_lines.atomic_write(path) as draft:
     game_page.write_page(draft, results['name'], content)
 
 
@@ -175,14 +175,14 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
   if results['judges']:
     yield f'{len(results["judges"])} judges learn from the same '
     yield f'{results["comparisons"]:,} comparisons. '
-  yield html.escape(' '.join(who(results['outside'])))
+  yield html.escape(' '.join(describe_judges(results['outside'])))
   yield '</p>'
   for test, said in results['sets'].items():
     yield f'<h2>{html.escape(test)}</h2><p>{count(said):,} comparisons. Log-loss in nats. First '
     yield 'place is what being shown first adds to the probability of a response; the last '
     yield 'columns say how often the longer response is preferred, by the judge and by people.</p>'
     yield tables.format_html(list(said), HEADS, cells(said))
-    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in left_out(said))
+    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(said))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: triples in which each '
     yield 'beats the next, the share of what a judge says that no scores can say, and how often '

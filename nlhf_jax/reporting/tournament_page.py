@@ -39,7 +39,7 @@ def render(
     'samples_total': len(samples),
   }
   template = _TEMPLATES.get_template('tournament_page.html')
-  return template.render(content=json_lines.plain(content))
+  return template.render(content=json_lines.to_json(content))
 
 
 def write(
@@ -49,14 +49,14 @@ def write(
   samples: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes the page to `path`; see `render`."""
-  with json_lines.whole(Path(path)) as draft:
+  with json_lines.atomic_write(Path(path)) as draft:
     draft.write_text(render(results, metrics, samples), encoding='utf-8')
 
 
 def _limit(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   """The first samples, up to `MAX_SAMPLE_BYTES`, and at least one."""
   kept, size = [], 0
-  for sample in map(json_lines.plain, samples):
+  for sample in map(json_lines.to_json, samples):
     size += len(json.dumps(sample, separators=(',', ':')))
     if kept and size > MAX_SAMPLE_BYTES:
       break

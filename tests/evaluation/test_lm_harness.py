@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.experiments.export_policy import as_llama
+from nlhf_jax.experiments.export_policy import convert_to_llama
 from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import json_files
@@ -52,7 +52,7 @@ def backends(tmp_path_factory):
   params = jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype), shapes
   )
-  exported, config = as_llama(params, sizes, tokenizer)
+  exported, config = convert_to_llama(params, sizes, tokenizer)
   weights.save(folder, 'llama', exported, np.float32)
   config.save_pretrained(folder)
   tokenizer.save_pretrained(folder)

@@ -371,7 +371,7 @@ def test_radar_has_a_line_per_policy():
   (axes,) = figure.axes
   assert [label.get_text() for label in axes.get_xticklabels()] == ['writing', 'math', 'art']
   assert [line.get_ydata().tolist() for line in axes.lines] == [[9, 3, 4, 9], [2, 1, 3, 2]]
-  assert game_plots.as_png(figure).startswith(b'\x89PNG')
+  assert game_plots.render_png(figure).startswith(b'\x89PNG')
 
 
 @pytest.mark.parametrize('other', [{'math': 1.0}, {'math': 1.0, 'art': 2.0, 'coding': 1.0}])

@@ -39,7 +39,7 @@ POLICIES = ['reporter', 'lister', 'asker']  # of the embedded task's three style
 
 def write_styles(folder, count):
   """A `samples.jsonl` of policies with one style each: its path, and the prompts."""
-  posts = [record.prompt for record in itertools.islice(generator.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(generator.examples(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(POLICIES, styles.perfect_summaries(post), strict=True))}
     for post in posts
@@ -113,8 +113,8 @@ def test_run_export_and_file_under_trained_judge(config_of, tmp_path, toy, monke
   stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
   language.start(of_run, 'theirs', workdir, stages)
   experiment = language.make_experiment(of_run, 'theirs', stages)
-  export_policy.write(
-    experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False
+  export_policy.write_policy(
+    experiment, export_policy.load_entry(experiment, 'sft'), tmp_path / 'out', merged=False
   )
   prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
@@ -170,8 +170,8 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     evaluate_build.GIVEN,
     'pairrm',
     judges_build.Given(
-      lambda config, folder: judges_build.Outside(
-        'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
+      lambda config, folder: judges_build.ExternalJudge(
+        'a ranker', pairrm.make_preference(score), pairrm.combine_orders, None
       ),
       lambda config: 'a ranker',
     ),
@@ -190,7 +190,7 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 8)
     for text in 'xy'
   )
-  trained_on = pairrm.of_ranker(score, tokenizer)(Comparison(prompts, x, y))
+  trained_on = pairrm.make_judge(score, tokenizer)(Comparison(prompts, x, y))
   assert trained_on[0, 0, 0] + 0.5 == pytest.approx(table[0][1], abs=1e-6)
 
 

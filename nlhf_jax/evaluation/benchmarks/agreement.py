@@ -29,7 +29,7 @@ from nlhf_jax.evaluation.benchmarks.benchmark import (
   split_list,
 )
 from nlhf_jax.evaluation.judgements import CachedJudge, Question
-from nlhf_jax.judges.judge import Both, mean
+from nlhf_jax.judges.judge import CombineOrders, mean_of_orders
 from nlhf_jax.storage import json_files
 
 MISSING = -1
@@ -97,7 +97,7 @@ def run(
   for one in data:
     labels = majority(one.labels)
     rows = {
-      name: scores(*compare(judge, one), labels, judges.combine.get(name, mean))
+      name: scores(*compare(judge, one), labels, judges.combine.get(name, mean_of_orders))
       for name, judge in judges.pairwise.items()
     }
     for name, verdicts in one.published.items():
@@ -135,7 +135,10 @@ def to_probabilities(verdicts: Int[np.ndarray, 'n 2']) -> tuple[Probabilities, P
 
 
 def scores(
-  ahead: Probabilities, behind: Probabilities, labels: Verdicts, combine: Both = mean
+  ahead: Probabilities,
+  behind: Probabilities,
+  labels: Verdicts,
+  combine: CombineOrders = mean_of_orders,
 ) -> dict[str, float]:
   """The cells of one row.
 

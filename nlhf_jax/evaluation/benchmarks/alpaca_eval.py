@@ -23,7 +23,7 @@ from nlhf_jax.evaluation.benchmarks import length_control
 from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Judges, Policy, Table
 from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
 from nlhf_jax.evaluation.judgements import CachedJudge, Question
-from nlhf_jax.judges.judge import Preference
+from nlhf_jax.judges.judge import TextPreference
 from nlhf_jax.storage import json_files, json_lines
 
 LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
@@ -99,7 +99,7 @@ def run(
   ]
 
 
-def make_preference(judge: CachedJudge, name: str) -> Preference:
+def make_preference(judge: CachedJudge, name: str) -> TextPreference:
   """A cached judge as `annotate` calls it; `name` is that of the policy, for the cache."""
   return lambda prompts, left, right: judge(
     [Question(*texts, (name, 'reference')) for texts in zip(prompts, left, right, strict=True)]
@@ -134,7 +134,7 @@ def write_leaderboard(path: Path, board: Mapping[str, Mapping]) -> None:
   table = csv.writer(text, lineterminator='\n')
   table.writerow(['', *columns])
   table.writerows([name, *(row[column] for column in columns)] for name, row in sort_board(board))
-  with json_lines.whole(path) as draft:
+  with json_lines.atomic_write(path) as draft:
     draft.write_text(text.getvalue())
 
 
@@ -242,7 +242,7 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> None:
 
 
 def annotate(
-  judge: Preference, references: Sequence[Mapping], outputs: Sequence[Mapping], name: str
+  judge: TextPreference, references: Sequence[Mapping], outputs: Sequence[Mapping], name: str
 ) -> list[dict]:
   """Annotations of all outputs that share an instruction with the references.
 

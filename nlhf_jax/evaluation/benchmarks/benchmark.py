@@ -13,7 +13,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import ChatJudge
 from nlhf_jax.evaluation.generation import Model, Respond
 from nlhf_jax.evaluation.judgements import CachedJudge
-from nlhf_jax.judges.judge import Both
+from nlhf_jax.judges.judge import CombineOrders
 
 
 class Policy(NamedTuple):
@@ -46,7 +46,7 @@ class Judges(NamedTuple):
   """
 
   pairwise: Mapping[str, CachedJudge] = {}
-  combine: Mapping[str, Both] = {}
+  combine: Mapping[str, CombineOrders] = {}
   chat: ChatJudge | None = None
   chat_name: str = ''
 

@@ -143,7 +143,7 @@ def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | No
     raise UserError(f"'{piece.name}' of the lm-evaluation-harness: {error}") from None
   names = ('results', 'n-shot', 'n-samples', 'versions', 'group_subtasks')
   kept = {name: found.get(name, {}) for name in names}
-  return json.loads(json.dumps(json_lines.plain(kept), default=str)) | {'cut': policy.cut}
+  return json.loads(json.dumps(json_lines.to_json(kept), default=str)) | {'cut': policy.cut}
 
 
 def merge(outcomes: Sequence[Mapping]) -> dict:

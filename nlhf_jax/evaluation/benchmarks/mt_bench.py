@@ -104,7 +104,7 @@ def draw_radar(title: str, scores: Mapping[str, Mapping], path: Path) -> None:
   categories = {name: row['categories'] for name, row in scores.items()}
   same = len({frozenset(found) for found in categories.values()}) == 1
   if same and all(len(found) > 2 for found in categories.values()):
-    with json_lines.whole(path) as draft:
+    with json_lines.atomic_write(path) as draft:
       radar.draw(categories, title).savefig(draft, dpi=150, format='png')
 
 

@@ -16,13 +16,14 @@ from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark
 from nlhf_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate.entries import FIELD, Entry, FiledResponses, make_entries
-from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import EXTERNAL
+from nlhf_jax.judges.remote import ChatClient, configure_chat_client, require_model
 from nlhf_jax.sampling.token import Filters
 
 
-class Experiment(NamedTuple):
+class EvaluateExperiment(NamedTuple):
   """Everything that an evaluation needs, without its config.
 
   Attributes:
@@ -48,15 +49,15 @@ class Experiment(NamedTuple):
   entries: Mapping[str, Entry]
   prompts: Sequence[str]
   judges: Mapping[str, str]
-  trained: language_config.Experiment | None
-  external: Mapping[str, Callable[[], Outside]]
+  trained: language_config.LanguageExperiment | None
+  external: Mapping[str, Callable[[], ExternalJudge]]
   length: int
   batch: int
   filters: Filters
   early_stopping: float
   benchmarks: Sequence[Benchmark]
   chat_judge: str
-  make_chat_judge: Callable[[], Speaker] | None
+  make_chat_judge: Callable[[], ChatClient] | None
 
   @property
   def references(self) -> Sequence[Mapping]:
@@ -64,7 +65,7 @@ class Experiment(NamedTuple):
     return find_references(self.benchmarks)
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExperiment:
   """The experiment that a config describes; stages of its judges are kept in `folder`.
 
   Raises:
@@ -95,8 +96,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   trained = make_trained(config, judges, name, folder)
   chat = any(benchmark.needs_chat_judge for benchmark in benchmarks)
   if chat:
-    must_name(config)
-  return Experiment(
+    require_model(config)
+  return EvaluateExperiment(
     name=name,
     seed=config.seed,
     entries=entries,
@@ -104,9 +105,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     judges={judge: judge_digest(config, judge, trained) for judge in judges},
     trained=trained,
     external={
-      judge: functools.partial(GIVEN[judge].make, config, folder)
+      judge: functools.partial(EXTERNAL[judge].make, config, folder)
       for judge in judges
-      if judge in GIVEN
+      if judge in EXTERNAL
     },
     length=section.length,
     batch=section.batch,
@@ -114,7 +115,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     early_stopping=section.early_stopping,
     benchmarks=benchmarks,
     chat_judge=config.remote.model,
-    make_chat_judge=functools.partial(make_speaker, config, folder) if chat else None,
+    make_chat_judge=functools.partial(configure_chat_client, config, folder) if chat else None,
   )
 
 
@@ -151,9 +152,9 @@ def make_judges(config: ConfigDict) -> list[str]:
 
 def make_trained(
   config: ConfigDict, judges: Sequence[str], name: str, folder: Path
-) -> language_config.Experiment | None:
+) -> language_config.LanguageExperiment | None:
   """The experiment that trains the learned judges, or finds them trained."""
-  learned = [judge for judge in judges if judge in language_config.TRAINED]
+  learned = [judge for judge in judges if judge in language_config.STAGES]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
@@ -161,11 +162,13 @@ def make_trained(
   return language_config.make_experiment(of_judges, name, folder)
 
 
-def judge_digest(config: ConfigDict, judge: str, trained: language_config.Experiment | None) -> str:
+def judge_digest(
+  config: ConfigDict, judge: str, trained: language_config.LanguageExperiment | None
+) -> str:
   """A digest of everything that determines the preferences of a judge."""
-  if judge in language_config.TRAINED:
-    return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
-  return digest(GIVEN[judge].settings(config) if judge in GIVEN else 'the embedded task')
+  if judge in language_config.STAGES:
+    return trained.stages[language_config.STAGES[judge]].folder.name.rpartition('-')[2]
+  return digest(EXTERNAL[judge].settings(config) if judge in EXTERNAL else 'the embedded task')
 
 
 def digest(settings: object) -> str:
@@ -245,7 +248,7 @@ def limit_prompts(prompts: list[str], most: int) -> list[str]:
 def read_prompts(section: ConfigDict) -> list:
   """The prompts of the section `prompts`."""
   try:
-    return [record.prompt for record in examples.records(**section)]
+    return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
     # The reader names its settings as those of the section `data`.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

@@ -13,10 +13,13 @@ from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation import response_files
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
+from nlhf_jax.experiments.model_config import make_loader, make_numerics
+from nlhf_jax.experiments.specs import ModelSource
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage.hub import fingerprint
 from nlhf_jax.structs import Params
 
 FIELD = 'config.entries'
@@ -38,7 +41,7 @@ class PretrainedModel(NamedTuple):
 class RunPolicy(NamedTuple):
   """A policy of a finished run."""
 
-  experiment: language_config.Experiment
+  experiment: language_config.LanguageExperiment
   policy: str
 
 
@@ -90,14 +93,14 @@ def make_entry(
   run, _, policy = what.rpartition(':')
   if run and (Path(run) / 'config.json').is_file():
     experiment = read_run(Path(run), folder)
-    known = language_config.slots_of(experiment)
+    known = language_config.entry_slots(experiment)
     if policy not in known:
       raise UserError(f"{FIELD}: '{run}' has no policy '{policy}'; it has {', '.join(known)}.")
     return {name or policy: RunPolicy(experiment, policy)}
   return {name or path.name: make_pretrained(config, what)}
 
 
-def read_run(run: Path, folder: Path) -> language_config.Experiment:
+def read_run(run: Path, folder: Path) -> language_config.LanguageExperiment:
   """The experiment of a work directory; its stages are there or, if not, in `folder`."""
   try:
     settings = json_lines.read_json(run / 'config.json')
@@ -118,7 +121,7 @@ def read_run(run: Path, folder: Path) -> language_config.Experiment:
 def make_pretrained(config: ConfigDict, name: str) -> PretrainedModel:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
@@ -126,7 +129,7 @@ def make_pretrained(config: ConfigDict, name: str) -> PretrainedModel:
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
       f'{sizes.vocabulary}; they do not belong together.'
     )
-  begin = loaded(decoder, Source(name, folder, family))
+  begin = make_loader(decoder, ModelSource(name, folder, family))
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All parameters are read from the file, so the key has no effect.
   load = functools.partial(begin, jax.random.key(0))

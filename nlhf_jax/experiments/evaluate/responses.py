@@ -12,7 +12,7 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.evaluation.benchmarks.benchmark import Policy
 from nlhf_jax.evaluation.generation import Model, Respond, make_respond
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments.evaluate.config import Experiment, digest
+from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, digest
 from nlhf_jax.experiments.evaluate.entries import Entry, FiledResponses, PretrainedModel
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
@@ -23,21 +23,21 @@ def make_model(entry: Entry) -> Model:
   if isinstance(entry, PretrainedModel):
     return Model(entry.decoder, entry.load(), entry.tokenizer, entry.max_positions)
   experiment = entry.experiment
-  params, own = export_policy.of_player(experiment, entry.policy), experiment.model
+  params, own = export_policy.load_entry(experiment, entry.policy), experiment.model
   return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.longest)
 
 
-def policy_key(experiment: Experiment, entry: Entry) -> str:
+def policy_key(experiment: EvaluateExperiment, entry: Entry) -> str:
   """A digest of everything that determines what an entry generates, except the prompts."""
   if isinstance(entry, PretrainedModel):
     own = entry.settings
   else:
-    policy, slot = export_policy.slot_of(entry.experiment, entry.policy)
+    policy, slot = export_policy.find_entry(entry.experiment, entry.policy)
     own = [entry.experiment.stages[policy].folder.name, slot]
   return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
 
 
-def make_policy(experiment: Experiment, name: str, folder: Path) -> Policy:
+def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> Policy:
   """An entry as benchmarks see it; its network is read only if a response is not cached yet."""
   entry = experiment.entries[name]
   common = {'batch': experiment.batch, 'seed': experiment.seed}
@@ -50,7 +50,7 @@ def make_policy(experiment: Experiment, name: str, folder: Path) -> Policy:
 
 
 def cached_respond(
-  experiment: Experiment, name: str, key: str, load: Callable[[], Model], folder: Path
+  experiment: EvaluateExperiment, name: str, key: str, load: Callable[[], Model], folder: Path
 ) -> Respond:
   """A function that samples responses batch by batch and caches them in `responses.jsonl`.
 
@@ -95,7 +95,7 @@ def cached_respond(
   return respond
 
 
-def respond_to_prompts(experiment: Experiment, policy: Policy, folder: Path) -> Policy:
+def respond_to_prompts(experiment: EvaluateExperiment, policy: Policy, folder: Path) -> Policy:
   """The policy with its responses to the prompts, which are written to `model_outputs.json`."""
   entry, prompts = experiment.entries[policy.name], experiment.prompts
   if isinstance(entry, FiledResponses):

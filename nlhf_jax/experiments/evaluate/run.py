@@ -18,25 +18,25 @@ from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.benchmarks.benchmark import Judges, Policy
 from nlhf_jax.evaluation.judgements import CachedJudge
 from nlhf_jax.experiments import ranges
-from nlhf_jax.experiments.evaluate.config import Experiment, make_experiment
+from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, make_experiment
 from nlhf_jax.experiments.evaluate.responses import make_policy, respond_to_prompts
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
-  encoded,
-  encoded_prompts,
-  make_kind,
+  make_judge_network,
+  tokenize_prompts,
+  tokenize_responses,
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.tournament_stage import announce_tables
+from nlhf_jax.experiments.language.tournament_stage import print_tables
 from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.experiments.stages import alone
-from nlhf_jax.judges.judge import Both, Preference, mean
-from nlhf_jax.judges.remote import Speaker
+from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
+from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import STAGES
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.training import interrupts
@@ -58,14 +58,14 @@ class Judged(NamedTuple):
 def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """Builds the experiment and runs it in its work directory; stages are kept in `stages`."""
   ranges.check(config)
-  with interrupts.deferred(), make_mesh(config), alone(workdir):
+  with interrupts.deferred(), make_mesh(config), lock_folder(workdir):
     experiment = make_experiment(config, name, stages)
     json_lines.write_json(workdir / 'config.json', config.to_dict())
     stages.mkdir(parents=True, exist_ok=True)  # remote judges cache their answers there
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   """Collects responses, runs all judges and benchmarks, and writes everything to `workdir`.
 
   Raises:
@@ -76,17 +76,17 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   chat = experiment.make_chat_judge() if experiment.make_chat_judge else None
   for benchmark in experiment.benchmarks:
     benchmark.prepare()
-  with accounted(workdir, merge_remote(external, chat)) as accounts:
+  with recorded_usage(workdir, merge_remote(external, chat)) as accounts:
     results, lines = evaluate(experiment, external, chat, workdir)
   results['external_judges'] = accounts
   publish(workdir, results, lines)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
 def merge_remote(
-  external: Mapping[str, Outside], chat: Speaker | None
-) -> dict[str, Outside | Speaker]:
+  external: Mapping[str, ExternalJudge], chat: ChatClient | None
+) -> dict[str, ExternalJudge | ChatClient]:
   """The judges whose costs are reported; the remote judge and the chat judge are counted as one."""
   if chat is None:
     return dict(external)
@@ -96,13 +96,16 @@ def merge_remote(
 
 
 def evaluate(
-  experiment: Experiment, external: Mapping[str, Outside], chat: Speaker | None, workdir: Path
+  experiment: EvaluateExperiment,
+  external: Mapping[str, ExternalJudge],
+  chat: ChatClient | None,
+  workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """The results, and one record per prompt of the tournament."""
   judges = Judges(
     make_pairwise(experiment, {name: judge.read for name, judge in external.items()}, workdir),
     {name: judge.both for name, judge in external.items()},
-    chat.speak if chat else None,
+    chat.generate if chat else None,
     experiment.chat_judge,
   )
   policies = collect_responses(experiment, workdir)
@@ -117,7 +120,7 @@ def evaluate(
   return {'name': experiment.name, **results, 'benchmarks': found}, lines
 
 
-def collect_responses(experiment: Experiment, workdir: Path) -> dict[str, Policy]:
+def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str, Policy]:
   """All policies with their responses; one network at a time is in memory."""
   policies = {}
   for name in experiment.entries:
@@ -133,7 +136,7 @@ def collect_responses(experiment: Experiment, workdir: Path) -> dict[str, Policy
 
 
 def compete(
-  experiment: Experiment, judges: Judges, policies: Mapping[str, Policy]
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
 ) -> tuple[dict, list[dict]]:
   """The tournament's part of the results, and its records."""
   judged = judge_pairs(experiment, judges, policies)
@@ -149,7 +152,7 @@ def compete(
 
 
 def make_pairwise(
-  experiment: Experiment, external: Mapping[str, Preference], workdir: Path
+  experiment: EvaluateExperiment, external: Mapping[str, TextPreference], workdir: Path
 ) -> dict[str, CachedJudge]:
   """The judges of pairs of texts; their judgements are cached."""
   judges = dict(external)
@@ -158,8 +161,8 @@ def make_pairwise(
   if experiment.trained:
     reference = fine_tune(experiment.trained)
     for name in experiment.judges:
-      if name in TRAINED:
-        judges[name] = make_trained_judge(experiment, TRAINED[name], reference)
+      if name in STAGES:
+        judges[name] = make_trained_judge(experiment, STAGES[name], reference)
   return {
     name: judgements.make_cached_judge(
       workdir / 'judgements' / f'{name}-{key}.jsonl', interruptible(name, judges[name])
@@ -168,7 +171,7 @@ def make_pairwise(
   }
 
 
-def interruptible(name: str, judge: Preference) -> Preference:
+def interruptible(name: str, judge: TextPreference) -> TextPreference:
   """The judge, which raises `Interrupted` between calls if the user asked to stop."""
 
   def preference(prompts, left, right):
@@ -178,19 +181,27 @@ def interruptible(name: str, judge: Preference) -> Preference:
   return preference
 
 
-def make_trained_judge(experiment: Experiment, stage: str, reference: Params) -> Preference:
+def make_trained_judge(
+  experiment: EvaluateExperiment, stage: str, reference: Params
+) -> TextPreference:
   """A judge that is trained here, as a function of texts; texts that are too long are truncated."""
   trained = experiment.trained
-  shown = make_kind(trained, stage).shown(train_judge(trained, stage, reference))
+  shown = make_judge_network(trained, stage).shown(train_judge(trained, stage, reference))
 
   def preference(prompts, left, right):
-    sides = encoded_prompts(trained, prompts), encoded(trained, left), encoded(trained, right)
+    sides = (
+      tokenize_prompts(trained, prompts),
+      tokenize_responses(trained, left),
+      tokenize_responses(trained, right),
+    )
     return map_chunks(lambda chunk, _: shown(chunk), Comparison(*sides))[:, 0, 0]
 
   return preference
 
 
-def judge_pairs(experiment: Experiment, judges: Judges, policies: Mapping[str, Policy]) -> Judged:
+def judge_pairs(
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
+) -> Judged:
   """Compares all pairs of policies under every judge in both orders, a batch of prompts at a time.
 
   With early stopping, prompts are judged in random order until the order of all pairs is decided.
@@ -221,11 +232,11 @@ def judge_pairs(experiment: Experiment, judges: Judges, policies: Mapping[str, P
 
 
 def combine_orders(
-  parts: Mapping[str, Sequence[np.ndarray]], combine: Mapping[str, Both]
+  parts: Mapping[str, Sequence[np.ndarray]], combine: Mapping[str, CombineOrders]
 ) -> dict[str, np.ndarray]:
   """P(row beats column) from both orders; most judges take the mean."""
   return {
-    name: judgements.combine_orders(np.concatenate(tables), combine.get(name, mean))
+    name: judgements.combine_orders(np.concatenate(tables), combine.get(name, mean_of_orders))
     for name, tables in parts.items()
   }
 
@@ -238,7 +249,7 @@ def is_decided(both_orders: Mapping[str, np.ndarray], level: float) -> bool:
 
 
 def make_lines(
-  experiment: Experiment, judged: Judged, policies: Mapping[str, Policy]
+  experiment: EvaluateExperiment, judged: Judged, policies: Mapping[str, Policy]
 ) -> list[dict]:
   """One record per prompt that every judge has judged."""
   lines = []
@@ -259,7 +270,9 @@ def make_lines(
   return tournament.drop_unjudged_prompts(lines, both_orders) if both_orders else lines
 
 
-def apply_early_stopping(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> dict:
+def apply_early_stopping(
+  experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]
+) -> dict:
   """Which pairs are decided; tables keep only figures that hold under repeated looks at the data.
 
   A pair whose order was decided, but whose final win rate is on the other side, is undecided.
@@ -294,7 +307,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   json_lines.write_json(workdir / 'results.json', results)
   tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
-    announce_tables(results)
+    print_tables(results)
   for judge, row in results.get('order_consistency', {}).items():
     if len(results['policies']) > 1:
       print(

@@ -15,27 +15,27 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.schemas import Record
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import baselines, judge_metrics, transitivity
 from nlhf_jax.evaluation.baselines import Texts
-from nlhf_jax.evaluation.judge_metrics import Judged
-from nlhf_jax.experiments.external_judges import accounted, announce
-from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.judges.config import Experiment, make_experiment
+from nlhf_jax.evaluation.judge_metrics import JudgedComparisons
+from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
+from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
-  Kind,
-  encoded,
-  encoded_prompts,
-  make_kind,
+  make_judge_network,
+  tokenize_prompts,
+  tokenize_responses,
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.model_config import make_mesh
-from nlhf_jax.judges.judge import Judge, Word, in_both_orders
+from nlhf_jax.experiments.specs import JudgeExperiment
+from nlhf_jax.judges.judge import BothOrders, Judge, judge_both_orders
+from nlhf_jax.judges.kinds import ExternalJudge, JudgeNetwork
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -65,23 +65,23 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: JudgeExperiment, workdir: Path) -> dict:
   """Trains or finds every judge, and writes results, plots and the report to `workdir`.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   outside = {name: make() for name, make in experiment.first.given.items()}
-  with accounted(workdir, outside) as accounts:
+  with recorded_usage(workdir, outside) as accounts:
     results, curves = compare(experiment, outside)
   results['outside'] = accounts
   publish(workdir, results, curves)
-  announce(accounts)
+  print_usage(accounts)
   return results
 
 
 def compare(
-  experiment: Experiment, outside: Mapping[str, Outside]
+  experiment: JudgeExperiment, outside: Mapping[str, ExternalJudge]
 ) -> tuple[dict[str, object], list[dict]]:
   """What is said of every judge, and the learning curves of those that are trained."""
   first = experiment.first
@@ -94,7 +94,7 @@ def compare(
   for size, of_size in experiment.sizes.items():
     reference = fine_tune(of_size) if of_size.judges else None
     for stage in of_size.judges:
-      kind, params = make_kind(of_size, stage), train_judge(of_size, stage, reference)
+      kind, params = make_judge_network(of_size, stage), train_judge(of_size, stage, reference)
       label = stage.replace('_', ' ') + (f', {size}' if several else '')
       logged = json_lines.read(of_size.stages[stage].folder / 'metrics.jsonl')
       curves += [record | {'stage': label} for record in logged]
@@ -115,7 +115,9 @@ def compare(
     for test, asked in tests.items():
       if label != 'raters' or test == HELD_OUT:
         chance = preference(asked.texts)
-        judged = Judged(*[chance] * 3, asked.texts.votes, baselines.lengths(asked.texts))
+        judged = JudgedComparisons(
+          *[chance] * 3, asked.texts.votes, baselines.response_lengths(asked.texts)
+        )
         said[test][label] = judge_metrics.summarise(judged)
   results = {
     'name': experiment.name,
@@ -127,7 +129,7 @@ def compare(
   return results, curves
 
 
-def as_texts(asked: Sequence[Record]) -> Texts:
+def as_texts(asked: Sequence[Example]) -> Texts:
   """Comparisons in columns. Of a conversation it is said who speaks."""
   prompts = [
     record.prompt
@@ -139,17 +141,18 @@ def as_texts(asked: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: language_config.Experiment, asked: Sequence[Record]) -> Test:
+def make_test(experiment: language_config.LanguageExperiment, asked: Sequence[Example]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
-    encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
+    tokenize_responses(experiment, [getattr(record, side) for record in asked])
+    for side in ('left', 'right')
   ]
   votes = np.array([record.preference for record in asked], np.float32)
-  prompts = encoded_prompts(experiment, [record.prompt for record in asked])
+  prompts = tokenize_prompts(experiment, [record.prompt for record in asked])
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
 
 
-def make_groups(experiment: language_config.Experiment) -> Comparison | None:
+def make_groups(experiment: language_config.LanguageExperiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
   for record in corpus.texts(corpus.held_out):
@@ -160,12 +163,12 @@ def make_groups(experiment: language_config.Experiment) -> Comparison | None:
   count = counts.most_common(1)[0][0]
   kept = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
   kept = dict(list(kept.items())[:WATCHED])
-  flat = encoded(experiment, [text for texts in kept.values() for text in texts])
+  flat = tokenize_responses(experiment, [text for texts in kept.values() for text in texts])
   responses = jax.tree.map(lambda leaf: leaf.reshape(len(kept), count, -1), flat)
-  return Comparison(encoded_prompts(experiment, list(kept)), responses)
+  return Comparison(tokenize_prompts(experiment, list(kept)), responses)
 
 
-def ask(kind: Kind, params: Params, test: Test) -> Judged:
+def ask(kind: JudgeNetwork, params: Params, test: Test) -> JudgedComparisons:
   """What a judge says of every comparison, in both orders."""
   shown = kind.shown(params)
 
@@ -175,10 +178,10 @@ def ask(kind: Kind, params: Params, test: Test) -> Judged:
 
   left, right = (said[:, 0, 0] for said in map_chunks(both, test.comparisons))
   word = (left, 1 - right, (left + 1 - right) / 2)
-  return Judged(*word, test.texts.votes, baselines.lengths(test.texts))
+  return JudgedComparisons(*word, test.texts.votes, baselines.response_lengths(test.texts))
 
 
-def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
+def ask_outside(given: ExternalJudge, name: str, test: str, texts: Texts) -> JudgedComparisons:
   """The same of a judge from outside, which reads the texts as they are, whole.
 
   Raises:
@@ -189,15 +192,18 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
     interrupts.check('the comparison of judges')
     chunk = slice(start, start + AT_ONCE)
     asked = texts.prompts[chunk], texts.left[chunk], texts.right[chunk]
-    parts.append(in_both_orders(given.read, given.both, *asked))
-  word = Word(*map(np.concatenate, zip(*parts, strict=True)))
+    parts.append(judge_both_orders(given.read, given.both, *asked))
+  word = BothOrders(*map(np.concatenate, zip(*parts, strict=True)))
   if np.isnan(word.chance).all():
     raise UserError(f'the {name} judge has no usable verdict on any comparison of {test}.')
-  return Judged(*word, texts.votes, baselines.lengths(texts))
+  return JudgedComparisons(*word, texts.votes, baselines.response_lengths(texts))
 
 
 def intransitivity(
-  experiment: language_config.Experiment, label: str, preference: Judge, groups: Comparison | None
+  experiment: language_config.LanguageExperiment,
+  label: str,
+  preference: Judge,
+  groups: Comparison | None,
 ) -> dict[str, dict]:
   """What cycles a judge has, by its label, if there are prompts on which it says all."""
   payoffs = ask_all(experiment, preference, groups)
@@ -208,7 +214,7 @@ def intransitivity(
 
 
 def ask_all(
-  experiment: language_config.Experiment, preference: Judge, groups: Comparison | None
+  experiment: language_config.LanguageExperiment, preference: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
   """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
 
@@ -230,10 +236,10 @@ def ask_all(
   return map_chunks(lambda chunk, _: attended(chunk._replace(right=chunk.left)), groups, size)
 
 
-def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Preference]:
+def make_baselines(corpus: Corpus, known: Texts, seed: int) -> dict[str, baselines.Baseline]:
   """Name -> a preference over texts that no network has."""
-  found = {'always the longer': baselines.always_the_longer(known)}
-  if words := baselines.bag_of_words(known, seed):
+  found = {'always the longer': baselines.make_longer_baseline(known)}
+  if words := baselines.make_bag_of_words(known, seed):
     found['bag of words'] = words
   if corpus.embedded:
     found['raters'] = lambda asked: generator.preference(asked.prompts, asked.left, asked.right)
@@ -259,7 +265,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   """Writes results, metrics, plots and the report, and prints the tables."""
   figures = judge_page.draw(results)
   for name, figure in figures.items():
-    with json_lines.whole(workdir / f'{name}.png') as draft:
+    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
       draft.write_bytes(figure)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -268,7 +274,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
     count = judge_page.count(said)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
     print(tables.format_text(title, list(said), judge_page.HEADS, judge_page.cells(said)))
-    for sentence in judge_page.left_out(said):
+    for sentence in judge_page.describe_unusable(said):
       print(sentence)
   if results['transitivity']:
     rows = results['transitivity']

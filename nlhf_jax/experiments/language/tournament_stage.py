@@ -9,8 +9,8 @@ import numpy as np
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.evaluation import tournament
-from nlhf_jax.experiments.language.config import Experiment
-from nlhf_jax.experiments.stages import make_rollout, noted, respond
+from nlhf_jax.experiments.specs import LanguageExperiment
+from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
 from nlhf_jax.reporting import tables, tournament_page
@@ -20,20 +20,20 @@ from nlhf_jax.tasks.summaries import styles
 from nlhf_jax.training import interrupts
 
 
-def compete(
-  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+def run_tournament(
+  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """The tournament between the players; its records, one a held-out prompt."""
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.jsonl'
-  with noted(stage):
+  with work_on(stage):
     if not json_lines.exists(path):
-      json_lines.write(path, play(experiment, players, panel))
+      json_lines.write(path, make_samples(experiment, players, panel))
   return json_lines.read(path)
 
 
-def play(
-  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+def make_samples(
+  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """Lets every player respond to the held-out prompts, and every judge compare the responses."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
@@ -57,11 +57,11 @@ def play(
       lambda chunk, _: score(players['sft'], chunk).left, Comparison(prompts, side)
     )
     sides[name] = side
-    others[name] = tokenizers.texts(tokenizer, other.tokens, other.mask)
+    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (side.log_probs - of_reference).sum(axis=(1, 2))
   said = {
     name: tournament.compare_policies(
-      attended(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+      make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
     )
     for name, judge in panel.items()
   }
@@ -75,7 +75,7 @@ def play(
   return tournament.drop_unjudged_prompts(lines, [*said.values(), *matrices.values()])
 
 
-def attended(judge: Judge, name: str) -> Judge:
+def make_interruptible(judge: Judge, name: str) -> Judge:
   """The judge, behind a check whether the user asked to stop."""
 
   def payoff(comparison):
@@ -86,7 +86,7 @@ def attended(judge: Judge, name: str) -> Judge:
 
 
 def publish(
-  experiment: Experiment,
+  experiment: LanguageExperiment,
   workdir: Path,
   lines: Sequence[Mapping],
   exploited: Sequence[Mapping],
@@ -116,7 +116,7 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judges = {stage: last_look(curves, stage) for stage in experiment.judges}
+  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -124,18 +124,18 @@ def publish(
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'dropped_prompts': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
-  announce(results, judges)
+  print_results(results, judges)
   return results
 
 
-def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
+def last_evaluation(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
   """What was measured of a judge on held-out comparisons in the end."""
   of_stage = [record for record in curves if record['stage'] == stage]
   last = [record for record in of_stage if 'held_out_accuracy' in record][-1]
   return {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
 
 
-def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
+def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prompts) -> np.ndarray:
   """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
   posts = tokenizers.prompt_texts(tokenizer, *prompts)
@@ -145,7 +145,7 @@ def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> 
   return tournament.compare_policies(judge, prompts, sides)
 
 
-def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
+def print_results(results: Mapping, judges: Mapping[str, Mapping]) -> None:
   """Prints the tables of the results."""
   as_text, players, task = tables.format_text, results['policies'], results.get('task')
   if task:
@@ -154,11 +154,11 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(as_text(title, task['styles'], task['styles'], cells))
-  announce_tables(results)
+  print_tables(results)
   if not task:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   if 'exploitability' in results:
-    announce_exploiters(results['exploitability'])
+    print_exploiters(results['exploitability'])
 
   columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
   if task:
@@ -178,7 +178,7 @@ def announce(results: Mapping, judges: Mapping[str, Mapping]) -> None:
     print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
 
 
-def announce_tables(results: Mapping) -> None:
+def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, players = tables.format_text, results['policies']
   level = results['early_stopping']['level'] if 'early_stopping' in results else 0.05
@@ -213,7 +213,7 @@ def announce_tables(results: Mapping) -> None:
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
 
 
-def announce_exploiters(found: Mapping) -> None:
+def print_exploiters(found: Mapping) -> None:
   """Prints what exploiters win, by the judge that trained them and the judge that measures."""
   by_judges = [
     (trained_by, measured_by)

@@ -11,7 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.sample_complexity.config import Experiment, Part, make_experiment
+from nlhf_jax.experiments.sample_complexity.config import (
+  SampleComplexityExperiment,
+  make_experiment,
+)
+from nlhf_jax.experiments.specs import Measurement
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
@@ -29,7 +33,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, name, workdir)
 
 
-def run(experiment: Experiment, name: str, workdir: Path) -> dict:
+def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dict:
   """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
   for old in (
     'results.json',
@@ -59,21 +63,23 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
       results[field] = measure(experiment, getattr(experiment, field), keys)
       results[field]['seconds'] = time.perf_counter() - began
   json_lines.write_json(workdir / 'results.json', results)
-  figures = draw(results)
+  figures = draw_vote_figures(results)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   sample_complexity_page.write(workdir / 'report.html', results, figures)
-  announce(results)
+  print_vote_results(results)
   return results
 
 
-def curve(at: np.ndarray, gaps: jax.Array) -> dict:
+def mean_curve(at: np.ndarray, gaps: jax.Array) -> dict:
   """Mean over seeds [S, R] and half of its 95 % interval, in plain numbers."""
-  mean, half = rates.interval(gaps)
+  mean, half = rates.confidence_interval(gaps)
   return {'at': at.tolist(), 'mean': mean.tolist(), 'half': half.tolist()}
 
 
-def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_rates(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """The plug-in equilibrium on one truth, by price and number of votes."""
   preference = part.world.draw(jax.random.key(experiment.seed))
   program = jax.jit(
@@ -84,12 +90,12 @@ def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   curves = {}
   for tau, setting in part.settings.items():
     gaps, identity = program(setting, keys)
-    row = curve(part.votes, gaps)
-    row['slopes'] = rates.slopes(part.votes, row['mean']).tolist()
+    row = mean_curve(part.votes, gaps)
+    row['slopes'] = rates.log_log_slopes(part.votes, row['mean']).tolist()
     row['identity_error'] = float(abs(gaps - identity).max())
     if part.name == 'anything':
       nash = equilibrium(setting, experiment.link.payoff(preference))
-      design = votes.evenly(setting)
+      design = votes.uniform_design(setting)
       row['predicted'] = [
         float(rates.expected_gap(setting, experiment.link, preference, n * design, nash))
         for n in part.votes
@@ -98,7 +104,9 @@ def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   return {'curves': curves}
 
 
-def measure_offline(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_offline(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Plug-in against two pessimists, by price and by how much of the pairs is covered."""
 
   @jax.jit
@@ -115,12 +123,12 @@ def measure_offline(experiment: Experiment, part: Part, keys: jax.Array) -> dict
         for of_each in found
       )
       title = f'τ = {tau:g}, other pairs weigh {others:g}'
-      panels[title] = {name: curve(part.votes, values) for name, values in gaps.items()}
-      unsolved |= not_solved(title, part.votes, left)
+      panels[title] = {name: mean_curve(part.votes, values) for name, values in gaps.items()}
+      unsolved |= find_unsolved(title, part.votes, left)
   return {'panels': panels, 'unsolved': unsolved}
 
 
-def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
+def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
   """Title -> solver -> what it had left of its own game, by `at`, the most over seeds [S, R].
 
   Only of solvers, and for a title with one, that have more left than `SOLVED` (or NaN).
@@ -134,7 +142,9 @@ def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dic
   return {title: rows} if rows else {}
 
 
-def measure_online(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_online(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Every enhancer, by price: the main agent's gap after each round."""
 
   @jax.jit
@@ -150,13 +160,15 @@ def measure_online(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
     title, panel, left = f'τ = {tau:g}', {}, {}
     for number, name in enumerate(protocols.STRATEGIES):
       gaps, left[name] = program(setting, number, keys)
-      panel[name] = curve(asked, gaps)
+      panel[name] = mean_curve(asked, gaps)
     panels[title] = panel
-    unsolved |= not_solved(title, asked, left)
+    unsolved |= find_unsolved(title, asked, left)
   return {'panels': panels, 'unsolved': unsolved}
 
 
-def measure_rewards(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_rewards(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Under Bradley-Terry, what is missing to the best regularised reward."""
   program = jax.jit(
     lambda setting, keys: jax.vmap(
@@ -166,13 +178,13 @@ def measure_rewards(experiment: Experiment, part: Part, keys: jax.Array) -> dict
   curves = {}
   for tau, setting in part.settings.items():
     for name, gaps in program(setting, keys)._asdict().items():
-      row = curve(part.votes, gaps)
-      row['slopes'] = rates.slopes(part.votes, row['mean']).tolist()
+      row = mean_curve(part.votes, gaps)
+      row['slopes'] = rates.log_log_slopes(part.votes, row['mean']).tolist()
       curves[f'{name}, τ = {tau:g}'] = row
   return {'curves': curves}
 
 
-def draw(results: Mapping) -> dict[str, bytes]:
+def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
   """The figures of a run, by the names of their files."""
   unit = 'win probability' if results['payoff'] == 'probability' else 'log-odds'
   figures = {}
@@ -188,7 +200,7 @@ def draw(results: Mapping) -> dict[str, bytes]:
     theory = {
       label: (row['at'], row['predicted']) for label, row in rows.items() if 'predicted' in row
     }
-    figures[name] = game_plots.as_png(
+    figures[name] = game_plots.render_png(
       game_plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
     )
 
@@ -201,11 +213,13 @@ def draw(results: Mapping) -> dict[str, bytes]:
   return figures
 
 
-def announce(results: Mapping) -> None:
+def print_vote_results(results: Mapping) -> None:
   """Prints what was found."""
-  for title, rows in sample_complexity_page.tables(results):
+  for title, rows in sample_complexity_page.result_tables(results):
     at = next(iter(rows.values()))['at']
-    shown = sample_complexity_page.shown(at)
-    cells = [sample_complexity_page.cells(row, shown) for row in rows.values()]
+    shown = sample_complexity_page.printed_points(at)
+    cells = [sample_complexity_page.format_cells(row, shown) for row in rows.values()]
     print(tables.format_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
-  print(f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.said_of_solvers(results)}')
+  print(
+    f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.describe_solvers(results)}'
+  )

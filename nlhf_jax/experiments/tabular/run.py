@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.tabular.config import Experiment, Row, make_experiment
+from nlhf_jax.experiments.tabular.config import SolverRun, TabularExperiment, make_experiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
-from nlhf_jax.games.solve import solve, when
+from nlhf_jax.games.solve import log_spaced_updates, solve
 from nlhf_jax.reporting import game_page, game_plots, tables
 from nlhf_jax.storage import json_lines
 
@@ -25,7 +25,7 @@ DRAWN = 1500  # updates shown of a trajectory
 TOLERANCE = 1e-22  # exploitability of the equilibria that solvers are measured against
 
 
-class Target(NamedTuple):
+class Equilibria(NamedTuple):
   """What the solvers are measured against, one row a prompt; probabilities' logarithms."""
 
   nash: Float[Array, 'X K'] | None  # at the price tau; none if it is 0
@@ -41,28 +41,28 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, name, workdir)
 
 
-def run(experiment: Experiment, name: str, workdir: Path) -> dict:
+def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
     (workdir / old).unlink(missing_ok=True)  # of another game, perhaps
-  target, facts = analyse(experiment)
+  target, facts = analyse_game(experiment)
   outcomes, paths = {}, {}
   with tqdm(experiment.rows.items(), unit='solver') as bar:
     for label, row in bar:
       bar.set_description(label)
-      outcomes[label], paths[label] = follow(row, game, experiment.start, target)
+      outcomes[label], paths[label] = run_solver(row, game, experiment.start, target)
   results = {'name': name, **facts, 'solvers': outcomes}
-  figures = draw(experiment, results, paths, target)
+  figures = draw_game_figures(experiment, results, paths, target)
   for title, figure in figures.items():
     (workdir / f'{title}.png').write_bytes(figure)
   game_page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
-  announce(results)
+  print_game_results(results)
   return results
 
 
-def analyse(experiment: Experiment) -> tuple[Target, dict]:
+def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
   """The exact equilibria of the game, and what can be said of it without any solver."""
   table, game = experiment.table, experiment.game
   payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
@@ -76,8 +76,8 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     'reference': np.exp(game.log_reference).tolist(),
     'payoff': payoffs.tolist(),
     'maximal_lottery': lottery.tolist(),
-    'maximal_lottery_is_unique': list(map(exact.is_only_equilibrium, payoffs, lottery)),
-    'choice': [winners(table.names, payoff) for payoff in payoffs],
+    'maximal_lottery_is_unique': list(map(exact.is_unique_equilibrium, payoffs, lottery)),
+    'choice': [social_choice(table.names, payoff) for payoff in payoffs],
   }
   if tau > 0:
     found = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))(game)
@@ -87,21 +87,20 @@ def analyse(experiment: Experiment) -> tuple[Target, dict]:
     facts['equilibrium_gap'] = (2 * found.exploitability).tolist()
     facts['newton_steps'] = found.steps.tolist()
     facts['sigma'] = sigma
-    facts['stable_steps'] = spectrum.allowed(sigma, tau)._asdict()
+    facts['stable_steps'] = spectrum.stable_steps(sigma, tau)._asdict()
     if all(map(choice.has_bradley_terry_fit, payoffs)):
-      compare = jax.jit(jax.vmap(rlhf.compare))
+      compare = jax.jit(jax.vmap(rlhf.compare_with_nash))
       facts['rlhf'] = {
-        name: against_rlhf(compare(game, sampling))
-        for name, sampling in experiment.samplings.items()
+        name: rlhf_facts(compare(game, sampling)) for name, sampling in experiment.samplings.items()
       }
     else:
       facts['notes'].append('No finite Bradley-Terry reward fits best, so RLHF is left out.')
-  return Target(nash, jnp.log(lottery)), facts
+  return Equilibria(nash, jnp.log(lottery)), facts
 
 
-def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
+def social_choice(names: tuple[str, ...], payoff: np.ndarray) -> dict:
   """What rules of social choice make of one payoff matrix."""
-  condorcet, even = choice.condorcet_winner(payoff), choice.tie(payoff)
+  condorcet, even = choice.condorcet_winner(payoff), choice.tie_margin(payoff)
 
   def best(scores):
     return [name for name, score in zip(names, scores, strict=True) if score >= max(scores) - even]
@@ -115,11 +114,11 @@ def winners(names: tuple[str, ...], payoff: np.ndarray) -> dict:
     'minimax': best(-defeats),
     'three_cycles': choice.three_cycles(payoff),
     'transitive_share': choice.hodge(payoff).share,
-    'turns': [turn.strength for turn in choice.turns(payoff)],
+    'turns': [turn.strength for turn in choice.disc_games(payoff)],
   }
 
 
-def against_rlhf(outcome: rlhf.Outcome) -> dict:
+def rlhf_facts(outcome: rlhf.RlhfComparison) -> dict:
   """The comparison with RLHF as plain numbers, a row a prompt."""
   return {
     'reward': outcome.reward.tolist(),
@@ -130,11 +129,11 @@ def against_rlhf(outcome: rlhf.Outcome) -> dict:
   }
 
 
-def follow(
-  row: Row, game: Game, start: Float[Array, 'X K'], target: Target
+def run_solver(
+  row: SolverRun, game: Game, start: Float[Array, 'X K'], target: Equilibria
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
   """One solver's course, as means over the prompts, and its first iterates as probabilities."""
-  spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
+  spread, drawn = log_spaced_updates(row.updates), np.arange(min(row.updates, DRAWN) + 1)
   updates = np.union1d(spread, drawn).astype(np.int32)
   began = time.perf_counter()
   program = jax.jit(jax.vmap(lambda game, start: solve(row.solver, game, updates, start)))
@@ -143,7 +142,7 @@ def follow(
   path = jax.block_until_ready(program(game, start))
   ended = time.perf_counter()
   kept = np.isin(updates, spread)
-  measured = measure(game, path.last[:, kept], path.average[:, kept], target)
+  measured = measure_iterates(game, path.last[:, kept], path.average[:, kept], target)
   facts = {
     'updates': row.updates,
     'seconds': ended - compiled,
@@ -158,8 +157,8 @@ def follow(
 
 @jax.jit
 @jax.vmap
-def measure(
-  game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Target
+def measure_iterates(
+  game: Game, last: Float[Array, 'R K'], average: Float[Array, 'R K'], target: Equilibria
 ) -> dict[str, Float[Array, 'R']]:
   """Everything measured along a course on one prompt.
 
@@ -179,8 +178,11 @@ def measure(
   return measured
 
 
-def draw(
-  experiment: Experiment, results: Mapping, paths: Mapping[str, np.ndarray], target: Target
+def draw_game_figures(
+  experiment: TabularExperiment,
+  results: Mapping,
+  paths: Mapping[str, np.ndarray],
+  target: Equilibria,
 ) -> dict[str, bytes]:
   """The figures of a run, by the names of their files."""
   names, solvers = experiment.table.names, results['solvers']
@@ -211,16 +213,16 @@ def draw(
     first = {label: path[0] for label, path in paths.items()}
     title = f'The iterates of the first {DRAWN:,} updates'
     figures['simplex'] = game_plots.simplex(first, names, marks, title)
-  figures['preferences'] = game_plots.matrix(
+  figures['preferences'] = game_plots.payoff_heatmap(
     np.asarray(experiment.game.payoff[0]), names, 'Win rate of row over column'
   )
   for sampling, outcome in results.get('rlhf', {}).items():
     marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
-  figures['policies'] = game_plots.bars(marks, names, 'Policies')
-  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
+  figures['policies'] = game_plots.policy_bars(marks, names, 'Policies')
+  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
 
 
-def announce(results: Mapping) -> None:
+def print_game_results(results: Mapping) -> None:
   """Prints what was found."""
   names, tau = results['actions'], results['tau']
   for note in results['notes']:

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.language.config import Stage, Training
+from nlhf_jax.experiments.specs import Learner, Method, Stage, Training
 from nlhf_jax.experiments.stages import fit, make_step
-from nlhf_jax.experiments.token_game.active_learning import make_asking_step, pairs
-from nlhf_jax.experiments.token_game.config import Experiment, Learner, Method, make_experiment
+from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs, make_active_step
+from nlhf_jax.experiments.token_game.config import TokenGameExperiment, make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
@@ -40,7 +40,7 @@ TOLERANCE = 1e-20  # exploitability of the equilibrium
 LOOKS = 201  # points of a solver's course
 
 
-class Measured(NamedTuple):
+class SolvedGame(NamedTuple):
   """A game on each prompt and its equilibria, in double precision."""
 
   game: Game  # with a leading axis X
@@ -55,40 +55,42 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
   """Trains or finds every method, and writes results, plots and the report to `workdir`.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
   """
   params = make_reference(experiment)
-  listed = make_listed(experiment)
-  measured = make_measured(experiment, listed(params))
+  listed = make_list_log_probs(experiment)
+  measured = make_solved_game(experiment, listed(params))
   policies_of = {
-    label: train(experiment, label, params, listed, measured) for label in experiment.methods
+    label: train_method(experiment, label, params, listed, measured) for label in experiment.methods
   }
   for label in experiment.learners:
-    learn(experiment, label, params, listed, measured)
+    train_learner(experiment, label, params, listed, measured)
   results = summarise(experiment, policies_of, listed, measured)
   figures = page.draw(results, experiment.game.payoff[results['shown']])
   for name, figure in figures.items():
     (workdir / f'{name}.png').write_bytes(figure)
   stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
-  curves = [record for stage in stages for record in history(stage)]
+  curves = [record for stage in stages for record in read_metrics(stage)]
   json_lines.write(workdir / 'metrics.jsonl', curves)
   page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
-  announce(results)
+  print_token_game_results(results)
   return results
 
 
-def make_reference(experiment: Experiment) -> Params:
+def make_reference(experiment: TokenGameExperiment) -> Params:
   """The policy before training: random, its embeddings scaled."""
   params = experiment.decoder.init(experiment.key)
   return params | {'embed': jax.tree.map(lambda leaf: experiment.scale * leaf, params['embed'])}
 
 
-def make_listed(experiment: Experiment) -> Callable[[Params], Float[np.ndarray, 'X R']]:
+def make_list_log_probs(
+  experiment: TokenGameExperiment,
+) -> Callable[[Params], Float[np.ndarray, 'X R']]:
   """Parameters -> log-probability of every response to every prompt, in double precision."""
   prompts, responses = jax.tree.map(jnp.asarray, experiment.game[:2])
 
@@ -103,29 +105,33 @@ def make_listed(experiment: Experiment) -> Callable[[Params], Float[np.ndarray, 
   return listed
 
 
-def make_measured(experiment: Experiment, log_reference: Float[np.ndarray, 'X R']) -> Measured:
+def make_solved_game(
+  experiment: TokenGameExperiment, log_reference: Float[np.ndarray, 'X R']
+) -> SolvedGame:
   """The games whose reference is the policy before training, and their equilibria."""
   with jax.enable_x64(True):
     game = make_game(experiment.game.payoff, np.exp(log_reference), experiment.tau)
     find = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))
-    return Measured(game, find(game).log_pi)
+    return SolvedGame(game, find(game).log_pi)
 
 
-def measure(measured: Measured, log_pi: Float[np.ndarray, 'X R']) -> dict[str, float]:
+def measure_policy(measured: SolvedGame, log_pi: Float[np.ndarray, 'X R']) -> dict[str, float]:
   """The scalars of a policy: means over the prompts, but for `worst_gap`.
 
   Gaps are exploitabilities at tau, in win probability as the win rate is; `kl` is KL(equilibrium,
   policy) and `kl_to_reference` KL(policy, reference), in nats.
   """
   with jax.enable_x64(True):
-    values = jax.tree.map(np.asarray, by_prompt(measured, jnp.asarray(log_pi, float)))
+    values = jax.tree.map(np.asarray, measure_by_prompt(measured, jnp.asarray(log_pi, float)))
   means = {name: float(value.mean()) for name, value in values.items()}
   return means | {'worst_gap': float(values['gap'].max())}
 
 
 @jax.jit
 @jax.vmap
-def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[Array, '']]:
+def measure_by_prompt(
+  measured: SolvedGame, log_pi: Float[Array, 'R']
+) -> dict[str, Float[Array, '']]:
   """The same, of each prompt."""
   game, nash = measured
   return {
@@ -136,8 +142,12 @@ def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[
   }
 
 
-def train(
-  experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
+def train_method(
+  experiment: TokenGameExperiment,
+  label: str,
+  params: Params,
+  listed: Callable,
+  measured: SolvedGame,
 ) -> Params:
   """One method, from the reference, judged by the truth; its policy."""
   training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
@@ -147,22 +157,28 @@ def train(
     make_rollouts(experiment),
     lambda comparison, key: judge(comparison),
   )
-  return trained(experiment, experiment.stages[label], training, step, params, listed, measured)
+  return train_on_prompts(
+    experiment, experiment.stages[label], training, step, params, listed, measured
+  )
 
 
-def learn(
-  experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
+def train_learner(
+  experiment: TokenGameExperiment,
+  label: str,
+  params: Params,
+  listed: Callable,
+  measured: SolvedGame,
 ) -> Params:
   """One learner, from the reference, judged by what votes have said so far; its policy."""
   learner = experiment.learners[label]
-  step = make_asking_step(
+  step = make_active_step(
     learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
   )
   stage, training = learner.stage, learner.training
-  return trained(experiment, stage, training, step, params, listed, measured)
+  return train_on_prompts(experiment, stage, training, step, params, listed, measured)
 
 
-def make_rollouts(experiment: Experiment) -> MakeRollout:
+def make_rollouts(experiment: TokenGameExperiment) -> MakeRollout:
   """Mixtures -> a rollout of the experiment's decoder."""
   return partial(
     rollout.make_rollout,
@@ -172,19 +188,19 @@ def make_rollouts(experiment: Experiment) -> MakeRollout:
   )
 
 
-def trained(
-  experiment: Experiment,
+def train_on_prompts(
+  experiment: TokenGameExperiment,
   stage: Stage,
   training: Training,
   step: Step,
   params: Params,
   listed: Callable,
-  measured: Measured,
+  measured: SolvedGame,
 ) -> Params:
   """The policy of a stage, which is measured at every look."""
 
   def evaluate(slots):
-    return measure(measured, listed(slots['policy']))
+    return measure_policy(measured, listed(slots['policy']))
 
   prompts = experiment.game.prompts
   copies = training.batch // len(prompts.tokens)
@@ -193,33 +209,38 @@ def trained(
   return fit(stage, training, params, step, examples, evaluate)['policy']
 
 
-def history(stage: Stage) -> list[dict]:
+def read_metrics(stage: Stage) -> list[dict]:
   """What was logged as a stage trained."""
   return json_lines.read(stage.folder / 'metrics.jsonl')
 
 
-def looks(stage: Stage) -> list[dict]:
+def read_evaluations(stage: Stage) -> list[dict]:
   """What was logged where it was measured."""
-  return [record for record in history(stage) if 'worst_gap' in record]
+  return [record for record in read_metrics(stage) if 'worst_gap' in record]
 
 
 def summarise(
-  experiment: Experiment, policies_of: Mapping[str, Params], listed: Callable, measured: Measured
+  experiment: TokenGameExperiment,
+  policies_of: Mapping[str, Params],
+  listed: Callable,
+  measured: SolvedGame,
 ) -> dict:
   """Everything the run found, as plain numbers."""
   game = experiment.game
   with jax.enable_x64(True):
     reply = jax.vmap(log_best_response)(measured.game, measured.game.log_reference)
-    shown = int(jnp.argmax(by_prompt(measured, reply)['gap']))
+    shown = int(jnp.argmax(measure_by_prompt(measured, reply)['gap']))
 
   def described(log_pi):
-    return measure(measured, log_pi) | {'styles': responses.style_shares(game, np.exp(log_pi))}
+    return measure_policy(measured, log_pi) | {
+      'styles': responses.style_shares(game, np.exp(log_pi))
+    }
 
   reference = described(np.asarray(measured.game.log_reference))
   methods = {}
   for label, params in policies_of.items():
     stage, training = experiment.stages[label], experiment.methods[label].training
-    seen = looks(stage)
+    seen = read_evaluations(stage)
     at = [0, *(record['step'] for record in seen)]
     course = {
       name: [start, *(record[name] for record in seen)]
@@ -229,11 +250,11 @@ def summarise(
     methods[label] = {
       'at': at,
       **course,
-      'solved': solved(at, course['gap'], experiment.target),
-      'judged': [step * training.batch * pairs(training.algorithm) for step in at],
-      'seconds': [0.0, *seconds_at(at[1:], history(stage))],
+      'solved': first_solved(at, course['gap'], experiment.target),
+      'judged': [step * training.batch * count_judged_pairs(training.algorithm) for step in at],
+      'seconds': [0.0, *seconds_at(at[1:], read_metrics(stage))],
       'styles': described(listed(params))['styles'],
-      'tabular': follow(experiment.methods[label], measured),
+      'tabular': run_tabular_solver(experiment.methods[label], measured),
     }
   return {
     'name': experiment.name,
@@ -254,7 +275,7 @@ def summarise(
 
 def course_of(learner: Learner, start: float) -> dict[str, list]:
   """A learner's gap at the end of each round, by the votes it had asked for."""
-  seen = looks(learner.stage)
+  seen = read_evaluations(learner.stage)
   votes = learner.batches * learner.training.batch
   return {
     'judged': [votes * number for number in range(len(seen) + 1)],
@@ -269,7 +290,7 @@ def seconds_at(steps: Sequence[int], logged: Sequence[Mapping]) -> list[float]:
   return np.interp(steps, at, np.cumsum(spent)).tolist()
 
 
-def solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:
+def first_solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | None:
   """The first look from which on every gap is below the target; None if the last one is not."""
   below = list(
     itertools.takewhile(lambda look: look[1] < target, zip(at[::-1], gaps[::-1], strict=True))
@@ -277,7 +298,7 @@ def solved(at: Sequence[int], gaps: Sequence[float], target: float) -> int | Non
   return below[-1][0] if below else None
 
 
-def follow(method: Method, measured: Measured) -> dict:
+def run_tabular_solver(method: Method, measured: SolvedGame) -> dict:
   """The course of a method's tabular solver: its gap, a mean over the prompts."""
   updates = np.unique(np.linspace(0, method.updates, LOOKS).round().astype(np.int32))
   with jax.enable_x64(True):
@@ -291,7 +312,7 @@ def follow(method: Method, measured: Measured) -> dict:
   }
 
 
-def announce(results: Mapping) -> None:
+def print_token_game_results(results: Mapping) -> None:
   """Prints what was found."""
   reference, reply, nash = (results[name] for name in ('reference', 'reply', 'equilibrium'))
   print(

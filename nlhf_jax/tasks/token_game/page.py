@@ -51,18 +51,18 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
     'time': together(methods, results['target'], 'seconds', 'seconds of training'),
     'tabular': apart(methods, results['target']),
     **({'votes': by_votes(methods, learners, results['target'])} if learners else {}),
-    'styles': game_plots.bars(played, names, f'First symbols, prompt {prompt}'),
-    'preferences': game_plots.matrix(
+    'styles': game_plots.policy_bars(played, names, f'First symbols, prompt {prompt}'),
+    'preferences': game_plots.payoff_heatmap(
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
     ),
   }
-  return {name: game_plots.as_png(figure) for name, figure in figures.items()}
+  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
 
 
 def together(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
   """Every method's gap along one of its columns, which the axis calls `label`."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'A transformer on a token game')
+  axes = game_plots.style_axes(figure.add_subplot(), 'A transformer on a token game')
   axes.set(xlabel=label, ylabel=GAP)
   handles = []
   for (name, row), colour in zip(methods.items(), cycle(game_plots.COLOURS), strict=False):
@@ -83,7 +83,7 @@ def together(methods: Mapping[str, Any], target: float, along: str, label: str) 
 def by_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: float) -> Figure:
   """Gaps of learners by their votes, and of methods of the same names by what they were told."""
   figure = Figure(figsize=(8, 4.6), layout='constrained')
-  axes = game_plots.dress(figure.add_subplot(), 'What a judge is asked for')
+  axes = game_plots.style_axes(figure.add_subplot(), 'What a judge is asked for')
   axes.set(xlabel='judged comparisons', ylabel=GAP, xscale='log')
   handles = []
   for (name, row), colour in zip(learners.items(), cycle(game_plots.COLOURS), strict=False):
@@ -117,7 +117,7 @@ def apart(methods: Mapping[str, Any], target: float) -> Figure:
   panels = iter(grid.flat)
   colours = cycle(game_plots.COLOURS)
   for (label, row), axes, colour in zip(methods.items(), panels, colours, strict=False):
-    game_plots.dress(axes, label)
+    game_plots.style_axes(axes, label)
     axes.set_xlabel('training steps')
     for other in methods.values():
       axes.plot(other['at'], other['gap'], color=game_plots.PALE, linewidth=1, zorder=1)
@@ -243,7 +243,7 @@ def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) 
     *_head(results),
     *_table(results),
     *_budgets(results),
-    *game_page.show(figures, CAPTIONS),
+    *game_page.render_figures(figures, CAPTIONS),
   ]
   game_page.write_page(path, results['name'], content)
 

@@ -1,10 +1,10 @@
-"""Whether the published code of AlpacaEval and MT-Bench reads the files that are written here.
+"""Checks that the published code of AlpacaEval and MT-Bench reads the files written here.
 
 python benchmarks/evaluation_files.py
 
-Writes a model's outputs, annotations with draws and without verdicts, and judgements of both modes
-of MT-Bench, all made up; reads them with `alpaca_eval` and with FastChat's `show_result`, each in
-an environment of its own, and holds their figures against ours. Prints the differences.
+Writes made-up model outputs, annotations (some of them ties or without a verdict) and judgements of
+both modes of MT-Bench. Reads them with `alpaca_eval` and with FastChat's `show_result`, each in its
+own environment, and prints the differences between their figures and ours.
 """
 
 import re
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import environments  # noqa: E402
 
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge  # noqa: E402
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_judge, mt_bench_scores  # noqa: E402
 
 PEERS = ROOT / '.cache' / 'peers'
 ALPACA = ('alpaca_eval==0.6.6', 'scikit-learn>=1.5')
@@ -44,8 +44,8 @@ def alpaca(folder: Path) -> dict[str, float]:
     questions, ['word ' * length for length in random.integers(1, 50, len(questions))], policy
   )
   reference, own = make('reference'), make('mine')
-  said = random.choice([0.0, 0.2, 0.5, 0.9, 1.0, np.nan], size=len(questions))
-  rows = alpaca_eval.annotate(lambda *asked: said, reference, own, 'judge')
+  verdicts = random.choice([0.0, 0.2, 0.5, 0.9, 1.0, np.nan], size=len(questions))
+  rows = alpaca_eval.annotate(lambda *texts: verdicts, reference, own, 'judge')
   alpaca_eval.write(folder / 'model_outputs.json', own)
   alpaca_eval.write(folder / 'annotations.json', rows)
   python = environments.make(PEERS / 'alpaca_eval', ALPACA)
@@ -61,12 +61,15 @@ def fastchat(folder: Path) -> dict[str, float]:
   questions = [
     {'question_id': 81 + i, 'category': 'writing', 'turns': ['a', 'b']} for i in range(30)
   ]
-  talk = lambda turns, policy: {'choices': [{'index': 0, 'turns': turns}], 'model_id': policy}
+  make_answer = lambda turns, policy: {
+    'choices': [{'index': 0, 'turns': turns}],
+    'model_id': policy,
+  }
   answers = {
-    policy: {row['question_id']: talk([policy, 'yes'], policy) for row in questions}
+    policy: {row['question_id']: make_answer([policy, 'yes'], policy) for row in questions}
     for policy in ('one', 'two', 'three')
   }
-  told = {
+  prompts = {
     f'{name}{turn}': {
       'name': f'{name}{turn}',
       'system_prompt': 'Judge.',
@@ -76,38 +79,42 @@ def fastchat(folder: Path) -> dict[str, float]:
     for name in ('single-v1', 'pair-v2')
     for turn in ('', '-multi-turn')
   }
-  bench = mt_bench_judge.Bench(questions, {}, told)
+  materials = mt_bench_judge.Materials(questions, {}, prompts)
   random = np.random.default_rng(1)
-  speak = lambda words: lambda shown: random.choice(words, size=len(shown)).tolist()
-  scores = mt_bench_judge.grade(speak(['[[3]]', '[[7.5]]', '[9]', 'hm']), bench, answers, 'gpt-4')
-  pairs = mt_bench_judge.compare(speak(['[[A]]', '[[B]]', '[[C]]', 'hm']), bench, answers, 'gpt-4')
-  mt_bench.write(folder / 'gpt-4_single.jsonl', scores)
-  mt_bench.write(folder / 'gpt-4_pair.jsonl', pairs)
-  graded, won = mt_bench.summarise(scores, questions), mt_bench.count_wins(pairs)
+  make_judge = lambda texts: lambda shown: random.choice(texts, size=len(shown)).tolist()
+  scores = mt_bench_judge.grade(
+    make_judge(['[[3]]', '[[7.5]]', '[9]', 'hm']), materials, answers, 'gpt-4'
+  )
+  pairs = mt_bench_judge.compare(
+    make_judge(['[[A]]', '[[B]]', '[[C]]', 'hm']), materials, answers, 'gpt-4'
+  )
+  mt_bench_scores.write(folder / 'gpt-4_single.jsonl', scores)
+  mt_bench_scores.write(folder / 'gpt-4_pair.jsonl', pairs)
+  graded, won = mt_bench_scores.summarise(scores, questions), mt_bench_scores.count_wins(pairs)
   ours = {
     'single': {name: [row['average']] for name, row in graded.items()},
     'pair': {name: list(row.values()) for name, row in won.items()},
   }
   return {
-    'single': difference(ours['single'], shown(folder / 'gpt-4_single.jsonl', 'single')),
-    'pair': difference(ours['pair'], shown(folder / 'gpt-4_pair.jsonl', 'pairwise-all')),
+    'single': difference(ours['single'], read_results(folder / 'gpt-4_single.jsonl', 'single')),
+    'pair': difference(ours['pair'], read_results(folder / 'gpt-4_pair.jsonl', 'pairwise-all')),
   }
 
 
-def shown(path: Path, mode: str) -> dict[str, list[float]]:
+def read_results(path: Path, mode: str) -> dict[str, list[float]]:
   """The last table that `show_result` prints: policy -> figures."""
   python = environments.make(PEERS / 'fastchat', FASTCHAT)
   command = [python, '-m', 'fastchat.llm_judge.show_result', '--input-file', path, '--mode', mode]
-  said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-  last = said.rpartition('##########')[2]
+  printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+  last = printed.rpartition('##########')[2]
   rows = re.findall(r'^(one|two|three)((?:\s+[\d.]+)+)\s*$', last, flags=re.MULTILINE)
   return {name: [float(value) for value in values.split()] for name, values in rows}
 
 
 def difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
-  """The largest; their figures are printed to six digits."""
+  """The largest difference; FastChat prints six digits."""
   if ours.keys() != theirs.keys():
-    sys.exit(f'other policies: {sorted(ours)}, {sorted(theirs)}')
+    sys.exit(f'different policies: ours {sorted(ours)}, theirs {sorted(theirs)}')
   return float(max(np.max(np.abs(np.subtract(ours[name], theirs[name]))) for name in ours))
 
 
@@ -117,7 +124,7 @@ def main() -> None:
   for name, value in found.items():
     print(f'{name:20} {value:.1e}')
   if max(found.values()) > 1e-5:
-    sys.exit('the published code reads other figures')
+    sys.exit('the figures of the published code differ')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Any policies against one another under any judges, and the files of published benchmarks.
+"""Evaluates policies under any judges, in a tournament and on published benchmarks.
 
 python -m nlhf_jax.main --config=configs/evaluate.py --config.judges=pairrm \
-  --config.players=mine=DIR,theirs=model_outputs.json
+  --config.entries=mine=DIR,theirs=model_outputs.json
 python -m nlhf_jax.main --config=configs/evaluate.py:synthetic \
-  --config.players=runs/nash_md/samples.jsonl
+  --config.entries=runs/nash_md/samples.jsonl
 """
 
 from ml_collections import ConfigDict
@@ -12,32 +12,35 @@ from configs import base
 
 
 def get_config(source='file'):
-  config = base.get_config(source)  # what judges that are trained learn from
+  config = base.get_config(source)  # the data that learned judges are trained on
   config.experiment = 'evaluate'
   if source == 'file':
-    config.judges = ''  # learned, reward, gpm, lengths, pairrm, remote; none is trained unasked
-  # WHAT or NAME=WHAT, separated by commas: a model's folder or hub name, FOLDER:PLAYER of a run, or
-  # a file of responses.
-  config.players = ''
-  # What is responded to; without a path AlpacaEval's instructions, if its reference is given, else
-  # the prompts of the first file of responses; none, if MT-Bench or the harness is all there is.
+    config.judges = ''  # some of learned, reward, gpm, lengths, pairrm, remote; empty: none
+  # The policies: WHAT or NAME=WHAT, separated by commas. WHAT is a model's folder or hub name,
+  # FOLDER:POLICY of a run, or a file of responses.
+  config.entries = ''
+  # Prompts of the tournament. Without a path they are AlpacaEval's instructions, if its reference
+  # is given, or else the prompts of the first file of responses.
   config.prompts = ConfigDict(dict(path='', schema='prompts', split='', skip_bad=False))
   config.tournament.update(
     batch=64,
-    length=512,  # most tokens of a response
-    settle=0.0,  # chance of a wrong order at which to stop early; 0 to judge all prompts
+    length=512,  # maximum number of tokens in a response
+    early_stopping=0.0,  # probability of a wrong order at which to stop early; 0 never stops early
   )
-  # Outputs of the reference; with both of the others win rates are controlled for length, too.
+  # Outputs of the reference policy; `difficulty` and `anchors` add length-controlled win rates.
   config.alpaca_eval = ConfigDict(dict(reference='', difficulty='', anchors=''))
-  # FastChat's files of that name; the judge is that of the section `remote`.
+  # FastChat's files; the judge is the language model of the section `remote`.
   config.mt_bench = ConfigDict(
     dict(
       questions='',
-      references='',  # its own answers, by which it judges mathematics, reasoning and coding
+      references='',  # the judge's own answers to mathematics, reasoning and coding questions
       judge_prompts='',
       mode='single',  # or pair
     )
   )
-  # Tasks of the lm-evaluation-harness, groups of them, as openllm, or files.
-  config.harness = ConfigDict(dict(tasks='', limit=0))  # questions of a task, 0 for all
+  # The lm-evaluation-harness: tasks, groups such as openllm, or YAML files, separated by commas.
+  config.harness = ConfigDict(dict(tasks='', limit=0))  # questions per task, 0 for all
+  # Agreement of the judges with human labels: files of LLMBar, PandaLM and Auto-J, separated by
+  # commas. It needs no entries.
+  config.agreement = ConfigDict(dict(llmbar='', pandalm='', autoj=''))
   return config

@@ -1,1 +1,1 @@
-"""What is measured once policies are trained, and the page that shows it."""
+"""How policies and judges are evaluated: tournaments, rankings, benchmarks."""

@@ -1,7 +1,8 @@
-"""A policy that is spoken to in text: what benchmarks with conversations need of it."""
+"""Policies that respond to conversations in text, as benchmarks need them."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,98 +15,110 @@ from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 
-GREEDY = 1e-4  # temperatures below it ask for the likeliest tokens
-SHORTEST = 32  # tokens that no prompt is padded to less than
+GREEDY_BELOW = 1e-4  # temperature below which decoding is greedy
+MIN_PADDED_LENGTH = 32  # tokens
+
+Message = Mapping[str, str]  # {'role', 'content'}
+# (conversations, temperature, seed) -> the next message of each conversation
+Respond = Callable[[Sequence[Sequence[Message]], float, int], Sequence[str]]
+
+
+class Model(NamedTuple):
+  """A network with its parameters and tokenizer; it reads at most `max_positions` tokens."""
+
+  decoder: Decoder
+  params: Params
+  tokenizer: Any
+  max_positions: int
 
 
 def make_respond(
-  decoder: Decoder,
-  params: Params,
-  tokenizer,
-  *,
-  length: int,
-  longest: int,
-  batch: int = 64,
-  filters: Filters = UNFILTERED,
-) -> Callable[[Sequence[Sequence[Mapping[str, str]]], float, int], list[str]]:
-  """A function that gives the next message of conversations: (conversations, temperature, seed).
+  model: Model, *, length: int, batch: int = 64, filters: Filters = UNFILTERED
+) -> Respond:
+  """A function that samples the next message of conversations: (conversations, temperature, seed).
 
-  A conversation is messages `{'role', 'content'}`, the last one of a user.
+  A conversation is a list of messages `{'role', 'content'}`, the last one from the user.
 
   Args:
-    decoder: the network.
-    params: its parameters.
-    tokenizer: of `tokenizers.train` or `load`.
-    length: most tokens in a response.
-    longest: tokens that the network has positions for.
-    batch: conversations that are read at once.
-    filters: of samples, but for their temperature.
+    model: the policy.
+    length: maximum number of tokens in a response.
+    batch: conversations per batch.
+    filters: of sampling; the temperature is the function's argument.
 
   Raises:
-    UserError: by the function, if the tokenizer's chat template cannot write a conversation, or one
-      and its response are too long for the network.
+    UserError: from the function, if the tokenizer's chat template cannot render a conversation, or
+      a conversation and its response exceed the positions of the network.
   """
+  tokenizer = model.tokenizer
 
-  @functools.cache  # so that programs are kept
+  @functools.cache  # so that each temperature is compiled once
   def rollout_at(temperature):
-    drawn = Filters(top_k=1) if temperature < GREEDY else filters._replace(temperature=temperature)
+    greedy = temperature < GREEDY_BELOW
+    chosen = Filters(top_k=1) if greedy else filters._replace(temperature=temperature)
     return rollout.make_rollout(
-      decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=drawn
+      model.decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=chosen
     )
 
   def respond(conversations, temperature, seed):
-    # One question alone is what tokenizers without a chat template know.
-    asked = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
-    rows = written(tokenizer, asked)
-    most = max(map(len, rows))
-    if most + length > longest:
-      of = next(one for one, row in zip(conversations, rows, strict=True) if len(row) == most)
-      raise UserError(
-        f'a conversation of {most} tokens and a response of {length} are more than the {longest} '
-        f'that the policy has positions for ({told(of)}); ask for shorter responses, or leave it '
-        'out.'
-      )
-    width = max(SHORTEST, 1 << (most - 1).bit_length())
+    # A tokenizer without a chat template can still encode a single question.
+    texts = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
+    rows = encode_conversations(tokenizer, texts)
+    longest = max(map(len, rows))
+    check_length(conversations, rows, length, model.max_positions)
+    width = max(MIN_PADDED_LENGTH, 1 << (longest - 1).bit_length())
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
-    rollout, key = rollout_at(temperature), jax.random.key(seed)
+    sample, key = rollout_at(temperature), jax.random.key(seed)
 
-    def of_chunk(chunk, number):
-      return rollout({'policy': params}, chunk, jax.random.fold_in(key, number))[0]
+    def sample_chunk(chunk, number):
+      return sample({'policy': model.params}, chunk, jax.random.fold_in(key, number))[0]
 
     try:
-      responses = map_chunks(of_chunk, prompts, batch)
+      responses = map_chunks(sample_chunk, prompts, batch)
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       raise UserError(
-        f'there is no memory for {min(batch, len(rows))} conversations of up to {width} tokens and '
-        f'responses of {length} at once ({told(conversations[0])}); take a smaller batch, or '
-        'shorter responses.'
+        f'out of memory for {min(batch, len(rows))} conversations of up to {width} tokens and '
+        f'responses of {length} tokens at once ({quote_end(conversations[0])}); reduce the batch, '
+        'or shorten the responses.'
       ) from None
     return tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
 
   return respond
 
 
-def written(tokenizer, asked: Sequence[str | Sequence[Mapping[str, str]]]) -> list[list[int]]:
-  """Token ids of each conversation, or question.
+def check_length(conversations, rows: Sequence[Sequence[int]], length: int, most: int) -> None:
+  """Raises `UserError` if the longest row and a response do not fit into `most` positions."""
+  longest = max(map(len, rows))
+  if longest + length > most:
+    quoted = next(
+      turns for turns, row in zip(conversations, rows, strict=True) if len(row) == longest
+    )
+    raise UserError(
+      f'a conversation of {longest} tokens and a response of {length} exceed the {most} positions '
+      f'of the policy ({quote_end(quoted)}); shorten the responses, or remove the conversation.'
+    )
+
+
+def encode_conversations(tokenizer, texts: Sequence[str | Sequence[Message]]) -> list[list[int]]:
+  """Token ids of each conversation, or single question.
 
   Raises:
-    UserError: if the tokenizer's chat template cannot write one; it is named.
+    UserError: if the tokenizer's chat template cannot render one; the message quotes it.
   """
   try:
-    return tokenizers.prompt_ids(tokenizer, asked)
+    return tokenizers.prompt_ids(tokenizer, texts)
   except Problem as problem:
-    if len(asked) > 1:
-      for one in asked:
-        written(tokenizer, [one])
+    if len(texts) > 1:
+      for text in texts:
+        encode_conversations(tokenizer, [text])
     raise UserError(
-      f'{problem} ({told(asked[0])}); choose a policy whose tokenizer has one that can, or leave '
-      'it out.'
+      f'{problem} ({quote_end(texts[0])}); choose a policy whose tokenizer has one, or remove the '
+      'conversation.'
     ) from None
 
 
-def told(conversation: str | Sequence[Mapping[str, str]]) -> str:
-  """How a conversation ends, for a sentence."""
+def quote_end(conversation: str | Sequence[Message]) -> str:
+  """The end of a conversation, for an error message."""
   last = conversation if isinstance(conversation, str) else conversation[-1]['content']
   return f'the one that ends with {last[-60:]!r}'

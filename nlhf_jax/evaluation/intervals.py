@@ -1,28 +1,32 @@
-"""How sure a win rate is: intervals of it, and what is left of many of them looked at together.
+"""Intervals and tests of win rates, and the correction for many tests.
 
-Functions of NumPy arrays whose first axis is n prompts. What may be looked at while prompts are
-still coming is in `sequential`.
+Functions of NumPy arrays whose first axis is n prompts. Their intervals hold for a number of
+prompts that was fixed in advance; `early_stopping` has those that may be looked at repeatedly.
+
+scipy.stats has the same quantities for single samples (`binomtest`, `ttest_1samp`, `bootstrap`);
+the tests compare with it. These versions run over whole tables at once: `binomtest` takes one count
+at a time, and `bootstrap` does not keep the prompts of all pairs together.
 """
 
 import numpy as np
 from scipy import special
 
-RESAMPLED = 1_000
+BOOTSTRAP_SAMPLES = 1_000
 
 
 def clopper_pearson(
   wins: np.ndarray | np.number, count: int, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The exact interval of a share of which `wins` of `count` were seen; it holds for any share."""
+  """The exact (Clopper-Pearson) interval of a proportion: `wins` successes in `count` trials."""
   low = special.betaincinv(np.maximum(wins, 1), count - wins + 1, (1 - level) / 2)
   high = special.betaincinv(wins + 1, np.maximum(count - wins, 1), (1 + level) / 2)
   return np.where(wins > 0, low, 0.0), np.where(wins < count, high, 1.0)
 
 
-def exact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Clopper and Pearson's 95 % interval of how often a win probability is above 1/2.
+def verdict_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The 95 % Clopper-Pearson interval of the proportion of win probabilities above 1/2.
 
-  Draws are half a win each; what is left of a half widens the interval on either side.
+  A value of exactly 1/2 counts as half a win; a remaining half widens the interval on both sides.
   """
   wins = np.sum(values > 0.5, axis=0) + np.sum(values == 0.5, axis=0) / 2
   low, _ = clopper_pearson(np.floor(wins), len(values))
@@ -30,10 +34,10 @@ def exact(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return low, high
 
 
-def resampled(values: np.ndarray, draws: int = RESAMPLED) -> np.ndarray:
-  """Means of draws of the prompts with replacement, the same prompts for every pair: [draws, ...].
+def bootstrap_means(values: np.ndarray, draws: int = BOOTSTRAP_SAMPLES) -> np.ndarray:
+  """Means over prompts that are resampled with replacement, [draws, ...].
 
-  So what two policies win on the same prompts stays together: the bootstrap is a paired one.
+  All pairs of policies share the resampled prompts: the bootstrap is paired.
   """
   count = len(values)
   drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=draws)
@@ -42,7 +46,7 @@ def resampled(values: np.ndarray, draws: int = RESAMPLED) -> np.ndarray:
 
 
 def p_values(values: np.ndarray) -> np.ndarray:
-  """Of Student's test that the mean is 1/2, on both sides; 1 where all values are 1/2."""
+  """Two-sided p-values of Student's test that the mean is 1/2; 1 where all values are 1/2."""
   count = len(values)
   if count < 2:
     return np.ones(values.shape[1:])
@@ -53,10 +57,11 @@ def p_values(values: np.ndarray) -> np.ndarray:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-  """The p-values [m] of m tests, so that one below 0.05 is rarely wrong among all of them.
+  """Holm's adjusted p-values [m] of m tests.
 
-  Holm's correction: with all that fall below a level rejected, the chance that any is wrong is at
-  most that level, however the tests depend on each other.
+  If all hypotheses with an adjusted p-value below a level are rejected, the probability that any of
+  them is true is at most the level, however the tests depend on each other. (scipy has no Holm
+  correction, and statsmodels would be a dependency for these four lines.)
   """
   order = np.argsort(p)
   raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))

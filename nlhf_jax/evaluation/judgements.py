@@ -1,8 +1,8 @@
-"""Judgements kept as JSON lines: what has been asked once is not asked again.
+"""Judgements of pairs of texts, cached as JSON lines, so that no question is asked twice.
 
-A line is one question, in one order: whose response was shown on the left and whose on the right,
-what the judge said, and digests of what it read, by which it is found again whatever policies are
-called.
+A line is one question in one order: whose response was shown left and right, the probability that
+the judge returned, and digests of the texts. The digests are the key: the names of policies may
+change.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import numpy as np
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.storage import json_lines
 
-AT_ONCE = 256  # questions between two writes
+WRITE_EVERY = 256  # questions
 
 
 class Question(NamedTuple):
-  """Which of two responses is better; of the names the first is that of whose is on the left."""
+  """Which of two responses is better; `names` are those of the left and the right policy."""
 
   prompt: str
   left: str
@@ -28,35 +28,36 @@ class Question(NamedTuple):
   names: tuple[str, str]
 
 
-Ask = Callable[[Sequence[Question]], np.ndarray]  # P(left > right), [n]; NaN without a verdict
+# Questions -> P(left > right), [n]; NaN where the judge has no verdict.
+CachedJudge = Callable[[Sequence[Question]], np.ndarray]
 
 
-def kept(path: Path, read: TextPreference) -> Ask:
-  """A judge that remembers, in a file; a response beside itself is a draw, and not asked about.
+def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
+  """A judge that caches its judgements in a file; equal responses are a tie and never judged.
 
-  What it says is on the disk before it is told. No verdict, NaN, is asked for again another time.
-  The file is read once: one process at a time may use it.
+  Judgements are written before they are returned. A question without a verdict (NaN) is not cached,
+  and asked again in the next run. The file is read once: only one process may use it at a time.
   """
-  known = {(row['prompt'], row['responses']): row['preference'] for row in json_lines.read(path)}
+  cached = {(row['prompt'], row['responses']): row['preference'] for row in json_lines.read(path)}
 
   def ask(questions):
     keys = [_key(question) for question in questions]
     new = {
       key: question
       for key, question in zip(keys, questions, strict=True)
-      if key not in known and question.left != question.right
+      if key not in cached and question.left != question.right
     }
     pairs = list(new.items())
-    for start in range(0, len(pairs), AT_ONCE):
-      some = dict(pairs[start : start + AT_ONCE])
-      columns = zip(*((one.prompt, one.left, one.right) for one in some.values()), strict=True)
-      said = np.asarray(read(*map(list, columns)), float).tolist()
-      verdicts = {key: value for key, value in zip(some, said, strict=True) if value == value}
-      json_lines.append(path, [_row(key, some[key], value) for key, value in verdicts.items()])
-      known.update(verdicts)
+    for start in range(0, len(pairs), WRITE_EVERY):
+      chunk = dict(pairs[start : start + WRITE_EVERY])
+      columns = zip(*((one.prompt, one.left, one.right) for one in chunk.values()), strict=True)
+      values = np.asarray(judge(*map(list, columns)), float).tolist()
+      judged = {key: value for key, value in zip(chunk, values, strict=True) if value == value}
+      json_lines.append(path, [_row(key, chunk[key], value) for key, value in judged.items()])
+      cached.update(judged)
     return np.array(
       [
-        0.5 if question.left == question.right else known.get(key, np.nan)
+        0.5 if question.left == question.right else cached.get(key, np.nan)
         for key, question in zip(keys, questions, strict=True)
       ]
     )
@@ -72,45 +73,54 @@ def _digest(text) -> str:
   return hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]
 
 
-def _row(key, question, said) -> dict:
+def _row(key, question, value) -> dict:
   left, right = question.names
-  return {'prompt': key[0], 'responses': key[1], 'left': left, 'right': right, 'preference': said}
+  return {'prompt': key[0], 'responses': key[1], 'left': left, 'right': right, 'preference': value}
 
 
-def table(ask: Ask, prompts: Sequence[str], responses: Mapping[str, Sequence[str]]) -> np.ndarray:
-  """P(row beats column) as it was said with the row's response on the left, [n, M, M].
+def compare_all_pairs(
+  judge: CachedJudge, prompts: Sequence[str], responses: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+  """P(row beats column), with the row's response shown left, [n, M, M].
 
   Args:
-    ask: the judge.
+    judge: of pairs of texts.
     prompts: n of them.
-    responses: policy -> its responses, one a prompt.
+    responses: name of a policy -> its responses, one per prompt.
   """
   names = list(responses)
   pairs = list(permutations(range(len(names)), 2))
   questions = [
-    Question(prompt, said[i], said[j], (names[i], names[j]))
-    for prompt, said in zip(prompts, zip(*responses.values(), strict=True), strict=True)
+    Question(prompt, texts[i], texts[j], (names[i], names[j]))
+    for prompt, texts in zip(prompts, zip(*responses.values(), strict=True), strict=True)
     for i, j in pairs
   ]
   found = np.full((len(prompts), len(names), len(names)), 0.5)
   rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
   if questions:
-    found[:, rows, columns] = ask(questions).reshape(len(prompts), len(pairs))
+    found[:, rows, columns] = judge(questions).reshape(len(prompts), len(pairs))
   return found
 
 
-def in_both_orders(shown: np.ndarray, both: CombineOrders = mean_of_orders) -> np.ndarray:
-  """P(row beats column), what the judge makes of both orders."""
-  return both(shown, shown.swapaxes(-1, -2))
+def combine_orders(one_order: np.ndarray, combine: CombineOrders = mean_of_orders) -> np.ndarray:
+  """P(row beats column) from both orders of showing the responses, [n, M, M]."""
+  return combine(one_order, one_order.swapaxes(-1, -2))
 
 
-def orders(shown: np.ndarray) -> dict[str, float]:
-  """How often both orders have the same winner, a draw in one counting half, and how much more the
-  left response wins than the right one, from what was `shown`, [n, M, M]."""
-  above = np.triu_indices(shown.shape[1], 1)
-  first, second = shown[:, *above], 1 - shown.swapaxes(1, 2)[:, *above]
-  heard = np.isfinite(first + second)
-  first, second = first[heard], second[heard]
+def order_consistency(one_order: np.ndarray) -> dict[str, float]:
+  """How much the verdicts depend on the order of the responses.
+
+  Args:
+    one_order: P(row beats column) with the row's response shown left, [n, M, M].
+
+  Returns:
+    `consistency`, the share of pairs with the same winner in both orders, where a tie in one order
+    counts as half; and `first_place`, how much being shown left adds to the win probability.
+  """
+  above = np.triu_indices(one_order.shape[1], 1)
+  first, second = one_order[:, *above], 1 - one_order.swapaxes(1, 2)[:, *above]
+  judged = np.isfinite(first + second)
+  first, second = first[judged], second[judged]
   alike = (1 + np.sign(first - 0.5) * np.sign(second - 0.5)) / 2
   return {
     'consistency': float(np.mean(alike)) if len(alike) else float('nan'),

@@ -1,8 +1,8 @@
-"""The order of policies, by what they win against each other: three rankings, and cycles.
+"""Rankings of policies from their table of win rates, and cycles in it.
 
-The maximal lottery asks what no policy beats, Borda's count what wins most on average, and Bradley
-and Terry's strengths which scores explain the table best; where there is a cycle they need not
-agree, and there the lottery is the one that means something (`games.choice`).
+The maximal lottery is the mixture of policies that no policy beats, Borda's count the mean win
+rate, and Bradley-Terry strengths are the scores that fit the table best. Where the table has a
+cycle they may disagree, and only the lottery is still meaningful (`games.choice`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,33 +16,34 @@ from scipy.special import expit
 from nlhf_jax.evaluation import intervals
 from nlhf_jax.games import choice, exact, rlhf
 
-DRAWS = 200  # of the prompts; each has a linear program of its own
-MOST_CYCLES = 20
+BOOTSTRAP_SAMPLES = 200  # few, because a linear program is solved for each
+MAX_CYCLES = 20
 
-_fitted = jax.jit(rlhf.bradley_terry_reward)
+_fit_reward = jax.jit(rlhf.bradley_terry_reward)
 
 
 def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
-  """The policies by the maximal lottery of their table, the Nash equilibrium of the meta-game.
+  """Policies ranked by the maximal lottery of their table, the Nash equilibrium of the meta-game.
 
-  Best first: by the share in the lottery, then by the win rate against it, which is 1/2 in its
-  support and at most that outside of it.
+  The order is by the share in the lottery, then by the win rate against the lottery, which is 1/2
+  in its support and at most 1/2 outside.
 
   Args:
     policies: their names.
     values: P(row beats column) on each prompt, [n, M, M].
 
   Returns:
-    `policy`, `lottery` with `low` and `high` (95 % of draws of the prompts, with replacement),
-    `win_rate`, and with standard errors over prompts `borda` and `bradley_terry`, as `..._error`.
+    rows with `policy`; `lottery`, its share, with the ends `low` and `high` of a 95 % bootstrap
+    interval over prompts; `win_rate` against the lottery; `borda` and `bradley_terry`, with
+    standard errors over prompts in `borda_error` and `bradley_terry_error`.
   """
 
   def lottery_of(mean):
     payoff = mean - 0.5
-    # Rounding of the means must not look like a payoff that is not antisymmetric.
+    # Rounding errors of the means would make the payoff fail the check of antisymmetry.
     return exact.maximal_lottery((payoff - payoff.T) / 2)
 
-  drawn = [lottery_of(mean) for mean in intervals.resampled(values, DRAWS)]
+  drawn = [lottery_of(mean) for mean in intervals.bootstrap_means(values, BOOTSTRAP_SAMPLES)]
   low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
   lottery = lottery_of(np.mean(values, axis=0))
   against = np.mean(values, axis=0) @ lottery
@@ -61,46 +62,46 @@ def borda(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   count, policies = values.shape[:2]
   others = max(policies - 1, 1)
   on_each = (values.sum(axis=2) - 0.5) / others
-  return on_each.mean(axis=0), _deviation(on_each) / np.sqrt(count)
+  return on_each.mean(axis=0), _standard_deviation(on_each) / np.sqrt(count)
 
 
 def bradley_terry(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Strengths in log-odds, [M], whose mean is 0, and their standard errors; NaN for one prompt.
+  """Strengths in log-odds, [M], with mean 0, and their standard errors; NaN for one prompt.
 
-  The fit is to win rates with one more draw for every pair, so that one that always wins has a
-  strength too. Errors are the sandwich's, over prompts: they hold though a prompt's comparisons
-  depend on each other, and where no strengths explain the table.
+  One tie is added to every pair, so that a policy that always wins has a finite strength. The
+  standard errors are sandwich estimates over prompts: they allow for dependent comparisons of one
+  prompt, and for tables that no strengths fit.
   """
   count, policies = values.shape[:2]
   rates = (np.sum(values, axis=0) + 0.5) / (count + 1)
   payoff = jnp.asarray((rates - rates.T) / 2)
-  strength = np.asarray(_fitted(payoff, jnp.full(policies, 1 / policies)), float)
+  strength = np.asarray(_fit_reward(payoff, jnp.full(policies, 1 / policies)), float)
   strength = strength - strength.mean()
-  said = expit(strength[:, None] - strength)
-  weight = said * (1 - said)
+  fitted = expit(strength[:, None] - strength)
+  weight = fitted * (1 - fitted)
   np.fill_diagonal(weight, 0)
   curvature = np.diag(weight.sum(axis=1)) - weight
-  slopes = (values - said).sum(axis=2)
-  moved = (slopes - slopes.mean(axis=0)) @ np.linalg.pinv(curvature)
-  return strength, _deviation(moved) / np.sqrt(count)
+  slopes = (values - fitted).sum(axis=2)
+  influence = (slopes - slopes.mean(axis=0)) @ np.linalg.pinv(curvature)
+  return strength, _standard_deviation(influence) / np.sqrt(count)
 
 
-def _deviation(values) -> np.ndarray:
+def _standard_deviation(values) -> np.ndarray:
   return values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
 
 
 def cycles(policies: Sequence[str], table: Mapping) -> dict:
-  """Three policies of which each beats the next, those first whose weakest link is strongest.
+  """Cycles of three policies, each of which beats the next, the clearest ones first.
 
   Args:
     policies: their names.
-    table: `win_rate` and `corrected`, p-values, as `tournament.summarise` gives them.
+    table: `win_rate` and `holm_p`, adjusted p-values, of `tournament.summarise`.
 
   Returns:
-    `count` of all there are and the `first` of them: `policies` in order, the `weakest` win rate,
-    and whether all three links are `certain`: at 95 %, with many pairs in mind.
+    `count` of all cycles, and the `first` of them: `policies` in order, the `weakest` win rate, and
+    whether all three win rates are `significant` at 5 % after Holm's correction.
   """
-  rate, corrected = np.array(table['win_rate']), np.array(table['corrected'])
+  rate, corrected = np.array(table['win_rate']), np.array(table['holm_p'])
   found = []
   for triple in permutations(range(len(policies)), 3):
     links = list(zip(triple, (*triple[1:], triple[0]), strict=True))
@@ -109,9 +110,9 @@ def cycles(policies: Sequence[str], table: Mapping) -> dict:
         {
           'policies': [policies[i] for i in triple],
           'weakest': float(min(rate[link] for link in links)),
-          'certain': bool(all(corrected[link] < 0.05 for link in links)),
+          'significant': bool(all(corrected[link] < 0.05 for link in links)),
         }
       )
   found.sort(key=lambda cycle: -cycle['weakest'])
   count = choice.three_cycles(rate - 0.5) if len(policies) > 2 else 0
-  return {'count': count, 'first': found[:MOST_CYCLES]}
+  return {'count': count, 'first': found[:MAX_CYCLES]}

@@ -1,4 +1,4 @@
-"""Responses that others made, in whatever of some layouts they are filed."""
+"""Files of responses that were generated elsewhere, in one of several layouts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.storage import json_files
 
 
-class Filed(NamedTuple):
-  """A policy's responses by prompt, and what a published judge said of them, if it is filed too.
+class FiledResponses(NamedTuple):
+  """A policy's responses by prompt and, if the file has them, a published judge's annotations.
 
-  `annotations` are rows of AlpacaEval's.
+  `annotations` are rows of AlpacaEval's `annotations.json`.
   """
 
   responses: Mapping[str, str]
   annotations: Sequence[Mapping] = ()
 
 
-def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | None, Filed]:
-  """The policies of a file, by their names; None if it says none.
+def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | None, FiledResponses]:
+  """The policies of a file by name; the name is None if the file gives none.
 
   A row has one of
     - `instruction` and `output`: AlpacaEval's `model_outputs.json`, named by `generator`;
@@ -30,43 +30,44 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
 
   Args:
     path: a JSON list or JSON lines, gzipped or not.
-    references: outputs of AlpacaEval's reference, for annotations that leave out what they have.
+    references: outputs of AlpacaEval's reference, for annotations that refer to them by index.
 
   Raises:
-    UserError: if a row cannot be used; it is named.
+    UserError: if a row cannot be used; the message names it.
   """
   first = json_files.read(path)[0]
   if 'preference' in first and ('output_2' in first or 'output' in first):
     rows = alpaca_eval.read_annotations(path, references)
-    said = {row['instruction']: row['output_2'] for row in rows}
-    return {_name(rows[0].get('generator_2')): Filed(said, rows)}
+    outputs = {row['instruction']: row['output_2'] for row in rows}
+    return {_name(rows[0].get('generator_2')): FiledResponses(outputs, rows)}
   if 'instruction' in first:
     rows = alpaca_eval.read_outputs(path)
-    said = {row['instruction']: row['output'] for row in rows}
-    return {_name(rows[0].get('generator')): Filed(said)}
+    outputs = {row['instruction']: row['output'] for row in rows}
+    return {_name(rows[0].get('generator')): FiledResponses(outputs)}
   if 'responses' in first:
-    return _samples(path)
-  return {None: Filed(_by_prompt(path, 'response', str))}
+    return _read_samples(path)
+  return {None: FiledResponses(_by_prompt(path, 'response', str))}
 
 
-def _name(said: object) -> str | None:
-  return said if isinstance(said, str) and said else None
+def _name(value: object) -> str | None:
+  return value if isinstance(value, str) and value else None
 
 
-def _samples(path) -> dict[str | None, Filed]:
+def _read_samples(path) -> dict[str | None, FiledResponses]:
   rows = _by_prompt(path, 'responses', dict)
   policies = list(next(iter(rows.values())))
   if not policies:
     raise UserError(f'{path}, row 1: it has no responses.')
-  for number, (prompt, said) in enumerate(rows.items(), start=1):
+  for number, (prompt, texts) in enumerate(rows.items(), start=1):
     for policy in policies:
-      if not isinstance(said.get(policy), str):
+      if not isinstance(texts.get(policy), str):
         raise UserError(
           f"{path}, row {number}: there is no response of '{policy}', of which row 1 has one "
-          f'(prompt {prompt!r:.60}); leave it out of all rows, or of none.'
+          f'(prompt {prompt!r:.60}); add it, or remove the policy from all rows.'
         )
   return {
-    policy: Filed({prompt: said[policy] for prompt, said in rows.items()}) for policy in policies
+    policy: FiledResponses({prompt: texts[policy] for prompt, texts in rows.items()})
+    for policy in policies
   }
 
 
@@ -75,6 +76,6 @@ def _by_prompt(path, name, kind) -> dict:
   for number, row in enumerate(json_files.read(path), start=1):
     prompt = json_files.field(path, number, row, 'prompt', str)
     if prompt in found:
-      raise UserError(f'{path}, row {number}: its prompt came before; leave one of them out.')
+      raise UserError(f'{path}, row {number}: the prompt is that of an earlier row; remove one.')
     found[prompt] = json_files.field(path, number, row, name, kind)
   return found

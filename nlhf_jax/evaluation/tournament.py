@@ -1,11 +1,11 @@
 """A tournament: every policy against every other on common prompts, under every judge.
 
-Each prompt gives one record, with the responses and what each judge said of each pair; every figure
-of the results is a mean over records, so that it can be recomputed from `samples.jsonl` alone.
+Each prompt has one record, with the responses and each judge's preferences for all pairs. Every
+figure of the results is a mean over records, so it can be recomputed from `samples.jsonl` alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, compress
 
 import numpy as np
 from scipy import special
@@ -13,23 +13,35 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-# What results call the means of what records tell.
+# Name in the results -> field of the records of which it is the mean.
 MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
-MANY = 6  # policies, beyond which a table has no room for intervals
+MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
+# Fields of `tabulate` that assume a number of prompts fixed in advance.
+FIXED_SAMPLE_INTERVALS = (
+  'bootstrap_low',
+  'bootstrap_high',
+  'clopper_pearson_low',
+  'clopper_pearson_high',
+)
 
 
-def preferences(
+def compare_policies(
   judge: Callable[[Comparison], np.ndarray],
   prompts: Prompts,
   sides: Sequence[Responses],
   label: str | None = None,
 ) -> np.ndarray:
-  """P(side i beats side j) on each prompt, [n, M, M], for one response a side and prompt.
+  """P(policy i beats policy j) on each prompt, [n, M, M].
 
-  With a label there is a progress bar.
+  Args:
+    judge: returns payoffs P - 1/2.
+    prompts: n of them.
+    sides: of each policy, one response per prompt.
+    label: of a progress bar; None shows none.
   """
   table = np.full((len(prompts.tokens), len(sides), len(sides)), 0.5)
   pairs = list(combinations(range(len(sides)), 2))
@@ -46,17 +58,17 @@ def make_records(
   prompts: Prompts,
   sides: Mapping[str, Responses],
   log_ratios: Mapping[str, np.ndarray],
-  said: Mapping[str, np.ndarray],
+  preferences: Mapping[str, np.ndarray],
 ) -> list[dict]:
-  """One record a prompt.
+  """One record per prompt.
 
   Args:
-    tokenizer: turns tokens into text.
+    tokenizer: decodes the tokens.
     prompts: [n, P].
-    sides: policy -> its responses, one a prompt.
-    log_ratios: policy -> log-probability of each response as it was sampled, filters included,
-      less that under the reference, [n], nats.
-    said: judge -> `preferences`, policies in the order of `sides`.
+    sides: policy -> its responses, one per prompt.
+    log_ratios: policy -> log-probability of each response under the sampler (filters included)
+      minus its log-probability under the reference, [n], nats.
+    preferences: judge -> result of `compare_policies`, with policies in the order of `sides`.
   """
   texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
   lengths = {name: side.mask.sum(axis=(1, 2)) for name, side in sides.items()}
@@ -66,14 +78,36 @@ def make_records(
       'responses': {name: column[row] for name, column in texts.items()},
       'tokens': {name: int(column[row]) for name, column in lengths.items()},
       'log_ratio': {name: float(column[row]) for name, column in log_ratios.items()},
-      'preferences': {judge: table[row].tolist() for judge, table in said.items()},
+      'preferences': {judge: table[row].tolist() for judge, table in preferences.items()},
     }
     for row, prompt in enumerate(tokenizers.prompt_texts(tokenizer, *prompts))
   ]
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """95 % t-intervals of the mean over the first axis, cut to [0, 1]; no narrower for one value."""
+def drop_unjudged_prompts(records: Sequence[dict], tables: Sequence[np.ndarray]) -> list[dict]:
+  """The records of prompts on which every judge has a verdict on every pair.
+
+  Args:
+    records: one per prompt, n of them.
+    tables: preferences of each judge, [n, K, K]; NaN where it has no verdict.
+
+  Raises:
+    UserError: if there are none.
+  """
+  usable = ~np.any([np.isnan(table).any(axis=(1, 2)) for table in tables], axis=0)
+  if not usable.any():
+    raise UserError(
+      'the tournament: there is no prompt on which the judges have all verdicts; check the answers '
+      'of the judges.'
+    )
+  if not usable.all():
+    count = int(np.sum(~usable))
+    print(f'{count} of {len(records)} prompts are dropped: a judge has no usable verdict on them.')
+  return list(compress(records, usable))
+
+
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """95 % t-intervals of the mean over the first axis, clipped to [0, 1]; [0, 1] for one value."""
   count = len(values)
   if count < 2:
     return np.zeros(values.shape[1:]), np.ones(values.shape[1:])
@@ -86,9 +120,10 @@ def summarise(records: Sequence[Mapping]) -> dict:
   """The results, from the records of `samples.jsonl` and nothing else.
 
   Returns:
-    `policies` in order; `tables[judge]`, see `tabulate`; `ranking[judge]`, see `ranking.rank`;
-    `cycles[judge]`, see there; and by policy those of `kl_to_reference` in nats a response, and of
-    its length in tokens or characters, that the records tell.
+    `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
+    `ranking[judge]`, see `ranking.rank`; `cycles[judge]`, see `ranking.cycles`; and, if the records
+    have them, the means by policy of `kl_to_reference` (nats per response), `length` (tokens) and
+    `characters`.
   """
   policies = list(records[0]['responses'])
   tables, rankings, cycles = {}, {}, {}
@@ -117,64 +152,66 @@ def tabulate(values: np.ndarray) -> dict:
   """The table of one judge, from P(row beats column) on each prompt, [n, M, M].
 
   Returns:
-    matrices, row against column: `win_rate`, and of it 95 % intervals over prompts, Student's as
-    `low` and `high`, those of the paired bootstrap as `drawn_low` and `drawn_high`; `exact_low` and
-    `exact_high`, Clopper and Pearson's of how often row wins; `corrected`, p-values of even rates
-    by Holm's correction for all pairs; and `pairs`: how many there are, how many differ `alone`, at
-    95 % each, and how many do so `together`, with all of them in mind.
+    matrices, row against column: `win_rate`; its 95 % t-interval over prompts, `low` and `high`,
+    and that of the paired bootstrap, `bootstrap_low` and `bootstrap_high`; `clopper_pearson_low`
+    and `clopper_pearson_high`, of the proportion of prompts on which row wins; `holm_p`, p-values
+    of a win rate of 1/2 after Holm's correction for all pairs. And `pairs`: their `count`, how many
+    are `significant` at 5 % one by one, and how many are after the correction, `significant_holm`.
   """
-  low, high = interval(values)
-  drawn_low, drawn_high = np.quantile(intervals.resampled(values), (0.025, 0.975), axis=0)
-  exact_low, exact_high = intervals.exact(values)
+  low, high = t_interval(values)
+  bootstrap_low, bootstrap_high = np.quantile(
+    intervals.bootstrap_means(values), (0.025, 0.975), axis=0
+  )
+  clopper_pearson_low, clopper_pearson_high = intervals.verdict_interval(values)
   above = np.triu_indices(values.shape[1], 1)
   p = intervals.p_values(values[:, *above])
-  corrected = np.ones(values.shape[1:])
-  corrected[above] = corrected.T[above] = intervals.holm(p)
+  adjusted = np.ones(values.shape[1:])
+  adjusted[above] = adjusted.T[above] = intervals.holm(p)
   matrices = {
     'win_rate': values.mean(axis=0),
     'low': low,
     'high': high,
-    'drawn_low': drawn_low,
-    'drawn_high': drawn_high,
-    'exact_low': exact_low,
-    'exact_high': exact_high,
-    'corrected': corrected,
+    'bootstrap_low': bootstrap_low,
+    'bootstrap_high': bootstrap_high,
+    'clopper_pearson_low': clopper_pearson_low,
+    'clopper_pearson_high': clopper_pearson_high,
+    'holm_p': adjusted,
   }
-  together = int(np.sum(corrected[above] < 0.05))
+  together = int(np.sum(adjusted[above] < 0.05))
   return {
     **{name: matrix.tolist() for name, matrix in matrices.items()},
-    'pairs': {'count': len(p), 'alone': int(np.sum(p < 0.05)), 'together': together},
+    'pairs': {'count': len(p), 'significant': int(np.sum(p < 0.05)), 'significant_holm': together},
   }
 
 
 def exploitability(wins: Sequence[Mapping]) -> dict:
-  """player -> judge the exploiter was trained by -> judge that measured: mean and 95 % interval."""
+  """Policy -> judge that trained the exploiter -> judge that measured: mean and 95 % interval."""
   found: dict = {}
   for record in wins:
-    player, trained_by = record['player'], record['trained_by']
+    policy, trained_by = record['player'], record['trained_by']
     measured = {}
     for judge, values in record.items():
       if judge not in ('player', 'trained_by'):
-        (low,), (high,) = interval(np.array(values)[:, None])
+        (low,), (high,) = t_interval(np.array(values)[:, None])
         measured[judge] = dict(win_rate=float(np.mean(values)), low=float(low), high=float(high))
-    found.setdefault(player, {})[trained_by] = measured
+    found.setdefault(policy, {})[trained_by] = measured
   return found
 
 
-def as_cells(
+def format_cells(
   policies: Sequence[str], table: Mapping
 ) -> tuple[list[str], list[str], list[list[str]]]:
-  """Rows, columns and cells of a table of `summarise`: `win rate [low, high]`.
+  """Rows, columns and cells of a table of `summarise`, for the terminal: `win rate [low, high]`.
 
-  With many policies the columns are numbered, and the intervals are left to `results.json`.
+  With many policies the columns are numbered, and only `results.json` has the intervals.
   """
-  many = len(policies) > MANY
+  many = len(policies) > MAX_WITH_INTERVALS
 
   def cell(mean, low, high):
     return f'{mean:.3f}' if many else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
 
   cells = [
-    [cell(*of_pair) for of_pair in zip(*row, strict=True)]
+    [cell(*values) for values in zip(*row, strict=True)]
     for row in zip(table['win_rate'], table['low'], table['high'], strict=True)
   ]
   if not many:
@@ -184,6 +221,6 @@ def as_cells(
   return rows, numbers, cells
 
 
-def widest(table: Mapping) -> float:
+def widest_half_width(table: Mapping) -> float:
   """The largest half-width of the intervals of a table."""
   return float(np.max(np.array(table['high']) - np.array(table['low']))) / 2

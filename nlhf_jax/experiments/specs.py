@@ -10,12 +10,15 @@ import optax
 from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Algorithm
-from nlhf_jax.data.dataset import Corpus
+from nlhf_jax.data.dataset import Corpus, Oracle
 from nlhf_jax.data.schemas import Example
+from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, find_references
+from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
 from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
@@ -126,6 +129,73 @@ class LanguageExperiment(NamedTuple):
   tournament_batch: int  # prompts responded to at once
   filters: Filters
   external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
+
+
+class PretrainedModel(NamedTuple):
+  """A model in the Hugging Face layout; `load()` reads its weights.
+
+  `settings` determine everything that it computes.
+  """
+
+  decoder: Decoder
+  load: Callable[[], Params]
+  tokenizer: Any
+  max_positions: int
+  settings: object
+
+
+class RunPolicy(NamedTuple):
+  """A policy of a finished run."""
+
+  experiment: LanguageExperiment
+  policy: str
+
+
+Entry = FiledResponses | PretrainedModel | RunPolicy
+
+
+class EvaluateExperiment(NamedTuple):
+  """Everything that an evaluation needs, without its config.
+
+  Attributes:
+    name: of the experiment.
+    seed: of sampling and of the order of prompts.
+    entries: name -> policy.
+    prompts: of the tournament; every file of responses has a response to each. Without any there
+      is no tournament.
+    judges: name -> digest of everything that determines the judge's preferences.
+    trained: the experiment that trains the learned judges, if there are any.
+    oracle: of the embedded task, if the data are its.
+    external: name -> factory of an external judge.
+    length: maximum number of tokens in a response.
+    batch: prompts per batch.
+    filters: of sampling.
+    early_stopping: probability of a wrong order at which the tournament stops early; 0 never does.
+    benchmarks: to run.
+    chat_judge: name of the language model that grades answers.
+    make_chat_judge: its factory; None if no benchmark needs one.
+  """
+
+  name: str
+  seed: int
+  entries: Mapping[str, Entry]
+  prompts: Sequence[str]
+  judges: Mapping[str, str]
+  trained: LanguageExperiment | None
+  oracle: Oracle | None
+  external: Mapping[str, Callable[[], ExternalJudge]]
+  length: int
+  batch: int
+  filters: Filters
+  early_stopping: float
+  benchmarks: Sequence[Benchmark]
+  chat_judge: str
+  make_chat_judge: Callable[[], ChatClient] | None
+
+  @property
+  def references(self) -> Sequence[Mapping]:
+    """Outputs of the reference policy of a benchmark, if one has them."""
+    return find_references(self.benchmarks)
 
 
 class JudgeExperiment(NamedTuple):

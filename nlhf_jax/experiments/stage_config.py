@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import jax
 
 from nlhf_jax.experiments.specs import Stage
+from nlhf_jax.storage import json_lines
 
 
 def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> Stage:
   """Makes a stage, whose folder is named after a digest of its settings."""
-  text = json.dumps(settings, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  digest = json_lines.json_digest(settings)
   return Stage(
     name, key_from_name(seed, name), folder / f'{name}-{digest}', settings, code_digest()
   )

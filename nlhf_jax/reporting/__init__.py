@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tables, figures and pages that report results."""

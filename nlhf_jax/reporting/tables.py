@@ -1,14 +1,28 @@
-"""Tables, as the terminal and as pages show them, and pictures within pages."""
+"""Tables for the terminal and for pages, and figures for pages."""
 
 import base64
-import html
 from collections.abc import Sequence
 
+import jinja2
 
-def as_text(
+_TEMPLATES = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+_TABLE = _TEMPLATES.from_string("""\
+<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>\
+<th scope="col"></th>{% for name in columns %}<th scope="col">{{ name }}</th>{% endfor %}\
+</tr></thead><tbody>\
+{% for name, row in rows %}
+<tr><th scope="row">{{ name }}</th>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>\
+{% endfor %}
+</tbody></table></div>""")
+_FIGURE = _TEMPLATES.from_string("""\
+<figure id="{{ name }}"><img src="data:image/png;base64,{{ data }}" alt="Figure {{ name }}">\
+<figcaption>{{ caption | safe }} <span class="file">{{ name }}.png</span></figcaption></figure>""")
+
+
+def format_text(
   title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> str:
-  """A table for the terminal."""
+  """A table for the terminal, with right-aligned cells."""
   widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
   head = max(map(len, rows))
   lines = [
@@ -19,25 +33,17 @@ def as_text(
   return '\n'.join([title, *lines])
 
 
-def as_html(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-  """The same for a page, one that scrolls where it is too wide; the first column names the rows."""
-  heads = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in ['', *columns])
-  lines = [
-    f'<tr><th scope="row">{html.escape(name)}</th>'
-    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row)
-    + '</tr>'
-    for name, row in zip(rows, cells, strict=True)
-  ]
-  return (
-    '<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>'
-    f'{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-  )
+def format_html(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  """A table for a page, as escaped HTML; it scrolls if it is too wide."""
+  return _TABLE.render(columns=columns, rows=list(zip(rows, cells, strict=True)))
 
 
-def as_figure(name: str, picture: bytes, caption: str) -> str:
-  """A PNG within a page, under which it says what it shows; `name` is that of its file too."""
-  data = base64.b64encode(picture).decode()
-  return (
-    f'<figure id="{name}"><img src="data:image/png;base64,{data}" alt="Figure {name}">'
-    f'<figcaption>{caption} <span class="file">{name}.png</span></figcaption></figure>'
-  )
+def format_figure(name: str, picture: bytes, caption: str) -> str:
+  """A PNG with its caption, as HTML for a page.
+
+  Args:
+    name: of the figure, and of its file without `.png`.
+    picture: the PNG.
+    caption: HTML, which is not escaped.
+  """
+  return _FIGURE.render(name=name, data=base64.b64encode(picture).decode(), caption=caption)

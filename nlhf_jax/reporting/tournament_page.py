@@ -3,14 +3,21 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from nlhf_jax.storage import json_lines
 
-BYTES = 5_000_000  # of samples on a page; browsers search that many between two keystrokes
-POINTS = 400
+MAX_SAMPLE_BYTES = 5_000_000  # of samples on a page; browsers search that many at each keystroke
+MAX_POINTS = 400  # of a learning curve
+
+_TEMPLATES = jinja2.Environment(
+  loader=jinja2.PackageLoader('nlhf_jax', 'reporting'), autoescape=True, keep_trailing_newline=True
+)
+# `tojson` escapes <, > and &, so that no response can end the element that holds the data.
+_TEMPLATES.policies['json.dumps_kwargs'] = {'allow_nan': False, 'separators': (',', ':')}
 
 
 def render(
@@ -18,20 +25,21 @@ def render(
   metrics: Sequence[Mapping[str, Any]],
   samples: Sequence[Mapping[str, Any]],
 ) -> str:
-  """The page as HTML, holding thinned learning curves and the first `BYTES` of samples."""
+  """The page as HTML, with thinned learning curves and the first `MAX_SAMPLE_BYTES` of samples.
+
+  Args:
+    results: contents of `results.json`; the page shows the parts that exist.
+    metrics: rows with `stage`, `step` and numbers.
+    samples: records of the tournament.
+  """
   content = {
     'results': results,
-    'curves': _curves(metrics),
-    'samples': _first(samples),
+    'curves': _make_curves(metrics),
+    'samples': _limit(samples),
     'samples_total': len(samples),
   }
-  text = json.dumps(json_lines.to_json(content), allow_nan=False, separators=(',', ':'))
-  # A response may hold `</script>` or `<!--`, which would end or bend the element around the data;
-  # json.dumps has already escaped everything beyond ASCII, U+2028 and U+2029 among it.
-  for character in '<>&':
-    text = text.replace(character, f'\\u{ord(character):04x}')
-  template = resources.files('nlhf_jax.reporting').joinpath('tournament_page.html')
-  return template.read_text(encoding='utf-8').replace('/*DATA*/', text, 1)
+  template = _TEMPLATES.get_template('tournament_page.html')
+  return template.render(content=json_lines.to_json(content))
 
 
 def write(
@@ -40,27 +48,26 @@ def write(
   metrics: Sequence[Mapping[str, Any]],
   samples: Sequence[Mapping[str, Any]],
 ) -> None:
-  """Writes the page to `path`."""
+  """Writes the page to `path`; see `render`."""
   with json_lines.atomic_write(Path(path)) as draft:
     draft.write_text(render(results, metrics, samples), encoding='utf-8')
 
 
-def _first(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """As many as there is room for, at least one."""
+def _limit(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """The first samples, up to `MAX_SAMPLE_BYTES`, and at least one."""
   kept, size = [], 0
   for sample in map(json_lines.to_json, samples):
     size += len(json.dumps(sample, separators=(',', ':')))
-    if kept and size > BYTES:
+    if kept and size > MAX_SAMPLE_BYTES:
       break
     kept.append(sample)
   return kept
 
 
-def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _make_curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """One learning curve per stage and metric, in order of appearance.
 
-  Each is thinned on its own, because a metric that is logged rarely may fall between the strides
-  of one that is logged often.
+  Each is thinned separately: a common stride could skip all values of a rarely logged metric.
   """
   curves: dict[tuple[str, str], list[tuple[Any, float]]] = {}
   for row in metrics:
@@ -70,7 +77,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         curves.setdefault((row['stage'], metric), []).append((row['step'], number))
   thinned = []
   for (stage, metric), points in curves.items():
-    kept = points[:: math.ceil(len(points) / POINTS)]
+    kept = points[:: math.ceil(len(points) / MAX_POINTS)]
     if kept[-1] is not points[-1]:
       kept.append(points[-1])
     steps, values = zip(*kept, strict=True)

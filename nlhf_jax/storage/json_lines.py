@@ -1,6 +1,7 @@
 """JSON and JSON lines, written so that a killed process leaves each file complete or unchanged."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -82,3 +83,8 @@ def to_json(value: Any) -> Any:
   if hasattr(value, 'tolist'):
     return to_json(value.tolist())
   return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_digest(value: Any) -> str:
+  """A digest of a JSON value, ten hexadecimal digits."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""Rows of others' files: both layouts, packed or not, and what is refused."""
+"""JSON files of published benchmarks: both layouts, gzipped or not, and bad files."""
 
 import gzip
 import json
@@ -21,12 +21,12 @@ def test_rows_round_trip(tmp_path, write, name):
   assert (path.read_bytes()[:2] == b'\x1f\x8b') == name.endswith('.gz')
 
 
-def test_what_is_no_number_is_written_as_null_and_half_a_pair_as_a_question_mark(tmp_path):
+def test_nan_becomes_null_and_lone_surrogate_a_question_mark(tmp_path):
   json_files.write_lines(tmp_path / 'rows.jsonl', [{'score': math.nan, 'text': '\ud83c'}])
   assert json_files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '?'}]
 
 
-def test_a_byte_order_mark_blank_lines_and_an_end_without_newline_are_fine(tmp_path):
+def test_byte_order_mark_and_blank_lines_are_accepted(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n\n{"id": NaN}')
   first, second = json_files.read(path)
@@ -35,7 +35,7 @@ def test_a_byte_order_mark_blank_lines_and_an_end_without_newline_are_fine(tmp_p
 
 
 @pytest.mark.parametrize(
-  ('content', 'said'),
+  ('content', 'message'),
   [
     (b'', 'has no rows'),
     (b'[]', 'has no rows'),
@@ -47,14 +47,14 @@ def test_a_byte_order_mark_blank_lines_and_an_end_without_newline_are_fine(tmp_p
     (b'[' * 100_000, 'is no JSON list'),
   ],
 )
-def test_a_bad_file_is_refused(tmp_path, content, said):
+def test_bad_file_is_refused(tmp_path, content, message):
   path = tmp_path / 'rows'
   path.write_bytes(content)
-  with pytest.raises(UserError, match=said) as error:
+  with pytest.raises(UserError, match=message) as error:
     json_files.read(path)
   assert str(path) in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_missing_file_is_refused(tmp_path):
   with pytest.raises(UserError, match='No such file'):
     json_files.read(tmp_path / 'none.json')

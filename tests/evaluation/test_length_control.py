@@ -1,4 +1,4 @@
-"""The fit of length control: a certain minimum, and what it is a minimum of."""
+"""The fit of length control finds the minimum of its objective."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from scipy import optimize
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import length_control
-from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
+from nlhf_jax.evaluation.benchmarks.length_control import Anchors
 
 TRUE = np.array([-1.5, 0.8, -0.6])
 
@@ -28,11 +28,11 @@ def anchors():
   return Anchors(length, difficulty, 1 / (1 + np.exp(-logit)))
 
 
-def test_known_weights_are_found(judged, anchors):
+def test_known_weights_are_recovered(judged, anchors):
   np.testing.assert_allclose(length_control.fit(*judged, anchors), TRUE, atol=2e-3)
 
 
-def test_anchors_inform_length_and_difficulty_alone(judged, anchors):
+def test_anchors_affect_only_length_and_difficulty(judged, anchors):
   length, difficulty, preference = judged
   flat = anchors._replace(preference=np.full(600, 0.5))
   weights = length_control.fit(length, difficulty, preference, flat)
@@ -41,14 +41,14 @@ def test_anchors_inform_length_and_difficulty_alone(judged, anchors):
   assert weights.policy == pytest.approx(TRUE[2], abs=0.15)
 
 
-def test_a_row_without_a_verdict_counts_for_the_spread_of_lengths_alone(judged, anchors):
+def test_rows_without_verdict_are_not_fitted(judged, anchors):
   length, difficulty, preference = judged
   some = np.where(np.arange(400) % 3 == 0, np.nan, preference)
   np.testing.assert_allclose(length_control.fit(length, difficulty, some, anchors), TRUE, atol=4e-3)
 
 
 @pytest.mark.parametrize('strength', [1e-4, 0.02, 0.3, 3.0, 1e4])
-def test_the_lasso_is_at_its_minimum(strength):
+def test_lasso_reaches_its_minimum(strength):
   random = np.random.default_rng(2)
   x, y, weight = random.normal(size=(200, 3)), random.uniform(size=200), random.uniform(size=200)
 
@@ -63,54 +63,28 @@ def test_the_lasso_is_at_its_minimum(strength):
   assert found <= best.fun + 1e-7 * abs(best.fun)
   start = random.normal(size=3)
   np.testing.assert_allclose(length_control.lasso(x, y, weight, strength, start), w, atol=1e-7)
-  # A weight is zero exactly where the likelihood does not pull it hard enough.
+  # Optimality: a weight is zero exactly where the gradient is smaller than the penalty.
   p = 1 / (1 + np.exp(-x @ w))
-  pull = -strength * (weight * (p - y)) @ x
-  np.testing.assert_allclose(np.where(w != 0, pull, 0), np.sign(w), atol=1e-6)
-  assert np.all(np.abs(pull) <= 1 + 1e-6)
+  slope = -strength * (weight * (p - y)) @ x
+  np.testing.assert_allclose(np.where(w != 0, slope, 0), np.sign(w), atol=1e-6)
+  assert np.all(np.abs(slope) <= 1 + 1e-6)
 
 
 @pytest.mark.parametrize('length', [np.full(10, 3.0), np.zeros(10), np.ones(1)])
-def test_nothing_is_controlled_for_where_lengths_are_alike(length, anchors):
+def test_equal_length_differences_are_refused(length, anchors):
   rows = len(length)
   with pytest.raises(UserError, match='several lengths'):
     length_control.fit(length, np.zeros(rows), np.full(rows, 0.5), anchors)
 
 
-def test_two_policies_differ_by_their_weights():
-  row, column = Weights(-1, 0.9, -0.5), Weights(-2, 0.4, 0.5)
-  assert length_control.between(row, column) == pytest.approx((1, 0.5, -1))
-  difficulty = np.array([-1.0, 0.0, 2.0])
-  both = [
-    length_control.predict(length_control.between(*pair), difficulty)
-    for pair in ((row, column), (column, row))
-  ]
-  np.testing.assert_allclose(sum(both), 1)
-
-
-@pytest.mark.parametrize(
-  ('plain', 'controlled', 'expected'),
-  [
-    (50.0, 61.0, False),
-    (50.0, 63.0, True),
-    (80.0, 91.0, True),
-    (20.0, 9.0, True),
-    (60.0, 46.0, False),
-    (5.0, 20.0, False),
-  ],
-)
-def test_a_suspicious_move_is_by_ten_points_and_a_quarter_of_the_way(plain, controlled, expected):
-  assert length_control.suspicious(plain, controlled) == expected
-
-
-def test_difficulty_is_in_the_order_of_its_index(tmp_path):
+def test_difficulties_are_ordered_by_index(tmp_path):
   path = tmp_path / 'difficulty.csv'
   path.write_text(',instruction_difficulty\n1,0.5\n0,-2\n1,7\n')
   np.testing.assert_array_equal(length_control.read_difficulty(path), [-2, 0.5])
 
 
 @pytest.mark.parametrize(
-  ('content', 'said'),
+  ('content', 'message'),
   [
     ('index,difficulty\n0,1\n', "column 'instruction_difficulty' is missing"),
     ('index,instruction_difficulty\n0,hard\n', "row 1: 'instruction_difficulty' is 'hard'"),
@@ -119,14 +93,14 @@ def test_difficulty_is_in_the_order_of_its_index(tmp_path):
     ('index,instruction_difficulty\n', 'has no rows'),
   ],
 )
-def test_a_bad_table_of_difficulties_is_refused(tmp_path, content, said):
+def test_bad_table_of_difficulties_is_refused(tmp_path, content, message):
   path = tmp_path / 'difficulty.csv'
   path.write_text(content)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     length_control.read_difficulty(path)
 
 
-def test_anchors_are_read_from_the_published_columns(tmp_path):
+def test_anchors_are_read_from_published_columns(tmp_path):
   path = tmp_path / 'gamed.csv'
   header = 'model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n'
   path.write_text(header + 'verbose,0.7,0,-1.5,0.2,False\n')

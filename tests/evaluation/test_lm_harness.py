@@ -1,4 +1,4 @@
-"""The adapter for the lm-evaluation-harness, beside its own Hugging Face backend."""
+"""Our model of the lm-evaluation-harness agrees with its Hugging Face backend."""
 
 import json
 import math
@@ -22,9 +22,10 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from nlhf_jax.errors import Interrupted, UserError  # noqa: E402
 from nlhf_jax.evaluation.benchmarks import lm_harness, lm_tasks  # noqa: E402
+from nlhf_jax.evaluation.generation import Model  # noqa: E402
 from nlhf_jax.sampling.rollout import Filters  # noqa: E402
 
-LONGEST = 48
+MAX_POSITIONS = 48
 PLACES = ('harbour', 'market', 'old town', 'river')
 DOCS = [
   {
@@ -40,7 +41,7 @@ DOCS = [
 
 @pytest.fixture(scope='module')
 def backends(tmp_path_factory):
-  """A small Llama of random weights: our adapter, and the harness's own of what we export."""
+  """A small Llama with random weights: in our adapter, and exported in the harness's."""
   folder = tmp_path_factory.mktemp('llama')
   tokenizer = tokenizers.train([doc['text'] for doc in DOCS], 320)
   sizes = architectures.small(
@@ -55,8 +56,9 @@ def backends(tmp_path_factory):
   weights.save(folder, 'llama', exported, np.float32)
   config.save_pretrained(folder)
   tokenizer.save_pretrained(folder)
-  theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=3, max_length=LONGEST)
-  ours = lm_harness.Policy(decoder, params, tokenizer, longest=LONGEST, name='small llama', batch=4)
+  theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=3, max_length=MAX_POSITIONS)
+  model = Model(decoder, params, tokenizer, MAX_POSITIONS)
+  ours = lm_harness.Policy(model, name='small llama', batch=4)
   return ours, theirs
 
 
@@ -76,7 +78,7 @@ def tasks(tmp_path_factory):
     {'task': 'places', 'doc_to_choice': '{{choices}}', **choice},
     {'task': 'letters', 'doc_to_choice': '{{letters}}', **choice},
     {
-      'task': 'told',
+      'task': 'rolling',
       **common,
       'output_type': 'loglikelihood_rolling',
       'doc_to_text': '',
@@ -98,7 +100,7 @@ def requests(kind, *rows):
   return [Instance(request_type=kind, doc={}, arguments=row, idx=i) for i, row in enumerate(rows)]
 
 
-def test_tasks_have_the_same_outcome(backends, tasks):
+def test_all_task_types_have_equal_outcomes(backends, tasks):
   alone = TaskManager(include_defaults=False)  # the harness's own are thousands of files
   both = [
     lm_eval.simple_evaluate(model, tasks=tasks, bootstrap_iters=0, task_manager=alone)
@@ -112,92 +114,92 @@ def test_tasks_have_the_same_outcome(backends, tasks):
       if name == 'free':
         assert one['resps'] == other['resps']
       else:
-        said = np.array([answer[0] for answer in one['resps']], object)
+        scored = np.array([answer[0] for answer in one['resps']], object)
         expected = np.array([answer[0] for answer in other['resps']], object)
-        if name == 'told':
-          np.testing.assert_allclose(said.astype(float), expected.astype(float), atol=1e-4)
+        if name == 'rolling':
+          np.testing.assert_allclose(scored.astype(float), expected.astype(float), atol=1e-4)
         else:
-          values = [np.array([float(x) for x, _ in side]) for side in (said, expected)]
+          values = [np.array([float(x) for x, _ in side]) for side in (scored, expected)]
           np.testing.assert_allclose(*values, atol=1e-4)
-          assert [greedy for _, greedy in said] == [greedy for _, greedy in expected]
-  rows = lm_tasks.tax(both[1], both[0])
+          assert [greedy for _, greedy in scored] == [greedy for _, greedy in expected]
+  rows = lm_tasks.alignment_tax(both[1], both[0])
   assert {row['task'] for row in rows} == {task['task'] for task in tasks}
   assert all(abs(row['change']) < 1e-4 * max(1, abs(row['before'])) for row in rows)
 
 
-def test_tasks_of_files_are_run_and_told_in_scores(backends, tasks, tmp_path):
+def test_tasks_from_files_have_scores(backends, tasks, tmp_path):
   ours, _ = backends
-  paths = written(tmp_path, tasks[0], tasks[3])
-  manager, pieces = lm_tasks.find(paths)
+  paths = write_tasks(tmp_path, tasks[0], tasks[3])
+  manager, pieces = lm_tasks.find_tasks(paths)
   assert [piece.name for piece in pieces] == paths
   outcomes = [lm_tasks.evaluate(ours, manager, piece, limit=3) for piece in pieces]
-  found = lm_tasks.merged(outcomes)
+  found = lm_tasks.merge(outcomes)
   assert json.loads(json.dumps(found)) == found
   assert {row['task'] for row in lm_tasks.scores(found)} == {'places', 'free'}
   (row,) = (row for row in lm_tasks.scores(found) if row['metric'] == 'acc')
   assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
   assert found['n-samples']['places']['effective'] == 3
   with pytest.raises(UserError, match="'free' is in two of them"):
-    lm_tasks.merged([*outcomes, outcomes[1]])
+    lm_tasks.merge([*outcomes, outcomes[1]])
 
 
-def written(folder, *tasks):
-  """Files of tasks; JSON is YAML, too."""
+def write_tasks(folder, *tasks):
+  """Files of tasks, as JSON, which is YAML."""
   for task in tasks:
     (folder / f'{task["task"]}.yaml').write_text(json.dumps(task))
   return [str(folder / f'{task["task"]}.yaml') for task in tasks]
 
 
 @pytest.mark.parametrize('content', ['- a list', 'task: bad\noutput_type: nonsense\n', 'a: [', ''])
-def test_files_that_are_no_tasks_are_refused(content, backends, tmp_path):
+def test_files_without_tasks_are_refused(content, backends, tmp_path):
   ours, _ = backends
   (tmp_path / 'bad.yaml').write_text(content)
 
   def run():
-    manager, (piece,) = lm_tasks.find([str(tmp_path / 'bad.yaml')])
+    manager, (piece,) = lm_tasks.find_tasks([str(tmp_path / 'bad.yaml')])
     lm_tasks.evaluate(ours, manager, piece)
 
   with pytest.raises(UserError, match=r"cannot run '.*bad\.yaml'"):
     run()
 
 
-def test_a_task_whose_file_data_or_code_change_is_another_one(tasks, tmp_path):
+def test_settings_change_with_file_data_and_code(tasks, tmp_path):
   (tmp_path / 'docs.jsonl').write_text('{}\n')
   (tmp_path / 'code.py').write_text('def shown(doc):\n  return "red"\n')
   files = {'data_files': {'test': str(tmp_path / 'docs.jsonl')}}
   path = tmp_path / 'places.yaml'
-  said = json.dumps(tasks[0] | {'dataset_kwargs': files})
+  content = json.dumps(tasks[0] | {'dataset_kwargs': files})
 
-  def settings(content):
-    path.write_text(content)
-    return lm_tasks.find([str(path)])[1][0].settings
+  def settings(text):
+    path.write_text(text)
+    return lm_tasks.find_tasks([str(path)])[1][0].settings
 
-  seen = [settings(said), settings(said)]
+  seen = [settings(content), settings(content)]
   assert seen[0] == seen[1]
-  seen.append(settings(said.replace('Answer', 'Word')))
+  seen.append(settings(content.replace('Answer', 'Word')))
   (tmp_path / 'docs.jsonl').write_text('{}\n{}\n')
-  seen.append(settings(said))
-  with_code = said[:-1] + ', "doc_to_text": !function code.shown}'
+  seen.append(settings(content))
+  with_code = content[:-1] + ', "doc_to_text": !function code.shown}'
   seen.append(settings(with_code))
   (tmp_path / 'code.py').write_text('def shown(doc):\n  return "blue"\n')
   seen.append(settings(with_code))
   assert len({json.dumps(one) for one in seen[1:]}) == 5
 
 
-def test_work_ends_between_batches(backends):
+def test_interruption_between_batches(backends):
   ours, _ = backends
   stop = lambda: (_ for _ in ()).throw(Interrupted('here'))
-  own, ours._between = ours._between, stop
+  own, ours._before_batch = ours._before_batch, stop
   try:
     with pytest.raises(Interrupted):
       ours.loglikelihood(requests('loglikelihood', ('The baker', ' went')))
     with pytest.raises(Interrupted):
       ours.generate_until(requests('generate_until', ('The', {'until': [], 'max_gen_toks': 8})))
   finally:
-    ours._between = own
+    ours._before_batch = own
 
 
-def test_log_likelihoods_of_any_context(backends):
+def test_log_likelihoods_with_any_context(backends):
   long = DOCS[-1]['text'] * 3
   rows = [
     ('', 'The baker'),
@@ -207,40 +209,42 @@ def test_log_likelihoods_of_any_context(backends):
     ('The', long[:60]),
     ('The baker', ' went'),
   ]
-  said, expected = (model.loglikelihood(requests('loglikelihood', *rows)) for model in backends)
+  found, expected = (model.loglikelihood(requests('loglikelihood', *rows)) for model in backends)
   np.testing.assert_allclose(
-    *(np.array([x for x, _ in side]) for side in (said, expected)), atol=1e-4
+    *(np.array([x for x, _ in side]) for side in (found, expected)), atol=1e-4
   )
-  assert [greedy for _, greedy in said] == [greedy for _, greedy in expected]
+  assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_a_greedy_continuation_is_called_so(backends):
+def test_greedy_continuation_is_recognised(backends):
   ours, _ = backends
   context = ours.tok_encode('The baker')
-  (said,) = ours._go_on([context], Filters(top_k=1), 5)
-  other = [*said[:-1], (said[-1] + 1) % 300]
-  asked = [(None, context, tokens) for tokens in (said, other)]
+  (found,) = ours._sample([context], Filters(top_k=1), 5)
+  other = [*found[:-1], (found[-1] + 1) % 300]
+  asked = [(None, context, tokens) for tokens in (found, other)]
   assert [greedy for _, greedy in ours._loglikelihood_tokens(asked)] == [True, False]
 
 
-def test_generations_stop_alike_however_long(backends):
+def test_generations_stop_at_the_same_place(backends):
   rows = [
     ('The baker', {'until': ['zz'], 'max_gen_toks': 40}),
     ('Where did the old clerk go? ' * 4, {'until': 'a', 'max_gen_toks': 12}),
     ('The nurse', {'until': ['zz'], 'max_new_tokens': 7, 'do_sample': False, 'temperature': 0.9}),
     ('The', {'until': ['t', '\n'], 'max_gen_toks': 40}),
   ]
-  piece = lm_harness.PIECE
+  piece = lm_harness.CHUNK
   try:
-    lm_harness.PIECE = 16  # so that some come back several times
-    said, expected = (model.generate_until(requests('generate_until', *rows)) for model in backends)
+    lm_harness.CHUNK = 16  # so that some generations take several chunks
+    found, expected = (
+      model.generate_until(requests('generate_until', *rows)) for model in backends
+    )
   finally:
-    lm_harness.PIECE = piece
-  assert said == expected
-  assert len(said[0]) > len(said[2]) > 0
+    lm_harness.CHUNK = piece
+  assert found == expected
+  assert len(found[0]) > len(found[2]) > 0
 
 
-def test_samples_differ_from_one_another_and_top_one_is_greedy(backends):
+def test_samples_differ_and_top_one_is_greedy(backends):
   ours, _ = backends
   ask = lambda **changed: ours.generate_until(
     requests('generate_until', ('The', {'until': [], 'max_gen_toks': 12, **changed}))
@@ -254,29 +258,29 @@ def test_samples_differ_from_one_another_and_top_one_is_greedy(backends):
     ask(max_gen_toks=60)
 
 
-def test_a_chat_is_written_by_the_template(backends):
+def test_chat_template_is_applied(backends):
   talk = [{'role': 'user', 'content': 'Where?'}]
   ours, theirs = (model.apply_chat_template(talk) for model in backends)
   assert ours == theirs == ' Where?<sep>'
-  said, expected = (model.tok_encode(ours) for model in backends)
-  assert said == expected
+  found, expected = (model.tok_encode(ours) for model in backends)
+  assert found == expected
   assert backends[0].tokenizer_name == 'small llama'
 
 
-def test_answers_are_kept_in_the_harness_s_cache(backends, tmp_path):
+def test_answers_enter_the_harness_cache(backends, tmp_path):
   ours, _ = backends
   cached = lm_eval.api.model.CachingLM(ours, str(tmp_path / 'answers.db'))
   asked = requests('loglikelihood', ('The baker', ' went'), ('The baker', ' sat'))
   first = cached.loglikelihood(asked)
-  ours_again, ours._score = ours._score, None  # whoever reads now fails
+  score, ours._score = ours._score, None  # scoring again would fail
   try:
     assert cached.loglikelihood(asked) == first
   finally:
-    ours._score = ours_again
+    ours._score = score
     ours.set_cache_hook(lm_eval.api.model.CacheHook(None))
 
 
-def test_the_tax_is_after_less_before():
+def test_tax_is_after_minus_before():
   before = {'results': {'arc': {'acc,none': 0.5, 'acc_stderr,none': 0.03, 'alias': 'arc'}}}
   after = {
     'results': {
@@ -284,7 +288,7 @@ def test_the_tax_is_after_less_before():
       'other': {'acc,none': 1.0},
     }
   }
-  (row,) = lm_tasks.tax(before, after)
+  (row,) = lm_tasks.alignment_tax(before, after)
   assert row == {
     'task': 'arc',
     'metric': 'acc',
@@ -294,4 +298,4 @@ def test_the_tax_is_after_less_before():
     'error': pytest.approx(0.05),
   }
   after['results']['arc']['acc_stderr,none'] = 'N/A'
-  assert math.isnan(lm_tasks.tax(before, after)[0]['error'])
+  assert math.isnan(lm_tasks.alignment_tax(before, after)[0]['error'])

@@ -1,4 +1,4 @@
-"""MT-Bench: published means from published judgements, and matches of made-up policies."""
+"""MT-Bench: published means from published judgements, and made-up policies."""
 
 import json
 import math
@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import mt_bench, mt_bench_judge, radar
-from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
+from nlhf_jax.evaluation.benchmarks import mt_bench_judge, mt_bench_scores, radar
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
 from nlhf_jax.reporting import game_plots
 from nlhf_jax.storage import json_files
 
@@ -39,8 +39,8 @@ PROMPTS = {
 }
 
 
-def spoken(policy):
-  """Answers of a policy that says its name and the turn."""
+def make_answers(policy):
+  """Answers of a policy: its name and the turn."""
   return {
     question['question_id']: {
       'question_id': question['question_id'],
@@ -50,7 +50,7 @@ def spoken(policy):
   }
 
 
-BENCH = Bench(QUESTIONS, {2: spoken('ref')[2]}, PROMPTS)
+MATERIALS = Materials(QUESTIONS, {2: make_answers('ref')[2]}, PROMPTS)
 
 
 @pytest.fixture(scope='module')
@@ -60,16 +60,16 @@ def published(shared):
 
 @pytest.fixture(scope='module')
 def questions(published):
-  return mt_bench.read_questions(published / 'question.jsonl.gz')
+  return mt_bench_scores.read_questions(published / 'question.jsonl.gz')
 
 
 @pytest.fixture(scope='module')
 def judgements(published):
-  return mt_bench.read_scores(published / 'judgment_gpt4_single_orpo.jsonl.gz')
+  return json_files.read(published / 'judgment_gpt4_single_orpo.jsonl.gz')
 
 
 def test_published_means_are_reproduced(published, questions, judgements):
-  found = mt_bench.summarise(judgements, questions)
+  found = mt_bench_scores.summarise(judgements, questions)
   for policy, expected in json.loads((published / 'expected.json').read_text()).items():
     figures = found[policy]
     assert figures['judged'] == expected['n']
@@ -87,24 +87,24 @@ def test_published_means_are_reproduced(published, questions, judgements):
   assert averages == sorted(averages, reverse=True)
 
 
-def test_published_judgements_are_understood(judgements):
+def test_published_judgements_are_parsed(judgements):
   for row in judgements:
-    assert mt_bench_judge.score_of(row['judgment']) == row['score']
+    assert mt_bench_judge.parse_score(row['judgment']) == row['score']
 
 
-def test_judges_are_shown_what_they_were_shown(published, questions, judgements):
-  references = mt_bench.read_answers(published / 'reference_answer_gpt-4.jsonl.gz')
+def test_judge_prompts_match_the_published_judgements(published, questions, judgements):
+  references = mt_bench_scores.read_answers(published / 'reference_answer_gpt-4.jsonl.gz')
   prompts = mt_bench_judge.read_prompts(published / 'judge_prompts.jsonl.gz')
   answers = {
-    policy: mt_bench.read_answers(published / f'model_answer/{policy}.jsonl.gz')
+    policy: mt_bench_scores.read_answers(published / f'model_answer/{policy}.jsonl.gz')
     for policy in ('gpt-4', 'alpaca-13b')
   }
-  bench = Bench(questions, references, prompts)
+  materials = Materials(questions, references, prompts)
 
   def ask(sheets):
     return [f'Fine. [[{len(user) % 10 + 1}]] [[A]]' for _, user in sheets]
 
-  graded = mt_bench_judge.grade(ask, bench, answers, 'gpt-4')
+  graded = mt_bench_judge.grade(ask, materials, answers, 'gpt-4')
   assert len(graded) == 320
   was = {(row['question_id'], row['turn']): row['judge'] for row in judgements}
   for row in graded:
@@ -115,10 +115,12 @@ def test_judges_are_shown_what_they_were_shown(published, questions, judgements)
       reference = references[row['question_id']]['choices'][0]['turns']
       assert reference[row['turn'] - 1] in row['user_prompt']
     assert not re.search(r'\{(question|answer|ref_answer)', row['user_prompt'])
-  compared = mt_bench_judge.compare(ask, bench, answers, 'gpt-4')
+  compared = mt_bench_judge.compare(ask, materials, answers, 'gpt-4')
   assert len(compared) == 160
   assert {row['judge'][1] for row in compared} == {name for name in prompts if 'pair' in name}
-  assert mt_bench.count_wins(compared)['gpt-4']['tie'] == 160  # the first one, in both orders
+  assert (
+    mt_bench_scores.count_wins(compared)['gpt-4']['tie'] == 160
+  )  # the first one, in both orders
 
 
 @pytest.mark.parametrize(
@@ -134,8 +136,8 @@ def test_judges_are_shown_what_they_were_shown(published, questions, judgements)
     ('$ERROR$', -1),
   ],
 )
-def test_a_score_is_the_first_in_double_brackets_or_else_in_single_ones(text, score):
-  assert mt_bench_judge.score_of(text) == score
+def test_parsed_scores(text, score):
+  assert mt_bench_judge.parse_score(text) == score
 
 
 @pytest.mark.parametrize(
@@ -151,24 +153,26 @@ def test_a_score_is_the_first_in_double_brackets_or_else_in_single_ones(text, sc
     ('[[8]]', '[[rating_a,rating_b]]', 'error'),
   ],
 )
-def test_a_winner_is_a_letter_or_the_higher_score(text, output_format, winner):
-  assert mt_bench_judge.winner_of(text, output_format) == winner
+def test_parsed_winners(text, output_format, winner):
+  assert mt_bench_judge.parse_winner(text, output_format) == winner
 
 
-def test_each_turn_sees_those_before_it_at_the_temperature_of_its_category():
-  heard = []
+def test_turns_see_earlier_turns_at_category_temperature():
+  calls = []
 
   def respond(conversations, temperature, seed):
-    heard.append((temperature, seed, [list(messages) for messages in conversations]))
+    calls.append((temperature, seed, [list(messages) for messages in conversations]))
     return [f'{seed}: {messages[-1]["content"]}' for messages in conversations]
 
-  rows = mt_bench.answer(respond, QUESTIONS, 'echo', choices=2)
+  rows = mt_bench_scores.answer(respond, QUESTIONS, 'echo', choices=2)
   assert [row['question_id'] for row in rows] == [1, 2, 3]
   assert rows[0]['choices'] == [
     {'index': seed, 'turns': [f'{seed}: Write.', f'{seed}: Write more.']} for seed in (0, 1)
   ]
   assert rows[2]['choices'][1]['turns'] == ['1: Who?']
-  assert [(temperature, seed, len(asked)) for temperature, seed, asked in heard] == [
+  assert [
+    (temperature, seed, len(conversations)) for temperature, seed, conversations in calls
+  ] == [
     (0.7, 0, 2),
     (0.7, 0, 1),
     (0.7, 1, 2),
@@ -178,7 +182,7 @@ def test_each_turn_sees_those_before_it_at_the_temperature_of_its_category():
     (0.0, 1, 1),
     (0.0, 1, 1),
   ]
-  assert heard[1][2] == [
+  assert calls[1][2] == [
     [
       {'role': 'user', 'content': 'Write.'},
       {'role': 'assistant', 'content': '0: Write.'},
@@ -188,33 +192,37 @@ def test_each_turn_sees_those_before_it_at_the_temperature_of_its_category():
 
 
 def test_answers_and_judgements_round_trip(tmp_path):
-  rows = mt_bench.answer(lambda asked, *_: ['Yes.'] * len(asked), QUESTIONS[::-1], 'yes')
-  mt_bench.write(tmp_path / 'yes.jsonl', rows)
-  answers = mt_bench.read_answers(tmp_path / 'yes.jsonl')
+  rows = mt_bench_scores.answer(
+    lambda conversations, *_: ['Yes.'] * len(conversations), QUESTIONS[::-1], 'yes'
+  )
+  mt_bench_scores.write(tmp_path / 'yes.jsonl', rows)
+  answers = mt_bench_scores.read_answers(tmp_path / 'yes.jsonl')
   assert list(answers) == [1, 2, 3]
   assert answers[2]['choices'] == [{'index': 0, 'turns': ['Yes.', 'Yes.']}]
   graded = mt_bench_judge.grade(
-    lambda sheets: ['[[5]]'] * len(sheets), BENCH, {'yes': answers}, 'j'
+    lambda sheets: ['[[5]]'] * len(sheets), MATERIALS, {'yes': answers}, 'j'
   )
-  mt_bench.write(tmp_path / 'j_single.jsonl', graded)
-  assert sorted(graded, key=lambda row: row['question_id']) == mt_bench.read_scores(
+  mt_bench_scores.write(tmp_path / 'j_single.jsonl', graded)
+  assert sorted(graded, key=lambda row: row['question_id']) == json_files.read(
     tmp_path / 'j_single.jsonl'
   )
   sides = {'a': answers, 'b': answers}
-  compared = mt_bench_judge.compare(lambda sheets: ['[[A]]'] * len(sheets), BENCH, sides, 'j')
-  mt_bench.write(tmp_path / 'j_pair.jsonl', compared)
-  read = mt_bench.read_pairs(tmp_path / 'j_pair.jsonl')
+  compared = mt_bench_judge.compare(lambda sheets: ['[[A]]'] * len(sheets), MATERIALS, sides, 'j')
+  mt_bench_scores.write(tmp_path / 'j_pair.jsonl', compared)
+  read = json_files.read(tmp_path / 'j_pair.jsonl')
   assert {(row['g1_winner'], row['g2_winner']) for row in read} == {('model_1', 'model_2')}
 
 
-def test_all_turns_of_all_policies_are_graded():
+def test_single_mode_grades_all_turns():
   seen = []
 
   def ask(sheets):
     seen.extend(sheets)
     return [f'[[{3 if "low" in user else 9}]]' for _, user in sheets]
 
-  rows = mt_bench_judge.grade(ask, BENCH, {'low': spoken('low'), 'high': spoken('high')}, 'j')
+  rows = mt_bench_judge.grade(
+    ask, MATERIALS, {'low': make_answers('low'), 'high': make_answers('high')}, 'j'
+  )
   assert [(row['question_id'], row['turn'], row['model']) for row in rows[::2]] == [
     (1, 1, 'low'),
     (2, 1, 'low'),
@@ -232,7 +240,7 @@ def test_all_turns_of_all_policies_are_graded():
     'You are single-math-v1-multi-turn.',
     'And 2 + 2? | high2 | ref1 | ref2',
   )
-  found = mt_bench.summarise(rows, QUESTIONS)
+  found = mt_bench_scores.summarise(rows, QUESTIONS)
   assert list(found) == ['high', 'low']
   assert found['low'] == {
     'average': 3,
@@ -247,25 +255,25 @@ def test_all_turns_of_all_policies_are_graded():
   }
 
 
-def test_pairs_are_shown_in_both_orders_and_a_win_in_one_is_a_tie():
+def test_win_in_one_order_only_is_a_tie():
   def ask(sheets):
-    said = []
+    verdicts = []
     for _, user in sheets:
       order = [user.find(policy) for policy in ('good', 'bad', 'loud')]
       shown = sorted((place, name) for place, name in zip(order, 'gbl', strict=True) if place >= 0)
       first, second = shown[0][1], shown[1][1]
       if {first, second} == {'g', 'b'}:
-        said.append('[[A]]' if first == 'g' else '[[B]]')
+        verdicts.append('[[A]]' if first == 'g' else '[[B]]')
       elif 'l' in (first, second) and 'g' in (first, second):
-        said.append('[[A]]')  # whatever comes first
+        verdicts.append('[[A]]')  # whatever comes first
       else:
-        said.append('[[C]]' if first == 'b' else 'well')
-    return said
+        verdicts.append('[[C]]' if first == 'b' else 'well')
+    return verdicts
 
-  answers = {policy: spoken(policy) for policy in ('good', 'bad', 'loud')}
-  rows = mt_bench_judge.compare(ask, BENCH, answers, 'j')
+  answers = {policy: make_answers(policy) for policy in ('good', 'bad', 'loud')}
+  rows = mt_bench_judge.compare(ask, MATERIALS, answers, 'j')
   assert len(rows) == 3 * 5
-  found = mt_bench.count_wins(rows)
+  found = mt_bench_scores.count_wins(rows)
   assert found['good'] == {
     'win': 5,
     'loss': 0,
@@ -277,29 +285,22 @@ def test_pairs_are_shown_in_both_orders_and_a_win_in_one_is_a_tie():
   }
   assert (found['bad']['win'], found['bad']['loss'], found['bad']['tie']) == (0, 5, 0)
   assert (found['loud']['win'], found['loud']['loss'], found['loud']['tie']) == (0, 0, 5)
-  against = mt_bench_judge.compare(ask, BENCH, answers, 'j', baseline='good')
-  assert {(row['model_1'], row['model_2']) for row in against} == {
-    ('bad', 'good'),
-    ('loud', 'good'),
-  }
-  assert list(mt_bench.count_wins(against, 'good')) == ['loud', 'bad']
-  assert mt_bench.count_wins(rows, 'good')['bad']['loss'] == 5
 
 
-def test_what_cannot_be_read_is_counted_and_in_no_figure():
-  mute = lambda shown: [''] * len(shown)
-  answers = {policy: spoken(policy) for policy in ('one', 'other', 'third')}
-  rows = mt_bench_judge.compare(mute, BENCH, answers, 'j')
-  assert all(map(mt_bench.failed, rows))
+def test_unparsable_verdicts_are_only_counted():
+  silent = lambda shown: [''] * len(shown)
+  answers = {policy: make_answers(policy) for policy in ('one', 'other', 'third')}
+  rows = mt_bench_judge.compare(silent, MATERIALS, answers, 'j')
+  assert all(map(mt_bench_scores.failed, rows))
   read = {'model_1': 'one', 'model_2': 'other', 'g1_winner': 'model_1', 'g2_winner': 'model_1'}
-  found = mt_bench.count_wins([*rows, read])
+  found = mt_bench_scores.count_wins([*rows, read])
   assert list(found) == ['one', 'other', 'third']
   assert [found['one'][name] for name in ('win', 'failed', 'win_rate')] == [1, 10, 1]
   assert found['third']['failed'] == 10
   assert math.isnan(found['third']['win_rate_adjusted'])
-  graded = mt_bench_judge.grade(mute, BENCH, answers, 'j')
+  graded = mt_bench_judge.grade(silent, MATERIALS, answers, 'j')
   graded[0]['score'] = 4
-  scores = mt_bench.summarise(graded, QUESTIONS)
+  scores = mt_bench_scores.summarise(graded, QUESTIONS)
   assert list(scores) == ['one', 'other', 'third']
   assert (scores['one']['average'], scores['one']['failed']) == (4, 4)
   assert (scores['third']['judged'], scores['third']['failed']) == (0, 5)
@@ -307,60 +308,60 @@ def test_what_cannot_be_read_is_counted_and_in_no_figure():
 
 
 @pytest.mark.parametrize(
-  ('bench', 'answers', 'said'),
+  ('materials', 'answers', 'message'),
   [
-    (BENCH, {'some': {}}, "'some' has 0 of 2 answers to question 1"),
-    (BENCH, {'some': {1: spoken('some')[3]}}, "'some' has 1 of 2 answers to question 1"),
-    (BENCH._replace(references={}), {'some': spoken('some')}, "'the reference' has 0 of 2"),
-    (BENCH._replace(prompts={}), {'some': spoken('some')}, "no prompt 'single-v1'"),
+    (MATERIALS, {'some': {}}, "'some' has 0 of 2 answers to question 1"),
+    (MATERIALS, {'some': {1: make_answers('some')[3]}}, "'some' has 1 of 2 answers to question 1"),
+    (
+      MATERIALS._replace(references={}),
+      {'some': make_answers('some')},
+      "'the reference' has 0 of 2",
+    ),
+    (MATERIALS._replace(prompts={}), {'some': make_answers('some')}, "no prompt 'single-v1'"),
   ],
 )
-def test_what_is_missing_is_named(bench, answers, said):
+def test_missing_answers_and_prompts_are_named(materials, answers, message):
   ask = lambda sheets: ['[[5]]'] * len(sheets)
-  with pytest.raises(UserError, match=said):
-    mt_bench_judge.grade(ask, bench, answers, 'j')
+  with pytest.raises(UserError, match=message):
+    mt_bench_judge.grade(ask, materials, answers, 'j')
 
 
-def test_a_prompt_and_a_baseline_that_cannot_be_used_are_named():
+def test_unknown_field_of_a_prompt_is_named():
   ask = lambda sheets: ['[[5]]'] * len(sheets)
   odd = {'single-v1': {**PROMPTS['single-v1'], 'prompt_template': '{persona}'}}
   with pytest.raises(UserError, match=r"'single-v1' has a field .*'persona'.*may use question"):
-    mt_bench_judge.grade(ask, BENCH._replace(prompts=odd), {'some': spoken('some')}, 'j')
-  with pytest.raises(UserError, match="the baseline 'gpt' has no answers"):
-    mt_bench_judge.compare(ask, BENCH, {'some': spoken('some')}, 'j', 'gpt')
+    mt_bench_judge.grade(ask, MATERIALS._replace(prompts=odd), {'some': make_answers('some')}, 'j')
 
 
 @pytest.mark.parametrize(
-  ('read', 'row', 'said'),
+  ('read', 'row', 'message'),
   [
-    (mt_bench.read_questions, {'question_id': '1'}, "field 'question_id' is '1'"),
+    (mt_bench_scores.read_questions, {'question_id': '1'}, "field 'question_id' is '1'"),
     (
-      mt_bench.read_questions,
+      mt_bench_scores.read_questions,
       {'question_id': 1, 'category': 'math', 'turns': [2]},
       "field 'turns' must be",
     ),
-    (mt_bench.read_answers, {'question_id': 1, 'choices': []}, "field 'choices' has no answer"),
-    (mt_bench.read_scores, {'model': 'm', 'score': None}, "field 'score' is None"),
     (
-      mt_bench.read_pairs,
-      {'model_1': 'a', 'model_2': 'b', 'g1_winner': 'a'},
-      "field 'g1_winner' is 'a'; it must be one of model_1, model_2, tie, error",
+      mt_bench_scores.read_answers,
+      {'question_id': 1, 'choices': []},
+      "field 'choices' has no answer",
     ),
     (mt_bench_judge.read_prompts, {'name': 'pair-v2'}, "field 'system_prompt' is missing"),
   ],
 )
-def test_a_row_that_cannot_be_used_is_named(tmp_path, read, row, said):
+def test_bad_row_is_named(tmp_path, read, row, message):
   json_files.write_lines(tmp_path / 'rows.jsonl', [row])
-  with pytest.raises(UserError, match=f'row 1: {said}'):
+  with pytest.raises(UserError, match=f'row 1: {message}'):
     read(tmp_path / 'rows.jsonl')
 
 
-def test_a_judgement_of_an_unknown_question_is_named():
+def test_judgement_of_unknown_question_is_refused():
   with pytest.raises(UserError, match='row 1 of the judgements is of question 7'):
-    mt_bench.summarise([{'question_id': 7, 'model': 'm', 'score': 5, 'turn': 1}], QUESTIONS)
+    mt_bench_scores.summarise([{'question_id': 7, 'model': 'm', 'score': 5, 'turn': 1}], QUESTIONS)
 
 
-def test_the_radar_has_a_line_a_policy_and_an_axis_a_category():
+def test_radar_has_a_line_per_policy():
   scores = {
     'a$b': {'math': 3.0, 'writing': 9.0, 'art': 4.0},
     'c': {'math': 1, 'writing': 2, 'art': 3},
@@ -374,6 +375,6 @@ def test_the_radar_has_a_line_a_policy_and_an_axis_a_category():
 
 
 @pytest.mark.parametrize('other', [{'math': 1.0}, {'math': 1.0, 'art': 2.0, 'coding': 1.0}])
-def test_a_radar_of_different_categories_is_refused(other):
+def test_radar_of_different_categories_is_refused(other):
   with pytest.raises(UserError, match=r'has scores in .* the same for all policies'):
     radar.draw({'a': {'math': 3.0, 'writing': 9.0, 'art': 4.0}, 'b': other}, 'Scores')

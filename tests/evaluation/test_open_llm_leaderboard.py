@@ -1,9 +1,10 @@
-"""The group `openllm` of the lm-evaluation-harness, whole, on data in the columns as published."""
+"""The whole group `openllm` of the harness, on made-up data in the published columns."""
 
 import jax
 import pytest
 
 from nlhf_jax.data import tokenizers
+from nlhf_jax.evaluation.generation import Model
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 
@@ -51,11 +52,11 @@ def hellaswag(n):
 
 
 def truthful_choice(n):
-  said = {'choices': THINGS}
+  choices = {'choices': THINGS}
   return {
     'question': f'What is on river {n}?',
-    'mc1_targets': said | {'labels': [1, 0, 0, 0]},
-    'mc2_targets': said | {'labels': [1, 1, 0, 0]},
+    'mc1_targets': choices | {'labels': [1, 0, 0, 0]},
+    'mc2_targets': choices | {'labels': [1, 1, 0, 0]},
   }
 
 
@@ -76,8 +77,8 @@ def mmlu(n):
 
 
 def winogrande(n):
-  told = f'The boat did not fit under bridge {n} because the _ was too high.'
-  return {'sentence': told, 'option1': 'boat', 'option2': 'river', 'answer': '12'[n % 2]}
+  sentence = f'The boat did not fit under bridge {n} because the _ was too high.'
+  return {'sentence': sentence, 'option1': 'boat', 'option2': 'river', 'answer': '12'[n % 2]}
 
 
 def gsm8k(n):
@@ -85,7 +86,7 @@ def gsm8k(n):
   return {'question': f'{n} boats and 2 more; how many boats?', 'answer': worked}
 
 
-# (path, name) -> a row, and how many rows each split has; any name, where it is None.
+# (path, name) -> a row, and the number of rows of each split; the name None matches any.
 PUBLISHED = {
   ('allenai/ai2_arc', 'ARC-Challenge'): (arc, {'train': 30, 'validation': 3, 'test': 3}),
   ('Rowan/hellaswag', None): (hellaswag, {'train': 30, 'validation': 3, 'test': 3}),
@@ -101,21 +102,22 @@ PUBLISHED = {
 
 
 def load_dataset(path, name=None, **options):
-  """What the hub would give, in small."""
+  """Small data sets in place of those of the hub."""
   assert not options
   row, splits = PUBLISHED.get((path, name)) or PUBLISHED[path, None]
   rows = lambda count: datasets.Dataset.from_list([row(n) for n in range(count)])
   return datasets.DatasetDict({split: rows(count) for split, count in splits.items()})
 
 
-def policy(longest, **options):
+def policy(max_positions, **options):
   tokenizer = tokenizers.train([*THINGS, 'Question: Answer: boats river'], 320)
   sizes = architectures.small(
     len(tokenizer), 8, layers=1, heads=1, key_heads=1, head_size=8, hidden=8, rotary_base=1e4
   )
   decoder = make_decoder(sizes)
   params = decoder.init(jax.random.key(0))
-  return lm_harness.Policy(decoder, params, tokenizer, longest=longest, name='toy', **options)
+  model = Model(decoder, params, tokenizer, max_positions)
+  return lm_harness.Policy(model, name='toy', **options)
 
 
 @pytest.fixture
@@ -123,11 +125,11 @@ def offline(monkeypatch):
   monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
 
 
-def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
-  manager, pieces = lm_tasks.find(['openllm'])
+def test_all_tasks_and_57_subjects_have_scores(offline):
+  manager, pieces = lm_tasks.find_tasks(['openllm'])
   assert [piece.name for piece in pieces] == [f'openllm/{member}' for member in MEMBERS]
   asked = policy(8192, batch=16)
-  found = lm_tasks.merged([lm_tasks.evaluate(asked, manager, piece, 2) for piece in pieces])
+  found = lm_tasks.merge([lm_tasks.evaluate(asked, manager, piece, 2) for piece in pieces])
   assert found['cut'] == 0
   subjects = [task for task in found['n-samples'] if task.startswith('mmlu_')]
   assert len(subjects) == 57
@@ -135,26 +137,26 @@ def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
   for task, samples in found['n-samples'].items():
     assert samples['effective'] == 2
     assert found['n-shot'][task] == MEMBERS[task.partition('_')[0] if task in subjects else task]
-  said = {}
+  scores = {}
   for row in lm_tasks.scores(found):
-    said.setdefault(row['task'], {})[row['metric']] = row['score']
+    scores.setdefault(row['task'], {})[row['metric']] = row['score']
     assert row['error'] >= 0
-  assert said.keys() == set(MEMBERS)  # the subjects are in the score of theirs
+  assert scores.keys() == set(MEMBERS)  # subjects enter the score of `mmlu`
   likeliest = ['acc', 'acc_norm']
-  assert sorted(said['arc_challenge']) == sorted(said['hellaswag']) == likeliest
+  assert sorted(scores['arc_challenge']) == sorted(scores['hellaswag']) == likeliest
   for task in ('truthfulqa_mc1', 'winogrande', 'mmlu'):
-    assert list(said[task]) == ['acc']
-    assert 0 <= said[task]['acc'] <= 1
-  assert 0 < said['truthfulqa_mc2']['acc'] < 1
-  assert {'bleu_max', 'rouge1_acc', 'rougeL_diff'} < said['truthfulqa_gen'].keys()
-  assert set(said['gsm8k']) == {
+    assert list(scores[task]) == ['acc']
+    assert 0 <= scores[task]['acc'] <= 1
+  assert 0 < scores['truthfulqa_mc2']['acc'] < 1
+  assert {'bleu_max', 'rouge1_acc', 'rougeL_diff'} < scores['truthfulqa_gen'].keys()
+  assert set(scores['gsm8k']) == {
     'exact_match, strict-match',
     'exact_match, flexible-extract',
   }
 
 
-def test_what_is_before_the_window_is_cut_and_counted(offline):
-  manager, pieces = lm_tasks.find(['openllm'])
+def test_truncated_prompts_are_counted(offline):
+  manager, pieces = lm_tasks.find_tasks(['openllm'])
   piece = {piece.name.partition('/')[2]: piece for piece in pieces}
   asked = policy(300)
   ask = lambda task: lm_tasks.evaluate(asked, manager, piece[task], 1)

@@ -1,4 +1,4 @@
-"""Files of responses in every layout, and judgements that are kept."""
+"""Files of responses in every layout, and the cache of judgements."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_every_layout_is_read(tmp_path, rows, expected, write):
   assert {name: dict(filed.responses) for name, filed in found.items()} == expected
 
 
-def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
+def test_annotations_contain_responses(tmp_path):
   rows = [{'index': 0, 'output': 'Hello.', 'preference': 1.25, 'generator_2': 'mine'}]
   json_files.write_lines(tmp_path / 'mine.jsonl', rows)
   ((name, filed),) = response_files.read(tmp_path / 'mine.jsonl', ALPACA).items()
@@ -46,12 +46,12 @@ def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('rows', 'said'),
+  ('rows', 'message'),
   [
     ([{'prompt': 'a'}], "row 1: field 'response' is missing"),
     (
       [{'prompt': 'a', 'response': 'b'}, {'prompt': 'a', 'response': 'c'}],
-      'row 2: its prompt came',
+      'row 2: the prompt is that of an earlier row',
     ),
     ([{'prompt': 'a', 'response': None}], "row 1: field 'response' is None"),
     (
@@ -61,14 +61,14 @@ def test_annotations_are_responses_and_what_was_said_of_them(tmp_path):
     ([*ALPACA, *ALPACA], 'row 2: its instruction is that of row 1'),
   ],
 )
-def test_a_row_that_cannot_be_used_is_named(tmp_path, rows, said):
+def test_bad_row_is_named(tmp_path, rows, message):
   json_files.write_lines(tmp_path / 'bad.jsonl', rows)
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=message):
     response_files.read(tmp_path / 'bad.jsonl')
 
 
-class Counted:
-  """A judge of texts that likes the left one and the longer one, and counts what it is asked."""
+class CountingJudge:
+  """A judge that prefers the left and the longer response, and records its questions."""
 
   def __init__(self):
     self.asked = []
@@ -76,46 +76,51 @@ class Counted:
   def __call__(self, prompts, left, right):
     self.asked += zip(prompts, left, right, strict=True)
     longer = np.array([len(a) - len(b) for a, b in zip(left, right, strict=True)])
-    said = np.clip(0.6 + 0.1 * longer, 0, 1)
-    return np.where([prompt == 'silence' for prompt in prompts], np.nan, said)
+    chance = np.clip(0.6 + 0.1 * longer, 0, 1)
+    return np.where([prompt == 'silence' for prompt in prompts], np.nan, chance)
 
 
 PROMPTS = ['one', 'two']
-SAID = {'a': ['xx', 'same'], 'b': ['x', 'same'], 'c': ['xxxx', 'other']}
+RESPONSES = {'a': ['xx', 'same'], 'b': ['x', 'same'], 'c': ['xxxx', 'other']}
 
 
-def test_all_pairs_are_asked_in_both_orders_and_once(tmp_path):
-  read, path = Counted(), tmp_path / 'kept' / 'judge.jsonl'
-  shown = judgements.table(judgements.kept(path, read), PROMPTS, SAID)
-  # Of the second prompt two responses are the same text, so two pairs are one, and one is none.
+def test_all_pairs_are_judged_once_in_both_orders(tmp_path):
+  read, path = CountingJudge(), tmp_path / 'kept' / 'judge.jsonl'
+  shown = judgements.compare_all_pairs(judgements.make_cached_judge(path, read), PROMPTS, RESPONSES)
+  # Two responses to the second prompt are equal: two of its pairs are the same, and one is a tie.
   assert len(read.asked) == len(set(read.asked)) == 6 + 2
   assert shown[0, 0, 1] == pytest.approx(0.7)
   assert shown[0, 1, 0] == pytest.approx(0.5)
   assert shown[1, 0, 1] == 0.5
-  both = judgements.in_both_orders(shown)
+  both = judgements.combine_orders(shown)
   assert both[0, 0, 1] == pytest.approx(0.6)
   np.testing.assert_array_equal(both + both.swapaxes(1, 2), 1)
-  again = Counted()
+  again = CountingJudge()
   np.testing.assert_array_equal(
-    judgements.table(judgements.kept(path, again), PROMPTS, SAID), shown
+    judgements.compare_all_pairs(judgements.make_cached_judge(path, again), PROMPTS, RESPONSES),
+    shown,
   )
   assert again.asked == []
 
 
-def test_a_file_cut_short_loses_one_line(tmp_path):
+def test_truncated_cache_loses_one_line(tmp_path):
   path = tmp_path / 'judge.jsonl'
-  first = judgements.table(judgements.kept(path, Counted()), PROMPTS, SAID)
+  first = judgements.compare_all_pairs(
+    judgements.make_cached_judge(path, CountingJudge()), PROMPTS, RESPONSES
+  )
   path.write_bytes(path.read_bytes()[:-9])
-  again = Counted()
-  second = judgements.table(judgements.kept(path, again), PROMPTS, SAID)
+  again = CountingJudge()
+  second = judgements.compare_all_pairs(
+    judgements.make_cached_judge(path, again), PROMPTS, RESPONSES
+  )
   np.testing.assert_array_equal(first, second)
   assert len(again.asked) == 1
   assert len([json.loads(line) for line in path.open()]) == 8
 
 
-def test_what_has_no_verdict_is_asked_again(tmp_path):
-  read, path = Counted(), tmp_path / 'judge.jsonl'
-  ask = judgements.kept(path, read)
+def test_missing_verdict_is_asked_again(tmp_path):
+  read, path = CountingJudge(), tmp_path / 'judge.jsonl'
+  ask = judgements.make_cached_judge(path, read)
   question = Question('silence', 'x', 'y', ('a', 'b'))
   for _ in range(2):
     assert np.isnan(ask([question])).all()
@@ -123,11 +128,11 @@ def test_what_has_no_verdict_is_asked_again(tmp_path):
   assert not path.read_text()
 
 
-def test_a_liking_for_the_first_place_is_told():
+def test_order_consistency_measures_position_bias():
   shown = np.full((5, 2, 2), 0.5)
-  shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # the left one has 0.15 more than it should
-  found = judgements.orders(shown)
+  shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # being left adds 0.15
+  found = judgements.order_consistency(shown)
   assert found['first_place'] == pytest.approx(0.15)
   assert found['consistency'] == 1
   shown[:, 1, 0] = 0.8
-  assert judgements.orders(shown)['consistency'] == 0
+  assert judgements.order_consistency(shown)['consistency'] == 0

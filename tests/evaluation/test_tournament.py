@@ -1,4 +1,4 @@
-"""Win rates, their intervals and the tables that show them, on records made by hand."""
+"""Win rates, their intervals and tables, on made-up records."""
 
 import numpy as np
 import pytest
@@ -31,46 +31,46 @@ def judge(comparison):
   return np.tanh((left.sum(-1)[:, :, None] - right.sum(-1)[:, None, :]) / 50) / 2
 
 
-def test_preferences_are_antisymmetric_around_one_half(prompts, sides):
-  table = tournament.preferences(judge, prompts, sides)
+def test_preferences_of_both_sides_sum_to_one(prompts, sides):
+  table = tournament.compare_policies(judge, prompts, sides)
   assert table.shape == (PROMPTS, 3, 3)
   np.testing.assert_allclose(table + table.swapaxes(1, 2), 1, atol=1e-12)
   assert np.all(table[:, range(3), range(3)] == 0.5)
   assert not np.any(table[:, 0, 1] == 0.5)
 
 
-def test_preferences_are_what_the_judge_says_of_each_pair(prompts, sides):
-  table = tournament.preferences(judge, prompts, sides)
+def test_preferences_are_the_judges_payoffs(prompts, sides):
+  table = tournament.compare_policies(judge, prompts, sides)
   for row in range(PROMPTS):
     for i, left in enumerate(sides):
       for j, right in enumerate(sides):
-        said = np.tanh((left.tokens[row].sum() - right.tokens[row].sum()) / 50) / 2
-        assert table[row, i, j] == pytest.approx(0.5 + said)
+        payoff = np.tanh((left.tokens[row].sum() - right.tokens[row].sum()) / 50) / 2
+        assert table[row, i, j] == pytest.approx(0.5 + payoff)
 
 
 @pytest.mark.parametrize('count', [2, 3, 50])
-def test_the_interval_is_that_of_students_t(count):
+def test_interval_equals_scipys(count):
   values = np.random.default_rng(1).uniform(0.4, 0.6, (count, 2, 2))
-  low, high = tournament.interval(values)
+  low, high = tournament.t_interval(values)
   # Two values may be so far apart that the interval leaves [0, 1].
   expected = stats.t.interval(0.95, count - 1, values.mean(0), stats.sem(values))
   np.testing.assert_allclose((low, high), np.clip(expected, 0, 1), atol=1e-12)
 
 
-def test_the_interval_covers_the_mean_nineteen_times_in_twenty():
+def test_interval_has_95_percent_coverage():
   runs = np.random.default_rng(2).beta(2, 3, (20, 4000))
-  low, high = tournament.interval(runs)
+  low, high = tournament.t_interval(runs)
   assert np.mean((low <= 0.4) & (high >= 0.4)) == pytest.approx(0.95, abs=0.02)
 
 
-def test_one_value_says_nothing_of_the_mean():
-  low, high = tournament.interval(np.array([[[0.5, 0.7], [0.3, 0.5]]]))
+def test_interval_of_one_value_is_everything():
+  low, high = tournament.t_interval(np.array([[[0.5, 0.7], [0.3, 0.5]]]))
   np.testing.assert_array_equal(low, np.zeros((2, 2)))
   np.testing.assert_array_equal(high, np.ones((2, 2)))
 
 
-def test_an_interval_stays_within_zero_and_one():
-  low, high = tournament.interval(np.array([[0.0, 0.9], [1.0, 0.9], [1.0, 0.9]]))
+def test_interval_is_clipped_to_probabilities():
+  low, high = tournament.t_interval(np.array([[0.0, 0.9], [1.0, 0.9], [1.0, 0.9]]))
   np.testing.assert_allclose((low, high), [[0, 0.9], [1, 0.9]])
 
 
@@ -96,10 +96,10 @@ def test_results_are_means_over_records():
   np.testing.assert_allclose(table['high'], [[0.5, 0.3 + half], [min(1, 0.7 + half), 0.5]])
 
 
-def test_a_table_names_its_rows_and_columns():
+def test_table_names_rows_and_columns():
   table = {'win_rate': [[0.5, 0.25], [0.75, 0.5]], 'low': [[0.5, 0], [0.5, 0.5]]}
   table['high'] = [[0.5, 0.5], [1, 0.5]]
-  text = tables.as_text('Title', *tournament.as_cells(['sft', 'nash'], table))
+  text = tables.format_text('Title', *tournament.format_cells(['sft', 'nash'], table))
   title, head, *rows = text.splitlines()
   assert title == 'Title'
   assert head.split() == ['sft', 'nash']
@@ -108,7 +108,7 @@ def test_a_table_names_its_rows_and_columns():
   assert len({len(line) for line in (head, *rows)}) == 1
 
 
-def test_the_ranking_is_the_equilibrium_of_the_table():
+def test_ranking_is_the_equilibrium_of_the_table():
   # a beats b by .2, b beats c by .1, c beats a by .3: the lottery is (.1, .3, .2) / .6; d loses.
   win_rate = [
     [0.5, 0.7, 0.2, 0.9],
@@ -126,7 +126,7 @@ def test_the_ranking_is_the_equilibrium_of_the_table():
   )
 
 
-def test_a_share_that_hangs_on_single_prompts_has_a_wide_interval():
+def test_unstable_lottery_has_a_wide_interval():
   wins = np.full((40, 2, 2), 0.5)
   wins[:21, 0, 1], wins[21:, 0, 1] = 0.9, 0.1  # 21 prompts of 40 for the first
   wins[:, 1, 0] = 1 - wins[:, 0, 1]
@@ -135,18 +135,18 @@ def test_a_share_that_hangs_on_single_prompts_has_a_wide_interval():
   assert (first['low'], first['high']) == (second['low'], second['high']) == (0.0, 1.0)
 
 
-def test_many_policies_are_numbered_and_their_widest_interval_is_told():
-  names = [f'policy {number}' for number in range(tournament.MANY + 1)]
+def test_columns_of_many_policies_are_numbered():
+  names = [f'policy {number}' for number in range(tournament.MAX_WITH_INTERVALS + 1)]
   even = np.full((len(names), len(names)), 0.5)
   table = {'win_rate': even, 'low': even - 0.1, 'high': even + 0.1}
-  rows, columns, cells = tournament.as_cells(names, table)
+  rows, columns, cells = tournament.format_cells(names, table)
   assert rows[0] == ' 1 policy 0'
   assert columns == [str(number + 1) for number in range(len(names))]
   assert cells[2][3] == '0.500'
-  assert tournament.widest(table) == pytest.approx(0.1)
+  assert tournament.widest_half_width(table) == pytest.approx(0.1)
 
 
-def test_what_exploiters_win_is_told_by_player_and_judges():
+def test_exploitability_by_policy_and_judges():
   wins = [{'player': 'sft', 'trained_by': 'oracle', 'oracle': [0.6, 0.8], 'learned': [0.5, 0.5]}]
   found = tournament.exploitability(wins)['sft']['oracle']
   assert found['oracle']['win_rate'] == pytest.approx(0.7)

@@ -116,4 +116,4 @@ def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch,
   assert 'win_rate_against_reference_by_remote' in logged[-1]
   page = in_page(tmp_path / 'report.html')
   assert page['external_judges'] == {'remote': usage}
-  assert page['left_out'] == PROMPTS - len(lines)
+  assert page['dropped_prompts'] == PROMPTS - len(lines)

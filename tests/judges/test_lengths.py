@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlhf_jax.experiments.evaluate import run as evaluate
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.start import start
 from nlhf_jax.judges.lengths import prefer_longer
 from nlhf_jax.storage import json_lines
 
@@ -50,8 +50,8 @@ def test_evaluate_uses_lengths(toy, tmp_path, monkeypatch):
   ]
   json_lines.write(tmp_path / 'two.jsonl', rows)
   config = toy(importlib.import_module('configs.evaluate').get_config())
-  config.players, config.judges = str(tmp_path / 'two.jsonl'), 'lengths'
-  evaluate.start(config, 'evaluate', tmp_path / 'run', tmp_path / 'stages')
+  config.entries, config.judges = str(tmp_path / 'two.jsonl'), 'lengths'
+  start(config, 'evaluate', tmp_path / 'run', tmp_path / 'stages')
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert results['tables']['lengths']['win_rate'][0][1] == 2.5 / 4
-  assert results['orders']['lengths'] == {'consistency': 1 - 1 / 8, 'first_place': 0}
+  assert results['order_consistency']['lengths'] == {'consistency': 1 - 1 / 8, 'first_place': 0}

@@ -1,4 +1,4 @@
-"""The report as a browser shows it; skipped where there is no Chromium."""
+"""The report in a browser; skipped if there is no Chromium."""
 
 import html
 import re
@@ -19,8 +19,8 @@ POLICIES = ['sft', 'nash_md', 'self_play']
 PROMPTS = 805
 
 
-def shown(path, *options):
-  """The page's elements once its scripts are through; they may say nothing on the console."""
+def rendered(path, *options):
+  """The elements of the page after its scripts have run without a message on the console."""
   ran = subprocess.run(
     [
       BROWSER,
@@ -46,13 +46,13 @@ def shown(path, *options):
 
 
 def lines(count):
-  """Records of a tournament in which each policy beats the one before it, in 5 MB for all."""
+  """Records of a tournament in which each policy beats the one before it; 805 have 5 MB."""
   random = np.random.default_rng(0)
   rows = []
   for number in range(count):
     rate = random.beta(6, 4, size=(3, 3))
     rate = np.tril(rate, -1) + np.triu(1 - rate.T, 1) + 0.5 * np.eye(3)
-    texts = {name: f'<b>{name}</b> & {number} ' + 'said so ' * 235 for name in POLICIES}
+    texts = {name: f'<b>{name}</b> & {number} ' + 'and also ' * 235 for name in POLICIES}
     rows.append(
       {
         'prompt': f'Question {number}: what <i>now</i>?',
@@ -70,12 +70,12 @@ def section(page, name):
   return found[0]
 
 
-def test_five_megabytes_are_shown_whole(tmp_path):
+def test_page_of_five_megabytes_is_complete(tmp_path):
   rows = lines(PROMPTS)
   path = tmp_path / 'report.html'
   tournament_page.write(path, {'name': 'whole', **tournament.summarise(rows)}, [], rows)
   assert path.stat().st_size > 4_700_000
-  page = shown(path)
+  page = rendered(path)
   heat = section(page, 'win-rates')
   assert len(re.findall('<td class="cell (win|lose)', heat)) == 2 * 6  # both judges, off diagonal
   assert len(re.findall('<td class="cell self"', heat)) == 2 * 3
@@ -89,11 +89,11 @@ def test_five_megabytes_are_shown_whole(tmp_path):
   assert browser.count('<article') == 3
 
 
-def test_benchmarks_alone_are_all_there_is(tmp_path):
+def test_page_of_benchmarks_alone(tmp_path):
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   path = tmp_path / 'report.html'
   tournament_page.write(path, {'name': 'alone', 'policies': ['one'], 'benchmarks': [table]}, [], [])
-  page = shown(path)
+  page = rendered(path)
   assert '7.50' in section(page, 'benchmarks')
-  assert 'figures of benchmarks' in page
+  assert 'results of benchmarks' in page
   assert page.count('<section') == 1

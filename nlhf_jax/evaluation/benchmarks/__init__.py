@@ -1,1 +1,1 @@
-"""TODO."""
+"""Published benchmarks; `benchmark` defines what one is, and `registry` lists them."""

@@ -1,110 +1,186 @@
-"""How well judges agree: with the labels of a benchmark, with one another, with themselves.
+"""Agreement of judges with human labels, on LLMBar, PandaLM and Auto-J.
 
-Verdicts are 1 or 2, the better response's number, 0 for a tie, and -1 where there is none. The
-files are those of LLMBar (arXiv 2310.07641), with one label and a judge asked in both orders, and
-of PandaLM (arXiv 2306.05087), with three people's labels.
+Every judge of the evaluation compares each pair of responses in both orders. The figures are shown
+beside those of a published evaluator, if the file contains its outputs, and beside the agreement
+between people, if the data have several labels per pair. No policy takes part.
+
+Data: LLMBar (arXiv 2310.07641, one label per pair), the test set of PandaLM (arXiv 2306.05087,
+three labels), the pairwise test set of Auto-J (arXiv 2310.05470, one label).
+
+A verdict is the number of the better response, 1 or 2; 0 for a tie; -1 (`MISSING`) for none.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation.benchmarks.benchmark import (
+  Benchmark,
+  Judges,
+  Policy,
+  Table,
+  split_list,
+)
+from nlhf_jax.evaluation.judgements import CachedJudge, Question
+from nlhf_jax.judges.judge import CombineOrders, mean_of_orders
 from nlhf_jax.storage import json_files
 
+MISSING = -1
+PEOPLE = 'people'
+COLUMNS = (
+  'accuracy',
+  'as filed',
+  'swapped',
+  'in both',
+  'without ties',
+  'kappa',
+  'ties',
+  'consistency',
+  'missing',
+)
+NOTE = (
+  'Accuracy is the share of pairs on which the judge, from both orders together, has the verdict '
+  'of the label (the majority, if there are several); then in the order of the file, with the '
+  'responses swapped, in both orders, and on pairs where neither is a tie. Kappa is Cohen\u2019s. '
+  'Consistency is the share of pairs with one verdict in both orders. Pairs for which the judge '
+  'has no verdict are missing, and count as wrong.'
+)
+
 Verdicts = Int[np.ndarray, 'n']
-NONE = -1
+Probabilities = Float[np.ndarray, 'n']
 
 
-def read_llmbar(path: str | Path) -> list[dict]:
-  """Rows of LLMBar: an instruction `input`, `output_1`, `output_2`, and `label`, 1 or 2.
+class Data(NamedTuple):
+  """n labelled pairs of responses.
 
-  Raises:
-    UserError: if a row cannot be used; it is named.
+  `labels` [n, L] are verdicts of L people. `published` maps the names of published evaluators to
+  their verdicts in both orders, [n, 2], numbered as in the file.
   """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    for name in ('input', 'output_1', 'output_2'):
-      json_files.field(path, number, row, name, str)
-    _verdict(path, number, row, 'label', (1, 2))
-  return rows
+
+  name: str
+  prompts: Sequence[str]
+  first: Sequence[str]
+  second: Sequence[str]
+  labels: Int[np.ndarray, 'n L']
+  published: Mapping[str, Int[np.ndarray, 'n 2']] = {}
 
 
-def read_llmbar_verdicts(path: str | Path) -> Int[np.ndarray, 'n 2']:
-  """What a judge said of each pair in both orders, as numbers of the responses as they are filed.
+def make(section: Mapping[str, str]) -> Benchmark | None:
+  """The benchmark of the section `agreement`; None if it names no files.
 
   Args:
-    path: rows with `winner_ab` and `winner_ba_mapped_back`, each '1', '2', 'TIE' or null.
+    section: for each of `llmbar`, `pandalm` and `autoj` paths, separated by commas.
 
   Raises:
-    UserError: if a row cannot be used; it is named.
+    UserError: if a file cannot be used.
   """
-  names = ('winner_ab', 'winner_ba_mapped_back')
-  return np.array(
-    [
-      [_verdict(path, number, row, name, (1, 2, 0, NONE)) for name in names]
-      for number, row in enumerate(json_files.read(path), start=1)
-    ]
+  data = [read(path) for name, read in READERS.items() for path in split_list(section[name])]
+  if not data:
+    return None
+  return Benchmark(
+    'agreement', run=functools.partial(run, data), needs_policies=False, needs_judges=True
   )
 
 
-def read_pandalm(path: str | Path) -> list[dict]:
-  """Rows of PandaLM's test set: `instruction`, `input`, `response1`, `response2`, the two models in
-  `cmp_key`, and labels `annotator1` to `annotator3`, 1, 2 or 0.
+def run(
+  data: Sequence[Data], policies: Mapping[str, Policy], judges: Judges, folder: Path
+) -> list[Table]:
+  """One table per file: a row for each judge, each published evaluator, and for people."""
+  tables = []
+  for one in data:
+    labels = majority(one.labels)
+    rows = {
+      name: scores(*compare(judge, one), labels, judges.combine.get(name, mean_of_orders))
+      for name, judge in judges.pairwise.items()
+    }
+    for name, verdicts in one.published.items():
+      rows[name] = scores(*to_probabilities(verdicts), labels)
+    if one.labels.shape[1] > 1:
+      rows[PEOPLE] = scores_of_people(one.labels)
+    cells = [
+      [name, *(row.get(column, math.nan) for column in COLUMNS)] for name, row in rows.items()
+    ]
+    title = f'Agreement with human labels, {one.name}, {len(labels)} pairs'
+    tables.append(Table(title, NOTE, list(COLUMNS), cells))
+  return tables
 
-  Raises:
-    UserError: if a row cannot be used; it is named.
+
+def compare(judge: CachedJudge, data: Data) -> tuple[Probabilities, Probabilities]:
+  """P(first response > second) shown in that order, and P(second > first) shown in that one."""
+  pairs = list(zip(data.prompts, data.first, data.second, strict=True))
+  ahead = judge([Question(prompt, one, two, ('1', '2')) for prompt, one, two in pairs])
+  behind = judge([Question(prompt, two, one, ('2', '1')) for prompt, one, two in pairs])
+  return ahead, behind
+
+
+def to_verdict(probability: Probabilities, winner: int = 1) -> Verdicts:
+  """The verdict, given the probability that response `winner`, 1 or 2, is the better one."""
+  cases = [np.isnan(probability), probability > 0.5, probability < 0.5]
+  return np.select(cases, [MISSING, winner, 3 - winner], 0)
+
+
+def to_probabilities(verdicts: Int[np.ndarray, 'n 2']) -> tuple[Probabilities, Probabilities]:
+  """What a judge with these verdicts in the two orders would return to `compare`."""
+  win = lambda column, winner: np.select(
+    [column == winner, column == 3 - winner, column == 0], [1.0, 0.0, 0.5], np.nan
+  )
+  return win(verdicts[:, 0], 1), win(verdicts[:, 1], 2)
+
+
+def scores(
+  ahead: Probabilities,
+  behind: Probabilities,
+  labels: Verdicts,
+  combine: CombineOrders = mean_of_orders,
+) -> dict[str, float]:
+  """The cells of one row.
+
+  Args:
+    ahead: P(first response > second), with the first one shown first; NaN if missing.
+    behind: P(second response > first), with the second one shown first.
+    labels: the label of each pair.
+    combine: merges `ahead` and `behind` into P(first response > second).
   """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    for name in ('instruction', 'input', 'cmp_key'):
-      json_files.field(path, number, row, name, str)
-    for name in ('response1', 'response2'):
-      if name not in row:
-        raise UserError(f"{path}, row {number}: field '{name}' is missing; it has {sorted(row)}.")
-      row[name] = str(row[name])  # the published file has some `true` that was the text True
-    for person in (1, 2, 3):
-      _verdict(path, number, row, f'annotator{person}', (0, 1, 2))
-  return rows
-
-
-def pandalm_labels(rows: Sequence[Mapping]) -> Int[np.ndarray, 'n 3']:
-  """The three labels of each row."""
-  return np.array([[int(row[f'annotator{person}']) for person in (1, 2, 3)] for row in rows])
-
-
-def _verdict(path, number, row, name, among) -> int:
-  value = json_files.field(path, number, row, name, (int, str, type(None)))
-  found = {'TIE': 0, 'tie': 0, None: NONE}.get(value, value)
-  found = int(found) if str(found).lstrip('-').isdecimal() else None
-  if found not in among:
-    allowed = ', '.join(map(str, among))
-    raise UserError(f"{path}, row {number}: field '{name}' is {value!r}; it must be of {allowed}.")
-  return found
-
-
-def in_both_orders(verdicts: Int[np.ndarray, 'n 2'], labels: Verdicts) -> dict[str, int]:
-  """LLMBar's counts.
-
-  Returns:
-    `correct_False` and `correct_True`, as filed and with the responses swapped; `correct_both`;
-    `equal`, where the order makes no difference; and `n`.
-  """
-  right = verdicts == labels[:, None]
+  verdicts = to_verdict(combine(ahead, behind))
+  orders = [to_verdict(ahead), to_verdict(behind, winner=2)]
+  right = [verdict == labels for verdict in orders]
+  decided = (verdicts > 0) & (labels > 0)
+  correct = float(np.mean(verdicts[decided] == labels[decided])) if decided.any() else math.nan
   return {
-    'correct_False': int(right[:, 0].sum()),
-    'correct_True': int(right[:, 1].sum()),
-    'correct_both': int(right.all(axis=1).sum()),
-    'equal': int(np.sum(verdicts[:, 0] == verdicts[:, 1])),
-    'n': len(labels),
+    'accuracy': float(np.mean(verdicts == labels)),
+    'as filed': float(np.mean(right[0])),
+    'swapped': float(np.mean(right[1])),
+    'in both': float(np.mean(right[0] & right[1])),
+    'without ties': correct,
+    'kappa': kappa(verdicts, labels),
+    'ties': float(np.mean(verdicts == 0)),
+    'consistency': float(np.mean(orders[0] == orders[1])),
+    'missing': int(np.sum(verdicts == MISSING)),
+  }
+
+
+def scores_of_people(labels: Int[np.ndarray, 'n L']) -> dict[str, float]:
+  """Agreement, agreement without ties and kappa, each a mean over all two of L people."""
+  pairs = [(labels[:, i], labels[:, j]) for i, j in combinations(range(labels.shape[1]), 2)]
+  both = [(one > 0) & (two > 0) for one, two in pairs]
+  decided = [one[at] == two[at] for (one, two), at in zip(pairs, both, strict=True) if at.any()]
+  return {
+    'accuracy': float(np.mean([one == two for one, two in pairs])),
+    'without ties': float(np.mean(list(map(np.mean, decided)))) if decided else math.nan,
+    'kappa': float(np.mean([kappa(one, two) for one, two in pairs])),
+    'ties': float(np.mean(labels == 0)),
   }
 
 
 def kappa(one: Verdicts, other: Verdicts) -> float:
-  """Cohen's kappa: agreement beyond that of chance, 1 where it is perfect."""
+  """Cohen's kappa: (agreement - chance) / (1 - chance), 1 if both always have the same verdict."""
   values = np.union1d(one, other)
   shares = [np.mean(verdicts[:, None] == values, axis=0) for verdicts in (one, other)]
   chance = float(np.dot(*shares))
@@ -112,29 +188,115 @@ def kappa(one: Verdicts, other: Verdicts) -> float:
   return (agreed - chance) / (1 - chance) if chance < 1 else 1.0
 
 
-def kappas(labels: Int[np.ndarray, 'n J']) -> dict[tuple[int, int], float]:
-  """`kappa` of each two of J judges, who count from 0."""
-  pairs = combinations(range(labels.shape[1]), 2)
-  return {(i, j): kappa(labels[:, i], labels[:, j]) for i, j in pairs}
-
-
-def majority(labels: Int[np.ndarray, 'n J']) -> Verdicts:
-  """What most of J judges say; a tie where no verdict has more votes than any other."""
+def majority(labels: Int[np.ndarray, 'n L']) -> Verdicts:
+  """The most frequent of L labels; a tie where two are equally frequent."""
   votes = np.stack([np.sum(labels == verdict, axis=1) for verdict in (0, 1, 2)], axis=1)
   most = votes.max(axis=1, keepdims=True)
   alone = np.sum(votes == most, axis=1) == 1
   return np.where(alone, votes.argmax(axis=1), 0)
 
 
-def scores(verdicts: Verdicts, labels: Verdicts) -> dict[str, float]:
-  """A judge against labels: `accuracy`, and of those verdicts that are no tie on labels that are
-  none, `decided`; `kappa`; shares of `ties` and of pairs with `none`.
+def read_llmbar(path: str | Path) -> Data:
+  """A `dataset.json` of LLMBar, or a `result.json` of one of its evaluators.
+
+  A row has an instruction `input`, `output_1`, `output_2` and a `label`, 1 or 2. In a `result.json`
+  it also has `results`, a list of rounds: the last one has the evaluator's final `winner` under
+  `swap = False` and `swap = True`, '1', '2', 'TIE' or null, numbered as in the file.
+
+  Raises:
+    UserError: if a row cannot be used; the message names it.
   """
-  both = (verdicts > 0) & (labels > 0)
-  return {
-    'accuracy': float(np.mean(verdicts == labels)),
-    'decided': float(np.mean(verdicts[both] == labels[both])) if both.any() else float('nan'),
-    'kappa': kappa(verdicts, labels),
-    'ties': float(np.mean(verdicts == 0)),
-    'none': float(np.mean(verdicts == NONE)),
-  }
+  rows = json_files.read(path)
+  for number, row in enumerate(rows, start=1):
+    for name in ('input', 'output_1', 'output_2'):
+      json_files.field(path, number, row, name, str)
+  labels = [[_verdict(path, number, row, 'label', (1, 2))] for number, row in _numbered(rows)]
+  published = {}
+  if 'results' in rows[0]:
+    winners = [_winners(path, number, row) for number, row in _numbered(rows)]
+    published = {'/'.join(Path(path).absolute().parts[-3:-1]): np.array(winners)}
+  columns = _columns(rows, 'input', 'output_1', 'output_2')
+  return Data(f'LLMBar {_subset(path)}', *columns, np.array(labels), published)
+
+
+def _subset(path) -> str:
+  """The name of a subset: its folder, as in `Adversarial/Neighbor/dataset.json`, or its file."""
+  whole = Path(path).absolute()
+  if whole.name.startswith('result.'):  # SUBSET/evaluators/JUDGE/PROMPT/result.json
+    return whole.parts[-5] if len(whole.parts) > 5 else whole.stem
+  return whole.parent.name if whole.name.startswith('dataset.') else whole.name.partition('.')[0]
+
+
+def _winners(path, number, row) -> list[int]:
+  rounds = json_files.field(path, number, row, 'results', list)
+  final = rounds[-1] if rounds else {}
+  verdicts = []
+  for order in ('swap = False', 'swap = True'):
+    found = final.get(order) if isinstance(final, Mapping) else None
+    if not isinstance(found, Mapping):
+      raise UserError(f"{path}, row {number}: the last of 'results' has no '{order}'.")
+    verdicts.append(_verdict(path, number, found, 'winner', (1, 2, 0, MISSING)))
+  return verdicts
+
+
+def read_pandalm(path: str | Path) -> Data:
+  """PandaLM's `testset-v1.json`: `instruction`, `input`, `response1`, `response2`, and the labels
+  `annotator1` to `annotator3`, 1, 2 or 0 for a tie.
+
+  Raises:
+    UserError: if a row cannot be used; the message names it.
+  """
+  rows = json_files.read(path)
+  people = [f'annotator{person}' for person in (1, 2, 3)]
+  prompts = []
+  for number, row in _numbered(rows):
+    parts = [json_files.field(path, number, row, name, str) for name in ('instruction', 'input')]
+    prompts.append('\n\n'.join(filter(None, parts)))
+    for name in ('response1', 'response2'):
+      if name not in row:
+        raise UserError(f"{path}, row {number}: field '{name}' is missing; it has {sorted(row)}.")
+  labels = [
+    [_verdict(path, number, row, name, (0, 1, 2)) for name in people]
+    for number, row in _numbered(rows)
+  ]
+  # The published file has some `true` in place of the text True.
+  sides = [[str(row[name]) for row in rows] for name in ('response1', 'response2')]
+  return Data('PandaLM', prompts, *sides, np.array(labels))
+
+
+def read_autoj(path: str | Path) -> Data:
+  """Auto-J's pairwise test set: `prompt`, `response 1`, `response 2`, and `label`, 0 or 1 for the
+  better response and 2 for a tie.
+
+  Raises:
+    UserError: if a row cannot be used; the message names it.
+  """
+  rows, names = json_files.read(path), ('prompt', 'response 1', 'response 2')
+  for number, row in _numbered(rows):
+    for name in names:
+      json_files.field(path, number, row, name, str)
+  labels = [_verdict(path, number, row, 'label', (0, 1, 2)) for number, row in _numbered(rows)]
+  return Data('Auto-J', *_columns(rows, *names), np.array([1, 2, 0])[labels][:, None])
+
+
+def _numbered(rows):
+  return list(enumerate(rows, start=1))
+
+
+def _columns(rows, *names) -> list[list[str]]:
+  return [[row[name] for row in rows] for name in names]
+
+
+def _verdict(path, number, row, name, allowed) -> int:
+  value = json_files.field(path, number, row, name, (int, str, type(None)))
+  found = {'TIE': 0, 'tie': 0, None: MISSING}.get(value, value)
+  found = int(found) if str(found).lstrip('-').isdecimal() else None
+  if found not in allowed:
+    choices = ', '.join(map(str, allowed))
+    raise UserError(
+      f"{path}, row {number}: field '{name}' is {value!r}; it must be one of {choices}."
+    )
+  return found
+
+
+READERS = {'llmbar': read_llmbar, 'pandalm': read_pandalm, 'autoj': read_autoj}

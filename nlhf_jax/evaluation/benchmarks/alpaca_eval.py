@@ -1,50 +1,163 @@
-"""AlpacaEval 2.0: responses and judgements in the published files, and the leaderboard's figures.
+"""AlpacaEval 2.0: win rates of policies against a reference, in the published file formats.
 
-Outputs and annotations are rows as the files have them (https://github.com/tatsu-lab/alpaca_eval);
-fields that are not needed here stay as they are. `output_1` is the reference's response and
-`output_2` the policy's; `preference` is 1 plus the probability that the policy's is the better one,
-where 1.5 is a draw, and so is 0, of old.
-
-Left out: the instructions and the reference's responses, which are not ours to give.
+Outputs and annotations are rows of AlpacaEval's files (https://github.com/tatsu-lab/alpaca_eval);
+fields that are not needed here are kept unchanged. `output_1` is the reference's response and
+`output_2` the policy's; `preference` is 1 plus the probability that the policy's is better: 1.5 is
+a tie, and so is 0 in old files. The instructions and the reference's responses are not part of this
+package.
 """
 
+import csv
+import functools
 import hashlib
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import length_control
+from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Judges, Policy, Table
 from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
-from nlhf_jax.storage import json_files
+from nlhf_jax.evaluation.judgements import CachedJudge, Question
+from nlhf_jax.judges.judge import TextPreference
+from nlhf_jax.storage import json_files, json_lines
 
-# (instructions, first responses, second responses) -> probability that the first is the better one,
-# [n]; nan where the judge gives no verdict.
-Ask = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
+LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
+
+
+class Settings(NamedTuple):
+  """Outputs of the reference and, for length control, difficulties and anchors."""
+
+  references: Sequence[Mapping]
+  difficulty: np.ndarray | None
+  anchors: Anchors | None
+
+
+def make(section: Mapping[str, str]) -> Benchmark | None:
+  """The benchmark of the section `alpaca_eval`; None if it names no reference.
+
+  Args:
+    section: paths of the outputs of the `reference` and, for length control, of `difficulty` and
+      `anchors`.
+
+  Raises:
+    UserError: if a file cannot be used.
+  """
+  if not section['reference']:
+    return None
+  references, difficulty, anchors = read_outputs(section['reference']), None, None
+  if bool(section['difficulty']) != bool(section['anchors']):
+    raise UserError(
+      'config.alpaca_eval: length control needs both difficulty and anchors; give the other one, '
+      'or neither.'
+    )
+  if section['difficulty']:
+    difficulty = length_control.read_difficulty(section['difficulty'])
+    if len(difficulty) != len(references):
+      raise UserError(
+        f"config.alpaca_eval.difficulty='{section['difficulty']}' has {len(difficulty)} rows, and "
+        f'the reference {len(references)} outputs; they are matched row by row.'
+      )
+    anchors = length_control.read_anchors(section['anchors'])
+  settings = Settings(references, difficulty, anchors)
+  return Benchmark('alpaca_eval', run=functools.partial(run, settings), references=references)
+
+
+def run(
+  settings: Settings, policies: Mapping[str, Policy], judges: Judges, folder: Path
+) -> list[Table]:
+  """One leaderboard per judge, and one of the published annotations, if an entry has them.
+
+  Annotations are written to `policies/POLICY/JUDGE/annotations.json`, leaderboards to
+  `leaderboard_JUDGE.csv`.
+  """
+  boards: dict[str, dict[str, dict]] = {}
+  for name, policy in policies.items():
+    if policy.annotations:
+      boards.setdefault('published', {})[name] = figures(settings, policy.annotations)
+    questions = [{'instruction': prompt} for prompt in policy.responses]
+    outputs = make_outputs(questions, list(policy.responses.values()), name)
+    for judge, ask in judges.pairwise.items():
+      rows = annotate(make_preference(ask, name), settings.references, outputs, judge)
+      write(folder / 'policies' / name / judge / 'annotations.json', rows)
+      boards.setdefault(judge, {})[name] = figures(settings, rows)
+  for judge, board in boards.items():
+    write_leaderboard(folder / f'leaderboard_{judge}.csv', board)
+  reference = settings.references[0].get('generator', 'the reference')
+  return [
+    Table(
+      f'AlpacaEval 2.0 against {reference}, {judge} judge',
+      'Percent; higher is better. Lengths are in characters.',
+      [column for column in LEADERBOARD if column in next(iter(board.values()))],
+      [[name, *(row[c] for c in LEADERBOARD if c in row)] for name, row in sort_board(board)],
+    )
+    for judge, board in boards.items()
+  ]
+
+
+def make_preference(judge: CachedJudge, name: str) -> TextPreference:
+  """A cached judge as `annotate` calls it; `name` is that of the policy, for the cache."""
+  return lambda prompts, left, right: judge(
+    [Question(*texts, (name, 'reference')) for texts in zip(prompts, left, right, strict=True)]
+  )
+
+
+def figures(settings: Settings, rows: Sequence[Mapping]) -> dict[str, float]:
+  """The leaderboard's figures, with length control if it is configured.
+
+  If there are as many rows as difficulties, they correspond by position; otherwise by instruction.
+  """
+  found, difficulty = summarise(rows), settings.difficulty
+  if difficulty is None:
+    return found
+  if len(rows) != len(difficulty):
+    place = {row['instruction']: number for number, row in enumerate(settings.references)}
+    difficulty = difficulty[[place[row['instruction']] for row in rows]]
+  weights = fit_weights(rows, difficulty, settings.anchors)
+  return found | length_controlled(rows, difficulty, weights)
+
+
+def sort_board(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
+  """The best policy first."""
+  by = next(key for key in LEADERBOARD if key in next(iter(board.values())))
+  return sorted(board.items(), key=lambda item: -item[1][by])
+
+
+def write_leaderboard(path: Path, board: Mapping[str, Mapping]) -> None:
+  """Writes a leaderboard in AlpacaEval's format: CSV, the first column without a name."""
+  text = io.StringIO()
+  columns = list(next(iter(board.values())))
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(['', *columns])
+  table.writerows([name, *(row[column] for column in columns)] for name, row in sort_board(board))
+  with json_lines.atomic_write(path) as draft:
+    draft.write_text(text.getvalue())
 
 
 def read_outputs(path: str | Path) -> list[dict]:
   """Rows of a `model_outputs.json`: `instruction` and `output` at least.
 
   Raises:
-    UserError: if a row cannot be used; it is named.
+    UserError: if a row cannot be used; the message names it.
   """
   rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
     for name in ('instruction', 'output'):
       json_files.field(path, number, row, name, str)
-  _must_differ(path, rows)
+  _check_unique(path, rows)
   return rows
 
 
 def make_outputs(questions: Sequence[Mapping], responses: Sequence[str], policy: str) -> list[dict]:
-  """Rows of a `model_outputs.json`, in the order of the questions: length control counts on it.
+  """Rows of a `model_outputs.json`, in the order of the questions, as length control needs them.
 
   Args:
-    questions: rows with `instruction` and perhaps `dataset`, such as the reference's outputs.
-    responses: of the policy, one a question.
+    questions: rows with `instruction` and optionally `dataset`, such as the reference's outputs.
+    responses: of the policy, one per question.
     policy: its name.
   """
   return [
@@ -62,17 +175,16 @@ def read_annotations(path: str | Path, references: Sequence[Mapping] = ()) -> li
   """Rows of an `annotations.json`.
 
   Args:
-    path: the file. A row may leave out `instruction` and `output_1` and give `output` instead of
-      `output_2`; then `index` says which of the references it is of.
+    path: the file. A row may omit `instruction` and `output_1` and have `output` in place of
+      `output_2`; then `index` is the position of its reference.
     references: outputs of the reference, for such rows.
 
   Raises:
-    UserError: if a row cannot be used; it is named. A field is missing, the preference is neither
-      from 1 to 2 nor 0, null or NaN, an instruction has been judged before, or the policy is
-      another one.
+    UserError: if a row cannot be used: a field is missing, the preference is not in [1, 2], 0, null
+      or NaN, an instruction occurs twice, or the policy changes. The message names the row.
   """
   rows = [
-    _whole(path, number, row, references)
+    _complete(path, number, row, references)
     for number, row in enumerate(json_files.read(path), start=1)
   ]
   for number, row in enumerate(rows, start=1):
@@ -82,7 +194,7 @@ def read_annotations(path: str | Path, references: Sequence[Mapping] = ()) -> li
     if not (value is None or math.isnan(value) or value == 0 or 1 <= value <= 2):
       raise UserError(
         f"{path}, row {number}: field 'preference' is {value}; it must be from 1 (the reference is "
-        'better) to 2, or null where there is no verdict.'
+        'better) to 2, or null for no verdict.'
       )
     for name in ('generator_1', 'generator_2'):
       if row.get(name) != rows[0].get(name):
@@ -90,12 +202,12 @@ def read_annotations(path: str | Path, references: Sequence[Mapping] = ()) -> li
           f"{path}, row {number}: field '{name}' is {row.get(name)!r} after "
           f'{rows[0].get(name)!r}; give each policy a file of its own.'
         )
-  _must_differ(path, rows)
+  _check_unique(path, rows)
   return rows
 
 
-def _whole(path, number, row, references) -> dict:
-  """The row with what it takes from the references."""
+def _complete(path, number, row, references) -> dict:
+  """The row, completed by the fields of its reference."""
   if 'instruction' in row or 'index' not in row or not references:
     return row
   index = json_files.field(path, number, row, 'index', int)
@@ -114,33 +226,33 @@ def _whole(path, number, row, references) -> dict:
   }
 
 
-def _must_differ(path, rows) -> None:
+def _check_unique(path, rows) -> None:
   first: dict[str, int] = {}
   for number, row in enumerate(rows, start=1):
     if first.setdefault(row['instruction'], number) != number:
       raise UserError(
-        f'{path}, row {number}: its instruction is that of row {first[row["instruction"]]}; leave '
-        'one of them out, for it would count twice and move the difficulty of all after it.'
+        f'{path}, row {number}: its instruction is that of row {first[row["instruction"]]}; remove '
+        'one of them, because difficulties are matched by position.'
       )
 
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> None:
-  """Writes outputs or annotations as the published code reads them; gzipped if named `.gz`."""
+  """Writes outputs or annotations, gzipped if the name ends in `.gz`."""
   json_files.write_list(path, rows)
 
 
 def annotate(
-  ask: Ask, references: Sequence[Mapping], outputs: Sequence[Mapping], judge: str
+  judge: TextPreference, references: Sequence[Mapping], outputs: Sequence[Mapping], name: str
 ) -> list[dict]:
-  """Annotations of all outputs that have an instruction in common with the references.
+  """Annotations of all outputs that share an instruction with the references.
 
-  Each pair is shown once, in an order that is drawn by its instruction.
+  Each pair is judged once; a hash of the instruction decides which response is shown first.
 
   Args:
-    ask: the judge.
+    judge: of pairs of texts.
     references: outputs of the reference; the annotations are in their order.
     outputs: of the policy.
-    judge: its name, `annotator` in the file.
+    name: of the judge, `annotator` in the file.
 
   Raises:
     UserError: if outputs and references have no instruction in common.
@@ -150,14 +262,17 @@ def annotate(
     (row, of_policy[row['instruction']]) for row in references if row['instruction'] in of_policy
   ]
   if not pairs:
-    raise UserError('outputs and references have no instruction in common; is it the same set?')
+    raise UserError(
+      'outputs and references have no instruction in common; give outputs for the instructions of '
+      'the reference.'
+    )
   instructions = [reference['instruction'] for reference, _ in pairs]
-  swapped = np.array([_drawn(instruction) for instruction in instructions])
+  swapped = np.array([_policy_first(instruction) for instruction in instructions])
   shown = [
     (own['output'], reference['output']) if swap else (reference['output'], own['output'])
     for (reference, own), swap in zip(pairs, swapped, strict=True)
   ]
-  first = np.asarray(ask(instructions, *zip(*shown, strict=True)), float)
+  first = np.asarray(judge(instructions, *zip(*shown, strict=True)), float)
   wins = np.where(swapped, first, 1 - first)
   return [
     {
@@ -167,29 +282,16 @@ def annotate(
       'dataset': reference.get('dataset', 'alpaca_eval'),
       'output_2': own['output'],
       'generator_2': own.get('generator', 'policy'),
-      'annotator': judge,
+      'annotator': name,
       'preference': None if math.isnan(win) else 1 + win,
     }
     for (reference, own), win in zip(pairs, wins.tolist(), strict=True)
   ]
 
 
-def _drawn(instruction: str) -> bool:
+def _policy_first(instruction: str) -> bool:
   """Whether the policy's response is shown first."""
   return hashlib.sha256(instruction.encode(errors='replace')).digest()[0] % 2 == 1
-
-
-def chance_of_first(log_probs: Mapping[str, float]) -> float:
-  """What AlpacaEval 2.0's judge means, who answers with one token: `m` for the first response.
-
-  Args:
-    log_probs: token -> log-probability, of the likeliest tokens.
-
-  Returns:
-    p(m) / (p(m) + p(M)), where a token that is not among them has no probability; nan if both.
-  """
-  first, second = (math.exp(log_probs.get(token, -math.inf)) for token in 'mM')
-  return first / (first + second) if first + second > 0 else math.nan
 
 
 def preferences(annotations: Sequence[Mapping]) -> np.ndarray:
@@ -201,8 +303,8 @@ def preferences(annotations: Sequence[Mapping]) -> np.ndarray:
 def summarise(annotations: Sequence[Mapping]) -> dict[str, float]:
   """The leaderboard's figures, under the leaderboard's names; rates are in percent.
 
-  Rows without a verdict are left out. Whatever is above 1.5 is a win for the policy, and a discrete
-  win rate counts a win as 1, a draw as 1/2. Lengths are in characters.
+  Rows without a verdict are ignored. A preference above 1.5 is a win of the policy; the discrete
+  win rate counts a win as 1 and a tie as 1/2. Lengths are in characters.
 
   Raises:
     UserError: if no row has a verdict.
@@ -210,7 +312,7 @@ def summarise(annotations: Sequence[Mapping]) -> dict[str, float]:
   values = preferences(annotations)
   values = values[np.isfinite(values)]
   if not len(values):
-    raise UserError('no annotation has a preference; was the judge ever reached?')
+    raise UserError('no annotation has a preference; check that the judge could be reached.')
   wins, losses = int(np.sum(values > 0.5)), int(np.sum(values < 0.5))
   mean, error = length_control.win_rate(values)
   return {
@@ -225,13 +327,15 @@ def summarise(annotations: Sequence[Mapping]) -> dict[str, float]:
   }
 
 
-def fit(annotations: Sequence[Mapping], difficulty: np.ndarray, anchors: Anchors) -> Weights:
+def fit_weights(
+  annotations: Sequence[Mapping], difficulty: np.ndarray, anchors: Anchors
+) -> Weights:
   """The weights of the annotated policy; those of the reference are zero by definition.
 
   Raises:
-    UserError: if there are more rows than difficulties, or nothing to control for.
+    UserError: if there are more rows than difficulties, or all lengths differ by the same.
   """
-  of_rows = _of_rows(annotations, difficulty)
+  of_rows = _match_difficulty(annotations, difficulty)
   reference, policy = (annotations[0].get(f'generator_{side}') for side in (1, 2))
   if policy is not None and policy == reference:
     return Weights(0, 0, 0)
@@ -242,25 +346,25 @@ def fit(annotations: Sequence[Mapping], difficulty: np.ndarray, anchors: Anchors
 def length_controlled(
   annotations: Sequence[Mapping], difficulty: np.ndarray, weights: Weights
 ) -> dict[str, float]:
-  """The leaderboard's figures of length control, in percent.
+  """The length-controlled win rate of the leaderboard and its standard error, in percent.
 
   Raises:
     UserError: if there are more rows than difficulties.
   """
-  predictions = length_control.predict(weights, _of_rows(annotations, difficulty))
+  predictions = length_control.predict(weights, _match_difficulty(annotations, difficulty))
   mean, error = length_control.win_rate(predictions)
   return {'length_controlled_winrate': mean, 'lc_standard_error': error}
 
 
-def _of_rows(annotations, difficulty) -> np.ndarray:
-  """The difficulty of each row, by its *position* in the file, as the leaderboard has it.
+def _match_difficulty(annotations, difficulty) -> np.ndarray:
+  """The difficulty of each row, matched by *position* in the file, as the leaderboard does.
 
-  Where a row is missing, those after it have the difficulty of another instruction. It is a fault,
-  and part of the published figures.
+  If a row is missing, all rows after it get the difficulty of another instruction. This is a bug of
+  the published code, and necessary to reproduce the published figures.
   """
   if len(annotations) > len(difficulty):
     raise UserError(
-      f'row {len(difficulty) + 1} of the annotations is one more than there are difficulties; give '
-      'annotations of that set of instructions.'
+      f'row {len(difficulty) + 1} of the annotations has no difficulty; give '
+      'annotations of the instructions that the difficulties belong to.'
     )
   return difficulty[: len(annotations)]

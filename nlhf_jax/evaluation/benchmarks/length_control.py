@@ -1,22 +1,23 @@
-"""AlpacaEval's length-controlled win rate: what a judge would say, were responses equally long.
+"""AlpacaEval's length-controlled win rate: the predicted win rate at equal lengths.
 
 Dubois et al., "Length-Controlled AlpacaEval" (arXiv 2404.04475), as the published code computes it.
 For one policy, and each instruction i,
 
   logit P(response beats reference) = phi tanh(L_i) + psi d_i + theta,
 
-where L_i is the length of the reference less that of the response, in characters and in standard
-deviations of this difference (not centred), and d_i how hard the instruction is for everyone. The
-length-controlled win rate is the mean of the prediction without the term of length.
+where L_i is the length of the reference minus that of the response, in characters, divided by the
+standard deviation of this difference (and not centred), and d_i is the difficulty of the
+instruction, the same for all policies. The length-controlled win rate is the mean prediction
+without the length term.
 
-Judgements of two *anchors*, the reference told to be brief and to be verbose, are fitted along
-with a small weight and without theta, so that length and difficulty mean much the same for all
-policies. They are a published file, `df_gamed.csv` of the data set `tatsu-lab/alpaca_eval`, and not
-part of this package.
+Judgements of two *anchors*, the reference prompted to be brief and to be verbose, are included in
+the fit with a small weight and without theta. They stabilise phi and psi across policies. They are
+a published file, `df_gamed.csv` of the data set `tatsu-lab/alpaca_eval`, and not part of this
+package.
 
-The L1-penalised likelihood is maximised to rounding error, where the published code stops at a
-tolerance. Several strengths of the penalty are all but equally good, so that either may choose
-another one; it moves a win rate by up to 0.2 points.
+The L1-penalised likelihood is maximised to rounding error, while the published code stops at a
+tolerance. Several strengths of the penalty are almost equally good, so the two may select different
+ones; this moves a win rate by up to 0.2 points.
 """
 
 import csv
@@ -29,15 +30,15 @@ from scipy.special import expit
 
 from nlhf_jax.errors import UserError
 
-ANCHORING = 0.1  # weight of a row of an anchor: 0.2 for both of them
-STRENGTHS = np.logspace(-4, 4, 10)  # inverse weights of the penalty to choose from
+ANCHOR_WEIGHT = 0.1  # of one row of an anchor, relative to a row of the policy
+STRENGTHS = np.logspace(-4, 4, 10)  # inverse weights of the penalty to select from
 FOLDS = 5
 
 Vector = Float[np.ndarray, 'n']
 
 
 class Weights(NamedTuple):
-  """Of tanh of the length's difference, of the difficulty, and of the policy: phi, psi, theta."""
+  """phi, the coefficient of the length term, psi, of the difficulty, and theta, of the policy."""
 
   length: float
   difficulty: float
@@ -45,7 +46,7 @@ class Weights(NamedTuple):
 
 
 class Anchors(NamedTuple):
-  """Judgements of the anchors, a row each; `preference` is the probability that the anchor won."""
+  """Judgements of the anchors; `preference` is the probability that the anchor won."""
 
   length: Vector
   difficulty: Vector
@@ -53,11 +54,11 @@ class Anchors(NamedTuple):
 
 
 def read_difficulty(path: str | Path) -> Vector:
-  """How hard each instruction is, in the order of the evaluation set.
+  """The difficulty of each instruction, in the order of the evaluation set.
 
   Args:
-    path: a CSV file with the column `instruction_difficulty`, and in `index` or the first column
-      which instruction it is of; of several rows with one index the first counts.
+    path: a CSV file with the column `instruction_difficulty`, and the index of the instruction in
+      `index` or the first column; if an index occurs twice, the first row is used.
   """
   rows, index = _read_csv(path, 'instruction_difficulty')
   found: dict[int, float] = {}
@@ -65,15 +66,15 @@ def read_difficulty(path: str | Path) -> Vector:
     place = int(_number(path, number, row, index))
     found.setdefault(place, _number(path, number, row, 'instruction_difficulty'))
   if sorted(found) != list(range(len(found))):
-    raise UserError(f"{path}: column '{index}' must count instructions from 0, with no gap.")
+    raise UserError(f"{path}: column '{index}' must number the instructions from 0, with no gap.")
   return np.array([found[place] for place in range(len(found))])
 
 
 def read_anchors(path: str | Path) -> Anchors:
-  """Judgements of the anchors.
+  """Reads judgements of the anchors.
 
   Args:
-    path: a CSV file with the columns `std_delta_len`, the length's difference in standard
+    path: a CSV file with the columns `std_delta_len`, the difference of lengths in standard
       deviations, `instruction_difficulty`, and one whose name begins with `preference`: the
       probability that the anchor won.
   """
@@ -89,18 +90,8 @@ def read_anchors(path: str | Path) -> Anchors:
   return Anchors(*table.T)
 
 
-def read_weights(path: str | Path) -> dict[str, Weights]:
-  """Published weights by policy: a CSV file with a name and three numbers a row."""
-  rows, name = _read_csv(path, 'instruction_difficulty')
-  columns = list(rows[0])[1:4]
-  return {
-    row[name]: Weights(*(_number(path, number, row, column) for column in columns))
-    for number, row in enumerate(rows, start=1)
-  }
-
-
 def _read_csv(path, *columns) -> tuple[list[dict[str, str]], str]:
-  """Rows, and the column that says what they are of."""
+  """The rows, and the name of the column that identifies them."""
   try:
     with Path(path).open(newline='', encoding='utf-8-sig') as lines:
       rows = list(csv.DictReader(lines))
@@ -125,30 +116,30 @@ def _number(path, number, row, column) -> float:
 
 
 def fit(length: Vector, difficulty: Vector, preference: Vector, anchors: Anchors) -> Weights:
-  """The weights of one policy, at the strength that cross-validation chooses.
+  """The weights of one policy, with the penalty that cross-validation selects.
 
   Args:
-    length: characters of the reference less those of the response, a row an instruction.
+    length: length of the reference minus that of the response, in characters, by instruction.
     difficulty: of the instruction.
-    preference: probability that the response beats the reference; rows where it is nan are left
-      out, but for the standard deviation of `length`.
-    anchors: that are fitted along.
+    preference: probability that the response beats the reference. Rows where it is NaN only count
+      for the standard deviation of `length`.
+    anchors: judgements to include.
 
   Raises:
-    UserError: if all lengths differ by the same: then there is nothing to control for.
+    UserError: if all lengths differ by the same amount.
   """
   spread = np.std(length, ddof=1) if len(length) > 1 else 0.0
   if not spread > 0:
     raise UserError(
-      'length control needs responses of several lengths; all of them differ from the '
-      "reference's by the same."
+      'length control needs responses of several lengths; all of them differ from the reference '
+      'by the same length.'
     )
   known = np.isfinite(preference)
   policy = np.stack([np.tanh(length / spread), difficulty, np.ones(len(length))], axis=1)[known]
   anchored = np.stack([np.tanh(anchors.length), anchors.difficulty, 0 * anchors.length], axis=1)
   x = np.concatenate([anchored, policy])
   y = np.concatenate([anchors.preference, preference[known]])
-  weight = np.concatenate([np.full(len(anchored), ANCHORING), np.ones(len(policy))])
+  weight = np.concatenate([np.full(len(anchored), ANCHOR_WEIGHT), np.ones(len(policy))])
   # The folds of scikit-learn's GroupKFold, for groups of one size: the last row is in the first.
   fold = np.arange(len(y))[::-1] % FOLDS
   losses = np.zeros(len(STRENGTHS))
@@ -167,12 +158,12 @@ def lasso(
   strength: float,
   start: Float[np.ndarray, 'k'],
 ) -> Float[np.ndarray, 'k']:
-  """Logistic regression on probabilities y without an intercept: the w that minimises
+  """L1-penalised logistic regression on probabilities y, without an intercept: the minimiser w of
 
     strength sum_i weight_i CE(y_i, sigmoid(x_i w)) + |w|_1,
 
-  by Newton's method: the quadratic models are minimised coordinate by coordinate, and steps halved
-  until they lead down.
+  by Newton's method: each quadratic model is minimised by coordinate descent, and steps are halved
+  until the objective decreases.
   """
 
   def objective(w):
@@ -194,13 +185,13 @@ def lasso(
 
 
 def _lasso_of_quadratic(hessian, slope, w):
-  """Minimises w H w / 2 - slope w + |w|_1, from w on."""
+  """Minimises w H w / 2 - slope w + |w|_1, starting from w."""
   w = w.copy()
   for _ in range(1000):
     before = w.copy()
     for j in range(len(w)):
-      rest = slope[j] - hessian[j] @ w + hessian[j, j] * w[j]
-      w[j] = np.sign(rest) * max(abs(rest) - 1, 0) / max(hessian[j, j], 1e-300)
+      partial = slope[j] - hessian[j] @ w + hessian[j, j] * w[j]
+      w[j] = np.sign(partial) * max(abs(partial) - 1, 0) / max(hessian[j, j], 1e-300)
     if np.max(np.abs(w - before)) < 1e-12:
       break
   return w
@@ -211,13 +202,8 @@ def _cross_entropy(logit, y):
 
 
 def predict(weights: Weights, difficulty: Vector) -> Vector:
-  """Probability that the policy beats the reference, were they equally long."""
+  """Predicted probability that the policy beats the reference at equal length."""
   return expit(weights.difficulty * difficulty + weights.policy)
-
-
-def between(row: Weights, column: Weights) -> Weights:
-  """The weights of one policy against another: those of the reference are zero."""
-  return Weights(*np.subtract(row, column).tolist())
 
 
 def win_rate(predictions: Vector) -> tuple[float, float]:
@@ -226,12 +212,3 @@ def win_rate(predictions: Vector) -> tuple[float, float]:
     np.std(predictions, ddof=1) / np.sqrt(len(predictions)) if len(predictions) > 1 else np.nan
   )
   return 100 * float(np.mean(predictions)), 100 * float(error)
-
-
-def suspicious(plain: float, controlled: float) -> bool:
-  """Whether control moves a win rate, in percent, so far that the fit may have failed.
-
-  That is by more than 10 points and more than a quarter of the way to 0 or 100.
-  """
-  way = plain if controlled < plain else 100 - plain
-  return abs(controlled - plain) > max(10, way / 4)

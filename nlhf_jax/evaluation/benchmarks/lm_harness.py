@@ -1,12 +1,12 @@
-"""Policies for EleutherAI's lm-evaluation-harness; `lm_tasks` has its tasks, and what they cost.
+"""The interface of a policy to EleutherAI's lm-evaluation-harness; `lm_tasks` runs its tasks.
 
-The harness asks a model for log-likelihoods and for generations (https://github.com/EleutherAI/
-lm-evaluation-harness); everything else of a task is its own. It is an extra of this package:
-`pip install nlhf-jax[harness]`. Text is tokenised as the harness's Hugging Face backend does, so
-that special tokens which a chat template writes are read as such.
+The harness requests log-likelihoods and generations from a model (https://github.com/EleutherAI/
+lm-evaluation-harness) and does everything else itself. It is an extra of this package:
+`pip install nlhf-jax[harness]`. Text is tokenised as by the harness's Hugging Face backend: special
+tokens in the output of a chat template are recognised.
 
-Left out: several processes, and stop sequences within the compiled sampler; generation comes back
-every `PIECE` tokens to look for them.
+Not supported: several processes. Stop sequences are looked for every `CHUNK` tokens, outside of the
+compiled sampler.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,54 +26,49 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation.generation import Model
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.scoring import MAX_LOGITS
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
-from nlhf_jax.structs import Params
 
-PIECE = 64  # tokens that are sampled before looking for stop sequences
-LENGTH = 256  # most tokens of a generation, unless a task says otherwise
-SHORTEST = 16  # tokens that rows are padded to at least
-KNOWN = {'until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p'}
+CHUNK = 64  # tokens sampled between two searches for stop sequences
+MAX_NEW_TOKENS = 256  # unless a task sets another maximum
+MIN_PADDED_LENGTH = 16  # tokens
+SETTINGS = {'until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p'}
 
 
 class Policy(TemplateLM):
-  """A policy as the harness wants one; give it to `lm_eval.simple_evaluate(model=...)`.
+  """A policy as the model of `lm_eval.simple_evaluate(model=...)`.
 
-  A class because the harness knows models by their class.
+  It is a class because the harness requires a subclass of `TemplateLM`.
   """
 
   def __init__(
     self,
-    decoder: Decoder,
-    params: Params,
-    tokenizer,
+    model: Model,
     *,
-    longest: int,
     name: str,
     batch: int = 32,
     seed: int = 0,
-    between: Callable[[], None] = lambda: None,
+    before_batch: Callable[[], None] = lambda: None,
   ):
     """
     Args:
-      decoder: the network.
-      params: its parameters.
-      tokenizer: of `tokenizers.train` or `load`.
-      longest: tokens that the network reads at most; what is before them is cut, and `cut` counts
-        how often.
-      name: that tells its tokenizer from others in the harness's caches.
-      batch: most rows that are read at once.
+      model: the network. Prompts that are longer than its context lose their first tokens, and
+        `cut` counts them.
+      name: identifies the tokenizer in the harness's caches.
+      batch: maximum number of rows in a batch.
       seed: of sampled generations.
-      between: is called before each batch; what it raises ends the work.
+      before_batch: called before each batch; an exception that it raises ends the run.
     """
     super().__init__()
-    self.tokenizer, self.batch_size, self.max_length = tokenizer, batch, longest
-    self.cut, self._between = 0, between
-    self._decoder, self._params, self._name = decoder, params, name
+    self.tokenizer, self.batch_size = model.tokenizer, batch
+    self.max_length = model.max_positions
+    self.cut, self._before_batch = 0, before_batch
+    self._decoder, self._params, self._name = model.decoder, model.params, name
     self._key, self._rollouts = jax.random.key(seed), {}
-    self._score = jax.jit(_make_score(decoder))
+    self._score = jax.jit(_make_score(model.decoder))
 
   @property
   def eot_token_id(self) -> int:
@@ -89,7 +84,7 @@ class Policy(TemplateLM):
     return self._name.replace('/', '__')
 
   def tok_encode(self, string, add_special_tokens=None, **kwargs) -> list[int]:
-    if add_special_tokens is None:  # a chat template may have begun the text with them
+    if add_special_tokens is None:  # the chat template may already have added them
       add_special_tokens = not string.startswith(self.tokenizer.decode(self.prefix_token_id))
     return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
@@ -104,8 +99,8 @@ class Policy(TemplateLM):
   def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
     """(log-likelihood of the continuation in nats, whether it is greedy) of each request.
 
-    Continuations that differ in their last token alone, as the letters of multiple choice, are read
-    together.
+    Continuations that differ only in their last token, such as the letters of multiple choice,
+    share one row of a batch.
     """
     groups: dict[tuple, list[int]] = {}
     for number, (_, context, continuation) in enumerate(requests):
@@ -114,30 +109,30 @@ class Policy(TemplateLM):
     answers: list = [None] * len(requests)
     with tqdm(total=len(requests), desc='log-likelihoods', disable=disable_tqdm) as bar:
       for chunk in self._chunks(rows):
-        self._between()
+        self._before_batch()
         numbers = [groups[row] for row in chunk]
-        lasts = [[requests[number][2][-1] for number in together] for together in numbers]
-        for together, said in zip(numbers, self._read(chunk, lasts), strict=True):
-          for number, answer in zip(together, said, strict=True):
+        lasts = [[requests[number][2][-1] for number in group] for group in numbers]
+        for group, scored in zip(numbers, self._score_rows(chunk, lasts), strict=True):
+          for number, answer in zip(group, scored, strict=True):
             answers[number] = answer
-            if requests[number][0] is not None:  # a text; parts of one are of no use in a cache
+            if requests[number][0] is not None:  # not a window of a longer text
               self.cache_hook.add_partial('loglikelihood', requests[number][0], answer)
-          bar.update(len(together))
+          bar.update(len(group))
     return answers
 
   def _chunks(self, rows) -> Iterator[list]:
-    """As many rows of about one length as fit, a power of two of them unless they are the last."""
+    """Batches of rows of similar length; their sizes are powers of two, except for the last one."""
     while rows:
-      most = _padded(max(len(body) + 1 for _, body in rows[: self.batch_size]))
-      size = max(1, min(self.batch_size, MAX_LOGITS // (len(self.tokenizer) * most)))
+      width = _padded(max(len(body) + 1 for _, body in rows[: self.batch_size]))
+      size = max(1, min(self.batch_size, MAX_LOGITS // (len(self.tokenizer) * width)))
       size = 1 << (size.bit_length() - 1)
       yield rows[:size]
       rows = rows[size:]
 
-  def _read(self, chunk, lasts) -> list[list[tuple[float, bool]]]:
-    """What becomes of each row (context, all of the continuation but its last token)."""
+  def _score_rows(self, chunk, lasts) -> list[list[tuple[float, bool]]]:
+    """(log-likelihood, greedy) of each candidate last token, for rows (context, continuation)."""
     rows = [
-      (self._last([*context, *body], self.max_length), min(len(body) + 1, self.max_length))
+      (self._truncate([*context, *body], self.max_length), min(len(body) + 1, self.max_length))
       for context, body in chunk
     ]
     length = _padded(max(count for _, count in rows))
@@ -145,7 +140,7 @@ class Policy(TemplateLM):
     size, candidates = _padded(len(rows), 1), _padded(max(map(len, lasts)), 1)
     tokens, choices = np.zeros((size, width), np.int32), np.zeros((size, candidates), np.int32)
     mask, body_mask = np.zeros((size, width), bool), np.zeros((size, length), bool)
-    mask[:, -1] = True  # of rows that fill the batch
+    mask[:, -1] = True  # rows that only fill the batch need one token
     for i, ((row, count), last) in enumerate(zip(rows, lasts, strict=True)):
       tokens[i, width - len(row) :], mask[i, width - len(row) :] = row, True
       body_mask[i, length - count : -1] = True
@@ -161,8 +156,8 @@ class Policy(TemplateLM):
       for i, last in enumerate(lasts)
     ]
 
-  def _last(self, row, room) -> list[int]:
-    """The last tokens of a row, as many as there is room for."""
+  def _truncate(self, row, room) -> list[int]:
+    """The last `room` tokens of a row."""
     self.cut += len(row) > room
     return row[-room:]
 
@@ -177,8 +172,8 @@ class Policy(TemplateLM):
       ):
         windows.append((number, (None, *make_disjoint_window(window))))
     totals = [0.0] * len(requests)
-    said = self._loglikelihood_tokens([window for _, window in windows], disable_tqdm)
-    for (number, _), (log_prob, _) in zip(windows, said, strict=True):
+    scored = self._loglikelihood_tokens([window for _, window in windows], disable_tqdm)
+    for (number, _), (log_prob, _) in zip(windows, scored, strict=True):
       totals[number] += log_prob
     for request, total in zip(requests, totals, strict=True):
       self.cache_hook.add_partial('loglikelihood_rolling', request.args, total)
@@ -187,43 +182,43 @@ class Policy(TemplateLM):
   def generate_until(self, requests, disable_tqdm=False) -> list[str]:
     """The text after each context, up to the first of its stop sequences."""
     end = self.tokenizer.decode(self.eot_token_id)
-    groups: dict[Wanted, list[int]] = {}
+    groups: dict[GenerationSettings, list[int]] = {}
     for number, request in enumerate(requests):
-      groups.setdefault(_wanted(request.args[1], end, self.max_length), []).append(number)
+      groups.setdefault(_read_settings(request.args[1], end, self.max_length), []).append(number)
     answers: list = [None] * len(requests)
     with tqdm(total=len(requests), desc='generations', disable=disable_tqdm) as bar:
-      for wanted, numbers in groups.items():
-        room = self.max_length - wanted.length
-        contexts = {n: self._last(self.tok_encode(requests[n].args[0]), room) for n in numbers}
+      for settings, numbers in groups.items():
+        room = self.max_length - settings.length
+        contexts = {n: self._truncate(self.tok_encode(requests[n].args[0]), room) for n in numbers}
         numbers = sorted(numbers, key=lambda n: -len(contexts[n]))
         for chunk in (
           numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)
         ):
-          self._between()
-          texts = self._generate([contexts[n] for n in chunk], wanted)
+          self._before_batch()
+          texts = self._generate([contexts[n] for n in chunk], settings)
           for number, text in zip(chunk, texts, strict=True):
             answers[number] = text
             self.cache_hook.add_partial('generate_until', requests[number].args, text)
           bar.update(len(chunk))
     return answers
 
-  def _generate(self, rows, wanted) -> list[str]:
-    said: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
-    for done in range(0, wanted.length, PIECE):
-      length = min(PIECE, wanted.length - done)
-      more = self._go_on([rows[i] + said[i] for i in going], wanted.filters, length)
-      for i, new in zip(going, more, strict=True):
-        said[i] += new
-      texts = {i: self.tokenizer.decode(said[i]) for i in going}  # with special tokens
-      going = [i for i in going if not any(stop in texts[i] for stop in wanted.until)]
-      if not going:
+  def _generate(self, rows, settings) -> list[str]:
+    sampled: list[list[int]] = [[] for _ in rows]
+    active = list(range(len(rows)))
+    for done in range(0, settings.length, CHUNK):
+      length = min(CHUNK, settings.length - done)
+      more = self._sample([rows[i] + sampled[i] for i in active], settings.filters, length)
+      for i, new in zip(active, more, strict=True):
+        sampled[i] += new
+      texts = {i: self.tokenizer.decode(sampled[i]) for i in active}  # with special tokens
+      active = [i for i in active if not any(stop in texts[i] for stop in settings.until)]
+      if not active:
         break
-    texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in said]
-    return [postprocess_generated_text(text, list(wanted.until), None) for text in texts]
+    texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in sampled]
+    return [postprocess_generated_text(text, list(settings.until), None) for text in texts]
 
-  def _go_on(self, rows, filters, length) -> list[list[int]]:
-    """The next tokens of each row, at most so many, the stop token included."""
+  def _sample(self, rows, filters, length) -> list[list[int]]:
+    """At most `length` further tokens of each row, including the stop token."""
     if (filters, length) not in self._rollouts:
       self._rollouts[filters, length] = make_rollout(
         self._decoder, [{'policy': 1.0}], length=length, stop=self.eot_token_id, filters=filters
@@ -236,48 +231,48 @@ class Policy(TemplateLM):
     return [responses.tokens[i, 0][responses.mask[i, 0]].tolist() for i in range(len(rows))]
 
 
-class Wanted(NamedTuple):
-  """How a task wants its generations: what is done to logits, what ends one, most tokens."""
+class GenerationSettings(NamedTuple):
+  """Generation settings of a task: sampling filters, stop sequences, maximum length in tokens."""
 
   filters: Filters
   until: tuple[str, ...]
   length: int
 
 
-def _wanted(settings: Mapping, end: str, longest: int) -> Wanted:
-  wanted = normalize_gen_kwargs(settings, LENGTH)
-  if set(wanted) - KNOWN:
+def _read_settings(settings: Mapping, end: str, max_positions: int) -> GenerationSettings:
+  wanted = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+  if set(wanted) - SETTINGS:
     raise UserError(
-      f'the task asks for {sorted(set(wanted) - KNOWN)} in its generations; known are '
-      f'{sorted(KNOWN)}.'
+      f'the task sets {sorted(set(wanted) - SETTINGS)} for its generations; supported are '
+      f'{sorted(SETTINGS)}.'
     )
   filters = Filters(top_k=1)
   if wanted['do_sample'] and wanted.get('temperature', 0) > 0:
     filters = Filters(*(wanted.get(name, of) for name, of in Filters()._asdict().items()))
   length = wanted['max_gen_toks']
-  if length >= longest:
+  if length >= max_positions:
     raise UserError(
-      f'the task asks for {length} tokens, and {longest} fit with its question; ask for less by '
-      'max_gen_toks.'
+      f'the task generates {length} tokens, and {max_positions} fit with its question; set a '
+      'smaller max_gen_toks.'
     )
   until = [stop for stop in handle_stop_sequences(list(wanted['until']), eos=end) if stop]
-  return Wanted(filters, tuple(until), length)
+  return GenerationSettings(filters, tuple(until), length)
 
 
-def _padded(length: int, least: int = SHORTEST) -> int:
-  """The next power of two, so that there are few programs."""
+def _padded(length: int, least: int = MIN_PADDED_LENGTH) -> int:
+  """The next power of two, so that few programs are compiled."""
   return max(least, 1 << (length - 1).bit_length())
 
 
 def _make_score(decoder: Decoder):
-  """Scores of what continues rows: (params, tokens [N, W], mask [N, W], body [N, T], last [N, C]).
+  """Scores continuations: (params, tokens [N, W], mask [N, W], body [N, T], last [N, C]).
 
-  Each of the last T tokens of a row predicts the next one; `body` marks those that predict a token
-  of the row which counts, and the last one of all predicts each of the C candidates.
+  Each of the last T tokens of a row predicts the next one. `body` marks those that predict a token
+  of the continuation, and the last token of the row predicts each of the C candidates.
 
   Returns:
     log-probability of the body [N], whether it is greedy [N], log-probabilities of the candidates
-    [N, C], and the likeliest token after the row [N].
+    [N, C], and the most likely token after the row [N].
   """
 
   def score(params, tokens, mask, body, last):

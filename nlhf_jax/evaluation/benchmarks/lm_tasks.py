@@ -1,6 +1,6 @@
-"""Tasks of the lm-evaluation-harness: found, run piece by piece, and what alignment costs on them.
+"""Tasks of the lm-evaluation-harness, run piece by piece, and the alignment tax on them.
 
-The Open LLM Leaderboard's is the group `openllm`. An extra of this package, as `lm_harness` is.
+The Open LLM Leaderboard is the group `openllm`. Needs the extra `harness`, as `lm_harness` does.
 """
 
 import dataclasses
@@ -24,25 +24,25 @@ from nlhf_jax.storage import json_lines
 
 
 class Piece(NamedTuple):
-  """What of the harness is run in one go: a task, or a group that has a score of its own.
+  """What the harness runs in one call: a task, or a group that has a score of its own.
 
-  `settings` tell it apart from others, and from what it was before its files were changed.
+  `settings` determine the outcome: they change when a file of the task changes.
   """
 
   name: str
   settings: object
 
 
-def find(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
-  """The pieces of some tasks, and who knows them; no data are read.
+def find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
+  """The harness's task manager, and the pieces of some tasks; no data are read.
 
   Args:
-    tasks: names of tasks or groups, as `openllm`, or files of them.
+    tasks: names of tasks or of groups, such as `openllm`, or paths of YAML files.
 
   Raises:
     UserError: if there is no such task.
   """
-  # The harness's own tasks are thousands of files, to be read only where one is named.
+  # The harness's own tasks are thousands of files; they are read only if one is named.
   manager = TaskManager(include_defaults=not all(map(os.path.isfile, tasks)))
   index, pieces = manager.task_index, []
   for task in tasks:
@@ -51,7 +51,7 @@ def find(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
       entry = TaskIndex.entry_from_path(Path(task)) if os.path.isfile(task) else index[task]
       index[task] = entry
       if entry.kind is Kind.GROUP:
-        _mend(index, task)
+        _keep_names(index, task)
     except (KeyError, TypeError, ValueError, OSError, AttributeError, yaml.YAMLError) as error:
       raise _cannot_run(task, error) from None
     of_group = index[task].cfg if entry.kind is Kind.GROUP else {}
@@ -73,30 +73,30 @@ def _cannot_run(task, error) -> UserError:
 
 
 def _contents(path) -> dict[str, str]:
-  """Digests of what a file of a task says, and of the files of data and code that it names."""
+  """Digests of a task's file, and of the files of data and code that it names."""
   config = load_yaml(path, resolve_func=False)
-  said = json.dumps(config, sort_keys=True, default=str)
-  found = {'': hashlib.sha256(said.encode()).hexdigest()}
+  text = json.dumps(config, sort_keys=True, default=str)
+  found = {'': hashlib.sha256(text.encode()).hexdigest()}
 
-  def look(value):
+  def visit(value):
     if isinstance(value, Mapping | list):
       for item in value.values() if isinstance(value, Mapping) else value:
-        look(item)
+        visit(item)
     elif isinstance(value, str):
       for named in (value, f'{os.path.splitext(value)[0]}.py'):  # a function is FOLDER/module.name
         if os.path.isfile(named):
           with open(named, 'rb') as file:
             found[named] = hashlib.file_digest(file, 'sha256').hexdigest()
 
-  look(config)
+  visit(config)
   return found
 
 
-def _mend(index: dict[str, Entry], name: str) -> None:
+def _keep_names(index: dict[str, Entry], name: str) -> None:
   """Rewrites a group so that its tasks keep their names.
 
-  Where a group takes in another one, or a tag, with settings of its own, as `openllm` does MMLU,
-  lm_eval 0.4.13 calls all tasks in it by its name, and ends in a recursion without end.
+  If a group includes another group or a tag with settings of its own, as `openllm` does with MMLU,
+  lm_eval 0.4.13 gives all of its tasks the name of the group, and recurses without end.
   """
   entry = index[name]
   config = load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg
@@ -107,7 +107,7 @@ def _mend(index: dict[str, Entry], name: str) -> None:
     kind = index[of].kind if of in index else None
     own = {field: value for field, value in settings.items() if field not in ('group', 'task')}
     if kind is Kind.GROUP:
-      _mend(index, of)
+      _keep_names(index, of)
       members.append({'group': of, **own})
     elif kind is Kind.TAG:
       members += [{'task': one, **own} for one in sorted(index[of].tags)]
@@ -117,20 +117,20 @@ def _mend(index: dict[str, Entry], name: str) -> None:
 
 
 def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | None = None) -> dict:
-  """What `lm_eval.simple_evaluate` finds, less its samples, as plain values.
+  """The outcome of `lm_eval.simple_evaluate` without its samples, as plain values.
 
   Args:
-    policy: who is asked.
-    manager: of `find`.
-    piece: one of those that it found.
-    limit: questions of each task; None for all.
+    policy: to evaluate.
+    manager: of `find_tasks`.
+    piece: one of the pieces of `find_tasks`.
+    limit: questions per task; None for all.
 
   Returns:
-    the harness's `results`, `n-shot`, `n-samples`, `versions` and `group_subtasks`, and how many
-    questions were `cut` to fit the policy.
+    the harness's `results`, `n-shot`, `n-samples`, `versions` and `group_subtasks`, and the number
+    of prompts that were `cut` to fit the context of the policy.
 
   Raises:
-    UserError: if it cannot be run, or its data cannot be had.
+    UserError: if the piece cannot be run, or its data cannot be read.
   """
   policy.cut = 0
   try:
@@ -146,8 +146,8 @@ def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | No
   return json.loads(json.dumps(json_lines.to_json(kept), default=str)) | {'cut': policy.cut}
 
 
-def merged(outcomes: Sequence[Mapping]) -> dict:
-  """Outcomes of several pieces as one.
+def merge(outcomes: Sequence[Mapping]) -> dict:
+  """The outcomes of several pieces as one.
 
   Raises:
     UserError: if a task is in two of them.
@@ -157,8 +157,8 @@ def merged(outcomes: Sequence[Mapping]) -> dict:
     for task in outcome['n-samples']:
       if task in whole.get('n-samples', ()):
         raise UserError(
-          f"config.harness.tasks: '{task}' is in two of them, and may be asked in two ways; leave "
-          'one out.'
+          f"config.harness.tasks: '{task}' is in two of them, perhaps with different settings; "
+          'remove one.'
         )
     for name, found in outcome.items():
       whole[name] = whole['cut'] + found if name == 'cut' else whole.get(name, {}) | found
@@ -166,9 +166,9 @@ def merged(outcomes: Sequence[Mapping]) -> dict:
 
 
 def scores(outcome: Mapping) -> list[dict]:
-  """`task`, `metric`, `score` and its standard `error`, nan where the harness gives none.
+  """`task`, `metric`, `score` and its standard `error`, NaN where the harness has none.
 
-  Tasks that have a part in the score of their group are not told apart.
+  Tasks that enter the score of their group have no rows of their own.
 
   Args:
     outcome: of `evaluate`.
@@ -180,25 +180,25 @@ def scores(outcome: Mapping) -> list[dict]:
   for task, found in outcome['results'].items():
     for name, value in found.items() if task not in parts else ():
       metric, _, filtered = name.partition(',')
-      known = isinstance(value, int | float)  # what is no number was kept as none
+      known = isinstance(value, int | float)  # values that are not finite were stored as null
       if filtered and known and not metric.endswith('_stderr'):
         error = found.get(f'{metric}_stderr,{filtered}')
-        error = error if isinstance(error, int | float) else math.nan  # it says N/A, too
+        error = error if isinstance(error, int | float) else math.nan  # it may be N/A
         label = metric if filtered == 'none' else f'{metric}, {filtered}'
         rows.append({'task': task, 'metric': label, 'score': value, 'error': error})
   return rows
 
 
-def tax(before: Mapping, after: Mapping) -> list[dict]:
-  """What alignment changed on the tasks that two outcomes of `evaluate` share.
+def alignment_tax(before: Mapping, after: Mapping) -> list[dict]:
+  """The change of each score that two outcomes of `evaluate` share.
 
   Args:
-    before: the outcome of the policy that training began with.
-    after: that of the trained one.
+    before: the outcome of the policy before training.
+    after: the outcome of the trained policy.
 
   Returns:
     `task`, `metric`, `before`, `after`, `change`, and `error`: the standard error of the change, as
-    if each had answered other questions; nan where the harness gives none.
+    if the policies had answered different questions; NaN where the harness has none.
   """
   was = {(row['task'], row['metric']): row for row in scores(before)}
   rows = []

@@ -1,265 +1,140 @@
-"""MT-Bench: eighty questions of two turns, graded or compared by a judge (arXiv 2306.05685).
+"""MT-Bench as a benchmark: policies answer its questions, a language model grades the answers.
 
-Rows are those of FastChat's files (https://github.com/lm-sys/FastChat, `fastchat/llm_judge`), which
-read what is written here and the other way round. Of a question's answers the first choice is
-judged; a judgement that cannot be understood has score -1, or winner `error`, and is left out of
-all figures.
-
-Here are answers and figures; `mt_bench_judge` has what lies between. Left out are the questions:
-FastChat's `question.jsonl`.
+All files are FastChat's: `question.jsonl`, `model_answer/POLICY.jsonl` and
+`model_judgment/JUDGE_MODE.jsonl` in the folder `mt_bench` of the work directory.
 """
 
+import functools
 import math
-import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from nlhf_jax.errors import UserError
-from nlhf_jax.storage import json_files
+from nlhf_jax.evaluation.benchmarks import mt_bench_judge, mt_bench_scores, radar
+from nlhf_jax.evaluation.benchmarks.benchmark import (
+  Benchmark,
+  Judges,
+  Policy,
+  Table,
+  require_all,
+)
+from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
+from nlhf_jax.storage import json_lines
 
-# How random answers are, by category; others are answered at `TEMPERATURE`.
-TEMPERATURES = {
-  'writing': 0.7,
-  'roleplay': 0.7,
-  'stem': 0.1,
-  'humanities': 0.1,
-  'extraction': 0.0,
-  'math': 0.0,
-  'coding': 0.0,
-  'reasoning': 0.0,
-  'arena-hard-200': 0.0,
-}
-TEMPERATURE = 0.7
-FAILED = -1
-SWAPPED = {'model_1': 'model_2', 'model_2': 'model_1'}
-
-Message = Mapping[str, str]  # {'role', 'content'}
-# (conversations, temperature, seed) -> the next message of each
-Respond = Callable[[Sequence[Sequence[Message]], float, int], Sequence[str]]
-Answers = Mapping[int, Mapping]  # question -> row
+PAIR_COLUMNS = ('win', 'tie', 'loss', 'win_rate_adjusted', 'failed')
 
 
-def read_questions(path: str | Path) -> list[dict]:
-  """Rows of a `question.jsonl`: `question_id`, `category`, and one or two `turns`.
-
-  Raises:
-    UserError: if a row cannot be used; it is named.
-  """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    json_files.field(path, number, row, 'question_id', int)
-    json_files.field(path, number, row, 'category', str)
-    _must_be_turns(path, number, json_files.field(path, number, row, 'turns', list))
-  return rows
-
-
-def read_answers(path: str | Path) -> dict[int, dict]:
-  """Rows of a `model_answer/POLICY.jsonl` or `reference_answer/JUDGE.jsonl`, by question.
-
-  Of several rows of a question the last counts.
-
-  Raises:
-    UserError: if a row cannot be used; it is named.
-  """
-  answers = {}
-  for number, row in enumerate(json_files.read(path), start=1):
-    choices = json_files.field(path, number, row, 'choices', list)
-    if not choices or not isinstance(choices[0], dict):
-      raise UserError(f"{path}, row {number}: field 'choices' has no answer.")
-    _must_be_turns(path, number, json_files.field(path, number, choices[0], 'turns', list))
-    answers[json_files.field(path, number, row, 'question_id', int)] = row
-  return answers
-
-
-def _must_be_turns(path, number, turns) -> None:
-  if not turns or not all(isinstance(turn, str) for turn in turns):
-    raise UserError(f"{path}, row {number}: field 'turns' must be a list of texts.")
-
-
-def read_scores(path: str | Path) -> list[dict]:
-  """Rows of a `model_judgment/JUDGE_single.jsonl`.
-
-  Raises:
-    UserError: if a row cannot be used; it is named.
-  """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    json_files.field(path, number, row, 'model', str)
-    json_files.field(path, number, row, 'score', (float, int))
-    for name in ('question_id', 'turn'):
-      json_files.field(path, number, row, name, int)
-  return rows
-
-
-def read_pairs(path: str | Path) -> list[dict]:
-  """Rows of a `model_judgment/JUDGE_pair.jsonl`.
-
-  Raises:
-    UserError: if a row cannot be used; it is named.
-  """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    for name in ('model_1', 'model_2', 'g1_winner', 'g2_winner'):
-      value = json_files.field(path, number, row, name, str)
-      if name.endswith('winner') and value not in (*SWAPPED, 'tie', 'error'):
-        raise UserError(
-          f"{path}, row {number}: field '{name}' is {value!r}; it must be one of "
-          f'{", ".join(SWAPPED)}, tie, error.'
-        )
-  return rows
-
-
-def failed(judgement: Mapping) -> bool:
-  """Whether a row of `read_scores` or of `read_pairs` says nothing that can be understood."""
-  if 'score' in judgement:
-    return judgement['score'] == FAILED
-  return 'error' in (judgement['g1_winner'], judgement['g2_winner'])
-
-
-def write(path: str | Path, rows: Iterable[Mapping]) -> None:
-  """Writes answers, to a file called by the policy's name, or judgements; by question."""
-  json_files.write_lines(path, sorted(rows, key=lambda row: row['question_id']))
-
-
-def answer(
-  respond: Respond, questions: Sequence[Mapping], policy: str, choices: int = 1
-) -> list[dict]:
-  """A policy's answers, a row a question.
-
-  Each turn sees those before it, with the policy's own answers. Questions of one temperature are
-  answered together.
+def make(section: Mapping[str, str]) -> Benchmark | None:
+  """The benchmark of the section `mt_bench`; None if it names no questions.
 
   Args:
-    respond: the policy. A temperature of 0 asks for the likeliest tokens.
-    questions: rows of `read_questions`.
-    policy: its name.
-    choices: answers a question; the number of a choice is its seed.
+    section: paths of FastChat's files in `questions`, `references` and `judge_prompts`, and `mode`,
+      single or pair.
+
+  Raises:
+    UserError: if a setting or a file cannot be used.
   """
-  by_temperature: dict[float, list[Mapping]] = {}
-  for question in questions:
-    temperature = TEMPERATURES.get(question['category'], TEMPERATURE)
-    by_temperature.setdefault(temperature, []).append(question)
-  said: dict[int, list[list[str]]] = {question['question_id']: [] for question in questions}
-  for temperature, together in by_temperature.items():
-    for seed in range(choices):
-      spoken = _converse(respond, [question['turns'] for question in together], temperature, seed)
-      for question, turns in zip(together, spoken, strict=True):
-        said[question['question_id']].append(turns)
-  return [
-    {
-      'question_id': number,
-      'answer_id': uuid.uuid5(uuid.NAMESPACE_OID, f'{policy}\n{number}\n{chosen}').hex,
-      'model_id': policy,
-      'choices': [{'index': index, 'turns': turns} for index, turns in enumerate(chosen)],
-      'tstamp': time.time(),
-    }
-    for number, chosen in said.items()
-  ]
+  if not section['questions']:
+    return None
+  mode = section['mode']
+  if mode not in ('single', 'pair'):
+    raise UserError(f"config.mt_bench.mode='{mode}' must be single or pair.")
+  require_all(
+    'mt_bench', section, ('references', 'judge_prompts'), "give the path of FastChat's file."
+  )
+  materials = Materials(
+    mt_bench_scores.read_questions(section['questions']),
+    mt_bench_scores.read_answers(section['references']),
+    mt_bench_judge.read_prompts(section['judge_prompts']),
+  )
+  return Benchmark(
+    'mt_bench',
+    run=functools.partial(run, materials, mode),
+    answer=functools.partial(answer, materials),
+    min_generators=2 if mode == 'pair' else 1,
+    needs_chat_judge=True,
+  )
 
 
-def _converse(respond, asked, temperature, seed) -> list[list[str]]:
-  """The answers to each list of turns."""
-  conversations: list[list[Message]] = [[] for _ in asked]
-  for turn in range(max(map(len, asked))):
-    going = [i for i, turns in enumerate(asked) if turn < len(turns)]
-    for i in going:
-      conversations[i].append({'role': 'user', 'content': asked[i][turn]})
-    spoken = respond([conversations[i] for i in going], temperature, seed)
-    for i, text in zip(going, spoken, strict=True):
-      conversations[i].append({'role': 'assistant', 'content': text})
-  return [
-    [message['content'] for message in conversation if message['role'] == 'assistant']
-    for conversation in conversations
-  ]
+def answer(materials: Materials, policy: Policy, folder: Path) -> None:
+  """Writes the policy's answers to all questions."""
+  rows = mt_bench_scores.answer(policy.respond, materials.questions, policy.name)
+  mt_bench_scores.write(answer_path(folder, policy.name), rows)
 
 
-def summarise(judgements: Sequence[Mapping], questions: Sequence[Mapping]) -> dict[str, dict]:
-  """Mean scores of each policy, best first, over the judgements that have one; nan without any.
+def answer_path(folder: Path, policy: str) -> Path:
+  """The file of a policy's answers."""
+  return folder / 'mt_bench' / 'model_answer' / f'{policy}.jsonl'
 
-  Args:
-    judgements: rows of `read_scores`; all of them count, however many a question has.
-    questions: for their categories.
 
-  Returns:
-    policy -> `average`, by `turns`, by `categories`, by `categories_of_turns` (turn -> category ->
-    score), and how many were `judged` and `failed`.
+def run(
+  materials: Materials, mode: str, policies: Mapping[str, Policy], judges: Judges, folder: Path
+) -> list[Table]:
+  """Grades or compares all answers, writes the judgements and, in single mode, the radar plot.
+
+  Raises:
+    UserError: if the judge cannot be reached, or none of its responses can be parsed.
   """
-  category = {question['question_id']: question['category'] for question in questions}
-  for number, row in enumerate(judgements, start=1):
-    if row['question_id'] not in category:
-      raise UserError(
-        f'row {number} of the judgements is of question {row["question_id"]}, which is not among '
-        'the questions; give the file that was answered.'
-      )
-  found = {}
-  for policy in dict.fromkeys(row['model'] for row in judgements):
-    rows = [row for row in judgements if row['model'] == policy]
-    judged = [row for row in rows if not failed(row)]
-    in_category = lambda row: category[row['question_id']]
-    turns = _grouped(judged, lambda row: row['turn'])
-    found[policy] = {
-      'average': _mean(judged) if judged else math.nan,
-      'turns': {turn: _mean(of_turn) for turn, of_turn in turns.items()},
-      'categories': {name: _mean(some) for name, some in _grouped(judged, in_category).items()},
-      'categories_of_turns': {
-        turn: {name: _mean(some) for name, some in _grouped(of_turn, in_category).items()}
-        for turn, of_turn in turns.items()
-      },
-      'judged': len(judged),
-      'failed': len(rows) - len(judged),
-    }
-  return _best_first(found, 'average')
+  own = folder / 'mt_bench'
+  answers = {
+    name: mt_bench_scores.read_answers(answer_path(folder, name))
+    for name, policy in policies.items()
+    if policy.respond
+  }
+  mt_bench_scores.write(own / 'question.jsonl', materials.questions)
+  judge = mt_bench_judge.grade if mode == 'single' else mt_bench_judge.compare
+  rows = judge(judges.chat, materials, answers, judges.chat_name)
+  path = own / 'model_judgment' / f'{judges.chat_name.replace("/", "__")}_{mode}.jsonl'
+  mt_bench_scores.write(path, rows)
+  if all(map(mt_bench_scores.failed, rows)):
+    raise UserError(
+      f"the judge '{judges.chat_name}' gave no verdict that can be parsed; its responses are in "
+      f'{path}.'
+    )
+  title = f'MT-Bench, judged by {judges.chat_name}'
+  if mode == 'pair':
+    return [pair_table(title, mt_bench_scores.count_wins(rows))]
+  scores = mt_bench_scores.summarise(rows, materials.questions)
+  draw_radar(title, scores, own / 'radar.png')
+  return [score_table(title, scores)]
 
 
-def _best_first(found, by) -> dict[str, dict]:
-  """Those that have a figure come before those that have none."""
-  place = lambda item: (math.isnan(item[1][by]), -item[1][by])
-  return dict(sorted(found.items(), key=place))
+def draw_radar(title: str, scores: Mapping[str, Mapping], path: Path) -> None:
+  """Draws the scores by category, if all policies have the same three or more categories."""
+  categories = {name: row['categories'] for name, row in scores.items()}
+  same = len({frozenset(found) for found in categories.values()}) == 1
+  if same and all(len(found) > 2 for found in categories.values()):
+    with json_lines.atomic_write(path) as draft:
+      radar.draw(categories, title).savefig(draft, dpi=150, format='png')
 
 
-def _grouped(rows, key) -> dict:
-  groups: dict = {}
-  for row in rows:
-    groups.setdefault(key(row), []).append(row)
-  return groups
+def pair_table(title: str, wins: Mapping[str, Mapping]) -> Table:
+  """The table of pairwise mode."""
+  return Table(
+    title,
+    'A win in only one of the two orders counts as a tie, and a tie as half a win. Comparisons for '
+    'which no verdict can be parsed are counted as failed and enter no other figure.',
+    list(PAIR_COLUMNS),
+    [[name, *(row[column] for column in PAIR_COLUMNS)] for name, row in wins.items()],
+  )
 
 
-def _mean(rows) -> float:
-  return float(np.mean([row['score'] for row in rows]))
-
-
-def count_wins(judgements: Sequence[Mapping], baseline: str | None = None) -> dict[str, dict]:
-  """Wins of each policy in pairwise mode, best first; a win in one order only is a tie.
-
-  Args:
-    judgements: rows of `read_pairs`; those with an error in either order are only `failed`.
-    baseline: only pairs with this policy count, and it is left out itself.
-
-  Returns:
-    policy -> `win`, `loss`, `tie`, `failed`, rates `win_rate` and `loss_rate` of the first three,
-    and `win_rate_adjusted`, where a tie is half a win; nan where all failed.
-  """
-  counts: dict[str, dict[str, int]] = {}
-  for row in judgements:
-    winners, pair = {row['g1_winner'], row['g2_winner']}, (row['model_1'], row['model_2'])
-    if baseline is not None and baseline not in pair:
-      continue
-    winner = row[winners.pop()] if len(winners) == 1 and winners <= set(SWAPPED) else None
-    for policy in pair:
-      outcome = 'tie' if winner is None else 'win' if policy == winner else 'loss'
-      none = {'win': 0, 'loss': 0, 'tie': 0, 'failed': 0}
-      counts.setdefault(policy, none)['failed' if failed(row) else outcome] += 1
-  found = {}
-  for policy, count in counts.items():
-    if policy != baseline:
-      total = count['win'] + count['loss'] + count['tie'] or math.nan
-      found[policy] = {
-        **count,
-        'win_rate': count['win'] / total,
-        'loss_rate': count['loss'] / total,
-        'win_rate_adjusted': (count['win'] + count['tie'] / 2) / total,
-      }
-  return _best_first(found, 'win_rate_adjusted')
+def score_table(title: str, scores: Mapping[str, Mapping]) -> Table:
+  """The table of single mode, by turn and by category."""
+  turns = sorted({turn for row in scores.values() for turn in row['turns']})
+  names = sorted({name for row in scores.values() for name in row['categories']})
+  return Table(
+    title,
+    'Mean scores out of 10. Grades that cannot be parsed are counted as failed and enter no mean.',
+    ['average', *(f'turn {turn}' for turn in turns), *names, 'failed'],
+    [
+      [
+        policy,
+        row['average'],
+        *(row['turns'].get(turn, math.nan) for turn in turns),
+        *(row['categories'].get(name, math.nan) for name in names),
+        row['failed'],
+      ]
+      for policy, row in scores.items()
+    ],
+  )

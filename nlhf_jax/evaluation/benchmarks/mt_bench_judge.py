@@ -1,8 +1,8 @@
-"""MT-Bench's judgements: what a judge is shown, and how its word is understood.
+"""MT-Bench's judgements: the prompts of the judge, and how its responses are parsed.
 
-A judge is asked in text and answers in text. Questions of mathematics, reasoning and coding are
-judged with reference answers. What a judge is told is FastChat's file `judge_prompts.jsonl`, and
-its own reference answers are in `reference_answer/JUDGE.jsonl`; neither is part of this package.
+The judge is a language model. Questions of mathematics, reasoning and coding are judged with
+reference answers. The prompts are FastChat's `judge_prompts.jsonl`, and the judge's own reference
+answers its `reference_answer/JUDGE.jsonl`; neither is part of this package.
 """
 
 import re
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks.mt_bench import FAILED, SWAPPED, Answers
+from nlhf_jax.evaluation.benchmarks.mt_bench_scores import FAILED, SWAPPED, Answers
 from nlhf_jax.storage import json_files
 
-# Names of prompts: without and with a reference answer; those of second turns end in `-multi-turn`.
+# Names of prompts without and with a reference answer; `-multi-turn` is added for the second turn.
 SINGLE, PAIR = ('single-v1', 'single-math-v1'), ('pair-v2', 'pair-math-v1')
 WITH_REFERENCE = ('math', 'reasoning', 'coding', 'arena-hard-200')
-TIE = 0.1  # two scores that differ by no more are a tie
+TIE = 0.1  # scores that differ by at most this are a tie
 
 NUMBER = r'(\d+\.?\d*)'
 SCORE = [re.compile(rf'\[\[{NUMBER}\]\]'), re.compile(rf'\[{NUMBER}\]')]
@@ -28,15 +28,15 @@ SCORES = [
   re.compile(rf'\[{NUMBER},\s?{NUMBER}\]'),
 ]
 
-# (system prompt, user prompt) of each -> what the judge says
-Ask = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
+# (system prompt, user prompt) of each -> response of the judge
+ChatJudge = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
 
 
-class Bench(NamedTuple):
-  """What is asked, and what a judge is told and shown beside the answers.
+class Materials(NamedTuple):
+  """The files of MT-Bench.
 
-  `questions` are of `mt_bench.read_questions`, `references` of `mt_bench.read_answers`, and
-  `prompts` of `read_prompts`.
+  `questions` are rows of `mt_bench_scores.read_questions`, `references` the reference answers of
+  `mt_bench_scores.read_answers`, and `prompts` those of `read_prompts`.
   """
 
   questions: Sequence[Mapping]
@@ -44,18 +44,18 @@ class Bench(NamedTuple):
   prompts: Mapping[str, Mapping]
 
 
-class Sheet(NamedTuple):
-  """What a judge is shown, by a row of `judge_prompts.jsonl`."""
+class FilledPrompt(NamedTuple):
+  """A row of `judge_prompts.jsonl`, and its user prompt with all fields filled in."""
 
   prompt: Mapping[str, str]
   user: str
 
 
 def read_prompts(path: str | Path) -> dict[str, dict]:
-  """What the judge is told, by name: rows of a `judge_prompts.jsonl`.
+  """The prompts of the judge by name: rows of a `judge_prompts.jsonl`.
 
   Raises:
-    UserError: if a row cannot be used; it is named.
+    UserError: if a row cannot be used; the message names it.
   """
   rows = json_files.read(path)
   for number, row in enumerate(rows, start=1):
@@ -64,87 +64,77 @@ def read_prompts(path: str | Path) -> dict[str, dict]:
   return {row['name']: row for row in rows}
 
 
-def grade(ask: Ask, bench: Bench, answers: Mapping[str, Answers], judge: str) -> list[dict]:
+def grade(
+  judge: ChatJudge, materials: Materials, answers: Mapping[str, Answers], name: str
+) -> list[dict]:
   """Single mode: a score for each turn of each policy's answers.
 
   Args:
-    ask: the judge.
-    bench: what it is told and shown.
-    answers: policy -> `mt_bench.read_answers`.
-    judge: its name.
+    judge: the language model.
+    materials: questions, references and prompts.
+    answers: policy -> its answers, of `mt_bench_scores.read_answers`.
+    name: of the judge.
 
   Raises:
     UserError: if an answer, a reference answer or a prompt is missing.
   """
 
-  def sheet(question, turn, policy):
+  def fill(question, turn, policy):
     sides = {'answer': _turns(answers[policy], policy, question)}
-    return _sheet(bench, SINGLE, question, turn, sides)
+    return _fill(materials, SINGLE, question, turn, sides)
 
   matches = [
-    (question, turn, policy, sheet(question, turn, policy))
-    for question, turn in _rounds(bench.questions)
+    (question, turn, policy, fill(question, turn, policy))
+    for question, turn in _rounds(materials.questions)
     for policy in answers
   ]
-  said = ask([(sheet.prompt['system_prompt'], sheet.user) for *_, sheet in matches])
+  texts = judge([(filled.prompt['system_prompt'], filled.user) for *_, filled in matches])
   return [
     {
       'question_id': question['question_id'],
       'model': policy,
-      'judge': [judge, sheet.prompt['name']],
-      'user_prompt': sheet.user,
+      'judge': [name, filled.prompt['name']],
+      'user_prompt': filled.user,
       'judgment': text,
-      'score': score_of(text),
+      'score': parse_score(text),
       'turn': turn,
       'tstamp': time.time(),
     }
-    for (question, turn, policy, sheet), text in zip(matches, said, strict=True)
+    for (question, turn, policy, filled), text in zip(matches, texts, strict=True)
   ]
 
 
 def compare(
-  ask: Ask,
-  bench: Bench,
-  answers: Mapping[str, Answers],
-  judge: str,
-  baseline: str | None = None,
+  judge: ChatJudge, materials: Materials, answers: Mapping[str, Answers], name: str
 ) -> list[dict]:
-  """Pairwise mode: which of two answers is the better one, of each pair and turn, in both orders.
+  """Pairwise mode: the better answer of each two policies, for each turn, in both orders.
 
   Args:
-    ask: the judge.
-    bench: what it is told and shown.
-    answers: policy -> `mt_bench.read_answers`.
-    judge: its name.
-    baseline: the policy that all others are compared with; without one all play all.
+    judge: the language model.
+    materials: questions, references and prompts.
+    answers: policy -> its answers, of `mt_bench_scores.read_answers`.
+    name: of the judge.
 
   Raises:
-    UserError: if an answer, a reference answer, a prompt or the baseline is missing.
+    UserError: if an answer, a reference answer or a prompt is missing.
   """
-  if baseline is not None and baseline not in answers:
-    raise UserError(f"the baseline '{baseline}' has no answers; there are {sorted(answers)}.")
-  pairs = [
-    (one, other) if baseline != one else (other, one)
-    for one, other in combinations(answers, 2)
-    if baseline in (None, one, other)
-  ]
 
-  def sheet(question, turn, first, second):
+  def fill(question, turn, first, second):
     sides = {
       'answer_a': _turns(answers[first], first, question),
       'answer_b': _turns(answers[second], second, question),
     }
-    return _sheet(bench, PAIR, question, turn, sides)
+    return _fill(materials, PAIR, question, turn, sides)
 
   matches = [
-    (question, turn, pair, sheet(question, turn, *pair), sheet(question, turn, *pair[::-1]))
-    for question, turn in _rounds(bench.questions)
-    for pair in pairs
+    (question, turn, pair, fill(question, turn, *pair), fill(question, turn, *pair[::-1]))
+    for question, turn in _rounds(materials.questions)
+    for pair in combinations(answers, 2)
   ]
   shown = [one for *_, first, second in matches for one in (first, second)]
-  said = ask([(one.prompt['system_prompt'], one.user) for one in shown])
+  texts = judge([(one.prompt['system_prompt'], one.user) for one in shown])
   won = [
-    winner_of(text, one.prompt['output_format']) for one, text in zip(shown, said, strict=True)
+    parse_winner(text, one.prompt['output_format']) for one, text in zip(shown, texts, strict=True)
   ]
   return [
     {
@@ -153,11 +143,11 @@ def compare(
       'model_2': pair[1],
       'g1_winner': won[2 * i],
       'g2_winner': SWAPPED.get(won[2 * i + 1], won[2 * i + 1]),
-      'judge': [judge, first.prompt['name']],
+      'judge': [name, first.prompt['name']],
       'g1_user_prompt': first.user,
-      'g1_judgment': said[2 * i],
+      'g1_judgment': texts[2 * i],
       'g2_user_prompt': second.user,
-      'g2_judgment': said[2 * i + 1],
+      'g2_judgment': texts[2 * i + 1],
       'turn': turn,
       'tstamp': time.time(),
     }
@@ -166,13 +156,13 @@ def compare(
 
 
 def _rounds(questions) -> Iterator[tuple[Mapping, int]]:
-  """Questions with the turn that is judged: all first ones, then the second ones there are."""
+  """Questions with the number of the judged turn: all first turns, then all second turns."""
   for turn in (1, 2):
     yield from ((question, turn) for question in questions if turn <= len(question['turns']))
 
 
 def _turns(answers, name, question) -> list[str]:
-  """The turns of an answer's first choice, as many as the question has."""
+  """The turns of an answer's first choice, at least as many as the question has."""
   number, count = question['question_id'], len(question['turns'])
   turns = answers[number]['choices'][0]['turns'] if number in answers else []
   if len(turns) < count:
@@ -180,25 +170,25 @@ def _turns(answers, name, question) -> list[str]:
   return turns
 
 
-def _sheet(bench, names, question, turn, sides) -> Sheet:
-  """The prompt for this turn of a question, filled in."""
+def _fill(materials, names, question, turn, sides) -> FilledPrompt:
+  """The judge's prompt for one turn of a question."""
   needed = question['category'] in WITH_REFERENCE
   name = names[needed] + ('-multi-turn' if turn == 2 else '')
-  if name not in bench.prompts:
+  if name not in materials.prompts:
     raise UserError(
-      f"there is no prompt '{name}' for the judge; there are {sorted(bench.prompts)}."
+      f"there is no prompt '{name}' for the judge; there are {sorted(materials.prompts)}."
     )
-  prompt = bench.prompts[name]
+  prompt = materials.prompts[name]
   fields = {}
   if needed:
-    told = _turns(bench.references, 'the reference', question)
-    fields |= {f'ref_answer_{i}': text for i, text in enumerate(told, start=1)}
+    reference = _turns(materials.references, 'the reference', question)
+    fields |= {f'ref_answer_{i}': text for i, text in enumerate(reference, start=1)}
   for side, turns in {'question': question['turns'], **sides}.items():
     if turn == 1:
       fields[side] = turns[0]
     fields |= {f'{side}_{i}': text for i, text in enumerate(turns[:turn], start=1) if turn == 2}
   try:
-    return Sheet(prompt, prompt['prompt_template'].format(**fields))
+    return FilledPrompt(prompt, prompt['prompt_template'].format(**fields))
   except (KeyError, IndexError, ValueError) as error:
     raise UserError(
       f"the prompt '{name}' has a field that cannot be filled ({error}); it may use "
@@ -206,8 +196,8 @@ def _sheet(bench, names, question, turn, sides) -> Sheet:
     ) from None
 
 
-def score_of(text: str) -> int | float:
-  """The number in the first `[[8.5]]`, or else in the first `[8.5]`; `FAILED` without either."""
+def parse_score(text: str) -> int | float:
+  """The number in the first `[[8.5]]`, else in the first `[8.5]`; `FAILED` without either."""
   found = next(filter(None, (pattern.search(text) for pattern in SCORE)), None)
   return _number(found[1]) if found else FAILED
 
@@ -216,13 +206,13 @@ def _number(digits: str) -> int | float:
   return float(digits) if '.' in digits else int(digits)
 
 
-def winner_of(text: str, output_format: str) -> str:
-  """`model_1`, which was shown first, `model_2`, `tie` or `error`.
+def parse_winner(text: str, output_format: str) -> str:
+  """The verdict: `model_1` (shown first), `model_2`, `tie` or `error`.
 
   Args:
-    text: what the judge said.
-    output_format: `[[A]]`, where it ends with `[[A]]`, `[[B]]` or `[[C]]` for a tie, or
-      `[[rating_a,rating_b]]`, where scores that differ by at most `TIE` are one.
+    text: the judge's response.
+    output_format: `[[A]]`, for verdicts `[[A]]`, `[[B]]` or, a tie, `[[C]]`; or
+      `[[rating_a,rating_b]]`, where scores that differ by at most `TIE` are a tie.
 
   Raises:
     UserError: if it is another format.

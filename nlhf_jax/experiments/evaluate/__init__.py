@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation of any policies under any judges."""

@@ -1,124 +1,43 @@
-"""The experiment that compares policies of whatever origin."""
+"""Reads the config of an evaluation: its entries, prompts, judges and benchmarks."""
 
 import copy
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from nlhf_jax.data import examples, tokenizers
-from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.evaluation import response_files
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control, mt_bench, mt_bench_judge
-from nlhf_jax.evaluation.benchmarks.length_control import Anchors
-from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Bench
-from nlhf_jax.evaluation.response_files import Filed
+from nlhf_jax.data import examples
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, find_references
+from nlhf_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmarks
+from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.data_config import find_oracle
+from nlhf_jax.experiments.evaluate.entries import FIELD, make_entries
+from nlhf_jax.experiments.judge_config import external_settings, make_external
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.stage_settings import TRAINED
-from nlhf_jax.experiments.model_config import make_loader, make_numerics
 from nlhf_jax.experiments.sections import Section, check, language_sections
-from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource, entry_slots
-from nlhf_jax.judges.kinds import ExternalJudge
-from nlhf_jax.judges.registry import EXTERNAL
-from nlhf_jax.judges.remote import ChatClient, configure_chat_client, require_model
-from nlhf_jax.models import architectures
-from nlhf_jax.models.decoder import Decoder
-from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, LanguageExperiment
+from nlhf_jax.judges.registry import EXTERNAL, STAGES
+from nlhf_jax.judges.remote import configure_chat_client, require_model
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
 from nlhf_jax.sampling.token import Filters
-from nlhf_jax.storage import hub, json_lines
-from nlhf_jax.storage.hub import fingerprint
-from nlhf_jax.structs import Params
-
-FIELD = 'config.players'
-
-
-class Pretrained(NamedTuple):
-  """A model in the Hugging Face layout; `begin()` reads its weights, `settings` tell it apart."""
-
-  decoder: Decoder
-  begin: Callable[[], Params]
-  tokenizer: Any
-  longest: int
-  settings: object
-
-
-class Trained(NamedTuple):
-  """A player of a finished run."""
-
-  experiment: LanguageExperiment
-  player: str
-
-
-Player = Filed | Pretrained | Trained
-
-
-class AlpacaEval(NamedTuple):
-  """Outputs of the reference and, for length control, difficulties and anchors."""
-
-  references: Sequence[Mapping]
-  difficulty: np.ndarray | None
-  anchors: Anchors | None
-
-
-class MtBench(NamedTuple):
-  """What is asked, who judges it, and whether answers are graded, `single`, or compared, `pair`."""
-
-  bench: Bench
-  judge: str
-  make_judge: Callable[[], ChatClient]
-  mode: str
-
-
-class Harness(NamedTuple):
-  """Tasks of the lm-evaluation-harness, and questions of each."""
-
-  tasks: Sequence[str]
-  limit: int | None
+from nlhf_jax.storage import json_lines
+from nlhf_jax.training import interrupts
 
 
 class EntrySettings(NamedTuple):
-  """The most tokens of a response, and the chance of a wrong order at which judging stops early."""
+  """Response length in tokens, and the error level of early stopping; 0 disables it."""
 
   length: AtLeastOne
-  settle: BelowOne
+  early_stopping: BelowOne
 
 
 class HarnessSettings(NamedTuple):
   """The most questions of a task; 0 for all."""
 
   limit: Count
-
-
-class EvaluateExperiment(NamedTuple):
-  """Everything a run needs to know, free of config.
-
-  `prompts` are those that all files of responses respond to; without any there is no tournament.
-  `panel` has, for each judge, a digest of what determines its word; `trained` is the experiment
-  whose judges are in it, if there are any.
-  """
-
-  name: str
-  seed: int
-  players: Mapping[str, Player]
-  prompts: Sequence[str]
-  panel: Mapping[str, str]
-  trained: LanguageExperiment | None
-  given: Mapping[str, Callable[[], ExternalJudge]]
-  length: int
-  batch: int
-  filters: Filters
-  settle: float
-  alpaca_eval: AlpacaEval | None
-  mt_bench: MtBench | None
-  harness: Harness | None
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExperiment:
@@ -130,36 +49,47 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   check(evaluate_sections(config))
   section = config.tournament
   if config.policies:
-    raise UserError('config.policies: nothing is trained here but judges; leave policies out.')
-  alpaca = make_alpaca_eval(config.alpaca_eval)
-  players = make_players(config, alpaca.references if alpaca else (), folder)
-  if section.settle and len(players) < 2:
+    raise UserError('config.policies must be empty: an evaluation trains nothing but judges.')
+  benchmarks = make_benchmarks({benchmark: config[benchmark].to_dict() for benchmark in BENCHMARKS})
+  judges_only = bool(benchmarks) and not any(one.needs_policies for one in benchmarks)
+  entries = make_entries(config, find_references(benchmarks), folder, optional=judges_only)
+  if section.early_stopping and len(entries) < 2:
     raise UserError(
-      f'config.tournament.settle={section.settle} needs two players in {FIELD}; leave it at 0.'
+      f'config.tournament.early_stopping={section.early_stopping} needs two policies in {FIELD}; '
+      'leave it at 0.'
     )
-  prompts = first_of(make_prompts(config, players, alpaca), section.prompts)
-  panel = make_panel(config) if prompts else []
-  trained = make_trained(config, panel, name, folder)
+  prompts = limit_prompts(make_prompts(config, entries, benchmarks), section.prompts)
+  check_generators(benchmarks, entries)
+  judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
+  judges = make_judges(config) if prompts or judging else []
+  if judging and not judges:
+    raise UserError(
+      f'config.judges is empty, but config.{judging[0]} evaluates judges; name some, as '
+      'learned,pairrm.'
+    )
+  trained = make_trained(config, judges, name, folder)
+  chat = any(benchmark.needs_chat_judge for benchmark in benchmarks)
+  if chat:
+    require_model(config.remote.to_dict())
+  make_chat_judge = functools.partial(
+    configure_chat_client, config.remote.to_dict(), folder, interrupts.requested
+  )
   return EvaluateExperiment(
     name=name,
     seed=config.seed,
-    players=players,
+    entries=entries,
     prompts=prompts,
-    panel={judge: judge_digest(config, judge, trained) for judge in panel},
-    oracle=find_oracle(config),
+    judges={judge: judge_digest(config, judge, trained) for judge in judges},
     trained=trained,
-    given={
-      judge: functools.partial(EXTERNAL[judge].make, config, folder)
-      for judge in panel
-      if judge in EXTERNAL
-    },
+    oracle=find_oracle(config),
+    external={judge: make_external(config, judge, folder) for judge in judges if judge in EXTERNAL},
     length=section.length,
     batch=section.batch,
     filters=Filters(**section.filters),
-    settle=section.settle,
-    alpaca_eval=alpaca,
-    mt_bench=make_mt_bench(config, players, folder),
-    harness=make_harness(config.harness, players),
+    early_stopping=section.early_stopping,
+    benchmarks=benchmarks,
+    chat_judge=config.remote.model,
+    make_chat_judge=make_chat_judge if chat else None,
   )
 
 
@@ -170,18 +100,29 @@ def evaluate_sections(config: ConfigDict) -> Iterator[Section]:
   yield Section(HarnessSettings, config.harness, 'config.harness')
 
 
-def make_panel(config: ConfigDict) -> list[str]:
-  """The judges; there may be none, where only benchmarks are asked for."""
+def check_generators(benchmarks: Sequence[Benchmark], entries: Mapping[str, Entry]) -> None:
+  """Raises `UserError` if too few entries can answer questions that a benchmark brings."""
+  count = sum(not isinstance(entry, FiledResponses) for entry in entries.values())
+  for benchmark in benchmarks:
+    if count < benchmark.min_generators:
+      raise UserError(
+        f'config.{benchmark.name}: {count} entries of {FIELD} can answer its questions, as models '
+        f'can and files of responses cannot; name at least {benchmark.min_generators}.'
+      )
+
+
+def make_judges(config: ConfigDict) -> list[str]:
+  """Names of the judges; there may be none, if only benchmarks without judges are run."""
   if config.judges:
     return language_config.make_panel(config)
   return ['oracle'] if find_oracle(config) else []
 
 
 def make_trained(
-  config: ConfigDict, panel: Sequence[str], name: str, folder: Path
+  config: ConfigDict, judges: Sequence[str], name: str, folder: Path
 ) -> LanguageExperiment | None:
-  """The experiment that trains judges of the panel, or finds them trained."""
-  learned = [judge for judge in panel if judge in TRAINED]
+  """The experiment that trains the learned judges, or finds them trained."""
+  learned = [judge for judge in judges if judge in STAGES]
   if not learned:
     return None
   of_judges = copy.deepcopy(config)
@@ -190,224 +131,86 @@ def make_trained(
 
 
 def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | None) -> str:
-  """Of all that determines the word of a judge."""
-  if judge in TRAINED:
-    return trained.stages[TRAINED[judge]].folder.name.rpartition('-')[2]
-  return digest(EXTERNAL[judge].settings(config) if judge in EXTERNAL else 'the embedded task')
-
-
-def digest(settings: object) -> str:
-  """A short name of settings."""
-  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def make_players(
-  config: ConfigDict, references: Sequence[Mapping], folder: Path
-) -> dict[str, Player]:
-  """Name -> player, of `config.players`.
-
-  Raises:
-    UserError: if there is none, two have one name, or one cannot be found or read.
-  """
-  players: dict[str, Player] = {}
-  for one in filter(None, map(str.strip, config.players.split(','))):
-    name, _, what = ('', '', one) if Path(one).exists() else one.rpartition('=')
-    for label, player in make_player(config, name, what, references, folder).items():
-      label = label.replace('/', '__')  # it is the name of a folder, too
-      if label in players:
-        raise UserError(f"{FIELD}: two are called '{label}'; name one of them, as NAME={what}.")
-      players[label] = player
-  if not players:
-    raise UserError(
-      f'{FIELD} is empty; name models or files of responses, as mine=DIR,theirs=FILE.json.'
-    )
-  return players
-
-
-def make_player(
-  config: ConfigDict, name: str, what: str, references: Sequence[Mapping], folder: Path
-) -> dict[str, Player]:
-  """Those that one entry of the list names; several of one file have `name_` before theirs."""
-  path = Path(what)
-  if path.is_file():
-    found = response_files.read(path, references)
-    if len(found) == 1:
-      ((own, filed),) = found.items()
-      return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}
-    return {f'{name}_{own}' if name else own: filed for own, filed in found.items()}
-  if path.name.removesuffix('.gz').endswith(('.json', '.jsonl')):
-    raise UserError(f"{FIELD}: there is no file '{what}'.")
-  run, _, player = what.rpartition(':')
-  if run and (Path(run) / 'config.json').is_file():
-    experiment = make_run(Path(run), folder)
-    known = entry_slots(experiment.policies)
-    if player not in known:
-      raise UserError(f"{FIELD}: '{run}' has no player '{player}'; it has {', '.join(known)}.")
-    return {name or player: Trained(experiment, player)}
-  return {name or path.name: make_pretrained(config, what)}
-
-
-def make_run(run: Path, folder: Path) -> LanguageExperiment:
-  """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
-  try:
-    settings = json_lines.read_json(run / 'config.json')
-  except ValueError as error:
-    raise UserError(f"{FIELD}: '{run}/config.json' is damaged ({first_line(error)}).") from None
-  if settings.get('experiment') != 'language':
-    raise UserError(f"{FIELD}: '{run}' is no run of an experiment that trains language models.")
-  own = run / 'stages'
-  stages = own if own.is_dir() else folder
-  try:
-    return language_config.make_experiment(ConfigDict(settings), run.name, stages)
-  except (AttributeError, KeyError) as error:
-    raise UserError(
-      f"{FIELD}: '{run}/config.json' is of another version ({first_line(error)}); train it again."
-    ) from None
-
-
-def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
-  """A model by its folder or hub name."""
-  folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read_architecture(folder)
-  decoder = make_decoder(sizes, make_numerics(config.model))
-  tokenizer = tokenizers.load(name, field=FIELD)
-  if len(tokenizer) > sizes.vocabulary:
-    raise UserError(
-      f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
-      f'{sizes.vocabulary}; they do not belong together.'
-    )
-  begin = make_loader(decoder, ModelSource(name, folder, family))
-  settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
-  # All weights are read, none is drawn.
-  read = functools.partial(begin, jax.random.key(0))
-  return Pretrained(decoder, read, tokenizer, sizes.max_positions, settings)
+  """A digest of everything that determines the preferences of a judge."""
+  if judge in STAGES:
+    return trained.stages[STAGES[judge]].folder.name.rpartition('-')[2]
+  settings = external_settings(config, judge) if judge in EXTERNAL else 'the embedded task'
+  return json_lines.json_digest(settings)
 
 
 def make_prompts(
-  config: ConfigDict, players: Mapping[str, Player], alpaca: AlpacaEval | None
+  config: ConfigDict, entries: Mapping[str, Entry], benchmarks: Sequence[Benchmark]
 ) -> list[str]:
-  """The prompts that all files of responses have in common, each once; none for benchmarks alone.
+  """The prompts that all files of responses have in common, without repetition.
+
+  They come from `config.prompts.path`, else from the reference outputs of a benchmark, else from
+  the first file of responses. The list is empty if benchmarks run without a tournament.
 
   Raises:
     UserError: if there is no source of prompts, none is left, or one is a conversation.
   """
-  filed = {name: player for name, player in players.items() if isinstance(player, Filed)}
-  section = config.prompts
+  filed = {name: entry for name, entry in entries.items() if isinstance(entry, FiledResponses)}
+  section, references = config.prompts, find_references(benchmarks)
   if section.path:
     prompts = read_prompts(section)
-  elif alpaca:
-    prompts = [row['instruction'] for row in alpaca.references]
+  elif references:
+    prompts = [row['instruction'] for row in references]
   elif filed:
     prompts = list(next(iter(filed.values())).responses)
-  elif not config.judges and (config.mt_bench.questions or config.harness.tasks):
+  elif benchmarks and (not config.judges or any(one.needs_judges for one in benchmarks)):
     return []
   else:
     raise UserError(
-      'config.prompts.path is empty; say what the players are to respond to, or leave '
-      'config.judges empty and name a benchmark, by config.mt_bench or config.harness.'
+      'config.prompts.path is empty; name a file of prompts for the tournament, or leave '
+      f'config.judges empty and configure a benchmark ({", ".join(BENCHMARKS)}).'
     )
   talk = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
   if talk:
     raise UserError(
-      f'config.prompts.path: a prompt is a conversation ({talk[-1].content!r:.60} ends it); only '
-      'MT-Bench has those here, leave them out.'
+      f'config.prompts.path: a prompt is a conversation ({talk[-1].content!r:.60} ends it); remove '
+      'it, because a tournament compares responses to single prompts.'
     )
-  prompts = list(dict.fromkeys(prompts))
-  lacking = {
+  return common_prompts(list(dict.fromkeys(prompts)), filed)
+
+
+def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) -> list[str]:
+  """The prompts to which every file has a response; prints how many are dropped.
+
+  Raises:
+    UserError: if none is left.
+  """
+  missing = {
     name: [prompt for prompt in prompts if prompt not in one.responses]
     for name, one in filed.items()
   }
-  said = [
-    f"'{name}' has no response to {len(missing)} of {len(prompts)}, as {missing[0]!r:.80}"
-    for name, missing in lacking.items()
-    if missing
+  notes = [
+    f"'{name}' has no response to {len(lacking)} of {len(prompts)}, as {lacking[0]!r:.80}"
+    for name, lacking in missing.items()
+    if lacking
   ]
-  left_out = set().union(*lacking.values())
-  common = [prompt for prompt in prompts if prompt not in left_out]
+  dropped = set().union(*missing.values())
+  common = [prompt for prompt in prompts if prompt not in dropped]
   if not common:
     raise UserError(
-      f'{FIELD}: there is no prompt that all files respond to ({"; ".join(said)}); are they of one '
-      'set?'
+      f'{FIELD}: no prompt has a response in every file ({"; ".join(notes)}); name files of '
+      'responses to the same prompts.'
     )
-  if said:
-    print(f'{len(common)} prompts have a response in every file, and are used; {"; ".join(said)}.')
+  if notes:
+    print(f'{len(common)} prompts have a response in every file, and are used; {"; ".join(notes)}.')
   return common
 
 
-def first_of(prompts: list[str], most: int) -> list[str]:
-  """No more than so many; it is said if some are left."""
+def limit_prompts(prompts: list[str], most: int) -> list[str]:
+  """The first `most` prompts; prints a note if there are more."""
   if len(prompts) > most:
     print(f'The first {most} of {len(prompts)} prompts are used (config.tournament.prompts).')
   return prompts[:most]
 
 
 def read_prompts(section: ConfigDict) -> list:
-  """Those of the section `prompts`."""
+  """The prompts of the section `prompts`."""
   try:
     return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
-    # Who reads sources does not know for which section.
+    # The reader names its settings as those of the section `data`.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None
-
-
-def make_alpaca_eval(section: ConfigDict) -> AlpacaEval | None:
-  """The section `alpaca_eval`, if it names a reference."""
-  if not section.reference:
-    return None
-  references = alpaca_eval.read_outputs(section.reference)
-  if bool(section.difficulty) != bool(section.anchors):
-    raise UserError(
-      'config.alpaca_eval: length control needs both difficulty and anchors; give the other, or '
-      'neither.'
-    )
-  if not section.difficulty:
-    return AlpacaEval(references, None, None)
-  difficulty = length_control.read_difficulty(section.difficulty)
-  if len(difficulty) != len(references):
-    raise UserError(
-      f"config.alpaca_eval.difficulty='{section.difficulty}' has {len(difficulty)} rows, and the "
-      f'reference {len(references)} outputs; they belong together row by row.'
-    )
-  return AlpacaEval(references, difficulty, length_control.read_anchors(section.anchors))
-
-
-def make_mt_bench(
-  config: ConfigDict, players: Mapping[str, Player], folder: Path
-) -> MtBench | None:
-  """The section `mt_bench`, if it names questions."""
-  section = config.mt_bench
-  if not section.questions:
-    return None
-  if section.mode not in ('single', 'pair'):
-    raise UserError(f"config.mt_bench.mode='{section.mode}' must be single or pair.")
-  must_answer('mt_bench.questions', players, least=2 if section.mode == 'pair' else 1)
-  for field in ('references', 'judge_prompts'):
-    if not section[field]:
-      raise UserError(f"config.mt_bench.{field} is empty; give FastChat's file.")
-  bench = Bench(
-    mt_bench.read_questions(section.questions),
-    mt_bench.read_answers(section.references),
-    mt_bench_judge.read_prompts(section.judge_prompts),
-  )
-  require_model(config)
-  make_judge = functools.partial(configure_chat_client, config, folder)
-  return MtBench(bench, config.remote.model, make_judge, section.mode)
-
-
-def must_answer(field: str, players: Mapping[str, Player], least: int) -> None:
-  """Refuses a benchmark that asks questions of its own where too few players can be asked."""
-  count = sum(not isinstance(player, Filed) for player in players.values())
-  if count < least:
-    raise UserError(
-      f'config.{field}: {count} of {FIELD} can be asked these questions, as models can and files '
-      f'of responses cannot; name at least {least}.'
-    )
-
-
-def make_harness(section: ConfigDict, players: Mapping[str, Player]) -> Harness | None:
-  """The section `harness`, if it names tasks."""
-  tasks = [task.strip() for task in section.tasks.split(',') if task.strip()]
-  if not tasks:
-    return None
-  must_answer('harness.tasks', players, least=1)
-  return Harness(tasks, section.limit or None)

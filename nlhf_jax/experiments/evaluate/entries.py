@@ -1,129 +1,116 @@
-"""Players of whatever origin: what they say, and their networks where something is left to ask."""
+"""The policies that `config.entries` names: pretrained models, policies of runs, response files."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-from tqdm import tqdm
+import jax
+from ml_collections import ConfigDict
 
-from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval
-from nlhf_jax.evaluation.benchmarks.mt_bench import Respond
-from nlhf_jax.evaluation.generation import make_respond
-from nlhf_jax.experiments.evaluate.config import (
-  EvaluateExperiment,
-  Filed,
-  Player,
-  Pretrained,
-  digest,
+from nlhf_jax.data import tokenizers
+from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.evaluation import response_files
+from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.model_config import make_loader, make_numerics
+from nlhf_jax.experiments.specs import (
+  Entry,
+  LanguageExperiment,
+  ModelSource,
+  PretrainedModel,
+  RunPolicy,
+  entry_slots,
 )
-from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
-from nlhf_jax.models.decoder import Decoder
-from nlhf_jax.storage import json_lines
-from nlhf_jax.structs import Params
-from nlhf_jax.training import interrupts
+from nlhf_jax.models import architectures
+from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage.hub import fingerprint
+
+FIELD = 'config.entries'
 
 
-class Model(NamedTuple):
-  """A player that can be asked; `longest` is how many tokens it has positions for."""
+def make_entries(
+  config: ConfigDict, references: Sequence[Mapping], folder: Path, optional: bool = False
+) -> dict[str, Entry]:
+  """Name -> entry of `config.entries`.
 
-  decoder: Decoder
-  params: Params
-  tokenizer: Any
-  longest: int
-
-
-Load = Callable[[], Model]
-
-
-def make_model(player: Player) -> Model:
-  """A player's network."""
-  if isinstance(player, Pretrained):
-    return Model(player.decoder, player.begin(), player.tokenizer, player.longest)
-  experiment = player.experiment
-  params, own = load_entry(experiment, player.player), experiment.model
-  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
-
-
-def key_of(experiment: EvaluateExperiment, player: Player) -> str:
-  """A digest of all that determines what a player that is asked says, but for the questions."""
-  if isinstance(player, Pretrained):
-    own = player.settings
-  else:
-    policy, slot = find_entry(player.experiment, player.player)
-    own = [player.experiment.stages[policy].folder.name, slot]
-  return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
-
-
-def of_player(experiment: EvaluateExperiment, name: str, load: Load, folder: Path) -> Respond:
-  """A player that is spoken to, batch by batch; conversations of like length come together.
-
-  The longest come first: if memory is short, it shows at once.
-
-  What it says is kept in `said.jsonl` of the folder, a line a batch, and it is loaded only if some
-  of it is missing.
+  Args:
+    config: of the evaluation.
+    references: outputs of AlpacaEval's reference, for annotations that refer to them.
+    folder: of stages, for runs whose stages are not in their own folder.
+    optional: whether there may be no entry.
 
   Raises:
-    Interrupted: by the function, between batches, if the user asked to stop.
-    UserError: by the function, of whatever the player cannot respond to.
+    UserError: if there is none, two have the same name, or one cannot be found or read.
   """
-  path, key = folder / 'said.jsonl', key_of(experiment, experiment.players[name])
-  known = {row['asked']: row['texts'] for row in json_lines.read(path)}
-
-  @functools.cache
-  def made():
-    model = load()
-    return make_respond(
-      model.decoder,
-      model.params,
-      model.tokenizer,
-      length=experiment.length,
-      longest=model.longest,
-      batch=experiment.batch,
-      filters=experiment.filters,
+  entries: dict[str, Entry] = {}
+  for item in filter(None, map(str.strip, config.entries.split(','))):
+    name, _, what = ('', '', item) if Path(item).exists() else item.rpartition('=')
+    for label, entry in make_entry(config, name, what, references, folder).items():
+      label = label.replace('/', '__')  # the name becomes the name of a folder
+      if label in entries:
+        raise UserError(f"{FIELD}: two are called '{label}'; name one of them, as NAME={what}.")
+      entries[label] = entry
+  if not entries and not optional:
+    raise UserError(
+      f'{FIELD} is empty; name models or files of responses, as mine=DIR,theirs=FILE.json.'
     )
-
-  def respond(conversations, temperature, seed):
-    lengths = [sum(len(turn['content']) for turn in turns) for turns in conversations]
-    order, said = np.argsort(np.negative(lengths), kind='stable'), [''] * len(lengths)
-    with tqdm(total=len(order), desc=name, unit='response', mininterval=0.5) as bar:
-      for number, start in enumerate(range(0, len(order), experiment.batch)):
-        interrupts.check(f'the responses of {name}')
-        rows = order[start : start + experiment.batch]
-        batch = [conversations[row] for row in rows]
-        asked = digest([key, batch, temperature, seed, number])
-        if asked not in known:
-          # No two batches of a run draw alike, nor those of two seeds.
-          entropy = np.random.SeedSequence([experiment.seed, seed, number])
-          try:
-            known[asked] = made()(batch, temperature, int(entropy.generate_state(1)[0]))
-          except UserError as error:
-            raise UserError(f"the player '{name}': {error}") from None
-          json_lines.append(path, [{'asked': asked, 'texts': known[asked]}])
-        for row, text in zip(rows, known[asked], strict=True):
-          said[row] = text
-        bar.update(len(rows))
-    return said
-
-  return respond
+  return entries
 
 
-def respond(
-  experiment: EvaluateExperiment, name: str, load: Load | None, folder: Path
-) -> list[str]:
-  """A player's responses to the prompts, which are left in the folder as `model_outputs.json`."""
-  player, prompts = experiment.players[name], experiment.prompts
-  if isinstance(player, Filed):
-    said = [player.responses[prompt] for prompt in prompts]
-  else:
-    talks = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
-    speak = of_player(experiment, name, load, folder)
-    said = list(speak(talks, experiment.filters.temperature, 0))
-  references = experiment.alpaca_eval.references if experiment.alpaca_eval else ()
-  known = {row['instruction']: row for row in references}
-  questions = [known.get(prompt, {'instruction': prompt}) for prompt in prompts]
-  outputs = alpaca_eval.make_outputs(questions, said, name)
-  alpaca_eval.write(folder / 'model_outputs.json', outputs)
-  return said
+def make_entry(
+  config: ConfigDict, name: str, what: str, references: Sequence[Mapping], folder: Path
+) -> dict[str, Entry]:
+  """The entries of one item `name=what`; several of one file are called `name_` and their own."""
+  path = Path(what)
+  if path.is_file():
+    found = response_files.read(path, references)
+    if len(found) == 1:
+      ((own, filed),) = found.items()
+      return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}
+    return {f'{name}_{own}' if name else own: filed for own, filed in found.items()}
+  if path.name.removesuffix('.gz').endswith(('.json', '.jsonl')):
+    raise UserError(f"{FIELD}: there is no file '{what}'.")
+  run, _, policy = what.rpartition(':')
+  if run and (Path(run) / 'config.json').is_file():
+    experiment = read_run(Path(run), folder)
+    known = entry_slots(experiment.policies)
+    if policy not in known:
+      raise UserError(f"{FIELD}: '{run}' has no policy '{policy}'; it has {', '.join(known)}.")
+    return {name or policy: RunPolicy(experiment, policy)}
+  return {name or path.name: make_pretrained(config, what)}
+
+
+def read_run(run: Path, folder: Path) -> LanguageExperiment:
+  """The experiment of a work directory; its stages are there or, if not, in `folder`."""
+  try:
+    settings = json_lines.read_json(run / 'config.json')
+  except ValueError as error:
+    raise UserError(f"{FIELD}: '{run}/config.json' is damaged ({first_line(error)}).") from None
+  if settings.get('experiment') != 'language':
+    raise UserError(f"{FIELD}: '{run}' is not a run that trains language models.")
+  own = run / 'stages'
+  stages = own if own.is_dir() else folder
+  try:
+    return language_config.make_experiment(ConfigDict(settings), run.name, stages)
+  except (AttributeError, KeyError) as error:
+    raise UserError(
+      f"{FIELD}: '{run}/config.json' is of another version ({first_line(error)}); train it again."
+    ) from None
+
+
+def make_pretrained(config: ConfigDict, name: str) -> PretrainedModel:
+  """A model by its folder or hub name."""
+  folder = hub.locate(name, field=FIELD)
+  family, sizes = architectures.read_architecture(folder)
+  decoder = make_decoder(sizes, make_numerics(config.model))
+  tokenizer = tokenizers.load(name, field=FIELD)
+  if len(tokenizer) > sizes.vocabulary:
+    raise UserError(
+      f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
+      f'{sizes.vocabulary}; they do not belong together.'
+    )
+  begin = make_loader(decoder, ModelSource(name, folder, family))
+  settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
+  # All parameters are read from the file, so the key has no effect.
+  load = functools.partial(begin, jax.random.key(0))
+  return PretrainedModel(decoder, load, tokenizer, sizes.max_positions, settings)

@@ -1,9 +1,9 @@
-"""Comparing policies of whatever origin: a tournament, published benchmarks, one page of it all.
+"""Evaluates policies: a tournament, benchmarks, and one page with all results.
 
-What was said and what was judged is kept in the work directory, and not asked for again.
+Responses and judgements are cached in the work directory; a second run computes only what is
+missing.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
-from nlhf_jax.evaluation.judgements import Ask
-from nlhf_jax.experiments.evaluate import benchmark_stage
-from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed
-from nlhf_jax.experiments.evaluate.entries import make_model, respond
+from nlhf_jax.evaluation.benchmarks.benchmark import Judges, Policy
+from nlhf_jax.evaluation.judgements import CachedJudge
+from nlhf_jax.experiments.evaluate.responses import make_policy, respond_to_prompts
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
   make_judge_network,
@@ -26,9 +25,11 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
-from nlhf_jax.experiments.language.tournament_stage import drop_unjudged, print_tables
+from nlhf_jax.experiments.language.tournament_stage import print_tables
+from nlhf_jax.experiments.specs import EvaluateExperiment
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
+from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.reporting import tables, tournament_page
 from nlhf_jax.storage import json_lines
@@ -36,129 +37,145 @@ from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
 
 
-class Played(NamedTuple):
-  """A tournament as far as it was judged: the numbers of the prompts, in that order, and by each
-  judge P(row beats column), [n, M, M], as `shown` with the row's response first, and what it makes
-  of both orders, `said`."""
+class Judged(NamedTuple):
+  """The judged part of a tournament.
+
+  `rows` are indices of prompts, in the order in which they were judged; n of them. For each judge,
+  `one_order` [n, M, M] is P(row beats column) with the row's response shown first, and
+  `both_orders` [n, M, M] what the judge makes of the two orders together.
+  """
 
   rows: Sequence[int]
-  shown: Mapping[str, np.ndarray]
-  said: Mapping[str, np.ndarray]
+  one_order: Mapping[str, np.ndarray]
+  both_orders: Mapping[str, np.ndarray]
 
 
 def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
-  """Lets the players respond and the judges compare, and writes everything to `workdir`.
+  """Collects responses, runs all judges and benchmarks, and writes everything to `workdir`.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+    Interrupted: on Ctrl-C or SIGTERM; the next run continues from there.
   """
-  # What is wrong is said first.
-  outside = {name: make() for name, make in experiment.given.items()}
-  grader = experiment.mt_bench.make_judge() if experiment.mt_bench else None
-  with recorded_usage(workdir, asked_by_anyone(outside, grader)) as accounts:
-    results, lines = evaluate(experiment, outside, grader, workdir)
+  # Judges and benchmarks that cannot be used raise before anything is computed.
+  external = {name: make() for name, make in experiment.external.items()}
+  chat = experiment.make_chat_judge() if experiment.make_chat_judge else None
+  for benchmark in experiment.benchmarks:
+    benchmark.prepare()
+  with recorded_usage(workdir, merge_remote(external, chat)) as accounts:
+    results, lines = evaluate(experiment, external, chat, workdir)
   results['external_judges'] = accounts
   publish(workdir, results, lines)
   print_usage(accounts)
   return results
 
 
-def asked_by_anyone(
-  outside: Mapping[str, ExternalJudge], grader: ChatClient | None
+def merge_remote(
+  external: Mapping[str, ExternalJudge], chat: ChatClient | None
 ) -> dict[str, ExternalJudge | ChatClient]:
-  """Those to give an account of; the remote judge and that of MT-Bench are one."""
-  if grader is None:
-    return dict(outside)
-  both = [grader, outside['remote']] if 'remote' in outside else [grader]
+  """The judges whose costs are reported; the remote judge and the chat judge are counted as one."""
+  if chat is None:
+    return dict(external)
+  both = [chat, external['remote']] if 'remote' in external else [chat]
   counts = lambda: dict(sum((Counter(one.counts()) for one in both), Counter()))
-  return {**outside, 'remote': grader._replace(counts=counts)}
+  return {**external, 'remote': chat._replace(counts=counts)}
 
 
 def evaluate(
   experiment: EvaluateExperiment,
-  outside: Mapping[str, ExternalJudge],
-  grader: ChatClient | None,
+  external: Mapping[str, ExternalJudge],
+  chat: ChatClient | None,
   workdir: Path,
 ) -> tuple[dict, list[dict]]:
-  """What was found, and the records of the tournament."""
-  asked = make_asked(experiment, {name: it.preference for name, it in outside.items()}, workdir)
-  tasks = benchmark_stage.find_tasks(experiment)
-  responses, harnessed = {}, {}
-  for name, player in experiment.players.items():
-    # Read when something is left to ask, and one at a time.
-    load = (
-      None if isinstance(player, Filed) else functools.cache(functools.partial(make_model, player))
-    )
-    if experiment.prompts:
-      responses[name] = respond(experiment, name, load, workdir / 'players' / name)
-    if load:
-      benchmark_stage.answer(experiment, name, load, workdir)
-      harnessed |= benchmark_stage.harness(experiment, tasks, name, load, workdir)
-  results, lines = {'policies': list(experiment.players)}, []
+  """The results, and one record per prompt of the tournament."""
+  judges = Judges(
+    make_pairwise(
+      experiment, {name: judge.preference for name, judge in external.items()}, workdir
+    ),
+    {name: judge.combine for name, judge in external.items()},
+    chat.generate if chat else None,
+    experiment.chat_judge,
+  )
+  policies = collect_responses(experiment, workdir)
+  results, lines = {'policies': list(policies)}, []
   if experiment.prompts:
-    both = {name: it.combine for name, it in outside.items()}
-    results, lines = compete(experiment, asked, both, responses)
+    results, lines = compete(experiment, judges, policies)
   found = [
-    *benchmark_stage.alpaca(experiment, asked, responses, workdir),
-    *benchmark_stage.judge_answers(experiment, grader, workdir),
-    *benchmark_stage.tax(harnessed),
+    table._asdict()
+    for benchmark in experiment.benchmarks
+    for table in benchmark.run(policies, judges, workdir)
   ]
   return {'name': experiment.name, **results, 'benchmarks': found}, lines
 
 
+def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str, Policy]:
+  """All policies with their responses; one network at a time is in memory."""
+  policies = {}
+  for name in experiment.entries:
+    folder = workdir / 'policies' / name
+    policy = make_policy(experiment, name, folder)
+    if experiment.prompts:
+      policy = respond_to_prompts(experiment, policy, folder)
+    if policy.load:
+      for benchmark in experiment.benchmarks:
+        benchmark.answer(policy, workdir)
+    policies[name] = policy
+  return policies
+
+
 def compete(
-  experiment: EvaluateExperiment,
-  asked: Mapping[str, Ask],
-  both: Mapping[str, CombineOrders],
-  responses: Mapping[str, Sequence[str]],
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
 ) -> tuple[dict, list[dict]]:
   """The tournament's part of the results, and its records."""
-  played = play(experiment, asked, both, responses)
-  lines = make_lines(experiment, played, responses)
+  judged = judge_pairs(experiment, judges, policies)
+  lines = make_lines(experiment, judged, policies)
   results = tournament.summarise(lines)
-  results['left_out'] = len(played.rows) - len(lines)
-  results['orders'] = {judge: judgements.orders(shown) for judge, shown in played.shown.items()}
-  if experiment.settle and asked:
-    results['settled'] = settle(experiment, results, lines)
+  results['dropped_prompts'] = len(judged.rows) - len(lines)
+  results['order_consistency'] = {
+    judge: judgements.order_consistency(table) for judge, table in judged.one_order.items()
+  }
+  if experiment.early_stopping and judged.one_order:
+    results['early_stopping'] = apply_early_stopping(experiment, results, lines)
   return results, lines
 
 
-def make_asked(
-  experiment: EvaluateExperiment, outside: Mapping[str, TextPreference], workdir: Path
-) -> dict[str, Ask]:
-  """The judges of the panel, each of which remembers what it said."""
-  read = dict(outside)
-  if 'oracle' in experiment.panel:
-    read['oracle'] = experiment.oracle
+def make_pairwise(
+  experiment: EvaluateExperiment, external: Mapping[str, TextPreference], workdir: Path
+) -> dict[str, CachedJudge]:
+  """The judges of pairs of texts; their judgements are cached."""
+  judges = dict(external)
+  if 'oracle' in experiment.judges:
+    judges['oracle'] = experiment.oracle
   if experiment.trained:
     reference = fine_tune(experiment.trained)
-    for name in experiment.panel:
+    for name in experiment.judges:
       if name in STAGES:
-        read[name] = of_trained(experiment, STAGES[name], reference)
+        judges[name] = make_trained_judge(experiment, STAGES[name], reference)
   return {
-    name: judgements.kept(
-      workdir / 'judgements' / f'{name}-{key}.jsonl', attended(name, read[name])
+    name: judgements.make_cached_judge(
+      workdir / 'judgements' / f'{name}-{key}.jsonl', interruptible(name, judges[name])
     )
-    for name, key in experiment.panel.items()
+    for name, key in experiment.judges.items()
   }
 
 
-def attended(name: str, read: TextPreference) -> TextPreference:
-  """The judge, which is not asked on once the user wants to stop."""
+def interruptible(name: str, judge: TextPreference) -> TextPreference:
+  """The judge, which raises `Interrupted` between calls if the user asked to stop."""
 
-  def ask(prompts, left, right):
-    interrupts.check(f'the word of the {name} judge')
-    return read(prompts, left, right)
+  def preference(prompts, left, right):
+    interrupts.check(f'the judgements of the {name} judge')
+    return judge(prompts, left, right)
 
-  return ask
+  return preference
 
 
-def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> TextPreference:
-  """A judge that is trained here, as one of texts; what is too long for it is cut."""
+def make_trained_judge(
+  experiment: EvaluateExperiment, stage: str, reference: Params
+) -> TextPreference:
+  """A judge that is trained here, as a function of texts; texts that are too long are truncated."""
   trained = experiment.trained
   shown = make_judge_network(trained, stage).shown(train_judge(trained, stage, reference))
 
-  def read(prompts, left, right):
+  def preference(prompts, left, right):
     sides = (
       tokenize_prompts(trained, prompts),
       tokenize_responses(trained, left),
@@ -166,102 +183,108 @@ def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) ->
     )
     return map_chunks(lambda chunk, _: shown(chunk), Comparison(*sides))[:, 0, 0]
 
-  return read
+  return preference
 
 
-def play(
-  experiment: EvaluateExperiment,
-  asked: Mapping[str, Ask],
-  both: Mapping[str, CombineOrders],
-  responses: Mapping[str, Sequence[str]],
-) -> Played:
-  """Lets every judge compare all pairs in both orders, a batch of prompts at a time.
+def judge_pairs(
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
+) -> Judged:
+  """Compares all pairs of policies under every judge in both orders, a batch of prompts at a time.
 
-  If the experiment may settle early, prompts come in random order, and the first batch after which
-  all pairs are settled is the last.
+  With early stopping, prompts are judged in random order until the order of all pairs is decided.
   """
-  count, size = len(experiment.prompts), experiment.batch
+  count, size, pairwise = len(experiment.prompts), experiment.batch, judges.pairwise
   order = np.arange(count)
-  if experiment.settle:
+  if experiment.early_stopping:
     order = np.random.default_rng(experiment.seed).permutation(count)
-  parts: dict[str, list[np.ndarray]] = {name: [] for name in asked}
+  parts: dict[str, list[np.ndarray]] = {name: [] for name in pairwise}
   done = count
-  with tqdm(total=count, desc='tournament', unit='prompt', disable=not asked) as bar:
-    for begin in range(0, count, size) if asked else ():
+  with tqdm(total=count, desc='tournament', unit='prompt', disable=not pairwise) as bar:
+    for begin in range(0, count, size) if pairwise else ():
       rows = order[begin : begin + size]
       prompts = [experiment.prompts[row] for row in rows]
-      said = {name: [texts[row] for row in rows] for name, texts in responses.items()}
-      for name, ask in asked.items():
-        parts[name].append(judgements.table(ask, prompts, said))
+      texts = {
+        name: [policy.responses[prompt] for prompt in prompts] for name, policy in policies.items()
+      }
+      for name, judge in pairwise.items():
+        parts[name].append(judgements.compare_all_pairs(judge, prompts, texts))
       bar.update(len(rows))
-      if experiment.settle and is_settled(said_of(parts, both), experiment.settle):
+      if experiment.early_stopping and is_decided(
+        combine_orders(parts, judges.combine), experiment.early_stopping
+      ):
         done = begin + len(rows)
         break
-  shown = {name: np.concatenate(tables) for name, tables in parts.items()}
-  return Played(order[:done].tolist(), shown, said_of(parts, both))
+  one_order = {name: np.concatenate(tables) for name, tables in parts.items()}
+  return Judged(order[:done].tolist(), one_order, combine_orders(parts, judges.combine))
 
 
-def said_of(
-  parts: Mapping[str, Sequence[np.ndarray]], both: Mapping[str, CombineOrders]
+def combine_orders(
+  parts: Mapping[str, Sequence[np.ndarray]], combine: Mapping[str, CombineOrders]
 ) -> dict[str, np.ndarray]:
-  """What each judge makes of both orders, from what was shown so far; most take the mean."""
+  """P(row beats column) from both orders; most judges take the mean."""
   return {
-    name: judgements.in_both_orders(np.concatenate(shown), both.get(name, mean_of_orders))
-    for name, shown in parts.items()
+    name: judgements.combine_orders(np.concatenate(tables), combine.get(name, mean_of_orders))
+    for name, tables in parts.items()
   }
 
 
-def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
-  """Whether every pair is, under every judge."""
-  tables = np.stack(list(said.values()), axis=1)
-  tables = tables[np.isfinite(tables).all(axis=(1, 2, 3))]
-  return len(tables) > 0 and bool(early_stopping.known(tables, level).all())
+def is_decided(both_orders: Mapping[str, np.ndarray], level: float) -> bool:
+  """Whether the order of every pair is decided under every judge."""
+  values = np.stack(list(both_orders.values()), axis=1)
+  values = values[np.isfinite(values).all(axis=(1, 2, 3))]
+  return len(values) > 0 and bool(early_stopping.decided_pairs(values, level).all())
 
 
 def make_lines(
-  experiment: EvaluateExperiment, played: Played, responses: Mapping[str, Sequence[str]]
+  experiment: EvaluateExperiment, judged: Judged, policies: Mapping[str, Policy]
 ) -> list[dict]:
-  """One record a prompt, as a tournament has them; prompts without a verdict are left out."""
+  """One record per prompt that every judge has judged."""
   lines = []
-  for place, row in enumerate(played.rows):
-    texts = {name: of_player[row] for name, of_player in responses.items()}
+  for place, row in enumerate(judged.rows):
+    prompt = experiment.prompts[row]
+    texts = {name: policy.responses[prompt] for name, policy in policies.items()}
     lines.append(
       {
-        'prompt': experiment.prompts[row],
+        'prompt': prompt,
         'responses': texts,
         'characters': {name: len(text) for name, text in texts.items()},
-        'preferences': {judge: table[place].tolist() for judge, table in played.said.items()},
+        'preferences': {
+          judge: table[place].tolist() for judge, table in judged.both_orders.items()
+        },
       }
     )
-  return drop_unjudged(lines, list(played.said.values())) if played.said else lines
+  both_orders = list(judged.both_orders.values())
+  return tournament.drop_unjudged_prompts(lines, both_orders) if both_orders else lines
 
 
-def settle(experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]) -> dict:
-  """What is settled; the tables keep nothing that does not hold where one looked on the way.
+def apply_early_stopping(
+  experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]
+) -> dict:
+  """Which pairs are decided; tables keep only figures that hold under repeated looks at the data.
 
-  A pair that was settled for one side and ends on the other is not settled.
+  A pair whose order was decided, but whose final win rate is on the other side, is undecided.
   """
-  tables = results['tables']
-  values = np.stack([[line['preferences'][judge] for line in lines] for judge in tables], axis=1)
-  low, high = early_stopping.intervals(values, experiment.settle)
-  known = early_stopping.known(values, experiment.settle)
-  known &= (values.mean(axis=0) > 0.5) == (low > 0.5)
+  win_rates = results['tables']
+  values = np.stack([[line['preferences'][judge] for line in lines] for judge in win_rates], axis=1)
+  low, high = early_stopping.pair_intervals(values, experiment.early_stopping)
+  decided = early_stopping.decided_pairs(values, experiment.early_stopping)
+  decided &= (values.mean(axis=0) > 0.5) == (low > 0.5)
   above = np.triu_indices(values.shape[2], 1)
-  for number, (judge, table) in enumerate(tables.items()):
-    for name in ('drawn_low', 'drawn_high', 'exact_low', 'exact_high'):
+  for number, (judge, table) in enumerate(win_rates.items()):
+    for name in tournament.FIXED_SAMPLE_INTERVALS:
       del table[name]
     table.update(
       low=low[number].tolist(),
       high=high[number].tolist(),
-      corrected=np.where(known[number], 0.0, 1.0).tolist(),
-      pairs={'count': len(above[0]), 'together': int(known[number][above].sum())},
+      holm_p=np.where(decided[number], 0.0, 1.0).tolist(),
+      pairs={'count': len(above[0]), 'significant_holm': int(decided[number][above].sum())},
     )
     results['cycles'][judge] = ranking.cycles(results['policies'], table)
   return {
-    'level': experiment.settle,
-    'all': bool(known.all()),
+    'level': experiment.early_stopping,
+    'all': bool(decided.all()),
     'prompts': len(experiment.prompts),
-    'pairs': {judge: known[number].tolist() for number, judge in enumerate(tables)},
+    'pairs': {judge: decided[number].tolist() for number, judge in enumerate(win_rates)},
   }
 
 
@@ -272,25 +295,27 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   tournament_page.write(workdir / 'report.html', results, [], lines)
   if lines:
     print_tables(results)
-  for judge, of_judge in results.get('orders', {}).items():
+  for judge, row in results.get('order_consistency', {}).items():
     if len(results['policies']) > 1:
       print(
-        f'\nThe {judge} judge says the same in both orders for {of_judge["consistency"]:.1%} of '
-        f'pairs, and gives the first place {of_judge["first_place"]:+.3f}.'
+        f'\nThe {judge} judge prefers the same response in both orders for '
+        f'{row["consistency"]:.1%} of pairs; being shown first adds {row["first_place"]:+.3f} to '
+        'the win probability.'
       )
-  if 'settled' in results:
-    outcome = 'settled' if results['settled']['all'] else 'not settled'
+  stopping = results.get('early_stopping')
+  if stopping:
+    outcome = 'decided' if stopping['all'] else 'not decided'
     print(
       f'The order of all pairs is {outcome} after {results["comparisons"]} of '
-      f'{results["settled"]["prompts"]} prompts, at a chance of {results["settled"]["level"]:g} of '
-      'any being wrong; intervals above hold for all of them together.'
+      f'{stopping["prompts"]} prompts, with probability at most {stopping["level"]:g} that any is '
+      'wrong; the intervals above hold for all pairs together.'
     )
   for table in results['benchmarks']:
     rows = [row[0] for row in table['rows']]
-    cells = [[display_of(value) for value in row[1:]] for row in table['rows']]
-    print(tables.as_text(f'\n{table["title"]}:', rows, table['columns'], cells))
+    cells = [[format_cell(value) for value in row[1:]] for row in table['rows']]
+    print(tables.format_text(f'\n{table["title"]}:', rows, table['columns'], cells))
 
 
-def display_of(value: object) -> str:
+def format_cell(value: object) -> str:
   """A cell of a benchmark's table."""
   return f'{value:.2f}' if isinstance(value, float) else str(value)

@@ -1,6 +1,5 @@
 """The tournament of an experiment, and the files and tables that report it."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
-from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
@@ -67,22 +65,7 @@ def make_samples(
     for row, line in enumerate(lines):
       line |= annotator.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return drop_unjudged(lines, [*preferences.values(), *matrices.values()])
-
-
-def drop_unjudged(lines: Sequence[dict], preferences: Sequence[np.ndarray]) -> list[dict]:
-  """Drops the lines on which a judge has no verdict on some pair: NaN in [n, K, K].
-
-  Raises:
-    UserError: if no line is left.
-  """
-  usable = ~np.any([np.isnan(matrix).any(axis=(1, 2)) for matrix in preferences], axis=0)
-  if not usable.any():
-    raise UserError('the tournament: on no prompt do all judges have a verdict on every pair.')
-  if not usable.all():
-    count = int(np.sum(~usable))
-    print(f'{count} of {len(lines)} prompts are left out: a judge has no usable verdict on them.')
-  return list(itertools.compress(lines, usable))
+  return tournament.drop_unjudged_prompts(lines, [*preferences.values(), *matrices.values()])
 
 
 def make_interruptible(judge: Judge, name: str) -> Judge:
@@ -132,7 +115,7 @@ def publish(
   json_lines.write_json(workdir / 'results.json', results)
   page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'external_judges': accounts}
   asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
-  page |= {'left_out': asked - len(lines), **results}
+  page |= {'dropped_prompts': asked - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
   print_results(experiment, results, judges)
   return results
@@ -193,7 +176,7 @@ def print_results(
 def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, entries = tables.format_text, results['policies']
-  level = results['settled']['level'] if 'settled' in results else 0.05
+  level = results['early_stopping']['level'] if 'early_stopping' in results else 0.05
   for name, table in results['tables'].items():
     within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
     title = (
@@ -201,14 +184,14 @@ def print_tables(results: Mapping) -> None:
     )
     print(as_text(title, *tournament.format_cells(entries, table)))
     pairs = table['pairs']
-    if pairs['count'] > 1 and 'alone' in pairs:
+    if pairs['count'] > 1 and 'significant' in pairs:
       print(
-        f'  of {pairs["count"]} pairs {pairs["alone"]} differ at 95 % each, {pairs["together"]} '
-        'with all of them in mind (Holm)'
+        f'  {pairs["significant"]} of {pairs["count"]} pairs differ at 95 % each, '
+        f"{pairs['significant_holm']} after Holm's correction for all of them"
       )
     for cycle in results['cycles'][name]['first'][:3]:
       round_about = ' > '.join([*cycle['policies'], cycle['policies'][0]])
-      sure = '' if cycle['certain'] else ', not certain'
+      sure = '' if cycle['significant'] else ', not certain'
       print(f'  a cycle: {round_about}, its weakest link {cycle["weakest"]:.3f}{sure}')
   for name, ranked in results['ranking'].items():
     cells = [

@@ -1,0 +1,112 @@
+"""Responses of the entries of an evaluation, cached in the work directory."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nlhf_jax.errors import UserError
+from nlhf_jax.evaluation.benchmarks import alpaca_eval
+from nlhf_jax.evaluation.benchmarks.benchmark import Policy
+from nlhf_jax.evaluation.generation import Model, Respond, make_respond
+from nlhf_jax.evaluation.response_files import FiledResponses
+from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
+from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, PretrainedModel
+from nlhf_jax.storage import json_lines
+from nlhf_jax.training import interrupts
+
+
+def make_model(entry: Entry) -> Model:
+  """Reads the network of an entry."""
+  if isinstance(entry, PretrainedModel):
+    return Model(entry.decoder, entry.load(), entry.tokenizer, entry.max_positions)
+  experiment = entry.experiment
+  params, own = load_entry(experiment, entry.policy), experiment.model
+  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
+
+
+def policy_key(experiment: EvaluateExperiment, entry: Entry) -> str:
+  """A digest of everything that determines what an entry generates, except the prompts."""
+  if isinstance(entry, PretrainedModel):
+    own = entry.settings
+  else:
+    policy, slot = find_entry(entry.experiment, entry.policy)
+    own = [entry.experiment.stages[policy].folder.name, slot]
+  return json_lines.json_digest(
+    [own, experiment.seed, experiment.length, experiment.batch, experiment.filters]
+  )
+
+
+def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> Policy:
+  """An entry as benchmarks see it; its network is read only if a response is not cached yet."""
+  entry = experiment.entries[name]
+  common = {'batch': experiment.batch, 'seed': experiment.seed}
+  if isinstance(entry, FiledResponses):
+    return Policy(name, annotations=entry.annotations, **common)
+  read = functools.cache(lambda: make_model(entry))
+  key = policy_key(experiment, entry)
+  respond = cached_respond(experiment, name, key, read, folder)
+  return Policy(name, respond, read, key, check_interrupt=interrupts.check, **common)
+
+
+def cached_respond(
+  experiment: EvaluateExperiment, name: str, key: str, load: Callable[[], Model], folder: Path
+) -> Respond:
+  """A function that samples responses batch by batch and caches them in `responses.jsonl`.
+
+  Conversations are sorted by length, longest first: batches have little padding, and a lack of
+  memory shows at once. The cache has one line per batch.
+
+  Raises:
+    Interrupted: from the function, between batches, if the user asked to stop.
+    UserError: from the function, for a conversation that the policy cannot respond to.
+  """
+  path = folder / 'responses.jsonl'
+  cached = {row['batch']: row['texts'] for row in json_lines.read(path)}
+
+  @functools.cache
+  def sampler():
+    return make_respond(
+      load(), length=experiment.length, batch=experiment.batch, filters=experiment.filters
+    )
+
+  def respond(conversations, temperature, seed):
+    lengths = [sum(len(turn['content']) for turn in turns) for turns in conversations]
+    order, texts = np.argsort(np.negative(lengths), kind='stable'), [''] * len(lengths)
+    with tqdm(total=len(order), desc=name, unit='response', mininterval=0.5) as bar:
+      for number, start in enumerate(range(0, len(order), experiment.batch)):
+        interrupts.check(f'the responses of {name}')
+        rows = order[start : start + experiment.batch]
+        batch = [conversations[row] for row in rows]
+        batch_key = json_lines.json_digest([key, batch, temperature, seed, number])
+        if batch_key not in cached:
+          # Each batch of each seed has a random key of its own.
+          entropy = np.random.SeedSequence([experiment.seed, seed, number])
+          try:
+            cached[batch_key] = sampler()(batch, temperature, int(entropy.generate_state(1)[0]))
+          except UserError as error:
+            raise UserError(f"the policy '{name}': {error}") from None
+          json_lines.append(path, [{'batch': batch_key, 'texts': cached[batch_key]}])
+        for row, text in zip(rows, cached[batch_key], strict=True):
+          texts[row] = text
+        bar.update(len(rows))
+    return texts
+
+  return respond
+
+
+def respond_to_prompts(experiment: EvaluateExperiment, policy: Policy, folder: Path) -> Policy:
+  """The policy with its responses to the prompts, which are written to `model_outputs.json`."""
+  entry, prompts = experiment.entries[policy.name], experiment.prompts
+  if isinstance(entry, FiledResponses):
+    texts = [entry.responses[prompt] for prompt in prompts]
+  else:
+    conversations = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
+    texts = list(policy.respond(conversations, experiment.filters.temperature, 0))
+  known = {row['instruction']: row for row in experiment.references}
+  questions = [known.get(prompt, {'instruction': prompt}) for prompt in prompts]
+  outputs = alpaca_eval.make_outputs(questions, texts, policy.name)
+  alpaca_eval.write(folder / 'model_outputs.json', outputs)
+  return policy._replace(responses=dict(zip(prompts, texts, strict=True)))

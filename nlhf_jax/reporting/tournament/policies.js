@@ -1,0 +1,164 @@
+// ---- Policies, benchmarks, exploiters and judges
+
+// The mean win rate of each policy against its KL to the reference.
+function frontier() {
+  const kl = results.kl_to_reference || {};
+  const ranked = judges.length ? (results.ranking || {})[judges[0]] || [] : [];
+  const points = ranked.filter((r) => isNumber(kl[r.policy]) && isNumber(r.borda))
+    .map((r) => ({name: r.policy, x: kl[r.policy], y: r.borda, error: r.borda_error || 0}));
+  if (points.length < 3) return;
+  const box = {width: 640, height: 320, left: 48, right: 20, top: 14, bottom: 40};
+  const right = Math.max(...points.map((p) => p.x), 1e-6);
+  const low = Math.min(...points.map((p) => p.y - 2 * p.error));
+  const high = Math.max(...points.map((p) => p.y + 2 * p.error));
+  const x = (v) => box.left + v / right * (box.width - box.left - box.right);
+  const y = (v) => box.height - box.bottom -
+    (v - low) / (high - low || 1) * (box.height - box.top - box.bottom);
+  section('frontier', 'Frontier', 'KL against win rate',
+    `The KL of each policy to the reference, and its mean win rate against the others under ` +
+    `${inSentence(judges[0])}, \u00b1 two standard errors. At the same win rate, a smaller KL is ` +
+    'better.',
+    el('div', {class: 'scroll', style: 'margin-top: 1.5rem'},
+      el('svg', {class: 'frontier', viewBox: `0 0 ${box.width} ${box.height}`, role: 'img',
+        'aria-label': points.map((p) => `${p.name}: KL ${brief(p.x)} nats, win rate ` +
+          `${tenth(p.y)} %`).join('; ')},
+      ticks(low, high, 5).map(([v]) => [
+        el('line', {class: 'grid', x1: box.left, x2: box.width - box.right, y1: y(v), y2: y(v)}),
+        el('text', {x: box.left - 6, y: y(v) + 3.5, 'text-anchor': 'end'}, tenth(v))]),
+      ticks(0, right, 5).map(([v, label]) => el('text',
+        {x: x(v), y: box.height - box.bottom + 16, 'text-anchor': 'middle'}, label)),
+      el('text', {x: box.left, y: box.height - 6}, 'KL to the reference, nats per response'),
+      points.map((p) => el('g', null,
+        el('line', {class: 'spread', x1: x(p.x), x2: x(p.x), y1: y(p.y - 2 * p.error),
+          y2: y(p.y + 2 * p.error)}),
+        el('circle', {cx: x(p.x), cy: y(p.y), r: 3.5}),
+        x(p.x) < box.width / 2
+          ? el('text', {x: x(p.x) + 7, y: y(p.y) + 3.5}, p.name)
+          : el('text', {x: x(p.x) - 7, y: y(p.y) + 3.5, 'text-anchor': 'end'}, p.name))))));
+}
+
+function benchmarks() {
+  const found = results.benchmarks || [];
+  if (!found.length) return;
+  const side = (x) => typeof x === 'string' ? null : 'number';
+  const value = (x) => isNumber(x) ? Number.isInteger(x) ? count(x) : fixed(x, 2)
+    : x === null ? 'n/a' : x;
+  section('benchmarks', 'Benchmarks', 'Benchmarks', '', found.map((table) =>
+    el('div', {class: 'stack'}, el('div', null, el('h3', null, table.title),
+      el('p', {class: 'quiet small'}, table.note),
+      el('div', {class: 'scroll', role: 'group', 'aria-label': table.title},
+        el('table', {class: 'list wide'},
+          el('thead', null, el('tr', null, el('th', {scope: 'col'}, ''),
+            table.columns.map((name, i) => el('th', {scope: 'col',
+              class: table.rows.length ? side(table.rows[0][i + 1]) : null}, words(name))))),
+          el('tbody', null, table.rows.map(([name, ...cells]) => el('tr', null,
+            el('th', {scope: 'row'}, code(name)),
+            cells.map((x) => el('td', {class: side(x)}, value(x))))))))))));
+}
+
+function exploiters() {
+  const found = results.exploitability;
+  if (!isRecord(found)) return;
+  const names = Object.keys(found);
+  const pairs = Object.entries(found[names[0]]).flatMap(
+    ([by, seen]) => Object.keys(seen).map((judge) => [by, judge]));
+  section('exploiters', 'Exploiters', 'Exploiters',
+    'An exploiter is initialised with the policy and trained to beat it under a judge. Its win ' +
+    'rate is a lower bound on the exploitability of the policy. Under the judge that the policy ' +
+    'was trained on, it measures the error of the algorithm; under the oracle, also that of the judge.',
+    el('div', {class: 'scroll heat', role: 'group', 'aria-label': 'Exploiters'},
+      el('table', null,
+        el('thead', null, el('tr', null, el('td', {class: 'corner'}, 'Wins against'),
+          pairs.map(([by, judge]) => el('th', {scope: 'col'}, `trained by ${by}`, el('br'),
+            `measured by ${judge}`)))),
+        el('tbody', null, names.map((name) => el('tr', null,
+          el('th', {scope: 'row'}, code(name)),
+          pairs.map(([by, judge]) => {
+            const {win_rate: p, low, high} = found[name][by][judge];
+            return cell('td', p, el('b', null, tenth(p)),
+              el('small', null, `${tenth(low)}\u2009\u2013\u2009${tenth(high)}`));
+          })))))));
+}
+
+function tint(style, i, n) {
+  if (style === 'none') return 'var(--line)';
+  const share = n < 2 ? 100 : 100 - 60 * i / (n - 1);
+  return `color-mix(in oklab, var(--accent) ${share.toFixed(0)}%, var(--ground))`;
+}
+function policyTable() {
+  const has = (record) => isRecord(record) && Object.keys(record).length > 0;
+  const shares = task.shares || {};
+  const styles = [...new Set([...(task.styles || []), ...Object.values(shares).flatMap(
+    (s) => Object.keys(s))])].filter((s) => s !== 'none');
+  const tints = Object.fromEntries(styles.map((s, i) => [s, tint(s, i, styles.length)]));
+  tints.none = tint('none');
+  const swatch = (style) => el('span', {class: 'swatch', style: `--tint: ${tints[style]}`});
+  const bar = (share) => {
+    const parts = [...styles, 'none'].filter((s) => isNumber(share[s]) && share[s] > 0);
+    const percent = (s) => Math.round(100 * share[s]);
+    return [
+      el('div', {class: 'bar', 'aria-hidden': 'true'},
+        parts.map((s) => el('span', {style: `--share: ${share[s]}; --tint: ${tints[s]}`}))),
+      el('div', {class: 'parts'},
+        parts.map((s) => el('span', null, swatch(s), `${s} ${percent(s) || '<1'}\u00a0%`))),
+    ];
+  };
+  const number = (record, digits) => (p) => fixed(record[p], digits);
+  const columns = [
+    [results.kl_to_reference, 'KL to reference', 'nats per response',
+      number(results.kl_to_reference || {}, 2)],
+    [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
+    [results.characters, 'Length', 'characters per response',
+      number(results.characters || {}, 0)],
+    [task.quality, 'Quality', '\u22121 to 1', number(task.quality || {}, 2)],
+    [task.counter, 'Best counter-style', 'its win rate', (p) => {
+      const counter = (task.counter || {})[p];
+      return counter ? [counter.style, el('br'), whole(counter.win_rate)] : 'n/a';
+    }],
+    [task.shares, 'Styles', 'share of responses', (p) => shares[p] ? bar(shares[p]) : 'n/a'],
+  ].filter(([record]) => has(record));
+  if (!columns.length) return;
+  const side = (label) => label === 'Styles' ? null : 'number';
+  section('policies', 'Policies', 'Policies', has(task.counter) ?
+    'The best counter-style is the style with the highest win rate against the policy under the ' +
+    'oracle: the higher its win rate, the more exploitable the policy.' : '',
+  el('div', {class: 'scroll', role: 'group', 'aria-label': 'Policies',
+    style: 'margin-top: 1.5rem'},
+  el('table', {class: has(task.shares) ? 'list wide' : 'list'},
+    el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Policy'),
+      columns.map(([, label, unit]) => el('th', {scope: 'col', class: side(label)}, label,
+        el('span', {class: 'unit'}, unit))))),
+    el('tbody', null, policies.map((p) => el('tr', null, el('th', {scope: 'row'}, code(p)),
+      columns.map(([, label, , show]) => el('td', {class: side(label)}, show(p)))))))));
+}
+
+function judgeSection() {
+  const matrices = task.judge_matrix || {};
+  const styles = task.styles || [];
+  const numbers = Object.entries(results.judge || {}).filter(([, x]) => isNumber(x) || x === null);
+  if (!numbers.length && !Object.keys(matrices).length) return;
+  const verdict = (matrix) => {
+    const ring = cycle(matrix);
+    if (ring) {
+      const weakest = Math.min(...ring.map((i, n) => matrix[i][ring[(n + 1) % 3]]));
+      const links = ring.map((i, n) => `${styles[i]} beats ${styles[ring[(n + 1) % 3]]}`);
+      return ['Cyclic: ', joined(links), `; the closest of these at ${whole(weakest)}. `,
+        'No style is best against all others.'];
+    }
+    const best = winner(matrix);
+    return best < 0 ? 'Not cyclic, and no style beats every other.'
+      : `Not cyclic: ${styles[best]} beats every other style.`;
+  };
+  section('judge', 'Judge', 'Judge',
+    results.judge && 'accuracy' in results.judge ?
+      'Accuracy is the share of held-out labels that the learned judge predicts correctly.' : '',
+    numbers.length > 0 && el('dl', {class: 'facts'}, numbers.map(([key, x]) => el('div', null,
+      el('dt', null, words(key)),
+      el('dd', null, key === 'accuracy' ? `${tenth(x)}\u00a0%` : brief(x))))) || null,
+    Object.keys(matrices).length > 0 && [
+      el('h3', {style: 'margin-top: 2rem'}, 'Preference between perfect summaries of each style'),
+      el('div', {class: 'pair'}, ordered(matrices).map((judge) => heat(styles,
+        {win_rate: matrices[judge]}, [el('h4', null, title(judge)),
+          el('p', {class: 'quiet small'}, verdict(matrices[judge]))], 'Row beats column'))),
+    ] || null);
+}

@@ -64,7 +64,7 @@ def declared_ranges(config):
 
 @pytest.mark.parametrize('name', CONFIGS, ids=lambda name: Path(name).name)
 def test_numbers_outside_their_range_are_refused(name):
-  config = command.load(name).copy_and_resolve_references()
+  config = command.load_config(name).copy_and_resolve_references()
   find = SECTIONS[config.experiment]
   sections.check(find(config))
   declared = declared_ranges(config)

@@ -5,7 +5,7 @@ run has SFT), their neighbours, and two that learn from the oracle, which tells 
 algorithm from that of its judge.
 """
 
-from configs import base, dpo, egpo, inpo, ipo, online_ipo, rlhf, sppo
+from nlhf_jax.configs import base, dpo, egpo, inpo, ipo, online_ipo, rlhf, sppo
 
 TAU = 0.06
 BETAS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)

@@ -1,5 +1,5 @@
 """DNO: differences of win rates, as soft labels."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(dno=base.policy('dno', eta=0.2, every=100))

@@ -4,7 +4,7 @@ python -m nlhf_jax.main --config=configs/nash_md.py
 python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE
 """
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(
   self_play=base.policy('self_play', tau=0.06),

@@ -5,6 +5,6 @@ and in another, which differed in rounding alone, found the reward model's error
 noise; 1.0 won 0.65.
 """
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(rlhf=base.policy('rlhf_pg', tau=1.0, judge='reward'))

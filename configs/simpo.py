@@ -1,5 +1,5 @@
 """SimPO: no reference, log-probabilities a token."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(simpo=base.offline('simpo', beta=2.0, gamma=0.5))

@@ -5,7 +5,7 @@ python -m nlhf_jax.main --config=configs/token_game.py
 
 from ml_collections import ConfigDict
 
-from configs import base
+from nlhf_jax.configs import base
 
 
 def playing(algorithm, *, steps, evaluate_every, **arguments):

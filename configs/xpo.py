@@ -1,5 +1,5 @@
 """XPO: online DPO against SFT samples, with a bonus for leaving them."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(xpo=base.policy('xpo', alpha=1e-3, beta=0.1))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 # What the text of a notebook says, as its cells print it.
 FACTS = {
-  'finite_sample': (
+  'sample_complexity': (
     r'gap of the plug-in policy +0\.002771',
     r'the identity is off by less than 1e-15',
     r'tau +0\.5: slope -0\.8\d at first, -1\.0\d in the end; measured / closed form (0\.9|1\.0)',

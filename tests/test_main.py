@@ -106,7 +106,7 @@ def test_a_config_of_no_known_kind_is_told_which_kinds_there_are(complaint, tmp_
   path = tmp_path / 'mine.py'
   path.write_text('from ml_collections import ConfigDict\nget_config = ConfigDict\n')
   assert complaint(f'--config={path}') == (
-    "config.experiment='None' must be one of evaluate, finite_sample, language, preferences, "
+    "config.experiment='None' must be one of evaluate, sample_complexity, judges, language, "
     'tabular, token_game.'
   )
 

@@ -1,7 +1,7 @@
 """How many votes an equilibrium needs: rates, pessimism offline, enhancers online, rewards.
 
-python -m nlhf_jax.main --config=configs/finite_sample.py
-python -m nlhf_jax.main --config=configs/finite_sample.py:bilinear --config.seeds=30
+python -m nlhf_jax.main --config=configs/sample_complexity.py
+python -m nlhf_jax.main --config=configs/sample_complexity.py:bilinear --config.seeds=30
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(world='anything'):
   votes = '1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 1e7'
   return ConfigDict(
     dict(
-      experiment='finite_sample',
+      experiment='sample_complexity',
       payoff='log_odds' if world == 'bradley_terry' else 'probability',
       seed=0,
       seeds=100,

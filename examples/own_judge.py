@@ -16,7 +16,10 @@ def shorter(prompts, left, right):
 
 
 model = nlhf.from_pretrained(sys.argv[1], lora_rank=8)
-algorithm, judge = nlhf.algorithms.nash_md_pg(beta=0.1, tau=0.01), nlhf.judges.from_function(shorter)
+algorithm, judge = (
+  nlhf.algorithms.nash_md_pg(beta=0.1, tau=0.01),
+  nlhf.judges.from_function(shorter),
+)
 train = nlhf.make_train_step(model, algorithm, judge, optax.adamw(1e-3), response_length=16)
 state = train.init(jax.random.key(0))
 for step in range(10):

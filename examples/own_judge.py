@@ -10,16 +10,13 @@ import nlhf_jax as nlhf
 PROMPTS = ['What is a game?', 'What is a judge?', 'What is a policy?', 'What is a mixture?']
 
 
-def shorter(prompts, left, right):
-  """P(left is preferred to right): the shorter response wins."""
-  return [(1 + (len(a) < len(b)) - (len(a) > len(b))) / 2 for a, b in zip(left, right, strict=True)]
+def shorter(prompts, left, right):  # P(left is preferred); ties count 1/2, as both orders are used
+  return [len(a) < len(b) for a, b in zip(left, right, strict=True)]
 
 
 model = nlhf.from_pretrained(sys.argv[1], lora_rank=8)
-algorithm, judge = (
-  nlhf.algorithms.nash_md_pg(beta=0.1, tau=0.01),
-  nlhf.judges.from_function(shorter),
-)
+judge = nlhf.judges.from_function(shorter)
+algorithm = nlhf.algorithms.nash_md_pg(beta=0.1, tau=0.01)
 train = nlhf.make_train_step(model, algorithm, judge, optax.adamw(1e-3), response_length=16)
 state = train.init(jax.random.key(0))
 for step in range(10):

@@ -17,8 +17,9 @@ from nlhf_jax.experiments.export_policy import of_player
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import Decoder, Numerics, make_decoder
+from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
 

@@ -26,7 +26,7 @@ from nlhf_jax.training.update import initial_state, make_update
 
 MIN_WIDTH = 32  # tokens; prompts are padded to it, or to the next power of two
 
-Batch = Sequence[Prompt] | Sequence[tuple]
+Batch = Sequence[Any]  # of prompts or of tuples, as `TrainStep` has it
 
 
 class TrainStep(NamedTuple):
@@ -126,18 +126,14 @@ def encode_responses(tokenizer: Any, texts: Sequence[str], length: int) -> Respo
   return tokenizers.pad_responses(tokenizer, rows, length)
 
 
-def encode_demonstrations(
-  model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], response_length: int
-) -> Comparison:
+def encode_demonstrations(model: LanguageModel, pairs: Batch, response_length: int) -> Comparison:
   """(prompt, response) of each example."""
   prompts, responses = _columns(pairs, 'prompt', 'response')
   left = encode_responses(model.tokenizer, responses, response_length)
   return Comparison(encode_prompts(model, prompts, response_length), left)
 
 
-def encode_comparisons(
-  model: LanguageModel, triples: Sequence[tuple[Prompt, str, str]], response_length: int
-) -> Comparison:
+def encode_comparisons(model: LanguageModel, triples: Batch, response_length: int) -> Comparison:
   """(prompt, chosen, rejected) of each example; the payoff of the chosen one is 1/2."""
   prompts, *sides = _columns(triples, 'prompt', 'chosen', 'rejected')
   left, right = (encode_responses(model.tokenizer, side, response_length) for side in sides)
@@ -145,7 +141,7 @@ def encode_comparisons(
   return Comparison(encode_prompts(model, prompts, response_length), left, right, payoff)
 
 
-def _columns(batch: Sequence[tuple], *names: str) -> list[tuple]:
+def _columns(batch: Batch, *names: str) -> list[tuple]:
   """The examples of a batch, field by field."""
   if any(isinstance(example, str) or len(example) != len(names) for example in batch):
     raise UserError(f'this algorithm learns from examples ({", ".join(names)}); give such tuples.')

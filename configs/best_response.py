@@ -1,4 +1,4 @@
-"""Best response to the SFT policy: what overfitting to a fixed opponent looks like."""
+"""Best response to the SFT policy, which shows overfitting to a fixed opponent."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""DPO with labels softened by the share of flips expected."""
+"""cDPO: DPO with labels softened by the expected share of flipped votes."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""COMAL: INPO around a magnet that becomes the policy."""
+"""COMAL: INPO around a magnet that is reset to the policy."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""DNO: differences of win rates, as soft labels."""
+"""DNO: soft labels from differences of win rates."""
 
 from nlhf_jax.configs import base
 

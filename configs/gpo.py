@@ -1,4 +1,4 @@
-"""GPO: SPPO on log-odds."""
+"""GPO: SPPO on log-odds in place of win rates."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""IPO on the comparisons, log-ratios summed over tokens."""
+"""IPO on the comparisons, with log-ratios summed over tokens."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""IPO-MD: pairs from the mixture with SFT; rests where Nash-MD does."""
+"""IPO-MD: pairs from the mixture with SFT; its fixed point is that of Nash-MD."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""KTO: winners and losers one by one."""
+"""KTO: winners and losers as separate examples."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""TD-MNPO: anchored at SFT and at the last rounds."""
+"""TD-MNPO: anchored at SFT and at the policies of the last rounds."""
 
 from nlhf_jax.configs import base
 

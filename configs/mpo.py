@@ -1,4 +1,4 @@
-"""MPO: a proximal step against pi_t, around a magnet that moves."""
+"""MPO: a proximal step from pi_t, around a magnet that is reset to the policy."""
 
 from nlhf_jax.configs import base
 

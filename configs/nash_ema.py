@@ -1,4 +1,4 @@
-"""Nash-EMA-PG: against the average of past weights, which competes too."""
+"""Nash-EMA-PG: against the average of past weights, which enters the tournament, too."""
 
 from nlhf_jax.configs import base
 

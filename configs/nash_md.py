@@ -1,7 +1,7 @@
-"""Nash-MD-PG and self-play, from SFT to the tournament between them.
+"""Nash-MD-PG and self-play, from supervised fine-tuning to the tournament between them.
 
-python -m nlhf_jax.main --config=configs/nash_md.py
-python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE
+nlhf run --config=nash_md
+nlhf run --config=nash_md:file --config.data.path=FILE
 """
 
 from nlhf_jax.configs import base

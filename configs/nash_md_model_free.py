@@ -1,4 +1,4 @@
-"""Nash-MD-PG without a model of preferences: the raters themselves cast one vote on every pair."""
+"""Nash-MD-PG without a preference model: the oracle casts one vote on every pair."""
 
 from nlhf_jax.configs import base
 

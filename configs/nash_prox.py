@@ -1,4 +1,4 @@
-"""Nash Prox: self-play around the average of past weights."""
+"""Nash Prox: self-play with a second KL cost, to the average of past weights."""
 
 from nlhf_jax.configs import base
 

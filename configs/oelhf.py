@@ -1,4 +1,4 @@
-"""OELHF: each response against the best of four more; rests where self-play does."""
+"""OELHF: each response against the best of four others; its fixed point is that of self-play."""
 
 from nlhf_jax.configs import base
 

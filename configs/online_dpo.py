@@ -1,4 +1,4 @@
-"""Online DPO: fresh pairs, labelled by the judge."""
+"""Online DPO: sampled pairs, labelled by the judge."""
 
 from nlhf_jax.configs import base
 

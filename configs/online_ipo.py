@@ -1,4 +1,4 @@
-"""Online IPO: fresh pairs; rests where self-play does."""
+"""Online IPO: sampled pairs; its fixed point is that of self-play."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""ONPO: optimistic, two solves a round."""
+"""ONPO: optimistic mirror descent, with two fits in each round."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""REBEL: differences of win rates, regressed."""
+"""REBEL: regression on differences of win rates."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""DPO made unbiased for a share of flipped labels."""
+"""Robust DPO: unbiased for a known share of flipped votes."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""RSO with a hinge."""
+"""RSO with the hinge loss."""
 
 from nlhf_jax.configs import base
 

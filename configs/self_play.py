@@ -1,4 +1,4 @@
-"""Self-play: the policy against itself, regularised towards SFT."""
+"""Self-play: the policy against itself, with a KL cost to SFT."""
 
 from nlhf_jax.configs import base
 

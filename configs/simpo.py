@@ -1,4 +1,4 @@
-"""SimPO: no reference, log-probabilities a token."""
+"""SimPO: no reference, and log-probabilities averaged over tokens."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""SLiC: a hinge on log-probabilities, and the likelihood of winners."""
+"""SLiC: a hinge loss on log-probabilities, and the likelihood of the winners."""
 
 from nlhf_jax.configs import base
 

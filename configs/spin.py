@@ -1,4 +1,4 @@
-"""SPIN: demonstrations against samples of pi_t; asks no judge."""
+"""SPIN: demonstrations against samples of pi_t; needs no judge."""
 
 from nlhf_jax.configs import base
 

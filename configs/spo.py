@@ -1,4 +1,4 @@
-"""SPO: the win rate against a queue of recent samples as the reward."""
+"""SPO: the reward is the win rate against a queue of recent samples."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""SPPO: best and worst of five samples, fitted to their win rates."""
+"""SPPO: the best and the worst of five samples, fitted to their win rates."""
 
 from nlhf_jax.configs import base
 

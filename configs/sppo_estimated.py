@@ -1,4 +1,4 @@
-"""SPPO with its normaliser estimated on the samples."""
+"""SPPO with its normaliser estimated from the samples."""
 
 from nlhf_jax.configs import base
 

@@ -1,4 +1,4 @@
-"""SPPO with the preference between best and worst alone."""
+"""SPPO on the preference between the best and the worst sample alone."""
 
 from nlhf_jax.configs import base
 

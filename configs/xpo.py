@@ -1,4 +1,4 @@
-"""XPO: online DPO against SFT samples, with a bonus for leaving them."""
+"""XPO: online DPO against samples of SFT, with an exploration bonus."""
 
 from nlhf_jax.configs import base
 

@@ -74,7 +74,7 @@ def check_figures(notebook):
   """Every cell that ends in a figure shows it, and no other output that is an object."""
   for cell in code(notebook):
     shown = [set(output.data) for output in cell.outputs if 'data' in output]
-    draws = f'\n{cell.source}'.count('\nplots.')
+    draws = f'\n{cell.source}'.count('\ngame_plots.')
     assert len(shown) == draws, cell.source
     assert all('image/png' in kinds for kinds in shown), cell.source
 

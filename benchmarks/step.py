@@ -76,5 +76,5 @@ if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--config', default='configs/nash_md.py')
   print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}')
-  for name, (time_taken, rate) in measure(command.load(parser.parse_args().config)).items():
+  for name, (time_taken, rate) in measure(command.load_config(parser.parse_args().config)).items():
     print(f'{name:<8} {1e3 * time_taken:7.1f} ms {rate:10,.0f} tokens/s')

@@ -44,7 +44,7 @@ SWITCHES = {
 }
 
 
-def run(
+def run_command(
   arguments: Sequence[str],
   usage: str,
   more: Mapping[str, str],
@@ -60,16 +60,16 @@ def run(
   """
   try:
     overrides = [argument for argument in arguments if argument.startswith('--config.')]
-    settings = parse([text for text in arguments if text not in overrides], FLAGS | more)
+    settings = parse_flags([text for text in arguments if text not in overrides], FLAGS | more)
     if settings.help:
       print(usage, settings.get_help(include_special_flags=False), sep='\n')
       return 0
     if settings.version:
       print(f'nlhf_jax {__version__}')
       return 0
-    config = load(settings.config)
+    config = load_config(settings.config)
     for override in overrides:
-      apply(override, config, settings.config)
+      apply_override(override, config, settings.config)
     if settings.print:
       print(describe(config))
       return 0
@@ -89,7 +89,7 @@ def run(
   return 0
 
 
-def parse(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
+def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
   """The values of the flags; `arguments` are without the changes of the config.
 
   Raises:
@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValue
   return settings
 
 
-def load(name: str) -> ConfigDict:
+def load_config(name: str) -> ConfigDict:
   """The config that `get_config` of a shipped config or of a file returns.
 
   Args:
@@ -200,7 +200,7 @@ def describe(config: ConfigDict) -> str:
   return '\n'.join(f'{flag}={value}' for flag, value in fields if not isinstance(value, ConfigDict))
 
 
-def apply(override: str, config: ConfigDict, name: str) -> None:
+def apply_override(override: str, config: ConfigDict, name: str) -> None:
   """Changes the config called `name` by `--config.FIELD=VALUE`; the field keeps its type.
 
   Raises:
@@ -226,7 +226,7 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
   config.update_from_flattened_dict({flag.removeprefix('--config.'): value})
 
 
-def places(settings: flags.FlagValues) -> tuple[str, Path, Path]:
+def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:
   """The name of the experiment, its work directory and the folder of its stages."""
   source, argument = split_name(settings.config)
   name = '_'.join(filter(None, (Path(source).stem, argument)))

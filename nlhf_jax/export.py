@@ -25,7 +25,7 @@ FLAGS = {
 
 def main(arguments: Sequence[str]) -> int:
   """Exports the policy that the arguments name; returns the exit status."""
-  return command.run(arguments, __doc__, FLAGS, run)
+  return command.run_command(arguments, __doc__, FLAGS, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -44,7 +44,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   merged = (settings.merged or 'False').lower()
   if merged not in ('true', 'false'):
     raise UserError(f"--merged: '{settings.merged}' is not True or False.")
-  name, _, stages = command.places(settings)
+  name, _, stages = command.run_paths(settings)
   # Imported late, so that a mistake in the flags does not wait for JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
   experiment.start(config, name, stages, settings.player, Path(settings.to), merged == 'true')

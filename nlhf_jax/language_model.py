@@ -41,7 +41,7 @@ class LanguageModel(NamedTuple):
   max_positions: int | None = None
   lora: Lora | None = None
 
-  def with_adapters(self, key: Array) -> Params:
+  def add_adapters(self, key: Array) -> Params:
     """The parameters, with new adapters drawn by `key` if the model is to have some but has none.
 
     A new adapter adds nothing yet: its second factor is zero.

@@ -20,7 +20,7 @@ KINDS = ('evaluate', 'judges', 'language', 'sample_complexity', 'tabular', 'toke
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the experiment that the arguments describe; returns the exit status."""
-  return command.run(arguments, __doc__, {}, run)
+  return command.run_command(arguments, __doc__, {}, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -40,7 +40,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   # Imported late, so that a mistake in the flags does not wait for JAX.
   compilation = importlib.import_module('nlhf_jax.compilation')
   experiment = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}.run')
-  name, workdir, stages = command.places(settings)
+  name, workdir, stages = command.run_paths(settings)
   compilation.keep(Path(settings.workdir or 'runs') / 'programs')
   try:
     experiment.start(config, name, workdir, stages)

@@ -23,7 +23,7 @@ FLAGS = {
 
 def main(arguments: Sequence[str]) -> int:
   """Prints the plan for a config; returns the exit status."""
-  return command.run(arguments, __doc__, FLAGS, run)
+  return command.run_command(arguments, __doc__, FLAGS, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:

@@ -84,7 +84,7 @@ def make_train_step(
   encode = ENCODERS[learns_from(algorithm)]
 
   def init(key):
-    own, base = model.with_adapters(key), None
+    own, base = model.add_adapters(key), None
     if model.lora:
       own, base = trees.split(own, lora.is_adapter)
     state = initial_state(algorithm, own, optimizer, base)

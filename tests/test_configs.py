@@ -17,7 +17,7 @@ from nlhf_jax.tasks.summaries import styles
 CONFIGS = sorted(
   path.stem
   for path in Path(__file__).parents[1].glob('configs/*.py')
-  if path.stem != 'base' and command.load(str(path)).experiment == 'language'
+  if path.stem != 'base' and command.load_config(str(path)).experiment == 'language'
 )
 OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
 

@@ -137,8 +137,8 @@ def test_adapters_are_drawn_by_the_key_and_add_nothing(folder):
   for path, leaf in first.items():
     np.testing.assert_array_equal(leaf, same[path])
     assert bool(leaf.any()) == path.endswith('lora_a') == bool((leaf != other[path]).any())
-  trained = model._replace(params=model.with_adapters(jax.random.key(0)))
-  assert trained.with_adapters(jax.random.key(1)) is trained.params
+  trained = model._replace(params=model.add_adapters(jax.random.key(0)))
+  assert trained.add_adapters(jax.random.key(1)) is trained.params
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_shipped_config_is_found_from_any_folder(configured, monkeypatch, tmp_
   (tmp_path / 'nash_md').mkdir()
   config, settings = configured('--config=nash_md:file')
   assert config.data.source == 'file'
-  assert command.places(settings) == (
+  assert command.run_paths(settings) == (
     'nash_md_file',
     Path('runs/nash_md_file'),
     Path('runs/stages'),

@@ -33,6 +33,6 @@ def test_every_row_that_trains_a_policy_has_a_config():
   trained = set()
   for path in ROOT.glob('configs/*.py'):
     if path.stem != 'base':
-      config = command.load(str(path))
+      config = command.load_config(str(path))
       trained |= {row.algorithm for row in config.get('policies', {}).values()}
   assert ROWS.keys() - trained == {'sft', 'preference_model', 'reward_model'}

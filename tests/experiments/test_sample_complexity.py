@@ -59,7 +59,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
 @pytest.mark.parametrize('world', ['anything', 'star', 'bilinear', 'bradley_terry', 'listed'])
 def test_every_world_can_be_built(world):
   with jax.enable_x64(True):
-    experiment = make_experiment(command.load(f'{CONFIG}:{world}'))
+    experiment = make_experiment(command.load_config(f'{CONFIG}:{world}'))
     preference = np.asarray(experiment.online.world.draw(jax.random.key(0)))
   assert preference.shape == (1, 8, 8)
   np.testing.assert_allclose(preference + preference.swapaxes(1, 2), 1, rtol=1e-14)
@@ -77,7 +77,7 @@ def test_every_world_can_be_built(world):
   ],
 )
 def test_a_mistake_is_named(field, value, words):
-  config = command.load(CONFIG)
+  config = command.load_config(CONFIG)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):
     make_experiment(config)

@@ -97,10 +97,10 @@ def test_games_of_other_sizes_run(solved, game):
 
 
 def test_every_game_of_the_config_can_be_built():
-  config = command.load('configs/tabular.py')
+  config = command.load_config('configs/tabular.py')
   for game, arguments in runpy.run_path('configs/tabular.py')['GAMES'].items():
     if game != 'file':
-      built = make_experiment(command.load(f'configs/tabular.py:{game}'))
+      built = make_experiment(command.load_config(f'configs/tabular.py:{game}'))
       assert built.name == game
       assert list(built.rows) == list(config.solvers)
       assert len(built.table.names) == arguments.get('actions', built.game.payoff.shape[-1])

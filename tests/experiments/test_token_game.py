@@ -44,7 +44,7 @@ def at_the_root(monkeypatch):
 @pytest.fixture
 def toy():
   """The config, of which a run takes seconds."""
-  config = command.load(CONFIG)
+  config = command.load_config(CONFIG)
   config.model.update(width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=16)
   for row in config.methods.values():
     row.training.update(steps=2, batch=10, evaluate_every=2)
@@ -227,7 +227,7 @@ def test_solved_is_for_good(gaps, expected):
 
 
 def test_one_price_is_that_of_every_method(toy, tmp_path):
-  command.apply('--config.tau=0.1', toy, CONFIG)
+  command.apply_override('--config.tau=0.1', toy, CONFIG)
   assert {row.training.arguments.tau for row in toy.methods.values()} == {0.1}
   make_experiment(toy, 'token_game', tmp_path)
 

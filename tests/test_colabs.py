@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
-# What the text of a notebook says, as its cells print it.
+# What the text of each notebook claims, as its cells print it.
 FACTS = {
   'sample_complexity': (
     r'gap of the plug-in policy +0\.002771',

@@ -46,10 +46,10 @@ class LanguageModel(NamedTuple):
 
     A new adapter adds nothing yet: its second factor is zero.
     """
-    if self.lora is None or any(map(lora.is_adapter, trees.flat(self.params))):
+    if self.lora is None or any(map(lora.is_adapter, trees.flatten(self.params))):
       return self.params
     new = jax.jit(lambda key: trees.split(self.decoder.init(key), lora.is_adapter)[0])(key)
-    return trees.merged(self.params, sharding.put(new))
+    return trees.merge(self.params, sharding.put_parameters(new))
 
 
 def from_pretrained(
@@ -75,7 +75,7 @@ def from_pretrained(
       f'lora_rank={lora_rank} must be at least 0, and lora_alpha={lora_alpha} above 0.'
     )
   folder = hub.locate(str(name), field='name')
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   tokenizer = tokenizers.load(str(folder), field='name')
   if len(tokenizer) > sizes.vocabulary:
     raise UserError(
@@ -86,8 +86,8 @@ def from_pretrained(
   decoder = make_decoder(sizes, Numerics(DTYPES[dtype], DTYPES[dtype]), adapters)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   _, base = trees.split(shapes, lora.is_adapter)
-  params = weights.load(folder, family, base, sharding.place)
-  return LanguageModel(decoder, params, tokenizer, sizes.longest, adapters)
+  params = weights.load(folder, family, base, sharding.parameter_sharding)
+  return LanguageModel(decoder, params, tokenizer, sizes.max_positions, adapters)
 
 
 def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) -> LanguageModel:
@@ -120,7 +120,7 @@ def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) 
   model = experiment.model
   params = of_player(experiment, policy)
   tokenizer = experiment.corpus.tokenizer
-  return LanguageModel(model.decoder, params, tokenizer, model.sizes.longest, model.lora)
+  return LanguageModel(model.decoder, params, tokenizer, model.sizes.max_positions, model.lora)
 
 
 def generate(
@@ -150,7 +150,7 @@ def generate(
   """
   respond = make_respond(
     model.decoder,
-    trees.merged(model.params, params),
+    trees.merge(model.params, params),
     model.tokenizer,
     length=length,
     longest=model.max_positions or sys.maxsize,

@@ -89,10 +89,10 @@ def make_train_step(
       own, base = trees.split(own, lora.is_adapter)
     state = initial_state(algorithm, own, optimizer, base)
     # Slots that do not move lie on the mesh already.
-    return sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
+    return sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
 
   def step(state, batch, key):
-    tokens = sharding.place_rows(encode(model, batch, response_length))
+    tokens = sharding.put_rows(encode(model, batch, response_length))
     # The rollout takes the key folded with 0, the judge with 1.
     comparison = play(state.slots, tokens, key)
     return update(state, comparison, jax.random.fold_in(key, 2))

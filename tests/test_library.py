@@ -127,11 +127,11 @@ def test_greedy_text_is_that_of_transformers(folder):
 
 def test_adapters_are_drawn_by_the_key_and_add_nothing(folder):
   model = nlhf.from_pretrained(str(folder), lora_rank=2)
-  assert not any(map(lora.is_adapter, trees.flat(model.params)))
+  assert not any(map(lora.is_adapter, trees.flatten(model.params)))
   algorithm, judge = nlhf.algorithms.self_play(tau=0.1), nlhf.judges.from_function(earlier)
   train = nlhf.make_train_step(model, algorithm, judge, optax.sgd(1.0))
   first, same, other = (
-    trees.flat(train.init(jax.random.key(seed)).slots['policy']) for seed in (0, 0, 1)
+    trees.flatten(train.init(jax.random.key(seed)).slots['policy']) for seed in (0, 0, 1)
   )
   assert all(map(lora.is_adapter, first))
   for path, leaf in first.items():
@@ -176,7 +176,7 @@ def test_a_policy_of_a_run_is_loaded(tmp_path, toy):
   )
   assert ours == theirs
   assert loaded.lora.rank == 2
-  with pytest.raises(UserError, match="'nash_md'.* is not (done|trained)"):
+  with pytest.raises(UserError, match=r"'nash_md'.* is not (done|trained)"):
     nlhf.load_run(run, 'nash_md')
   with pytest.raises(UserError, match='must be one of sft, nash_md'):
     nlhf.load_run(run, 'nobody')

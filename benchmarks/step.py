@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 
 import jax
+from nlhf_jax.experiments.training_config import make_training
+from nlhf_jax.judges.learned import make_preference_network
 from training import timed
 
 from nlhf_jax import command
 from nlhf_jax.data.batches import batches
 from nlhf_jax.experiments.data_config import make_corpus
-from nlhf_jax.experiments.language.config import check, make_training
+from nlhf_jax.experiments.language.config import check
 from nlhf_jax.experiments.model_config import make_model
-from nlhf_jax.judges.judge import of_network
-from nlhf_jax.judges.networks import make_preference_network
+from nlhf_jax.judges.judge import judge_from_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison
@@ -40,7 +41,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
   params = decoder.init(jax.random.key(0))
   state = initial_state(algorithm, params, training.optimizer)
   network = make_preference_network(decoder, config.model.width, corpus.tokenizer.sep_token_id)
-  judge = of_network(network, network.init(params))
+  judge = judge_from_network(network, network.init(params))
   rollout = make_rollout(
     decoder,
     [*algorithm.left, *algorithm.right],
@@ -48,7 +49,7 @@ def measure(config) -> dict[str, tuple[float, float]]:
     stop=corpus.tokenizer.eos_token_id,
   )
   score = scoring.make_score(decoder)
-  measure = step_metrics.of_play(algorithm)
+  measure = step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
   comparison = Comparison(prompts, *rollout(state.slots, prompts, jax.random.key(1)))

@@ -13,8 +13,8 @@ from nlhf_jax import trees
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation.generation import make_respond
-from nlhf_jax.experiments.export_policy import of_player
 from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.decoder import Decoder
@@ -118,7 +118,7 @@ def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) 
       f"'{path}' is damaged or from another version of nlhf_jax ({first_line(error)}); train again."
     ) from None
   model = experiment.model
-  params = of_player(experiment, policy)
+  params = load_entry(experiment, policy)
   tokenizer = experiment.corpus.tokenizer
   return LanguageModel(model.decoder, params, tokenizer, model.sizes.max_positions, model.lora)
 

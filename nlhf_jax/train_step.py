@@ -10,18 +10,18 @@ import optax
 from jaxtyping import Array
 
 from nlhf_jax import trees
-from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge, learns_from
+from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge, training_data
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.generation import written
+from nlhf_jax.evaluation.generation import encode_conversations
 from nlhf_jax.judges.function import FunctionJudge
-from nlhf_jax.judges.judge import Judge, of_texts, probability, told
+from nlhf_jax.judges.judge import Judge, judge_from_texts, probability, with_feedback
 from nlhf_jax.language_model import LanguageModel, Prompt
 from nlhf_jax.models import lora, scoring, sharding
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
 from nlhf_jax.training import step_metrics
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
 MIN_WIDTH = 32  # tokens; prompts are padded to it, or to the next power of two
@@ -71,17 +71,17 @@ def make_train_step(
   Raises:
     UserError: if the algorithm needs a judge and has none.
   """
-  if asks_judge(algorithm) and judge is None:
+  if needs_judge(algorithm) and judge is None:
     raise UserError('judge=None: this algorithm compares sampled responses and needs a judge.')
   if isinstance(judge, FunctionJudge):
-    judge = of_texts(judge, model.tokenizer)
+    judge = judge_from_texts(judge, model.tokenizer)
   rollout = partial(
     make_rollout, model.decoder, length=response_length, stop=model.tokenizer.eos_token_id
   )
-  play = make_play(algorithm, rollout, judge and told(judge, probability))
-  score, measure = scoring.make_score(model.decoder), step_metrics.of_play(algorithm)
+  play = make_rollout_step(algorithm, rollout, judge and with_feedback(judge, probability))
+  score, measure = scoring.make_score(model.decoder), step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, optimizer, measure, accumulate)
-  encode = ENCODERS[learns_from(algorithm)]
+  encode = ENCODERS[training_data(algorithm)]
 
   def init(key):
     own, base = model.add_adapters(key), None
@@ -104,7 +104,7 @@ def encode_prompts(
   model: LanguageModel, prompts: Sequence[Prompt], response_length: int
 ) -> Prompts:
   """Prompts [B, P] as tokens, with room for a response after each."""
-  rows = written(model.tokenizer, prompts)
+  rows = encode_conversations(model.tokenizer, prompts)
   longest = max(map(len, rows))
   if model.max_positions and longest + response_length > model.max_positions:
     raise UserError(

@@ -49,7 +49,7 @@ def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
   names = [
     policy if slot.strip() == 'policy' else f'{policy}_{slot.strip()}'
     for policy, row in config.policies.items()
-    for slot in row.players.split(',')
+    for slot in row.entries.split(',')
   ]
   assert results['policies'] == ['sft', *names]
   assert results['tables'].keys() == {'oracle', 'learned'}

@@ -122,7 +122,7 @@ def test_greedy_text_is_that_of_transformers(folder):
   settings = dict(max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(ids))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).generate(ids, **settings)
   row = theirs[:, ids.shape[1] :].numpy()
-  assert [ours] == tokenizers.texts(model.tokenizer, row, np.ones_like(row, bool))
+  assert [ours] == tokenizers.response_texts(model.tokenizer, row, np.ones_like(row, bool))
 
 
 def test_adapters_are_drawn_by_the_key_and_add_nothing(folder):

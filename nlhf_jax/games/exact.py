@@ -18,7 +18,7 @@ from scipy import optimize
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
-from nlhf_jax.games.solvers import Solver, State, memoryless, pulled
+from nlhf_jax.games.solvers import Solver, State, memoryless, pull_to_reference
 
 # A probability of e^-20 moves no gain that matters, so that logits below are free to move.
 NEGLIGIBLE = -20.0
@@ -45,7 +45,7 @@ class Equilibrium(NamedTuple):
     return jnp.exp(self.log_pi)
 
 
-def capped(log_pi: Float[Array, 'K'], change: Float[Array, 'K']) -> Float[Array, 'K']:
+def cap_change(log_pi: Float[Array, 'K'], change: Float[Array, 'K']) -> Float[Array, 'K']:
   """The change of logits, scaled so that none moves by more than `CAP` above `NEGLIGIBLE`.
 
   The logits of actions that are never played grow as 1 / tau; were they capped too, the number of
@@ -67,7 +67,7 @@ def newton_step(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K']:
   matrix = jnp.eye(len(pi)) - game.payoff * (pi / game.tau)
   change, shift = jnp.linalg.solve(matrix, jnp.stack([residual, jnp.ones_like(pi)], axis=1)).T
   change = change - (pi @ change) / (pi @ shift) * shift
-  return jax.nn.log_softmax(log_pi + capped(log_pi, change))
+  return jax.nn.log_softmax(log_pi + cap_change(log_pi, change))
 
 
 def newton() -> Solver:
@@ -163,7 +163,7 @@ def proximal_point(eta: ArrayLike, inner: int = 8) -> Solver:
 
   def update(game, state):
     tau = game.tau + 1 / eta
-    centre = jax.nn.log_softmax(pulled(game, state.log_pi, game.tau / tau))
+    centre = jax.nn.log_softmax(pull_to_reference(game, state.log_pi, game.tau / tau))
     stage = Game(game.payoff, centre, tau)
     return lax.fori_loop(0, inner, lambda _, log_pi: newton_step(stage, log_pi), state.log_pi)
 
@@ -197,7 +197,7 @@ def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
   return pi / pi.sum()
 
 
-def is_only_equilibrium(payoff: np.ndarray, policy: np.ndarray, tolerance: float = 1e-7) -> bool:
+def is_unique_equilibrium(payoff: np.ndarray, policy: np.ndarray, tolerance: float = 1e-7) -> bool:
   """Whether an equilibrium without a price is the only one, as far as `tolerance` can tell.
 
   It is if no action outside its support does as well against it, and if on its support A has no

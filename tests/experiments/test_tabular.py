@@ -172,7 +172,7 @@ def test_a_run_leaves_no_figures_of_another_game(solved, tmp_path):
   ],
 )
 def test_winners_that_tie_are_all_named(payoff, undefeated, borda):
-  said = tabular.winners(('a', 'b', 'c'), np.array(payoff))
+  said = tabular.social_choice(('a', 'b', 'c'), np.array(payoff))
   assert said['undefeated'] == undefeated
   assert said['borda'] == borda
   assert said['condorcet'] is None

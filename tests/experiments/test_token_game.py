@@ -13,16 +13,16 @@ from nlhf_jax import command, main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.data.batches import take
 from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments.token_game.active_learning import pairs
+from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs
 from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.experiments.token_game.run import (
-  learn,
-  make_listed,
-  make_measured,
+  first_solved,
+  make_list_log_probs,
   make_reference,
-  measure,
+  make_solved_game,
+  measure_policy,
   run,
-  solved,
+  train_learner,
 )
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
@@ -92,7 +92,7 @@ def test_probabilities_of_the_listed_responses_sum_to_one(experiment):
   log_probs = jax.jit(partial(scoring.log_probs, experiment.decoder))
   log_pi = log_probs(params, prompts, responses).sum(axis=-1)
   np.testing.assert_allclose(np.exp(log_pi).sum(axis=1), 1, atol=1e-5)
-  np.testing.assert_allclose(make_listed(experiment)(params), log_pi, atol=1e-4)
+  np.testing.assert_allclose(make_list_log_probs(experiment)(params), log_pi, atol=1e-4)
 
 
 def places(game, responses):
@@ -103,7 +103,7 @@ def places(game, responses):
 
 def test_listed_probabilities_are_those_of_sampled_responses(experiment, sampled):
   asked, comparison = sampled
-  listed = make_listed(experiment)(make_reference(experiment))
+  listed = make_list_log_probs(experiment)(make_reference(experiment))
   at = places(experiment.game, comparison.left)
   assert len(np.unique(at)) > 10
   np.testing.assert_allclose(
@@ -134,12 +134,12 @@ def test_styles_beat_each_other_in_a_cycle_on_every_prompt(experiment):
 
 
 def test_the_equilibrium_has_no_gap_and_the_reference_has_one(experiment):
-  log_reference = make_listed(experiment)(make_reference(experiment))
-  measured = make_measured(experiment, log_reference)
-  nash = measure(measured, np.asarray(measured.nash))
+  log_reference = make_list_log_probs(experiment)(make_reference(experiment))
+  measured = make_solved_game(experiment, log_reference)
+  nash = measure_policy(measured, np.asarray(measured.nash))
   assert nash['worst_gap'] < 1e-15
   assert nash['kl'] == pytest.approx(0, abs=1e-12)
-  start = measure(measured, log_reference)
+  start = measure_policy(measured, log_reference)
   assert start['gap'] > 0.05
   assert start['kl_to_reference'] == pytest.approx(0, abs=1e-12)
   assert start['win_rate_against_reference'] == pytest.approx(0.5)
@@ -182,8 +182,8 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
 
   def learned(folder):
     experiment = make_experiment(toy, 'token_game', folder)
-    params, listed = make_reference(experiment), make_listed(experiment)
-    learn(experiment, 'oelhf', params, listed, make_measured(experiment, listed(params)))
+    params, listed = make_reference(experiment), make_list_log_probs(experiment)
+    train_learner(experiment, 'oelhf', params, listed, make_solved_game(experiment, listed(params)))
     return experiment.learners['oelhf'].stage.folder
 
   whole = learned(tmp_path / 'whole')
@@ -215,7 +215,7 @@ def test_a_learner_asks_once_a_round_and_goes_on_with_the_same_votes(toy, tmp_pa
   [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
 )
 def test_what_an_example_costs_a_judge(row, expected):
-  assert pairs(row) == expected
+  assert count_judged_pairs(row) == expected
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_what_an_example_costs_a_judge(row, expected):
   [([0.3, 0.005, 0.02, 0.004, 0.003], 30), ([0.3, 0.005, 0.02, 0.004, 0.02], None), ([0.001], 0)],
 )
 def test_solved_is_for_good(gaps, expected):
-  assert solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
+  assert first_solved(list(range(0, 10 * len(gaps), 10)), gaps, 0.01) == expected
 
 
 def test_one_price_is_that_of_every_method(toy, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from nlhf_jax import judges
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges.judge import of_texts
+from nlhf_jax.judges.judge import judge_from_texts
 from nlhf_jax.structs import Comparison
 
 PROMPTS, LEFT, RIGHT = ['a', 'b', 'c'], ['1', '2', '3'], ['4', '5', '6']
@@ -64,5 +64,5 @@ def test_preferring_the_first_position_cancels():
     assert prompts == ['one', 'two']
     return [0.9 if len(a) > len(b) else 0.6 for a, b in zip(left, right, strict=True)]
 
-  payoff = of_texts(judges.from_function(first_or_longer), tokenizer)(comparison)
+  payoff = judge_from_texts(judges.from_function(first_or_longer), tokenizer)(comparison)
   np.testing.assert_allclose(payoff[:, 0, 0], [-0.15, 0.15])

@@ -1,4 +1,4 @@
-"""Settings that all experiments share. Rates are per update, lengths in tokens."""
+"""Settings that the experiments share. Rates are per update, lengths in tokens."""
 
 import copy
 
@@ -72,7 +72,7 @@ def offline(algorithm, *, steps=600, learning_rate=5e-4, **arguments):
 
 
 def trains(**policies):
-  """The `get_config` of an experiment that trains these policies."""
+  """A function `get_config` for an experiment that trains these policies."""
 
   def with_policies(source='synthetic'):
     config = get_config(source)
@@ -83,7 +83,7 @@ def trains(**policies):
 
 
 def get_config(source='synthetic'):
-  """Everything but policies and exploiters, for the embedded task or for a user's `file`."""
+  """All settings but policies and exploiters, for the embedded task or for data of a `file`."""
   data = {
     'synthetic': dict(
       posts=32_768, held_out=1_024, prompt_length=25, response_length=14, vocabulary=1_024
@@ -102,16 +102,16 @@ def get_config(source='synthetic'):
   }
   if source not in data:
     raise ValueError(f"there is no data source '{source}'; use one of {sorted(data)}.")
-  # Copying facts from a post takes long to learn; a few thousand comparisons are soon overfitted.
+  # Learning to copy facts from a post takes long; a few thousand comparisons are soon overfitted.
   sft_steps, judge_steps = {'synthetic': (700, 5_000), 'file': (300, 300)}[source]
   return ConfigDict(
     dict(
       experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
-      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all the devices that the others leave
+      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all devices that the other axes leave
       model=dict(
-        hf='',  # a pretrained model, by its folder or hub name: with its own sizes and tokenizer
+        hf='',  # folder or hub name of a pretrained model, which brings its sizes and its tokenizer
         width=64,
         layers=2,
         heads=4,
@@ -148,25 +148,25 @@ def get_config(source='synthetic'):
             learning_rate=2e-3,
             evaluate_every=judge_steps // 10,
           ),
-          planes=4,  # a response is a point in so many
+          planes=4,  # rotation planes of a response's embedding
         )
       ),
-      # Published weights of a judge, by their folder or hub name.
+      # A published judge, by its folder or hub name.
       pairrm=dict(hf='llm-blender/PairRM-hf', batch=16, compute='float32'),
       # A language model behind an OpenAI-compatible endpoint; answers are kept beside the stages.
       remote=dict(
         url='',
         model='',
-        key='OPENAI_API_KEY',  # the environment variable that holds it; empty for none
-        template='summaries',  # or a pairwise prompt of the file below, as pair-v2
+        key='OPENAI_API_KEY',  # environment variable that holds the key; empty for none
+        template='summaries',  # or a pairwise prompt of the file below, such as pair-v2
         judge_prompts='',  # a file in the layout of FastChat's judge_prompts.jsonl
         concurrency=16,
-        per_minute=0.0,  # requests; 0 for no limit
+        per_minute=0.0,  # maximum of requests; 0 for no limit
         timeout=120.0,
         retries=6,
-        tolerated=0.2,  # share of unusable answers above which the run ends
-        request='{}',  # its fields, where they differ from the template's: {"max_tokens": 1}
-        prices=dict(prompt=0.0, response=0.0),  # of a million tokens, for what it costs
+        tolerated=0.2,  # share of unusable answers above which the run stops
+        request='{}',  # fields that replace those of the template: {"max_tokens": 1}
+        prices=dict(prompt=0.0, response=0.0),  # per million tokens, to report the cost
       ),
       # That sit in the tournament: some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',

@@ -1,5 +1,5 @@
-"""Best response to the SFT policy: what overfitting to a fixed opponent looks like."""
+"""Best response to the SFT policy, which shows overfitting to a fixed opponent."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(best_response=base.policy('best_response', tau=0.06))

@@ -1,5 +1,5 @@
-"""DPO with labels softened by the share of flips expected."""
+"""cDPO: DPO with labels softened by the expected share of flipped votes."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(cdpo=base.offline('cdpo', beta=0.1, epsilon=0.1))

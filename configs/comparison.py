@@ -1,20 +1,20 @@
-"""The paper's comparison on our task: everyone against everyone, and exploiters against each.
+"""The paper's comparison on the embedded task: all policies against each other, and exploiters.
 
 The 14 policies of table 1 of arXiv 2312.00886 under its names (`ema1_average` is its EMA1*; every
-run has SFT), their neighbours, and two that learn from the oracle, which tells the error of an
-algorithm from that of its judge.
+run has SFT), related algorithms, and two that learn from the oracle, which separates the error of
+an algorithm from that of its judge.
 """
 
-from configs import base, dpo, egpo, inpo, ipo, online_ipo, rlhf, sppo
+from nlhf_jax.configs import base, dpo, egpo, inpo, ipo, online_ipo, rlhf, sppo
 
 TAU = 0.06
 BETAS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
-RATES = (0.02, 0.005)  # weight on the newest policy; the paper's are a tenth, in 30 times the steps
+RATES = (0.02, 0.005)  # weight of the current policy; the paper has a tenth, in 30 times the steps
 
 
 def get_config(source='synthetic'):
   if source != 'synthetic':
-    raise ValueError('the comparison needs the oracle of the embedded task.')
+    raise ValueError('the comparison needs the oracle of the embedded task; leave the source out.')
   config = base.get_config()
   config.policies.update(rlhf.get_config().policies)
   config.policies.sp = base.policy('self_play', tau=TAU)

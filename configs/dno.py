@@ -1,5 +1,5 @@
-"""DNO: differences of win rates, as soft labels."""
+"""DNO: soft labels from differences of win rates."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(dno=base.policy('dno', eta=0.2, every=100))

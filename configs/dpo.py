@@ -1,5 +1,5 @@
 """DPO on the comparisons."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(dpo=base.offline('dpo', beta=0.1))

@@ -8,7 +8,7 @@ python -m nlhf_jax.main --config=configs/evaluate.py:synthetic \
 
 from ml_collections import ConfigDict
 
-from configs import base
+from nlhf_jax.configs import base
 
 
 def get_config(source='file'):

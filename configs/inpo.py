@@ -1,5 +1,5 @@
 """INPO: mirror descent in rounds, anchored at SFT and at pi_t."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(inpo=base.policy('inpo', tau=0.06, eta=0.18, every=25))

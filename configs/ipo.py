@@ -1,5 +1,5 @@
-"""IPO on the comparisons, log-ratios summed over tokens."""
+"""IPO on the comparisons, with log-ratios summed over tokens."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(ipo=base.offline('ipo', tau=0.06))

@@ -1,5 +1,5 @@
-"""KTO: winners and losers one by one."""
+"""KTO: winners and losers as separate examples."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(kto=base.offline('kto', beta=0.1, desirable=1.0, undesirable=1.0))

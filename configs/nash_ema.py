@@ -1,6 +1,6 @@
-"""Nash-EMA-PG: against the average of past weights, which competes too."""
+"""Nash-EMA-PG: against the average of past weights, which enters the tournament, too."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(
   nash_ema=base.policy('nash_ema_pg', rate=0.02, tau=0.06, entries='policy,average')

@@ -1,10 +1,10 @@
-"""Nash-MD-PG and self-play, from SFT to the tournament between them.
+"""Nash-MD-PG and self-play, from supervised fine-tuning to the tournament between them.
 
-python -m nlhf_jax.main --config=configs/nash_md.py
-python -m nlhf_jax.main --config=configs/nash_md.py:file --config.data.path=FILE
+nlhf run --config=nash_md
+nlhf run --config=nash_md:file --config.data.path=FILE
 """
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(
   self_play=base.policy('self_play', tau=0.06),

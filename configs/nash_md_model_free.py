@@ -1,6 +1,6 @@
-"""Nash-MD-PG without a model of preferences: the raters themselves cast one vote on every pair."""
+"""Nash-MD-PG without a preference model: the oracle casts one vote on every pair."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(
   nash_md_model_free=base.policy(

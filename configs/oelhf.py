@@ -1,5 +1,5 @@
-"""OELHF: each response against the best of four more; rests where self-play does."""
+"""OELHF: each response against the best of four others; its fixed point is that of self-play."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(oelhf=base.policy('oelhf', batch=32, tau=0.06, candidates=4))

@@ -1,5 +1,5 @@
-"""Online DPO: fresh pairs, labelled by the judge."""
+"""Online DPO: sampled pairs, labelled by the judge."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(online_dpo=base.policy('online_dpo', beta=0.1))

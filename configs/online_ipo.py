@@ -1,5 +1,5 @@
-"""Online IPO: fresh pairs; rests where self-play does."""
+"""Online IPO: sampled pairs; its fixed point is that of self-play."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(online_ipo=base.policy('online_ipo', tau=0.06))

@@ -5,7 +5,7 @@ python -m nlhf_jax.main --config=configs/preference_scaling.py
 
 from ml_collections import ConfigDict
 
-from configs import preferences
+from nlhf_jax.configs import preferences
 
 
 def get_config(source='synthetic'):

@@ -7,12 +7,12 @@ python -m nlhf_jax.main --config=configs/preferences.py --config.judges=learned,
 
 from ml_collections import ConfigDict
 
-from configs import base
+from nlhf_jax.configs import base
 
 
 def get_config(source='synthetic'):
   config = base.get_config(source)
-  config.experiment = 'preferences'
+  config.experiment = 'judges'
   config.judges = 'learned,reward,gpm'
   config.sizes = ConfigDict(
     {'as set': {}}

@@ -1,5 +1,5 @@
-"""REBEL: differences of win rates, regressed."""
+"""REBEL: regression on differences of win rates."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(rebel=base.policy('rebel', eta=5.0, every=100))

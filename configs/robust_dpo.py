@@ -1,5 +1,5 @@
-"""DPO made unbiased for a share of flipped labels."""
+"""Robust DPO: unbiased for a known share of flipped votes."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(robust_dpo=base.offline('robust_dpo', beta=0.1, epsilon=0.1))

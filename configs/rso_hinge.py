@@ -1,6 +1,6 @@
-"""RSO with a hinge."""
+"""RSO with the hinge loss."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(
   rso_hinge=base.policy('rso_hinge', batch=16, beta=0.5, gamma=0.1, candidates=15, keep=3)

@@ -1,5 +1,5 @@
-"""Self-play: the policy against itself, regularised towards SFT."""
+"""Self-play: the policy against itself, with a KL cost to SFT."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(self_play=base.policy('self_play', tau=0.06))

@@ -1,5 +1,5 @@
-"""SimPO: no reference, log-probabilities a token."""
+"""SimPO: no reference, and log-probabilities averaged over tokens."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(simpo=base.offline('simpo', beta=2.0, gamma=0.5))

@@ -1,5 +1,5 @@
-"""SLiC: a hinge on log-probabilities, and the likelihood of winners."""
+"""SLiC: a hinge loss on log-probabilities, and the likelihood of the winners."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(slic=base.offline('slic', delta=1.0, weight=0.1))

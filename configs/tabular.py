@@ -1,8 +1,8 @@
-"""A preference game over a few actions, and every solver on it, against exact equilibria.
+"""A preference game with a few actions: every solver, against the exact equilibrium.
 
-python -m nlhf_jax.main --config=configs/tabular.py
-python -m nlhf_jax.main --config=configs/tabular.py:blotto --config.only=nash_md,newton
-python -m nlhf_jax.main --config=configs/tabular.py:file --config.game.path=MATRIX.csv
+nlhf run --config=tabular
+nlhf run --config=tabular:blotto --config.only=nash_md,newton
+nlhf run --config=tabular:file --config.game.path=MATRIX.csv
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ GAMES = {
 
 
 def row(solver, updates=10_000, **arguments):
-  """A solver by its name, and how long it runs."""
+  """A solver, its number of updates and its arguments."""
   return dict(solver=solver, updates=updates, arguments=arguments)
 
 
@@ -43,8 +43,9 @@ def get_config(game='three_raters'):
       # Probabilities, separated by commas, or 'uniform'.
       reference='0.6, 0.3, 0.1' if game == 'three_raters' else 'uniform',
       start='reference',
-      sampling='0.1, 0.3, 0.6' if game == 'three_raters' else 'uniform',  # of pairs, for RLHF
-      only='',  # some of the solvers, separated by commas
+      # Of the pairs that RLHF learns from.
+      sampling='0.1, 0.3, 0.6' if game == 'three_raters' else 'uniform',
+      only='',  # the solvers to run, separated by commas; empty for all
       solvers=ConfigDict(
         dict(
           nash_md=row('nash_md', eta=eta),

@@ -1,15 +1,15 @@
-"""The catalogue on a language-model game small enough to list, against its exact equilibrium.
+"""Algorithms on a language-model game small enough to enumerate, against its exact equilibrium.
 
-python -m nlhf_jax.main --config=configs/token_game.py
+nlhf run --config=token_game
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from nlhf_jax.configs import base
 
 
 def playing(algorithm, *, steps, evaluate_every, **arguments):
-  """A row of the catalogue, and how it is trained."""
+  """How an algorithm of the catalogue is trained."""
   return base.training(
     algorithm,
     steps=steps,
@@ -24,13 +24,13 @@ def playing(algorithm, *, steps, evaluate_every, **arguments):
 
 
 def method(algorithm, solver, *, updates=100, steps=1_000, arguments, **tabular):
-  """A row that the truth judges, and the tabular solver that it is shown beside."""
+  """An algorithm judged by the true preferences, and the tabular solver to compare it with."""
   training = playing(algorithm, steps=steps, evaluate_every=50, **arguments)
   return dict(training=training, tabular=dict(solver=solver, updates=updates, arguments=tabular))
 
 
 def learner(algorithm, **arguments):
-  """A row that is judged by what votes have said so far; a round is 60 updates."""
+  """An algorithm judged by an estimate from the votes so far; a round is 60 updates."""
   return playing(algorithm, steps=600, evaluate_every=60, **arguments)
 
 
@@ -47,14 +47,15 @@ def get_config():
       model=dict(
         width=32, layers=1, heads=4, key_heads=2, head_size=8, hidden=64, rotary_base=10_000.0
       ),
-      reference=dict(scale=0.5),  # of its embeddings; the smaller, the nearer it is to uniform
+      # Of its embeddings; the smaller, the closer the reference is to uniform.
+      reference=dict(scale=0.5),
       methods=ConfigDict(sort_keys=False),
-      # A round begins with votes on so many batches; `ridge` votes a pair are a tie beforehand.
+      # Each round starts with votes on `batches` batches; `ridge` is a prior, in votes for a tie.
       votes=dict(batches=5, ridge=1.0, learners=ConfigDict(sort_keys=False)),
     ),
     sort_keys=False,
   )
-  tau = config.get_ref('tau')  # one price, everywhere
+  tau = config.get_ref('tau')  # one KL coefficient everywhere
   beta, rate, eta, every, steps = 0.05, 0.1, 0.2, 50, 1_000
   config.methods.update(
     nash_md_pg=method('nash_md_pg', 'nash_md', pull=beta, arguments=dict(beta=beta, tau=tau)),
@@ -71,10 +72,10 @@ def get_config():
       'egpo',
       'extragradient',
       eta=0.9,
-      steps=1_500,  # every second one moves the policy
+      steps=1_500,  # every second step moves the policy
       arguments=dict(tau=tau, temperature=1.5),
     ),
-    # An update of the solver is shown as steps / 100 steps, over which the average moves by this.
+    # An update of the solver stands for steps / 100 steps, in which the average moves by this rate.
     nash_ema_pg=method(
       'nash_ema_pg',
       'nash_ema',
@@ -83,7 +84,7 @@ def get_config():
       steps=steps,
       arguments=dict(rate=rate, tau=tau),
     ),
-    # Nash-MD whose opponent is the reference alone: the tabular `best_response` replies to itself.
+    # Nash-MD with the reference as its opponent: the tabular `best_response` responds to itself.
     best_response=method('best_response', 'nash_md', pull=1.0, arguments=dict(tau=tau)),
   )
   config.votes.learners.update(

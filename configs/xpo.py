@@ -1,5 +1,5 @@
-"""XPO: online DPO against SFT samples, with a bonus for leaving them."""
+"""XPO: online DPO against samples of SFT, with an exploration bonus."""
 
-from configs import base
+from nlhf_jax.configs import base
 
 get_config = base.trains(xpo=base.policy('xpo', alpha=1e-3, beta=0.1))

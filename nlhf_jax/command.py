@@ -1,8 +1,9 @@
-"""What the commands have in common: flags, a config and its changes, and how a run ends."""
+"""What the commands share: flags, configs and changes to them, and how a command ends."""
 
 import difflib
 import importlib
 import inspect
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from nlhf_jax import __version__, configs
 from nlhf_jax.errors import Interrupted, UserError
 
-# The types that fields have: what to call a value of each, and how to read one.
+# Type of a field -> what an error calls its values, and the function that parses one.
 _TYPES = {
   bool: ('True or False', lambda text: {'true': True, 'false': False}[text.lower()]),
   int: ('a whole number', int),
@@ -24,58 +26,71 @@ _TYPES = {
 
 
 FLAGS = {
-  'config': 'the experiment: a file with a function get_config, as FILE.py, or FILE.py:SOURCE '
-  'to learn from another source of data; its fields are changed by --config.FIELD=VALUE',
-  'workdir': 'where results go; default runs/<config name>, with _SOURCE if one is named',
-  'stages': 'where trained stages are kept and looked up, to share them between runs; default '
-  'runs/stages, or <workdir>/stages where --workdir is given',
-  'cluster': 'to run as one of several processes, each started alike: auto on a TPU pod, on Slurm '
-  'and others that JAX knows; else HOST:PORT,COUNT,NUMBER, the address being that of number 0',
+  'config': 'the experiment: the name of a shipped config (`nlhf list` lists them), or FILE.py '
+  'with a function get_config. NAME:ARGUMENT and FILE.py:ARGUMENT call get_config with that '
+  'argument, such as the source of data. --config.FIELD=VALUE changes a field',
+  'workdir': 'the folder of the results; default runs/<config name>, followed by _ARGUMENT if '
+  'there is one',
+  'stages': 'the folder in which trained stages are kept and looked up, so that runs can share '
+  'them; default runs/stages, or <workdir>/stages where --workdir is given',
+  'cluster': 'to run as one of several processes, all started with the same flags: auto on a TPU '
+  'pod, on Slurm and wherever JAX detects the cluster; else HOST:PORT,COUNT,NUMBER with the '
+  'address of process 0',
+}
+SWITCHES = {
+  'help': 'show this text',
+  'version': 'show the version',
+  'print': 'show every field of the config, with the changes made, and stop',
 }
 
 
-def run(
+def run_command(
   arguments: Sequence[str],
   usage: str,
   more: Mapping[str, str],
   work: Callable[[ConfigDict, flags.FlagValues], None],
 ) -> int:
-  """Does the work that the arguments ask for; returns the exit status.
+  """Parses the arguments, loads the config and calls `work`; returns the exit status.
 
   Args:
-    arguments: of the command line, its own name first.
+    arguments: the command line, starting with the name of the command.
     usage: printed by --help.
-    more: flags beside `FLAGS`, and what they are for.
+    more: flags of this command besides `FLAGS`, with their descriptions.
     work: (config, flags) -> None.
   """
   try:
     overrides = [argument for argument in arguments if argument.startswith('--config.')]
-    known = [argument for argument in arguments if argument not in overrides]
-    settings = parse(known, FLAGS | more)
+    settings = parse_flags([text for text in arguments if text not in overrides], FLAGS | more)
     if settings.help:
       print(usage, settings.get_help(include_special_flags=False), sep='\n')
-    else:
-      config = load(settings.config)
-      for override in overrides:
-        apply(override, config, settings.config)
-      if settings.cluster:
-        # Imported late, so that a mistake in the flags does not wait for all of JAX.
-        importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
-      work(config, settings)
+      return 0
+    if settings.version:
+      print(f'nlhf_jax {__version__}')
+      return 0
+    config = load_config(settings.config)
+    for override in overrides:
+      apply_override(override, config, settings.config)
+    if settings.print:
+      print(describe(config))
+      return 0
+    if settings.cluster:
+      # Imported late, so that a mistake in the flags does not wait for JAX.
+      importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
+    work(config, settings)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   except Interrupted as stopped:
-    print(f'Stopped in {stopped}. All is saved: run the same command again to go on.')
+    print(f'Stopped in {stopped}. All work is saved: run the same command again to resume.')
     return 130
   except KeyboardInterrupt:
-    print('Stopped at once. Run the same command again; it goes on from what has been saved.')
+    print('Stopped at once. Run the same command again to resume from what has been saved.')
     return 130
   return 0
 
 
-def parse(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
-  """The flags, the overrides of fields left out.
+def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
+  """The values of the flags; `arguments` are without the changes of the config.
 
   Raises:
     UserError: if a flag is unknown, has a bad value or is missing.
@@ -83,50 +98,110 @@ def parse(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValue
   settings = flags.FlagValues()
   for name, text in known.items():
     flags.DEFINE_string(name, None, text, flag_values=settings)
-  flags.DEFINE_bool('help', False, 'show this text', flag_values=settings)
+  for name, text in SWITCHES.items():
+    flags.DEFINE_bool(name, False, text, flag_values=settings)
   try:
     _, *rest = settings(list(arguments))
   except flags.Error as error:
     raise UserError(f'{error} (--help lists the flags)') from None
   if rest:
     raise UserError(f"'{rest[0]}' is not a flag; flags start with --.")
-  if not (settings.config or settings.help):
-    raise UserError('--config is missing; try --config=configs/nash_md.py.')
+  if not (settings.config or settings.help or settings.version):
+    raise UserError(
+      '--config is missing; try --config=nash_md. `nlhf list` lists the shipped configs.'
+    )
   return settings
 
 
-def load(name: str) -> ConfigDict:
-  """What the function `get_config` of `FILE.py` gives; `FILE.py:SOURCE` calls it with `SOURCE`.
+def load_config(name: str) -> ConfigDict:
+  """The config that `get_config` of a shipped config or of a file returns.
+
+  Args:
+    name: NAME or FILE.py, followed by `:ARGUMENT` to call `get_config` with an argument.
 
   Raises:
-    UserError: if there is no such file, function or source.
+    UserError: if the config cannot be found or loaded, or does not take the argument.
   """
-  file, _, source = name.partition(':')
-  arguments = [source] if source else []
-  sys.path.append(str(Path(file).resolve().parents[1]))  # configs import their neighbours
-  try:
-    get_config = runpy.run_path(file).get('get_config')
-  except OSError as error:
-    raise UserError(f"--config: cannot read '{file}': {error.strerror}.") from None
-  except (ImportError, SyntaxError) as error:
-    raise UserError(f"--config: cannot load '{file}': {error}.") from None
-  if get_config is None:
-    raise UserError(f"--config: '{file}' has no function get_config; try configs/nash_md.py.")
+  source, argument = split_name(name)
+  arguments = [argument] if argument else []
+  get_config = _load_get_config(source)
   try:
     inspect.signature(get_config).bind(*arguments)
   except TypeError as error:
-    raise UserError(f"--config={name}: get_config of '{file}': {error}.") from None
+    raise UserError(f"--config={name}: get_config of '{source}': {error}.") from None
   try:
     config = get_config(*arguments)
   except ValueError as error:
     raise UserError(f'--config={name}: {error}') from None
   if not isinstance(config, ConfigDict):
-    raise UserError(f"--config={name}: get_config of '{file}' must return a ConfigDict.")
+    raise UserError(f"--config={name}: get_config of '{source}' must return a ConfigDict.")
   return config
 
 
-def apply(override: str, config: ConfigDict, name: str) -> None:
-  """Does what `--config.FIELD=VALUE` says to the config called `name`; a field keeps its type.
+def split_name(name: str) -> tuple[str, str]:
+  """The file or name of a config, and its argument, which may be empty."""
+  source, argument = re.fullmatch(r'(.+?)(?::([^:/\\]*))?', name).groups()
+  return source, argument or ''
+
+
+def _load_get_config(source: str) -> Callable[..., ConfigDict]:
+  """The function `get_config` of a shipped config, by its name, or of a file, by its path."""
+  path = Path(source)
+  if path.suffix != '.py' and path.name == source:
+    if source not in configs.names():
+      raise UserError(f"--config: there is no shipped config '{source}'; {_choices(source)}")
+    return importlib.import_module(f'{configs.__name__}.{source}').get_config
+  try:
+    get_config = _run_file(path).get('get_config')
+  except OSError as error:
+    raise UserError(
+      f"--config: cannot read '{source}': {error.strerror}; {_choices(path.stem)}"
+    ) from None
+  except (ImportError, SyntaxError) as error:
+    raise UserError(f"--config: cannot load '{source}': {error}.{_import_remedy(error)}") from None
+  if get_config is None:
+    raise UserError(f"--config: '{source}' has no function get_config; see `nlhf list`.")
+  return get_config
+
+
+def _run_file(path: Path) -> dict[str, Any]:
+  """The globals of a config file.
+
+  While it runs, its own folder and the one above come first on the path of imports: the files
+  beside it can be imported, by their names or through the name of their folder.
+  """
+  before = sys.path.copy()
+  folder = path.resolve().parent
+  sys.path[:0] = [str(folder), str(folder.parent)]
+  try:
+    return runpy.run_path(str(path))
+  finally:
+    sys.path[:] = before
+
+
+def _choices(wanted: str) -> str:
+  """What to choose instead of a config that does not exist."""
+  names = configs.names()
+  nearest = difflib.get_close_matches(wanted, names, n=1)
+  hint = f'the nearest is {nearest[0]}; ' if nearest else ''
+  return f'{hint}give a FILE.py or one of {", ".join(names)}.'
+
+
+def _import_remedy(error: Exception) -> str:
+  """How to import shipped configs, for a file that looks for them in a folder `configs`."""
+  if not isinstance(error, ImportError) or (error.name or '').partition('.')[0] != 'configs':
+    return ''
+  return ' Shipped configs are imported as: from nlhf_jax.configs import base.'
+
+
+def describe(config: ConfigDict) -> str:
+  """Every field of the config with its value, one a line, as a flag would set it."""
+  fields = _fields(config, '--config.')
+  return '\n'.join(f'{flag}={value}' for flag, value in fields if not isinstance(value, ConfigDict))
+
+
+def apply_override(override: str, config: ConfigDict, name: str) -> None:
+  """Changes the config called `name` by `--config.FIELD=VALUE`; the field keeps its type.
 
   Raises:
     UserError: if there is no such field, or the value is not of its type.
@@ -138,7 +213,7 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
     raise UserError(f'{flag}: {name} has no such field; the nearest is {nearest}.')
   before = fields[flag]
   if isinstance(before, ConfigDict):
-    raise UserError(f'{flag} is a section; give a value to a field of it, of {list(before)}.')
+    raise UserError(f'{flag} is a section; set one of its fields: {", ".join(before)}.')
   if not given:
     raise UserError(f'{flag}: write it with its value, as {flag}={before}.')
   if type(before) not in _TYPES:
@@ -151,10 +226,10 @@ def apply(override: str, config: ConfigDict, name: str) -> None:
   config.update_from_flattened_dict({flag.removeprefix('--config.'): value})
 
 
-def places(settings: flags.FlagValues) -> tuple[str, Path, Path]:
-  """The name of the experiment, its work directory, and the folder of its stages."""
-  file, _, source = settings.config.partition(':')
-  name = '_'.join(filter(None, (Path(file).stem, source)))
+def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:
+  """The name of the experiment, its work directory and the folder of its stages."""
+  source, argument = split_name(settings.config)
+  name = '_'.join(filter(None, (Path(source).stem, argument)))
   workdir = Path(settings.workdir or Path('runs') / name)
   stages = Path(settings.stages or (workdir if settings.workdir else Path('runs')) / 'stages')
   return name, workdir, stages

@@ -1,7 +1,8 @@
-"""The command: `python -m nlhf_jax.export --config=... --policy=nash_md --to=DIR`.
+"""Exports a policy: `nlhf export --config=nash_md --policy=nash_md --to=DIR`.
 
-Takes the flags of nlhf_jax.main, and writes a player of a finished run as a folder in the Hugging
-Face layout: a model, or the adapter of one (`--merged=True` makes it part of the weights).
+Takes the flags with which the policy was trained, and writes it as a folder in the Hugging Face
+layout: a whole model or, where adapters were trained, the adapter; `--merged=True` adds the adapter
+to the weights. `python -m nlhf_jax.export` does the same.
 """
 
 import importlib
@@ -17,25 +18,25 @@ from nlhf_jax.errors import UserError
 
 FLAGS = {
   'policy': 'the policy to write, by its name in the tournament: sft, or a policy of the config',
-  'to': 'the folder to write to; a new one',
-  'merged': 'True to make an adapter part of the weights; default False',
+  'to': 'the folder to write; it must be new or empty',
+  'merged': 'True to add an adapter to the weights of the model under it; default False',
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Exports what the arguments name; returns the exit status."""
-  return command.run(arguments, __doc__, FLAGS, run)
+  """Exports the policy that the arguments name; returns the exit status."""
+  return command.run_command(arguments, __doc__, FLAGS, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
-  """Exports a player.
+  """Exports a policy of a finished run.
 
   Raises:
     UserError: if a flag is missing or wrong, or the experiment trains no language models.
   """
   if config.get('experiment') != 'language':
     raise UserError(
-      f"--config: '{settings.config}' trains no language models of its own to export."
+      f"--config: '{settings.config}' trains no language models to export; give one that does."
     )
   for flag in ('policy', 'to'):
     if not settings[flag].value:
@@ -43,8 +44,8 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   merged = (settings.merged or 'False').lower()
   if merged not in ('true', 'false'):
     raise UserError(f"--merged: '{settings.merged}' is not True or False.")
-  name, _, stages = command.places(settings)
-  # Imported late, so that a mistake in the flags does not wait for all of JAX.
+  name, _, stages = command.run_paths(settings)
+  # Imported late, so that a mistake in the flags does not wait for JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
   experiment.start(config, name, stages, settings.policy, Path(settings.to), merged == 'true')
 

@@ -1,4 +1,7 @@
-"""The command: `python -m nlhf_jax.main --config=configs/nash_md.py [--config.FIELD=VALUE ...]`."""
+"""Runs an experiment: `nlhf run --config=nash_md [--config.FIELD=VALUE ...]`.
+
+`python -m nlhf_jax.main` does the same.
+"""
 
 import importlib
 import sys
@@ -11,12 +14,13 @@ from ml_collections import ConfigDict
 from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
-KINDS = ('evaluate', 'finite_sample', 'language', 'preferences', 'tabular', 'token_game')
+# The kinds of experiments, each a folder in nlhf_jax/experiments.
+KINDS = ('evaluate', 'judges', 'language', 'sample_complexity', 'tabular', 'token_game')
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the experiment that the arguments name; returns the exit status."""
-  return command.run(arguments, __doc__, {}, run)
+  """Runs the experiment that the arguments describe; returns the exit status."""
+  return command.run_command(arguments, __doc__, {}, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -31,20 +35,20 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     )
   if settings.cluster and config.experiment != 'language':
     raise UserError(
-      f'--cluster: the experiment {config.experiment} runs in one process; leave it out.'
+      f'--cluster: the experiment {config.experiment} runs in one process; leave --cluster out.'
     )
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   compilation = importlib.import_module('nlhf_jax.compilation')
   experiment = importlib.import_module('nlhf_jax.experiments.start')
-  name, workdir, stages = command.places(settings)
+  name, workdir, stages = command.run_paths(settings)
   compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
   try:
     experiment.start(config, name, workdir, stages)
   except OSError as error:
-    # A folder that cannot be made is reported by the first of its parents that is missing.
-    place = error.filename and Path(error.filename)
-    if not place or not any(
-      place.is_relative_to(folder) or folder.is_relative_to(place) for folder in (workdir, stages)
+    # The error names the first parent that is missing, which may be above our folders.
+    path = error.filename and Path(error.filename)
+    if not path or not any(
+      path.is_relative_to(folder) or folder.is_relative_to(path) for folder in (workdir, stages)
     ):
       raise
     raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None

@@ -1,8 +1,8 @@
-"""The command: `python -m nlhf_jax.plan --config=... --devices=8 --memory=80`.
+"""Plans memory: `nlhf plan --config=nash_md --devices=8 --memory=80`.
 
-Says what each policy of a config needs on every device of a mesh, and what to change where it does
-not fit. Nothing is allocated: of a pretrained model `config.json` is enough, and the devices are
-simulated.
+Prints the memory that each policy of a config needs on every device of a mesh, and what to change
+where it does not fit. Nothing is allocated: the devices are simulated, and only `config.json` of a
+pretrained model is read. `python -m nlhf_jax.plan` does the same.
 """
 
 import importlib
@@ -16,14 +16,14 @@ from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
 FLAGS = {
-  'devices': 'how many devices there are; default 8',
-  'memory': 'gigabytes (10^9 bytes) that each has; default 80',
+  'devices': 'number of devices; default 8',
+  'memory': 'memory of each device in gigabytes (10^9 bytes); default 80',
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Plans what the arguments name; returns the exit status."""
-  return command.run(arguments, __doc__, FLAGS, run)
+  """Prints the plan for a config; returns the exit status."""
+  return command.run_command(arguments, __doc__, FLAGS, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -33,14 +33,19 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     UserError: if a flag is wrong, or the experiment trains no policies.
   """
   if config.get('experiment') != 'language' or not config.policies:
-    raise UserError(f"--config: '{settings.config}' trains no policies to plan for.")
+    raise UserError(f"--config: '{settings.config}' trains no policies; give one that does.")
   try:
     devices, memory = int(settings.devices or 8), float(settings.memory or 80)
   except ValueError:
-    raise UserError('--devices is a whole number, --memory a number of gigabytes.') from None
+    raise UserError(
+      f"--devices is a whole number and --memory a number of gigabytes, not '{settings.devices}' "
+      f"and '{settings.memory}'."
+    ) from None
   if devices < 1 or memory <= 0:
-    raise UserError('--devices must be at least 1, --memory above 0.')
-  # Imported late, so that a mistake in the flags does not wait for all of JAX.
+    raise UserError(
+      f'--devices must be at least 1 and --memory above 0, not {devices} and {memory:g}.'
+    )
+  # Imported late, so that a mistake in the flags does not wait for JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.memory_plan')
   experiment.start(config, devices, memory)
 

@@ -13,9 +13,9 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
-# What the text of a notebook says, as its cells print it.
+# What the text of each notebook claims, as its cells print it.
 FACTS = {
-  'finite_sample': (
+  'sample_complexity': (
     r'gap of the plug-in policy +0\.002771',
     r'the identity is off by less than 1e-15',
     r'tau +0\.5: slope -0\.8\d at first, -1\.0\d in the end; measured / closed form (0\.9|1\.0)',
@@ -74,7 +74,7 @@ def check_figures(notebook):
   """Every cell that ends in a figure shows it, and no other output that is an object."""
   for cell in code(notebook):
     shown = [set(output.data) for output in cell.outputs if 'data' in output]
-    draws = f'\n{cell.source}'.count('\nplots.')
+    draws = f'\n{cell.source}'.count('\ngame_plots.')
     assert len(shown) == draws, cell.source
     assert all('image/png' in kinds for kinds in shown), cell.source
 

@@ -1,13 +1,16 @@
-"""The command: whatever is wrong with it is said in one sentence, with exit status 2."""
+"""The commands: each mistake in their arguments gives one sentence and exit status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nlhf_jax import main
+import nlhf_jax
+from nlhf_jax import __main__ as program
+from nlhf_jax import command, configs, main
 from nlhf_jax.errors import Interrupted
 
 ROOT = Path(__file__).parents[1]
@@ -24,21 +27,21 @@ def at_the_root(monkeypatch):
 
 @pytest.fixture
 def complaint(capsys):
-  """A function that gives the sentence with which the command refuses its arguments."""
+  """A function that returns the sentence with which the command refuses its arguments."""
 
   def complaint(*arguments):
     assert main.main(['main', *map(str, arguments)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith('error: ')
-    assert said.count('\n') == 1
-    return said.removeprefix('error: ').strip()
+    error = capsys.readouterr().err
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    return error.removeprefix('error: ').strip()
 
   return complaint
 
 
 @pytest.fixture
 def configured(monkeypatch):
-  """A function that gives the config with which the command would run, and the flags."""
+  """A function that returns the config with which the command would run, and the flags."""
 
   def configured(*arguments):
     given = []
@@ -52,10 +55,16 @@ def configured(monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    ([], ['--config is missing', '--config=configs/nash_md.py']),
+    ([], ['--config is missing', '--config=nash_md', 'nlhf list']),
     (['--config='], ['--config is missing']),
     (['--config'], ['Missing value', 'config']),
-    (['--config=configs/none.py'], ["'configs/none.py'", 'No such file']),
+    (['--config=configs/none.py'], ["'configs/none.py'", 'No such file', 'nash_md, nash_md_model']),
+    (
+      ['--config=nash_mb'],
+      ["no shipped config 'nash_mb'", 'nearest is nash_md;', 'tabular'],
+    ),
+    (['--config=nash_md.py'], ["cannot read 'nash_md.py'", 'the nearest is nash_md;']),
+    (['--config=nash_md:foo'], ["'foo'", "['file', 'synthetic']"]),
     (['--config=configs'], ["'configs'"]),
     (['--config=nlhf_jax/errors.py'], ["'nlhf_jax/errors.py' has no function get_config"]),
     ([f'{CONFIG}:foo'], ["'foo'", "['file', 'synthetic']"]),
@@ -81,7 +90,7 @@ def configured(monkeypatch):
     ([FILE, '--config.data.skip_bad=maybe'], ["'maybe' is not True or False"]),
   ],
 )
-def test_a_mistake_in_the_arguments_is_one_sentence(complaint, arguments, expected):
+def test_wrong_arguments_give_one_sentence(complaint, arguments, expected):
   sentence = complaint(*arguments)
   for part in expected:
     assert part in sentence
@@ -94,20 +103,18 @@ def test_a_mistake_in_the_arguments_is_one_sentence(complaint, arguments, expect
     ('\nall: this is no Python', 'invalid syntax (mine.py, line 2).'),
   ],
 )
-def test_a_config_that_cannot_be_loaded_is_named_with_the_reason(
-  complaint, tmp_path, content, reason
-):
+def test_an_unloadable_config_is_named_with_the_reason(complaint, tmp_path, content, reason):
   path = tmp_path / 'mine.py'
   path.write_text(content)
   assert complaint(f'--config={path}') == f"--config: cannot load '{path}': {reason}"
 
 
-def test_a_config_of_no_known_kind_is_told_which_kinds_there_are(complaint, tmp_path):
+def test_an_unknown_experiment_lists_the_known_ones(complaint, tmp_path):
   path = tmp_path / 'mine.py'
   path.write_text('from ml_collections import ConfigDict\nget_config = ConfigDict\n')
   assert complaint(f'--config={path}') == (
-    "config.experiment='None' must be one of evaluate, finite_sample, language, preferences, "
-    'tabular, token_game.'
+    "config.experiment='None' must be one of evaluate, judges, language, "
+    'sample_complexity, tabular, token_game.'
   )
 
 
@@ -128,7 +135,7 @@ def test_overrides_keep_the_type_of_their_field(configured):
   assert config.seed == -1
 
 
-def test_overrides_work_in_any_order_and_the_last_one_counts(configured):
+def test_the_last_override_of_a_field_counts(configured):
   config, settings = configured(
     '--config.sft.steps=3', '--workdir', 'here', CONFIG, '--config.sft.steps=4'
   )
@@ -136,15 +143,124 @@ def test_overrides_work_in_any_order_and_the_last_one_counts(configured):
   assert (settings.workdir, settings.stages) == ('here', None)
 
 
-def test_help_is_no_mistake_and_needs_no_config(capsys):
+@pytest.mark.parametrize(
+  ('name', 'source', 'argument'),
+  [
+    ('nash_md', 'nash_md', ''),
+    ('nash_md:file', 'nash_md', 'file'),
+    ('a/b.py', 'a/b.py', ''),
+    ('a/b.py:file', 'a/b.py', 'file'),
+    (r'C:\a\b.py', r'C:\a\b.py', ''),
+    (r'C:\a\b.py:file', r'C:\a\b.py', 'file'),
+    ('nash_md:', 'nash_md', ''),
+  ],
+)
+def test_a_config_name_splits_at_its_argument(name, source, argument):
+  assert command.split_name(name) == (source, argument)
+
+
+def test_a_shipped_config_is_found_from_any_folder(configured, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'nash_md').mkdir()
+  config, settings = configured('--config=nash_md:file')
+  assert config.data.source == 'file'
+  assert command.run_paths(settings) == (
+    'nash_md_file',
+    Path('runs/nash_md_file'),
+    Path('runs/stages'),
+  )
+
+
+@pytest.mark.parametrize('files', [[], ['__init__.py'], ['__init__.py', 'base.py', 'nash_md.py']])
+@pytest.mark.parametrize('name', ['nash_md', 'configs/mine.py', 'elsewhere/configs/mine.py'])
+def test_own_configs_folder_does_not_disturb_shipped_ones(tmp_path, files, name):
+  own = tmp_path / ('elsewhere/configs' if 'elsewhere' in name else 'configs')
+  for folder in {own, tmp_path / 'configs'}:
+    folder.mkdir(parents=True)
+    for file in files:
+      (folder / file).write_text('' if file == '__init__.py' else 'raise SystemExit(file)')
+  (own / 'steps.py').write_text('STEPS = 7\n')
+  (own / 'mine.py').write_text(
+    'from configs import steps\nfrom nlhf_jax.configs import base\n'
+    "get_config = base.trains(nash_md=base.policy('self_play', steps=steps.STEPS, tau=0.0))\n"
+  )
+  start = [sys.executable, '-m', 'nlhf_jax', 'run', f'--config={name}', '--print']
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  ended = subprocess.run(
+    start, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+  )
+  assert ended.stderr == ''
+  steps = 300 if name == 'nash_md' else 7
+  assert f'--config.policies.nash_md.steps={steps}\n' in ended.stdout
+
+
+def test_importing_a_missing_neighbour_names_the_remedy(complaint, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('from configs import none_such')
+  assert complaint(f'--config={path}').endswith('as: from nlhf_jax.configs import base.')
+
+
+def test_print_shows_the_changed_config(capsys):
+  change = '--config.sft.steps=3'
+  assert main.main(['main', '--config=nash_md', change, '--print']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert {change, '--config.policies.nash_md.arguments.beta=0.125'} < {*lines}
+  # What is printed can be passed again.
+  assert main.main(['main', '--config=nash_md', *lines, '--print']) == 0
+  assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.parametrize('run', [main.main, program.main])
+def test_version_needs_no_config(run, capsys):
+  assert run(['nlhf', '--version']) == 0
+  assert capsys.readouterr().out == f'nlhf_jax {nlhf_jax.__version__}\n'
+
+
+def test_the_citation_has_the_version():
+  assert f'\nversion: {nlhf_jax.__version__}\n' in (ROOT / 'CITATION.cff').read_text()
+
+
+def test_list_describes_every_shipped_config(capsys):
+  assert program.main(['nlhf', 'list']) == 0
+  lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+  assert [name for name, _ in lines] == configs.names()
+  assert all(text.endswith(('.', ':')) for _, text in lines)
+
+
+def test_program_help_names_every_command(capsys):
+  assert program.main(['nlhf', '--help']) == 0
+  printed = capsys.readouterr().out
+  assert all(f'\n  {name} ' in printed for name in (*program.MODULES, 'list'))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], 'the first argument must be one of run, export, plan, list'),
+    (['walk'], "the command 'walk' must be one of run, export, plan, list"),
+    (['list', 'all'], "nlhf list takes no arguments; leave 'all' out."),
+    (['run', '--config=nosuch'], "no shipped config 'nosuch'"),
+    (['export', '--config=tabular'], 'trains no language models to export'),
+    (['plan', '--config=tabular'], 'trains no policies'),
+  ],
+)
+def test_a_wrong_command_gives_one_sentence(arguments, expected, capsys):
+  assert program.main(['nlhf', *arguments]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+  assert expected in error
+
+
+def test_help_needs_no_config(capsys):
   assert main.main(['main', '--help']) == 0
-  said = capsys.readouterr()
-  assert said.err == ''
-  for part in ('--config=configs/nash_md.py', '--config.FIELD=VALUE', '--workdir', '--stages'):
-    assert part in said.out
+  printed = capsys.readouterr()
+  assert printed.err == ''
+  for part in ('--config=nash_md', '--config.FIELD=VALUE', '--workdir', '--stages', '--[no]print'):
+    assert part in printed.out
 
 
-def test_stopping_says_how_to_go_on(monkeypatch, capsys):
+def test_an_interrupted_run_explains_how_to_resume(monkeypatch, capsys):
   def run(*_):
     raise Interrupted('sft, step 3 of 5')
 
@@ -153,7 +269,7 @@ def test_stopping_says_how_to_go_on(monkeypatch, capsys):
   assert 'Stopped in sft, step 3 of 5.' in capsys.readouterr().out
 
 
-def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
+def test_a_bug_keeps_its_traceback(monkeypatch):
   def run(*_):
     raise ValueError('a bug')
 
@@ -162,7 +278,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch):
     main.main(['main', CONFIG])
 
 
-def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
+def test_an_unwritable_work_directory_is_named(complaint, tmp_path):
   path = tmp_path / 'file'
   path.write_text('')
   small = ('--config.data.posts=8', '--config.data.held_out=8')
@@ -170,9 +286,9 @@ def test_a_folder_that_cannot_be_made_is_named(complaint, tmp_path):
   assert sentence.startswith(f"cannot write to '{path}")
 
 
-def test_a_folder_with_no_parent_that_can_be_made_is_named(complaint):
-  said = complaint('--config=configs/tabular.py', '--config.only=mwu', '--workdir=/proc/none/run')
-  assert said == "cannot write to '/proc/none': No such file or directory."
+def test_an_unwritable_parent_directory_is_named(complaint):
+  sentence = complaint('--config=tabular', '--config.only=mwu', '--workdir=/proc/none/run')
+  assert sentence == "cannot write to '/proc/none': No such file or directory."
 
 
 @pytest.mark.parametrize(
@@ -190,7 +306,7 @@ def test_a_folder_with_no_parent_that_can_be_made_is_named(complaint):
     (json.dumps(RECORD | {'prompt': 'why ' * 199}), ["line 1: field 'prompt' has", 'no room']),
   ],
 )
-def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expected):
+def test_bad_data_gives_one_sentence(complaint, tmp_path, content, expected):
   path = tmp_path / 'mine.jsonl'
   if content is not None:
     path.write_text(content)
@@ -212,18 +328,18 @@ def test_a_mistake_in_a_file_is_one_sentence(complaint, tmp_path, content, expec
     (['split=test'], None),
   ],
 )
-def test_what_the_data_is_taken_for_has_to_fit(complaint, tmp_path, changes, expected):
+def test_data_settings_must_fit_the_data(complaint, tmp_path, changes, expected):
   path = tmp_path / 'mine.jsonl'
   path.write_text(''.join(json.dumps(RECORD | {'prompt': text}) + '\n' for text in ('a', 'b')))
   changes = [f'--config.data.{change}' for change in changes]
-  if expected is None:  # a file has no splits; what is named is looked for in folders only
+  if expected is None:  # only folders have splits
     path.rename(tmp_path / 'train.jsonl')
     path, expected = tmp_path, "config.data.split='test' is none of those of"
   sentence = complaint(FILE, f'--config.data.path={path}', *changes, f'--workdir={tmp_path / "w"}')
   assert expected in sentence
 
 
-def test_data_without_a_file_asks_for_one(complaint, tmp_path):
+def test_missing_data_path_is_reported(complaint, tmp_path):
   assert '--config.data.path=FILE' in complaint(FILE, f'--workdir={tmp_path}')
 
 
@@ -231,13 +347,13 @@ def test_data_without_a_file_asks_for_one(complaint, tmp_path):
   ('arguments', 'status', 'stream'),
   [(['--help'], 0, 'stdout'), ([CONFIG, '--config.sft.stepz=3'], 2, 'stderr')],
 )
-def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, status, stream):
+def test_the_process_exits_without_a_traceback(arguments, status, stream):
   command = [sys.executable, '-m', 'nlhf_jax.main', *arguments]
   ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
   assert ended.returncode == status
-  said = {'stdout': ended.stdout, 'stderr': ended.stderr}
-  assert '--config' in said.pop(stream)
-  assert list(said.values()) == ['']
+  printed = {'stdout': ended.stdout, 'stderr': ended.stderr}
+  assert '--config' in printed.pop(stream)
+  assert list(printed.values()) == ['']
 
 
 @pytest.mark.parametrize(
@@ -280,15 +396,13 @@ def test_the_command_itself_ends_with_the_status_and_no_traceback(arguments, sta
     ('sft.algorithm=preference_model', 'config.sft.algorithm=preference_model must be sft'),
   ],
 )
-def test_a_value_that_cannot_work_is_refused_before_any_work(
-  complaint, tmp_path, override, expected
-):
+def test_an_invalid_setting_is_refused_at_once(complaint, tmp_path, override, expected):
   assert expected in complaint(CONFIG, f'--config.{override}', f'--workdir={tmp_path}')
 
 
 @pytest.mark.parametrize('share', ['1', '0', '-0.1'])
-def test_a_share_of_held_out_prompts_is_a_proper_share(complaint, tmp_path, share):
-  said = complaint(
+def test_the_held_out_share_is_below_one(complaint, tmp_path, share):
+  sentence = complaint(
     FILE, '--config.data.path=x', f'--config.data.held_out={share}', f'--workdir={tmp_path}'
   )
-  assert 'must be in (0, 1)' in said
+  assert 'must be in (0, 1)' in sentence

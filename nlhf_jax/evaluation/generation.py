@@ -23,7 +23,7 @@ Message = Mapping[str, str]  # {'role', 'content'}
 Respond = Callable[[Sequence[Sequence[Message]], float, int], Sequence[str]]
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
   """A network with its parameters and tokenizer; it reads at most `max_positions` tokens."""
 
   decoder: Decoder
@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 
 def make_respond(
-  model: Model, *, length: int, batch: int = 64, filters: Filters = UNFILTERED
+  model: LoadedModel, *, length: int, batch: int = 64, filters: Filters = UNFILTERED
 ) -> Respond:
   """A function that samples the next message of conversations: (conversations, temperature, seed).
 

@@ -40,6 +40,11 @@ class Equilibrium(NamedTuple):
   exploitability: Float[Array, '']
   steps: Int[Array, '']
 
+  @property
+  def policy(self) -> Float[Array, 'K']:
+    """The probabilities."""
+    return jnp.exp(self.log_pi)
+
 
 def cap_change(log_pi: Float[Array, 'K'], change: Float[Array, 'K']) -> Float[Array, 'K']:
   """The change of logits, scaled so that none moves by more than `CAP` above `NEGLIGIBLE`.

@@ -7,7 +7,7 @@ import pytest
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import generation
-from nlhf_jax.evaluation.generation import Model, make_respond
+from nlhf_jax.evaluation.generation import LoadedModel, make_respond
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 
@@ -37,7 +37,7 @@ def random_model(tokenizer):
   random = np.random.default_rng(0)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
-  return Model(decoder, params, tokenizer, 64)
+  return LoadedModel(decoder, params, tokenizer, 64)
 
 
 def test_greedy_responses_ignore_seed_and_batch(respond):

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from nlhf_jax.errors import Interrupted, UserError  # noqa: E402
 from nlhf_jax.evaluation.benchmarks import lm_harness, lm_tasks  # noqa: E402
-from nlhf_jax.evaluation.generation import Model  # noqa: E402
+from nlhf_jax.evaluation.generation import LoadedModel  # noqa: E402
 from nlhf_jax.sampling.rollout import Filters  # noqa: E402
 
 MAX_POSITIONS = 48
@@ -57,7 +57,7 @@ def backends(tmp_path_factory):
   config.save_pretrained(folder)
   tokenizer.save_pretrained(folder)
   theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=3, max_length=MAX_POSITIONS)
-  model = Model(decoder, params, tokenizer, MAX_POSITIONS)
+  model = LoadedModel(decoder, params, tokenizer, MAX_POSITIONS)
   ours = lm_harness.Policy(model, name='small llama', batch=4)
   return ours, theirs
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.evaluation.generation import Model
+from nlhf_jax.evaluation.generation import LoadedModel
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 
@@ -116,7 +116,7 @@ def policy(max_positions, **options):
   )
   decoder = make_decoder(sizes)
   params = decoder.init(jax.random.key(0))
-  model = Model(decoder, params, tokenizer, max_positions)
+  model = LoadedModel(decoder, params, tokenizer, max_positions)
   return lm_harness.Policy(model, name='toy', **options)
 
 

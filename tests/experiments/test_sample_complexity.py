@@ -12,7 +12,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.sample_complexity.config import make_experiment
 from nlhf_jax.sample_complexity.protocols import STRATEGIES
 
-CONFIG = 'configs/finite_sample.py'
+CONFIG = 'configs/sample_complexity.py'
 
 
 @pytest.fixture(autouse=True)

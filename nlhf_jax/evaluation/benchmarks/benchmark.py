@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import ChatJudge
-from nlhf_jax.evaluation.generation import Model, Respond
+from nlhf_jax.evaluation.generation import LoadedModel, Respond
 from nlhf_jax.evaluation.judgements import CachedJudge
 from nlhf_jax.judges.judge import CombineOrders
 
@@ -28,7 +28,7 @@ class Policy(NamedTuple):
 
   name: str
   respond: Respond | None = None
-  load: Callable[[], Model] | None = None
+  load: Callable[[], LoadedModel] | None = None
   key: str = ''
   batch: int = 64
   seed: int = 0

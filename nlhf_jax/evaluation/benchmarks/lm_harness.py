@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.generation import Model
+from nlhf_jax.evaluation.generation import LoadedModel
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.scoring import MAX_LOGITS
 from nlhf_jax.sampling.rollout import make_rollout
@@ -46,7 +46,7 @@ class Policy(TemplateLM):
 
   def __init__(
     self,
-    model: Model,
+    model: LoadedModel,
     *,
     name: str,
     batch: int = 32,

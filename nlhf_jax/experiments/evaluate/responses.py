@@ -10,7 +10,7 @@ from tqdm import tqdm
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.evaluation.benchmarks.benchmark import Policy
-from nlhf_jax.evaluation.generation import Model, Respond, make_respond
+from nlhf_jax.evaluation.generation import LoadedModel, Respond, make_respond
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
 from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, PretrainedModel
@@ -18,13 +18,13 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 
 
-def make_model(entry: Entry) -> Model:
+def make_model(entry: Entry) -> LoadedModel:
   """Reads the network of an entry."""
   if isinstance(entry, PretrainedModel):
-    return Model(entry.decoder, entry.load(), entry.tokenizer, entry.max_positions)
+    return LoadedModel(entry.decoder, entry.load(), entry.tokenizer, entry.max_positions)
   experiment = entry.experiment
   params, own = load_entry(experiment, entry.policy), experiment.model
-  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
+  return LoadedModel(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
 
 
 def policy_key(experiment: EvaluateExperiment, entry: Entry) -> str:
@@ -52,7 +52,7 @@ def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> Poli
 
 
 def cached_respond(
-  experiment: EvaluateExperiment, name: str, key: str, load: Callable[[], Model], folder: Path
+  experiment: EvaluateExperiment, name: str, key: str, load: Callable[[], LoadedModel], folder: Path
 ) -> Respond:
   """A function that samples responses batch by batch and caches them in `responses.jsonl`.
 

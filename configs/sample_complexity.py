@@ -1,7 +1,7 @@
-"""How many votes an equilibrium needs: rates, pessimism offline, enhancers online, rewards.
+"""The votes that an equilibrium needs: rates, pessimism offline, exploration online, rewards.
 
-python -m nlhf_jax.main --config=configs/finite_sample.py
-python -m nlhf_jax.main --config=configs/finite_sample.py:bilinear --config.seeds=30
+nlhf run --config=sample_complexity
+nlhf run --config=sample_complexity:bilinear --config.seeds=30
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,8 @@ WORLDS = {
 }
 
 
-def of(world, actions):
-  """A world by its name, with so many actions."""
+def make_world(world, actions):
+  """The settings of a world, by its name, with that number of actions."""
   return dict(name=world, actions=actions, **WORLDS[world])
 
 
@@ -26,37 +26,37 @@ def get_config(world='anything'):
   votes = '1e2, 3e2, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 1e7'
   return ConfigDict(
     dict(
-      experiment='finite_sample',
+      experiment='sample_complexity',
       payoff='log_odds' if world == 'bradley_terry' else 'probability',
       seed=0,
       seeds=100,
       rates=dict(
-        world=of(world, actions=6),
+        world=make_world(world, actions=6),
         taus='0.5, 0.1, 0.02, 0.005',
-        reference=0.5,  # every action is played e^-0.5 times as much as the one before
+        reference=0.5,  # each action has e^-0.5 times the probability of the one before
         votes=votes,
       ),
       offline=dict(
-        # By default one action that beats all others, so that few pairs may be enough.
-        world=of('star' if world == 'anything' else world, actions=8),
+        # By default one action beats all others, so that votes on few pairs may be enough.
+        world=make_world('star' if world == 'anything' else world, actions=8),
         taus='0.3, 0.02',
         reference=0.0,
         votes=votes,
-        others='1, 1e-3',  # what pairs without the safest action weigh in the data
+        others='1, 1e-3',  # weight in the data of pairs without the safest action
         beta=1.0,
         updates=100,
       ),
       online=dict(
-        world=of(world, actions=8),
+        world=make_world(world, actions=8),
         taus='0.3, 0.03',
         reference=2.0,
         rounds=80,
         batch=50,
-        responses=4,  # of best of n
-        beta=1.0,  # of the optimistic enhancer
+        responses=4,  # n of the strategy best of n
+        beta=1.0,  # bonus of the optimistic enhancer
       ),
       rewards=dict(
-        world=of('bradley_terry', actions=6),
+        world=make_world('bradley_terry', actions=6),
         taus='1, 0.2',
         reference=0.5,
         votes=votes,

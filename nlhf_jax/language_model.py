@@ -1,0 +1,158 @@
+"""Language models for use as a library: loaded from a folder or a run, and sampled from."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from nlhf_jax import trees
+from nlhf_jax.data import tokenizers
+from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.evaluation.generation import LoadedModel, make_respond
+from nlhf_jax.experiments.language.config import make_experiment
+from nlhf_jax.experiments.language.finished_run import load_entry
+from nlhf_jax.experiments.model_config import DTYPES
+from nlhf_jax.models import architectures, lora, sharding, weights
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.lora import Lora
+from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.structs import Params
+
+# A question, or the messages {'role', 'content'} of a conversation that ends with the user's.
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+class LanguageModel(NamedTuple):
+  """A decoder with parameters and a tokenizer.
+
+  `tokenizer` is one that `nlhf_jax.data.tokenizers.train` or `load` returns. A prompt and its
+  response have at most `max_positions` tokens; None means no limit. With `lora`, training changes
+  adapters alone; `params` need not have any yet.
+  """
+
+  decoder: Decoder
+  params: Params
+  tokenizer: Any
+  max_positions: int | None = None
+  lora: Lora | None = None
+
+  def add_adapters(self, key: Array) -> Params:
+    """The parameters, with new adapters drawn by `key` if the model is to have some but has none.
+
+    A new adapter adds nothing yet: its second factor is zero.
+    """
+    if self.lora is None or any(map(lora.is_adapter, trees.flatten(self.params))):
+      return self.params
+    new = jax.jit(lambda key: trees.split(self.decoder.init(key), lora.is_adapter)[0])(key)
+    return trees.merge(self.params, sharding.put_parameters(new))
+
+
+def from_pretrained(
+  name: str | Path, lora_rank: int = 0, lora_alpha: float = 16.0, dtype: str = 'float32'
+) -> LanguageModel:
+  """A pretrained model with its weights and its tokenizer.
+
+  Args:
+    name: a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer files), or the
+      name OWNER/MODEL on the hub. The families are those of `nlhf_jax.models.architectures`.
+    lora_rank: the rank of adapters on every linear layer, which are then all that is trained; 0 to
+      train all weights.
+    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+    dtype: float32 or bfloat16, of the weights and of what is computed with them.
+
+  Raises:
+    UserError: if an argument or the model cannot be used.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f"dtype='{dtype}' must be one of {', '.join(DTYPES)}.")
+  if lora_rank < 0 or lora_alpha <= 0:
+    raise UserError(
+      f'lora_rank={lora_rank} must be at least 0, and lora_alpha={lora_alpha} above 0.'
+    )
+  folder = hub.locate(str(name), field='name')
+  family, sizes = architectures.read_architecture(folder)
+  tokenizer = tokenizers.load(str(folder), field='name')
+  if len(tokenizer) > sizes.vocabulary:
+    raise UserError(
+      f"name='{name}': the tokenizer has {len(tokenizer)} tokens, but the model's embedding only "
+      f'{sizes.vocabulary}; they do not belong together.'
+    )
+  adapters = Lora(lora_rank, lora_alpha, lora.TARGETS) if lora_rank else None
+  decoder = make_decoder(sizes, Numerics(DTYPES[dtype], DTYPES[dtype]), adapters)
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  _, base = trees.split(shapes, lora.is_adapter)
+  params = weights.load(folder, family, base, sharding.parameter_sharding)
+  return LanguageModel(decoder, params, tokenizer, sizes.max_positions, adapters)
+
+
+def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) -> LanguageModel:
+  """A policy of a finished run.
+
+  Args:
+    folder: the work directory of the run, such as runs/nash_md.
+    policy: its name in the tournament: sft, or one that the config trains.
+    stages: where the run kept its stages; by default `stages` in the work directory or, if there is
+      none, beside it.
+
+  Raises:
+    UserError: if there is no such run or policy, or its training is not finished.
+  """
+  folder = Path(folder)
+  path = folder / 'config.json'
+  if not path.is_file():
+    raise UserError(f"'{folder}' is not the folder of a run: it has no config.json.")
+  if stages is None:
+    stages = next((path for path in [folder / 'stages'] if path.is_dir()), folder.parent / 'stages')
+  try:
+    settings = ConfigDict(json_lines.read_json(path))
+    if settings.experiment != 'language':
+      raise UserError(f"'{folder}' is a run of kind {settings.experiment}, which has no policies.")
+    experiment = make_experiment(settings, folder.name, Path(stages))
+  except (AttributeError, KeyError, ValueError) as error:
+    raise UserError(
+      f"'{path}' is damaged or from another version of nlhf_jax ({first_line(error)}); train again."
+    ) from None
+  model = experiment.model
+  params = load_entry(experiment, policy)
+  tokenizer = experiment.corpus.tokenizer
+  return LanguageModel(model.decoder, params, tokenizer, model.sizes.max_positions, model.lora)
+
+
+def generate(
+  model: LanguageModel,
+  params: Params,
+  prompts: Sequence[Prompt],
+  *,
+  length: int = 128,
+  temperature: float = 1.0,
+  seed: int = 0,
+  batch: int = 64,
+) -> list[str]:
+  """A response to each prompt.
+
+  Args:
+    model: the decoder, the tokenizer, and the weights under adapters.
+    params: those to sample with: `model.params`, or a slot of a `TrainState`, whose adapters are
+      added to the model.
+    prompts: questions or conversations.
+    length: most tokens in a response.
+    temperature: 0 chooses the most likely token.
+    seed: of the samples.
+    batch: prompts that are answered at once.
+
+  Raises:
+    UserError: if a prompt and its response are too long for the model.
+  """
+  weights = trees.merge(model.params, params)
+  loaded = LoadedModel(model.decoder, weights, model.tokenizer, model.max_positions or sys.maxsize)
+  respond = make_respond(loaded, length=length, batch=batch)
+  conversations = [
+    [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+    for prompt in prompts
+  ]
+  return respond(conversations, temperature, seed)

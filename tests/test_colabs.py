@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+BEGINNING = 8  # cells of each notebook, in the quick tier
 # What the text of a notebook says, as its cells print it.
 FACTS = {
   'finite_sample': (
@@ -79,6 +80,16 @@ def check_figures(notebook):
     assert all('image/png' in kinds for kinds in shown), cell.source
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_beginning_runs(path):
+  notebook = nbformat.read(path, as_version=4)
+  notebook.cells = notebook.cells[:BEGINNING]
+  printed = execute(notebook)
+  check_figures(notebook)
+  assert re.search(FACTS[path.stem][0], printed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path):
   notebook = nbformat.read(path, as_version=4)

@@ -43,10 +43,11 @@ def save(folder, family='llama'):
   return model
 
 
-def config(folder, toy):
+def config(folder, toy, write=True):
   """Of a toy run of Nash-MD with adapters on such a model, which is written to the folder first."""
-  save(folder / 'model')
-  write_comparisons(folder / 'comparisons.jsonl')
+  if write:
+    save(folder / 'model')
+    write_comparisons(folder / 'comparisons.jsonl')
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2]))
     made = toy(importlib.import_module('configs.nash_md').get_config('file'))

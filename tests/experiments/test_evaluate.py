@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
@@ -117,12 +116,10 @@ def test_a_tournament_stops_once_it_is_settled(config_of, tmp_path, monkeypatch)
 
 
 def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
-  config_of, tmp_path, toy, monkeypatch
+  config_of, tmp_path, toy_run, monkeypatch
 ):
-  of_run = toy(importlib.import_module('configs.nash_md').get_config())
-  of_run.policies = ConfigDict()  # SFT and a judge are enough
-  stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
-  language.start(of_run, 'theirs', workdir, stages)
+  of_run, folder = toy_run.copy_to(tmp_path / 'theirs')
+  stages, workdir = folder / 'stages', folder / 'run'
   experiment = language.make_experiment(of_run, 'theirs', stages)
   export_policy.write(
     experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False

@@ -15,24 +15,17 @@ import transformers
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.export_policy import of_player, write
-from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
-from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, toy):
-  """A finished run of Nash-MD with adapters: the experiment, its results and their folder."""
-  folder = tmp_path_factory.mktemp('pretrained')
-  config = pretrained.config(folder, toy)
-  config.sft.steps = 0
-  experiment = make_experiment(config, 'pretrained', folder / 'stages')
-  results = language.run(experiment, folder / 'run')
-  return experiment, results, folder
+def trained(adapter_run):
+  """The experiment, its results and their folder."""
+  return adapter_run.experiment, adapter_run.results, adapter_run.folder
 
 
 def log_probs_of(experiment, params):

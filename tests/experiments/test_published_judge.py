@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(toy, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
-  monkeypatch.syspath_prepend(str(ROOT / 'tests' / 'preferences'))
   folder = tmp_path / 'pairrm'
   folder.mkdir()
   importlib.import_module('published').save(folder, 'port')

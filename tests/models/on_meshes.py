@@ -1,13 +1,15 @@
-"""A program for eight simulated devices: Nash-MD on every mesh of them, and on one device.
+"""A program for eight simulated devices: Nash-MD on meshes of them, and on one device.
 
-Prints one line of JSON a mesh, the first being that of one device: the parameters after training,
-the bytes of parameters and optimiser that the first device holds and, of some meshes, what was
-sampled.
+Its argument is `quick` for four of the meshes, or `all`. It prints one line of JSON a mesh, the
+first being that of one device: the parameters after training, the bytes of parameters and optimiser
+that the first device holds and, of some meshes, the sampled tokens. Two lines with adapters follow,
+on one device and on a mesh, and one on a checkpoint and weights that move between two meshes.
 """
 
 import contextlib
 import itertools
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -37,10 +39,12 @@ MESHES = [
   for data, fsdp in itertools.product((1, 2, 4, 8), repeat=2)
   if data * fsdp <= 8
 ]
+# Each axis alone, and all three together.
+QUICK = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
 
-def started(decoder):
-  """Parameters of no particular distribution, as NumPy."""
+def initial_parameters(decoder):
+  """Random parameters, as NumPy."""
   random = np.random.default_rng(0)
   return jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype),
@@ -49,13 +53,13 @@ def started(decoder):
 
 
 def learn(mesh, adapter=None):
-  """Two updates of Nash-MD on the same responses, and a rollout where there is time for it."""
+  """Two updates of Nash-MD on the same responses and, on some meshes, a rollout."""
   with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
     decoder = make_decoder(SIZES, FLOAT32, adapter)
-    params = started(decoder)
+    params = initial_parameters(decoder)
     own, base = trees.split(params, lora.is_adapter) if adapter else (params, {})
     base = sharding.put(base)
-    optimizer = optax.adam(1e-2, eps=1e-2)  # at the usual one it makes signs of rounding errors
+    optimizer = optax.adam(1e-2, eps=1e-2)  # with a smaller eps it takes rounding errors for signs
     state = sharding.put(initial_state(ALGORITHM, own, optimizer, base))
     random = np.random.default_rng(0)
     tokens = random.integers(2, 16, (8, 15)).astype(np.int32)
@@ -82,26 +86,26 @@ def learn(mesh, adapter=None):
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}
 
 
-def travel(folder):
-  """A checkpoint and a model's files, from one mesh to another; how much is read at a time."""
+def move_between_meshes(folder):
+  """Saves a checkpoint and weights on one mesh and loads them on another."""
   decoder, optimizer = make_decoder(SIZES), optax.adam(1e-2)
-  params = started(decoder)
+  params = initial_parameters(decoder)
 
-  def begun(seed):
+  def state_of(seed):
     moved = jax.tree.map(lambda leaf: leaf + np.float32(seed), params)
     return sharding.put(initial_state(ALGORITHM, moved, optimizer))
 
   read = weights._read
   largest = []
 
-  def watched(*arguments):
+  def read_and_measure(*arguments):
     part = read(*arguments)
     largest.append(part.nbytes)
     return part
 
-  weights._read = watched
+  weights._read = read_and_measure
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-    state = begun(1)._replace(step=jnp.int32(5))
+    state = state_of(1)._replace(step=jnp.int32(5))
     saved = Checkpoints(folder / 'checkpoints')
     saved.save(state)
     saved.close()
@@ -109,7 +113,7 @@ def travel(folder):
   before = jax.tree.map(np.asarray, state.params['policy'])
   with jax.set_mesh(sharding.make_mesh(1, 8, 1)):
     restored = Checkpoints(folder / 'checkpoints')
-    after = restored.restore(begun(0))
+    after = restored.restore(state_of(0))
     restored.close()
     shapes = jax.eval_shape(decoder.init, jax.random.key(0))
     loaded = weights.load(folder / 'model', 'llama', shapes, sharding.place)
@@ -128,10 +132,10 @@ def equal_trees(one, other):
 
 if __name__ == '__main__':
   print(json.dumps(learn(None)), flush=True)
-  for sizes in MESHES:
+  for sizes in {'quick': QUICK, 'all': MESHES}[sys.argv[1]]:
     print(json.dumps(learn(sharding.make_mesh(*sizes))), flush=True)
   adapter = Lora(2, 4.0, lora.TARGETS)
   print(json.dumps(learn(None, adapter)), flush=True)
   print(json.dumps(learn(sharding.make_mesh(2, 2, 2), adapter)), flush=True)
   with tempfile.TemporaryDirectory() as folder:
-    print(json.dumps(travel(Path(folder))), flush=True)
+    print(json.dumps(move_between_meshes(Path(folder))), flush=True)

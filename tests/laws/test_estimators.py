@@ -1,8 +1,8 @@
 """The sampled gradient of the real update is an unbiased estimate of the exact one.
 
 Four tokens, one of which stops, and at most three positions: 40 responses to each of two prompts of
-different lengths. Enumerating them under each mixture, token by token, gives the gradient of a
-row's expected loss exactly, with probabilities held fixed. It is compared with the gradient of the
+different lengths. Enumerating them under each mixture, token by token, gives the gradient of the
+expected loss exactly, with probabilities held fixed. It is compared with the gradient of the
 real update on what the real sampler draws from a transformer. As every row reads one of 80 known
 responses, the update is given their log-probabilities as the policy's parameters, and its gradient
 is carried on to the transformer's parameters by the chain rule;
@@ -55,67 +55,66 @@ SLOTS = ('policy', 'reference', 'snapshot', 'ahead')
 PARAMS = {
   slot: tiny.parameters(DECODER, seed) for slot, seed in zip(SLOTS, (5, 2, 3, 4), strict=True)
 }
-# The second prompt is one token long; what pads it is a token like any other.
+# The second prompt is one token long; its padding has tokens like any other.
 PROMPTS = Prompts(
   jnp.array([[1, 3, 0], [1, 0, 3]]), jnp.array([[True, True, True], [False, False, True]])
 )
 
 
-def _listed():
+def _all_responses():
   """Every response: tokens and mask, [40, 3]."""
   others = [token for token in range(VOCABULARY) if token != STOP]
   texts = [
     (*start, STOP) for length in range(LENGTH) for start in itertools.product(others, repeat=length)
   ]
-  texts += itertools.product(others, repeat=LENGTH)  # cut before they could stop
+  texts += itertools.product(others, repeat=LENGTH)  # cut at the greatest length
   tokens = np.array([text + (STOP,) * (LENGTH - len(text)) for text in texts], np.int32)
   return tokens, np.arange(LENGTH) < np.array([len(text) for text in texts])[:, None]
 
 
-TOKENS, MASK = _listed()
+TOKENS, MASK = _all_responses()
 COUNT = len(TOKENS)
 ALL = Responses(jnp.tile(TOKENS, (2, 1, 1)), jnp.tile(MASK, (2, 1, 1)))
 DIGITS = VOCABULARY ** np.arange(LENGTH)
-PLACES = np.zeros(
-  VOCABULARY**LENGTH, np.int32
-)  # a response's tokens, read as a number -> its place
-PLACES[TOKENS @ DIGITS] = np.arange(COUNT)
+# The digits of a number, as the tokens of a response -> the index of that response.
+INDICES = np.zeros(VOCABULARY**LENGTH, np.int32)
+INDICES[TOKENS @ DIGITS] = np.arange(COUNT)
 
 
 def _game():
-  """Payoffs [2, 40, 40]: an order among the responses, and as much chance beside it."""
+  """Payoffs [2, 40, 40]: half from an order of the responses, half random."""
   random = np.random.default_rng(11)
-  worth, noise = random.normal(size=(2, COUNT)), random.normal(size=(2, COUNT, COUNT))
-  upper = np.triu(worth[:, :, None] - worth[:, None, :] + noise, 1)
+  quality, noise = random.normal(size=(2, COUNT)), random.normal(size=(2, COUNT, COUNT))
+  upper = np.triu(quality[:, :, None] - quality[:, None, :] + noise, 1)
   return np.tanh(upper - upper.swapaxes(1, 2)).astype(np.float32) / 2
 
 
 PAYOFF = _game()
 
 
-# --- The real thing, on responses that are looked up ---
+# --- The real update, on indices of responses ---
 
 
-def places(responses):
-  return jnp.asarray(PLACES)[responses.tokens @ DIGITS]
+def indices(responses):
+  return jnp.asarray(INDICES)[responses.tokens @ DIGITS]
 
 
 def prompt_of(comparison):
-  """Which of the two prompts each row has: they take turns."""
+  """The prompt of each row: 0 and 1 alternate."""
   return jnp.arange(len(comparison.left.tokens)) % 2
 
 
 def judge(comparison, key):
   del key
   row = prompt_of(comparison)[:, None, None]
-  left, right = places(comparison.left), places(comparison.right)
+  left, right = indices(comparison.left), indices(comparison.right)
   return jnp.asarray(PAYOFF)[row, left[:, :, None], right[:, None, :]]
 
 
 def look_up(table, comparison):
-  """The score of a slot whose parameters are its log-probabilities of the 80 responses."""
+  """The scores of a slot whose parameters are its log-probabilities of the 80 responses."""
   row = prompt_of(comparison)[:, None]
-  sides = (side and table[row, places(side)] for side in (comparison.left, comparison.right))
+  sides = (side and table[row, indices(side)] for side in (comparison.left, comparison.right))
   return Scores(*sides)
 
 
@@ -128,21 +127,21 @@ def listed_log_probs(params):
 @tiny.jit
 @jax.jacrev
 def listed_derivatives(params, mask):
-  """[240, ...], where `mask` says what is read of the prompts."""
+  """[240, ...], where `mask` is that of the prompts."""
   return scoring.log_probs(DECODER, params, PROMPTS._replace(mask=mask), ALL).ravel()
 
 
 @functools.cache
 def tables():
-  """The log-probabilities that the slots give to the responses: slot -> [2, 40, 3]."""
+  """Log-probabilities of the responses: slot -> [2, 40, 3]."""
   return {slot: np.array(listed_log_probs(params)) for slot, params in PARAMS.items()}
 
 
 @functools.cache
-def in_parameters(padded=True):
+def jacobian_of_policy(padded=True):
   """Derivatives of the policy's log-probabilities by its parameters: [240, parameters].
 
-  Where not `padded`, the place before the second prompt is read as if it were part of it.
+  Unless `padded`, the padding of the second prompt counts as part of the prompt.
   """
   mask = PROMPTS.mask if padded else jnp.full_like(PROMPTS.mask, True)
   jacobian = listed_derivatives(PARAMS['policy'], mask)
@@ -177,12 +176,12 @@ def sample_batches(left, right, rows, batches):
   def batch(key):
     return play(PARAMS, prompts, key)
 
-  def sampled(keys):
+  def all_batches(keys):
     comparisons = lax.map(batch, keys)
-    # Shared responses are one object to an update, which `update_gradient` makes them again.
+    # To an update, shared responses are one object; `update_gradient` restores that.
     return comparisons._replace(right=None) if right == LEFT else comparisons
 
-  return tiny.jit(sampled)(jax.random.split(jax.random.key(0), batches))
+  return tiny.jit(all_batches)(jax.random.split(jax.random.key(0), batches))
 
 
 REMEMBER = optax.GradientTransformation(
@@ -197,7 +196,7 @@ def update_gradient(algorithm, score, params, comparison):
     comparison = comparison._replace(right=comparison.left)
   update = make_update(algorithm, score, REMEMBER, lambda *_: {})
   slots = {slot: params[slot] for slot in ('policy', *algorithm.references)}
-  # Its second update, as every first one only looks ahead in a row of extragradient steps.
+  # The second update: in extragradient algorithms the first moves no policy.
   state = TrainState(jnp.int32(1), slots, REMEMBER.init(slots['policy']), {})
   return update(state, comparison, jax.random.key(0))[0].optimizer
 
@@ -208,18 +207,18 @@ def draws(algorithm, batches, rows=ROWS):
 
 
 def sampled_gradients(algorithm, comparisons, score=look_up, padded=True):
-  """In parameters of the policy, one a batch: [batches, parameters]."""
+  """The gradient of each batch, by the policy's parameters: [batches, parameters]."""
   step = functools.partial(update_gradient, algorithm, score, jax.tree.map(jnp.array, tables()))
   gradients = tiny.jit(lambda batches: lax.map(step, batches))(comparisons)
-  return np.array(gradients, float).reshape(len(gradients), -1) @ in_parameters(padded)
+  return np.array(gradients, float).reshape(len(gradients), -1) @ jacobian_of_policy(padded)
 
 
-# --- What it should give ---
+# --- The exact gradient ---
 
 
 @functools.cache
 def next_logits(slot):
-  """What a slot says comes next at each place of each response, read anew: [2, 40, 3, 4]."""
+  """Logits of the next token at each position of each response, without a cache: [2, 40, 3, 4]."""
   rows = lambda of_prompt, of_response: jnp.concatenate(
     [jnp.repeat(of_prompt, COUNT, axis=0), jnp.tile(of_response, (2, 1))], axis=1
   )
@@ -232,8 +231,8 @@ def next_logits(slot):
   return np.array(read(PARAMS[slot]), float).reshape(2, COUNT, LENGTH, VOCABULARY)
 
 
-def chances(members):
-  """The probability of each response where tokens are drawn from a mixture: [2, 40]."""
+def probabilities(members):
+  """The probability of each response under a mixture of slots: [2, 40]."""
   logits = sum(weight * next_logits(slot) for slot, weight in members.items())
   log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
   chosen = np.take_along_axis(log_p, np.array(ALL.tokens)[..., None], axis=-1)[..., 0]
@@ -241,21 +240,23 @@ def chances(members):
 
 
 def derivative(objective):
-  """Of a function of the policy's log-probabilities [2, 40, 3], in the policy's parameters."""
+  """Of a function of the policy's log-probabilities [2, 40, 3], by the policy's parameters."""
   gradient = tiny.jit(jax.grad(objective))(jnp.asarray(tables()['policy']))
-  return np.array(gradient, float).ravel() @ in_parameters()
+  return np.array(gradient, float).ravel() @ jacobian_of_policy()
 
 
 def expected_gradient(algorithm):
-  """Of a row's expected loss: every tuple of draws through its selection and loss, weighted."""
+  """Of the expected loss: that of every tuple of responses, weighted by its probability."""
   shared = algorithm.right == LEFT
   mixtures = [*algorithm.left, *([] if shared else algorithm.right)]
   tuples = np.array(list(itertools.product(range(COUNT), repeat=len(mixtures))))
-  of_each = [chances(members)[:, place] for members, place in zip(mixtures, tuples.T, strict=True)]
-  chance = np.prod(of_each, axis=0)
-  np.testing.assert_allclose(chance.sum(axis=1), 1, atol=1e-5)
+  each = [
+    probabilities(members)[:, column] for members, column in zip(mixtures, tuples.T, strict=True)
+  ]
+  probability = np.prod(each, axis=0)
+  np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
 
-  listed = np.repeat(tuples, 2, axis=0)  # the prompts take turns
+  listed = np.repeat(tuples, 2, axis=0)  # prompts alternate
   sides = np.split(listed, [len(algorithm.left)], axis=1)
   left, right = (Responses(TOKENS[side], MASK[side]) for side in sides)
   prompts = Prompts(*(np.tile(leaf, (len(tuples), 1)) for leaf in PROMPTS))
@@ -267,18 +268,18 @@ def expected_gradient(algorithm):
     selected = algorithm.select(played, jax.random.key(0))
     scores = {slot: look_up(jnp.asarray(tables()[slot]), selected) for slot in algorithm.references}
     values = algorithm.loss({'policy': look_up(table, selected), **scores}, selected)
-    return jnp.sum(values.reshape(len(listed), -1).mean(axis=1) * chance.T.ravel()) / 2
+    return jnp.sum(values.reshape(len(listed), -1).mean(axis=1) * probability.T.ravel()) / 2
 
   return derivative(expected_loss)
 
 
 def regularised_preference(opponent, tau, payoff=PAYOFF):
   """-P_tau(pi > opponent), in the mean over the prompts (arXiv 2312.00886, eq. 2)."""
-  worth = np.einsum('pij,pj->pi', payoff, chances(opponent))
+  mean_payoff = np.einsum('pij,pj->pi', payoff, probabilities(opponent))
 
   def objective(table):
     log_pi, log_mu = jnp.sum(table, axis=-1), tables()['reference'].sum(axis=-1)
-    return -jnp.sum(jnp.exp(log_pi) * (worth - tau * (log_pi - log_mu))) / 2
+    return -jnp.sum(jnp.exp(log_pi) * (mean_payoff - tau * (log_pi - log_mu))) / 2
 
   return derivative(objective)
 
@@ -319,7 +320,7 @@ NO_BASELINE = shifted(-0.5)
 
 
 def whole_response(scores, comparison):
-  """Every token bears the log-ratio of the whole response: unbiased as well, and noisier."""
+  """Credits every token with the log-ratio of the whole response: unbiased, with more variance."""
   del comparison
   ratio = jnp.sum(log_ratio(scores, 'left', {'reference': 1.0}), axis=-1)
   return lax.stop_gradient(ratio) * jnp.sum(scores['policy'].left, axis=-1)
@@ -355,7 +356,7 @@ def test_lookup_of_responses_changes_no_gradient(row):
 
 
 @pytest.mark.parametrize('row', [SELF_PLAY, NASH_MD_PG], ids=['self_play', 'nash_md_pg'])
-def test_the_expected_gradient_is_that_of_the_regularised_preference(row):
+def test_expected_gradient_is_that_of_the_regularised_preference(row):
   (opponent,) = row.right
   truth = regularised_preference(opponent, TAU)
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * abs(truth).max())
@@ -364,22 +365,22 @@ def test_the_expected_gradient_is_that_of_the_regularised_preference(row):
 
 
 @pytest.mark.parametrize('form', KL_FORMS)
-def test_every_form_of_the_kl_has_its_gradient(form):
+def test_every_form_of_the_kl_has_the_same_gradient(form):
   kl = regularised_preference(POLICY, 1.0, payoff=np.zeros_like(PAYOFF))
   gradient = expected_gradient(SELF_PLAY._replace(loss=KL_FORMS[form]))
   np.testing.assert_allclose(gradient, kl, rtol=0, atol=1e-6 * abs(kl).max())
 
 
-def test_importance_weights_give_the_gradient_of_the_kl_from_the_reference():
-  mu = chances({'reference': 1.0})
+def test_importance_weights_give_the_forward_kl_gradient():
+  mu = probabilities({'reference': 1.0})
   cross_entropy = lambda table: -jnp.sum(mu * jnp.sum(table, axis=-1)) / 2
   truth = derivative(cross_entropy)
   gradient = expected_gradient(SELF_PLAY._replace(loss=FORWARD_KL))
   np.testing.assert_allclose(gradient, truth, rtol=0, atol=1e-6 * abs(truth).max())
 
 
-def test_shared_samples_shrink_the_payoff_by_those_compared_with_themselves():
-  # 3 of 9 comparisons are of a response with itself. The price of the KL does not shrink.
+def test_shared_samples_shrink_the_payoff_but_not_the_kl():
+  # 3 of 9 comparisons are of a response with itself.
   payoff = regularised_preference(POLICY, 0.0)
   kl = regularised_preference(POLICY, TAU) - payoff
   np.testing.assert_allclose(
@@ -402,7 +403,7 @@ CASES = {
   **{name: (SELF_PLAY._replace(loss=loss), ROWS, 0.05) for name, loss in KL_FORMS.items()},
   'importance': (SELF_PLAY._replace(loss=FORWARD_KL), ROWS, 0.4),
 }
-# 2 by 3 responses are in expectation as one by one.
+# The expected gradient of 2 by 3 responses is that of one by one.
 ONE_BY_ONE = {'nash_md_pg_2_by_3': NASH_MD_PG}
 
 
@@ -422,24 +423,24 @@ def test_subtracting_one_half_reduces_variance(batches):
   assert spread[1] > 1.5 * spread[0]
 
 
-# --- What is known to be wrong ---
+# --- Planted errors ---
 
 
 def own_token(scores, comparison):
-  """Each token bears its own log-ratio alone, blind to how it changes the KL of those after it."""
+  """Credits each token with its own log-ratio, without that of later tokens."""
   log_pi, costs = scores['policy'].left, log_ratio(scores, 'left', {'reference': 1.0})
   regulariser = jnp.sum(log_pi * TAU * lax.stop_gradient(costs), axis=-1, keepdims=True)
   return regulariser - jnp.sum(log_pi, axis=-1, keepdims=True) * comparison.payoff
 
 
 def differentiated(scores, comparison):
-  """The sampled log-ratio, differentiated as if it were the KL: zero in the mean."""
+  """Differentiates the sampled log-ratio, which is zero in the mean, in place of the KL."""
   costs = jnp.sum(log_ratio(scores, 'left', {'reference': 1.0}), axis=-1, keepdims=True)
   return TAU * costs + policy_gradient()(scores, comparison)
 
 
 def without_stop(table, comparison):
-  """Scores that leave out the token that ends a response."""
+  """Scores without the stop token."""
   return look_up(jnp.where(jnp.asarray(ALL.tokens) == STOP, 0.0, table), comparison)
 
 

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 MINUTES = 15  # for a machine that runs other tests beside it
 TENTH = """
   --config.data.posts=3277 --config.data.held_out=103 --config.tournament.prompts=103
-  --config.sft.steps=70 --config.sft.evaluate_every=10
-  --config.preference_model.steps=500 --config.preference_model.evaluate_every=100
-  --config.policies.self_play.steps=30 --config.policies.self_play.evaluate_every=5
-  --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=5
+  --config.sft.steps=70 --config.sft.evaluate_every=20
+  --config.preference_model.steps=500 --config.preference_model.evaluate_every=150
+  --config.policies.self_play.steps=30 --config.policies.self_play.evaluate_every=10
+  --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=10
 """
 
 

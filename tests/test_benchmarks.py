@@ -43,6 +43,7 @@ def settings(training):
   )
 
 
+@pytest.mark.slow
 def test_every_part_is_timed_with_and_without_adapters(training, settings):
   found = training.ours(settings)
   parts = {'rollout', 'self-play rollout', 'judge', 'update', 'step'}

@@ -80,8 +80,9 @@ def check_figures(notebook):
     assert all('image/png' in kinds for kinds in shown), cell.source
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_beginning_runs(path):
+def test_the_beginning_runs():
+  """That of one notebook; the end of the other runs below."""
+  path = next(path for path in NOTEBOOKS if path.stem != 'tabular_convergence')
   notebook = nbformat.read(path, as_version=4)
   notebook.cells = notebook.cells[:BEGINNING]
   printed = execute(notebook)

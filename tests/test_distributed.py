@@ -62,6 +62,7 @@ def run_one_and_two(folder, *more):
       assert together[name] == pytest.approx(alone[name], abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   run_one_and_two(tmp_path, '--config.sft.steps=2')
 

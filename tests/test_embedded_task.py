@@ -1,7 +1,7 @@
 """The README's claims about the embedded task, on the command that it names, at full size.
 
-The quick tier runs the same command with a tenth of the steps, data and prompts, which is too
-little to learn how the policies rank.
+The quick tier runs the same command with a tenth of the steps, data and prompts or less, which is
+too little to rank the policies.
 """
 
 import json
@@ -18,7 +18,7 @@ MINUTES = 15  # for a machine that runs other tests beside it
 TENTH = """
   --config.data.posts=3277 --config.data.held_out=103 --config.tournament.prompts=103
   --config.sft.steps=70 --config.sft.evaluate_every=20
-  --config.preference_model.steps=500 --config.preference_model.evaluate_every=150
+  --config.preference_model.steps=300 --config.preference_model.evaluate_every=100
   --config.policies.self_play.steps=30 --config.policies.self_play.evaluate_every=10
   --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=10
 """

@@ -17,43 +17,32 @@ import pytest
 from orbax.checkpoint import v1 as orbax
 
 ROOT = Path(__file__).parents[1]
-TOY = {
-  'data.posts': 64,
-  'data.held_out': 8,
-  'model.width': 16,
-  'model.layers': 1,
-  'model.hidden': 16,
-  'sft.steps': 30,
-  'sft.evaluate_every': 7,
-  'preference_model.steps': 30,
-  'preference_model.evaluate_every': 7,
-  'policies.self_play.steps': 2,
-  'policies.nash_md.steps': 30,
-  'policies.nash_md.evaluate_every': 7,
-  'tournament.prompts': 8,
-}
-AHEAD = (
+TOY = """
+  --config.data.posts=64 --config.data.held_out=8
+  --config.model.width=16 --config.model.layers=1 --config.model.hidden=16
+  --config.sft.steps=30 --config.sft.evaluate_every=7
+  --config.preference_model.steps=30 --config.preference_model.evaluate_every=7
+  --config.tournament.prompts=8
+"""
+DPO = f'--config=configs/dpo.py {TOY} --config.policies.dpo.steps=2'.split()
+NASH_MD = f"""
+  --config=configs/nash_md.py {TOY} --config.policies.self_play.steps=2
+  --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=7
+""".split()
+ASYNCHRONOUS = [
+  *NASH_MD,
   '--config.policies.nash_md.ahead=True',
   '--config.policies.nash_md.judge=oracle',
   '--config.sft.steps=4',
   '--config.preference_model.steps=4',
   '--config.data.prompt_length=64',
-)
+]
 LIMIT = 300  # seconds
 
 
-def start(workdir, *more):
-  overrides = [f'--config.{field}={value}' for field, value in TOY.items()]
-  command = [
-    sys.executable,
-    '-m',
-    'nlhf_jax.main',
-    '--config=configs/nash_md.py',
-    *overrides,
-    *more,
-  ]
+def start(workdir, arguments):
   return subprocess.Popen(
-    [*command, f'--workdir={workdir}'],
+    [sys.executable, '-m', 'nlhf_jax.main', *arguments, f'--workdir={workdir}'],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -67,16 +56,16 @@ def finish(process):
   return process.returncode, printed
 
 
-def run_to_end(workdir, *more):
+def run_to_end(workdir, arguments):
   """Runs the command; what it leaves."""
-  status, printed = finish(start(workdir, *more))
+  status, printed = finish(start(workdir, arguments))
   assert status == 0, printed
   return outcome(workdir)
 
 
-def stop(workdir, number, stage, *more):
+def stop(workdir, arguments, number, stage):
   """Runs the command and sends it a signal once the stage has a checkpoint."""
-  process = start(workdir, *more)
+  process = start(workdir, arguments)
   deadline = time.monotonic() + LIMIT
   while not list(workdir.glob(f'stages/{stage}-*/checkpoints/[0-9]*')):
     assert process.poll() is None, process.stdout.read()
@@ -108,14 +97,15 @@ def assert_same(one, other):
 
 @pytest.fixture(scope='module')
 def uncut(tmp_path_factory):
-  """What a run leaves that is never stopped."""
-  return run_to_end(tmp_path_factory.mktemp('uncut'))
+  """What Nash-MD leaves that is never stopped."""
+  return run_to_end(tmp_path_factory.mktemp('uncut'), NASH_MD)
 
 
-def test_a_run_stopped_twice_ends_with_the_same_bits(uncut, tmp_path):
-  stop(tmp_path, signal.SIGTERM, 'sft')
-  stop(tmp_path, signal.SIGKILL, 'preference_model')
-  assert_same(run_to_end(tmp_path), uncut)
+def test_a_run_stopped_twice_ends_with_the_same_bits(tmp_path):
+  uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
+  stop(cut, DPO, signal.SIGTERM, 'sft')
+  stop(cut, DPO, signal.SIGKILL, 'preference_model')
+  assert_same(run_to_end(cut, DPO), run_to_end(uncut, DPO))
 
 
 @pytest.mark.slow
@@ -124,12 +114,12 @@ def test_a_run_stopped_twice_ends_with_the_same_bits(uncut, tmp_path):
   [(signal.SIGKILL, 'preference_model'), (signal.SIGTERM, 'sft'), (signal.SIGINT, 'nash_md')],
 )
 def test_a_stopped_run_ends_with_the_same_bits(number, stage, uncut, tmp_path):
-  stop(tmp_path, number, stage)
-  assert_same(run_to_end(tmp_path), uncut)
+  stop(tmp_path, NASH_MD, number, stage)
+  assert_same(run_to_end(tmp_path, NASH_MD), uncut)
 
 
 @pytest.mark.slow
 def test_a_killed_run_with_asynchronous_judging_resumes(tmp_path):
-  uncut = run_to_end(tmp_path / 'uncut', *AHEAD)
-  stop(tmp_path / 'cut', signal.SIGKILL, 'nash_md', *AHEAD)
-  assert_same(run_to_end(tmp_path / 'cut', *AHEAD), uncut)
+  uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
+  stop(cut, ASYNCHRONOUS, signal.SIGKILL, 'nash_md')
+  assert_same(run_to_end(cut, ASYNCHRONOUS), run_to_end(uncut, ASYNCHRONOUS))

@@ -123,6 +123,7 @@ def offline(monkeypatch):
   monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
 
 
+@pytest.mark.slow
 def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
   manager, pieces = lm_tasks.find(['openllm'])
   assert [piece.name for piece in pieces] == [f'openllm/{member}' for member in MEMBERS]

@@ -41,6 +41,7 @@ def write(path, prompts, answers):
   json_lines.write(path, rows)
 
 
+@pytest.mark.slow
 def test_three_kinds_in_two_sizes_and_what_reads_nothing(config_of, tmp_path, capsys):
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)

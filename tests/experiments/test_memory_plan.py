@@ -67,6 +67,7 @@ def test_what_stays_is_counted_and_what_does_not_fit_gets_advice(config):
   assert '--config.model.compute=bfloat16' in said
 
 
+@pytest.mark.slow
 def test_what_is_advised_makes_it_smaller(config):
   before, _ = needs(config, '--devices=1')
   after, _ = needs(
@@ -82,6 +83,7 @@ def test_what_is_advised_makes_it_smaller(config):
     assert share < most
 
 
+@pytest.mark.slow
 def test_a_published_judge_is_counted_by_its_config_alone(config, tmp_path):
   sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
   said = transformers.DebertaV2Config(vocab_size=1024, **sizes, **V3).to_dict()

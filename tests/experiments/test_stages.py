@@ -65,6 +65,7 @@ def test_a_stage_is_made_anew_when_what_it_builds_on_changes(config, tmp_path, f
     assert found == set(kept)
 
 
+@pytest.mark.slow
 def test_exploiters_are_trained_once_and_measured_by_every_judge(config, toy_run, tmp_path, capsys):
   toy_run.copy_to(tmp_path)  # with the SFT model and the judge
   run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)

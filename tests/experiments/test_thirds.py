@@ -45,6 +45,7 @@ def prompts_of(experiment):
   return [set(tokenizers.prompt_texts(corpus.tokenizer, *prompts)) for prompts in both]
 
 
+@pytest.mark.slow
 def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(config, tmp_path):
   seen, starts, ends = [], [], []
   for number in (1, 2, 3):

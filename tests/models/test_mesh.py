@@ -1,4 +1,7 @@
-"""Law: sharded equals unsharded: on four meshes of eight devices, in the slow tier on all ten."""
+"""Law: sharded equals unsharded: on four meshes of eight devices.
+
+The slow tier has all ten, and adapters.
+"""
 
 import json
 import os
@@ -20,8 +23,7 @@ FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization
 
 
 def outcomes(which):
-  """What the program prints: on one device and each mesh, twice with adapters, on moving between
-  meshes."""
+  """The lines that `on_meshes` prints."""
   program = subprocess.run(
     [sys.executable, '-m', 'tests.models.on_meshes', which],
     env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
@@ -42,14 +44,16 @@ def assert_equal(one, other):
 @pytest.mark.parametrize('which', ['quick', pytest.param('all', marks=pytest.mark.slow)])
 def test_sharded_equals_unsharded_in_less_memory(which):
   expected, count = {'quick': (on_meshes.QUICK, 4), 'all': (on_meshes.MESHES, 10)}[which]
-  alone, *meshes, adapter, adapter_on_mesh, moved = outcomes(which)
+  alone, *meshes, moved = outcomes(which)
+  if which == 'all':
+    *meshes, adapter, adapter_on_mesh = meshes
+    assert_equal(adapter, adapter_on_mesh)
   assert len(meshes) == len(expected) == count
   assert sum(bool(outcome['sampled']) for outcome in meshes) == 3
   for (_, fsdp, tensor), outcome in zip(expected, meshes, strict=True):
     assert_equal(alone, outcome)
     # Norms, a few numbers each, are whole everywhere.
     assert outcome['held'] == pytest.approx(alone['held'] / (fsdp * tensor), rel=0.02, abs=1500)
-  assert_equal(adapter, adapter_on_mesh)
 
   assert moved['step'] == 5
   assert moved['same'] == [True, True]

@@ -19,8 +19,12 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-# Toy sizes compile for longer than they run.
+# Toy sizes compile for longer than they run; these settings halve the time of a test.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+FLAGS = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+os.environ['XLA_FLAGS'] = f'{FLAGS} {os.environ.get("XLA_FLAGS", "")}'
+# For programs at full size: what they compile runs for longer than it takes to optimise it.
+OPTIMISED = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
 
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()
 

@@ -11,6 +11,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from tests.conftest import OPTIMISED
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 BEGINNING = 8  # cells of each notebook, in the quick tier
@@ -61,9 +63,7 @@ def execute(notebook, **variables):
     kernel_manager_class=ThisPython,
     resources={'metadata': {'path': str(ROOT / 'colabs')}},
   )
-  # As a reader runs it: what is compiled here runs for longer than it takes to optimise it.
-  as_read = {'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
-  client.execute(env=os.environ | as_read | variables)
+  client.execute(env=os.environ | OPTIMISED | {'PYTHONPATH': str(ROOT)} | variables)
   return ''.join(output.get('text', '') for cell in code(notebook) for output in cell.outputs)
 
 

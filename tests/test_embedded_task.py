@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import OPTIMISED
+
 ROOT = Path(__file__).parents[1]
 MINUTES = 15  # for a machine that runs other tests beside it
 TENTH = """
@@ -24,13 +26,13 @@ TENTH = """
 """
 
 
-def run(workdir, *more):
+def run(workdir, *more, variables=OPTIMISED):
   """Runs the command and checks what holds at any size; its results."""
   command = [sys.executable, '-m', 'nlhf_jax.main', '--config=configs/nash_md.py', *more]
   process = subprocess.run(
     [*command, f'--workdir={workdir}'],
     cwd=ROOT,
-    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'},
+    env=os.environ | variables,
     capture_output=True,
     text=True,
     check=False,
@@ -49,7 +51,7 @@ def run(workdir, *more):
 
 
 def test_a_tenth_of_the_run_ends_with_its_report(tmp_path):
-  results = run(tmp_path, *TENTH.split())
+  results = run(tmp_path, *TENTH.split(), variables={})
   assert results['policies'] == ['sft', 'self_play', 'nash_md']
   for policy in ('nash_md', 'self_play'):
     assert 0 < results['kl_to_reference'][policy] < 1 / (2 * 0.06)

@@ -14,6 +14,7 @@ import pytest
 from nlhf_jax import command
 from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.experiments.token_game.run import run
+from tests.conftest import OPTIMISED
 
 ROOT = Path(__file__).parents[1]
 MINUTES = 30  # for a machine that runs other tests beside it
@@ -40,7 +41,7 @@ def test_five_methods_solve_the_game_and_best_response_does_not(tmp_path):
   process = subprocess.run(
     [*arguments, f'--workdir={tmp_path}'],
     cwd=ROOT,
-    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'},
+    env=os.environ | OPTIMISED,
     capture_output=True,
     text=True,
     check=False,

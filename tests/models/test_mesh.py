@@ -15,18 +15,19 @@ import pytest
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
+from tests import conftest
 from tests.models import on_meshes
 
 HERE = Path(__file__).parent
 # The programs run for less time than it takes to optimise them.
-FLAGS = ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0')
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 
 def outcomes(which):
   """The lines that `on_meshes` prints."""
   program = subprocess.run(
     [sys.executable, '-m', 'tests.models.on_meshes', which],
-    env=os.environ | {'XLA_FLAGS': ' '.join(FLAGS)},
+    env=os.environ | {'XLA_FLAGS': f'{conftest.FLAGS} {FLAGS}'},
     cwd=HERE.parents[1],
     capture_output=True,
     text=True,

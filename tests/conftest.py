@@ -34,9 +34,9 @@ LONGEST = (
   'test_token_game_solved',
   'test_configs',
   'test_distributed',
+  'test_interruption',
   'test_mesh',
   'test_estimators',
-  'test_interruption',
 )
 
 

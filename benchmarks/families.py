@@ -1,11 +1,11 @@
-"""Each family of models beside `transformers`, in one table.
+"""Compares each family of models with `transformers`, in one table.
 
 python benchmarks/families.py
 
-Small models with random weights, made and saved by `transformers`: the largest difference of logits
-with padding and past sliding windows, in float32; what `transformers` reads back of an export; the
-largest difference between decoding with a cache and reading at once; and that of logits with an
-adapter that `peft` reads. Writes benchmarks/results/families.json.
+Small models with random weights are made and saved by `transformers`. The columns are the largest
+difference of logits in float32, with padding and beyond sliding windows; whether an export is
+loaded by `transformers` bit for bit; the largest difference between cached decoding and prefill;
+and that of logits with an adapter that `peft` loads. Writes benchmarks/results/families.json.
 """
 
 import json
@@ -20,37 +20,43 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests' / 'models')]
-
-import families  # noqa: E402
-from test_families import by_cache, exported, load, ours, rows, theirs  # noqa: E402
-from test_lora import with_adapter  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from nlhf_jax.reporting import tables  # noqa: E402
+from tests.models import families  # noqa: E402
+from tests.models.test_families import (  # noqa: E402
+  decode_in_steps,
+  exported,
+  load,
+  ours,
+  rows,
+  theirs,
+)
+from tests.models.test_lora import save_adapter  # noqa: E402
 
 
 def measure(name: str, folder: Path) -> dict[str, float | bool]:
-  """The row of a family."""
+  """The table's row of a family."""
   base, adapter = folder / 'model', folder / 'adapter'
   model = families.save(name, base)
   decoder, params = load(base)
   tokens, mask = rows()
-  said = ours(decoder, params, tokens, mask)
-  decoded = decoder.logits(params, by_cache(decoder, params, tokens, mask))
+  logits = ours(decoder, params, tokens, mask)
+  decoded = decoder.logits(params, decode_in_steps(decoder, params, tokens, mask, step=1))
   before, after = model.state_dict(), exported(base, folder / 'again')
   values = {
-    'logits': gap(said, theirs(model, tokens, mask), mask),
+    'logits': gap(logits, theirs(model, tokens, mask), mask),
     'export': all(torch.equal(before[tensor], after[tensor]) for tensor in before),
-    'decoding': gap(np.asarray(decoded), said, mask),
+    'decoding': gap(np.asarray(decoded), logits, mask),
   }
-  decoder, params, _ = with_adapter(base, adapter)
+  decoder, params, _ = save_adapter(base, adapter)
   in_peft = peft.PeftModel.from_pretrained(model, adapter).eval()
-  said = ours(decoder, params, tokens, mask)
-  return values | {'adapter': gap(said, theirs(in_peft, tokens, mask), mask)}
+  logits = ours(decoder, params, tokens, mask)
+  return values | {'adapter': gap(logits, theirs(in_peft, tokens, mask), mask)}
 
 
 def gap(one: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
-  """The largest difference where there are tokens."""
+  """The largest difference at real tokens."""
   return float(np.abs(one - other)[mask].max())
 
 

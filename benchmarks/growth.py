@@ -1,11 +1,11 @@
-"""How the parts of a step grow with batch, lengths, vocabulary, width and devices, in a plot.
+"""Time of rollout and update against batch, lengths, vocabulary, width and devices, in a plot.
 
 python benchmarks/growth.py
 
-Each is changed alone, from the small model of `training.py` at a batch of 8; every point is a
-process of its own. Slopes are those between the two largest points: 1 is linear, 2 quadratic.
-Devices are simulated, and share this machine: there the best that can be is that nothing is lost.
-Writes benchmarks/results/growth.json and growth.png.
+One size is changed at a time, from the small model of `training.py` at a batch of 8; every point is
+measured in a process of its own. Slopes are between the two largest points: 1 is linear, 2
+quadratic. Devices are simulated on this machine, so that the best result is a constant time. Writes
+benchmarks/results/growth.json and growth.png.
 """
 
 import json
@@ -35,14 +35,14 @@ AXES = {
   'width': (64, 128, 256, 512),
   'devices': (1, 2, 4),
 }
-# What should happen, before it is measured.
+# Predictions, written before the measurement.
 LAWS = {
-  'batch': 'linear, once weights are read faster than rows are multiplied with them',
-  'response_length': 'linear, and quadratic where attention outweighs the layers: from 6 widths on',
-  'prompt_length': 'linear in the prompts read; rollouts less than that, they read them once',
-  'vocabulary': 'flat while the head is smaller than the layers, then linear',
+  'batch': 'linear once the products take longer than reading the weights',
+  'response_length': 'linear; quadratic where attention outweighs the layers, from 6 widths on',
+  'prompt_length': 'linear in prefill; less for rollouts, which prefill once',
+  'vocabulary': 'constant while the head is smaller than the layers, then linear',
   'width': 'quadratic; linear where attention and sampling outweigh the layers',
-  'devices': 'flat: the same work, and what devices say to one another',
+  'devices': 'constant: the same work, plus communication',
 }
 
 
@@ -59,30 +59,30 @@ def settings_at(axis: str, value: int) -> Settings:
 
 
 def measure(axis: str, value: int) -> dict[str, float]:
-  """Part -> median seconds, and the bytes that the process held at most."""
+  """part -> median seconds; and `peak`, the maximum bytes of the process."""
   count = value if axis == 'devices' else 1
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
   command = [sys.executable, __file__, '--only', json.dumps(settings_at(axis, value)._asdict())]
-  said = environments.said(command, env=os.environ | {'XLA_FLAGS': flags})
-  seconds = {part: statistics.median(said['parts'][part]) for part in PARTS}
-  return seconds | {'peak': said['peak']}
+  measured = environments.said(command, env=os.environ | {'XLA_FLAGS': flags})
+  seconds = {part: statistics.median(measured['parts'][part]) for part in PARTS}
+  return seconds | {'peak': measured['peak']}
 
 
 def slope(points: dict[int, float]) -> float:
-  """Of the logarithms, between the two largest points."""
+  """The slope of the logarithms between the two largest points."""
   (x, y), (x2, y2) = sorted(points.items())[-2:]
   return math.log(y2 / y) / math.log(x2 / x)
 
 
 def plot(found: dict, path: Path) -> None:
-  """A panel an axis, both scales logarithmic."""
+  """One panel a size, with logarithmic scales."""
   figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout='constrained')
-  for panel, (axis, course) in zip(panels.flat, found['axes'].items(), strict=True):
+  for panel, (axis, curve) in zip(panels.flat, found['axes'].items(), strict=True):
     for part in PARTS:
-      values = [1e3 * point[part] for point in course['points'].values()]
-      label = f'{part}, slope {course["slopes"][part]:.2f}'
-      panel.loglog(list(course['points']), values, marker='o', label=label)
-    panel.set_xticks(list(course['points']), list(course['points']))
+      values = [1e3 * point[part] for point in curve['points'].values()]
+      label = f'{part}, slope {curve["slopes"][part]:.2f}'
+      panel.loglog(list(curve['points']), values, marker='o', label=label)
+    panel.set_xticks(list(curve['points']), list(curve['points']))
     panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter('{x:g}')
     for one in (panel.xaxis, panel.yaxis):
@@ -95,7 +95,7 @@ def plot(found: dict, path: Path) -> None:
 
 
 def main() -> None:
-  """Measures, plots and writes all of it."""
+  """Measures all points, and writes the results and the plot."""
   found = {'machine': environments.machine(), 'axes': {}}
   with tqdm(total=sum(map(len, AXES.values())), unit='point') as bar:
     for axis, values in AXES.items():
@@ -108,9 +108,9 @@ def main() -> None:
       found['axes'][axis] = {'expected': LAWS[axis], 'points': points, 'slopes': slopes}
   plot(found, RESULTS / 'growth.png')
   (RESULTS / 'growth.json').write_text(json.dumps(found, indent=2) + '\n')
-  for axis, course in found['axes'].items():
-    told = ', '.join(f'{part} {value:.2f}' for part, value in course['slopes'].items())
-    print(f'{axis}: slopes {told} (expected: {course["expected"]})')
+  for axis, curve in found['axes'].items():
+    slopes = ', '.join(f'{part} {value:.2f}' for part, value in curve['slopes'].items())
+    print(f'{axis}: slopes {slopes} (expected: {curve["expected"]})')
 
 
 if __name__ == '__main__':

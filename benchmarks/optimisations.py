@@ -1,10 +1,10 @@
-"""Each thing done for speed against the program without it, in one run: predicted and measured.
+"""Speed of each optimisation against the program without it: predicted and measured.
 
 python benchmarks/optimisations.py
 
-The small model of `training.py` at batch 32, unless a line says otherwise. Both programs run in
-turns, so that a slow hour slows both. Writes benchmarks/results/optimisations.json and the table of
-benchmarks/NOTES.md.
+The small model of `training.py` at batch 32, unless a line gives other sizes. Both programs run
+alternately, so that other load slows both. Writes benchmarks/results/optimisations.json and the
+table of benchmarks/NOTES.md.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from training import MODELS, architecture
 
 from nlhf_jax.models import attention, scoring
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.sampling import rollout, token
+from nlhf_jax.sampling import rollout, sampler, token
 from nlhf_jax.structs import Prompts, Responses
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ Call = Callable[[], object]
 
 
 class Case(NamedTuple):
-  """A change: the seconds without it over those with it, as they should be, and what came of it."""
+  """A change: the predicted seconds without it over those with it, the reason, and the decision."""
 
   what: str
   predicted: float
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """A model, two policies of it, and what they are asked."""
+  """A model, two slots of parameters, and prompts."""
 
   decoder: object
   slots: dict
@@ -57,7 +57,7 @@ class Setting(NamedTuple):
   stop: int
 
   def rollout(self, mixtures, length=64, count=1) -> Callable:
-    """(prompts) -> responses."""
+    """A function (prompts) -> responses."""
     sample = rollout.make_rollout(
       self.decoder, mixtures, length=length, stop=self.stop, count=count
     )
@@ -78,7 +78,7 @@ def setting(batch: int = BATCH, **changes) -> Setting:
 
 @contextlib.contextmanager
 def patched(module, **values) -> Iterator[None]:
-  """The module with other constants."""
+  """Replaces constants of a module inside the context."""
   saved = {name: getattr(module, name) for name in values}
   for name, value in values.items():
     setattr(module, name, value)
@@ -89,8 +89,8 @@ def patched(module, **values) -> Iterator[None]:
       setattr(module, name, value)
 
 
-def under(module, call: Call, **values) -> Call:
-  """The call, made with other constants of a module."""
+def call_patched(module, call: Call, **values) -> Call:
+  """A call that is made with other constants of a module."""
 
   def changed():
     with patched(module, **values):
@@ -99,36 +99,28 @@ def under(module, call: Call, **values) -> Call:
   return changed
 
 
-def of_rollouts() -> list[Case]:
-  """What was done to sampling."""
-  small, prompts = setting(), setting().prompts
+def loop_cases(small: Setting) -> list[Case]:
+  """Optimisations of the loop that samples."""
+  prompts = small.prompts
   both, alone, mixture = (
     small.rollout(mixtures) for mixtures in ([POLICY, MIXTURE], [POLICY], [MIXTURE])
   )
   half = jax.tree.map(lambda leaf: leaf[: BATCH // 2], prompts)
-  long, many = (partial(small.rollout([POLICY, MIXTURE], 256), half) for _ in range(2))
+  growing = partial(small.rollout([POLICY, MIXTURE], 256), half)
+  with patched(sampler, FIRST_ROOM=1 << 20):
+    full_size = partial(small.rollout([POLICY, MIXTURE], 256), half)
   ending = setting(vocab_size=128)
-  uneven, even = (partial(ending.rollout([POLICY, MIXTURE], 256), ending.prompts) for _ in 'ab')
+  compacted = partial(ending.rollout([POLICY, MIXTURE], 256), ending.prompts)
+  with patched(sampler, MIN_BATCH=1 << 20):
+    uncompacted = partial(ending.rollout([POLICY, MIXTURE], 256), ending.prompts)
   few = jax.tree.map(lambda leaf: leaf[:8], prompts)
   repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 8, axis=0), few)
   compiled = jax.jit(small.rollout([POLICY, MIXTURE]))
-  hearing = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])  # a weight of zero is not read
-  with patched(mixtures, drafts=lambda: 1):
-    each = near(small).rollout([POLICY, MIXTURE])
-  with patched(mixtures, drafts=lambda: 4):
-    drafted = near(small).rollout([POLICY, MIXTURE])
-  score = jax.jit(partial(scoring.log_probs, small.decoder))
-  logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
-
-  def and_scored():
-    left, _ = both(prompts)
-    return score(small.slots['reference'], prompts, left)
-
   return [
     Case(
       'one loop for both sides',
       1.2,
-      'prompts are read twice in place of three times, and a step costs its fixed part once',
+      'two prefills in place of three, and one fixed cost a step in place of two',
       'kept',
       lambda: both(prompts),
       lambda: (alone(prompts), mixture(prompts)),
@@ -136,91 +128,110 @@ def of_rollouts() -> list[Case]:
     Case(
       'caches that grow (16 prompts, 256 tokens)',
       1.3,
-      'attention scans 148 places on average, not 255, and is half of a step',
+      'attention scans 148 columns on average in place of 255, and is half of a step',
       'kept',
-      long,
-      under(rollout, many, PLACES=1 << 20),
+      growing,
+      full_size,
     ),
     Case(
-      'done prompts left behind (256 tokens, of which one in 128 ends a response)',
+      'finished prompts compacted away (256 tokens, of which one in 128 ends a response)',
       1.5,
-      'a prompt lives to the end of the longer of two geometric lengths: 158 tokens of 256',
+      'a prompt is finished after the longer of two geometric lengths: 158 tokens of 256',
       'kept, on one device',
-      uneven,
-      under(rollout, even, PROMPTS=1 << 20),
+      compacted,
+      uncompacted,
     ),
     Case(
-      'prompts read and kept once for 8 samples',
+      'prompts prefilled and cached once for 8 samples',
       1.3,
-      'reading 64 prompts costs as much as a quarter of the decoding; 8 cost an eighth of that',
+      'prefill of 64 prompts costs a quarter of the decoding; that of 8 an eighth of that',
       'kept',
       partial(small.rollout([POLICY, MIXTURE], count=8), few),
       partial(small.rollout([POLICY, MIXTURE]), repeated),
     ),
     Case(
-      'a loop that the host comes back to, against one in a single program',
+      'a loop that returns to the host, against one in a single program',
       1.0,
-      'two programs a rollout more, of microseconds; it is what lets prompts be left behind',
+      'two more programs a rollout, of microseconds; compaction needs it',
       'kept',
       lambda: both(prompts),
       lambda: compiled(prompts),
     ),
+  ]
+
+
+def token_cases(small: Setting) -> list[Case]:
+  """Optimisations of a step of the loop."""
+  prompts, both = small.prompts, small.rollout([POLICY, MIXTURE])
+  # A member of weight zero would be left out.
+  with_reference = small.rollout([POLICY | {'reference': 1e-9}, MIXTURE])
+  with patched(sampler, default_draft_length=lambda: 1):
+    one_by_one = near(small).rollout([POLICY, MIXTURE])
+  with patched(sampler, default_draft_length=lambda: 4):
+    drafted = near(small).rollout([POLICY, MIXTURE])
+  score = jax.jit(partial(scoring.log_probs, small.decoder))
+  logits = jax.random.normal(jax.random.key(0), (2 * BATCH, 4096))
+
+  def sample_then_score():
+    left, _ = both(prompts)
+    return score(small.slots['reference'], prompts, left)
+
+  return [
     Case(
-      'a token by inverting sums of blocks, with its log-probability and entropy (64 rows)',
+      'sampling a token by inverting block sums, with log-probability and entropy (64 rows)',
       2.0,
       'one random number a row in place of 4,096, and one pass of exponentials in place of three',
       'kept',
-      partial(jax.jit(by_sums), jax.random.key(0), logits),
-      partial(jax.jit(by_noise), jax.random.key(0), logits),
+      partial(jax.jit(sample_by_sums), jax.random.key(0), logits),
+      partial(jax.jit(sample_by_noise), jax.random.key(0), logits),
     ),
     Case(
-      'log-probabilities of the reference heard while sampling, in place of a pass of its own',
+      'log-probabilities of the reference during sampling, in place of a separate pass',
       0.9,
-      'a fourth stream decodes a token a row at about twice what reading all at once costs',
-      'dropped: a twentieth of a step, and in bfloat16 another number than that of the pass',
-      lambda: hearing(prompts),
-      and_scored,
+      'decoding a fourth row costs about twice as much as scoring all tokens at once',
+      'dropped: a twentieth of a step, and in bfloat16 the numbers differ from those of the pass',
+      lambda: with_reference(prompts),
+      sample_then_score,
     ),
     Case(
-      'the reference reads four drafts of the policy at once (a tenth of the way apart)',
+      'the reference checks four drafted tokens at once (a tenth of the way apart)',
       1.1,
-      'four at once cost the reference half of four apart, and one in forty is drawn again',
-      'dropped on a CPU; kept on accelerators, for the weights that are not read: not measured',
+      'four at once cost the reference half of four in turn, and one in forty is rejected',
+      'dropped on a CPU; kept on accelerators, where it saves reading weights: not measured',
       lambda: drafted(prompts),
-      lambda: each(prompts),
+      lambda: one_by_one(prompts),
     ),
   ]
 
 
 def near(apart: Setting) -> Setting:
-  """The same with a reference a tenth of the way from the policy to where it was."""
+  """The setting with a reference a tenth of the way from the policy to the old reference."""
   policy, reference = apart.slots['policy'], apart.slots['reference']
   mixed = jax.tree.map(lambda own, other: 0.9 * own + 0.1 * other, policy, reference)
   return apart._replace(slots={'policy': policy, 'reference': mixed})
 
 
-def by_sums(key, logits):
-  """As the rollout draws."""
-  return token.draw(jax.random.uniform(key, logits.shape[:1]), logits)
+def sample_by_sums(key, logits):
+  """Sampling as in the rollout."""
+  return token.sample_token(jax.random.uniform(key, logits.shape[:1]), logits)
 
 
-def by_noise(key, logits):
-  """As it is usually done."""
+def sample_by_noise(key, logits):
+  """Sampling by `jax.random.categorical`."""
   log_p = jax.nn.log_softmax(logits)
   token = jax.random.categorical(key, logits)
   chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
   return token, chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
-def by_softmax(query, key, value, sight, *, scale, cap):
-  """`attend` as JAX has it."""
-  del cap  # there is none
-  return jax.nn.dot_product_attention(query, key, value, mask=sight.visible[:, None], scale=scale)
+def attend_by_softmax(query, key, value, mask, *, scale, cap):
+  """`attend` by JAX's own function."""
+  del cap  # None
+  return jax.nn.dot_product_attention(query, key, value, mask=mask.visible[:, None], scale=scale)
 
 
-def of_updates() -> list[Case]:
-  """What was done to the gradient of log-probabilities."""
-  small = setting()
+def update_cases(small: Setting) -> list[Case]:
+  """Optimisations of the gradient of log-probabilities."""
   tokens = jax.random.randint(jax.random.key(1), (BATCH, 1, 64), 0, small.stop)
   responses = Responses(tokens, jnp.ones(tokens.shape, bool))
 
@@ -233,9 +244,9 @@ def of_updates() -> list[Case]:
       lambda params: scoring.log_probs(small.decoder, params, small.prompts, responses)
     )
 
-  def everywhere(params):
+  def all_log_probs(params):
     whole = jnp.concatenate([small.prompts.tokens, tokens[:, 0]], axis=1)
-    hidden, _ = small.decoder.read(params, whole, jnp.ones(whole.shape, bool))
+    hidden, _ = small.decoder.prefill(params, whole, jnp.ones(whole.shape, bool))
     log_p = jax.nn.log_softmax(small.decoder.logits(params, hidden[:, :-1]))
     return jnp.take_along_axis(log_p, whole[:, 1:, None], axis=-1)[:, -64:]
 
@@ -244,43 +255,43 @@ def of_updates() -> list[Case]:
 
   return [
     Case(
-      'logits at the responses only',
+      'logits at response tokens only',
       1.25,
-      'the head is a quarter of the operations at all places, an eighth at half of them',
+      'the head is a quarter of the operations at all tokens, an eighth at half of them',
       'kept',
       call(*ours()),
-      call(*gradient(everywhere)),
+      call(*gradient(all_log_probs)),
     ),
     Case(
       'attention in blocks of queries',
       1.1,
-      'three quarters of the logits of attention are made, which is a fifth of the time',
+      'three quarters of the attention logits are computed, which take a fifth of the time',
       'kept',
       call(*ours()),
-      under(attention, call(*ours()), QUERIES=1 << 20),
+      call_patched(attention, call(*ours()), QUERY_BLOCK=1 << 20),
     ),
     Case(
-      'attention divided by the sums of its weights once values are weighed (without blocks)',
+      'attention divided by the sum of exponentials after the product (without blocks)',
       1.1,
-      'the backward pass of softmax goes over all queries and keys once more '
-      '(said after a first look)',
+      'the backward pass of softmax passes over all queries and keys once more '
+      '(written after a first measurement)',
       'kept',
-      under(attention, call(*ours()), QUERIES=1 << 20),
-      under(attention, call(*ours()), KERNELS={'xla': by_softmax}),
+      call_patched(attention, call(*ours()), QUERY_BLOCK=1 << 20),
+      call_patched(attention, call(*ours()), KERNELS={'xla': attend_by_softmax}),
     ),
     Case(
-      'logits an eighth at a time, made again in the backward pass',
+      'logits an eighth at a time, recomputed in the backward pass',
       0.95,
       'a twentieth more operations, for an eighth of the memory',
-      f'kept beyond {scoring.MOST_LOGITS:,} logits',
-      under(scoring, call(*ours()), MOST_LOGITS=1 << 20),
+      f'kept beyond {scoring.MAX_LOGITS:,} logits',
+      call_patched(scoring, call(*ours()), MAX_LOGITS=1 << 20),
       call(*ours()),
     ),
   ]
 
 
-def compared(case: Case) -> dict:
-  """Median seconds of both, taken in turns, after a run each that compiles."""
+def compare(case: Case) -> dict:
+  """Median seconds of both programs, run alternately after compilation."""
   seconds = {'change': [], 'before': []}
   for number in range(RUNS + 1):
     for name, taken in seconds.items():
@@ -303,7 +314,7 @@ def compared(case: Case) -> dict:
 
 
 def table(found: list[dict]) -> str:
-  """In Markdown."""
+  """The results as a Markdown table."""
   lines = ['| what | times faster, predicted | why | measured (least to most) | |']
   lines.append('|---|---|---|---|---|')
   for row in found:
@@ -315,9 +326,10 @@ def table(found: list[dict]) -> str:
 
 
 def main() -> None:
-  """Measures all cases, prints and keeps them."""
-  cases = of_rollouts() + of_updates()
-  found = [compared(case) for case in tqdm(cases, unit='case')]
+  """Measures all cases, and prints and writes the results."""
+  small = setting()
+  cases = loop_cases(small) + token_cases(small) + update_cases(small)
+  found = [compare(case) for case in tqdm(cases, unit='case')]
   results = {'machine': environments.machine(), 'cases': found}
   (ROOT / 'benchmarks' / 'results' / 'optimisations.json').write_text(
     json.dumps(results, indent=2) + '\n'

@@ -147,7 +147,7 @@ def make_scores(tokenizer: tokenizers.Tokenizer, size: str, batch: int) -> dict[
     tokenizer.save(str(folder / 'tokenizer.json'))
     (folder / 'config.json').write_text(json.dumps(config.to_dict() | {'n_tasks': 1}))
     safetensors.torch.save_file(in_torch.state_dict(), folder / 'model.safetensors')
-    ranker, params, lengths = networks.load(folder)
+    ranker, params, lengths = networks.load_ranker(folder)
     vocabulary = pairrm.read_vocabulary(folder, config.vocab_size)
   return {
     'nlhf_jax': pairrm.make_score(ranker, params, lengths, vocabulary, batch),

@@ -1,9 +1,10 @@
-"""Exploitability against seconds, of methods on the token game, in one plot.
+"""Exploitability against seconds, for several methods on the token game, in one plot.
 
 python benchmarks/quality.py
 
-The methods of configs/token_game.py that aim at its equilibrium from pairs of responses, and SPPO,
-which has no price tau and so aims at another one. Writes benchmarks/results/quality.json and .png.
+The methods are those of configs/token_game.py that approach its equilibrium from pairs of
+responses, and SPPO, whose equilibrium differs because it has no KL coefficient tau. Writes
+benchmarks/results/quality.json and quality.png.
 """
 
 import json
@@ -17,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import token_game  # noqa: E402
-from nlhf_jax.experiments.token_game.run import run as experiment  # noqa: E402
+from nlhf_jax.experiments.token_game import run as experiment  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 METHODS = ('nash_md_pg', 'online_ipo', 'inpo', 'egpo')
 
 
 def main() -> None:
-  """Trains all of them, one after the other, and keeps their courses."""
+  """Trains all methods, one after the other, and writes their curves."""
   config = token_game.get_config()
   rows = {label: config.methods[label] for label in METHODS}
   rows['sppo'] = token_game.method(
@@ -37,11 +38,11 @@ def main() -> None:
     experiment.start(config, 'quality', workdir, workdir / 'stages')
     results = json.loads((workdir / 'results.json').read_text())
     (RESULTS / 'quality.png').write_bytes((workdir / 'time.png').read_bytes())
-  courses = {
+  curves = {
     label: {name: row[name] for name in ('at', 'seconds', 'gap', 'solved')}
     for label, row in results['methods'].items()
   }
-  found = {'machine': environments.machine(), 'target': results['target'], 'methods': courses}
+  found = {'machine': environments.machine(), 'target': results['target'], 'methods': curves}
   (RESULTS / 'quality.json').write_text(json.dumps(found, indent=1) + '\n')
 
 

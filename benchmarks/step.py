@@ -2,9 +2,9 @@
 
 python benchmarks/step.py --config=configs/nash_md.py
 
-The last policy of the config is measured at random parameters, whose responses mostly run to their
-full length. Medians over 20 runs, the first ones (compilation) left out. Counted are the tokens of
-the responses on both sides, in the update of the left side only: the right one is not scored.
+Measures the last policy of the config at random parameters, whose responses mostly have the maximum
+length. Times are medians over 20 runs after compilation. Tokens are those of the responses on both
+sides; in the update only of the left side, as the right one is not scored.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from nlhf_jax.training.update import initial_state, make_update
 
 
 def measure(config) -> dict[str, tuple[float, float]]:
-  """Part of the step -> (seconds, tokens a second)."""
+  """part of the step -> (seconds, tokens a second)."""
   check(config)
   corpus = make_corpus(config, Path('runs') / 'stages')
   decoder = make_model(config, len(corpus.tokenizer)).decoder
@@ -65,10 +65,10 @@ def measure(config) -> dict[str, tuple[float, float]]:
     'judge': (lambda: judge(comparison), left + right),
     'update': (step, left),
   }
-  taken = {
+  measured = {
     name: (statistics.median(timed(call, 20)), tokens) for name, (call, tokens) in parts.items()
   }
-  return {name: (time, tokens / time) for name, (time, tokens) in taken.items()}
+  return {name: (time, tokens / time) for name, (time, tokens) in measured.items()}
 
 
 if __name__ == '__main__':

@@ -1,16 +1,15 @@
-"""Seconds of a step of Nash-MD and of its parts, beside TRL, and against what the machine can do.
+"""Seconds of a step of Nash-MD and of its parts, compared with TRL and with the machine's limits.
 
 python benchmarks/training.py [--model small] [--batches 8 32]
 
-Both train the same random Llama on prompts and responses of 64 tokens, which random models hardly
-ever end early; a reward model of a few thousand parameters judges. Every measurement is a process
-of its own, one after the other. Times are medians, after the steps that compile. TRL runs in an
-environment that is made if it is missing. Writes benchmarks/results/training_MODEL.json.
+Both train the same random Llama on prompts and responses of 64 tokens, which random models rarely
+end early; the judge is a reward model of a few thousand parameters. Every measurement runs in a
+process of its own, one after the other. Times are medians after compilation. TRL runs in an
+environment that is created if it is missing. Writes benchmarks/results/training_MODEL.json.
 
-Floors: the arithmetic of a part at the rate of the machine's largest matrix product and, where
-each token waits for the one before, weights and caches at the rate at which memory is read,
-whichever takes longer. Arithmetic is counted as MaxText does: products of matrices, attention as
-if it were causal, nothing that is computed again.
+The floor of a part is the time of its arithmetic at the rate of the machine's largest matrix
+product or, for decoding, the time to read weights and caches, whichever is longer. Arithmetic is
+counted as MaxText does: matrix products, causal attention, no recomputation.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from transformers import LlamaConfig
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.experiments.language.config import Training
+from nlhf_jax.experiments.specs import Training
 from nlhf_jax.experiments.stages import make_step
 from nlhf_jax.judges.judge import of_rewards
 from nlhf_jax.judges.networks import make_preference_network, make_reward_network
@@ -40,7 +39,7 @@ from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import TARGETS, Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.sampling import mixture_decoding, rollout
+from nlhf_jax.sampling import rollout, sampler
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.optimizers import make_optimizer
@@ -75,7 +74,7 @@ MODELS = {
     max_position_embeddings=512,
     tie_word_embeddings=False,
   ),
-  # As Llama 3.2 1B.
+  # The sizes of Llama 3.2 1B.
   '1b': dict(
     vocab_size=128_256,
     hidden_size=2048,
@@ -96,7 +95,7 @@ JUDGE = dict(
 )
 
 
-# Dense operations a second in bfloat16, by the makers' data sheets, for the usual MFU.
+# Dense operations a second in bfloat16 from data sheets, for the model FLOPs utilisation (MFU).
 PEAKS = {
   'NVIDIA A100-SXM4-80GB': 312e12,
   'NVIDIA H100 80GB HBM3': 989e12,
@@ -107,14 +106,14 @@ PEAKS = {
 
 
 class Settings(NamedTuple):
-  """What is measured; lengths in tokens."""
+  """The settings of a measurement; lengths in tokens."""
 
   model: dict
   batch: int
   judge: dict = JUDGE
   prompt_length: int = 64
   response_length: int = 64
-  share: float = 0.125  # of the reference in the mixture
+  beta: float = 0.125  # weight of the reference in the mixture
   tau: float = 0.1
   compute: str = 'float32'
   runs: int = 5
@@ -122,17 +121,17 @@ class Settings(NamedTuple):
 
 
 def architecture(fields: dict) -> Architecture:
-  """Of a Llama's config."""
-  return architectures.from_config(LlamaConfig(**fields))
+  """The architecture of a Llama config with these fields."""
+  return architectures.architecture_from_config(LlamaConfig(**fields))
 
 
 # --- Ours ---
 
 
 def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
-  """Part -> seconds of each run; and what compiling took, and memory.
+  """part -> seconds of each run; and compilation time, number of programs and peak memory.
 
-  `only` some parts of play, of a model without adapters, or all there is.
+  With `only`, measures these parts of a step, of a model without adapters.
   """
   compiling = []
   jax.monitoring.register_event_duration_secs_listener(
@@ -157,10 +156,10 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   kinds = {'': None, ' with LoRA': Lora(16, 32.0, TARGETS)}
   for kind, adapter in list(kinds.items())[: 1 if only else 2]:
     decoder = make_decoder(architecture(settings.model), numerics, adapter)
-    calls = of_play(settings, decoder, prompts, judge, stop)
+    calls = step_parts(settings, decoder, prompts, judge, stop)
     calls = {name + kind: calls[name] for name in only or calls}
     rollouts = {name: call for name, call in calls.items() if 'rollout' in name}
-    parts |= in_turns(rollouts, settings.runs)
+    parts |= time_alternately(rollouts, settings.runs)
     parts |= {
       name: timed(call, settings.runs) for name, call in calls.items() if name not in rollouts
     }
@@ -168,7 +167,9 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
     sides = [tokens(size, 1, settings.response_length) for _ in range(2)]
     sides = [Responses(side, jnp.ones_like(side, bool)) for side in sides]
     pairs = Comparison(prompts, *sides, jnp.full((size, 1, 1), 0.5))
-    parts |= of_judges(settings, make_decoder(architecture(settings.model), numerics), pairs, stop)
+    parts |= time_judges(
+      settings, make_decoder(architecture(settings.model), numerics), pairs, stop
+    )
   return {
     'parts': parts,
     'compiling': sum(compiling),
@@ -177,9 +178,9 @@ def ours(settings: Settings, only: Sequence[str] = ()) -> dict:
   }
 
 
-def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
-  """The parts of a step of Nash-MD."""
-  algorithm, key = catalogue.nash_md_pg(settings.share, settings.tau), jax.random.key(2)
+def step_parts(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
+  """part of a step of Nash-MD -> a function that runs it."""
+  algorithm, key = catalogue.nash_md_pg(settings.beta, settings.tau), jax.random.key(2)
   own, base = trees.split(jax.jit(decoder.init)(jax.random.key(0)), lora.is_adapter)
   own, base = (own, base) if own else (base, {})
   optimizer = make_optimizer(**OPTIMIZER)
@@ -192,10 +193,10 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   update = make_update(algorithm, score, optimizer, step_metrics.of_play(algorithm))
   step = make_step(training, score, make, lambda comparison, key: judge(comparison))
 
-  def moving(change, *given):
+  def run_update(update_state, *inputs):
     def call():
       nonlocal state
-      state, metrics = change(state, *given, key)
+      state, metrics = update_state(state, *inputs, key)
       return metrics
 
     return call
@@ -204,19 +205,19 @@ def of_play(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
     'rollout': lambda: both(state.slots, prompts, key),
     'self-play rollout': lambda: alone(state.slots, prompts, key),
     'judge': lambda: judge(comparison),
-    'update': moving(update, comparison),
-    'step': moving(step, prompts),
+    'update': run_update(update, comparison),
+    'step': run_update(step, prompts),
   }
 
 
-def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
-  """A step of the training of each kind of judge."""
+def time_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
+  """Kind of judge -> seconds of its training steps."""
   params, key = jax.jit(decoder.init)(jax.random.key(0)), jax.random.key(2)
   optimizer, width, parts = make_optimizer(**OPTIMIZER), settings.model['hidden_size'], {}
   rewards, preferences = (
     make(decoder, width, stop) for make in (make_reward_network, make_preference_network)
   )
-  for name, row, network, score, measure in (
+  for name, algorithm, network, score, measure in (
     ('reward model', catalogue.reward_model(), rewards, rewards.score, step_metrics.of_rewards),
     (
       'preference model',
@@ -226,8 +227,8 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
       step_metrics.of_preferences,
     ),
   ):
-    state = initial_state(row, network.init(params), optimizer)
-    update = make_update(row, score, optimizer, measure)
+    state = initial_state(algorithm, network.init(params), optimizer)
+    update = make_update(algorithm, score, optimizer, measure)
 
     def call(update=update):
       nonlocal state
@@ -239,12 +240,12 @@ def of_judges(settings, decoder, pairs, stop) -> dict[str, list[float]]:
 
 
 def timed(call: Callable, runs: int) -> list[float]:
-  """Seconds of each run, waiting for its results; the first two do not count."""
-  return in_turns({'': call}, runs)['']
+  """Seconds of each run until its results are ready, without the first two runs."""
+  return time_alternately({'': call}, runs)['']
 
 
-def in_turns(calls: dict[str, Callable], runs: int) -> dict[str, list[float]]:
-  """`timed` for each, one after the other in every run, so that a slow minute is everyone's."""
+def time_alternately(calls: dict[str, Callable], runs: int) -> dict[str, list[float]]:
+  """`timed` for several calls, run alternately, so that other load slows all of them."""
   seconds = {name: [] for name in calls}
   for _ in range(runs + 2):
     for name, call in calls.items():
@@ -254,7 +255,7 @@ def in_turns(calls: dict[str, Callable], runs: int) -> dict[str, list[float]]:
   return {name: taken[2:] for name, taken in seconds.items()}
 
 
-# --- What the machine can do ---
+# --- The limits of the machine ---
 
 
 def ceilings(compute: str) -> dict[str, float]:
@@ -271,10 +272,10 @@ def ceilings(compute: str) -> dict[str, float]:
 
 
 class Work(NamedTuple):
-  """What a part cannot do without; tokens are those of the responses.
+  """The minimal work of a part; `tokens` are those of the responses.
 
-  `forwards` counts tokens that a model reads, of which TRL, without a cache for mixtures or beside
-  gradient checkpointing, has `forwards_uncached`.
+  `forwards` counts tokens processed by a model; TRL, which has no cache for mixtures, processes
+  `forwards_uncached`.
   """
 
   operations: float
@@ -284,47 +285,49 @@ class Work(NamedTuple):
   forwards_uncached: int = 0
 
   def seconds(self, ceiling: dict[str, float]) -> float:
-    """The time that the machine takes for it at the least."""
+    """The minimal time on a machine with these rates."""
     return max(self.operations / ceiling['matmul'], self.bytes / ceiling['read'])
 
 
 def works(settings: Settings) -> dict[str, Work]:
-  """Part -> its work."""
+  """part -> its work."""
   sizes = architecture(settings.model)
   rows, prompt, response = settings.batch, settings.prompt_length, settings.response_length
   heads, groups = (count * sizes.head_size for count in (sizes.heads, sizes.key_heads))
   layer = sizes.width * (2 * heads + 2 * groups + 3 * sizes.hidden)
   weights, head = len(sizes.layers) * layer, sizes.width * sizes.vocabulary
 
-  def reading(length, heads_at):
-    """Operations of reading rows of `length` tokens, with logits at some places."""
+  def forward(length, logits_at):
+    """Operations of a forward pass over `length` tokens, with logits at `logits_at` of them."""
     attention = 2 * len(sizes.layers) * heads * length**2  # half of all pairs
-    return rows * (2 * weights * length + 2 * head * heads_at + attention)
+    return rows * (2 * weights * length + 2 * head * logits_at + attention)
 
-  def decoding(streams, slots, passes):
-    """Operations and bytes of all streams after the prompts, which each slot reads once.
+  def decoding(members, slots, passes):
+    """Work of decoding rows for all mixture members, after one prefill a slot.
 
-    Weights are read in so many passes.
+    Weights are read in `passes` passes.
     """
     keys = response * prompt + response**2 / 2  # that a row attends to, over its steps
     row = 2 * (weights + head) * response + 4 * len(sizes.layers) * heads * keys
-    operations = slots * reading(prompt, 1) + streams * rows * row
-    wide = jnp.dtype(settings.compute).itemsize
-    # What streams of a slot have in common, the prompt, is read once.
-    own, shared = streams * rows * response**2 / 2, slots * rows * response * prompt
+    operations = slots * forward(prompt, 1) + members * rows * row
+    itemsize = jnp.dtype(settings.compute).itemsize
+    # Rows of a slot share the prompt's cache, which is read once.
+    own, shared = members * rows * response**2 / 2, slots * rows * response * prompt
     caches = 2 * len(sizes.layers) * groups * (own + shared)
-    bytes_ = wide * (passes * (weights + head) + caches)
-    read = rows * (slots * prompt + streams * (response - 1))
-    again = rows * streams * (prompt * response + response * (response - 1) // 2)
-    return Work(operations, bytes_, 2 * rows * response, read, again)
+    bytes_ = itemsize * (passes * (weights + head) + caches)
+    cached = rows * (slots * prompt + members * (response - 1))
+    uncached = rows * members * (prompt * response + response * (response - 1) // 2)
+    return Work(operations, bytes_, 2 * rows * response, cached, uncached)
 
   whole = prompt + response
-  scores, pair = reading(whole, response), reading(whole + response + 2, 0)
+  scores, pair = forward(whole, response), forward(whole + response + 2, 0)
   return {
-    'rollout': decoding(3, 2, response * (1 + 1 / mixture_decoding.drafts())),
+    'rollout': decoding(3, 2, response * (1 + 1 / sampler.default_draft_length())),
     'self-play rollout': decoding(2, 1, response),
-    'update': Work(4 * scores, 0, rows * response),  # there and back, and there by the reference
-    'reward model': Work(3 * 2 * reading(whole + 1, 0), 0, 2 * rows * response),
+    'update': Work(
+      4 * scores, 0, rows * response
+    ),  # forward and backward, and the reference's forward
+    'reward model': Work(3 * 2 * forward(whole + 1, 0), 0, 2 * rows * response),
     'preference model': Work(3 * pair, 0, 2 * rows * response),
   }
 
@@ -333,7 +336,7 @@ def works(settings: Settings) -> dict[str, Work]:
 
 
 def table(found: dict) -> str:
-  """For people: a row a part, with its ratio to the peer's and its share of the floor."""
+  """A text table with a row a part: seconds, those of TRL, and the floor as a fraction."""
   lines = []
   for batch, case in found['batches'].items():
     lines.append(f'\nBatch {batch}:')
@@ -400,9 +403,9 @@ def measure(
 def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
   """Measures, prints and writes all batches."""
   python = None if alone else environments.make(PEERS, REQUIREMENTS)
-  # Asked in a process of its own, which gives the device back.
-  told = environments.said([sys.executable, __file__, '--ceilings', '--compute', compute])
-  ceiling, found = told['ceilings'], told | {'model': model, 'batches': {}}
+  # Measured in a process of its own, which releases the device.
+  limits = environments.said([sys.executable, __file__, '--ceilings', '--compute', compute])
+  ceiling, found = limits['ceilings'], limits | {'model': model, 'batches': {}}
   print(json.dumps(found, indent=2), flush=True)
   for batch in batches:
     found['batches'][batch] = measure(
@@ -422,10 +425,10 @@ if __name__ == '__main__':
   parser.add_argument('--alone', action='store_true', help='without TRL')
   parser.add_argument('--ceilings', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--only', help=argparse.SUPPRESS)  # the settings of one process
-  asked = parser.parse_args()
-  if asked.only:
-    print(json.dumps(ours(Settings(**json.loads(asked.only)))))
-  elif asked.ceilings:
-    print(json.dumps({'machine': environments.machine(), 'ceilings': ceilings(asked.compute)}))
+  flags = parser.parse_args()
+  if flags.only:
+    print(json.dumps(ours(Settings(**json.loads(flags.only)))))
+  elif flags.ceilings:
+    print(json.dumps({'machine': environments.machine(), 'ceilings': ceilings(flags.compute)}))
   else:
-    main(asked.model, asked.batches, asked.compute, asked.alone)
+    main(flags.model, flags.batches, flags.compute, flags.alone)

@@ -3,8 +3,8 @@
 python benchmarks/training_peers.py nash_md|reward SETTINGS
 
 SETTINGS is JSON with the fields of `training.Settings`. Prints one line of JSON: part of the step
--> seconds of every step. TRL's defaults hold wherever they are not what the comparison is about;
-for the mixture that means no cache, which is what its users get.
+-> seconds of every step. All settings that are not compared have TRL's defaults; its mixtures are
+therefore sampled without a cache.
 """
 
 import json
@@ -29,7 +29,7 @@ from transformers import (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-  """A token for every byte, so that texts have as many tokens as letters."""
+  """A tokenizer with one token a byte, so that texts have as many tokens as letters."""
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())
   vocabulary = {letter: number for number, letter in enumerate([*letters, '<pad>', '<bos>'])}
   model = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -45,7 +45,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config_of(settings: dict, tokenizer: PreTrainedTokenizerFast, **changes) -> LlamaConfig:
-  """The Llama of the comparison."""
+  """The config of the Llama that is compared."""
   return LlamaConfig(
     **settings['model'] | changes,
     pad_token_id=tokenizer.pad_token_id,
@@ -59,7 +59,7 @@ def text(length: int) -> str:
 
 
 def arguments(settings: dict, batch: int) -> dict:
-  """What both trainers are told."""
+  """The arguments that both trainers share."""
   on_gpu = torch.cuda.is_available()
   return dict(
     output_dir=tempfile.mkdtemp(),
@@ -75,7 +75,7 @@ def arguments(settings: dict, batch: int) -> dict:
 
 
 class Clock(TrainerCallback):
-  """Seconds of every step."""
+  """Records the seconds of every step."""
 
   def __init__(self):
     self.seconds = []
@@ -88,7 +88,7 @@ class Clock(TrainerCallback):
 
 
 def now() -> float:
-  """The time, when the device is done."""
+  """The time after the device has finished."""
   if torch.cuda.is_available():
     torch.cuda.synchronize()
   return time.perf_counter()
@@ -128,7 +128,7 @@ def nash_md(settings: dict) -> dict[str, list[float]]:
       max_length=settings['prompt_length'] + settings['response_length'],
       temperature=1.0,
       missing_eos_penalty=None,
-      mixture_coef=settings['share'],
+      mixture_coef=settings['beta'],
       beta=settings['tau'],
     ),
     processing_class=tokenizer,

@@ -1,8 +1,8 @@
-"""The data that flows between the rooms, and the one dimension alphabet.
+"""The records that the packages exchange, and the letters of array dimensions.
 
 B prompts, K left and J right responses a prompt, P prompt length, T response length, S cache
-length, V vocabulary, L layers, D width, N rows (a flattening of B x K), H query heads, G key heads,
-C head size. Lengths are in tokens, log-probabilities in nats, payoffs in win probability minus 1/2.
+length, V vocabulary, L layers, D width, N rows (B x K flattened), H query heads, G key heads, C
+head size. Lengths are in tokens, log-probabilities in nats, payoffs in win probability minus 1/2.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ class Prompts(NamedTuple):
 
 
 class Responses(NamedTuple):
-  """Responses padded on the right; the mask covers the end-of-sequence token.
+  """Responses padded on the right; the mask includes the end-of-sequence token.
 
   `log_probs` and `entropy` are those of the distribution that sampled each token (nats, zero at
-  padding); responses that come from data have neither.
+  padding); responses from data have neither.
   """
 
   tokens: Int[Array, 'B K T']
@@ -35,9 +35,9 @@ class Responses(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """Left responses against right responses to the same prompts, and what a judge said.
+  """Left and right responses to the same prompts, and a judge's payoff of each pair.
 
-  `payoff` is antisymmetric, in [-1/2, 1/2] for preferences; NaN where a judge has no usable answer.
+  `payoff` is antisymmetric, in [-1/2, 1/2] for preferences; NaN where the judge gave no verdict.
   Demonstrations have no right side.
   """
 
@@ -48,18 +48,18 @@ class Comparison(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Per-token log-probabilities (nats, zero at padding) that one slot gives to both sides."""
+  """Per-token log-probabilities (nats, zero at padding) of both sides under one slot."""
 
   left: Float[Array, 'B K T']
   right: Float[Array, 'B J T'] | None = None
 
 
 class TrainState(NamedTuple):
-  """What training changes: one parameter tree a slot, and the optimiser's memory.
+  """The state of training: one parameter tree a slot, and the optimiser's state.
 
-  `fixed` has the slots that do not move; they are neither copied nor saved. One of them may be
-  `base`: leaves that all slots share, such as the pretrained weights under their adapters.
-  `underway` is what a judge is asked about meanwhile, where training runs ahead of it.
+  `fixed` has the slots that are not trained; they are neither copied nor saved. One of them may be
+  `base`: leaves that all slots share, such as pretrained weights under adapters. `underway` is the
+  comparison that an asynchronous judge is judging, None without one.
   """
 
   step: Int[Array, '']
@@ -70,5 +70,5 @@ class TrainState(NamedTuple):
 
   @property
   def slots(self) -> Mapping[str, Params]:
-    """Every slot, moving or not."""
+    """All slots, trained or fixed."""
     return {**self.fixed, **self.params}

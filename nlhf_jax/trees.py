@@ -1,4 +1,4 @@
-"""Nested dicts of arrays, as paths, and in two parts."""
+"""Nested dicts of arrays: by path, split in two, and stacked for several slots."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,39 +8,41 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 
-def flat(tree: Mapping) -> dict[str, Any]:
-  """Path -> leaf, with names joined by slashes."""
+def flatten(tree: Mapping) -> dict[str, Any]:
+  """path -> leaf, with names joined by slashes."""
   return flatten_dict(tree, sep='/')
 
 
-def nested(leaves: Mapping[str, Any]) -> dict:
-  """The tree of those paths."""
+def unflatten(leaves: Mapping[str, Any]) -> dict:
+  """The tree with these paths."""
   return unflatten_dict(leaves, sep='/')
 
 
 def split(tree: Mapping, wanted: Callable[[str], bool]) -> tuple[dict, dict]:
-  """The leaves whose paths are wanted, and the others."""
-  leaves = flat(tree)
-  yes = {path: leaf for path, leaf in leaves.items() if wanted(path)}
-  return nested(yes), nested({path: leaf for path, leaf in leaves.items() if path not in yes})
+  """The tree of the leaves whose paths are wanted, and that of the others."""
+  parts = ({}, {})
+  for path, leaf in flatten(tree).items():
+    parts[not wanted(path)][path] = leaf
+  return unflatten(parts[0]), unflatten(parts[1])
 
 
-def merged(*trees: Mapping) -> dict:
-  """One tree with the leaves of all."""
-  return nested({path: leaf for tree in trees for path, leaf in flat(tree).items()})
+def merge(*trees: Mapping) -> dict:
+  """One tree with the leaves of all; later trees win."""
+  return unflatten({path: leaf for tree in trees for path, leaf in flatten(tree).items()})
 
 
-def of_slot(slots: Mapping[str, Any], slot: str) -> Any:
-  """All parameters of a slot: its own and, if there is one, those of the base."""
-  return merged(slots['base'], slots[slot]) if 'base' in slots else slots[slot]
+def slot_params(slots: Mapping[str, Any], slot: str) -> Any:
+  """All parameters of a slot: its own and those of the base, if there is one."""
+  return merge(slots['base'], slots[slot]) if 'base' in slots else slots[slot]
 
 
-def of_turns(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
-  """Parameters for rows that take turns: own leaves of the slots stacked, the base as it is.
+def stack_slots(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
+  """Parameters for rows that belong to the named slots in turn.
 
-  Without a base, all names have to be the same.
+  The slots' own leaves are stacked, those of the base are shared. Without a base, all names must be
+  the same.
   """
   if len(set(names)) == 1:
-    return of_slot(slots, names[0])
+    return slot_params(slots, names[0])
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(slots[name] for name in names))
-  return merged(slots['base'], stacked)
+  return merge(slots['base'], stacked)

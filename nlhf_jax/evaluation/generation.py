@@ -9,7 +9,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params

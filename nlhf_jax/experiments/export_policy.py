@@ -12,9 +12,10 @@ from transformers import LlamaConfig
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.config import Experiment, check, make_experiment, slots_of
+from nlhf_jax.experiments.language.config import check, make_experiment, slots_of
 from nlhf_jax.experiments.language.run import fine_tune, train_policy
 from nlhf_jax.experiments.model_config import DTYPES, make_mesh
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.storage import hub, json_lines
@@ -44,7 +45,7 @@ def start(config: ConfigDict, name: str, stages: Path, player: str, to: Path, me
     write(experiment, of_player(experiment, player), to, merged)
 
 
-def slot_of(experiment: Experiment, player: str) -> tuple[str, str]:
+def slot_of(experiment: LanguageExperiment, player: str) -> tuple[str, str]:
   """The stage of a player, and its slot there.
 
   Raises:
@@ -56,7 +57,7 @@ def slot_of(experiment: Experiment, player: str) -> tuple[str, str]:
   return slots[player]
 
 
-def of_player(experiment: Experiment, player: str) -> Params:
+def of_player(experiment: LanguageExperiment, player: str) -> Params:
   """The parameters of a player whose training is done.
 
   Raises:
@@ -76,7 +77,7 @@ def of_player(experiment: Experiment, player: str) -> Params:
   return train_policy(experiment, policy, reference, None, lambda slots: {})[slot]
 
 
-def write(experiment: Experiment, params: Params, to: Path, merged: bool) -> None:
+def write(experiment: LanguageExperiment, params: Params, to: Path, merged: bool) -> None:
   """Weights, config and tokenizer; of a pretrained model, what lies beside its weights as it is."""
   model, tokenizer = experiment.model, experiment.corpus.tokenizer
   if model.lora and not merged:

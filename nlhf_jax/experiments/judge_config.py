@@ -60,7 +60,7 @@ def make_pairrm(config: ConfigDict, folder: Path) -> Outside:
   del folder
   section = config.pairrm
   published = hub.locate(section.hf, field=PAIRRM)
-  ranker, params, lengths = networks.load(published, make_numerics(section))
+  ranker, params, lengths = networks.load_ranker(published, make_numerics(section))
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(published, size)
   score = pairrm.make_score(ranker, params, lengths, vocabulary, section.batch)
@@ -80,7 +80,7 @@ def pairrm_shapes(config: ConfigDict) -> Params:
   from nlhf_jax.models import pairrm_encoder as networks
 
   folder = hub.locate(config.pairrm.hf, ['config.json'], PAIRRM)
-  sizes, tasks, _ = networks.read(folder)
+  sizes, tasks, _ = networks.read_published(folder)
   ranker = networks.make_ranker(sizes, tasks, make_numerics(config.pairrm))
   return jax.eval_shape(ranker.init, jax.random.key(0))
 

@@ -21,8 +21,8 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
 from nlhf_jax.experiments.judge_config import pairrm_shapes
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Training
-from nlhf_jax.experiments.model_config import Model, make_mesh, make_unfilled
+from nlhf_jax.experiments.model_config import make_mesh, make_unfilled
+from nlhf_jax.experiments.specs import Model, Training
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import tables
@@ -112,7 +112,9 @@ def laid_out(tree: Any) -> Any:
 
   def of(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.place(name, leaf))
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.parameter_sharding(name, leaf)
+    )
 
   return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -189,7 +191,7 @@ def laid_out_rows(tree: Any) -> Any:
     return tree
 
   def of(leaf):
-    axes = (sharding.ROWS, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
+    axes = (sharding.ROW_AXES, *(None,) * (leaf.ndim - 1)) if leaf.ndim else ()
     where = NamedSharding(mesh, sharding.spec(axes, leaf.shape) if axes else PartitionSpec())
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +12,17 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import REMAT, Decoder, Numerics, make_decoder
+from nlhf_jax.models.transformer import REMAT, Numerics, make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 SIZES = ('width', 'layers', 'heads', 'key_heads', 'head_size', 'hidden', 'rotary_base')
-
-
-class Source(NamedTuple):
-  """A pretrained model: its name, its folder, and the `model_type` of its config."""
-
-  name: str
-  folder: Path
-  family: str
-
-
-class Model(NamedTuple):
-  """A decoder, what its parameters are at the start, and which of them are trained.
-
-  `begin(key)` gives parameters; `trains(path)` says whether one is trained, in the decoder and in
-  the networks made of it. All slots share those that are not.
-  """
-
-  decoder: Decoder
-  sizes: Architecture
-  numerics: Numerics
-  lora: Lora | None
-  begin: Callable[[Array], Params]
-  trains: Callable[[str], bool]
-  source: Source | None
 
 
 def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.WANTED) -> Model:
@@ -65,9 +42,9 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   source = None
   if section.hf:
     folder = hub.locate(section.hf, files)
-    family, sizes = architectures.read(folder)
+    family, sizes = architectures.read_architecture(folder)
     name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
-    source = Source(name, folder, family)
+    source = ModelSource(name, folder, family)
   else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
   check_fit(config, sizes, vocabulary)
@@ -133,20 +110,20 @@ def trains(adapter: Lora | None) -> Callable[[str], bool]:
 
 def placed(init: Callable[[Array], Params]) -> Callable[[Array], Params]:
   """`init` compiled, its parameters on the mesh from the first."""
-  return jax.jit(lambda key: sharding.as_parameters(init(key)))
+  return jax.jit(lambda key: sharding.shard_parameters(init(key)))
 
 
-def loaded(decoder: Decoder, source: Source) -> Callable[[Array], Params]:
+def loaded(decoder: Decoder, source: ModelSource) -> Callable[[Array], Params]:
   """Pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
     shapes = jax.eval_shape(decoder.init, key)
     adapters, base = trees.split(shapes, lora.is_adapter)
-    base = weights.load(source.folder, source.family, base, sharding.place)
+    base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     if not adapters:
       return base
     new = placed(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
-    return trees.merged(base, new(key))
+    return trees.merge(base, new(key))
 
   return begin
 
@@ -160,11 +137,11 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
   data = config.data
   longest = data.prompt_length + 2 * (data.response_length + 1)  # what a preference model reads
-  if longest > sizes.longest:
+  if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
-      f'{data.response_length} are more than the {sizes.longest} that the model has positions for; '
-      'lower prompt_length or response_length.'
+      f'{data.response_length} are more than the {sizes.max_positions} that the model has '
+      'positions for; lower prompt_length or response_length.'
     )
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nlhf_jax import distributed, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.language.config import Experiment, Policy, Stage, Training
+from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, told
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
@@ -53,13 +53,13 @@ def fit(
   """
 
   def whole(slots):
-    return {slot: trees.of_slot(slots, slot) for slot in slots if slot != 'base'}
+    return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
 
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # What does not move lies where it should, and is not copied.
-  state = sharding.put(state._replace(fixed={}))._replace(fixed=state.fixed)
-  placed = examples.map(sharding.place_rows)
+  state = sharding.put_parameters(state._replace(fixed={}))._replace(fixed=state.fixed)
+  placed = examples.map(sharding.put_rows)
   if begin:
     # Steps fold in the numbers below that of all of them.
     state = begin(state, placed[0], jax.random.fold_in(stage.key, training.steps))
@@ -101,7 +101,9 @@ def make_update_of(training: Training, score: Score) -> Update:
   return make_update(algorithm, score, training.optimizer, measure, training.accumulate)
 
 
-def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None) -> loop.Step:
+def make_policy_step(
+  experiment: LanguageExperiment, policy: Policy, judge: Judge | None
+) -> loop.Step:
   """The step of a policy of the experiment."""
   return make_step(
     policy.training,
@@ -111,7 +113,7 @@ def make_policy_step(experiment: Experiment, policy: Policy, judge: Judge | None
   )
 
 
-def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> Ahead:
+def make_policy_ahead(experiment: LanguageExperiment, policy: Policy, judge: Judge) -> Ahead:
   """The same of one that learns from responses while the next ones are judged."""
   training = policy.training
   return make_ahead(
@@ -126,7 +128,7 @@ def make_policy_ahead(experiment: Experiment, policy: Policy, judge: Judge) -> A
 
 def batches_of(examples: Examples, training: Training, seed: int) -> grain.MapDataset:
   """Batches for a stage, of which each process reads the rows that its devices hold."""
-  return batches(examples, training.batch, seed, sharding.rows_here(training.batch))
+  return batches(examples, training.batch, seed, sharding.local_rows(training.batch))
 
 
 @contextlib.contextmanager
@@ -180,7 +182,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def make_rollout(
-  experiment: Experiment,
+  experiment: LanguageExperiment,
   mixtures: Sequence[Mixture],
   count: int = 1,
   filters: Filters = UNFILTERED,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
 IN_FULL = 16  # tokens of the longest response up to which a sum over tokens is a plain one
@@ -51,7 +51,7 @@ def read_out(
   a step moves u as far as v, and a plain sum over hundreds of tokens by as much as hundreds of
   readouts.
   """
-  hidden, _ = decoder.read(params['backbone'], tokens, mask)
+  hidden, _ = decoder.prefill(params['backbone'], tokens, mask)
   said = hidden @ params['token']
   side = side.reshape(*side.shape, *(1,) * (said.ndim - 2))
   counts = min(1, IN_FULL / longest)

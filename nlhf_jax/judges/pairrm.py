@@ -158,7 +158,7 @@ def make_score(
     vocabulary: of the same folder.
     batch: most pairs at a time.
   """
-  logit, places = jax.jit(ranker.logit), jax.jit(ranker.places)(params)
+  logit, places = jax.jit(ranker.logit), jax.jit(ranker.project_positions)(params)
 
   def score(prompts, first, second):
     of_prompt, of_response = (
@@ -178,7 +178,7 @@ def make_score(
       chosen = [rows[row] for row in order[start : start + batch]]
       count = min(1 << (len(chosen) - 1).bit_length(), batch)
       # None is waited for before the last is asked.
-      parts.append(logit(params, places, *sharding.place_rows(padded(chosen, count))))
+      parts.append(logit(params, places, *sharding.put_rows(padded(chosen, count))))
     logits = np.zeros(len(rows), np.float32)
     logits[order] = np.concatenate(distributed.fetch(parts))[: len(rows)]
     return logits

@@ -1,7 +1,7 @@
-"""Decoders as data: what tells one family from another, and where a Hugging Face config says it.
+"""Architectures of decoders as data, read from Hugging Face configs.
 
-What the six families (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, GPT-2) do differently are fields
-of one record; `transformer.py` has one decoder for all of them.
+The differences between the families (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, GPT-2) are fields
+of one record, which `transformer.py` implements once.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,10 @@ from nlhf_jax.errors import UserError, first_line
 
 
 class Llama3Scaling(NamedTuple):
-  """Llama 3.1's longer context: frequencies below `original / low` turns are divided by `factor`,
-  those above `original / high` kept, those between interpolated.
+  """Rotary frequencies for Llama 3.1's longer context.
+
+  Wavelengths above `original / low` tokens are multiplied by `factor`, those below
+  `original / high` kept, and those between interpolated.
   """
 
   factor: float
@@ -26,31 +28,31 @@ class Llama3Scaling(NamedTuple):
 
 
 class Rotary(NamedTuple):
-  """Rotary positions (arXiv 2104.09864): dimension i turns base^(-2i/C) radians a place."""
+  """Rotary positions (arXiv 2104.09864): pair i rotates by base^(-2i/C) radians a token."""
 
   base: float
-  factor: float = 1.0  # places are divided by it
+  factor: float = 1.0  # positions are divided by it
   llama3: Llama3Scaling | None = None
 
   def frequencies(self, size: int) -> Float[np.ndarray, 'half']:
-    """Radians a place of each of the `size`/2 pairs of dimensions."""
-    turns = self.base ** (-np.arange(size // 2) / (size // 2)) / self.factor
+    """Radians a token of each of the `size`/2 pairs of dimensions."""
+    frequencies = self.base ** (-np.arange(size // 2) / (size // 2)) / self.factor
     if self.llama3 is None:
-      return turns.astype(np.float32)
+      return frequencies.astype(np.float32)
     factor, low, high, original = self.llama3
-    kept = np.clip((original * turns / (2 * np.pi) - low) / (high - low), 0, 1)
-    return (turns * (kept + (1 - kept) / factor)).astype(np.float32)
+    kept = np.clip((original * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
+    return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32)
 
 
 class Layer(NamedTuple):
-  """What differs between the layers of one decoder."""
+  """The properties that may differ between layers of one decoder."""
 
   rotary: Rotary | None
-  window: int | None = None  # how many tokens it attends to, itself the last; None: all
+  window: int | None = None  # number of latest tokens attended to, the own included; None: all
 
 
 class Architecture(NamedTuple):
-  """A decoder. `hidden` is the width inside the feed-forward block, `longest` its most tokens."""
+  """The sizes and variants of a decoder; `hidden` is the width inside the feed-forward block."""
 
   vocabulary: int
   width: int
@@ -58,15 +60,15 @@ class Architecture(NamedTuple):
   key_heads: int
   head_size: int
   hidden: int
-  longest: int
+  max_positions: int
   layers: tuple[Layer, ...]
   activation: str = 'silu'
   gated: bool = True  # SwiGLU and GeGLU (arXiv 2002.05202)
   norm: str = 'rms'
   norm_epsilon: float = 1e-6
-  norm_offset: float = 0.0  # scales are stored less this
-  head_norms: bool = False  # queries and keys are normalised, head by head
-  post_norms: bool = False  # what attention and feed-forward add is normalised too
+  norm_offset: float = 0.0  # added to stored scales
+  head_norms: bool = False  # queries and keys are normalised a head
+  post_norms: bool = False  # outputs of attention and feed-forward are normalised too
   input_bias: bool = False  # of queries, keys and values
   output_bias: bool = False
   hidden_bias: bool = False
@@ -75,7 +77,7 @@ class Architecture(NamedTuple):
   attention_scale: float | None = None  # None: head_size^-1/2
   attention_cap: float | None = None  # cap tanh(logit / cap)
   logit_cap: float | None = None
-  tied: bool = True  # the head is the embedding
+  tied: bool = True  # the output head is the transposed embedding
 
 
 def small(
@@ -88,7 +90,7 @@ def small(
   hidden: int,
   rotary_base: float,
 ) -> Architecture:
-  """The decoder of the embedded task: Llama's, tied, with embeddings of unit size."""
+  """The decoder of the embedded task: Llama's, with tied embeddings of unit size."""
   return Architecture(
     vocabulary=vocabulary,
     width=width,
@@ -96,36 +98,36 @@ def small(
     key_heads=key_heads,
     head_size=head_size,
     hidden=hidden,
-    longest=1 << 20,
+    max_positions=1 << 20,
     layers=(Layer(Rotary(rotary_base)),) * layers,
     embedding_scale=width**0.5,
   )
 
 
-def read(folder: Path) -> tuple[str, Architecture]:
-  """The `model_type` and the architecture of a model, whichever release of transformers wrote it.
+def read_architecture(folder: Path) -> tuple[str, Architecture]:
+  """The `model_type` and the architecture of a model's folder, from any release of transformers.
 
   Raises:
-    UserError: if there is no config, or it is not of a family that is supported.
+    UserError: if there is no config, or its family is not supported.
   """
   if not (folder / 'config.json').is_file():
-    raise UserError(f"{folder}: there is no config.json; give a model's folder.")
+    raise UserError(f'{folder}: there is no config.json; give the folder of a model.')
   try:
-    from transformers import AutoConfig  # with it comes PyTorch, if there is one: seconds
+    from transformers import AutoConfig  # imports PyTorch if it is installed, which takes seconds
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return config.model_type, from_config(config)
+    return config.model_type, architecture_from_config(config)
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None
-  except Exception as error:  # whatever the file leads to
+  except Exception as error:  # of any kind that a broken config raises
     raise UserError(f'{folder}/config.json cannot be used: {first_line(error)}.') from None
 
 
-def from_config(config: Any) -> Architecture:
+def architecture_from_config(config: Any) -> Architecture:
   """The architecture of a `transformers` config.
 
   Raises:
-    UserError: if its family, or something it asks for, is not supported.
+    UserError: if its family or one of its settings is not supported.
   """
   if config.model_type not in FAMILIES:
     raise UserError(
@@ -135,7 +137,7 @@ def from_config(config: Any) -> Architecture:
 
 
 def _common(config, **differences) -> Architecture:
-  """What Llama and all that came after it have in common."""
+  """The fields that Llama shares with the families after it."""
   activation = getattr(config, 'hidden_activation', None) or config.hidden_act
   return Architecture(
     vocabulary=config.vocab_size,
@@ -144,9 +146,9 @@ def _common(config, **differences) -> Architecture:
     key_heads=config.num_key_value_heads,
     head_size=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
     hidden=config.intermediate_size,
-    longest=config.max_position_embeddings,
+    max_positions=config.max_position_embeddings,
     layers=_layers(config),
-    activation=known(ACTIVATIONS, 'hidden_act', activation),
+    activation=lookup(ACTIVATIONS, 'hidden_act', activation),
     norm_epsilon=config.rms_norm_eps,
     tied=config.tie_word_embeddings,
     **differences,
@@ -194,9 +196,9 @@ def _gpt2(config):
     key_heads=config.n_head,
     head_size=config.n_embd // config.n_head,
     hidden=config.n_inner or 4 * config.n_embd,
-    longest=config.n_positions,
+    max_positions=config.n_positions,
     layers=(Layer(None),) * config.n_layer,
-    activation=known(ACTIVATIONS, 'activation_function', config.activation_function),
+    activation=lookup(ACTIVATIONS, 'activation_function', config.activation_function),
     gated=False,
     norm='layer',
     norm_epsilon=config.layer_norm_epsilon,
@@ -228,33 +230,34 @@ ACTIVATIONS = {
 
 
 def _layers(config) -> tuple[Layer, ...]:
-  """Rotary positions and window of each layer; a config without kinds of layers has but one."""
+  """Rotary positions and window of each layer; without `layer_types` all layers are alike."""
   window = getattr(config, 'sliding_window', None)
   kind = 'full_attention' if window is None else 'sliding_attention'
   kinds = getattr(config, 'layer_types', None) or [kind] * config.num_hidden_layers
   windows = {'full_attention': None, 'sliding_attention': window}
   return tuple(
-    Layer(_rotary(config.rope_parameters, kind), known(windows, 'layer_types', kind))
+    Layer(_rotary(config.rope_parameters, kind), lookup(windows, 'layer_types', kind))
     for kind in kinds
   )
 
 
 def _rotary(parameters, kind: str) -> Rotary:
-  """Of a kind of layers; some families have the same for all of them."""
+  """Rotary positions of a kind of layers; some families have one setting for all kinds."""
   given = parameters.get(kind, parameters)
-  how = given.get('rope_type', 'default')
+  scaling = given.get('rope_type', 'default')
   if given.get('partial_rotary_factor', 1.0) != 1.0:
     raise UserError('config.json: partial_rotary_factor is not supported.')
-  if how == 'llama3':
+  if scaling == 'llama3':
     names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
     return Rotary(given['rope_theta'], llama3=Llama3Scaling(*(given[name] for name in names)))
-  if how not in ('default', 'linear'):
-    raise UserError(f"config.json: rope type '{how}' is not one of default, linear, llama3.")
-  return Rotary(given['rope_theta'], factor=given.get('factor', 1.0) if how == 'linear' else 1.0)
+  if scaling not in ('default', 'linear'):
+    raise UserError(f"config.json: rope type '{scaling}' is not one of default, linear, llama3.")
+  factor = given.get('factor', 1.0) if scaling == 'linear' else 1.0
+  return Rotary(given['rope_theta'], factor=factor)
 
 
-def known(table: Mapping[str, Any], field: str, value: str) -> Any:
-  """What the table has for a value of a field of config.json, or UserError."""
+def lookup(table: Mapping[str, Any], field: str, value: str) -> Any:
+  """The table's entry for the value of a field of config.json, or UserError."""
   if value not in table:
     raise UserError(f"config.json: {field}='{value}' is not one of {', '.join(table)}.")
   return table[value]

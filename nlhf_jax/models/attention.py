@@ -1,7 +1,7 @@
-"""Attention: one function, and the kernel that fits what is at hand.
+"""Attention by XLA, cuDNN or splash attention, chosen by device, shapes and types.
 
-The program that XLA makes of the definition takes everything, and is what the others are held to.
-Flash kernels never hold the logits [N, H, T, S]: cuDNN's on NVIDIA, splash attention on TPU.
+XLA's program, from the definition, takes all inputs and is the reference for the others. Flash
+kernels (cuDNN on NVIDIA, splash attention on TPU) never hold the logits [N, H, T, S].
 """
 
 import math
@@ -16,17 +16,18 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from nlhf_jax.models import sharding
 
-LANES = 128  # of a TPU: what sizes are multiples of
-LEAST = float(jnp.finfo(jnp.float32).min)  # the logit of what is not seen
-QUERIES = 64  # that are worth going over fewer keys for
-LARGEST_BLOCK = 512  # of queries, and of keys, that the TPU kernel has at hand at once
+LANES = 128  # of a TPU; sizes must be multiples of it
+MASKED = float(jnp.finfo(jnp.float32).min)  # the logit of a masked key
+QUERY_BLOCK = 64  # smallest block of queries that is worth a product of its own over fewer keys
+MAX_BLOCK = 512  # queries, and keys, that the TPU kernel loads at once
 
 
-class Sight(NamedTuple):
-  """What each query sees.
+class AttentionMask(NamedTuple):
+  """The keys that each query attends to, in two equivalent forms.
 
-  `visible` says it; `real`, which marks what is no padding, says the same with less: a query sees
-  the real tokens up to its own, the last `window` of them where there is one.
+  `visible` is the mask itself. The flash kernel for TPUs derives it from `real`, which is False at
+  padding: a query attends to the real tokens up to its own, the last `window` of them if that is
+  not None.
   """
 
   visible: Bool[Array, 'N T T']
@@ -34,8 +35,8 @@ class Sight(NamedTuple):
   window: int | None = None
 
 
-class Part(NamedTuple):
-  """Keys and values that lie together, heads first, each for an equal run of R adjoining rows."""
+class KeyValues(NamedTuple):
+  """Keys and values of M sequences, each attended to by R consecutive rows of queries."""
 
   key: Float[Array, 'M G S C']
   value: Float[Array, 'M G S C']
@@ -46,31 +47,31 @@ def attend(
   query: Float[Array, 'N T H C'],
   key: Float[Array, 'N T G C'],
   value: Float[Array, 'N T G C'],
-  sight: Sight,
+  mask: AttentionMask,
   *,
   scale: float,
   cap: float | None,
 ) -> Float[Array, 'N T H C']:
-  """Each query's mean of the values it sees, weighted by softmax(scale q.k), each head in a group.
+  """Grouped-query attention: softmax(scale q.k + mask) v.
 
-  `cap` bounds logits softly, cap tanh(logit / cap), as Gemma 2 does. What queries at padding get is
-  finite, and means nothing.
+  `cap` bounds the logits softly, cap tanh(logit / cap), as Gemma 2 does. The result at padding is
+  finite but meaningless.
   """
-  kernel = KERNELS[fitting(platform(), query, cap)]
-  return kernel(query, key, value, sight, scale=scale, cap=cap)
+  kernel = KERNELS[choose_kernel(platform(), query, cap)]
+  return kernel(query, key, value, mask, scale=scale, cap=cap)
 
 
-def attend_parts(
-  query: Float[Array, 'N T H C'], parts: Sequence[Part], *, scale: float, cap: float | None
+def attend_cached(
+  query: Float[Array, 'N T H C'], parts: Sequence[KeyValues], *, scale: float, cap: float | None
 ) -> Float[Array, 'N T H C']:
-  """`attend` for a few queries a row over all that the parts hold; row n sees row n // R of each.
+  """Attention of a few queries a row to several parts; row n attends to sequence n // R of each.
 
-  Each part is attended to on its own, so that what rows share is read once for all of them, and the
-  outcomes are weighted with the sums of their exponentials.
+  Each part is attended to separately, so that a sequence shared by R rows is read once, and the
+  results are combined by their sums of exponentials.
   """
   rows, length, heads, size = query.shape
 
-  def of_part(part):
+  def attend_part(part):
     """(largest logit, sum of exponentials, weighted sum of values), [N, T, H] and [N, T, H, C]."""
     count, groups = part.key.shape[:2]
     grouped = query.reshape(count, rows // count, length, groups, heads // groups, size)
@@ -79,140 +80,140 @@ def attend_parts(
       'mgntrc,mgsc->mgntrs', grouped, part.key, preferred_element_type=jnp.float32
     )
     visible = part.visible[:, None, :, :, None]
-    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
+    logits = jnp.where(visible, soft_cap(scale * logits, cap), MASKED)
     top = jnp.max(logits, axis=-1)
     weights = jnp.exp(logits - top[..., None])
-    mixed = jnp.einsum(
+    attended = jnp.einsum(
       'mgntrs,mgsc->mgntrc',
       weights.astype(part.value.dtype),
       part.value,
       preferred_element_type=jnp.float32,
     )
 
-    def by_rows(x):
+    def flatten(x):
       return jnp.moveaxis(x, 1, 3).reshape(rows, length, heads, *x.shape[5:])
 
-    return by_rows(top), by_rows(jnp.sum(weights, axis=-1)), by_rows(mixed)
+    return flatten(top), flatten(jnp.sum(weights, axis=-1)), flatten(attended)
 
-  tops, sums, mixed = zip(*map(of_part, parts), strict=True)
+  tops, sums, attended = zip(*map(attend_part, parts), strict=True)
   top = jnp.max(jnp.stack(tops), axis=0)
-  shares = [jnp.exp(of_part - top) for of_part in tops]
-  total = sum(share * part for share, part in zip(shares, sums, strict=True))
-  value = sum(share[..., None] * part for share, part in zip(shares, mixed, strict=True))
+  scales = [jnp.exp(part - top) for part in tops]
+  total = sum(scale * part for scale, part in zip(scales, sums, strict=True))
+  value = sum(scale[..., None] * part for scale, part in zip(scales, attended, strict=True))
   return (value / total[..., None]).astype(query.dtype)
 
 
 def platform() -> str:
-  """`tpu`, `cuda` (NVIDIA's from Ampere on), or what else JAX runs on."""
+  """`tpu`, `cuda` (NVIDIA, Ampere or newer), or the name of any other device of JAX."""
   device = jax.devices()[0]
   if 'cuda' in device.client.platform_version and float(device.compute_capability) >= 8:
     return 'cuda'
   return device.platform
 
 
-def fitting(platform: str, query: Array, cap: float | None) -> str:
+def choose_kernel(platform: str, query: Array, cap: float | None) -> str:
   """The kernel for arrays of these shapes and types: `xla`, `cudnn` or `splash`.
 
-  cuDNN takes 16-bit types, heads of at most 128 in multiples of 8, even lengths and no cap; splash
-  attention takes whole sequences from 128 tokens, and heads of a multiple of 128.
+  cuDNN takes 16-bit types, head sizes that are multiples of 8 up to 128, even lengths and no cap;
+  splash attention takes sequences of 128 tokens or more, and head sizes that are multiples of 128.
   """
   _, length, _, size = query.shape
   if platform == 'cuda' and cap is None and query.dtype in (jnp.bfloat16, jnp.float16):
-    even = length % 2 == 0  # or there is no gradient
+    even = length % 2 == 0  # odd lengths have no gradient
     return 'cudnn' if even and size % 8 == 0 and size <= 128 else 'xla'
   if platform == 'tpu':
     return 'splash' if length >= LANES and size % LANES == 0 else 'xla'
   return 'xla'
 
 
-def with_xla(query, key, value, sight, *, scale, cap):
-  """`attend` by its definition, some queries at a time, each time over the keys up to the last.
+def attend_xla(query, key, value, mask, *, scale, cap):
+  """`attend` by its definition, in blocks of queries, each over the keys up to its last query.
 
-  Means are divided by the sums of their weights, and not the weights before: a backward pass goes
-  over all queries and keys once less.
+  The result is divided by the sum of the exponentials, in place of each weight: this saves the
+  backward pass one pass over all queries and keys.
   """
   rows, length, heads, size = query.shape
   groups = key.shape[2]
   query = jnp.moveaxis(query.reshape(rows, length, groups, heads // groups, size), 1, 3)
   key, value = (jnp.swapaxes(x, 1, 2) for x in (key, value))
 
-  def of_block(start, stop):
+  def attend_block(start, stop):
     logits = jnp.einsum(
       'ngrtc,ngsc->ngrts',
       query[:, :, :, start:stop],
       key[:, :, :stop],
       preferred_element_type=jnp.float32,
     )
-    visible = sight.visible[:, None, None, start:stop, :stop]
-    logits = jnp.where(visible, capped(scale * logits, cap), LEAST)
+    visible = mask.visible[:, None, None, start:stop, :stop]
+    logits = jnp.where(visible, soft_cap(scale * logits, cap), MASKED)
     top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - top)
-    mixed = jnp.einsum(
+    attended = jnp.einsum(
       'ngrts,ngsc->ngrtc',
       weights.astype(value.dtype),
       value[:, :, :stop],
       preferred_element_type=jnp.float32,
     )
-    return mixed / jnp.sum(weights, axis=-1, keepdims=True)
+    return attended / jnp.sum(weights, axis=-1, keepdims=True)
 
-  count = min(max(length // QUERIES, 1), 4)
+  count = min(max(length // QUERY_BLOCK, 1), 4)
   ends = [length * number // count for number in range(count + 1)]
-  mixed = jnp.concatenate([of_block(*ends[n : n + 2]) for n in range(count)], axis=3)
-  return jnp.moveaxis(mixed, 3, 1).reshape(rows, length, heads, size).astype(value.dtype)
+  attended = jnp.concatenate([attend_block(*ends[n : n + 2]) for n in range(count)], axis=3)
+  return jnp.moveaxis(attended, 3, 1).reshape(rows, length, heads, size).astype(value.dtype)
 
 
-def with_cudnn(query, key, value, sight, *, scale, cap):
+def attend_cudnn(query, key, value, mask, *, scale, cap):
   """`attend` by cuDNN's flash attention."""
-  del cap  # there is none, or another kernel fits
+  del cap  # None, or another kernel is chosen
   return jax.nn.dot_product_attention(
-    query, key, value, mask=sight.visible[:, None], scale=scale, implementation='cudnn'
+    query, key, value, mask=mask.visible[:, None], scale=scale, implementation='cudnn'
   )
 
 
-def capped(logits: Array, cap: float | None) -> Array:
-  """The logits, softly bounded."""
+def soft_cap(logits: Array, cap: float | None) -> Array:
+  """Logits bounded softly to (-cap, cap), or unchanged if cap is None."""
   return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def with_splash(query, key, value, sight, *, scale, cap, interpret=False):
-  """`attend` by splash attention, each device for its own rows and heads.
+def attend_splash(query, key, value, mask, *, scale, cap, interpret=False):
+  """`attend` by splash attention, on each device for its own rows and heads.
 
   `interpret` runs the kernel without a TPU, slowly.
   """
-  by_rows = partial(_splash, window=sight.window, scale=scale, cap=cap, interpret=interpret)
-  if sharding.on_mesh():  # XLA cannot split the kernel by itself
-    heads = sharding.spec((sharding.ROWS, None, 'tensor', None), key.shape)
-    rows = sharding.spec((sharding.ROWS, None), sight.real.shape)
-    by_rows = jax.shard_map(
-      by_rows, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+  splash = partial(_splash, window=mask.window, scale=scale, cap=cap, interpret=interpret)
+  if sharding.has_mesh():  # XLA cannot partition the kernel by itself
+    heads = sharding.spec((sharding.ROW_AXES, None, 'tensor', None), key.shape)
+    rows = sharding.spec((sharding.ROW_AXES, None), mask.real.shape)
+    splash = jax.shard_map(
+      splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
-  return by_rows(query, key, value, sight.real)
+  return splash(query, key, value, mask.real)
 
 
 def _splash(query, key, value, real, *, window, scale, cap, interpret):
-  # Only TPUs need them, and they take a quarter of a second to import.
+  # Imported here because only TPUs need them, and the import takes 0.25 s.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
   length = query.shape[1]
   padded = length + -length % LANES
   if window is not None and window < length:
-    # The kernel counts places, and a window counts real tokens: they go side by side.
+    # The kernel's window counts columns and ours real tokens, so padding is moved to the front.
     order = jnp.argsort(real, axis=1, stable=True)
-    query, key, value, real = (_ordered(x, order) for x in (query, key, value, real))
+    query, key, value, real = (_reorder(x, order) for x in (query, key, value, real))
     mask = masks.LocalMask((padded, padded), (window - 1, 0), 0)
   else:
     order = None
     mask = masks.CausalMask((padded, padded))
 
-  def filled(x):
-    """[N, T, ...], with padding up to a length that the kernel takes."""
+  def pad(x):
+    """[N, T, ...] padded to a length that the kernel takes."""
     return jnp.pad(x, ((0, 0), (0, padded - length)) + ((0, 0),) * (x.ndim - 2))
 
-  def by_heads(x):
-    return jnp.swapaxes(filled(x), 1, 2)
+  def heads_first(x):
+    return jnp.swapaxes(pad(x), 1, 2)
 
-  block = math.gcd(padded, LARGEST_BLOCK)
+  block = math.gcd(padded, MAX_BLOCK)
   kernel = splash.make_splash_mha(
     masks.MultiHeadMask([mask] * query.shape[2]),
     block_sizes=splash.BlockSizes(
@@ -229,22 +230,22 @@ def _splash(query, key, value, real, *, window, scale, cap, interpret):
     attn_logits_soft_cap=cap,
     interpret=interpret,
   )
-  # Real tokens see real ones, and padding sees padding: a row that saw nothing would be no number.
-  segments = filled(real.astype(jnp.int32))
+  # Padding attends to padding: a query without any key would give NaN.
+  segments = pad(real.astype(jnp.int32))
   scaled = (scale * query).astype(query.dtype)
-  mixed = jax.vmap(kernel)(
-    by_heads(scaled), by_heads(key), by_heads(value), splash.SegmentIds(segments, segments)
+  attended = jax.vmap(kernel)(
+    heads_first(scaled), heads_first(key), heads_first(value), splash.SegmentIds(segments, segments)
   )
-  mixed = jnp.swapaxes(mixed, 1, 2)[:, :length]
-  return mixed if order is None else _ordered(mixed, jnp.argsort(order, axis=1))
+  attended = jnp.swapaxes(attended, 1, 2)[:, :length]
+  return attended if order is None else _reorder(attended, jnp.argsort(order, axis=1))
 
 
-def _ordered(x: Shaped[Array, 'N T *rest'], order: Array) -> Shaped[Array, 'N T *rest']:
+def _reorder(x: Shaped[Array, 'N T *rest'], order: Array) -> Shaped[Array, 'N T *rest']:
   return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 KERNELS = {
-  'xla': with_xla,
-  'cudnn': with_cudnn,
-  'splash': with_splash,
+  'xla': attend_xla,
+  'cudnn': attend_cudnn,
+  'splash': attend_splash,
 }

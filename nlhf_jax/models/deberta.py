@@ -1,8 +1,8 @@
 """DeBERTa, an encoder with disentangled attention, as pure functions of its parameters.
 
-Versions 2 and 3 (arXiv 2006.03654, 2111.09543), as `transformers` has them: what a token says of
-another is the sum of content on content, content on place (c2p) and place on content (p2c), places
-being relative and far ones sharing buckets. The heads it was pretrained with are left out.
+Versions 2 and 3 (arXiv 2006.03654, 2111.09543), as in `transformers`: attention logits are the sum
+of content-to-content, content-to-position (c2p) and position-to-content (p2c) terms. Positions are
+relative, and distant ones share buckets. The heads of pretraining are left out.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import architectures, sharding
-from nlhf_jax.models.attention import LEAST, platform
+from nlhf_jax.models.attention import MASKED, platform
 from nlhf_jax.models.transformer import ACTIVATIONS, FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
@@ -26,21 +26,21 @@ ACTIVATE = {'tanh': jnp.tanh} | {
 }
 
 
-class Relative(NamedTuple):
-  """Relative places: told apart up to `buckets`/2 tokens, by logarithm from there to `farthest`.
+class RelativePositions(NamedTuple):
+  """Relative positions: exact up to `buckets`/2 tokens, logarithmic from there to `farthest`.
 
-  With 0 buckets all of them are, up to `farthest`.
+  With 0 buckets all are exact, up to `farthest`.
   """
 
-  terms: tuple[str, ...]  # c2p, p2c: content on place, place on content
+  terms: tuple[str, ...]  # c2p and p2c, or one of them
   farthest: int
   buckets: int
-  shared: bool  # the projections of contents are those of places too
+  shared: bool  # positions use the projections of contents
   normed: bool
 
   @property
   def span(self) -> int:
-    """Rows of the embedding to each side."""
+    """Rows of the embedding on each side of distance 0."""
     return self.buckets or self.farthest
 
   def bucketed(self, length: int) -> Int[np.ndarray, 'distances']:
@@ -48,7 +48,7 @@ class Relative(NamedTuple):
     distance = np.arange(1 - length, length)
     if self.buckets:
       middle = self.buckets // 2
-      # The logarithm as float32 has it, as where the weights were trained.
+      # The logarithm in float32, as in the code that trained the weights.
       far = np.maximum(np.abs(distance), middle).astype(np.float32) / np.float32(middle)
       octaves = np.log(far) / np.log(np.float32((self.farthest - 1) / middle))
       bucket = np.ceil(octaves * np.float32(middle - 1)).astype(int) + middle
@@ -57,7 +57,7 @@ class Relative(NamedTuple):
 
 
 class Convolution(NamedTuple):
-  """What the first layer adds of each token's neighbours."""
+  """A convolution over tokens that the first layer adds."""
 
   size: int
   groups: int
@@ -65,7 +65,7 @@ class Convolution(NamedTuple):
 
 
 class Sizes(NamedTuple):
-  """A DeBERTa encoder. `embedded` is the width of embeddings, `hidden` that inside a block."""
+  """The sizes of a DeBERTa encoder; `embedded` is the width of embeddings, `hidden` in a block."""
 
   vocabulary: int
   embedded: int
@@ -76,40 +76,42 @@ class Sizes(NamedTuple):
   hidden: int
   activate: Callable[[Array], Array]
   norm_epsilon: float
-  terms: int  # that attention is made of: its logits have the variance of so many
-  relative: Relative | None
-  absolute: int = 0  # places that have an embedding of their own
-  types: int = 0  # of tokens; here all are of the first
+  terms: int  # of the attention logits, which are scaled by 1 / sqrt(head_size x terms)
+  relative: RelativePositions | None
+  absolute: int = 0  # number of learned absolute positions
+  types: int = 0  # number of token types; all tokens here are of the first
   convolution: Convolution | None = None
 
 
 class Encoder(NamedTuple):
   """An encoder as functions.
 
-  `init(key)` gives parameters; `places(params)` what all texts share, to be computed once: each
-  layer's keys and queries of relative places, [H, W, C] or nothing; `read(params, places, tokens
-  [N, S], mask [N, S], at [N, Q])` the last hidden states at the given positions, [N, Q, D].
+  - `init(key)` returns parameters.
+  - `project_positions(params)` returns each layer's keys and queries of relative positions, [H, W,
+    C] or None; all texts share them, so that they are computed once.
+  - `encode(params, projections, tokens [N, S], mask [N, S], columns [N, Q])` returns the last
+    hidden states at the given columns, [N, Q, D].
   """
 
   init: Callable[[Array], Params]
-  places: Callable[[Params], tuple]
-  read: Callable[[Params, tuple, Array, Array, Array], Array]
+  project_positions: Callable[[Params], tuple]
+  encode: Callable[[Params, tuple, Array, Array, Array], Array]
 
 
-def from_config(config: Any) -> Sizes:
+def sizes_from_config(config: Any) -> Sizes:
   """The sizes of a `transformers` config of type `deberta-v2`.
 
   Raises:
-    UserError: if it asks for something that is not supported.
+    UserError: if one of its settings is not supported.
   """
-  known = architectures.known
+  known = architectures.lookup
   terms = tuple(term for term in ('c2p', 'p2c') if term in (config.pos_att_type or ()))
   relative = convolution = None
   if config.relative_attention:
-    longest = config.max_relative_positions
-    relative = Relative(
+    farthest = config.max_relative_positions
+    relative = RelativePositions(
       terms=terms,
-      farthest=config.max_position_embeddings if longest < 1 else longest,
+      farthest=config.max_position_embeddings if farthest < 1 else farthest,
       buckets=max(getattr(config, 'position_buckets', -1), 0),
       shared=getattr(config, 'share_att_key', False),
       normed='layer_norm' in getattr(config, 'norm_rel_ebd', 'none').lower().split('|'),
@@ -139,80 +141,80 @@ def from_config(config: Any) -> Sizes:
   )
 
 
-# Keys and queries of the relative places, [H, W, C], of what attention has of them.
-Places = tuple[Float[Array, 'H W C'] | None, Float[Array, 'H W C'] | None]
+# Keys and queries of relative positions, each None where attention has no such term.
+PositionProjections = tuple[Float[Array, 'H W C'] | None, Float[Array, 'H W C'] | None]
 
 
-def attend(
+def attend_disentangled(
   query: Float[Array, 'N Q H C'],
   key: Float[Array, 'N S H C'],
   value: Float[Array, 'N S H C'],
-  places: Places,
+  positions: PositionProjections,
   buckets: Int[np.ndarray, 'distances'],
-  at: Int[Array, 'N Q'],
+  columns: Int[Array, 'N Q'],
   mask: Bool[Array, 'N S'],
   scale: float,
 ) -> Float[Array, 'N Q H C']:
-  """Each query's mean of the values, weighted by softmax over s of scale (q.k + q.K[b] + Q[b].k).
+  """Disentangled attention: softmax over s of scale (q.k + q.K[b] + Q[b].k), applied to values.
 
-  b is the bucket of at - s (arXiv 2006.03654, eq. 4, without places on places). A CPU takes one
-  head of one row at a time, whose logits [Q, S] then stay in its cache: that takes half as long as
-  all at once, which is how accelerators have them.
+  b is the bucket of the distance from the query's column to s (arXiv 2006.03654, eq. 4, without the
+  position-to-position term). A CPU takes one head of one row at a time, whose logits [Q, S] fit
+  its cache: this takes half the time of all at once, which accelerators do.
 
   Args:
-    query: of the tokens at `at`.
+    query: of the tokens at `columns`.
     key: of all tokens.
     value: of all tokens.
-    places: K and Q, each [H, W, C], of what there is of them.
-    buckets: of each distance from 1 - S to S - 1; empty where there are no places.
-    at: where the queries are.
+    positions: K and Q, each [H, W, C] or None.
+    buckets: of each distance from 1 - S to S - 1; empty without relative positions.
+    columns: of the queries.
     mask: which tokens are real.
     scale: of the logits.
   """
   length = key.shape[1]
   first, end = (buckets.min(), buckets.max() + 1) if buckets.size else (0, 0)
-  places = jax.tree.map(lambda x: x[:, first:end], places)  # those within reach
-  alone = platform() == 'cpu' and not sharding.on_mesh()
-  each = lax.map if alone else lambda function, xs: jax.vmap(function)(xs)
+  positions = jax.tree.map(lambda x: x[:, first:end], positions)  # those that occur
+  one_by_one = platform() == 'cpu' and not sharding.has_mesh()
+  map_rows = lax.map if one_by_one else lambda function, xs: jax.vmap(function)(xs)
 
-  def of_row(row):
-    *heads, at, mask = row
+  def attend_row(row):
+    *heads, columns, mask = row
     bucket = None
     if buckets.size:
-      distance = at[:, None] - jnp.arange(length)
-      bucket = _taken(jnp.asarray(buckets - first), distance + length - 1)
-    return each(lambda head: _of_head(*head, bucket, mask, scale), (*heads, *places))
+      distance = columns[:, None] - jnp.arange(length)
+      bucket = _take(jnp.asarray(buckets - first), distance + length - 1)
+    return map_rows(lambda head: _attend_head(*head, bucket, mask, scale), (*heads, *positions))
 
   heads = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-  return jnp.swapaxes(each(of_row, (*heads, at, mask)), 1, 2)
+  return jnp.swapaxes(map_rows(attend_row, (*heads, columns, mask)), 1, 2)
 
 
-def _of_head(query, key, value, keys, queries, bucket, mask, scale):
-  """`attend` for one head of one row; `bucket` [Q, S]."""
+def _attend_head(query, key, value, keys, queries, bucket, mask, scale):
+  """`attend_disentangled` for one head of one row; `bucket` is [Q, S]."""
 
   def product(one, other):
     return jnp.matmul(one, other, preferred_element_type=jnp.float32)
 
   logits = product(query, key.T)
   if keys is not None:
-    logits += _taken(product(query, keys.T), bucket, axis=1)
+    logits += _take(product(query, keys.T), bucket, axis=1)
   if queries is not None:
-    logits += _taken(product(queries, key.T), bucket, axis=0)
-  logits = jnp.where(mask, scale * logits, LEAST)
+    logits += _take(product(queries, key.T), bucket, axis=0)
+  logits = jnp.where(mask, scale * logits, MASKED)
   weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
-  mixed = product(weights.astype(value.dtype), value)
-  return (mixed / jnp.sum(weights, axis=1, keepdims=True)).astype(value.dtype)
+  attended = product(weights.astype(value.dtype), value)
+  return (attended / jnp.sum(weights, axis=1, keepdims=True)).astype(value.dtype)
 
 
-def _taken(x, index, axis=None):
-  """x at an index that is known to be within it."""
+def _take(x, index, axis=None):
+  """x at an index that is known to be in bounds."""
   if axis is None:
     return x.at[index].get(mode='promise_in_bounds')
   return jnp.take_along_axis(x, index, axis, mode='promise_in_bounds')
 
 
-class Attention(nn.Module):
-  """Disentangled attention of some tokens to all."""
+class DisentangledAttention(nn.Module):
+  """Disentangled attention from some tokens to all."""
 
   sizes: Sizes
   numerics: Numerics
@@ -226,35 +228,35 @@ class Attention(nn.Module):
     relative = self.sizes.relative
     if relative and not relative.shared:
       if 'c2p' in relative.terms:
-        self.place_key = dense()
+        self.position_key = dense()
       if 'p2c' in relative.terms:
-        self.place_query = dense()
+        self.position_query = dense()
 
-  def places(self, embedding: Float[Array, 'W D']) -> Places:
-    """Keys and queries of relative places."""
+  def project_positions(self, embedding: Float[Array, 'W D']) -> PositionProjections:
+    """Keys and queries of relative positions."""
     shared, terms = self.sizes.relative.shared, self.sizes.relative.terms
 
     def heads(term, name):
       if term not in terms:
         return None
-      projected = getattr(self, name if shared else f'place_{name}')(embedding)
+      projected = getattr(self, name if shared else f'position_{name}')(embedding)
       return jnp.swapaxes(self._heads(projected), 0, 1)
 
     return heads('c2p', 'key'), heads('p2c', 'query')
 
-  def __call__(self, x, asking, places, buckets, at, mask):
-    query, key, value = self.query(asking), self.key(x), self.value(x)
+  def __call__(self, x, queries, positions, buckets, columns, mask):
+    query, key, value = self.query(queries), self.key(x), self.value(x)
     query, key, value = (self._heads(y) for y in (query, key, value))
     scale = (self.sizes.head_size * self.sizes.terms) ** -0.5
-    mixed = attend(query, key, value, places, buckets, at, mask, scale)
-    return self.out(mixed.reshape(*asking.shape[:2], -1))
+    attended = attend_disentangled(query, key, value, positions, buckets, columns, mask, scale)
+    return self.out(attended.reshape(*queries.shape[:2], -1))
 
   def _heads(self, x):
     return x.reshape(*x.shape[:-1], self.sizes.heads, self.sizes.head_size)
 
 
-class FeedForward(nn.Module):
-  """A hidden layer."""
+class EncoderFeedForward(nn.Module):
+  """Two linear layers around an activation."""
 
   sizes: Sizes
   numerics: Numerics
@@ -267,7 +269,7 @@ class FeedForward(nn.Module):
 
 
 class Deberta(nn.Module):
-  """The whole encoder; see `Encoder` for its methods."""
+  """The whole model; see `Encoder` for its methods."""
 
   sizes: Sizes
   numerics: Numerics
@@ -283,7 +285,7 @@ class Deberta(nn.Module):
         sizes.norm_epsilon, numerics.compute, numerics.weights, use_fast_variance=False
       )
 
-    def each(make):
+    def per_layer(make):
       return [make() for _ in range(sizes.layers)]
 
     self.embed = embedding(sizes.vocabulary, sizes.embedded)
@@ -298,9 +300,9 @@ class Deberta(nn.Module):
       self.relative = embedding(2 * sizes.relative.span, sizes.width)
       if sizes.relative.normed:
         self.relative_norm = norm()
-    self.attentions = each(lambda: Attention(sizes, numerics))
-    self.feed_forwards = each(lambda: FeedForward(sizes, numerics))
-    self.attention_norms, self.feed_forward_norms = each(norm), each(norm)
+    self.attentions = per_layer(lambda: DisentangledAttention(sizes, numerics))
+    self.feed_forwards = per_layer(lambda: EncoderFeedForward(sizes, numerics))
+    self.attention_norms, self.feed_forward_norms = per_layer(norm), per_layer(norm)
     if sizes.convolution:
       size, groups, _ = sizes.convolution
       self.convolution = nn.Conv(
@@ -313,16 +315,16 @@ class Deberta(nn.Module):
       )
       self.convolution_norm = norm()
 
-  def places(self):
+  def project_positions(self):
     if not self.sizes.relative:
       return ((None, None),) * self.sizes.layers
     embedding = self.relative.embedding.astype(self.numerics.compute)
     if self.sizes.relative.normed:
       embedding = self.relative_norm(embedding)
-    return tuple(attention.places(embedding) for attention in self.attentions)
+    return tuple(attention.project_positions(embedding) for attention in self.attentions)
 
-  def __call__(self, places, tokens, mask, at):
-    """Reads tokens; the last layer asks for those at the given positions only."""
+  def __call__(self, projections, tokens, mask, columns):
+    """Hidden states; the last layer computes them at the given columns only."""
     sizes, length = self.sizes, tokens.shape[1]
     if sizes.absolute and length > sizes.absolute:
       raise UserError(
@@ -332,21 +334,21 @@ class Deberta(nn.Module):
     if sizes.relative and sizes.relative.terms:
       buckets = sizes.relative.bucketed(length)
     everywhere = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    x = embedded = self._embedded(tokens, mask)
-    for number, of_layer in enumerate(places):
+    x = embedded = self._embed(tokens, mask)
+    for number, positions in enumerate(projections):
       last = number == sizes.layers - 1
-      wanted = at if last and not self._convolves(number) else everywhere
-      asking = _at(x, wanted) if wanted is at else x
-      said = self.attentions[number](x, asking, of_layer, buckets, wanted, mask)
-      said = self.attention_norms[number](asking + said)
-      x = self.feed_forward_norms[number](said + self.feed_forwards[number](said))
+      wanted = columns if last and not self._convolves(number) else everywhere
+      queries = _take_columns(x, wanted) if wanted is columns else x
+      out = self.attentions[number](x, queries, positions, buckets, wanted, mask)
+      out = self.attention_norms[number](queries + out)
+      x = self.feed_forward_norms[number](out + self.feed_forwards[number](out))
       if self._convolves(number):
-        x = self._convolved(embedded, x, mask)
-        x = _at(x, at) if last else x
-      x = sharding.as_rows(x)
+        x = self._convolve(embedded, x, mask)
+        x = _take_columns(x, columns) if last else x
+      x = sharding.shard_rows(x)
     return x
 
-  def _embedded(self, tokens, mask):
+  def _embed(self, tokens, mask):
     x = self.embed(tokens)
     if self.sizes.absolute:
       x += self.absolute(jnp.arange(tokens.shape[1]))
@@ -354,27 +356,27 @@ class Deberta(nn.Module):
       x += self.types(jnp.zeros_like(tokens))
     if self.sizes.embedded != self.sizes.width:
       x = self.widen(x)
-    return sharding.as_rows(self.embed_norm(x) * mask[:, :, None])
+    return sharding.shard_rows(self.embed_norm(x) * mask[:, :, None])
 
   def _convolves(self, number):
     return self.sizes.convolution is not None and number == 0
 
-  def _convolved(self, embedded, x, mask):
+  def _convolve(self, embedded, x, mask):
     mask = mask[:, :, None]
-    beside = self.sizes.convolution.activate(self.convolution(embedded) * mask)
-    return self.convolution_norm(x + beside) * mask
+    added = self.sizes.convolution.activate(self.convolution(embedded) * mask)
+    return self.convolution_norm(x + added) * mask
 
-  def all(self, tokens, mask):
-    """Uses every parameter once, so that `init` makes it."""
-    return self(self.places(), tokens, mask, tokens)
+  def use_all(self, tokens, mask):
+    """Uses every parameter once, so that `init` creates it."""
+    return self(self.project_positions(), tokens, mask, tokens)
 
 
 def _dense(width, numerics, **settings):
   return nn.Dense(width, dtype=numerics.compute, param_dtype=numerics.weights, **settings)
 
 
-def _at(x, at):
-  return jnp.take_along_axis(x, at[:, :, None], axis=1)
+def _take_columns(x, columns):
+  return jnp.take_along_axis(x, columns[:, :, None], axis=1)
 
 
 def make_encoder(sizes: Sizes, numerics: Numerics = FLOAT32) -> Encoder:
@@ -383,12 +385,12 @@ def make_encoder(sizes: Sizes, numerics: Numerics = FLOAT32) -> Encoder:
 
   def init(key):
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return model.init(key, tokens, tokens == 0, method='all')['params']
+    return model.init(key, tokens, tokens == 0, method='use_all')['params']
 
-  def places(params):
-    return model.apply({'params': params}, method='places')
+  def project_positions(params):
+    return model.apply({'params': params}, method='project_positions')
 
-  def read(params, places, tokens, mask, at):
-    return model.apply({'params': params}, places, tokens, mask, at)
+  def encode(params, projections, tokens, mask, columns):
+    return model.apply({'params': params}, projections, tokens, mask, columns)
 
-  return Encoder(init, places, read)
+  return Encoder(init, project_positions, encode)

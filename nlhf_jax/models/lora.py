@@ -1,8 +1,7 @@
 """Low-rank adapters (arXiv 2106.09685): W + (alpha / rank) A B, of which only A and B are trained.
 
-An adapter's leaves lie beside the kernel that they change, as `lora_a` and `lora_b`. `Linear` reads
-them where they are: one adapter, or several that rows take turns with, so that slots which share
-the kernel share its reading.
+An adapter's leaves are `lora_a` and `lora_b` beside the kernel they adapt. They may be stacked:
+then rows use the adapters in turn, and slots that share the kernel read it once.
 """
 
 import re
@@ -18,7 +17,7 @@ TARGETS = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 
 
 class Lora(NamedTuple):
-  """`targets` are names of linear layers; the same of every layer of the decoder."""
+  """`targets` are names of linear layers, adapted in every layer of the decoder."""
 
   rank: int
   alpha: float
@@ -26,7 +25,7 @@ class Lora(NamedTuple):
 
   @property
   def scale(self) -> float:
-    """What A B is multiplied with."""
+    """The factor of A B."""
     return self.alpha / self.rank
 
 
@@ -36,22 +35,22 @@ def is_adapter(path: str) -> bool:
 
 
 def delta(x: Array, a: Array, b: Array, scale: float) -> Array:
-  """scale x A B for rows x [N, T, D]; with a leading axis on A and B, rows take turns with them."""
+  """scale x A B for rows x [N, T, D]; row n uses adapter n mod S of A and B stacked as [S, ...]."""
   if a.ndim == 2:
     return scale * (x @ a @ b)
-  turns = x.reshape(-1, len(a), *x.shape[1:])
-  low = jnp.einsum('nstd,sdr->nstr', turns, a)
+  grouped = x.reshape(-1, len(a), *x.shape[1:])
+  low = jnp.einsum('nstd,sdr->nstr', grouped, a)
   return scale * jnp.einsum('nstr,sre->nste', low, b).reshape(*x.shape[:-1], b.shape[-1])
 
 
 def merge(params: Params, scale: float) -> Params:
-  """Parameters of a decoder without adapters that computes the same."""
-  leaves = trees.flat(params)
+  """Parameters without adapters that compute the same."""
+  leaves = trees.flatten(params)
   merged = {path: leaf for path, leaf in leaves.items() if not is_adapter(path)}
   for path, a in leaves.items():
     if path.endswith('/lora_a'):
-      place = path.removesuffix('/lora_a')
-      kernel = merged[f'{place}/kernel']
-      a, b = (leaf.astype(jnp.float32) for leaf in (a, leaves[f'{place}/lora_b']))
-      merged[f'{place}/kernel'] = (kernel + scale * (a @ b)).astype(kernel.dtype)
-  return trees.nested(merged)
+      layer = path.removesuffix('/lora_a')
+      kernel = merged[f'{layer}/kernel']
+      a, b = (leaf.astype(jnp.float32) for leaf in (a, leaves[f'{layer}/lora_b']))
+      merged[f'{layer}/kernel'] = (kernel + scale * (a @ b)).astype(kernel.dtype)
+  return trees.unflatten(merged)

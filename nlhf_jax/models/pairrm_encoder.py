@@ -1,8 +1,8 @@
-"""PairRM, a ranker of pairs (arXiv 2306.02561): DeBERTa reads a prompt and two responses at once.
+"""PairRM, a ranker of pairs (arXiv 2306.02561): DeBERTa over a prompt and two responses.
 
-Its published folders come in two layouts with the same weights: that of LLM-Blender, whose config
-is the ranker's, and that of its port to `transformers`, whose config is the encoder's. In the first
-the encoder is some DeBERTa-v3, known up to the sizes that its tensors tell.
+Published folders come in two layouts with the same weights: that of LLM-Blender, whose config
+describes the ranker, and that of its port to `transformers`, whose config describes the encoder. In
+the first, the encoder is a DeBERTa-v3 whose sizes are inferred from its tensors.
 """
 
 import json
@@ -23,7 +23,7 @@ from nlhf_jax.structs import Params
 
 FAMILY = 'pairrm'
 HEAD_SIZE = 64  # of every DeBERTa-v3
-# What every DeBERTa-v3 has that does not show in its tensors.
+# Settings of every DeBERTa-v3 that cannot be inferred from its tensors.
 V3 = dict(
   relative_attention=True,
   position_buckets=256,
@@ -43,14 +43,14 @@ CONVERT = (
 
 
 class Lengths(NamedTuple):
-  """Most tokens of a prompt and, where it has as many, of each response; special ones count."""
+  """Maximum tokens of a prompt, and of each response after one that long, with special tokens."""
 
   source: int = 1224
   candidate: int = 412
 
 
 class Published(NamedTuple):
-  """What the config of a folder says."""
+  """The config of a published folder."""
 
   encoder: deberta.Sizes
   tasks: int
@@ -60,18 +60,20 @@ class Published(NamedTuple):
 class Ranker(NamedTuple):
   """A ranker as functions.
 
-  `init(key)` gives parameters; `places(params)` what all texts share, to be computed once;
-  `logit(params, places, tokens [N, S], mask [N, S], at [N, 3])` that the first response is better,
-  [N], `at` being where the prompt's prefix is and those of the first and the second response.
+  - `init(key)` returns parameters.
+  - `project_positions(params)` returns what all texts share, to be computed once.
+  - `logit(params, projections, tokens [N, S], mask [N, S], columns [N, 3])` returns the logit that
+    the first response is better, [N]; the columns are those of the prefix tokens of the prompt, of
+    the first and of the second response.
   """
 
   init: Callable[[Array], Params]
-  places: Callable[[Params], tuple]
+  project_positions: Callable[[Params], tuple]
   logit: Callable[[Params, tuple, Array, Array, Array], Float[Array, 'N']]
 
 
 class Head(nn.Module):
-  """The score of a response for every task, from its hidden state and that of the prompt."""
+  """The score of a response for each task, from its hidden state and the prompt's."""
 
   width: int
   tasks: int
@@ -90,13 +92,13 @@ def make_ranker(sizes: deberta.Sizes, tasks: int, numerics: Numerics = FLOAT32) 
   head = Head(sizes.width, tasks, numerics)
 
   def init(key):
-    of_encoder, of_head = jax.random.split(key)
+    encoder_key, head_key = jax.random.split(key)
     pair = jnp.zeros((1, 2 * sizes.width))
-    return {'encoder': encoder.init(of_encoder), 'head': head.init(of_head, pair)['params']}
+    return {'encoder': encoder.init(encoder_key), 'head': head.init(head_key, pair)['params']}
 
-  def logit(params, places, tokens, mask, at):
+  def logit(params, projections, tokens, mask, columns):
     source, *responses = jnp.unstack(
-      encoder.read(params['encoder'], places, tokens, mask, at), axis=1
+      encoder.encode(params['encoder'], projections, tokens, mask, columns), axis=1
     )
     first, second = (
       head.apply({'params': params['head']}, jnp.concatenate([source, response], axis=-1))
@@ -104,57 +106,62 @@ def make_ranker(sizes: deberta.Sizes, tasks: int, numerics: Numerics = FLOAT32) 
     )
     return jnp.mean(first.astype(jnp.float32) - second.astype(jnp.float32), axis=-1)
 
-  return Ranker(init, lambda params: encoder.places(params['encoder']), logit)
+  return Ranker(init, lambda params: encoder.project_positions(params['encoder']), logit)
 
 
-def read(folder: Path) -> Published:
-  """What a published folder holds, in either layout; in that of the port, its config says it all.
+def read_published(folder: Path) -> Published:
+  """The config of a published folder, in either layout.
 
   Raises:
-    UserError: if it is no PairRM.
+    UserError: if it is not PairRM's.
   """
   path = folder / 'config.json'
   try:
-    said = json.loads(path.read_bytes())
-    if 'ranker_type' in said:
+    config = json.loads(path.read_bytes())
+    if 'ranker_type' in config:
       _check_weights(folder)
-      return _of_blender(said, weights.shapes_in(folder))
-    return _of_port(said)
+      return _published_by_blender(config, weights.shapes_in(folder))
+    return _published_by_port(config)
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None
   except FileNotFoundError:
     raise UserError(f"{folder}: there is no config.json; give PairRM's folder.") from None
-  except Exception as error:  # whatever the file leads to
+  except Exception as error:  # of any kind that a broken config raises
     raise UserError(f'{path} cannot be used: {first_line(error)}.') from None
 
 
 def _check_weights(folder: Path) -> None:
   if not any(folder.glob('model*.safetensors')):
     raise UserError(
-      f'there is no model.safetensors in {folder}. A pickle as pytorch_model.bin may run code and '
-      f'is not read. Where there is PyTorch, convert it with `{CONVERT}`.'
+      f'there is no model.safetensors in {folder}. pytorch_model.bin is a pickle, which may run '
+      f'code, and is not read; with PyTorch, convert it with `{CONVERT}`.'
     )
 
 
-def _of_port(said: Mapping[str, Any]) -> Published:
-  """Of `llm-blender/PairRM-hf`."""
-  if said.get('model_type') != 'deberta-v2' or 'n_tasks' not in said:
+def _published_by_port(config: Mapping[str, Any]) -> Published:
+  """The config of `llm-blender/PairRM-hf`."""
+  if config.get('model_type') != 'deberta-v2' or 'n_tasks' not in config:
     raise UserError(
       'its config.json is neither that of a ranker of LLM-Blender nor that of a DeBERTa with '
       'n_tasks; give llm-blender/PairRM, llm-blender/PairRM-hf or a copy.'
     )
-  return Published(deberta.from_config(DebertaV2Config.from_dict(said)), said['n_tasks'], Lengths())
+  sizes = deberta.sizes_from_config(DebertaV2Config.from_dict(config))
+  return Published(sizes, config['n_tasks'], Lengths())
 
 
-def _of_blender(said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Published:
-  """Of `llm-blender/PairRM`."""
+def _published_by_blender(
+  ranker: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> Published:
+  """The config of `llm-blender/PairRM`, and the sizes of its tensors."""
   for field, wanted in (('ranker_type', 'pairranker'), ('model_name', 'microsoft/deberta-v3-')):
-    if not str(said.get(field)).startswith(wanted):
-      raise UserError(f"config.json: {field}='{said.get(field)}' is not supported, only {wanted}.")
+    if not str(ranker.get(field)).startswith(wanted):
+      raise UserError(
+        f"config.json: {field}='{ranker.get(field)}' is not supported, only {wanted}."
+      )
   layers = [name for name in shapes if name.endswith('.intermediate.dense.weight')]
   embedding = 'pretrained_model.embeddings.word_embeddings.weight'
   if not layers or embedding not in shapes:
-    raise UserError("its weights are not PairRM's: they have no layers, or no embedding.")
+    raise UserError("the weights are not PairRM's: they have no layers or no embedding.")
   vocabulary, width = shapes[embedding]
   config = DebertaV2Config(
     vocab_size=vocabulary,
@@ -164,18 +171,18 @@ def _of_blender(said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) 
     intermediate_size=shapes[layers[0]][0],
     **V3,
   )
-  lengths = Lengths(said['source_maxlength'], said['candidate_maxlength'])
-  return Published(deberta.from_config(config), said['n_tasks'], lengths)
+  lengths = Lengths(ranker['source_maxlength'], ranker['candidate_maxlength'])
+  return Published(deberta.sizes_from_config(config), ranker['n_tasks'], lengths)
 
 
-def load(folder: Path, numerics: Numerics = FLOAT32) -> tuple[Ranker, Params, Lengths]:
+def load_ranker(folder: Path, numerics: Numerics = FLOAT32) -> tuple[Ranker, Params, Lengths]:
   """The ranker of a published folder, its parameters, and the lengths of what it reads.
 
   Raises:
     UserError: if its config or its weights cannot be used.
   """
   _check_weights(folder)
-  sizes, tasks, lengths = read(folder)
+  sizes, tasks, lengths = read_published(folder)
   ranker = make_ranker(sizes, tasks, numerics)
   shapes = jax.eval_shape(ranker.init, jax.random.key(0))
-  return ranker, weights.load(folder, FAMILY, shapes, sharding.place), lengths
+  return ranker, weights.load(folder, FAMILY, shapes, sharding.parameter_sharding), lengths

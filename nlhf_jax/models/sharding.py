@@ -1,9 +1,9 @@
-"""How arrays lie on a mesh of devices: one table for every slot, and rows for examples.
+"""Sharding on a mesh of devices: one table for the parameters of all slots, and rows for examples.
 
-The axes of the mesh are `data` (each has its own examples and all parameters), `fsdp` (its own
-examples and a part of every parameter) and `tensor` (the same examples, and some of the heads and
-hidden units). A mesh is in force between `jax.set_mesh` and the end of the run; without one, all
-functions here leave things as they are. An axis that does not divide a size is not used for it.
+The mesh has the axes `data` (own examples, all parameters), `fsdp` (own examples, a part of every
+parameter) and `tensor` (the same examples, a part of the heads and hidden units). `jax.set_mesh`
+sets the mesh; without one, the functions here change nothing. An axis that does not divide the size
+of an array's axis is not used for it.
 """
 
 import contextlib
@@ -20,22 +20,22 @@ from jaxtyping import Array
 from nlhf_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
-ROWS = ('data', 'fsdp')
+ROW_AXES = ('data', 'fsdp')
 
-# Path of a parameter -> the axis that each of its own axes is split over.
-TABLE = (
+# Path of a parameter -> the mesh axis that each of its axes is split over.
+PARAMETER_AXES = (
   (r'(query|key|value|gate|up|head)/kernel$', ('fsdp', 'tensor')),
   (r'(out|down)/kernel$', ('tensor', 'fsdp')),
   (r'(query|key|value|gate|up)/bias$', ('tensor',)),
   (r'embed/embedding$', ('tensor', 'fsdp')),
-  (r'places/embedding$', (None, 'fsdp')),
+  (r'position_table/embedding$', (None, 'fsdp')),
   (r'/lora_a$', ('fsdp', None)),
   (r'/lora_b$', (None, 'fsdp')),
 )
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-  """A mesh over all devices; `data` = 0 takes as many as the others leave.
+  """A mesh over all devices; `data` = 0 takes those that the other axes leave.
 
   Raises:
     UserError: if the axes do not multiply to the number of devices.
@@ -45,13 +45,13 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
   if data * fsdp * tensor != count:
     raise UserError(
       f'config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must be the {count} devices there '
-      'are; data=0 takes what the others leave.'
+      'are; data=0 takes those that the other axes leave.'
     )
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
-  """What of the axes divides the sizes they are meant for, on the mesh in force."""
+  """The axes, each None where its size on the current mesh does not divide that of the array."""
   sizes = jax.sharding.get_abstract_mesh().shape
 
   def fits(axis, size):
@@ -63,86 +63,88 @@ def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
   )
 
 
-def of_parameter(path: str, shape: tuple[int, ...]) -> PartitionSpec:
-  """Where a parameter, or what an optimiser keeps of it, lies."""
-  for pattern, axes in TABLE:
-    # Adapters that rows take turns with have an axis more, in front.
+def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+  """How a parameter, or an optimiser state of its shape, is split."""
+  for pattern, axes in PARAMETER_AXES:
+    # Stacked adapters have another axis in front.
     if re.search(pattern, path) and len(shape) >= len(axes):
       return spec((None,) * (len(shape) - len(axes)) + axes, shape)
   return PartitionSpec()
 
 
-def on(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
-  """Within it, this mesh is in force, if it is one."""
+def use_mesh(mesh: jax.sharding.Mesh) -> contextlib.AbstractContextManager:
+  """A context in which this mesh is the current one; no change if it is empty."""
   return contextlib.nullcontext() if mesh.empty else jax.set_mesh(mesh)
 
 
-def on_mesh() -> bool:
-  """Whether there is a mesh in force."""
+def has_mesh() -> bool:
+  """Whether there is a current mesh."""
   return not jax.sharding.get_abstract_mesh().empty
 
 
-def examples_apart() -> int:
-  """How many devices have examples of their own."""
+def example_shards() -> int:
+  """The number of parts that a batch is split into."""
   return (
-    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROWS) if on_mesh() else 1
+    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROW_AXES)
+    if has_mesh()
+    else 1
   )
 
 
-def as_parameters(tree: Any) -> Any:
-  """Inside a compiled program: parameters, optimisers' memories and the like lie by the table."""
-  if not on_mesh():
+def shard_parameters(tree: Any) -> Any:
+  """Shards parameters and optimiser states by the table, inside a jitted function."""
+  if not has_mesh():
     return tree
 
-  def constrained(path, leaf):
+  def constrain(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return lax.with_sharding_constraint(leaf, of_parameter(name, leaf.shape))
+    return lax.with_sharding_constraint(leaf, parameter_spec(name, leaf.shape))
 
-  return jax.tree_util.tree_map_with_path(constrained, tree)
-
-
-def as_rows(x: Array, *rest: str | None) -> Array:
-  """Inside a compiled program: the first axis of x is split over examples, the others as said."""
-  return as_axes(x, ROWS, *rest, *(None,) * (x.ndim - 1 - len(rest)))
+  return jax.tree_util.tree_map_with_path(constrain, tree)
 
 
-def as_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-  """Inside a compiled program: each axis of x is split over that of the mesh."""
-  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if on_mesh() else x
+def shard_rows(x: Array, *rest: str | None) -> Array:
+  """Splits the first axis over examples and the next over `rest`, inside a jitted function."""
+  return shard_axes(x, ROW_AXES, *rest, *(None,) * (x.ndim - 1 - len(rest)))
 
 
-def place(path: str, leaf: Any) -> jax.sharding.Sharding:
-  """Where a parameter is to be put as it is read."""
-  if not on_mesh():
+def shard_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+  """Splits each axis of x over an axis of the mesh, inside a jitted function."""
+  return lax.with_sharding_constraint(x, spec(axes, x.shape)) if has_mesh() else x
+
+
+def parameter_sharding(path: str, leaf: Any) -> jax.sharding.Sharding:
+  """The sharding of a parameter that is loaded from a file."""
+  if not has_mesh():
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return NamedSharding(jax.sharding.get_mesh(), of_parameter(path, leaf.shape))
+  return NamedSharding(jax.sharding.get_mesh(), parameter_spec(path, leaf.shape))
 
 
-def put(tree: Any) -> Any:
-  """Puts parameters, optimisers' memories and the like where the table says."""
-  return jax.jit(as_parameters)(tree) if on_mesh() else tree
+def put_parameters(tree: Any) -> Any:
+  """Shards parameters and optimiser states on the devices as the table says."""
+  return jax.jit(shard_parameters)(tree) if has_mesh() else tree
 
 
-def rows_here(count: int) -> np.ndarray:
-  """Which of so many rows some device of this process holds, [count]."""
-  here = np.ones(count, bool)
-  if on_mesh():
-    where = NamedSharding(jax.sharding.get_mesh(), spec((ROWS,), here.shape))
-    here[:] = False
-    for (rows,) in where.addressable_devices_indices_map(here.shape).values():
-      here[rows] = True
-  return here
+def local_rows(count: int) -> np.ndarray:
+  """Which of `count` rows are on a device of this process, [count]."""
+  local = np.ones(count, bool)
+  if has_mesh():
+    where = NamedSharding(jax.sharding.get_mesh(), spec((ROW_AXES,), local.shape))
+    local[:] = False
+    for (rows,) in where.addressable_devices_indices_map(local.shape).values():
+      local[rows] = True
+  return local
 
 
-def place_rows(examples: Any) -> Any:
-  """Puts a batch on the mesh by rows; each process puts its own rows, and has to have those."""
-  if not on_mesh():
+def put_rows(examples: Any) -> Any:
+  """Shards a batch by rows; each process reads its local rows only (see `local_rows`)."""
+  if not has_mesh():
     return examples
   mesh = jax.sharding.get_mesh()
 
-  def placed(leaf):
+  def put(leaf):
     leaf = np.asarray(leaf)
-    where = NamedSharding(mesh, spec((ROWS, *(None,) * (leaf.ndim - 1)), leaf.shape))
+    where = NamedSharding(mesh, spec((ROW_AXES, *(None,) * (leaf.ndim - 1)), leaf.shape))
     return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
-  return jax.tree.map(placed, examples)
+  return jax.tree.map(put, examples)

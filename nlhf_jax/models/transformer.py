@@ -1,11 +1,10 @@
 """A decoder-only transformer with an explicit key-value cache, as pure functions of its parameters.
 
-One decoder for every family of `architectures.py`. Flax Linen stays inside this folder: the rest of
-the package sees a `Decoder`, four functions and plain nested dicts. Layers are unrolled, so that
-decoding reads each layer's weights where they lie.
+One implementation for every family of `architectures.py`. Flax Linen stays inside this folder: the
+rest of the package sees a `Decoder` and plain nested dicts. Layers are unrolled, so that decoding
+reads each layer's weights without a copy.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,24 +12,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.models.attention import Part, Sight, attend, attend_parts
+from nlhf_jax.models.attention import AttentionMask, KeyValues, attend, attend_cached
+from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
 from nlhf_jax.models.lora import Lora, delta
-from nlhf_jax.structs import Params
 
 
 class Numerics(NamedTuple):
-  """What a decoder computes in, what its weights are kept in, and what backward passes recompute.
+  """The types a decoder computes in and stores its weights in, and what backward passes recompute.
 
-  Adapters are kept in float32, whatever the weights under them are.
+  Adapters are stored in float32, whatever the type of the weights under them.
 
-  `remat` is `nothing`, `layers` (all but each layer's input is computed again) or `dots` (all but
-  the outcomes of matrix products).
+  `remat` is `nothing`, `layers` (everything but each layer's input is recomputed) or `dots`
+  (everything but the results of matrix products).
   """
 
   compute: Any = jnp.float32
@@ -41,80 +40,18 @@ class Numerics(NamedTuple):
 FLOAT32 = Numerics()
 
 
-class Reading(NamedTuple):
-  """Keys and values of tokens that were read as a whole, a pair a layer; `mask` marks real ones.
-
-  They lie as decoding reads them, heads first.
-  """
-
-  keys: tuple[Float[Array, 'N G P C'], ...]
-  values: tuple[Float[Array, 'N G P C'], ...]
-  mask: Bool[Array, 'N P']
-
-
-class Cache(NamedTuple):
-  """What rows that go on from prompts attend to, token after token.
-
-  The prompts' keys and values lie once, however many rows go on from each: row n of N from prompt
-  n // (N / M). Of each row's own S places, the first `length` are taken; to lower it is to go back.
-  """
-
-  prompts: Reading  # of M prompts
-  keys: tuple[Float[Array, 'N G S C'], ...]
-  values: tuple[Float[Array, 'N G S C'], ...]
-  length: Int[Array, 'N']
-
-
-class Decoder(NamedTuple):
-  """A decoder as functions.
-
-  `init(key)` gives parameters; `read(params, tokens [N, T], mask [N, T])` gives hidden states
-  [N, T, D] and the `Reading`; `extend(params, tokens [N, T], cache)` reads the next tokens of each
-  row and gives hidden states [N, T, D] and the cache grown by them: tokens past its room are not
-  kept, and their hidden states mean nothing; `logits(params, hidden [..., D])` gives float32
-  logits [..., V].
-  """
-
-  init: Callable[[Array], Params]
-  read: Callable[[Params, Array, Array], tuple[Array, Reading]]
-  extend: Callable[[Params, Array, Cache], tuple[Array, Cache]]
-  logits: Callable[[Params, Array], Array]
-
-
-def begin(prompts: Reading, rows: int, places: int) -> Cache:
-  """A cache for `rows` rows, a multiple of the prompts, with room for `places` tokens each."""
-
-  def buffers(like):
-    _, groups, _, size = like.shape
-    empty = jnp.zeros((rows, groups, places, size), like.dtype)
-    return sharding.as_rows(empty, 'tensor')
-
-  keys, values = (tuple(map(buffers, pair)) for pair in (prompts.keys, prompts.values))
-  return Cache(prompts, keys, values, jnp.zeros(rows, jnp.int32))
-
-
-def grown(cache: Cache, places: int) -> Cache:
-  """The same cache with room for `places` tokens a row."""
-
-  def longer(buffer):
-    return jnp.pad(buffer, ((0, 0), (0, 0), (0, places - buffer.shape[2]), (0, 0)))
-
-  keys, values = (tuple(map(longer, pair)) for pair in (cache.keys, cache.values))
-  return cache._replace(keys=keys, values=values)
-
-
-def rotate(x: Float[Array, 'N T H C'], turns: tuple[Array, Array]) -> Float[Array, 'N T H C']:
+def rotate(x: Float[Array, 'N T H C'], cos_sin: tuple[Array, Array]) -> Float[Array, 'N T H C']:
   """Rotary position embedding, pairing dimension i with i + C/2 (arXiv 2104.09864, eq. 34).
 
-  `turns` are the cosine and the sine of each token's angles, [N, T, 1, C/2].
+  `cos_sin` are the cosine and the sine of each token's angles, [N, T, 1, C/2].
   """
-  cos, sin = turns
+  cos, sin = cos_sin
   a, b = jnp.split(x, 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Linear(nn.Module):
-  """x W + b, and what its adapter adds, if it has one."""
+  """x W + b, plus the output of its adapter, if it has one."""
 
   size: int
   bias: bool
@@ -131,11 +68,11 @@ class Linear(nn.Module):
       y += self.param('bias', nn.initializers.zeros, (self.size,), weights).astype(compute)
     if self.lora and self.name in self.lora.targets:
       if self.is_initializing():
-        # As PEFT begins: uniform within +-1 / sqrt(inputs), and nothing added.
+        # PEFT's initialisation: A is uniform within +-1 / sqrt(inputs), B is zero.
         initial = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
         self.param('lora_a', initial, (shape[0], self.lora.rank))
         self.param('lora_b', nn.initializers.zeros, (self.lora.rank, self.size))
-      if self.has_variable('params', 'lora_a'):  # else it is the base that is read
+      if self.has_variable('params', 'lora_a'):  # the base alone has none
         a, b = (self.get_variable('params', name).astype(compute) for name in ('lora_a', 'lora_b'))
         y += delta(x, a, b, self.lora.scale)
     return y
@@ -163,14 +100,17 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention: `look` says over what, and what is kept of keys and values."""
+  """Grouped-query attention.
+
+  `attend` maps (query, key, value) to the attended values and the keys and values to store.
+  """
 
   sizes: Architecture
   numerics: Numerics
   lora: Lora | None
 
   @nn.compact
-  def __call__(self, x, turns, look):
+  def __call__(self, x, cos_sin, attend):
     sizes = self.sizes
 
     def heads(count, name):
@@ -182,14 +122,14 @@ class Attention(nn.Module):
     if sizes.head_norms:
       query = Norm(sizes, self.numerics, name='query_norm')(query)
       key = Norm(sizes, self.numerics, name='key_norm')(key)
-    if turns is not None:
-      query, key = rotate(query, turns), rotate(key, turns)
-    query, key, value = (sharding.as_rows(x, None, 'tensor') for x in (query, key, value))
+    if cos_sin is not None:
+      query, key = rotate(query, cos_sin), rotate(key, cos_sin)
+    query, key, value = (sharding.shard_rows(x, None, 'tensor') for x in (query, key, value))
     scale = sizes.attention_scale or sizes.head_size**-0.5
-    mixed, kept = look(query, key, value, scale=scale, cap=sizes.attention_cap)
-    mixed = mixed.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
+    attended, stored = attend(query, key, value, scale=scale, cap=sizes.attention_cap)
+    attended = attended.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
     out = Linear(sizes.width, sizes.output_bias, self.numerics, self.lora, name='out')
-    return out(mixed), kept
+    return out(attended), stored
 
 
 ACTIVATIONS = {
@@ -200,7 +140,7 @@ ACTIVATIONS = {
 
 
 class FeedForward(nn.Module):
-  """A hidden layer, gated or not."""
+  """Two linear layers around an activation, gated or not."""
 
   sizes: Architecture
   numerics: Numerics
@@ -221,7 +161,7 @@ class FeedForward(nn.Module):
     return linear(sizes.width, 'down')(hidden)
 
 
-# What backward passes keep, of what a layer computes.
+# The intermediate results of a layer that are stored for the backward pass.
 REMAT = {
   'layers': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -229,7 +169,7 @@ REMAT = {
 
 
 class Transformer(nn.Module):
-  """The whole decoder; see `Decoder` for its methods."""
+  """The whole model; see `Decoder` for its methods."""
 
   sizes: Architecture
   numerics: Numerics
@@ -238,7 +178,7 @@ class Transformer(nn.Module):
   def setup(self):
     sizes, numerics = self.sizes, self.numerics
 
-    def each(make):
+    def per_layer(make):
       return [make() for _ in sizes.layers]
 
     def embedding(count):
@@ -250,111 +190,108 @@ class Transformer(nn.Module):
     norm = lambda: Norm(sizes, numerics)
     self.embed = embedding(sizes.vocabulary)
     if sizes.learned_positions:
-      self.places = embedding(sizes.longest)
-    self.attentions = each(lambda: Attention(sizes, numerics, self.lora))
-    self.feed_forwards = each(lambda: FeedForward(sizes, numerics, self.lora))
-    self.attention_norms, self.feed_forward_norms = each(norm), each(norm)
+      self.position_table = embedding(sizes.max_positions)
+    self.attentions = per_layer(lambda: Attention(sizes, numerics, self.lora))
+    self.feed_forwards = per_layer(lambda: FeedForward(sizes, numerics, self.lora))
+    self.attention_norms, self.feed_forward_norms = per_layer(norm), per_layer(norm)
     if sizes.post_norms:
-      self.attention_post_norms, self.feed_forward_post_norms = each(norm), each(norm)
+      self.attention_post_norms, self.feed_forward_post_norms = per_layer(norm), per_layer(norm)
     self.final_norm = norm()
     if not sizes.tied:
       self.head = Linear(sizes.vocabulary, False, numerics)
 
   def __call__(self, tokens, mask):
-    """Reads tokens as a whole."""
+    """Prefill: hidden states of whole sequences, and their cache."""
     length, positions = mask.shape[1], masks.positions(mask)
-    past = mask[:, None, :] & jnp.tri(length, dtype=bool)
-    # Layers of the same kind share masks.
-    sights = {None: Sight(past, mask)}
+    causal = mask[:, None, :] & jnp.tri(length, dtype=bool)
+    # Layers with the same window share a mask.
+    by_window = {None: AttentionMask(causal, mask)}
     for window in self._windows():
       near = positions[:, :, None] - positions[:, None, :] < window
-      sights[window] = Sight(past & near, mask, window)
+      by_window[window] = AttentionMask(causal & near, mask, window)
 
-    def look(number, query, key, value, **how):
-      mixed = attend(query, key, value, sights[self.sizes.layers[number].window], **how)
-      return mixed, tuple(jnp.swapaxes(x, 1, 2) for x in (key, value))
+    def attend_layer(number, query, key, value, **settings):
+      attended = attend(query, key, value, by_window[self.sizes.layers[number].window], **settings)
+      return attended, tuple(jnp.swapaxes(x, 1, 2) for x in (key, value))
 
     remat = REMAT.get(self.numerics.remat)
-    hidden, keys, values = self._through(tokens, positions, length, look, remat)
-    return hidden, Reading(keys, values, mask)
+    hidden, keys, values = self._run_layers(tokens, positions, length, attend_layer, remat)
+    return hidden, PrefillCache(keys, values, mask)
 
-  def extend(self, tokens, cache):
-    """Reads the next few tokens of each row."""
+  def decode(self, tokens, cache):
+    """Hidden states of the next few tokens of each row, and the cache with them."""
     prompts, (rows, count) = cache.prompts, tokens.shape
-    size, places = prompts.mask.shape[1], jnp.arange(cache.keys[0].shape[2])
+    size, slots = prompts.mask.shape[1], jnp.arange(cache.keys[0].shape[2])
     before = jnp.sum(prompts.mask, axis=1)[:, None, None]  # real tokens of each prompt
-    at = cache.length[:, None] + jnp.arange(count)
-    positions = before + at.reshape(len(before), -1, count)
-    own, of_prompts = places <= at[:, :, None], prompts.mask[:, None, None]
-    seen = {None: (of_prompts, own[:, None])}
+    columns = cache.length[:, None] + jnp.arange(count)  # of the cache, one for each token
+    positions = before + columns.reshape(len(before), -1, count)
+    own, of_prompts = slots <= columns[:, :, None], prompts.mask[:, None, None]
+    by_window = {None: (of_prompts, own[:, None])}
     for window in self._windows():
       near = positions[..., None] - masks.positions(prompts.mask)[:, None, None] < window
-      recent = at[:, :, None] - places < window
-      seen[window] = (of_prompts & near, (own & recent)[:, None])
+      recent = columns[:, :, None] - slots < window
+      by_window[window] = (of_prompts & near, (own & recent)[:, None])
 
-    @jax.vmap
-    def added(buffer, new, at):
-      return buffer.at[:, at].set(jnp.swapaxes(new, 0, 1), mode='drop')
-
-    def look(number, query, key, value, **how):
-      key, value = added(cache.keys[number], key, at), added(cache.values[number], value, at)
-      of_prompts, own = seen[self.sizes.layers[number].window]
+    def attend_layer(number, query, key, value, **settings):
+      key = append_to_cache(cache.keys[number], key, columns)
+      value = append_to_cache(cache.values[number], value, columns)
+      of_prompts, own = by_window[self.sizes.layers[number].window]
       parts = [
-        Part(prompts.keys[number], prompts.values[number], of_prompts),
-        Part(key, value, own),
+        KeyValues(prompts.keys[number], prompts.values[number], of_prompts),
+        KeyValues(key, value, own),
       ]
-      return attend_parts(query, parts, **how), (key, value)
+      return attend_cached(query, parts, **settings), (key, value)
 
-    # Rows that are done read past the end, where learned positions would be no numbers.
-    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.longest - 1)
-    hidden, keys, values = self._through(tokens, positions, size + len(places), look)
+    # Rows that are done run past the last position, where a learned table has only NaN.
+    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.max_positions - 1)
+    hidden, keys, values = self._run_layers(tokens, positions, size + len(slots), attend_layer)
     return hidden, Cache(prompts, keys, values, cache.length + count)
 
   def _windows(self):
     return {layer.window for layer in self.sizes.layers} - {None}
 
-  def _through(self, tokens, positions, longest, look, remat=None):
-    """Hidden states, and what each layer's `look` keeps of keys and values."""
+  def _run_layers(self, tokens, positions, length, attend_layer, remat=None):
+    """Hidden states, and the keys and the values that each layer stores."""
     sizes = self.sizes
-    if longest > sizes.longest:
+    if length > sizes.max_positions:
       raise UserError(
-        f'{longest} tokens are more than the {sizes.longest} that the model has positions '
+        f'{length} tokens are more than the {sizes.max_positions} that the model has positions '
         'for; lower config.data.prompt_length or config.data.response_length.'
       )
-    # A row of the table comes whole, from wherever it lies.
+    # Each row of the table is whole on one device; the rows are split over `tensor`.
     table = jnp.asarray(self.embed.embedding, self.numerics.compute)
-    table = sharding.as_axes(table, 'tensor', None)
-    x = sharding.as_rows(jnp.take(table, tokens, axis=0))
+    table = sharding.shard_axes(table, 'tensor', None)
+    x = sharding.shard_rows(jnp.take(table, tokens, axis=0))
     x *= jnp.asarray(sizes.embedding_scale, x.dtype)
     if sizes.learned_positions:
-      x += self.places(positions)
-    # Layers of the same kind share angles.
-    turns = {layer.rotary: self._turns(layer.rotary, positions) for layer in sizes.layers}
-    pairs = []
+      x += self.position_table(positions)
+    # Layers with the same rotary positions share cosines and sines.
+    cos_sin = {layer.rotary: self._cos_sin(layer.rotary, positions) for layer in sizes.layers}
+    stored = []
     for number, layer in enumerate(sizes.layers):
 
-      def block(self, x, number=number, turns=turns[layer.rotary]):
-        return self._layer(number, x, turns, partial(look, number))
+      def block(self, x, number=number, cos_sin=cos_sin[layer.rotary]):
+        return self._run_layer(number, x, cos_sin, partial(attend_layer, number))
 
       x, pair = (nn.remat(block, policy=remat) if remat else block)(self, x)
-      pairs.append(pair)
-    return self.final_norm(x), *zip(*pairs, strict=True)
+      stored.append(pair)
+    return self.final_norm(x), *zip(*stored, strict=True)
 
-  def _turns(self, rotary, positions):
+  def _cos_sin(self, rotary, positions):
     if rotary is None:
       return None
     angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
     return jnp.cos(angle), jnp.sin(angle)
 
-  def _layer(self, number, x, turns, look):
-    out, pair = self.attentions[number](self.attention_norms[number](x), turns, look)
+  def _run_layer(self, number, x, cos_sin, attend):
+    out, pair = self.attentions[number](self.attention_norms[number](x), cos_sin, attend)
     x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
     out = self.feed_forwards[number](self.feed_forward_norms[number](x))
     x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
-    return sharding.as_rows(x), pair
+    return sharding.shard_rows(x), pair
 
-  def all(self, tokens, mask):
-    """Uses every parameter once, so that `init` makes it."""
+  def use_all(self, tokens, mask):
+    """Uses every parameter once, so that `init` creates it."""
     return self.logits(self(tokens, mask)[0])
 
   def logits(self, hidden):
@@ -372,29 +309,29 @@ def make_decoder(
 ) -> Decoder:
   """A `Decoder` of the given sizes; `heads` must be a multiple of `key_heads`.
 
-  With `lora`, its parameters have adapters, which change nothing at the start. It reads parameters
-  without them as well: the base as it is.
+  With `lora`, `init` adds adapters, whose output is zero at the start. The decoder also takes
+  parameters without adapters: those of the base.
   """
   model = Transformer(sizes, numerics, lora)
 
   def init(key):
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(key, tokens, tokens == 0, method=Transformer.all)['params']
-    # One head a layer starts with queries equal to keys, so that it finds words like the one at
-    # hand from the first step. Without it, learning to copy from the prompt is a long plateau.
+    params = model.init(key, tokens, tokens == 0, method=Transformer.use_all)['params']
+    # One head a layer starts with queries equal to keys, so that it attends to tokens like the
+    # current one from the first step. Otherwise learning to copy from the prompt takes long.
     for layer in range(len(sizes.layers)):
       attention = params[f'attentions_{layer}']
       same = attention['key']['kernel'][:, : sizes.head_size]
       attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
     return params
 
-  def read(params, tokens, mask):
+  def prefill(params, tokens, mask):
     return model.apply({'params': params}, tokens, mask)
 
-  def extend(params, tokens, cache):
-    return model.apply({'params': params}, tokens, cache, method='extend')
+  def decode(params, tokens, cache):
+    return model.apply({'params': params}, tokens, cache, method='decode')
 
   def logits(params, hidden):
     return model.apply({'params': params}, hidden, method='logits')
 
-  return Decoder(init, read, extend, logits)
+  return Decoder(init, prefill, decode, logits)

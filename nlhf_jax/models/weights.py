@@ -1,7 +1,7 @@
-"""Weights in the Hugging Face layout: read onto devices tensor by tensor, and written back.
+"""Weights in the Hugging Face layout: loaded onto devices tensor by tensor, and saved.
 
-A table a family says which tensor each of our parameters is. Both directions are strict: a tensor
-that is missing, unknown or of another shape is named.
+One table a family maps our parameters to tensors. Both directions are strict: a tensor that is
+missing, unknown or of another shape is an error that names it.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 
 INDEX = 'model.safetensors.index.json'
-SHARD = 5 * 10**9  # most bytes in a file that is written
+SHARD = 5 * 10**9  # maximum bytes of a file that is written
 
 
 class Tensor(NamedTuple):
-  """Where a parameter is: the name of a tensor, and how that is laid out."""
+  """The tensor that holds a parameter, and its layout."""
 
   name: str
-  transposed: bool  # [out, in], as torch has it
-  part: int | None = None  # which third of its last axis, of queries, keys and values in one
+  transposed: bool  # [out, in], as in PyTorch
+  part: int | None = None  # the third of the last axis that holds it, in fused projections
 
 
 _LLAMA = {
@@ -57,7 +57,7 @@ _GEMMA = _LLAMA | {
 }
 _GPT2 = {
   'embed': 'transformer.wte',
-  'places': 'transformer.wpe',
+  'position_table': 'transformer.wpe',
   'attention_norms': 'transformer.h.{}.ln_1',
   **{f'attentions/{name}': 'transformer.h.{}.attn.c_attn' for name in ('query', 'key', 'value')},
   'attentions/out': 'transformer.h.{}.attn.c_proj',
@@ -70,7 +70,7 @@ _GPT2 = {
 
 
 def _deberta(model: str) -> dict[str, str]:
-  """Of an encoder that goes by this name."""
+  """The table of an encoder whose tensors start with this name."""
   layer = f'{model}.encoder.layer.{{}}'
   return {
     'embed': f'{model}.embeddings.word_embeddings',
@@ -85,8 +85,8 @@ def _deberta(model: str) -> dict[str, str]:
     'attentions/query': f'{layer}.attention.self.query_proj',
     'attentions/key': f'{layer}.attention.self.key_proj',
     'attentions/value': f'{layer}.attention.self.value_proj',
-    'attentions/place_key': f'{layer}.attention.self.pos_key_proj',
-    'attentions/place_query': f'{layer}.attention.self.pos_query_proj',
+    'attentions/position_key': f'{layer}.attention.self.pos_key_proj',
+    'attentions/position_query': f'{layer}.attention.self.pos_query_proj',
     'attentions/out': f'{layer}.attention.output.dense',
     'attention_norms': f'{layer}.attention.output.LayerNorm',
     'feed_forwards/up': f'{layer}.intermediate.dense',
@@ -111,7 +111,7 @@ TABLES = {
   'pairrm': _PAIRRM,
 }
 _FUSED = ('query', 'key', 'value')
-# Buffers that older files hold; none is a weight.
+# Buffers in older files, which are not weights.
 _BUFFERS = re.compile(r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$')
 
 
@@ -120,7 +120,7 @@ def tensor(path: str, family: str) -> Tensor:
   module, kind = path.rsplit('/', 1)
   number = re.search(r'_(\d+)(/|$)', module)
   name = TABLES[family][re.sub(r'_\d+(/|$)', r'\1', module)].format(number and number[1])
-  # GPT-2 keeps its matrices as we do, but the head, and those of queries, keys and values in one.
+  # GPT-2 stores kernels as we do, except its head, and fuses queries, keys and values.
   transposed = kind == 'kernel' and (family != 'gpt2' or module == 'head')
   part = _FUSED.index(module.rsplit('/')[-1]) if name.endswith('c_attn') else None
   return Tensor(f'{name}.{"bias" if kind == "bias" else "weight"}', transposed, part)
@@ -134,29 +134,30 @@ def load(
 ) -> Params:
   """The parameters in the safetensors files of a folder.
 
-  One file is open at a time, and each device's part of each tensor is read from it on its own: the
-  host holds no more than that of what is not its device's.
+  One file is open at a time, and each device's part of each tensor is read separately, so that the
+  host never holds more than one part.
 
   Args:
-    folder: with `model.safetensors`, or several files and their index.
+    folder: contains `model.safetensors`, or several files and their index.
     family: `model_type` of its config.
     shapes: the shape and dtype of every parameter.
-    place: path and shape of a parameter -> where it goes.
+    place: path and shape of a parameter -> its sharding.
 
   Raises:
-    UserError: if a file cannot be read, or what it holds is not what the architecture needs.
+    UserError: if a file cannot be read, or its tensors do not fit the architecture.
   """
   files, found = _found(folder)
-  if 'head' not in shapes:  # it is the embedding
+  if 'head' not in shapes:  # tied to the embedding
     found.pop('lm_head.weight', None)
-  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flat(shapes).items()}
+  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
   flat = {
-    path: (leaf, at._replace(name=_as_in(at.name, found))) for path, (leaf, at) in flat.items()
+    path: (leaf, at._replace(name=_stored_name(at.name, found)))
+    for path, (leaf, at) in flat.items()
   }
   _check(folder, flat, found)
   params = {}
   for path in sorted(set(files.values())):
-    with _opened(path) as file:
+    with _open(path) as file:
       for name, (leaf, at) in flat.items():
         if files[at.name] == path:
           source = file.get_slice(at.name)
@@ -165,13 +166,13 @@ def load(
             place(name, leaf),
             lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
           )
-  return trees.nested({path: params[path] for path in flat})
+  return trees.unflatten({path: params[path] for path in flat})
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
-  """Writes parameters as `load` reads them, in files of about `most` bytes."""
+  """Saves parameters in the layout that `load` reads, in files of about `most` bytes."""
   whole: dict[str, dict[int | None, str]] = {}
-  flat = trees.flat(params)
+  flat = trees.flatten(params)
   for path in flat:
     at = tensor(path, family)
     whole.setdefault(at.name, {})[at.part] = path
@@ -186,7 +187,7 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
   def written(name):
     parts = [
-      _turned(distributed.fetch(flat[path]), tensor(path, family))
+      _transpose(distributed.fetch(flat[path]), tensor(path, family))
       for _, path in sorted(whole[name].items(), key=str)
     ]
     return np.ascontiguousarray(np.concatenate(parts, axis=-1)).astype(dtype)
@@ -208,25 +209,25 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
 
 def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:
-  """Writes the adapter among the parameters as PEFT reads it; `base` names the model it is for."""
-  leaves = trees.flat(params)
+  """Saves the adapter among the parameters in PEFT's layout; `base` names the adapted model."""
+  leaves = trees.flatten(params)
   of_module: dict[str, dict[int | None, tuple]] = {}
   for path in leaves:
     if path.endswith('/lora_a'):
-      place = path.removesuffix('/lora_a')
-      at = tensor(f'{place}/kernel', family)
+      layer = path.removesuffix('/lora_a')
+      at = tensor(f'{layer}/kernel', family)
       pair = tuple(
-        np.float32(distributed.fetch(leaves[f'{place}/{name}'])) for name in ('lora_a', 'lora_b')
+        np.float32(distributed.fetch(leaves[f'{layer}/{name}'])) for name in ('lora_a', 'lora_b')
       )
       of_module.setdefault(at.name.removesuffix('.weight'), {})[at.part] = pair
   tensors, ranks = {}, {}
   for module, parts in of_module.items():
-    a, b = parts[None] if None in parts else _as_one(parts)
+    a, b = parts[None] if None in parts else _fuse_adapters(parts)
     tensors[f'base_model.model.{module}.lora_A.weight'] = np.ascontiguousarray(a.T)
     tensors[f'base_model.model.{module}.lora_B.weight'] = np.ascontiguousarray(b.T)
     if a.shape[1] != lora.rank:
       ranks[module] = a.shape[1]
-  # A name of GPT-2's, such as c_proj, is that of several layers.
+  # GPT-2 uses names such as c_proj for several layers of a block.
   last = 2 if family == 'gpt2' else 1
   config = {
     'peft_type': 'LORA',
@@ -247,8 +248,10 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
   json_lines.write_json(folder / 'adapter_config.json', config)
 
 
-def _as_one(parts: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """One adapter of a matrix, of those of its thirds: side by side, each for its own columns."""
+def _fuse_adapters(
+  parts: Mapping[int, tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """The adapter of a fused projection from those of its thirds, each for its own columns."""
   a = np.concatenate([a for a, _ in parts.values()], axis=1)
   size = next(iter(parts.values()))[1].shape[1]
   b, start = np.zeros((a.shape[1], size * len(_FUSED)), a.dtype), 0
@@ -271,14 +274,14 @@ def _files(folder: Path) -> list[Path]:
   whole = folder / 'model.safetensors'
   if not whole.exists():
     raise UserError(
-      f'{folder}: there is neither model.safetensors nor {INDEX}; weights in other formats are not '
-      'read, convert them with save_pretrained of transformers.'
+      f'{folder}: there is neither model.safetensors nor {INDEX}; convert weights in other formats '
+      'with save_pretrained of transformers.'
     )
   return [whole]
 
 
 def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every tensor in the safetensors files of a folder.
+  """name -> shape of every tensor in the safetensors files of a folder.
 
   Raises:
     UserError: if a file cannot be read.
@@ -287,10 +290,10 @@ def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
-  """Name -> file, and name -> shape, of every tensor that is a weight."""
+  """name -> file, and name -> shape, of every tensor that is a weight."""
   files, found = {}, {}
   for path in _files(folder):
-    with _opened(path) as file:
+    with _open(path) as file:
       for name in file.keys():  # noqa: SIM118 - not a dict
         if not _BUFFERS.search(name):
           files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
@@ -298,7 +301,7 @@ def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[Any]:
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       yield file
@@ -308,14 +311,14 @@ def _opened(path: Path) -> Iterator[Any]:
     raise UserError(f'{path}: broken or cut short ({error}); download it again.') from None
 
 
-def _as_in(name: str, found: Mapping) -> str:
-  """The name as files without a head write it: without the first component."""
+def _stored_name(name: str, found: Mapping) -> str:
+  """The name as it is in the files: some omit its first component."""
   bare = name.split('.', 1)[1]
   return bare if name not in found and bare in found else name
 
 
 def _check(folder, flat, found) -> None:
-  """Raises UserError that names what is missing, unknown or misshapen."""
+  """Raises UserError that names tensors that are missing, unknown or of another shape."""
   needed = {at.name for _, at in flat.values()}
   problems = [f"'{name}' is missing" for name in sorted(needed - set(found))]
   problems += [f"'{name}' is unknown" for name in sorted(set(found) - needed)]
@@ -328,19 +331,19 @@ def _check(folder, flat, found) -> None:
   if problems:
     more = f', and {len(problems) - 5} more' if len(problems) > 5 else ''
     raise UserError(
-      f'{folder}: its weights do not fit its config: {", ".join(problems[:5])}{more}.'
+      f'{folder}: the weights do not fit the config: {", ".join(problems[:5])}{more}.'
     )
 
 
 def _read(source, at: Tensor, index: tuple[slice, ...], leaf) -> np.ndarray:
-  """One device's part of a parameter, in its dtype."""
+  """One device's part of a parameter, in the parameter's dtype."""
   starts = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
   index = [slice(part.start, part.stop) for part in starts]
   if at.part is not None:
     shift = at.part * leaf.shape[-1]
     index[-1] = slice(index[-1].start + shift, index[-1].stop + shift)
-  return _turned(source[tuple(index[::-1] if at.transposed else index)], at).astype(leaf.dtype)
+  return _transpose(source[tuple(index[::-1] if at.transposed else index)], at).astype(leaf.dtype)
 
 
-def _turned(matrix: np.ndarray, at: Tensor) -> np.ndarray:
+def _transpose(matrix: np.ndarray, at: Tensor) -> np.ndarray:
   return matrix.T if at.transposed else matrix

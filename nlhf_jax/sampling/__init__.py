@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sampling responses from mixtures of slots: prefill, decode, one program for each size."""

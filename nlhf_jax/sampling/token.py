@@ -1,4 +1,4 @@
-"""Drawing tokens: what is done to logits before, one draw a row, and drafts held to a target."""
+"""Sampling one token a row: filters on the logits, then inversion of the cumulative sum."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-BLOCK = 64  # tokens whose probabilities are added up together
+BLOCK = 64  # tokens whose probabilities are summed together
 
 
 class Filters(NamedTuple):
-  """What is done to next-token logits, after mixing, before one is drawn.
+  """Temperature, top-k and top-p, applied in this order to next-token logits after mixing.
 
-  Training samples with none of them: the policy gradient's score function is that of the policy as
-  it is. `top_k` keeps the k likeliest tokens (0: all of them), `top_p` the smallest set with at
-  least that mass.
+  `top_k` keeps the k most likely tokens (0 keeps all), `top_p` the smallest set of tokens with at
+  least that probability. Training samples without filters: the policy gradient's score function is
+  that of the unfiltered policy.
   """
 
   temperature: float = 1.0
@@ -26,8 +26,8 @@ class Filters(NamedTuple):
 UNFILTERED = Filters()
 
 
-def filtered(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '... V']:
-  """Log-probabilities after temperature, top-k and top-p, in that order; -inf where cut."""
+def filter_logits(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '... V']:
+  """Log-probabilities after temperature, top-k and top-p; -inf for removed tokens."""
   log_p = jax.nn.log_softmax(logits / filters.temperature)
   if 0 < filters.top_k < log_p.shape[-1]:
     least = lax.top_k(log_p, filters.top_k)[0][..., -1:]
@@ -40,80 +40,54 @@ def filtered(logits: Float[Array, '... V'], filters: Filters) -> Float[Array, '.
   return log_p
 
 
-class Drawn(NamedTuple):
-  """A token a row, its log-probability, and the entropy of what it was drawn from, in nats."""
+class SampledToken(NamedTuple):
+  """A token, its log-probability, and the entropy of what it was sampled from, in nats."""
 
   token: Int[Array, '...']
   log_prob: Float[Array, '...']
   entropy: Float[Array, '...']
 
 
-def draw(
+def sample_token(
   uniform: Float[Array, '...'], logits: Float[Array, '... V'], filters: Filters = UNFILTERED
-) -> Drawn:
-  """One token a row by inverting the cumulative sum at a uniform number in [0, 1).
+) -> SampledToken:
+  """Samples one token a row by inverting the cumulative sum at a uniform number in [0, 1).
 
-  Probabilities are added up in blocks: first the block is found, then the token in it.
+  Probabilities are summed in blocks: first the block is found, then the token in it. This takes one
+  random number a row, and one pass of exponentials (benchmarks/NOTES.md).
   """
   if filters != UNFILTERED:
-    logits = filtered(logits, filters)
+    logits = filter_logits(logits, filters)
   top = jnp.max(logits, axis=-1, keepdims=True)
   weights = jnp.exp(logits - top)
   unused = [(0, 0)] * (weights.ndim - 1) + [(0, -weights.shape[-1] % BLOCK)]
   blocks = jnp.pad(weights, unused).reshape(*weights.shape[:-1], -1, BLOCK)
   sums = jnp.sum(blocks, axis=-1)
   total = jnp.sum(sums, axis=-1)
-  block, rest = _place(sums, uniform * total)
-  within, _ = _place(entry(blocks, block[..., None], axis=-2), rest)
+  block, rest = _invert_cumulative(sums, uniform * total)
+  within, _ = _invert_cumulative(take_entry(blocks, block[..., None], axis=-2), rest)
   token = BLOCK * block + within
   log_total = jnp.log(total) + top[..., 0]
   expected = jnp.sum(jnp.where(weights > 0, weights * logits, 0), axis=-1) / total
-  return Drawn(token, entry(logits, token) - log_total, log_total - expected)
+  return SampledToken(token, take_entry(logits, token) - log_total, log_total - expected)
 
 
-def _place(
+def _invert_cumulative(
   weights: Float[Array, '... n'], threshold: Float[Array, '...']
 ) -> tuple[Int[Array, '...'], Float[Array, '...']]:
-  """Whose share of the weights' sum the threshold falls in, and how far into it.
+  """The index at which the cumulative sum of weights passes the threshold, and the remainder.
 
-  However sums are rounded, the weight there is above zero.
+  The weight at the index is above zero, however sums are rounded.
   """
   sums = jnp.cumsum(weights, axis=-1)
   threshold = jnp.minimum(threshold, sums[..., -1] * (1 - 2.0**-22))
   index = jnp.sum(sums <= threshold[..., None], axis=-1)
-  places = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), -1)
-  index = entry(lax.cummax(places, axis=places.ndim - 1), index)
-  before = jnp.where(index > 0, entry(sums, jnp.maximum(index - 1, 0)), 0)
+  positive = jnp.where(weights > 0, jnp.arange(weights.shape[-1]), -1)
+  index = take_entry(lax.cummax(positive, axis=positive.ndim - 1), index)
+  before = jnp.where(index > 0, take_entry(sums, jnp.maximum(index - 1, 0)), 0)
   return index, jnp.maximum(threshold - before, 0)
 
 
-def verified(
-  drafts: Int[Array, '... k'],
-  log_draft: Float[Array, '... k V'],
-  log_target: Float[Array, '... k V'],
-  uniform: Float[Array, '... k+1'],
-) -> tuple[Drawn, Int[Array, '...']]:
-  """Tokens of the target, of which so many count: drafts that are kept, and one that is put right.
-
-  Both log-probabilities are of the next token after the drafts before it, so that what follows the
-  first draft that is not kept means nothing (arXiv 2211.17192, theorem 1). `uniform` decides on
-  each draft, and its last number draws what replaces one. None follows when all are kept, unlike
-  there: who drafts has not read the last one.
-  """
-  length = drafts.shape[-1]
-  chance = jnp.exp(jnp.minimum(entry(log_target, drafts) - entry(log_draft, drafts), 0))
-  kept = jnp.sum(jnp.cumprod(uniform[..., :-1] < chance, axis=-1), axis=-1)
-  wrong = jnp.minimum(kept, length - 1)
-  target, draft = (jnp.exp(entry(x, wrong[..., None], axis=-2)) for x in (log_target, log_draft))
-  more = jnp.maximum(target - draft, 0)
-  more = jnp.where(jnp.any(more > 0, axis=-1, keepdims=True), more, target)  # but for rounding
-  instead = draw(uniform[..., -1], jnp.log(more)).token
-  tokens = jnp.where(jnp.arange(length) == kept[..., None], instead[..., None], drafts)
-  some = jnp.where(log_target > -jnp.inf, log_target, 0)
-  entropy = -jnp.sum(jnp.exp(log_target) * some, axis=-1)
-  return Drawn(tokens, entry(log_target, tokens), entropy), jnp.minimum(kept + 1, length)
-
-
-def entry(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
-  """The entry of each row that its index names, along an axis that goes."""
+def take_entry(x: Array, index: Int[Array, '...'], axis: int = -1) -> Array:
+  """The entry of each row at its index along `axis`, which is removed."""
   return jnp.squeeze(jnp.take_along_axis(x, index[..., None], axis=axis), axis)

@@ -65,7 +65,7 @@ def make_ahead(
 
   def ask(comparison):
     def answer():
-      with sharding.on(mesh):  # which a thread does not know of
+      with sharding.use_mesh(mesh):  # which a thread does not know of
         return np.asarray(judge(whole(comparison)))
 
     asked.update(underway=comparison, payoff=thread.submit(answer))

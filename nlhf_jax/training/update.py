@@ -138,12 +138,12 @@ def make_update(
   def differentiate(state, selected, weight):
     """((mean loss, slot -> scores), gradient)."""
     others = {
-      slot: score(trees.of_slot(state.slots, slot), selected) for slot in algorithm.references
+      slot: score(trees.slot_params(state.slots, slot), selected) for slot in algorithm.references
     }
 
     def objective(policy):
       slots = {**state.slots, 'policy': policy}
-      scores = {'policy': score(trees.of_slot(slots, 'policy'), selected), **others}
+      scores = {'policy': score(trees.slot_params(slots, 'policy'), selected), **others}
       loss = algorithm.loss(scores, selected)
       return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
 
@@ -164,7 +164,7 @@ def make_update(
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.wide(gradient))}
     metrics |= measure(comparison, scores)
     state = advance(algorithm, state, optax.apply_updates(policy, change), memory)
-    return sharding.as_parameters(state._replace(fixed={})), metrics
+    return sharding.shard_parameters(state._replace(fixed={})), metrics
 
   def update(state, comparison, key):
     moving, metrics = moved(state._replace(fixed={}), dict(state.fixed), comparison, key)

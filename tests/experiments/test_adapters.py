@@ -25,16 +25,16 @@ def test_the_reference_is_what_fine_tuning_made_of_the_base(trained):
   reference = language.fine_tune(experiment)
   slots = language.train_policy(experiment, 'nash_md', reference, None, lambda slots: {})
   own, base = trees.split(slots['reference'], lora.is_adapter)
-  assert any(np.any(leaf) for path, leaf in trees.flat(own).items() if path.endswith('lora_b'))
+  assert any(np.any(leaf) for path, leaf in trees.flatten(own).items() if path.endswith('lora_b'))
   moved, same = trees.split(slots['policy'], lora.is_adapter)
   loaded = trees.split(experiment.model.begin(jax.random.key(0)), lora.is_adapter)[1]
-  for path, leaf in trees.flat(loaded).items():
-    np.testing.assert_array_equal(trees.flat(base)[path], leaf)
-    np.testing.assert_array_equal(trees.flat(same)[path], leaf)
-  tuned = trees.flat(trees.split(reference, lora.is_adapter)[0])
-  for path, leaf in trees.flat(own).items():
+  for path, leaf in trees.flatten(loaded).items():
+    np.testing.assert_array_equal(trees.flatten(base)[path], leaf)
+    np.testing.assert_array_equal(trees.flatten(same)[path], leaf)
+  tuned = trees.flatten(trees.split(reference, lora.is_adapter)[0])
+  for path, leaf in trees.flatten(own).items():
     np.testing.assert_array_equal(tuned[path], leaf)
-  assert any(np.any(trees.flat(moved)[path] != leaf) for path, leaf in tuned.items())
+  assert any(np.any(trees.flatten(moved)[path] != leaf) for path, leaf in tuned.items())
 
 
 def test_every_player_is_exploited_by_adapters_of_its_own(trained):

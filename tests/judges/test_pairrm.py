@@ -22,7 +22,7 @@ SECOND = ['bad', 'no, the cat is not on the mat', 'a b c', 'very good ' * 25]
 
 
 def make_score(folder, batch=3):
-  ranker, params, lengths = networks.load(folder)
+  ranker, params, lengths = networks.load_ranker(folder)
   size = len(params['encoder']['embed']['embedding'])
   return pairrm.make_score(ranker, params, lengths, pairrm.read_vocabulary(folder, size), batch)
 
@@ -64,7 +64,7 @@ def test_logits_are_those_of_pytorch(saved):
 
 def test_weights_are_written_as_they_were_published(saved, tmp_path):
   _, _, folder, _ = saved
-  _, params, _ = networks.load(folder)
+  _, params, _ = networks.load_ranker(folder)
   weights.save(tmp_path, networks.FAMILY, params, np.float32)
   before, after = (
     safetensors.numpy.load_file(path / 'model.safetensors') for path in (folder, tmp_path)
@@ -190,7 +190,7 @@ def test_the_judge_is_the_sigmoid_of_the_mean_of_both_orders(saved, policy):
 def test_configs_that_do_not_fit_are_refused(copy, layout, change, said):
   folder = copy(layout, **change)
   with pytest.raises(UserError) as refused:
-    networks.load(folder)
+    networks.load_ranker(folder)
   assert str(refused.value).startswith(str(folder))
   assert said in str(refused.value)
   assert '\n' not in str(refused.value)
@@ -209,8 +209,8 @@ def test_files_that_are_missing_or_broken_are_refused(copy):
     pairrm.read_vocabulary(folder, 100)
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   with pytest.raises(UserError, match='weights_only=True'):
-    networks.load(folder)
+    networks.load_ranker(folder)
   (folder / 'pytorch_model.bin').rename(folder / 'model.safetensors')
   (folder / 'config.json').unlink()
   with pytest.raises(UserError, match='there is no config'):
-    networks.load(folder)
+    networks.load_ranker(folder)

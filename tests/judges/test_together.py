@@ -49,7 +49,7 @@ print(json.dumps(found), file=sys.stderr)
 
 def alone(folder):
   """The logits of one process with one device."""
-  ranker, params, lengths = networks.load(folder)
+  ranker, params, lengths = networks.load_ranker(folder)
   size = len(params['encoder']['embed']['embedding'])
   vocabulary = pairrm.read_vocabulary(folder, size)
   return pairrm.make_score(ranker, params, lengths, vocabulary, 4)(PROMPTS, LEFT, RIGHT)

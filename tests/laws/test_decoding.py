@@ -12,8 +12,7 @@ from nlhf_jax import compilation
 from nlhf_jax.models import architectures
 from nlhf_jax.models.scoring import log_probs
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.sampling import mixture_decoding
-from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 
@@ -33,7 +32,7 @@ def decoder():
 @pytest.fixture(scope='module')
 def params(decoder):
   init = jax.jit(decoder.init)
-  # Twice as large as at the start of training, so that the two slots disagree.
+  # Twice the initial scale, so that the two slots differ.
   return {
     slot: jax.tree.map(lambda leaf: 2 * leaf, init(jax.random.key(seed)))
     for seed, slot in enumerate(('policy', 'reference'))
@@ -48,26 +47,24 @@ def prompts():
 
 
 def teacher_forced(decoder, params, mixture, prompts, responses):
-  """Log-probabilities [B, K, T, V] of the mixture, each prefix read anew and without a cache."""
+  """Log-probabilities [B, K, T, V] of the mixture, each response computed without a cache."""
   size, count, length = responses.tokens.shape
   forced = np.zeros((size, count, length, SIZES.vocabulary))
   for row, sample in itertools.product(range(size), range(count)):
     prompt = prompts.tokens[row][prompts.mask[row]]
     tokens = jnp.concatenate([prompt, responses.tokens[row, sample]])[None]
     for slot, weight in mixture.items():
-      hidden, _ = decoder.read(params[slot], tokens, jnp.ones_like(tokens, bool))
+      hidden, _ = decoder.prefill(params[slot], tokens, jnp.ones_like(tokens, bool))
       logits = decoder.logits(params[slot], hidden[0, len(prompt) - 1 : -1])
       forced[row, sample] += weight * np.asarray(logits)
   return np.asarray(jax.nn.log_softmax(forced))
 
 
 @pytest.mark.parametrize('drafts', [1, 3])
-def test_rollout_reports_the_probabilities_of_a_full_recompute(
-  decoder, params, prompts, drafts, monkeypatch
-):
+def test_rollout_log_probs_equal_teacher_forcing(decoder, params, prompts, drafts, monkeypatch):
   opposite, beyond = {'policy': 0.2, 'reference': 0.8}, {'policy': 1.5, 'reference': -0.5}
   mixtures = [POLICY, MIXTURE, opposite, beyond] if drafts == 1 else [MIXTURE, opposite, beyond]
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   rollout = make_rollout(decoder, mixtures, length=LENGTH, stop=STOP, count=2)
   sampled = rollout(params, prompts, jax.random.key(3))
   for mixture, responses in zip(mixtures, sampled, strict=True):
@@ -75,20 +72,20 @@ def test_rollout_reports_the_probabilities_of_a_full_recompute(
     forced = teacher_forced(decoder, params, mixture, prompts, responses)
     chosen = np.take_along_axis(forced, np.asarray(responses.tokens)[..., None], axis=-1)[..., 0]
     entropy = -(np.exp(forced) * forced).sum(axis=-1)
-    atol = 1e-5 * sum(map(abs, mixture.values()))  # rounding errors weigh what logits weigh
+    atol = 1e-5 * sum(map(abs, mixture.values()))  # rounding errors are weighted like logits
     np.testing.assert_allclose(responses.log_probs, np.where(mask, chosen, 0), atol=atol)
     np.testing.assert_allclose(responses.entropy, np.where(mask, entropy, 0), atol=atol)
-    assert 0.2 < mask.mean() < 1  # some responses stop early, some run on
+    assert 0.2 < mask.mean() < 1  # some responses stop early, some are truncated
 
 
-def test_scoring_a_rollout_gives_back_its_probabilities(decoder, params, prompts):
+def test_scores_of_a_rollout_equal_its_log_probs(decoder, params, prompts):
   rollout = make_rollout(decoder, [POLICY], length=LENGTH, stop=STOP, count=3)
   (responses,) = rollout(params, prompts, jax.random.key(4))
   scored = jax.jit(partial(log_probs, decoder))(params['policy'], prompts, responses)
   np.testing.assert_allclose(scored, responses.log_probs, atol=3e-5)
 
 
-def test_a_response_ends_with_its_stop_token(decoder, params, prompts):
+def test_responses_end_with_their_stop_token(decoder, params, prompts):
   rollout = make_rollout(decoder, [MIXTURE], length=LENGTH, stop=STOP, count=8)
   (responses,) = rollout(params, prompts, jax.random.key(5))
   tokens, mask = np.asarray(responses.tokens), np.asarray(responses.mask)
@@ -102,17 +99,17 @@ def test_a_response_ends_with_its_stop_token(decoder, params, prompts):
 
 @pytest.fixture
 def counted(decoder):
-  """The decoder, and rows of all its steps, filled in as it goes."""
+  """The decoder, and a list of the rows of each decoding step, filled as it runs."""
   steps = []
 
-  def extend(params, tokens, cache):
+  def decode(params, tokens, cache):
     jax.debug.callback(lambda: steps.append(len(tokens)))
-    return decoder.extend(params, tokens, cache)
+    return decoder.decode(params, tokens, cache)
 
-  return decoder._replace(extend=extend), steps
+  return decoder._replace(decode=decode), steps
 
 
-def test_the_loop_ends_when_every_response_has(counted, params, prompts):
+def test_loop_ends_when_all_responses_end(counted, params, prompts):
   decoder, steps = counted
 
   def logits(params, hidden):
@@ -121,13 +118,13 @@ def test_the_loop_ends_when_every_response_has(counted, params, prompts):
   rollout = make_rollout(decoder._replace(logits=logits), [POLICY], length=50, stop=STOP)
   (responses,) = jax.block_until_ready(rollout(params, prompts, jax.random.key(6)))
   jax.effects_barrier()
-  assert not steps  # the prompts say it all
+  assert not steps  # prefill samples the stop tokens
   assert (np.asarray(responses.mask).sum(axis=-1) == 1).all()
 
 
 @pytest.fixture
 def many(decoder):
-  """24 prompts, and how a decoder ends responses after 5 tokens in the mean."""
+  """24 prompts, and logits under which responses have about 5 tokens."""
 
   def logits(params, hidden):
     return decoder.logits(params, hidden).at[..., STOP].add(3)
@@ -137,32 +134,30 @@ def many(decoder):
 
 
 @pytest.mark.parametrize('drafts', [1, 3])
-def test_prompts_that_are_done_are_left_behind_and_caches_grow(
-  counted, many, params, drafts, monkeypatch
-):
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
+def test_compaction_and_growing_caches_change_no_token(counted, many, params, drafts, monkeypatch):
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)
   stopping = decoder._replace(logits=logits)
   make = lambda: make_rollout(stopping, [POLICY, MIXTURE], length=20, stop=STOP, count=2)
-  expected = jax.jit(make())(params, prompts, key)  # in one program, all together
+  expected = jax.jit(make())(params, prompts, key)  # in one program, which does not compact
   jax.effects_barrier()
-  assert set(steps) == {24 * 2 * 2, 24 * 2}  # two streams of the policy, one of the reference
+  assert set(steps) == {24 * 2 * 2, 24 * 2}  # the policy is in two mixtures, the reference in one
   steps.clear()
-  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout_module, 'PLACES', 4)
-  said = make()(params, prompts, key)
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 6)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 4)
+  compacted = make()(params, prompts, key)
   jax.effects_barrier()
   assert set(steps) == {rows * part for rows in (24, 6) for part in (4, 2)}
-  for one, other in zip(said, expected, strict=True):
+  for one, other in zip(compacted, expected, strict=True):
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_array_equal(one.mask, other.mask)
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=3e-5)
     np.testing.assert_allclose(one.entropy, other.entropy, atol=3e-5)
 
 
-def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monkeypatch):
-  monkeypatch.setattr(rollout_module, 'PROMPTS', 6)
-  monkeypatch.setattr(rollout_module, 'PLACES', 4)
+def test_few_programs_serve_all_response_lengths(decoder, many, params, monkeypatch):
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 6)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 4)
   prompts, logits = many
   rollout = make_rollout(decoder._replace(logits=logits), [POLICY], length=20, stop=STOP)
   built = []
@@ -172,7 +167,7 @@ def test_few_programs_serve_responses_of_any_lengths(decoder, many, params, monk
   assert built[5] == built[-1]
 
 
-def test_a_response_of_one_token(decoder, params, prompts):
+def test_responses_of_one_token(decoder, params, prompts):
   rollout = make_rollout(decoder, [POLICY], length=1, stop=STOP, count=3)
   (responses,) = rollout(params, prompts, jax.random.key(9))
   scored = jax.jit(partial(log_probs, decoder))(params['policy'], prompts, responses)

@@ -225,7 +225,7 @@ def next_logits(slot):
 
   @tiny.jit
   def read(params):
-    hidden, _ = DECODER.read(params, rows(PROMPTS.tokens, TOKENS), rows(PROMPTS.mask, MASK))
+    hidden, _ = DECODER.prefill(params, rows(PROMPTS.tokens, TOKENS), rows(PROMPTS.mask, MASK))
     return DECODER.logits(params, hidden[:, -LENGTH - 1 : -1])
 
   return np.array(read(PARAMS[slot]), float).reshape(2, COUNT, LENGTH, VOCABULARY)

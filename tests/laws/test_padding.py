@@ -1,4 +1,4 @@
-"""Padding is invisible: its length and its contents change no probability and no gradient."""
+"""Padding, of any length and content, changes no probability, loss or gradient."""
 
 import functools
 
@@ -28,18 +28,18 @@ NETWORK = make_preference_network(DECODER, tiny.WIDTH, SEPARATOR)
 POLICY, REFERENCE = (tiny.parameters(DECODER, seed) for seed in (0, 1))
 READOUTS = dict(zip(('token', 'verdict'), np.eye(2, tiny.WIDTH, dtype=np.float32), strict=True))
 PROMPTS = [[3, 4, 5, 6], [7, 8]]
-LEFT = [[[9, 3, 2], [4, 2]], [[5, 6, 7], [2]]]  # one of them cut before it could stop
+LEFT = [[[9, 3, 2], [4, 2]], [[5, 6, 7], [2]]]  # one of them truncated before its stop token
 RIGHT = [[[10, 2]], [[3, 4, 2]]]
 
 
 def ragged(rows, length, left):
-  """Rows of tokens padded to `length` with whatever comes, and their mask."""
-  junk = np.random.default_rng(length).integers(0, VOCABULARY, (len(rows), length), np.int32)
+  """Rows of tokens padded to `length` with random tokens, and their mask."""
+  tokens = np.random.default_rng(length).integers(0, VOCABULARY, (len(rows), length), np.int32)
   counts = np.array([len(row) for row in rows])[:, None]
-  places = np.arange(length)
-  mask = places >= length - counts if left else places < counts
-  junk[mask] = np.concatenate(rows)
-  return junk, mask
+  columns = np.arange(length)
+  mask = columns >= length - counts if left else columns < counts
+  tokens[mask] = np.concatenate(rows)
+  return tokens, mask
 
 
 def responses(rows, length):
@@ -48,7 +48,7 @@ def responses(rows, length):
 
 
 def comparison(extra):
-  """The same data with `extra` places of padding: before prompts, after responses."""
+  """The same data with `extra` tokens of padding before prompts and after responses."""
   payoff = np.array([[[0.2], [-0.3]], [[0.4], [0.1]]], np.float32)
   prompts = Prompts(*ragged(PROMPTS, 4 + extra, left=True))
   return Comparison(prompts, responses(LEFT, 3 + extra), responses(RIGHT, 3 + 2 * extra), payoff)
@@ -67,75 +67,75 @@ LOSSES = [
 ]
 
 
-def as_policy(params, data):
-  data = data._replace(right=data.left)  # which are then read once
+def policy_losses(params, data):
+  data = data._replace(right=data.left)  # then scored once
   scores = {'policy': SCORE(params, data), 'reference': SCORE(REFERENCE, data)}
   return [loss(scores, data) for loss in LOSSES], scores['policy'].left
 
 
-def as_preference(params, data):
+def preference_losses(params, data):
   logit = NETWORK.logit(params, data)
   return [cross_entropy({'policy': logit}, data)], logit
 
 
-def as_reward(params, data):
+def reward_losses(params, data):
   rewards = REWARDS.score(params, data)
   return [contrast(jax.nn.softplus)({'policy': rewards}, data)], rewards.left - rewards.right[:, :1]
 
 
 NETWORKS = {
-  'policy': (as_policy, POLICY),
-  'preference': (as_preference, {'backbone': POLICY} | READOUTS),
-  'reward': (as_reward, {'backbone': POLICY} | READOUTS),
+  'policy': (policy_losses, POLICY),
+  'preference': (preference_losses, {'backbone': POLICY} | READOUTS),
+  'reward': (reward_losses, {'backbone': POLICY} | READOUTS),
 }
 
 
 @functools.cache
 def evaluated(name, extra):
-  """The losses an example, the gradient of their means, and what the network says."""
+  """The losses of each example, the gradient of their means, and the network's outputs."""
   network, params = NETWORKS[name]
 
   def mean(params, data):
-    losses, said = network(params, data)
-    return sum(jnp.mean(loss) for loss in losses), (losses, said)
+    losses, outputs = network(params, data)
+    return sum(jnp.mean(loss) for loss in losses), (losses, outputs)
 
   gradient = tiny.jit(jax.grad(mean, has_aux=True))
-  gradient, (losses, said) = gradient(params, comparison(extra))
-  return jax.tree.map(np.array, (losses, gradient, said))
+  gradient, (losses, outputs) = gradient(params, comparison(extra))
+  return jax.tree.map(np.array, (losses, gradient, outputs))
 
 
-def close(padded, tight):
+def assert_close(padded, tight):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), padded, tight)
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_losses_do_not_see_padding(name):
-  close(evaluated(name, 3)[0], evaluated(name, 0)[0])
+def test_padding_changes_no_loss(name):
+  assert_close(evaluated(name, 3)[0], evaluated(name, 0)[0])
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_gradients_do_not_see_padding(name):
+def test_padding_changes_no_gradient(name):
   tight, padded = (evaluated(name, extra)[1] for extra in (0, 3))
-  # One scale for all parameters: a gradient that is a small difference is rounded like a large one.
+  # One scale for all parameters: small gradients that are differences have large rounding errors.
   scale = max(abs(leaf).max() for leaf in jax.tree.leaves(tight))
-  close(*(jax.tree.map(lambda leaf: leaf / scale, gradient) for gradient in (padded, tight)))
+  assert_close(*(jax.tree.map(lambda leaf: leaf / scale, gradient) for gradient in (padded, tight)))
 
 
-def test_log_probabilities_do_not_see_padding_and_are_zero_there():
+def test_padding_changes_no_log_probability():
   tight, padded = (evaluated('policy', extra)[2] for extra in (0, 3))
-  close(padded[..., :3], tight)
+  assert_close(padded[..., :3], tight)
   assert np.all(padded[..., 3:] == 0)
   np.testing.assert_array_equal(tight != 0, comparison(0).left.mask)
 
 
 @pytest.mark.parametrize('name', ['preference', 'reward'])
-def test_judges_do_not_see_padding(name):
+def test_padding_changes_no_judge(name):
   tight, padded = (evaluated(name, extra)[2] for extra in (0, 3))
   assert np.std(tight) > 0.1
-  close(padded, tight)
+  assert_close(padded, tight)
 
 
-def test_samples_do_not_see_padding():
+def test_padding_changes_no_sample():
   rollout = make_rollout(DECODER, [{'policy': 1.0}], length=6, stop=STOP, count=4)
   (tight,), (padded,) = (
     rollout({'policy': POLICY}, comparison(extra).prompts, jax.random.key(0)) for extra in (0, 3)

@@ -1,7 +1,6 @@
-"""The sampler gives the tokens it has always given for a key, on three seeds.
+"""The sampler returns the stored tokens for the same key, on three seeds.
 
-`stored_tokens.json` holds what the sampler returned before it was split into modules. Run this file
-as a script to write it anew, after a change that is meant to change tokens.
+Run this file as a script to store them anew, after a change that is meant to change tokens.
 """
 
 import json
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax.sampling import mixture_decoding
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Prompts
@@ -21,11 +20,17 @@ from tests.laws import tiny
 STORED = Path(__file__).with_name('stored_tokens.json')
 VOCABULARY, STOP, LENGTH, PROMPTS = 17, 0, 44, 32
 MIXTURES = ({'policy': 1.0}, {'policy': 0.7, 'reference': 0.3})
-# Tokens drafted at once: 1 as on CPUs, 4 as on accelerators.
+# `drafts` is the draft length: 1 on CPUs, 4 on accelerators.
 CASES = {
   'one by one': dict(drafts=1),
   'drafted': dict(drafts=4),
   'two samples, filtered': dict(drafts=1, count=2, filters=Filters(0.8, 12, 0.95)),
+}
+
+
+DECODER = tiny.decoder(VOCABULARY)
+SLOTS = {
+  slot: tiny.parameters(DECODER, number) for number, slot in enumerate(('policy', 'reference'))
 }
 
 
@@ -38,14 +43,10 @@ def prompts_of(seed):
 
 
 def sample(monkeypatch, seed, drafts, **options):
-  """The rows of every mixture as lists, without the stop tokens that fill them up."""
-  monkeypatch.setattr(mixture_decoding, 'drafts', lambda: drafts)
-  decoder = tiny.decoder(VOCABULARY)
-  slots = {
-    slot: tiny.parameters(decoder, number) for number, slot in enumerate(('policy', 'reference'))
-  }
-  rollout = make_rollout(decoder, MIXTURES, length=LENGTH, stop=STOP, **options)
-  responses = rollout(slots, prompts_of(seed), jax.random.key(seed))
+  """The rows of every mixture as lists, without padding."""
+  monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
+  rollout = make_rollout(DECODER, MIXTURES, length=LENGTH, stop=STOP, **options)
+  responses = rollout(SLOTS, prompts_of(seed), jax.random.key(seed))
   return [
     [row[mask].tolist() for row, mask in zip(*map(np.concatenate, one[:2]), strict=True)]
     for one in responses

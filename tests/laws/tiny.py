@@ -1,4 +1,4 @@
-"""A decoder as small as can be, and what makes it quick to compile: tests run a program once."""
+"""A tiny decoder, and a jit that compiles quickly: tests run each program once."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from nlhf_jax.models.transformer import make_decoder
 
 WIDTH = 8
 
-# What optimising, fusing and splitting a program takes is not won back by running it once.
+# Optimisation takes longer than it saves in one run.
 jit = partial(
   jax.jit,
   compiler_options={
@@ -30,7 +30,7 @@ def decoder(vocabulary):
 
 
 def parameters(decoder, seed):
-  """Normal ones from NumPy, as the decoder's own take longer to compile than a test to run."""
+  """Random parameters from NumPy; the decoder's own initialisation would have to be compiled."""
   random = np.random.default_rng(seed)
   return jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.5).astype(leaf.dtype),

@@ -1,9 +1,9 @@
-"""A small model with random weights of every family, as `transformers` makes and saves it."""
+"""Small models of every family with random weights, made and saved by `transformers`."""
 
 import torch
 import transformers
 
-# Sizes with nothing equal that may differ; windows shorter than the texts of the tests.
+# Sizes are all different, and windows shorter than the tests' texts.
 SIZES = dict(
   vocab_size=67,
   hidden_size=24,
@@ -57,13 +57,13 @@ FAMILIES = {
 
 
 def save(name, folder, dtype=torch.float32, shard='1GB', **changes):
-  """Saves a model of the family to a folder, and returns it."""
+  """Saves a random model of the family to a folder, and returns it."""
   torch.manual_seed(0)
   config = FAMILIES[name]()
   for field, value in changes.items():
     setattr(config, field, value)
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager')
-  with torch.no_grad():  # norms and biases too, which start at one and at zero
+  with torch.no_grad():  # norms and biases too, which are initialised to one and zero
     for parameter in model.parameters():
       parameter.copy_(torch.randn_like(parameter) * 0.3)
   model = model.to(dtype).eval()

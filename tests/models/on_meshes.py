@@ -1,10 +1,9 @@
-"""A program for eight simulated devices: Nash-MD on meshes of them, and on one device.
+"""A program for eight simulated devices: Nash-MD on one device, and on meshes of the eight.
 
-Its argument is `quick` for four of the meshes, or `all`. It prints one line of JSON a mesh, the
-first being that of one device: the parameters after training, the bytes of parameters and optimiser
-that the first device holds and, of some meshes, the sampled tokens. With `all`, two lines with
-adapters follow, on one device and on a mesh. The last line is of a checkpoint and weights that move
-between two meshes.
+Its argument is `quick` for four meshes, or `all`. Prints one line of JSON a mesh, that of one
+device first: the parameters after training, the bytes of parameters and optimiser state on the
+first device and, for some meshes, sampled tokens. With `all`, two lines with adapters follow, of
+one device and of a mesh. The last line is of a checkpoint and weights that move between two meshes.
 """
 
 import contextlib
@@ -24,8 +23,7 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, lora, scoring, sharding, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import mixture_decoding
-from nlhf_jax.sampling import rollout as rollout_module
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -44,8 +42,8 @@ MESHES = [
 QUICK = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
 
-def initial_parameters(decoder):
-  """Random parameters, as NumPy."""
+def random_params(decoder):
+  """Random parameters from NumPy, which need no compilation."""
   random = np.random.default_rng(0)
   return jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype),
@@ -57,11 +55,11 @@ def learn(mesh, adapter=None):
   """Two updates of Nash-MD on the same responses and, on some meshes, a rollout."""
   with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
     decoder = make_decoder(SIZES, FLOAT32, adapter)
-    params = initial_parameters(decoder)
+    params = random_params(decoder)
     own, base = trees.split(params, lora.is_adapter) if adapter else (params, {})
-    base = sharding.put(base)
-    optimizer = optax.adam(1e-2, eps=1e-2)  # with a smaller eps it takes rounding errors for signs
-    state = sharding.put(initial_state(ALGORITHM, own, optimizer, base))
+    base = sharding.put_parameters(base)
+    optimizer = optax.adam(1e-2, eps=1e-2)  # the default makes rounding errors into updates
+    state = sharding.put_parameters(initial_state(ALGORITHM, own, optimizer, base))
     random = np.random.default_rng(0)
     tokens = random.integers(2, 16, (8, 15)).astype(np.int32)
     sides = [
@@ -69,7 +67,7 @@ def learn(mesh, adapter=None):
     ]
     payoff = np.float32(random.uniform(-0.5, 0.5, (8, 1, 1)))
     prompts = Prompts(tokens[:, 10:], tokens[:, 10:] > 2)
-    comparison = sharding.place_rows(Comparison(prompts, *sides, payoff))
+    comparison = sharding.put_rows(Comparison(prompts, *sides, payoff))
     score = scoring.make_score(decoder)
     update = make_update(ALGORITHM, score, optimizer, lambda *_: {})
     for step in range(2):
@@ -79,22 +77,22 @@ def learn(mesh, adapter=None):
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
     sampled = []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
-      rollout_module.PLACES = 2  # so that caches grow
-      mixture_decoding.drafts = lambda: 2
+      sampler.FIRST_ROOM = 2  # so that caches grow
+      sampler.default_draft_length = lambda: 2
       rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
     return {'sampled': sampled, 'params': params.tolist(), 'held': held}
 
 
-def move_between_meshes(folder):
-  """Saves a checkpoint and weights on one mesh and loads them on another."""
+def reshard(folder):
+  """A checkpoint and a model's files, saved on one mesh and loaded on another."""
   decoder, optimizer = make_decoder(SIZES), optax.adam(1e-2)
-  params = initial_parameters(decoder)
+  params = random_params(decoder)
 
-  def state_of(seed):
+  def state_plus(seed):
     moved = jax.tree.map(lambda leaf: leaf + np.float32(seed), params)
-    return sharding.put(initial_state(ALGORITHM, moved, optimizer))
+    return sharding.put_parameters(initial_state(ALGORITHM, moved, optimizer))
 
   read = weights._read
   largest = []
@@ -106,7 +104,7 @@ def move_between_meshes(folder):
 
   weights._read = read_and_measure
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-    state = state_of(1)._replace(step=jnp.int32(5))
+    state = state_plus(1)._replace(step=jnp.int32(5))
     saved = Checkpoints(folder / 'checkpoints')
     saved.save(state)
     saved.close()
@@ -114,10 +112,10 @@ def move_between_meshes(folder):
   before = jax.tree.map(np.asarray, state.params['policy'])
   with jax.set_mesh(sharding.make_mesh(1, 8, 1)):
     restored = Checkpoints(folder / 'checkpoints')
-    after = restored.restore(state_of(0))
+    after = restored.restore(state_plus(0))
     restored.close()
     shapes = jax.eval_shape(decoder.init, jax.random.key(0))
-    loaded = weights.load(folder / 'model', 'llama', shapes, sharding.place)
+    loaded = weights.load(folder / 'model', 'llama', shapes, sharding.parameter_sharding)
   return {
     'step': int(after.step),
     'same': [equal_trees(before, after.params['policy']), equal_trees(before, loaded)],
@@ -140,4 +138,4 @@ if __name__ == '__main__':
     print(json.dumps(learn(None, adapter)), flush=True)
     print(json.dumps(learn(sharding.make_mesh(2, 2, 2), adapter)), flush=True)
   with tempfile.TemporaryDirectory() as folder:
-    print(json.dumps(move_between_meshes(Path(folder))), flush=True)
+    print(json.dumps(reshard(Path(folder))), flush=True)

@@ -1,4 +1,4 @@
-"""stories260K, a real trained model in llama2.c's layout, turned into the Hugging Face layout."""
+"""Converts stories260K, a trained model in llama2.c's layout, to the Hugging Face layout."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, processors
 def convert(source: Path, folder: Path) -> None:
   """Writes `config.json`, `model.safetensors` and the tokenizer's files to `folder`."""
   head = np.fromfile(source / 'stories260K.bin', np.int32, count=7)
-  width, hidden, layers, heads, key_heads, vocabulary, longest = map(int, head)
+  width, hidden, layers, heads, key_heads, vocabulary, max_positions = map(int, head)
   size = width // heads
   rest = np.fromfile(source / 'stories260K.bin', np.float32, offset=28)
 
@@ -23,7 +23,7 @@ def convert(source: Path, folder: Path) -> None:
     return taken.reshape(shape)
 
   def halves(matrix, count):
-    """Rotary pairs (2i, 2i + 1) become (i, i + size / 2)."""
+    """Reorders rotary pairs (2i, 2i + 1) to (i, i + size / 2)."""
     return matrix.reshape(layers, count, size // 2, 2, width).swapaxes(2, 3).reshape(matrix.shape)
 
   tensors = {'model.embed_tokens.weight': take(vocabulary, width)}
@@ -51,7 +51,7 @@ def convert(source: Path, folder: Path) -> None:
     num_hidden_layers=layers,
     num_attention_heads=heads,
     num_key_value_heads=key_heads,
-    max_position_embeddings=longest,
+    max_position_embeddings=max_positions,
     rms_norm_eps=1e-5,
     tie_word_embeddings=True,
   ).save_pretrained(folder)
@@ -59,7 +59,7 @@ def convert(source: Path, folder: Path) -> None:
 
 
 def _tokenizer(path: Path) -> transformers.PreTrainedTokenizerFast:
-  """SentencePiece's BPE: pairs are merged in the order of their scores, unknown bytes spelled."""
+  """SentencePiece's BPE: pairs are merged by score, and unknown characters split into bytes."""
   content, pieces, at = path.read_bytes(), [], 4
   while at < len(content):
     score, length = np.frombuffer(content[at : at + 4], np.float32)[0], content[at + 4]

@@ -1,4 +1,4 @@
-"""DeBERTa: the same hidden states as `transformers`, for every kind of relative places."""
+"""DeBERTa: the same hidden states as `transformers`, for every kind of relative positions."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SIZES = dict(
   num_attention_heads=4,
   intermediate_size=40,
 )
-# As DeBERTa-v3 has them; buckets that texts of the tests go far beyond.
+# The settings of DeBERTa-v3, with fewer buckets than the tests' texts have distances.
 V3 = dict(
   relative_attention=True,
   position_buckets=8,
@@ -33,22 +33,22 @@ V3 = dict(
 )
 CASES = {
   'version 3': {},
-  'content on place only': dict(pos_att_type='c2p'),
-  'place on content only': dict(pos_att_type=['p2c']),
+  'content to position only': dict(pos_att_type='c2p'),
+  'position to content only': dict(pos_att_type=['p2c']),
   'neither': dict(pos_att_type='none'),
   'not relative': dict(relative_attention=False, norm_rel_ebd='none'),
-  'keys of their own': dict(share_att_key=False),
-  'keys of their own, content on place only': dict(share_att_key=False, pos_att_type='c2p'),
+  'separate position keys': dict(share_att_key=False),
+  'separate position keys, content to position only': dict(share_att_key=False, pos_att_type='c2p'),
   'no buckets': dict(position_buckets=-1),
   'no buckets, far': dict(position_buckets=-1, max_relative_positions=40),
-  'places farther than there are': dict(max_relative_positions=200),
-  'embedding of places as it is': dict(norm_rel_ebd='none'),
+  'farther than any distance': dict(max_relative_positions=200),
+  'positions not normalised': dict(norm_rel_ebd='none'),
   'convolution': dict(conv_kernel_size=3, conv_act='gelu'),
   'convolution, of groups, over one layer': dict(
     conv_kernel_size=5, conv_groups=4, num_hidden_layers=1
   ),
   'types': dict(type_vocab_size=2),
-  'absolute places': dict(position_biased_input=True, max_position_embeddings=64),
+  'absolute positions': dict(position_biased_input=True, max_position_embeddings=64),
   'narrow embeddings': dict(embedding_size=12, position_biased_input=True, type_vocab_size=2)
   | dict(max_position_embeddings=64),
   'another activation': dict(hidden_act='gelu_new'),
@@ -60,19 +60,19 @@ def configured(**changes):
 
 
 def saved(folder, **changes):
-  """A model with random weights, which it saves to a folder."""
+  """A model with random weights, saved to a folder."""
   torch.manual_seed(0)
   model = transformers.DebertaV2Model(configured(**changes)).eval()
   with torch.no_grad():
     for name, parameter in model.named_parameters():
-      scale = name.endswith('LayerNorm.weight')  # or attention hardly tells tokens apart
+      scale = name.endswith('LayerNorm.weight')  # else attention is almost uniform
       parameter.copy_(scale + torch.randn_like(parameter) * 0.3)
   model.save_pretrained(folder)
   return model
 
 
 def load(folder, config, numerics=deberta.FLOAT32):
-  encoder = deberta.make_encoder(deberta.from_config(config), numerics)
+  encoder = deberta.make_encoder(deberta.sizes_from_config(config), numerics)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0))
   return encoder, weights.load(folder, 'deberta-v2', shapes, lambda path, leaf: HERE)
 
@@ -85,15 +85,17 @@ def rows(length):
 
 def theirs(model, tokens, mask):
   with torch.no_grad():
-    read = model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int)))
-  return read.last_hidden_state.numpy()
+    output = model(torch.tensor(tokens), attention_mask=torch.tensor(mask.astype(int)))
+  return output.last_hidden_state.numpy()
 
 
-def ours(encoder, params, tokens, mask, at=None):
-  """Hidden states at the given positions, or at all."""
+def ours(encoder, params, tokens, mask, columns=None):
+  """Hidden states at the given columns, or at all."""
   everywhere = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-  at = everywhere if at is None else at
-  return np.asarray(jax.jit(encoder.read)(params, encoder.places(params), tokens, mask, at))
+  columns = everywhere if columns is None else columns
+  return np.asarray(
+    jax.jit(encoder.encode)(params, encoder.project_positions(params), tokens, mask, columns)
+  )
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -108,30 +110,31 @@ def test_hidden_states_agree_with_transformers(case, tmp_path):
 
 @pytest.fixture(scope='module')
 def third(tmp_path_factory):
-  """The model of version 3, its folder, and what it says of rows."""
+  """The model of version 3, its folder, and its hidden states of `rows`."""
   folder = tmp_path_factory.mktemp('deberta')
   model = saved(folder)
   return model, folder, theirs(model, *rows(45))
 
 
-def test_hidden_states_where_they_are_asked_for_are_those(third):
+def test_hidden_states_at_some_columns(third):
   model, folder, expected = third
   encoder, params = load(folder, model.config)
-  at = np.array([[44, 0, 7], [30, 30, 1], [2, 1, 0]])
-  said = ours(encoder, params, *rows(45), at)
-  np.testing.assert_allclose(said, np.take_along_axis(expected, at[:, :, None], 1), atol=1e-4)
+  columns = np.array([[44, 0, 7], [30, 30, 1], [2, 1, 0]])
+  states = ours(encoder, params, *rows(45), columns)
+  expected = np.take_along_axis(expected, columns[:, :, None], 1)
+  np.testing.assert_allclose(states, expected, atol=1e-4)
 
 
-def test_padding_is_invisible(third):
+def test_padding_changes_no_hidden_state(third):
   model, folder, _ = third
   encoder, params = load(folder, model.config)
   tokens, mask = rows(45)
-  at = np.array([[2, 1]])
-  short = ours(encoder, params, tokens[2:, :3], mask[2:, :3], at)
-  np.testing.assert_allclose(ours(encoder, params, tokens[2:], mask[2:], at), short, atol=1e-5)
+  columns = np.array([[2, 1]])
+  short = ours(encoder, params, tokens[2:, :3], mask[2:, :3], columns)
+  np.testing.assert_allclose(ours(encoder, params, tokens[2:], mask[2:], columns), short, atol=1e-5)
 
 
-def test_all_heads_at_once_as_accelerators_have_them(third, monkeypatch):
+def test_attention_of_all_heads_at_once(third, monkeypatch):
   monkeypatch.setattr(deberta, 'platform', lambda: 'cuda')
   model, folder, expected = third
   encoder, params = load(folder, model.config)
@@ -139,7 +142,7 @@ def test_all_heads_at_once_as_accelerators_have_them(third, monkeypatch):
   np.testing.assert_allclose(ours(encoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
 
 
-def test_bfloat16_is_near(third):
+def test_bfloat16_is_close(third):
   model, folder, expected = third
   encoder, params = load(folder, model.config, Numerics(jnp.bfloat16, jnp.bfloat16))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
@@ -153,11 +156,11 @@ def test_buckets_are_those_of_transformers(buckets, farthest):
   length = 2500
   distance = torch.arange(1 - length, length)
   theirs = make_log_bucket_position(distance, buckets, farthest).long() + buckets
-  relative = deberta.Relative(('c2p',), farthest, buckets, shared=True, normed=True)
+  relative = deberta.RelativePositions(('c2p',), farthest, buckets, shared=True, normed=True)
   np.testing.assert_array_equal(relative.bucketed(length), theirs.clamp(0, 2 * buckets - 1).numpy())
 
 
-def test_export_is_what_was_read(third, tmp_path):
+def test_export_is_the_identity(third, tmp_path):
   model, folder, _ = third
   _, params = load(folder, model.config)
   weights.save(tmp_path, 'deberta-v2', params, np.float32)
@@ -168,11 +171,11 @@ def test_export_is_what_was_read(third, tmp_path):
   assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_is_not_known_is_refused(tmp_path):
+def test_unsupported_settings_are_refused(tmp_path):
   with pytest.raises(UserError, match="hidden_act='relu6' is not one of tanh, silu, gelu"):
-    deberta.from_config(configured(hidden_act='relu6'))
+    deberta.sizes_from_config(configured(hidden_act='relu6'))
   with pytest.raises(UserError, match="conv_act='relu' is not one of"):
-    deberta.from_config(configured(conv_kernel_size=3, conv_act='relu'))
+    deberta.sizes_from_config(configured(conv_kernel_size=3, conv_act='relu'))
   model = saved(tmp_path, position_biased_input=True)
   encoder, params = load(tmp_path, model.config)
   with pytest.raises(UserError, match='17 tokens are more than the 16'):

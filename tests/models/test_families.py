@@ -1,4 +1,4 @@
-"""Every family: the same logits as `transformers`, and the same files back."""
+"""Every family has the logits of `transformers`, and export is the identity."""
 
 import json
 
@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from nlhf_jax.models import architectures, weights
-from nlhf_jax.models.transformer import FLOAT32, Numerics, begin, grown, make_decoder
+from nlhf_jax.models.decoder import grow_cache, make_cache
+from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
 from tests.models import families
 
 NAMES = list(families.FAMILIES)
@@ -18,8 +19,8 @@ HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def load(folder, numerics=FLOAT32):
-  """Decoder and parameters of a saved model."""
-  family, sizes = architectures.read(folder)
+  """The decoder and parameters of a saved model."""
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, numerics)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   return decoder, weights.load(folder, family, shapes, lambda path, leaf: HERE)
@@ -41,7 +42,7 @@ def rows(length=21):
 
 def ours(decoder, params, tokens, mask):
   def logits(params, tokens, mask):
-    return decoder.logits(params, decoder.read(params, tokens, mask)[0])
+    return decoder.logits(params, decoder.prefill(params, tokens, mask)[0])
 
   return np.asarray(jax.jit(logits)(params, tokens, mask))
 
@@ -69,39 +70,39 @@ def test_logits_agree_with_transformers(saved):
   np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
 
 
-def by_cache(decoder, params, tokens, mask, step=1):
-  """Hidden states of the prompt at once, and then a few tokens at a time."""
-  first, prompts = jax.jit(decoder.read)(params, tokens[:, :12], mask[:, :12])
-  cache, parts = begin(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
-  extend = jax.jit(decoder.extend)
-  for place in range(12, tokens.shape[1], step):
-    cache = grown(cache, 10) if place == 15 else cache
-    hidden, cache = extend(params, tokens[:, place : place + step], cache)
+def decode_in_steps(decoder, params, tokens, mask, step):
+  """Hidden states from prefill of 12 tokens, and decoding of `step` tokens at a time after that."""
+  first, prompts = jax.jit(decoder.prefill)(params, tokens[:, :12], mask[:, :12])
+  cache, parts = make_cache(prompts, len(tokens), 5), [*jnp.unstack(first, axis=1)]
+  decode = jax.jit(decoder.decode)
+  for start in range(12, tokens.shape[1], step):
+    cache = grow_cache(cache, 10) if start == 15 else cache
+    hidden, cache = decode(params, tokens[:, start : start + step], cache)
     parts += jnp.unstack(hidden, axis=1)
   return np.stack(parts, axis=1)
 
 
 @pytest.mark.parametrize('step', [1, 3])
-def test_cached_decoding_agrees_with_reading_at_once(saved, step):
+def test_cached_decoding_equals_prefill(saved, step):
   _, folder = saved
   decoder, params = load(folder)
   tokens, mask = rows()
-  whole, _ = jax.jit(decoder.read)(params, tokens, mask)
-  joined = by_cache(decoder, params, tokens, mask, step)
+  whole, _ = jax.jit(decoder.prefill)(params, tokens, mask)
+  joined = decode_in_steps(decoder, params, tokens, mask, step)
   np.testing.assert_allclose(joined[mask], np.asarray(whole)[mask], atol=2e-4)
 
 
 def exported(folder, again):
-  """What `transformers` reads of an export of the model in a folder: its tensors."""
+  """The tensors that `transformers` loads from an export of the model in a folder."""
   _, params = load(folder)
-  family, _ = architectures.read(folder)
+  family, _ = architectures.read_architecture(folder)
   weights.save(again, family, params, np.float32, most=20_000)
   (again / 'config.json').write_text((folder / 'config.json').read_text())
   model = transformers.AutoModelForCausalLM.from_pretrained(again, local_files_only=True)
   return model.state_dict()
 
 
-def test_export_then_import_by_transformers_is_the_identity(saved, tmp_path):
+def test_export_is_the_identity(saved, tmp_path):
   model, folder = saved
   before, after = model.state_dict(), exported(folder, tmp_path)
   assert before.keys() == after.keys()
@@ -112,12 +113,12 @@ def test_export_then_import_by_transformers_is_the_identity(saved, tmp_path):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_checkpoints_in_bfloat16(name, tmp_path):
+def test_bfloat16_checkpoints_agree_with_transformers(name, tmp_path):
   families.save(name, tmp_path, torch.bfloat16, shard='20KB')
   model = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, dtype=torch.float32, attn_implementation='eager'
   )
-  decoder, params = load(tmp_path)  # what it says, computed in float32
+  decoder, params = load(tmp_path)  # computes in float32
   tokens, mask = rows()
   expected = theirs(model, tokens, mask)
   np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at the start, each for its own rows, and the same as PEFT's."""
+"""Adapters start at zero, apply to their own rows, and agree with PEFT."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from nlhf_jax import trees
 from nlhf_jax.models import architectures, lora, weights
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import FLOAT32, make_decoder
-from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts
 from tests.models import families
@@ -26,15 +26,15 @@ SIZES = architectures.small(
 DECODER = make_decoder(SIZES, lora=LORA)
 
 
-def changed(params, seed):
-  """The same with adapters that change something."""
+def randomise_adapters(params, seed):
+  """The same parameters with random adapters."""
   random = np.random.default_rng(seed)
-  return trees.nested(
+  return trees.unflatten(
     {
       path: jnp.asarray(random.normal(size=leaf.shape, scale=0.3), leaf.dtype)
       if lora.is_adapter(path)
       else leaf
-      for path, leaf in trees.flat(params).items()
+      for path, leaf in trees.flatten(params).items()
     }
   )
 
@@ -49,19 +49,21 @@ def some_rows():
   return tokens, np.ones_like(tokens, bool)
 
 
-def test_at_the_start_and_without_adapters_it_is_the_base_bit_for_bit(params):
+def test_new_adapters_change_nothing(params):
   _, base = trees.split(params, lora.is_adapter)
-  said = ours(DECODER, params, *some_rows())
-  np.testing.assert_array_equal(said, ours(DECODER, base, *some_rows()))
-  np.testing.assert_array_equal(said, ours(make_decoder(SIZES), base, *some_rows()))
+  logits = ours(DECODER, params, *some_rows())
+  np.testing.assert_array_equal(logits, ours(DECODER, base, *some_rows()))
+  np.testing.assert_array_equal(logits, ours(make_decoder(SIZES), base, *some_rows()))
 
 
-def test_rows_that_take_turns_have_their_own_adapters(params):
-  slots = dict(policy=changed(params, 1), other=changed(params, 2))
+def test_stacked_adapters_apply_to_rows_in_turn(params):
+  slots = dict(policy=randomise_adapters(params, 1), other=randomise_adapters(params, 2))
   base = trees.split(params, lora.is_adapter)[1]
   own = {slot: trees.split(tree, lora.is_adapter)[0] for slot, tree in slots.items()}
   tokens, mask = some_rows()
-  together = ours(DECODER, trees.of_turns({'base': base, **own}, ['policy', 'other']), tokens, mask)
+  together = ours(
+    DECODER, trees.stack_slots({'base': base, **own}, ['policy', 'other']), tokens, mask
+  )
   for turn, slot in enumerate(slots):
     part = slice(turn, None, 2)
     alone = ours(DECODER, slots[slot], tokens[part], mask[part])
@@ -69,10 +71,10 @@ def test_rows_that_take_turns_have_their_own_adapters(params):
   assert np.abs(together[::2] - ours(DECODER, params, tokens[::2], mask[::2])).max() > 0.1
 
 
-def test_merged_it_is_the_same_policy(params):
-  one = changed(params, 1)
+def test_merging_keeps_the_policy(params):
+  one = randomise_adapters(params, 1)
   merged = lora.merge(one, LORA.scale)
-  assert not any(map(lora.is_adapter, trees.flat(merged)))
+  assert not any(map(lora.is_adapter, trees.flatten(merged)))
   np.testing.assert_allclose(
     ours(make_decoder(SIZES), merged, *some_rows()), ours(DECODER, one, *some_rows()), atol=1e-5
   )
@@ -81,16 +83,16 @@ def test_merged_it_is_the_same_policy(params):
 MIXTURES = [{'policy': 1.0}, {'policy': 0.25, 'reference': 0.75}]
 
 
-def test_the_reference_of_a_mixture_is_the_base_and_never_the_adapted_policy(params):
-  own, base = trees.split(changed(params, 1), lora.is_adapter)
+def test_reference_in_a_mixture_has_no_adapter(params):
+  own, base = trees.split(randomise_adapters(params, 1), lora.is_adapter)
   still, _ = trees.split(params, lora.is_adapter)
   slots = {'base': base, 'policy': own, 'reference': still}
   tokens, mask = some_rows()
   prompts = Prompts(jnp.asarray(tokens), jnp.asarray(mask))
   rollout = make_rollout(DECODER, MIXTURES, length=5, stop=10, count=2)
   _, mixed = rollout(slots, prompts, jax.random.key(3))
-  of_base = np.asarray(said(base, prompts, mixed))
-  of_policy = np.asarray(said(trees.merged(base, own), prompts, mixed))
+  of_base = np.asarray(all_log_probs(base, prompts, mixed))
+  of_policy = np.asarray(all_log_probs(trees.merge(base, own), prompts, mixed))
   assert np.abs(of_base - of_policy)[np.asarray(mixed.mask)].max() > 0.1
   log_mix = 0.25 * of_policy + 0.75 * of_base
   log_mix -= np.logaddexp.reduce(log_mix, axis=-1, keepdims=True)
@@ -99,36 +101,36 @@ def test_the_reference_of_a_mixture_is_the_base_and_never_the_adapted_policy(par
   np.testing.assert_allclose(np.asarray(mixed.log_probs)[kept], chosen[kept], atol=1e-5)
 
 
-def test_prompts_that_are_done_are_left_behind_with_their_adapters(params, monkeypatch):
-  own, base = trees.split(changed(params, 1), lora.is_adapter)
-  other, _ = trees.split(changed(params, 2), lora.is_adapter)
+def test_compaction_keeps_adapters_with_their_rows(params, monkeypatch):
+  own, base = trees.split(randomise_adapters(params, 1), lora.is_adapter)
+  other, _ = trees.split(randomise_adapters(params, 2), lora.is_adapter)
   slots = {'base': base, 'policy': own, 'reference': other}
   tokens = np.random.default_rng(3).integers(11, size=(16, 3))
   prompts, key = Prompts(jnp.asarray(tokens), jnp.ones((16, 3), bool)), jax.random.key(4)
   logits = lambda params, hidden: DECODER.logits(params, hidden).at[..., 10].add(3)
   stopping = DECODER._replace(logits=logits)
   make = lambda: make_rollout(stopping, MIXTURES, length=12, stop=10, count=2)
-  expected = jax.jit(make())(slots, prompts, key)  # in one program, all together
-  monkeypatch.setattr(rollout, 'PROMPTS', 4)
-  monkeypatch.setattr(rollout, 'PLACES', 2)
-  for one, said in zip(expected, make()(slots, prompts, key), strict=True):
-    np.testing.assert_array_equal(said.tokens, one.tokens)
-    np.testing.assert_allclose(said.log_probs, one.log_probs, atol=3e-5)
+  expected = jax.jit(make())(slots, prompts, key)  # in one program, which does not compact
+  monkeypatch.setattr(sampler, 'MIN_BATCH', 4)
+  monkeypatch.setattr(sampler, 'FIRST_ROOM', 2)
+  for one, other in zip(expected, make()(slots, prompts, key), strict=True):
+    np.testing.assert_array_equal(other.tokens, one.tokens)
+    np.testing.assert_allclose(other.log_probs, one.log_probs, atol=3e-5)
 
 
 @jax.jit
-def said(params, prompts, responses):
-  """Log-probabilities of every token at each place of the responses, by reading them whole."""
+def all_log_probs(params, prompts, responses):
+  """Log-probabilities of the whole vocabulary at each response token, by prefill."""
   count, length = responses.tokens.shape[1:]
   repeated = jnp.repeat(prompts.tokens, count, axis=0)
   tokens = jnp.concatenate([repeated, responses.tokens.reshape(-1, length)], axis=1)
-  hidden, _ = DECODER.read(params, tokens, jnp.ones_like(tokens, bool))
+  hidden, _ = DECODER.prefill(params, tokens, jnp.ones_like(tokens, bool))
   logits = DECODER.logits(params, hidden[:, -length - 1 : -1])
   return jax.nn.log_softmax(logits).reshape(*responses.tokens.shape, -1)
 
 
 def products(jaxpr, counts):
-  """How often a matrix of each shape is multiplied with, in a program and all it calls."""
+  """Counts matrix products by the shape of the right factor, in a program and all it calls."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       counts[equation.invars[1].aval.shape] += 1
@@ -137,7 +139,7 @@ def products(jaxpr, counts):
   return counts
 
 
-def test_a_token_reads_the_weights_of_the_base_once(params):
+def test_slots_share_one_pass_over_the_base(params):
   own, base = trees.split(params, lora.is_adapter)
   prompts = Prompts(*map(jnp.asarray, some_rows()))
   rollout = make_rollout(DECODER, MIXTURES, length=5, stop=10)
@@ -149,26 +151,26 @@ def test_a_token_reads_the_weights_of_the_base_once(params):
   shared = counted({'base': base, 'policy': own, 'reference': own})
   apart = counted({'policy': params, 'reference': params})
   once = 2 * len(SIZES.layers)
-  assert shared[shape] == 2 * once  # for the prompts, and in the loop
+  assert shared[shape] == 2 * once  # once in prefill, once in the loop
   assert apart[shape] == 4 * once
 
 
-def with_adapter(base, folder):
-  """A saved model and an adapter, which is written to a folder: decoder, parameters, base."""
-  family, sizes = architectures.read(base)
+def save_adapter(base, folder):
+  """The decoder, parameters and base of a saved model and an adapter, saved to a folder."""
+  family, sizes = architectures.read_architecture(base)
   decoder = make_decoder(sizes, FLOAT32, LORA)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   adapter, kept = trees.split(shapes, lora.is_adapter)
   loaded = weights.load(base, family, kept, lambda path, leaf: HERE)
-  params = changed(trees.merged(loaded, adapter), 5)
+  params = randomise_adapters(trees.merge(loaded, adapter), 5)
   weights.save_adapter(folder, family, params, LORA, str(base))
   return decoder, params, loaded
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_an_adapter_says_the_same_in_peft(name, tmp_path):
+def test_saved_adapter_agrees_with_peft(name, tmp_path):
   model = families.save(name, tmp_path / 'base')
-  decoder, params, loaded = with_adapter(tmp_path / 'base', tmp_path / 'adapter')
+  decoder, params, loaded = save_adapter(tmp_path / 'base', tmp_path / 'adapter')
   adapted = peft.PeftModel.from_pretrained(model, tmp_path / 'adapter').eval()
   tokens, mask = rows()
   expected = theirs(adapted, tokens, mask)

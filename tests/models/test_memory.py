@@ -17,7 +17,7 @@ def temporary_bytes(compiled):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
-def random_parameters(decoder):
+def some_parameters(decoder):
   random = np.random.default_rng(1)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   return jax.tree.map(
@@ -34,13 +34,13 @@ def conversation(rows, count, prompt_length, length, vocabulary):
 
 
 @pytest.mark.parametrize('compute', [jnp.float32, jnp.bfloat16])
-def test_log_probabilities_hold_a_chunk_of_logits(compute, monkeypatch):
+def test_log_probabilities_never_hold_all_logits(compute, monkeypatch):
   rows, count, length, vocabulary = 2, 2, 50, 4_096
   sizes = architectures.small(
     vocabulary, width=8, layers=1, heads=1, key_heads=1, head_size=8, hidden=8, rotary_base=1e4
   )
   decoder = make_decoder(sizes, Numerics(compute))
-  params = random_parameters(decoder)
+  params = some_parameters(decoder)
   prompts, responses = conversation(rows, count, 3, length, vocabulary)
   weights = jax.random.normal(jax.random.key(1), responses.tokens.shape)
 
@@ -55,44 +55,44 @@ def test_log_probabilities_hold_a_chunk_of_logits(compute, monkeypatch):
   whole = 4 * rows * count * length * vocabulary
   (expected, gradient), before = value_and_gradient()
   assert before > whole
-  monkeypatch.setattr(scoring, 'MOST_LOGITS', rows * count * 7 * vocabulary)
-  (values, chunked), after = value_and_gradient()
+  monkeypatch.setattr(scoring, 'MAX_LOGITS', rows * count * 7 * vocabulary)
+  (value, chunked), after = value_and_gradient()
   assert after < 0.6 * whole
-  assert values[1].dtype == jnp.float32
+  assert value[1].dtype == jnp.float32
   tolerance = 1e-5 if compute == jnp.float32 else 0.02
   chex.assert_trees_all_close(
-    (values, chunked), (expected, gradient), rtol=tolerance, atol=tolerance
+    (value, chunked), (expected, gradient), rtol=tolerance, atol=tolerance
   )
 
 
-def test_the_smallest_chunk_is_one_position(monkeypatch):
+def test_chunks_have_at_least_one_column(monkeypatch):
   sizes = architectures.small(
     11, width=8, layers=1, heads=1, key_heads=1, head_size=8, hidden=8, rotary_base=1e4
   )
   decoder = make_decoder(sizes)
-  params = random_parameters(decoder)
-  comparison = conversation(2, 3, 4, 5, 11)
-  expected = jax.jit(partial(scoring.log_probs, decoder))(params, *comparison)
-  monkeypatch.setattr(scoring, 'MOST_LOGITS', 1)
-  chunked = jax.jit(partial(scoring.log_probs, decoder))(params, *comparison)
+  params = some_parameters(decoder)
+  given = conversation(2, 3, 4, 5, 11)
+  expected = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
+  monkeypatch.setattr(scoring, 'MAX_LOGITS', 1)
+  chunked = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
   np.testing.assert_allclose(chunked, expected, atol=1e-5)
 
 
-def test_remat_gives_the_same_gradient_in_less_memory():
+def test_remat_keeps_the_gradient_in_less_memory():
   sizes = architectures.small(
     11, width=16, layers=4, heads=2, key_heads=1, head_size=8, hidden=32, rotary_base=1e4
   )
-  params = random_parameters(make_decoder(sizes))
+  params = some_parameters(make_decoder(sizes))
   tokens = jnp.asarray(np.random.default_rng(0).integers(11, size=(8, 32)))
 
   def gradient(remat):
     decoder = make_decoder(sizes, Numerics(remat=remat))
 
     def total(params):
-      hidden, _ = decoder.read(params, tokens, jnp.ones_like(tokens, bool))
+      hidden, _ = decoder.prefill(params, tokens, jnp.ones_like(tokens, bool))
       return jnp.sum(jnp.square(decoder.logits(params, hidden)))
 
-    # On CPUs XLA removes the barriers that keep recomputation from being merged with the original.
+    # Only XLA's CPU backend merges a computation with its recomputation; this pass allows it.
     compiled = (
       jax.jit(jax.grad(total))
       .lower(params)
@@ -102,6 +102,6 @@ def test_remat_gives_the_same_gradient_in_less_memory():
 
   expected, everything = gradient('nothing')
   for remat, share in (('dots', 0.6), ('layers', 0.4)):
-    found, some = gradient(remat)
+    recomputed, some = gradient(remat)
     assert some < share * everything
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(recomputed, expected, rtol=1e-5, atol=1e-5)

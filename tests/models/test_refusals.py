@@ -1,4 +1,4 @@
-"""What cannot be loaded is told in one sentence that names it."""
+"""A model that cannot be loaded is refused with one sentence that names the cause."""
 
 import json
 
@@ -22,7 +22,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copy(saved, tmp_path):
-  """A function that writes the model with other tensors, or another config."""
+  """A function that saves the model with other tensors or another config."""
 
   def write(tensors=None, **config):
     content = json.loads((saved / 'config.json').read_text()) | config
@@ -33,59 +33,60 @@ def copy(saved, tmp_path):
   return write
 
 
-def refused(folder):
-  with pytest.raises(UserError) as told:
+def refusal(folder):
+  """The message of the error that loading raises."""
+  with pytest.raises(UserError) as error:
     load(folder)
-  sentence = str(told.value)
+  sentence = str(error.value)
   assert sentence.startswith(str(folder))
   assert '\n' not in sentence
   return sentence
 
 
-def test_what_is_whole_is_loaded(copy):
+def test_complete_model_is_loaded(copy):
   _, params = load(copy())
   assert params['embed']['embedding'].shape == (67, 24)
 
 
-def test_tensors_that_are_missing_unknown_or_misshapen_are_named(copy, saved):
+def test_missing_unknown_and_misshapen_tensors_are_named(copy, saved):
   tensors = load_file(saved / 'model.safetensors')
   tensors['model.layers.9.odd.weight'] = tensors.pop(QUERY)
   norm = 'model.norm.weight'
   tensors[norm] = np.ones(25, np.float32)
-  sentence = refused(copy(tensors))
+  sentence = refusal(copy(tensors))
   assert f"'{QUERY}' is missing" in sentence
   assert "'model.layers.9.odd.weight' is unknown" in sentence
   assert f"'{norm}' has shape (25,), not (24,)" in sentence
 
 
-def test_a_file_cut_short_is_named(copy):
+def test_truncated_file_is_named(copy):
   folder = copy()
   path = folder / 'model.safetensors'
   path.write_bytes(path.read_bytes()[:-100])
-  assert f'{path}: broken or cut short' in refused(folder)
+  assert f'{path}: broken or cut short' in refusal(folder)
 
 
-def test_a_file_of_something_else_is_named(copy):
+def test_file_of_another_format_is_named(copy):
   folder = copy()
   (folder / 'model.safetensors').write_bytes(b'version https://git-lfs.github.com/spec/v1\n' * 9)
-  assert 'broken or cut short' in refused(folder)
+  assert 'broken or cut short' in refusal(folder)
 
 
-def test_weights_in_other_formats_are_not_read(copy):
+def test_weights_in_other_formats_are_refused(copy):
   folder = copy()
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
-  assert 'weights in other formats are not read' in refused(folder)
+  assert 'convert weights in other formats' in refusal(folder)
 
 
-def test_a_part_that_the_index_names_and_is_not_there_is_named(tmp_path):
+def test_missing_file_of_the_index_is_named(tmp_path):
   families.save('llama', tmp_path, shard='20KB')
   part = next(tmp_path.glob('model-00002-*'))
   part.unlink()
-  assert refused(tmp_path).startswith(f'{part}: the index names this file')
+  assert refusal(tmp_path).startswith(f'{part}: the index names this file')
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     ({'model_type': 'mamba'}, "type 'mamba' are not supported; use one of llama, mistral, qwen2"),
     ({'model_type': 'no_such_model'}, 'cannot be used'),
@@ -93,5 +94,5 @@ def test_a_part_that_the_index_names_and_is_not_there_is_named(tmp_path):
     ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 2.0}}, "'yarn'"),
   ],
 )
-def test_an_architecture_that_is_not_known_is_refused(copy, change, said):
-  assert said in refused(copy(**change))
+def test_unknown_architecture_is_refused(copy, change, message):
+  assert message in refusal(copy(**change))

@@ -1,4 +1,4 @@
-"""A real trained model: what it says, to the letter."""
+"""A real trained model gives its published text and probabilities."""
 
 import json
 from functools import partial
@@ -32,13 +32,13 @@ def test_greedy_decoding_gives_the_published_text(model):
     decoder, [{'policy': 1.0}], length=200, stop=tokenizer.eos_token_id, filters=Filters(top_k=1)
   )
   begin = np.array([[tokenizer.bos_token_id]], np.int32)
-  (said,) = rollout({'policy': params}, Prompts(begin, begin > 0), jax.random.key(0))
-  ids = np.asarray(said.tokens)[0, 0].tolist()
+  (responses,) = rollout({'policy': params}, Prompts(begin, begin > 0), jax.random.key(0))
+  ids = np.asarray(responses.tokens)[0, 0].tolist()
   assert [tokenizer.bos_token_id, *ids] == expected['own_greedy_ids_200']
   assert tokenizer.decode(ids).strip() == expected['published_greedy_text_200_tokens_from_bos']
 
 
-def test_probabilities_of_given_texts(model):
+def test_log_probabilities_equal_the_published_ones(model):
   folder, expected = model
   decoder, params = load(folder)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -51,30 +51,30 @@ def test_probabilities_of_given_texts(model):
   tokens = np.zeros(mask.shape, np.int32)
   tokens[mask] = [token for row in rows for token in row[1:]]
   score = jax.jit(partial(scoring.log_probs, decoder))
-  said = score(params, Prompts(begin, begin > 0), Responses(tokens[:, None], mask[:, None]))
-  for row, case in zip(np.asarray(said)[:, 0], cases, strict=True):
+  scores = score(params, Prompts(begin, begin > 0), Responses(tokens[:, None], mask[:, None]))
+  for row, case in zip(np.asarray(scores)[:, 0], cases, strict=True):
     wanted = case['next_token_logprobs']
     np.testing.assert_allclose(row[: len(wanted)], wanted, atol=1e-4)
     assert float(row.sum()) == pytest.approx(case['sum_logprob'], abs=1e-4)
 
 
-def test_sampled_stories_are_drawn_from_the_model(model):
+def test_samples_have_the_model_distribution(model):
   folder, _ = model
   decoder, params = load(folder)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   rows = tokenizer(['Once upon a time', 'Lily had a red ball and'])['input_ids']
-  longest = max(map(len, rows))
-  mask = longest - np.arange(longest) <= np.array([len(row) for row in rows])[:, None]
+  width = max(map(len, rows))
+  mask = width - np.arange(width) <= np.array([len(row) for row in rows])[:, None]
   tokens = np.zeros(mask.shape, np.int32)
   tokens[mask] = [token for row in rows for token in row]
   prompts, count, length = Prompts(tokens, mask), 128, 24
   stop = tokenizer.eos_token_id
   rollout = make_rollout(decoder, [{'policy': 1.0}], length=length, stop=stop, count=count)
-  (said,) = rollout({'policy': params}, prompts, jax.random.key(0))
+  (responses,) = rollout({'policy': params}, prompts, jax.random.key(0))
   score = jax.jit(partial(scoring.log_probs, decoder))
-  np.testing.assert_allclose(said.log_probs, score(params, prompts, said), atol=1e-4)
-  # What is unexpected of each token, over what the model expects, averages to nothing.
-  surprise = np.asarray(said.log_probs + said.entropy, np.float64).sum(axis=-1)
+  np.testing.assert_allclose(responses.log_probs, score(params, prompts, responses), atol=1e-4)
+  # Log-probability plus entropy has mean zero at every token.
+  surprise = np.asarray(responses.log_probs + responses.entropy, np.float64).sum(axis=-1)
   error = surprise.std() / np.sqrt(surprise.size)
   assert abs(surprise.mean()) < 5 * error
-  assert error < 0.4  # of some 45 nats: one token in a hundred that is drawn wrongly shows
+  assert error < 0.4  # of about 45 nats: one wrongly sampled token in a hundred is detected

@@ -52,9 +52,9 @@ def test_slots_move_by_their_rules_and_the_base_does_not(slot, begun, tmp_path):
   before = jax.tree.map(np.array, base)
   done = run(start(), range(4))
   jax.tree.map(np.testing.assert_array_equal, before, done.fixed['base'])
-  moved = {name: leaf for name, leaf in trees.flat(done.slots[slot]).items()}
+  moved = {name: leaf for name, leaf in trees.flatten(done.slots[slot]).items()}
   assert all(lora.is_adapter(name) for name in moved)
-  assert any(np.any(moved[name] != leaf) for name, leaf in trees.flat(own).items())
+  assert any(np.any(moved[name] != leaf) for name, leaf in trees.flatten(own).items())
   if 'reference' in done.fixed:  # the adapter of SFT, and no copy of it
     assert done.fixed['reference'] is own
 
@@ -71,7 +71,7 @@ def test_a_policy_on_a_base_learns_what_its_adapter_would_within_the_whole(begun
   row, score = ROWS['average'], scoring.make_score(DECODER)
   shared = make_update(row, score, optax.sgd(0.1), lambda *_: {})
   state, _ = shared(initial_state(row, own, optax.sgd(0.1), base), comparison(), jax.random.key(0))
-  whole = trees.merged(base, own)
+  whole = trees.merge(base, own)
   alone = make_update(row, score, optax.sgd(0.1), lambda *_: {})
   full, _ = alone(initial_state(row, whole, optax.sgd(0.1)), comparison(), jax.random.key(0))
   adapters, _ = trees.split(full.params['policy'], lora.is_adapter)

@@ -104,7 +104,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(weights):
       return jnp.mean(ALGORITHM.loss(scores, comparison))
 
     value, gradient = loss(params)
-    flat = [np.asarray(leaf, float).ravel() for leaf in trees.flat(gradient).values()]
+    flat = [np.asarray(leaf, float).ravel() for leaf in trees.flatten(gradient).values()]
     return float(value), np.concatenate(flat)
 
   expected, exact = gradient(Numerics())

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.models.scoring import MOST_LOGITS
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.scoring import MAX_LOGITS
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Params
@@ -129,7 +129,7 @@ class Policy(TemplateLM):
     """As many rows of about one length as fit, a power of two of them unless they are the last."""
     while rows:
       most = _padded(max(len(body) + 1 for _, body in rows[: self.batch_size]))
-      size = max(1, min(self.batch_size, MOST_LOGITS // (len(self.tokenizer) * most)))
+      size = max(1, min(self.batch_size, MAX_LOGITS // (len(self.tokenizer) * most)))
       size = 1 << (size.bit_length() - 1)
       yield rows[:size]
       rows = rows[size:]
@@ -281,7 +281,7 @@ def _make_score(decoder: Decoder):
   """
 
   def score(params, tokens, mask, body, last):
-    hidden, _ = decoder.read(params, tokens, mask)
+    hidden, _ = decoder.prefill(params, tokens, mask)
     log_p = jax.nn.log_softmax(decoder.logits(params, hidden[:, -body.shape[1] :]))
     following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))[:, -body.shape[1] :]
     chosen = jnp.take_along_axis(log_p, following[..., None], axis=-1)[..., 0]

@@ -13,7 +13,7 @@ from typing import Any
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench, mt_bench_judge, radar
 from nlhf_jax.evaluation.judgements import Ask, Question
-from nlhf_jax.experiments.evaluate.config import AlpacaEval, Experiment, Filed, digest
+from nlhf_jax.experiments.evaluate.config import AlpacaEval, EvaluateExperiment, Filed, digest
 from nlhf_jax.experiments.evaluate.entries import Load, key_of, of_player
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.storage import json_lines
@@ -23,7 +23,7 @@ LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_tot
 
 
 def alpaca(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
   responses: Mapping[str, Sequence[str]],
   workdir: Path,
@@ -99,7 +99,7 @@ def write_board(path: Path, board: Mapping[str, Mapping]) -> None:
     draft.write_text(text.getvalue())
 
 
-def answer(experiment: Experiment, name: str, load: Load, workdir: Path) -> None:
+def answer(experiment: EvaluateExperiment, name: str, load: Load, workdir: Path) -> None:
   """A player's answers to MT-Bench's questions, in FastChat's file of its name."""
   if experiment.mt_bench:
     respond = of_player(experiment, name, load, workdir / 'players' / name)
@@ -112,7 +112,9 @@ def answers_of(name: str, workdir: Path) -> Path:
   return workdir / 'mt_bench' / 'model_answer' / f'{name}.jsonl'
 
 
-def judge_answers(experiment: Experiment, judge: Speaker | None, workdir: Path) -> list[dict]:
+def judge_answers(
+  experiment: EvaluateExperiment, judge: Speaker | None, workdir: Path
+) -> list[dict]:
   """MT-Bench's judgements of all answers, in FastChat's files; the radar plot of those graded.
 
   Raises:
@@ -183,7 +185,7 @@ def of_scores(title: str, scores: Mapping[str, Mapping]) -> dict:
   }
 
 
-def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
+def find_tasks(experiment: EvaluateExperiment) -> tuple[Any, Sequence[Any]]:
   """Who knows the tasks of the lm-evaluation-harness, and its pieces; none if not asked for.
 
   Raises:
@@ -203,7 +205,11 @@ def find_tasks(experiment: Experiment) -> tuple[Any, Sequence[Any]]:
 
 
 def harness(
-  experiment: Experiment, tasks: tuple[Any, Sequence[Any]], name: str, load: Load, workdir: Path
+  experiment: EvaluateExperiment,
+  tasks: tuple[Any, Sequence[Any]],
+  name: str,
+  load: Load,
+  workdir: Path,
 ) -> dict[str, dict]:
   """What the lm-evaluation-harness says of a player, by its name; nothing if it is not asked for.
 

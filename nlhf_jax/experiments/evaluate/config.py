@@ -22,10 +22,12 @@ from nlhf_jax.evaluation.response_files import Filed
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.judge_config import GIVEN, Outside, make_speaker, must_name
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.model_config import Source, fingerprint, loaded, make_numerics
+from nlhf_jax.experiments.model_config import fingerprint, loaded, make_numerics
+from nlhf_jax.experiments.specs import LanguageExperiment, ModelSource
 from nlhf_jax.judges.remote import Speaker
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
+from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.structs import Params
@@ -46,7 +48,7 @@ class Pretrained(NamedTuple):
 class Trained(NamedTuple):
   """A player of a finished run."""
 
-  experiment: language_config.Experiment
+  experiment: LanguageExperiment
   player: str
 
 
@@ -77,7 +79,7 @@ class Harness(NamedTuple):
   limit: int | None
 
 
-class Experiment(NamedTuple):
+class EvaluateExperiment(NamedTuple):
   """Everything a run needs to know, free of config.
 
   `prompts` are those that all files of responses respond to; without any there is no tournament.
@@ -90,7 +92,7 @@ class Experiment(NamedTuple):
   players: Mapping[str, Player]
   prompts: Sequence[str]
   panel: Mapping[str, str]
-  trained: language_config.Experiment | None
+  trained: LanguageExperiment | None
   given: Mapping[str, Callable[[], Outside]]
   length: int
   batch: int
@@ -101,7 +103,7 @@ class Experiment(NamedTuple):
   harness: Harness | None
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExperiment:
   """The experiment that a config describes; stages of its judges are kept in `folder`.
 
   Raises:
@@ -124,7 +126,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   prompts = first_of(make_prompts(config, players, alpaca), section.prompts)
   panel = make_panel(config) if prompts else []
   trained = make_trained(config, panel, name, folder)
-  return Experiment(
+  return EvaluateExperiment(
     name=name,
     seed=config.seed,
     players=players,
@@ -155,7 +157,7 @@ def make_panel(config: ConfigDict) -> list[str]:
 
 def make_trained(
   config: ConfigDict, panel: Sequence[str], name: str, folder: Path
-) -> language_config.Experiment | None:
+) -> LanguageExperiment | None:
   """The experiment that trains judges of the panel, or finds them trained."""
   learned = [judge for judge in panel if judge in language_config.TRAINED]
   if not learned:
@@ -165,7 +167,7 @@ def make_trained(
   return language_config.make_experiment(of_judges, name, folder)
 
 
-def judge_digest(config: ConfigDict, judge: str, trained: language_config.Experiment | None) -> str:
+def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | None) -> str:
   """Of all that determines the word of a judge."""
   if judge in language_config.TRAINED:
     return trained.stages[language_config.TRAINED[judge]].folder.name.rpartition('-')[2]
@@ -223,7 +225,7 @@ def make_player(
   return {name or path.name: make_pretrained(config, what)}
 
 
-def make_run(run: Path, folder: Path) -> language_config.Experiment:
+def make_run(run: Path, folder: Path) -> LanguageExperiment:
   """The experiment of a work directory; its stages are in it or, if not, in `folder`."""
   try:
     settings = json_lines.read_json(run / 'config.json')
@@ -244,7 +246,7 @@ def make_run(run: Path, folder: Path) -> language_config.Experiment:
 def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
   """A model by its folder or hub name."""
   folder = hub.locate(name, field=FIELD)
-  family, sizes = architectures.read(folder)
+  family, sizes = architectures.read_architecture(folder)
   decoder = make_decoder(sizes, make_numerics(config.model))
   tokenizer = tokenizers.load(name, field=FIELD)
   if len(tokenizer) > sizes.vocabulary:
@@ -252,11 +254,11 @@ def make_pretrained(config: ConfigDict, name: str) -> Pretrained:
       f"{FIELD}: the tokenizer of '{name}' has {len(tokenizer)} tokens, but its embedding only "
       f'{sizes.vocabulary}; they do not belong together.'
     )
-  begin = loaded(decoder, Source(name, folder, family))
+  begin = loaded(decoder, ModelSource(name, folder, family))
   settings = [fingerprint(name, FIELD), config.model.compute, config.model.weights]
   # All weights are read, none is drawn.
   read = functools.partial(begin, jax.random.key(0))
-  return Pretrained(decoder, read, tokenizer, sizes.longest, settings)
+  return Pretrained(decoder, read, tokenizer, sizes.max_positions, settings)
 
 
 def make_prompts(

@@ -13,8 +13,14 @@ from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.evaluation.benchmarks.mt_bench import Respond
 from nlhf_jax.evaluation.generation import make_respond
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments.evaluate.config import Experiment, Filed, Player, Pretrained, digest
-from nlhf_jax.models.transformer import Decoder
+from nlhf_jax.experiments.evaluate.config import (
+  EvaluateExperiment,
+  Filed,
+  Player,
+  Pretrained,
+  digest,
+)
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
@@ -38,10 +44,10 @@ def make_model(player: Player) -> Model:
     return Model(player.decoder, player.begin(), player.tokenizer, player.longest)
   experiment = player.experiment
   params, own = export_policy.of_player(experiment, player.player), experiment.model
-  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.longest)
+  return Model(own.decoder, params, experiment.corpus.tokenizer, own.sizes.max_positions)
 
 
-def key_of(experiment: Experiment, player: Player) -> str:
+def key_of(experiment: EvaluateExperiment, player: Player) -> str:
   """A digest of all that determines what a player that is asked says, but for the questions."""
   if isinstance(player, Pretrained):
     own = player.settings
@@ -51,7 +57,7 @@ def key_of(experiment: Experiment, player: Player) -> str:
   return digest([own, experiment.seed, experiment.length, experiment.batch, experiment.filters])
 
 
-def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Respond:
+def of_player(experiment: EvaluateExperiment, name: str, load: Load, folder: Path) -> Respond:
   """A player that is spoken to, batch by batch; conversations of like length come together.
 
   The longest come first: if memory is short, it shows at once.
@@ -104,7 +110,9 @@ def of_player(experiment: Experiment, name: str, load: Load, folder: Path) -> Re
   return respond
 
 
-def respond(experiment: Experiment, name: str, load: Load | None, folder: Path) -> list[str]:
+def respond(
+  experiment: EvaluateExperiment, name: str, load: Load | None, folder: Path
+) -> list[str]:
   """A player's responses to the prompts, which are left in the folder as `model_outputs.json`."""
   player, prompts = experiment.players[name], experiment.prompts
   if isinstance(player, Filed):

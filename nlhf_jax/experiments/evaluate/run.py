@@ -18,7 +18,7 @@ from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.judgements import Ask
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.evaluate import benchmark_stage
-from nlhf_jax.experiments.evaluate.config import Experiment, Filed, make_experiment
+from nlhf_jax.experiments.evaluate.config import EvaluateExperiment, Filed, make_experiment
 from nlhf_jax.experiments.evaluate.entries import make_model, respond
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
@@ -62,7 +62,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   """Lets the players respond and the judges compare, and writes everything to `workdir`.
 
   Raises:
@@ -91,7 +91,7 @@ def asked_by_anyone(
 
 
 def evaluate(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   outside: Mapping[str, Outside],
   grader: Speaker | None,
   workdir: Path,
@@ -123,7 +123,7 @@ def evaluate(
 
 
 def compete(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
@@ -140,7 +140,7 @@ def compete(
 
 
 def make_asked(
-  experiment: Experiment, outside: Mapping[str, Preference], workdir: Path
+  experiment: EvaluateExperiment, outside: Mapping[str, Preference], workdir: Path
 ) -> dict[str, Ask]:
   """The judges of the panel, each of which remembers what it said."""
   read = dict(outside)
@@ -169,7 +169,7 @@ def attended(name: str, read: Preference) -> Preference:
   return ask
 
 
-def of_trained(experiment: Experiment, stage: str, reference: Params) -> Preference:
+def of_trained(experiment: EvaluateExperiment, stage: str, reference: Params) -> Preference:
   """A judge that is trained here, as one of texts; what is too long for it is cut."""
   trained = experiment.trained
   shown = make_kind(trained, stage).shown(train_judge(trained, stage, reference))
@@ -182,7 +182,7 @@ def of_trained(experiment: Experiment, stage: str, reference: Params) -> Prefere
 
 
 def play(
-  experiment: Experiment,
+  experiment: EvaluateExperiment,
   asked: Mapping[str, Ask],
   both: Mapping[str, Both],
   responses: Mapping[str, Sequence[str]],
@@ -231,7 +231,7 @@ def is_settled(said: Mapping[str, np.ndarray], level: float) -> bool:
 
 
 def make_lines(
-  experiment: Experiment, played: Played, responses: Mapping[str, Sequence[str]]
+  experiment: EvaluateExperiment, played: Played, responses: Mapping[str, Sequence[str]]
 ) -> list[dict]:
   """One record a prompt, as a tournament has them; prompts without a verdict are left out."""
   lines = []
@@ -248,7 +248,7 @@ def make_lines(
   return heard(lines, list(played.said.values())) if played.said else lines
 
 
-def settle(experiment: Experiment, results: dict, lines: Sequence[Mapping]) -> dict:
+def settle(experiment: EvaluateExperiment, results: dict, lines: Sequence[Mapping]) -> dict:
   """What is settled; the tables keep nothing that does not hold where one looked on the way.
 
   A pair that was settled for one side and ends on the other is not settled.

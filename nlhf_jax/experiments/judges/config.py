@@ -1,9 +1,7 @@
 """The experiment that trains judges, of several kinds and sizes, on the same comparisons."""
 
 import copy
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,26 +11,10 @@ from nlhf_jax.data.sources import for_each
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.model_config import SIZES
+from nlhf_jax.experiments.specs import JudgeExperiment
 
 
-class Experiment(NamedTuple):
-  """Everything a run needs to know, free of config.
-
-  `sizes` has an experiment for each size of the network; `tests` sets of comparisons that nothing
-  is learned from, by name.
-  """
-
-  name: str
-  sizes: Mapping[str, language_config.Experiment]
-  tests: Mapping[str, Sequence[Record]]
-
-  @property
-  def first(self) -> language_config.Experiment:
-    """That of the first size; all have the same data, and the same judges from outside."""
-    return next(iter(self.sizes.values()))
-
-
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -56,7 +38,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
     if not language_config.stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # nothing goes on from there
     sizes[label] = language_config.make_experiment(sized, name, folder)
-  experiment = Experiment(name, sizes, make_tests(config.tests))
+  experiment = JudgeExperiment(name, sizes, make_tests(config.tests))
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
     raise UserError(

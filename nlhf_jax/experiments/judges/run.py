@@ -22,7 +22,7 @@ from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judge_metrics import Judged
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.judges.config import Experiment, make_experiment
+from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import (
   WATCHED,
@@ -35,6 +35,7 @@ from nlhf_jax.experiments.language.judge_stage import (
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
 from nlhf_jax.judges.judge import Judge, Word, in_both_orders
 from nlhf_jax.reporting import judge_page, tables
 from nlhf_jax.storage import json_lines
@@ -65,7 +66,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: JudgeExperiment, workdir: Path) -> dict:
   """Trains or finds every judge, and writes results, plots and the report to `workdir`.
 
   Raises:
@@ -81,7 +82,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
 
 
 def compare(
-  experiment: Experiment, outside: Mapping[str, Outside]
+  experiment: JudgeExperiment, outside: Mapping[str, Outside]
 ) -> tuple[dict[str, object], list[dict]]:
   """What is said of every judge, and the learning curves of those that are trained."""
   first = experiment.first
@@ -139,7 +140,7 @@ def as_texts(asked: Sequence[Record]) -> Texts:
   return Texts(prompts, left, right, np.array(votes))
 
 
-def make_test(experiment: language_config.Experiment, asked: Sequence[Record]) -> Test:
+def make_test(experiment: LanguageExperiment, asked: Sequence[Record]) -> Test:
   """Comparisons as the experiment's tokens, cut to its lengths: prompts at their beginning."""
   sides = [
     encoded(experiment, [getattr(record, side) for record in asked]) for side in ('left', 'right')
@@ -149,7 +150,7 @@ def make_test(experiment: language_config.Experiment, asked: Sequence[Record]) -
   return Test(Comparison(prompts, *sides, votes[:, None, None] - 0.5), as_texts(asked))
 
 
-def make_groups(experiment: language_config.Experiment) -> Comparison | None:
+def make_groups(experiment: LanguageExperiment) -> Comparison | None:
   """Held-out prompts with equally many responses each; None if none has `FEWEST`."""
   corpus, found = experiment.corpus, {}
   for record in corpus.texts(corpus.held_out):
@@ -197,7 +198,7 @@ def ask_outside(given: Outside, name: str, test: str, texts: Texts) -> Judged:
 
 
 def intransitivity(
-  experiment: language_config.Experiment, label: str, preference: Judge, groups: Comparison | None
+  experiment: LanguageExperiment, label: str, preference: Judge, groups: Comparison | None
 ) -> dict[str, dict]:
   """What cycles a judge has, by its label, if there are prompts on which it says all."""
   payoffs = ask_all(experiment, preference, groups)
@@ -208,7 +209,7 @@ def intransitivity(
 
 
 def ask_all(
-  experiment: language_config.Experiment, preference: Judge, groups: Comparison | None
+  experiment: LanguageExperiment, preference: Judge, groups: Comparison | None
 ) -> np.ndarray | None:
   """P - 1/2 of all responses to a prompt against each other, [B, K, K], if there are any.
 

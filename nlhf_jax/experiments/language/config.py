@@ -5,24 +5,23 @@ import hashlib
 import inspect
 import json
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm, asks_judge
 from nlhf_jax.data import sources
-from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.data_config import check_enough, make_corpus
-from nlhf_jax.experiments.judge_config import GIVEN, Outside
-from nlhf_jax.experiments.model_config import Model, fingerprint, make_model
+from nlhf_jax.experiments.judge_config import GIVEN
+from nlhf_jax.experiments.model_config import fingerprint, make_model
 from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import probability, verdict
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.token import Filters
@@ -41,68 +40,6 @@ ROWS = {'embedding_model': 'preference_model'}
 BATCHWISE = ('kto',)  # rows whose loss of an example depends on the others of the batch
 LOG_ODDS = ('gpo', 'rso', 'rso_hinge')  # rows that are not linear in the preference
 FEEDBACK = {'probability': probability, 'verdict': verdict}
-
-
-class Training(NamedTuple):
-  """How one stage trains."""
-
-  algorithm: Algorithm
-  optimizer: optax.GradientTransformation
-  steps: int
-  batch: int
-  accumulate: int
-  evaluate_every: int
-
-
-class Policy(NamedTuple):
-  """How a policy trains: on whose word, how that reaches it, and which of its slots then compete.
-
-  `judge` is one of `JUDGES`; None where the algorithm asks none. `ahead` says that responses are
-  judged while those before them are learned from, one update late.
-  """
-
-  training: Training
-  judge: str | None
-  feedback: Callable[[jax.Array, jax.Array], jax.Array]
-  players: Mapping[str, str]  # name in the tournament -> slot
-  ahead: bool = False
-
-
-class Stage(NamedTuple):
-  """A piece of work whose outcome is kept: its name, its key, and the folder of its outcome.
-
-  The folder's name carries a digest of the settings that determine the outcome, those of the stages
-  it builds on included, so that a finished stage is found again by any run that needs the same one.
-  `code` is a digest of this package's source.
-  """
-
-  name: str
-  key: jax.Array
-  folder: Path
-  settings: Mapping[str, Any]
-  code: str
-
-
-class Experiment(NamedTuple):
-  """Everything a run needs to know, free of config."""
-
-  name: str
-  corpus: Corpus
-  model: Model
-  response_length: int
-  seed: int
-  stages: Mapping[str, Stage]
-  exploiters: Mapping[tuple[str, str], Stage]  # by judge and player
-  sft: Training
-  judges: Mapping[str, Training]  # by the stage's name, those that are needed
-  planes: int  # of the embedding model
-  panel: Sequence[str]  # the judges of the tournament; the last one's word makes learning curves
-  policies: Mapping[str, Policy]
-  exploiter: Training | None
-  tournament_prompts: int
-  tournament_batch: int  # prompts that are responded to at once
-  filters: Filters
-  given: Mapping[str, Callable[[], Outside]]  # judges from outside that someone asks
 
 
 def check(config: ConfigDict) -> None:
@@ -124,7 +61,7 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -152,7 +89,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   corpus = make_corpus(config, folder)
   check_enough(config, corpus, {field: it.algorithm for field, it in learners.items()})
   settings = stage_settings(config, policies, panel)
-  return Experiment(
+  return LanguageExperiment(
     name=name,
     corpus=corpus,
     model=make_model(config, len(corpus.tokenizer)),
@@ -195,7 +132,7 @@ def stages_of_judges(asked: Collection[str | None]) -> list[str]:
   return [stage for judge, stage in TRAINED.items() if judge in asked]
 
 
-def slots_of(experiment: Experiment) -> dict[str, tuple[str, str]]:
+def slots_of(experiment: LanguageExperiment) -> dict[str, tuple[str, str]]:
   """Player -> its stage, and its slot there."""
   slots = {'sft': ('sft', 'policy')}
   for policy, row in experiment.policies.items():
@@ -205,7 +142,7 @@ def slots_of(experiment: Experiment) -> dict[str, tuple[str, str]]:
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the mesh in force cannot split."""
-  parts = sharding.examples_apart()
+  parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:
       raise UserError(

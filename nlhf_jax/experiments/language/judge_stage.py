@@ -14,8 +14,8 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.language.config import Experiment
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import batches_of, fit
 from nlhf_jax.judges.judge import Judge, by_bradley_terry, of_embeddings, of_network, of_rewards
 from nlhf_jax.judges.networks import (
@@ -48,7 +48,7 @@ class Kind(NamedTuple):
   shown: Callable[[Params], Judge]
 
 
-def make_kind(experiment: Experiment, name: str) -> Kind:
+def make_kind(experiment: LanguageExperiment, name: str) -> Kind:
   """The kind that the stage `name` trains."""
   sizes = (
     experiment.model.decoder,
@@ -73,7 +73,7 @@ def make_kind(experiment: Experiment, name: str) -> Kind:
   return Kind(network.init, network.logit, step_metrics.of_preferences, judge, judge, shown)
 
 
-def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
+def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
   """The stage `name`, which goes on from the SFT policy's parameters; its network's."""
   training, stage = experiment.judges[name], experiment.stages[name]
   train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
@@ -95,14 +95,14 @@ def train_judge(experiment: Experiment, name: str, reference: Params) -> Params:
   return fit(stage, training, init, update, examples, evaluate, trains)['policy']
 
 
-def encoded(experiment: Experiment, texts: Sequence[str]) -> Responses:
+def encoded(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:
   """One response a prompt, cut to the experiment's length."""
   tokenizer, length = experiment.corpus.tokenizer, experiment.response_length
   ids = tokenizers.response_ids(tokenizer, texts)
   return tokenizers.pad_responses(tokenizer, [row[:length] for row in ids], length)
 
 
-def encoded_prompts(experiment: Experiment, prompts: Sequence[Prompt]) -> Prompts:
+def encoded_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) -> Prompts:
   """The prompts, the last tokens of those that are too long.
 
   Raises:

@@ -13,11 +13,12 @@ from nlhf_jax.algorithms.algorithm import learns_from
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import accounted, announce
 from nlhf_jax.experiments.judge_config import Outside
-from nlhf_jax.experiments.language.config import TRAINED, Experiment, check, make_experiment
+from nlhf_jax.experiments.language.config import TRAINED, check, make_experiment
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import WATCHED, make_kind, train_judge
 from nlhf_jax.experiments.language.tournament_stage import compete, publish
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
   batches_of,
   fit,
@@ -48,7 +49,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: LanguageExperiment, workdir: Path) -> dict:
   """Runs or resumes the experiment and writes its outcome to `workdir`; returns the results.
 
   Raises:
@@ -63,7 +64,7 @@ def run(experiment: Experiment, workdir: Path) -> dict:
 
 
 def play(
-  experiment: Experiment, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, outside: Mapping[str, Outside]
 ) -> tuple[Sequence[dict], Sequence[dict]]:
   """All stages; the records of the tournament and of the exploiters."""
   reference = fine_tune(experiment)
@@ -80,7 +81,7 @@ def play(
   return lines, exploit(experiment, players, panel) if experiment.exploiter else []
 
 
-def fine_tune(experiment: Experiment) -> Params:
+def fine_tune(experiment: LanguageExperiment) -> Params:
   """Supervised fine-tuning of a new model on the demonstrations."""
   score = scoring.make_score(experiment.model.decoder)
   held_out = experiment.corpus.held_out.demonstrations
@@ -107,7 +108,7 @@ def fine_tune(experiment: Experiment) -> Params:
 
 
 def make_judges(
-  experiment: Experiment, reference: Params, outside: Mapping[str, Outside]
+  experiment: LanguageExperiment, reference: Params, outside: Mapping[str, Outside]
 ) -> dict[str, Judge]:
   """Name -> judge: the oracle, if it is known, those from outside, and those that are trained."""
   tokenizer = experiment.corpus.tokenizer
@@ -122,7 +123,11 @@ def make_judges(
 
 
 def train_policy(
-  experiment: Experiment, name: str, reference: Params, judge: Judge | None, evaluate: Evaluate
+  experiment: LanguageExperiment,
+  name: str,
+  reference: Params,
+  judge: Judge | None,
+  evaluate: Evaluate,
 ) -> Mapping[str, Params]:
   """One policy of the catalogue, from the SFT policy's parameters; its slots.
 
@@ -156,7 +161,7 @@ def train_policy(
 
 
 def make_evaluate(
-  experiment: Experiment, reference: Params, panel: Mapping[str, Judge]
+  experiment: LanguageExperiment, reference: Params, panel: Mapping[str, Judge]
 ) -> Evaluate:
   """Slots -> how the policy stands to the SFT policy on held-out prompts, always the same ones.
 

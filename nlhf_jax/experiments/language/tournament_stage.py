@@ -11,7 +11,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import tournament
-from nlhf_jax.experiments.language.config import Experiment
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, noted, respond
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
@@ -23,7 +23,7 @@ from nlhf_jax.training import interrupts
 
 
 def compete(
-  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """The tournament between the players; its records, one a held-out prompt."""
   stage = experiment.stages['tournament']
@@ -35,7 +35,7 @@ def compete(
 
 
 def play(
-  experiment: Experiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment, players: Mapping[str, Params], panel: Mapping[str, Judge]
 ) -> list[dict]:
   """Lets every player respond to the held-out prompts, and every judge compare the responses."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
@@ -103,7 +103,7 @@ def attended(judge: Judge, name: str) -> Judge:
 
 
 def publish(
-  experiment: Experiment,
+  experiment: LanguageExperiment,
   workdir: Path,
   lines: Sequence[Mapping],
   exploited: Sequence[Mapping],
@@ -152,7 +152,7 @@ def last_look(curves: Sequence[Mapping], stage: str) -> dict[str, float]:
   return {name.removeprefix('held_out_'): last[name] for name in last if 'held_out' in name}
 
 
-def perfect_matrices(experiment: Experiment, judge: Judge, prompts: Prompts) -> np.ndarray:
+def perfect_matrices(experiment: LanguageExperiment, judge: Judge, prompts: Prompts) -> np.ndarray:
   """What a judge says of perfect summaries of each style against each other, [n, 3, 3]."""
   tokenizer = experiment.corpus.tokenizer
   posts = tokenizers.prompt_texts(tokenizer, *prompts)

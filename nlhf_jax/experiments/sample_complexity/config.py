@@ -1,45 +1,20 @@
 """The experiments that learn games of a few actions from votes."""
 
-from typing import NamedTuple
-
 import numpy as np
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.experiments.tabular.config import call, numbers
 from nlhf_jax.sample_complexity import links, worlds
 from nlhf_jax.sample_complexity.links import Link
-from nlhf_jax.sample_complexity.setting import Setting, one_prompt
+from nlhf_jax.sample_complexity.setting import one_prompt
 from nlhf_jax.sample_complexity.worlds import World, skewed
 
 
-class Part(NamedTuple):
-  """A world, what leaving the reference costs in it, and what its protocol is told."""
-
-  name: str  # of the world
-  world: World
-  settings: dict[float, Setting]  # by tau
-  votes: np.ndarray | None  # their numbers, increasing
-  others: list[float]  # weights of pairs in the data that are there already
-  arguments: dict[str, float]  # what else the protocol takes, by name
-
-
-class Experiment(NamedTuple):
-  """Four measurements over the same number of seeds."""
-
-  payoff: str
-  link: Link
-  seed: int
-  seeds: int
-  rates: Part
-  offline: Part
-  online: Part
-  rewards: Part
-
-
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> SampleComplexityExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
 
   Raises:
@@ -56,10 +31,10 @@ def make_experiment(config: ConfigDict) -> Experiment:
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
       'is a reward.'
     )
-  return Experiment(config.payoff, link, config.seed, config.seeds, **parts)
+  return SampleComplexityExperiment(config.payoff, link, config.seed, config.seeds, **parts)
 
 
-def make_part(settings: ConfigDict, field: str) -> Part:
+def make_part(settings: ConfigDict, field: str) -> Measurement:
   """One of the measurements."""
   arguments = settings.to_dict()
   described = arguments.pop('world')
@@ -80,7 +55,7 @@ def make_part(settings: ConfigDict, field: str) -> Part:
       raise UserError(f"{field}.votes='{settings.votes}' must increase, from 1 on.")
   others = positive(arguments.pop('others'), f'{field}.others') if 'others' in arguments else []
   by_tau = {tau: one_prompt(log_reference, tau) for tau in taus}
-  return Part(name, world, by_tau, votes, others, arguments)
+  return Measurement(name, world, by_tau, votes, others, arguments)
 
 
 def positive(text: str, field: str) -> list[float]:

@@ -11,7 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.sample_complexity.config import Experiment, Part, make_experiment
+from nlhf_jax.experiments.sample_complexity.config import make_experiment
+from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
@@ -29,7 +30,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, name, workdir)
 
 
-def run(experiment: Experiment, name: str, workdir: Path) -> dict:
+def run(experiment: SampleComplexityExperiment, name: str, workdir: Path) -> dict:
   """Measures all there is to measure, and writes results, plots and the report to `workdir`."""
   for old in (
     'results.json',
@@ -73,7 +74,9 @@ def curve(at: np.ndarray, gaps: jax.Array) -> dict:
   return {'at': at.tolist(), 'mean': mean.tolist(), 'half': half.tolist()}
 
 
-def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_rates(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """The plug-in equilibrium on one truth, by price and number of votes."""
   preference = part.world.draw(jax.random.key(experiment.seed))
   program = jax.jit(
@@ -98,7 +101,9 @@ def measure_rates(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   return {'curves': curves}
 
 
-def measure_offline(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_offline(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Plug-in against two pessimists, by price and by how much of the pairs is covered."""
 
   @jax.jit
@@ -134,7 +139,9 @@ def not_solved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dic
   return {title: rows} if rows else {}
 
 
-def measure_online(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_online(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Every enhancer, by price: the main agent's gap after each round."""
 
   @jax.jit
@@ -156,7 +163,9 @@ def measure_online(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
   return {'panels': panels, 'unsolved': unsolved}
 
 
-def measure_rewards(experiment: Experiment, part: Part, keys: jax.Array) -> dict:
+def measure_rewards(
+  experiment: SampleComplexityExperiment, part: Measurement, keys: jax.Array
+) -> dict:
   """Under Bradley-Terry, what is missing to the best regularised reward."""
   program = jax.jit(
     lambda setting, keys: jax.vmap(

@@ -3,19 +3,18 @@
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import ranges
 from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import exact, files, matrices, solvers
-from nlhf_jax.games.game import Game, make_game
+from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
 
@@ -26,25 +25,7 @@ PRICED = (
 )
 
 
-class Row(NamedTuple):
-  """A solver, and the updates it makes."""
-
-  solver: Solver
-  updates: int
-
-
-class Experiment(NamedTuple):
-  """A game on each of X prompts, which count the same, and the solvers to run on it."""
-
-  name: str
-  table: Table
-  game: Game  # with a leading axis X
-  start: Float[Array, 'X K']  # log-probabilities
-  samplings: Mapping[str, Float[Array, 'X K']]  # from which a reward for RLHF may be fitted
-  rows: Mapping[str, Row]
-
-
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict) -> TabularExperiment:
   """The experiment that a config describes; in double precision, if JAX has it enabled.
 
   Raises:
@@ -70,7 +51,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
     except UserError as error:
       raise UserError(f'config.solvers.{label}: {error}') from None
   name = Path(config.game.path).stem if config.game.name == 'file' else config.game.name
-  return Experiment(name, table, game, start, samplings, rows)
+  return TabularExperiment(name, table, game, start, samplings, rows)
 
 
 def make_table(settings: ConfigDict) -> Table:
@@ -87,7 +68,7 @@ def make_table(settings: ConfigDict) -> Table:
   return Table(tuple(str(action + 1) for action in range(payoff.shape[-1])), payoff, ())
 
 
-def make_rows(config: ConfigDict) -> dict[str, Row]:
+def make_rows(config: ConfigDict) -> dict[str, SolverRun]:
   """The solvers chosen by `config.only`, all by default."""
   chosen = [label.strip() for label in config.only.split(',') if label.strip()]
   for label in chosen:
@@ -105,7 +86,7 @@ def make_rows(config: ConfigDict) -> dict[str, Row]:
       if label in chosen:
         raise UserError(f'{field} needs config.tau above 0; at 0 take proximal_point or mwu.')
       continue
-    rows[label] = Row(solver, row.updates)
+    rows[label] = SolverRun(solver, row.updates)
   return rows
 
 

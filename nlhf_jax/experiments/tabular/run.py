@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nlhf_jax.experiments.tabular.config import Experiment, Row, make_experiment
+from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
+from nlhf_jax.experiments.tabular.config import make_experiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import solve, when
@@ -41,7 +42,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, name, workdir)
 
 
-def run(experiment: Experiment, name: str, workdir: Path) -> dict:
+def run(experiment: TabularExperiment, name: str, workdir: Path) -> dict:
   """Solves the game with every solver, and writes results, plots and the report to `workdir`."""
   game = experiment.game
   for old in ('results.json', 'report.html', *(f'{figure}.png' for figure in game_page.CAPTIONS)):
@@ -62,7 +63,7 @@ def run(experiment: Experiment, name: str, workdir: Path) -> dict:
   return results
 
 
-def analyse(experiment: Experiment) -> tuple[Target, dict]:
+def analyse(experiment: TabularExperiment) -> tuple[Target, dict]:
   """The exact equilibria of the game, and what can be said of it without any solver."""
   table, game = experiment.table, experiment.game
   payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
@@ -131,7 +132,7 @@ def against_rlhf(outcome: rlhf.Outcome) -> dict:
 
 
 def follow(
-  row: Row, game: Game, start: Float[Array, 'X K'], target: Target
+  row: SolverRun, game: Game, start: Float[Array, 'X K'], target: Target
 ) -> tuple[dict, Float[np.ndarray, 'X R K']]:
   """One solver's course, as means over the prompts, and its first iterates as probabilities."""
   spread, drawn = when(row.updates), np.arange(min(row.updates, DRAWN) + 1)
@@ -180,7 +181,7 @@ def measure(
 
 
 def draw(
-  experiment: Experiment, results: Mapping, paths: Mapping[str, np.ndarray], target: Target
+  experiment: TabularExperiment, results: Mapping, paths: Mapping[str, np.ndarray], target: Target
 ) -> dict[str, bytes]:
   """The figures of a run, by the names of their files."""
   names, solvers = experiment.table.names, results['solvers']

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
+from nlhf_jax.experiments.specs import Learner
 from nlhf_jax.experiments.stages import make_update_of
-from nlhf_jax.experiments.token_game.config import Learner
 from nlhf_jax.judges.judge import verdict
 from nlhf_jax.sample_complexity.unstructured import tabular
 from nlhf_jax.storage import json_lines

@@ -2,67 +2,28 @@
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import asks_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.config import Stage, Training, make_stage, named_key
+from nlhf_jax.experiments.language.config import make_stage, named_key
 from nlhf_jax.experiments.names import functions
+from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
 from nlhf_jax.experiments.tabular import config as tabular_config
 from nlhf_jax.games import exact, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.models import architectures
-from nlhf_jax.models.transformer import Decoder, make_decoder
-from nlhf_jax.tasks.token_game.responses import LETTERS, TokenGame, make_token_game
+from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.tasks.token_game.responses import LETTERS, make_token_game
 
 MOST = 1_000  # responses to a prompt; payoffs and equilibria are dense
 
 
-class Method(NamedTuple):
-  """A row of the catalogue, and the solver of the same game that it is shown beside."""
-
-  training: Training
-  solver: Solver
-  solver_name: str
-  updates: int
-
-
-class Learner(NamedTuple):
-  """A row that learns the preference as well: a round of it is `training.evaluate_every` updates.
-
-  A round begins with votes on `batches` batches of what the row selects. Its judge is the estimate
-  from all votes so far, each pair of which is given `ridge` votes for a tie.
-  """
-
-  training: Training
-  stage: Stage
-  batches: int
-  ridge: float
-
-
-class Experiment(NamedTuple):
-  """Everything a run needs to know, free of config."""
-
-  name: str
-  game: TokenGame
-  tau: float
-  target: float
-  decoder: Decoder
-  key: jax.Array  # of the reference
-  scale: float  # of the reference's embeddings, which are its head too
-  methods: Mapping[str, Method]
-  stages: Mapping[str, Stage]
-  learners: Mapping[str, Learner]
-
-
-def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
+def make_experiment(config: ConfigDict, name: str, folder: Path) -> TokenGameExperiment:
   """The experiment that a config describes; its stages are kept in `folder`.
 
   Raises:
@@ -70,7 +31,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> Experiment:
   """
   check(config)
   game = make_token_game(seed=config.seed, **config.game)
-  return Experiment(
+  return TokenGameExperiment(
     name=name,
     game=game,
     tau=config.tau,

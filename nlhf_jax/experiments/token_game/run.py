@@ -18,10 +18,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.language.config import Stage, Training
+from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
 from nlhf_jax.experiments.stages import fit, make_step
 from nlhf_jax.experiments.token_game.active_learning import make_asking_step, pairs
-from nlhf_jax.experiments.token_game.config import Experiment, Learner, Method, make_experiment
+from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
@@ -55,7 +55,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     run(experiment, workdir)
 
 
-def run(experiment: Experiment, workdir: Path) -> dict:
+def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
   """Trains or finds every method, and writes results, plots and the report to `workdir`.
 
   Raises:
@@ -82,13 +82,13 @@ def run(experiment: Experiment, workdir: Path) -> dict:
   return results
 
 
-def make_reference(experiment: Experiment) -> Params:
+def make_reference(experiment: TokenGameExperiment) -> Params:
   """The policy before training: random, its embeddings scaled."""
   params = experiment.decoder.init(experiment.key)
   return params | {'embed': jax.tree.map(lambda leaf: experiment.scale * leaf, params['embed'])}
 
 
-def make_listed(experiment: Experiment) -> Callable[[Params], Float[np.ndarray, 'X R']]:
+def make_listed(experiment: TokenGameExperiment) -> Callable[[Params], Float[np.ndarray, 'X R']]:
   """Parameters -> log-probability of every response to every prompt, in double precision."""
   prompts, responses = jax.tree.map(jnp.asarray, experiment.game[:2])
 
@@ -103,7 +103,9 @@ def make_listed(experiment: Experiment) -> Callable[[Params], Float[np.ndarray, 
   return listed
 
 
-def make_measured(experiment: Experiment, log_reference: Float[np.ndarray, 'X R']) -> Measured:
+def make_measured(
+  experiment: TokenGameExperiment, log_reference: Float[np.ndarray, 'X R']
+) -> Measured:
   """The games whose reference is the policy before training, and their equilibria."""
   with jax.enable_x64(True):
     game = make_game(experiment.game.payoff, np.exp(log_reference), experiment.tau)
@@ -137,7 +139,7 @@ def by_prompt(measured: Measured, log_pi: Float[Array, 'R']) -> dict[str, Float[
 
 
 def train(
-  experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
+  experiment: TokenGameExperiment, label: str, params: Params, listed: Callable, measured: Measured
 ) -> Params:
   """One method, from the reference, judged by the truth; its policy."""
   training, judge = experiment.methods[label].training, responses.make_judge(experiment.game)
@@ -151,7 +153,7 @@ def train(
 
 
 def learn(
-  experiment: Experiment, label: str, params: Params, listed: Callable, measured: Measured
+  experiment: TokenGameExperiment, label: str, params: Params, listed: Callable, measured: Measured
 ) -> Params:
   """One learner, from the reference, judged by what votes have said so far; its policy."""
   learner = experiment.learners[label]
@@ -162,7 +164,7 @@ def learn(
   return trained(experiment, stage, training, step, params, listed, measured)
 
 
-def make_rollouts(experiment: Experiment) -> MakeRollout:
+def make_rollouts(experiment: TokenGameExperiment) -> MakeRollout:
   """Mixtures -> a rollout of the experiment's decoder."""
   return partial(
     rollout.make_rollout,
@@ -173,7 +175,7 @@ def make_rollouts(experiment: Experiment) -> MakeRollout:
 
 
 def trained(
-  experiment: Experiment,
+  experiment: TokenGameExperiment,
   stage: Stage,
   training: Training,
   step: Step,
@@ -204,7 +206,10 @@ def looks(stage: Stage) -> list[dict]:
 
 
 def summarise(
-  experiment: Experiment, policies_of: Mapping[str, Params], listed: Callable, measured: Measured
+  experiment: TokenGameExperiment,
+  policies_of: Mapping[str, Params],
+  listed: Callable,
+  measured: Measured,
 ) -> dict:
   """Everything the run found, as plain numbers."""
   game = experiment.game

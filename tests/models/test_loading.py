@@ -1,4 +1,4 @@
-"""Importing a model takes no more memory than the model, its largest tensor and one shard."""
+"""Loading a model takes no more memory than the model, its largest tensor and one file."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ if sys.argv[2] == 'write':
   weights.save(folder, family, zeros, 'float32', most=int(sys.argv[3]))
 else:
   before = of_process('VmRSS')
-  Path('/proc/self/clear_refs').write_text('5')  # the peak starts here
+  Path('/proc/self/clear_refs').write_text('5')  # resets the peak
   params = jax.block_until_ready(weights.load(folder, family, shapes, lambda path, leaf: here))
   held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -39,8 +39,10 @@ else:
 """
 
 
-@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='only Linux tells the peak')
-def test_the_host_holds_one_tensor_and_one_file_at_a_time(tmp_path):
+@pytest.mark.skipif(
+  not Path('/proc/self/clear_refs').exists(), reason='only Linux reports peak memory'
+)
+def test_loading_holds_one_tensor_and_one_file(tmp_path):
   (tmp_path / 'config.json').write_text(
     '{"model_type": "llama", "vocab_size": 16384, "hidden_size": 512, "intermediate_size": 2048, '
     '"num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 64, '
@@ -48,9 +50,9 @@ def test_the_host_holds_one_tensor_and_one_file_at_a_time(tmp_path):
   )
   shard = 40 * 10**6
 
-  def run(what):
+  def run(task):
     done = subprocess.run(
-      [sys.executable, '-c', PROGRAM, str(tmp_path), what, str(shard)],
+      [sys.executable, '-c', PROGRAM, str(tmp_path), task, str(shard)],
       cwd=Path(__file__).parents[2],
       capture_output=True,
       text=True,

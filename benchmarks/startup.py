@@ -59,7 +59,7 @@ def main(config: str) -> None:
   rows = (
     'sft',
     'preference_model',
-    *(f'policies.{name}' for name in command.load(config).policies),
+    *(f'policies.{name}' for name in command.load_config(config).policies),
   )
   short = [f'--config.{row}.{field}=2' for row in rows for field in ('steps', 'evaluate_every')]
   short.append('--config.tournament.prompts=64')

@@ -41,8 +41,8 @@ def policy(
   b1=0.0,
   judge='learned',
   feedback='probability',
-  players='policy',
-  ahead=False,
+  entries='policy',
+  async_judge=False,
   **arguments,
 ):
   """A policy. No momentum by default: in play it would orbit a cycle.
@@ -62,7 +62,7 @@ def policy(
     warmup=10,
     **arguments,
   )
-  row.update(judge=judge, feedback=feedback, players=players, ahead=ahead)
+  row.update(judge=judge, feedback=feedback, entries=players, async_judge=ahead)
   return row
 
 

@@ -22,7 +22,7 @@ def get_config(source='synthetic'):
     config.policies[f'md{number}'] = base.policy('nash_md_pg', beta=beta, tau=TAU)
   config.policies.br = base.policy('best_response', tau=TAU)
   for number, rate in enumerate(RATES, 1):
-    both = dict(players='policy, average', tau=TAU)
+    both = dict(entries='policy, average', tau=TAU)
     config.policies[f'ema{number}'] = base.policy('nash_ema_pg', rate=rate, **both)
   for neighbour in (dpo, ipo, sppo, online_ipo, inpo, egpo):
     config.policies.update(neighbour.get_config().policies)

@@ -3,5 +3,5 @@
 from configs import base
 
 get_config = base.trains(
-  nash_ema=base.policy('nash_ema_pg', rate=0.02, tau=0.06, players='policy,average')
+  nash_ema=base.policy('nash_ema_pg', rate=0.02, tau=0.06, entries='policy,average')
 )

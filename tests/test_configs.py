@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax import command
-from nlhf_jax.algorithms.algorithm import learns_from
+from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments import stages
 from nlhf_jax.experiments.language import run as language
@@ -27,7 +27,7 @@ from nlhf_jax.training.update import initial_state
 CONFIGS = sorted(
   path.stem
   for path in Path(__file__).parents[1].glob('configs/*.py')
-  if path.stem != 'base' and command.load(str(path)).experiment == 'language'
+  if path.stem != 'base' and command.load_config(str(path)).experiment == 'language'
 )
 WHOLE = (
   'nash_md',  # the policy against a mixture, by policy gradient, with a frozen reference
@@ -112,10 +112,10 @@ def test_every_other_config_builds_and_traces(name, config_named, tmp_path):
     def begin(params, training=training):
       return initial_state(training.algorithm, params, training.optimizer)
 
-    examples = getattr(experiment.corpus.train, learns_from(training.algorithm))
-    batch = stages.batches_of(examples, training, experiment.seed)[0]
+    examples = getattr(experiment.corpus.train, training_data(training.algorithm))
+    batch = stages.make_batches(examples, training, experiment.seed)[0]
     state = jax.eval_shape(begin, params)
-    step = stages.make_policy_step(experiment, policy, policy.judge and tied)
+    step = stages.make_policy_steps(experiment, policy, policy.judge and tied)
     after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert metrics['loss'].shape == ()
@@ -133,7 +133,7 @@ def test_every_config_runs_to_its_report(name, config_named, common, toy_run, tm
   names = [
     policy if slot.strip() == 'policy' else f'{policy}_{slot.strip()}'
     for policy, row in config.policies.items()
-    for slot in row.players.split(',')
+    for slot in row.entries.split(',')
   ]
   assert results['policies'] == ['sft', *names]
   assert results['tables'].keys() == {'oracle', 'learned'}

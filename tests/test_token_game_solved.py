@@ -22,7 +22,7 @@ MINUTES = 30  # for a machine that runs other tests beside it
 
 def test_a_tenth_of_the_updates_halves_the_gap(tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  config = command.load('configs/token_game.py')
+  config = command.load_config('configs/token_game.py')
   for section in (config.methods, config.votes.learners):
     for name in list(section):
       if name != 'nash_md_pg':

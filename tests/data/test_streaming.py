@@ -106,8 +106,8 @@ def test_what_is_kept_is_made_anew_if_a_file_of_it_is_cut_or_missing(tmp_path):
 
   def again():
     before = len(made)
-    token_store.once(folder, write)
-    assert token_store.is_whole(folder)
+    token_store.write_once(folder, write)
+    assert token_store.is_complete(folder)
     return len(made) > before
 
   assert again()
@@ -129,5 +129,5 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     raise RuntimeError('a bug')
 
   with pytest.raises(RuntimeError, match='a bug'):
-    token_store.once(tmp_path / 'kept', write)
+    token_store.write_once(tmp_path / 'kept', write)
   assert [file.name for file in tmp_path.iterdir()] == ['.kept.lock']

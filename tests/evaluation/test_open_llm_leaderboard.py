@@ -125,10 +125,10 @@ def offline(monkeypatch):
 
 @pytest.mark.slow
 def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
-  manager, pieces = lm_tasks.find(['openllm'])
+  manager, pieces = lm_tasks.find_tasks(['openllm'])
   assert [piece.name for piece in pieces] == [f'openllm/{member}' for member in MEMBERS]
   asked = policy(8192, batch=16)
-  found = lm_tasks.merged([lm_tasks.evaluate(asked, manager, piece, 2) for piece in pieces])
+  found = lm_tasks.merge([lm_tasks.evaluate(asked, manager, piece, 2) for piece in pieces])
   assert found['cut'] == 0
   subjects = [task for task in found['n-samples'] if task.startswith('mmlu_')]
   assert len(subjects) == 57
@@ -155,7 +155,7 @@ def test_every_task_of_the_group_with_all_57_subjects_has_its_metrics(offline):
 
 
 def test_what_is_before_the_window_is_cut_and_counted(offline):
-  manager, pieces = lm_tasks.find(['openllm'])
+  manager, pieces = lm_tasks.find_tasks(['openllm'])
   piece = {piece.name.partition('/')[2]: piece for piece in pieces}
   asked = policy(300)
   ask = lambda task: lm_tasks.evaluate(asked, manager, piece[task], 1)

@@ -11,7 +11,7 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_scores
 from nlhf_jax.experiments import export_policy
 from nlhf_jax.experiments import judge_config as judges_build
 from nlhf_jax.experiments.evaluate import config as evaluate_build
@@ -50,7 +50,7 @@ def run(config, workdir, stages=None):
 
 def styled(folder, count):
   """Players of pure styles, as a `samples.jsonl`: its path, and the posts that they summarise."""
-  posts = [record.prompt for record in itertools.islice(generator.records(7), count)]
+  posts = [record.prompt for record in itertools.islice(generator.examples(7), count)]
   rows = [
     {'prompt': post, 'responses': dict(zip(PLAYERS, styles.perfect_summaries(post), strict=True))}
     for post in posts
@@ -121,8 +121,8 @@ def test_a_run_its_export_and_a_file_play_under_a_trained_judge(
   of_run, folder = toy_run.copy_to(tmp_path / 'theirs')
   stages, workdir = folder / 'stages', folder / 'run'
   experiment = language.make_experiment(of_run, 'theirs', stages)
-  export_policy.write(
-    experiment, export_policy.of_player(experiment, 'sft'), tmp_path / 'out', merged=False
+  export_policy.write_policy(
+    experiment, export_policy.load_entry(experiment, 'sft'), tmp_path / 'out', merged=False
   )
   prompts = [line['prompt'] for line in json_lines.read(workdir / 'samples.jsonl')]
   theirs = [{'prompt': prompt, 'response': 'in short, no'} for prompt in prompts[:6]]
@@ -264,13 +264,13 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
     assert 'tables' not in results
     assert table['columns'] == ['average', 'turn 1', 'turn 2', *sorted(categories), 'failed']
     assert table['rows'] == [['one', *[7.5] * 6, 0], ['two', *[7.5] * 6, 0]]
-    graded = mt_bench.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
+    graded = mt_bench_scores.read_scores(folder / 'model_judgment' / 'judge_single.jsonl')
     assert [row['score'] for row in graded] == [7.5] * 12
     assert {(one.body['max_tokens'], one.body['temperature']) for one in served.seen} == {(70, 0)}
     account = {'requests': 12, 'asked': 12, 'prompt_tokens': 1200, 'response_tokens': 24}
     assert results['outside']['remote']['counts'] == account
     assert (folder / 'radar.png').stat().st_size > 10_000
-    answers = mt_bench.read_answers(folder / 'model_answer' / 'two.jsonl')
+    answers = mt_bench_scores.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
     monkeypatch.setattr(evaluate, 'make_model', lambda player: pytest.fail('asked again'))
     asked = len(served.seen)
@@ -287,7 +287,7 @@ def test_mt_bench_s_files(config_of, tmp_path, monkeypatch):
       run(config, tmp_path / 'run')
   even = [0, 6, 0, 0.5, 0]
   assert {name: row for name, *row in table['rows']} == {'one': even, 'two': even}
-  mt_bench.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
+  mt_bench_scores.read_pairs(folder / 'model_judgment' / 'judge_pair.jsonl')
 
 
 def test_what_alignment_costs_on_tasks_of_the_harness(config_of, tmp_path, monkeypatch):
@@ -372,8 +372,8 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     evaluate_build.GIVEN,
     'pairrm',
     judges_build.Given(
-      lambda config, folder: judges_build.Outside(
-        'a ranker', pairrm.make_preference(score), pairrm.both_orders, None
+      lambda config, folder: judges_build.ExternalJudge(
+        'a ranker', pairrm.make_preference(score), pairrm.combine_orders, None
       ),
       lambda config: 'a ranker',
     ),
@@ -392,7 +392,7 @@ def test_pairrm_goes_by_one_mean_of_both_orders_in_training_too(config_of, tmp_p
     tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, [text]), 8)
     for text in 'xy'
   )
-  trained_on = pairrm.of_ranker(score, tokenizer)(Comparison(prompts, x, y))
+  trained_on = pairrm.make_judge(score, tokenizer)(Comparison(prompts, x, y))
   assert trained_on[0, 0, 0] + 0.5 == pytest.approx(table[0][1], abs=1e-6)
 
 

@@ -11,10 +11,11 @@ import peft
 import pytest
 import torch
 import transformers
+from nlhf_jax.experiments.language.finished_run import load_entry
 
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.export_policy import of_player, write
+from nlhf_jax.experiments.export_policy import write_policy
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
@@ -75,8 +76,8 @@ def test_adapters_are_all_that_training_changes_and_saves(trained):
 
 def test_an_adapter_is_exported_and_says_the_same_in_peft(trained, tmp_path):
   experiment, _, folder = trained
-  params = of_player(experiment, 'nash_md')
-  write(experiment, params, tmp_path / 'adapter', merged=False)
+  params = load_entry(experiment, 'nash_md')
+  write_policy(experiment, params, tmp_path / 'adapter', merged=False)
   base = transformers.AutoModelForCausalLM.from_pretrained(folder / 'model')
   plain = of_torch(base, experiment)
   adapted = peft.PeftModel.from_pretrained(base, tmp_path / 'adapter')
@@ -86,8 +87,8 @@ def test_an_adapter_is_exported_and_says_the_same_in_peft(trained, tmp_path):
 
 def test_a_merged_model_is_exported_with_all_that_lay_beside_its_weights(trained, tmp_path):
   experiment, _, folder = trained
-  params = of_player(experiment, 'nash_md')
-  write(experiment, params, tmp_path / 'merged', merged=True)
+  params = load_entry(experiment, 'nash_md')
+  write_policy(experiment, params, tmp_path / 'merged', merged=True)
   agree(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged'), experiment, params)
   for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
     assert (tmp_path / 'merged' / name).read_bytes() == (folder / 'model' / name).read_bytes()
@@ -97,7 +98,7 @@ def test_a_model_of_the_embedded_task_is_exported_as_a_llama(toy, tmp_path):
   config = toy(importlib.import_module('configs.nash_md').get_config())
   experiment = make_experiment(config, 'toy', tmp_path)
   params = experiment.model.begin(jax.random.key(0))
-  write(experiment, params, tmp_path / 'model', merged=False)
+  write_policy(experiment, params, tmp_path / 'model', merged=False)
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'model')
   agree(model, experiment, params)
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'model')

@@ -13,7 +13,7 @@ from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.judges import run as judges
 from nlhf_jax.experiments.judges.config import make_experiment
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.language.judge_stage import make_kind
+from nlhf_jax.experiments.language.judge_stage import make_judge_network
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import generator
 from tests.judges import faults, published
@@ -158,7 +158,9 @@ def test_points_of_the_embedding_model_are_drawn_by_the_seed(config_of, tmp_path
   def points(seed):
     config = config_of('preferences')
     config.seed = seed
-    kind = make_kind(language_config.make_experiment(config, 'p', tmp_path), 'embedding_model')
+    kind = make_judge_network(
+      language_config.make_experiment(config, 'p', tmp_path), 'embedding_model'
+    )
     return kind.init({})['verdict']
 
   np.testing.assert_array_equal(points(0), points(0))

@@ -64,8 +64,8 @@ def test_three_iterations_on_prompts_of_their_own_each_from_the_policy_before(co
       results = language.run(experiment, workdir)
       assert results['tables'].keys() == {'pairrm'}
       assert {row['stage'] for row in json_lines.read(workdir / 'metrics.jsonl')} == {'sppo'}
-      ends.append(export_policy.of_player(experiment, 'sppo'))
-      export_policy.write(experiment, ends[-1], workdir / 'model', merged=False)
+      ends.append(export_policy.load_entry(experiment, 'sppo'))
+      export_policy.write_policy(experiment, ends[-1], workdir / 'model', merged=False)
       config.model.hf = str(workdir / 'model')
   assert sum(map(len, seen)) == len(PROMPTS)
   assert set().union(*seen) == set(PROMPTS)

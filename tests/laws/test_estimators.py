@@ -33,12 +33,12 @@ from jax.flatten_util import ravel_pytree
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import LEFT, mixture
-from nlhf_jax.algorithms.losses import importance, log_ratio, policy_gradient, squared_ratio
-from nlhf_jax.algorithms.selection import shifted
+from nlhf_jax.algorithms.losses import forward_kl, log_ratio, policy_gradient, squared_ratio
+from nlhf_jax.algorithms.selection import subtract_constant
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
-from nlhf_jax.training.rollout_step import make_play
+from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import make_update
 from tests.laws import tiny
 
@@ -170,7 +170,7 @@ def sample_batches(left, right, rows, batches):
   """
   sides = [side if side == LEFT else [dict(members) for members in side] for side in (left, right)]
   row = catalogue.self_play(TAU)._replace(left=sides[0], right=sides[1])
-  play = make_play(row, rollouts, judge)
+  play = make_rollout_step(row, rollouts, judge)
   prompts = Prompts(*(jnp.tile(leaf, (rows // 2, 1)) for leaf in PROMPTS))
 
   def batch(key):
@@ -316,7 +316,7 @@ SELF_PLAY, NASH_MD_PG = catalogue.self_play(TAU), catalogue.nash_md_pg(0.5, TAU)
 MANY = NASH_MD_PG._replace(left=[POLICY] * 2, right=[HALF] * 3)
 SHARED = SELF_PLAY._replace(left=[POLICY] * 3, right=LEFT)
 SPPO = catalogue.sppo(eta=1.0, samples=2, every=1, log_z=0.5)
-NO_BASELINE = shifted(-0.5)
+NO_BASELINE = subtract_constant(-0.5)
 
 
 def whole_response(scores, comparison):
@@ -341,7 +341,7 @@ KL_FORMS = {
   'whole_response': whole_response,
   'half_squared_ratio': half_squared_ratio,
 }
-FORWARD_KL = importance(10.0, reference=1.0)
+FORWARD_KL = forward_kl(10.0, reference=1.0)
 
 
 @pytest.mark.parametrize('row', [MANY, SPPO], ids=['many', 'shared_and_selected'])
@@ -418,7 +418,7 @@ def test_subtracting_one_half_reduces_variance(batches):
   comparisons = draws(SELF_PLAY, batches)
   spread = [
     np.sum(np.var(sampled_gradients(SELF_PLAY._replace(select=select), comparisons), axis=0))
-    for select in (shifted(0.0), NO_BASELINE)
+    for select in (subtract_constant(0.0), NO_BASELINE)
   ]
   assert spread[1] > 1.5 * spread[0]
 

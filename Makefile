@@ -1,4 +1,4 @@
-# `make run` and `make test` set up what they need in .venv, on a machine with Python 3.11 or later.
+# `make run`, `make test` and `make test-slow` set up what they need in .venv, on a machine with Python 3.11 or later.
 PYTHON ?= python3
 CONFIG ?= configs/nash_md.py
 VENV := .venv
@@ -7,13 +7,18 @@ BIN := $(VENV)/bin
 # Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test lint format bench clean
+.PHONY: run test test-slow lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
 
+# What a change is likely to break: under ten minutes on two cores.
 test: lint $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+# All other tests: at full size, and exhaustive ones.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

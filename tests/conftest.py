@@ -1,37 +1,55 @@
-"""Shapes and types are checked while the tests run; compiled programs are kept between runs."""
+"""Fixtures and settings of all tests.
 
+Shapes and types are checked while the tests run, and compiled programs are kept between runs. Each
+file runs on one worker, so that its fixtures are made once.
+"""
+
+import copy
+import importlib
 import os
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
-cache = Path(__file__).parent.parent / '.cache' / 'jax'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-# Toy sizes compile for longer than they run.
+# Toy sizes compile for longer than they run; these settings halve the time of a test.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+FLAGS = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+os.environ['XLA_FLAGS'] = f'{FLAGS} {os.environ.get("XLA_FLAGS", "")}'
+# For programs at full size: what they compile runs for longer than it takes to optimise it.
+OPTIMISED = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
 
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()
 
+# The files that take longest, longest first: a worker that begins one of them late ends late.
+LONGEST = (
+  'test_embedded_task',
+  'test_token_game_solved',
+  'test_configs',
+  'test_distributed',
+  'test_interruption',
+  'test_mesh',
+  'test_estimators',
+)
+
 
 def pytest_collection_modifyitems(items):
-  """The two tests that take minutes go first, so that the others fill the time beside them.
-
-  Each of two workers begins with its half of the list.
-  """
-  for name, place in (('test_token_game_solved', len(items) // 2), ('test_embedded_task', 0)):
-    long = [item for item in items if name in item.nodeid]
-    for item in long:
-      items.remove(item)
-      items.insert(place, item)
+  """The longest files go first; all others fill the time beside and after them."""
+  place = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope='session')
 def shared() -> Path:
   """The folder of real data, which is not part of the project."""
-  folder = Path(os.environ.get('NLHF_SHARED', Path(__file__).parents[2] / 'shared'))
+  folder = Path(os.environ.get('NLHF_SHARED', ROOT.parent / 'shared'))
   if not folder.is_dir():
     pytest.skip(f'no real data at {folder}; set NLHF_SHARED to the folder that holds it')
   return folder
@@ -64,3 +82,44 @@ def toy():
     return config
 
   return shrink
+
+
+@pytest.fixture(scope='session')
+def config_named(toy):
+  """A function that gives a config of `configs/`, shrunk: its name, and what it takes."""
+
+  def config_named(name: str, *source: str) -> ConfigDict:
+    return toy(importlib.import_module(f'nlhf_jax.configs.{name}').get_config(*source))
+
+  return config_named
+
+
+@pytest.fixture(scope='session')
+def session_folder(tmp_path_factory, worker_id) -> Path:
+  """A folder that all workers of this test session share."""
+  own = tmp_path_factory.getbasetemp()
+  return own if worker_id == 'master' else own.parent
+
+
+class ToyRun(NamedTuple):
+  """A finished run of the embedded task at toy size. Tests change copies only."""
+
+  config: ConfigDict
+  folder: Path  # with the work directory `run`, and `stages`
+
+  def copy_to(self, folder: Path) -> 'ToyRun':
+    """The same run, as its own files in an empty or missing folder."""
+    shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+    return ToyRun(copy.deepcopy(self.config), folder)
+
+
+@pytest.fixture(scope='session')
+def toy_run(config_named, session_folder) -> ToyRun:
+  """`configs/nash_md.py` at toy size, trained once in a test session, by the first who needs it."""
+  from nlhf_jax.experiments.start import start
+
+  config, folder = config_named('nash_md'), session_folder / 'toy_run'
+  with FileLock(session_folder / 'toy_run.lock'):
+    if not (folder / 'run' / 'report.html').exists():
+      start(config, 'nash_md', folder / 'run', folder / 'stages')
+  return ToyRun(config, folder)

@@ -1,4 +1,4 @@
-"""The benchmark of training at toy size, in the numbers that a GPU would run it in."""
+"""The benchmark of training at toy size, in bfloat16 as on a GPU."""
 
 import math
 import sys
@@ -28,7 +28,7 @@ JUDGE = dict(
 
 @pytest.fixture(scope='module')
 def training():
-  """The script, as a module."""
+  """`benchmarks/training.py`, as a module."""
   sys.path.insert(0, str(BENCHMARKS))
   import training
 
@@ -43,7 +43,8 @@ def settings(training):
   )
 
 
-def test_every_part_is_timed_in_bfloat16_with_and_without_adapters(training, settings):
+@pytest.mark.slow
+def test_every_part_is_timed_with_and_without_adapters(training, settings):
   found = training.ours(settings)
   parts = {'rollout', 'self-play rollout', 'judge', 'update', 'step'}
   trained = {'reward model', 'preference model'}
@@ -53,7 +54,7 @@ def test_every_part_is_timed_in_bfloat16_with_and_without_adapters(training, set
   assert found['peak'] > 2**20
 
 
-def test_arithmetic_is_what_a_count_by_hand_gives(training):
+def test_operations_equal_a_count_by_hand(training):
   """One layer, width 4, one head of 4, hidden 8, 10 tokens; a prompt of 2, a response of 2."""
   tiny = JUDGE | dict(vocab_size=10, hidden_size=4, tie_word_embeddings=True)
   settings = training.Settings(tiny, 3, prompt_length=2, response_length=2)
@@ -69,13 +70,13 @@ def test_arithmetic_is_what_a_count_by_hand_gives(training):
   assert works['rollout'].bytes > works['self-play rollout'].bytes
 
 
-def test_a_part_takes_as_long_as_what_limits_it(training):
+def test_the_slower_of_compute_and_memory_limits(training):
   work = training.Work(operations=10.0, bytes=30.0)
   assert work.seconds({'matmul': 2.0, 'read': 10.0}) == 5.0
   assert work.seconds({'matmul': 20.0, 'read': 10.0}) == 3.0
 
 
-def test_slopes_are_those_of_powers(training):
+def test_slope_is_the_exponent_of_a_power(training):
   import growth
 
   assert growth.slope({1: 1.0, 2: 7.0, 4: 28.0}) == pytest.approx(2)

@@ -1,51 +1,135 @@
-"""Law: every config that trains runs from its first stage to its report at toy size."""
+"""Law: every config that trains runs from its first stage to its report at toy size.
+
+The quick tier runs `WHOLE`, in which every kind of side, loss, reference rule and step occurs, and
+builds and traces the others; the slow tier runs those, too.
+"""
 
 import importlib
 import json
+import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nlhf_jax import command
+from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.evaluation import tournament
+from nlhf_jax.experiments import stages
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import styles
+from nlhf_jax.training.update import initial_state
 
 CONFIGS = sorted(
   path.stem
   for path in Path(__file__).parents[1].glob('configs/*.py')
   if path.stem != 'base' and command.load_config(str(path)).experiment == 'language'
 )
-OUTCOME = ('results.json', 'samples.jsonl', 'metrics.jsonl', 'report.html')
+WHOLE = (
+  'nash_md',  # the policy against a mixture, by policy gradient, with a frozen reference
+  'dpo',  # comparisons, by their log-odds
+  'kto',  # comparisons one response at a time, by a loss of the whole batch
+  'spin',  # demonstrations against a snapshot
+  'sppo',  # several samples of a snapshot against each other, by regression
+  'egpo',  # tempered samples, two half-steps, and a reference that follows the policy
+  'nash_ema',  # an average, which enters the tournament as well
+  'mnpo',  # a history of snapshots, by a squared margin
+  'rso_hinge',  # several samples of the reference, by a hinge
+  'xpo',  # a sum of losses
+  'rlhf',  # a reward model
+)
 
 
 def run(config, name, folder, stages=None):
   language.run(make_experiment(config, name, stages or folder / 'stages'), folder)
 
 
-@pytest.fixture(scope='session')
-def common(tmp_path_factory):
-  """Where configs find the SFT model and the judges of those before."""
-  return tmp_path_factory.mktemp('stages')
-
-
-@pytest.fixture
-def config_of(toy, monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-  return lambda name, *source: toy(importlib.import_module(f'configs.{name}').get_config(*source))
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
-  config = config_of(name)
-  for policy in list(config.policies)[3:]:  # the rows of the comparison have configs of their own
+def shortened(config):
+  """Few policies: those of the comparison have configs of their own."""
+  for policy in list(config.policies)[3:]:
     if policy not in ('ema1', 'sp_oracle'):
       del config.policies[policy]
-  run(config, name, tmp_path, common)
-  results = json.loads((tmp_path / 'results.json').read_text())
+  return config
+
+
+@pytest.fixture(scope='module')
+def common(toy_run, tmp_path_factory):
+  """Stages that configs find: the SFT model and the judges of those before."""
+  return toy_run.copy_to(tmp_path_factory.mktemp('common')).folder / 'stages'
+
+
+def kinds(algorithm):
+  """What an algorithm is made of: kinds of sides, loss, reference rules and step."""
+
+  def name(function):
+    return function.__name__.partition('(')[0]
+
+  def of_mixture(weights):
+    if len(weights) > 1:
+      return 'mixture'
+    ((slot, weight),) = weights.items()
+    rule = 'policy' if slot == 'policy' else algorithm.references[slot].kind
+    return rule if weight == 1 else f'{rule}, tempered'
+
+  found = {f'step: {name(algorithm.step)}'}
+  for side in (algorithm.left, algorithm.right):
+    found |= (
+      {f'side: {side}'} if isinstance(side, str) else {f'side: {of_mixture(x)}' for x in side}
+    )
+  # A loss of pairs by its link: `name(link, ...)`.
+  found.add(f'loss: {re.match(r"[a-z_]+([(][a-z_]+(?=,))?", show(algorithm.loss))[0]}')
+  return found | {f'reference: {rule.kind}' for rule in algorithm.references.values()}
+
+
+def test_whole_runs_cover_every_kind(config_named, tmp_path):
+  def kinds_of(name):
+    config = shortened(config_named(name))
+    policies = make_experiment(config, name, tmp_path).policies
+    return set().union(*(kinds(policy.training.algorithm) for policy in policies.values()))
+
+  found = {name: kinds_of(name) for name in CONFIGS}
+  covered = set().union(*(found[name] for name in WHOLE))
+  assert {name: kinds - covered for name, kinds in found.items() if kinds - covered} == {}
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in WHOLE])
+def test_every_other_config_builds_and_traces(name, config_named, tmp_path):
+  config = shortened(config_named(name))
+  experiment = make_experiment(config, name, tmp_path)
+  params = jax.eval_shape(experiment.model.begin, jax.random.key(0))
+
+  def tied(comparison):
+    count, other = (side.tokens.shape[1] for side in (comparison.left, comparison.right))
+    return jnp.zeros((len(comparison.left.tokens), count, other))
+
+  for policy in experiment.policies.values():
+    training = policy.training
+
+    def begin(params, training=training):
+      return initial_state(training.algorithm, params, training.optimizer)
+
+    examples = getattr(experiment.corpus.train, training_data(training.algorithm))
+    batch = stages.make_batches(examples, training, experiment.seed)[0]
+    state = jax.eval_shape(begin, params)
+    steps = stages.make_policy_steps(experiment, policy, policy.judge and tied)
+    after, metrics = jax.eval_shape(steps.step, state, batch, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics['loss'].shape == ()
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=() if name in WHOLE else pytest.mark.slow) for name in CONFIGS]
+)
+def test_every_config_runs_to_its_report(name, config_named, common, toy_run, tmp_path):
+  config = shortened(config_named(name))
+  workdir = toy_run.folder / 'run' if name == 'nash_md' else tmp_path
+  if name != 'nash_md':
+    run(config, name, workdir, common)
+  results = json.loads((workdir / 'results.json').read_text())
   names = [
     policy if slot.strip() == 'policy' else f'{policy}_{slot.strip()}'
     for policy, row in config.policies.items()
@@ -54,7 +138,7 @@ def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
   assert results['policies'] == ['sft', *names]
   assert results['tables'].keys() == {'oracle', 'learned'}
   assert results['kl_to_reference']['sft'] == pytest.approx(0, abs=1e-5)
-  logged = {record['stage'] for record in json_lines.read(tmp_path / 'metrics.jsonl')}
+  logged = {record['stage'] for record in json_lines.read(workdir / 'metrics.jsonl')}
   asked = {'reward_model'} if 'reward' in {row.judge for row in config.policies.values()} else set()
   assert logged == {'sft', 'preference_model', *asked, *config.policies}
   for row in config.policies.values():
@@ -63,41 +147,41 @@ def test_every_config_runs_to_its_report(name, config_of, common, tmp_path):
     assert results['exploitability'].keys() == {'sft', *names}
 
 
-def test_what_is_set_in_one_config_is_not_set_in_the_next():
-  make = importlib.import_module('configs.sppo').get_config
+def test_a_setting_of_one_config_leaves_the_next():
+  make = importlib.import_module('nlhf_jax.configs.sppo').get_config
   make().policies.sppo.judge = 'oracle'
   assert make().policies.sppo.judge == 'learned'
 
 
-def test_every_number_of_the_results_is_a_mean_over_the_samples(config_of, tmp_path):
-  run(config_of('nash_md'), 'nash_md', tmp_path)
-  samples = json_lines.read(tmp_path / 'samples.jsonl')
-  results = json.loads((tmp_path / 'results.json').read_text())
+def test_every_result_is_a_mean_over_samples(toy_run):
+  samples = json_lines.read(toy_run.folder / 'run' / 'samples.jsonl')
+  results = json.loads((toy_run.folder / 'run' / 'results.json').read_text())
   assert results == tournament.summarise(samples) | {'task': styles.summarise(samples)}
   for judge, table in results['tables'].items():
     mean = np.mean([sample['preferences'][judge] for sample in samples], axis=0)
     np.testing.assert_allclose(table['win_rate'], mean, atol=1e-12)
 
 
-def test_running_again_changes_nothing(config_of, tmp_path):
-  run(config_of('nash_md'), 'nash_md', tmp_path)
-  files = [path for path in tmp_path.rglob('*') if path.is_file() and path.suffix != '.html']
-  before = {path: path.read_bytes() for path in files}
-  run(config_of('nash_md'), 'nash_md', tmp_path)
-  assert {path for path in tmp_path.rglob('*') if path.is_file() and path.suffix != '.html'} == set(
-    files
-  )
-  assert {path: path.read_bytes() for path in files} == before
+def test_running_again_changes_nothing(toy_run, tmp_path):
+  config, folder = toy_run.copy_to(tmp_path)
+
+  def files():
+    found = [path for path in folder.rglob('*') if path.is_file() and path.suffix != '.html']
+    return {path: path.read_bytes() for path in found}
+
+  before = files()
+  run(config, 'nash_md', folder / 'run', folder / 'stages')
+  assert files() == before
 
 
-def test_own_comparisons_run_to_a_report_without_an_oracle(config_of, tmp_path, capsys):
+def test_own_comparisons_run_to_a_report_without_an_oracle(config_named, tmp_path, capsys):
   path = tmp_path / 'mine.jsonl'
   lines = [
     {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}
     for number in range(12)
   ]
   json_lines.write(path, lines)
-  config = config_of('nash_md', 'file')
+  config = config_named('nash_md', 'file')
   config.data.path = str(path)
   run(config, 'nash_md', tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())

@@ -1,4 +1,4 @@
-"""Several processes, started as on several machines, make the same run as one process."""
+"""Law: several processes, started as on several machines, are the same run as one."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def begin(count, folder, *more):
 
 
 def launch(count, folder, *more):
-  """Runs it, and returns what it printed."""
+  """Runs it to its end; what it printed."""
   program = begin(count, folder, *more)
   printed, _ = program.communicate()
   assert program.returncode == 0, printed[-3000:]
@@ -48,13 +48,14 @@ def lines(folder, name):
   return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_two_processes_equal_one_and_resume(tmp_path):
-  launch(1, tmp_path / 'one')
-  printed = launch(2, tmp_path / 'two')
-  assert printed.count('Report:') == 1  # only one process prints
-  one, two = (lines(tmp_path / folder, 'samples.jsonl') for folder in ('one', 'two'))
+def run_one_and_two(folder, *more):
+  """Runs one process, then two, and checks that they have the same responses and metrics."""
+  launch(1, folder / 'one', *more)
+  printed = launch(2, folder / 'two', *more)
+  assert printed.count('Report:') == 1  # only the first process writes and prints
+  one, two = (lines(folder / name, 'samples.jsonl') for name in ('one', 'two'))
   assert [line['responses'] for line in one] == [line['responses'] for line in two]
-  one, two = (lines(tmp_path / folder, 'metrics.jsonl') for folder in ('one', 'two'))
+  one, two = (lines(folder / name, 'metrics.jsonl') for name in ('one', 'two'))
   assert len(one) == len(two)
   for alone, together in zip(one, two, strict=True):
     for name in alone.keys() - {
@@ -65,6 +66,15 @@ def test_two_processes_equal_one_and_resume(tmp_path):
     }:
       assert together[name] == pytest.approx(alone[name], abs=1e-4), name
 
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+  run_one_and_two(tmp_path, '--config.sft.steps=2')
+
+
+@pytest.mark.slow
+def test_two_stopped_processes_resume(tmp_path):
+  run_one_and_two(tmp_path)
   program = begin(2, tmp_path / 'cut')
   deadline = time.monotonic() + 300
   while not list((tmp_path / 'cut').glob('stages/sft-*/metrics.jsonl')):
@@ -72,9 +82,9 @@ def test_two_processes_equal_one_and_resume(tmp_path):
     assert time.monotonic() < deadline
     time.sleep(0.05)
   program.send_signal(signal.SIGTERM)
-  said, _ = program.communicate(timeout=120)
-  assert program.returncode == 130, said[-3000:]
-  assert said.count('run the same command again') == 1  # they stop together
+  printed, _ = program.communicate(timeout=120)
+  assert program.returncode == 130, printed[-3000:]
+  assert printed.count('run the same command again') == 1  # they stop together
   assert 'sft: resuming in' in launch(2, tmp_path / 'cut')
   for name in ('results.json', 'samples.jsonl'):
     assert (tmp_path / 'cut' / name).read_bytes() == (tmp_path / 'two' / name).read_bytes()
@@ -99,7 +109,7 @@ print(found, file=sys.stderr)
 """
 
 
-def test_all_processes_receive_the_first_ones_result():
+def test_what_the_first_process_computes_reaches_all():
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -120,7 +130,7 @@ def test_all_processes_receive_the_first_ones_result():
 
 
 @pytest.mark.parametrize('cluster', ['somewhere', '127.0.0.1:1,two,0', '127.0.0.1:1,2'])
-def test_an_invalid_cluster_is_a_user_error(cluster, capsys, monkeypatch):
+def test_a_malformed_cluster_is_refused(cluster, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   assert main.main(['main', '--config=configs/tabular.py', f'--cluster={cluster}']) == 2
   assert f"--cluster='{cluster}' is neither auto nor" in capsys.readouterr().err

@@ -1,4 +1,8 @@
-"""Law, for the whole command: killed at any point and run again, it ends with the same bits."""
+"""Law: a command that is stopped anywhere and run again ends with the same bits.
+
+The quick tier stops one run twice, by SIGTERM and by SIGKILL; the slow tier stops a run by each
+signal, and one whose judge works asynchronously.
+"""
 
 import signal
 import subprocess
@@ -13,43 +17,32 @@ import pytest
 from orbax.checkpoint import v1 as orbax
 
 ROOT = Path(__file__).parents[1]
-TOY = {
-  'data.posts': 64,
-  'data.held_out': 8,
-  'model.width': 16,
-  'model.layers': 1,
-  'model.hidden': 16,
-  'sft.steps': 30,
-  'sft.evaluate_every': 7,
-  'preference_model.steps': 30,
-  'preference_model.evaluate_every': 7,
-  'policies.self_play.steps': 2,
-  'policies.nash_md.steps': 30,
-  'policies.nash_md.evaluate_every': 7,
-  'tournament.prompts': 8,
-}
-AHEAD = (
+TOY = """
+  --config.data.posts=64 --config.data.held_out=8
+  --config.model.width=16 --config.model.layers=1 --config.model.hidden=16
+  --config.sft.steps=30 --config.sft.evaluate_every=7
+  --config.preference_model.steps=30 --config.preference_model.evaluate_every=7
+  --config.tournament.prompts=8
+"""
+DPO = f'--config=configs/dpo.py {TOY} --config.policies.dpo.steps=2'.split()
+NASH_MD = f"""
+  --config=configs/nash_md.py {TOY} --config.policies.self_play.steps=2
+  --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=7
+""".split()
+ASYNCHRONOUS = [
+  *NASH_MD,
   '--config.policies.nash_md.async_judge=True',
   '--config.policies.nash_md.judge=oracle',
   '--config.sft.steps=4',
   '--config.preference_model.steps=4',
   '--config.data.prompt_length=64',
-)
+]
 LIMIT = 300  # seconds
 
 
-def start(workdir, *more):
-  overrides = [f'--config.{field}={value}' for field, value in TOY.items()]
-  command = [
-    sys.executable,
-    '-m',
-    'nlhf_jax.main',
-    '--config=configs/nash_md.py',
-    *overrides,
-    *more,
-  ]
+def start(workdir, arguments):
   return subprocess.Popen(
-    [*command, f'--workdir={workdir}'],
+    [sys.executable, '-m', 'nlhf_jax.main', *arguments, f'--workdir={workdir}'],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -58,8 +51,34 @@ def start(workdir, *more):
 
 
 def finish(process):
-  said, _ = process.communicate(timeout=LIMIT)
-  return process.returncode, said
+  """The exit status, and what was printed."""
+  printed, _ = process.communicate(timeout=LIMIT)
+  return process.returncode, printed
+
+
+def run_to_end(workdir, arguments):
+  """Runs the command; what it leaves."""
+  status, printed = finish(start(workdir, arguments))
+  assert status == 0, printed
+  return outcome(workdir)
+
+
+def stop(workdir, arguments, number, stage):
+  """Runs the command and sends it a signal once the stage has a checkpoint."""
+  process = start(workdir, arguments)
+  deadline = time.monotonic() + LIMIT
+  while not list(workdir.glob(f'stages/{stage}-*/checkpoints/[0-9]*')):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(number)
+  status, printed = finish(process)
+  if number == signal.SIGKILL:
+    assert status == -signal.SIGKILL
+  else:
+    assert status == 130
+    assert f'Stopped in {stage}, step ' in printed
+    assert 'run the same command again' in printed
 
 
 def outcome(workdir):
@@ -71,60 +90,36 @@ def outcome(workdir):
   return trained, [(workdir / name).read_bytes() for name in ('results.json', 'samples.jsonl')]
 
 
+def assert_same(one, other):
+  assert one[1] == other[1]
+  chex.assert_trees_all_equal(one[0], other[0])
+
+
 @pytest.fixture(scope='module')
 def uncut(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('uncut')
-  status, said = finish(start(workdir))
-  assert status == 0, said
-  return outcome(workdir)
+  """What Nash-MD leaves that is never stopped."""
+  return run_to_end(tmp_path_factory.mktemp('uncut'), NASH_MD)
 
 
-@pytest.fixture(scope='module')
-def uncut_ahead(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('uncut_ahead')
-  status, said = finish(start(workdir, *AHEAD))
-  assert status == 0, said
-  return outcome(workdir)
+def test_a_run_stopped_twice_ends_with_the_same_bits(tmp_path):
+  uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
+  stop(cut, DPO, signal.SIGTERM, 'sft')
+  stop(cut, DPO, signal.SIGKILL, 'preference_model')
+  assert_same(run_to_end(cut, DPO), run_to_end(uncut, DPO))
 
 
-def test_a_run_that_learns_one_update_late_resumes_too(uncut_ahead, tmp_path):
-  process = start(tmp_path, *AHEAD)
-  deadline = time.monotonic() + LIMIT
-  while not list(tmp_path.glob('stages/nash_md-*/checkpoints/[0-9]*')):
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  finish(process)
-  status, said = finish(start(tmp_path, *AHEAD))
-  assert status == 0, said
-  trained, files = outcome(tmp_path)
-  assert files == uncut_ahead[1]
-  chex.assert_trees_all_equal(trained, uncut_ahead[0])
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('number', 'stage'),
   [(signal.SIGKILL, 'preference_model'), (signal.SIGTERM, 'sft'), (signal.SIGINT, 'nash_md')],
 )
-def test_killed_and_run_again_it_ends_with_the_same_bits(number, stage, uncut, tmp_path):
-  process = start(tmp_path)
-  deadline = time.monotonic() + LIMIT
-  while not list(tmp_path.glob(f'stages/{stage}-*/checkpoints/[0-9]*')):
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
-  process.send_signal(number)
-  status, said = finish(process)
-  if number == signal.SIGKILL:
-    assert status == -signal.SIGKILL
-  else:
-    assert status == 130
-    assert f'Stopped in {stage}, step ' in said
-    assert 'run the same command again' in said
+def test_a_stopped_run_ends_with_the_same_bits(number, stage, uncut, tmp_path):
+  stop(tmp_path, NASH_MD, number, stage)
+  assert_same(run_to_end(tmp_path, NASH_MD), uncut)
 
-  status, said = finish(start(tmp_path))
-  assert status == 0, said
-  trained, files = outcome(tmp_path)
-  assert files == uncut[1]
-  chex.assert_trees_all_equal(trained, uncut[0])
+
+@pytest.mark.slow
+def test_a_killed_run_with_asynchronous_judging_resumes(tmp_path):
+  uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
+  stop(cut, ASYNCHRONOUS, signal.SIGKILL, 'nash_md')
+  assert_same(run_to_end(cut, ASYNCHRONOUS), run_to_end(uncut, ASYNCHRONOUS))

@@ -63,6 +63,7 @@ def kill(process, when):
   return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_comparisons_need_two_gigabytes(tmp_path):
   path = write(tmp_path / 'many.jsonl', 100_000)
   found = finish(start(path, tmp_path / 'run', 390, 256))  # all of them, once

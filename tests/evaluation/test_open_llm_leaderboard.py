@@ -125,6 +125,7 @@ def offline(monkeypatch):
   monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
 
 
+@pytest.mark.slow
 def test_all_tasks_and_57_subjects_have_scores(offline):
   manager, pieces = lm_tasks.find_tasks(['openllm'])
   assert [piece.name for piece in pieces] == [f'openllm/{member}' for member in MEMBERS]

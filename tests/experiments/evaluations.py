@@ -8,7 +8,7 @@ from nlhf_jax.experiments.start import start
 
 def make_config(toy, *source, **changed):
   """The config of an evaluation, small; `toy` is the fixture that shrinks models and data."""
-  config = toy(importlib.import_module('configs.evaluate').get_config(*source))
+  config = toy(importlib.import_module('nlhf_jax.configs.evaluate').get_config(*source))
   config.tournament.update(prompts=1_024, length=6, batch=8)
   config.update(changed)
   return config

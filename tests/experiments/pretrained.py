@@ -43,13 +43,14 @@ def save(folder, family='llama'):
   return model
 
 
-def config(folder, toy):
+def config(folder, toy, write=True):
   """Of a toy run of Nash-MD with adapters on such a model, which is written to the folder first."""
-  save(folder / 'model')
-  write_comparisons(folder / 'comparisons.jsonl')
+  if write:
+    save(folder / 'model')
+    write_comparisons(folder / 'comparisons.jsonl')
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(Path(__file__).parents[2]))
-    made = toy(importlib.import_module('configs.nash_md').get_config('file'))
+    made = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config('file'))
   made.data.update(path=str(folder / 'comparisons.jsonl'), prompt_length=40, response_length=8)
   made.model.hf = str(folder / 'model')
   made.model.lora.rank = 2

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,29 +10,14 @@ import numpy as np
 import pytest
 
 from nlhf_jax import trees
-from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.finished_run import load_policy, load_reference
 from nlhf_jax.models import lora
-from tests.experiments import pretrained
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory, toy):
-  config = pretrained.config(tmp_path_factory.mktemp('adapters'), toy)
-  config.sft.optimizer.update(learning_rate=0.05, warmup=0)
-  config.exploiter = copy.deepcopy(config.policies.nash_md)
-  config.exploiter.algorithm = 'best_response'
-  del config.exploiter.arguments['beta']
-  config.exploiter.arguments.tau = 0.0
-  return config
-
-
-@pytest.fixture(scope='module')
-def trained(config, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('run')
-  experiment = make_experiment(config, 'adapters', folder / 'stages')
-  return experiment, language.run(experiment, folder)
+def trained(adapter_run):
+  return adapter_run.experiment, adapter_run.results
 
 
 def test_reference_slot_is_the_fine_tuned_adapter(trained):
@@ -61,7 +47,9 @@ def test_exploiters_save_adapters_only(trained):
     assert saved
 
 
-def test_changed_weights_change_every_stage(config, tmp_path):
+def test_another_model_is_another_experiment(adapter_run, tmp_path):
+  config = copy.deepcopy(adapter_run.config)
+  config.model.hf = str(shutil.copytree(adapter_run.folder / 'model', tmp_path / 'model'))
   folders = lambda: {
     name: stage.folder for name, stage in make_experiment(config, 'x', tmp_path).stages.items()
   }
@@ -69,9 +57,6 @@ def test_changed_weights_change_every_stage(config, tmp_path):
   assert folders() == before
   weights = Path(config.model.hf) / 'model.safetensors'
   kept = weights.read_bytes()
-  try:
-    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    after = folders()
-  finally:
-    weights.write_bytes(kept)
+  weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+  after = folders()
   assert not set(before.values()) & set(after.values())

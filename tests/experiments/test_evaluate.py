@@ -1,13 +1,11 @@
 """Evaluations from a config to files, tables and a page."""
 
-import importlib
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
@@ -16,7 +14,6 @@ from nlhf_jax.experiments.evaluate import responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.experiments.language.config import make_experiment as make_language_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
-from nlhf_jax.experiments.start import start
 from nlhf_jax.judges import pairrm_scoring, registry
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind
 from nlhf_jax.storage import json_lines
@@ -108,11 +105,9 @@ def test_early_stopping_ends_a_clear_tournament(config_of, tmp_path, monkeypatch
   assert results['comparisons'] == 200
 
 
-def test_run_export_and_file_under_trained_judge(config_of, tmp_path, toy, monkeypatch):
-  of_run = toy(importlib.import_module('configs.nash_md').get_config())
-  of_run.policies = ConfigDict()  # SFT and a judge are enough
-  stages, workdir = tmp_path / 'stages', tmp_path / 'theirs'
-  start(of_run, 'theirs', workdir, stages)
+def test_run_export_and_file_under_trained_judge(config_of, tmp_path, toy_run, monkeypatch):
+  of_run, folder = toy_run.copy_to(tmp_path / 'theirs')
+  stages, workdir = folder / 'stages', folder / 'run'
   experiment = make_language_experiment(of_run, 'theirs', stages)
   export_policy.write_policy(
     experiment, load_entry(experiment, 'sft'), tmp_path / 'out', merged=False

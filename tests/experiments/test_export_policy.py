@@ -15,25 +15,18 @@ import transformers
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.export_policy import write_policy
-from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
-from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory, toy):
-  """A finished run of Nash-MD with adapters: the experiment, its results and their folder."""
-  folder = tmp_path_factory.mktemp('pretrained')
-  config = pretrained.config(folder, toy)
-  config.sft.steps = 0
-  experiment = make_experiment(config, 'pretrained', folder / 'stages')
-  results = language.run(experiment, folder / 'run')
-  return experiment, results, folder
+def trained(adapter_run):
+  """The experiment, its results and their folder."""
+  return adapter_run.experiment, adapter_run.results, adapter_run.folder
 
 
 def log_probs_of(experiment, params):
@@ -104,7 +97,7 @@ def test_merged_export_keeps_the_other_files(trained, tmp_path):
 
 
 def test_new_model_is_exported_as_a_llama(toy, tmp_path):
-  config = toy(importlib.import_module('configs.nash_md').get_config())
+  config = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config())
   experiment = make_experiment(config, 'toy', tmp_path)
   params = experiment.model.begin(jax.random.key(0))
   write_policy(experiment, params, tmp_path / 'model', merged=False)
@@ -127,7 +120,7 @@ def test_new_model_is_exported_as_a_llama(toy, tmp_path):
 )
 def test_models_that_do_not_fit_are_refused(trained, toy, changes, vocabulary, message):
   folder = trained[-1]
-  config = toy(importlib.import_module('configs.nash_md').get_config('file'))
+  config = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config('file'))
   config.data.update(prompt_length=16, response_length=8)
   config.model.hf = str(folder / 'model')
   config.model.lora.rank = 2

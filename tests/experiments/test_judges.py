@@ -25,7 +25,9 @@ WORDS = ['red', 'green', 'blue', 'big', 'small', 'ball', 'tree', 'house']
 @pytest.fixture
 def config_of(toy, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
-  return lambda name, *source: toy(importlib.import_module(f'configs.{name}').get_config(*source))
+  return lambda name, *source: toy(
+    importlib.import_module(f'nlhf_jax.configs.{name}').get_config(*source)
+  )
 
 
 def write(path, prompts, answers):
@@ -41,6 +43,7 @@ def write(path, prompts, answers):
   json_lines.write(path, rows)
 
 
+@pytest.mark.slow
 def test_three_kinds_in_two_sizes_and_baselines(config_of, tmp_path, capsys):
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)

@@ -67,6 +67,7 @@ def test_persistent_memory_is_exact_and_excess_gets_advice(config):
   assert '--config.model.compute=bfloat16' in message
 
 
+@pytest.mark.slow
 def test_advised_settings_reduce_memory(config):
   before, _ = needs(config, '--devices=1')
   after, _ = needs(
@@ -82,6 +83,7 @@ def test_advised_settings_reduce_memory(config):
     assert share < most
 
 
+@pytest.mark.slow
 def test_published_judge_is_counted_from_its_config(config, tmp_path):
   sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
   message = transformers.DebertaV2Config(vocab_size=1024, **sizes, **V3).to_dict()

@@ -20,7 +20,7 @@ def config(toy, tmp_path, monkeypatch):
   folder = tmp_path / 'pairrm'
   folder.mkdir()
   published.save(folder, 'port')
-  config = toy(importlib.import_module('configs.sppo').get_config())
+  config = toy(importlib.import_module('nlhf_jax.configs.sppo').get_config())
   config.policies.sppo.judge, config.judges = 'pairrm', 'learned,pairrm'
   config.pairrm.hf = str(folder)
   return config

@@ -57,7 +57,7 @@ def in_page(path):
 
 def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
-  config = toy(importlib.import_module('configs.nash_md').get_config())
+  config = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config())
   del config.policies.self_play
   config.policies.nash_md.judge = config.judges = 'remote'
   received = []

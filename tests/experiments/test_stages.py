@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def config(toy, monkeypatch):
   """Two policies, one of which uses no judge, and exploiters."""
   monkeypatch.syspath_prepend(str(ROOT))
-  whole = importlib.import_module('configs.comparison').get_config()
+  whole = importlib.import_module('nlhf_jax.configs.comparison').get_config()
   for name in list(whole.policies):
     if name not in ('ema1', 'dpo'):
       del whole.policies[name]
@@ -65,7 +65,9 @@ def test_stage_changes_with_what_it_builds_on(config, tmp_path, field, value, ke
     assert found == set(kept)
 
 
-def test_exploiters_are_trained_once_and_fully_measured(config, tmp_path, capsys):
+@pytest.mark.slow
+def test_exploiters_are_trained_once_and_fully_measured(config, toy_run, tmp_path, capsys):
+  toy_run.copy_to(tmp_path)  # with the SFT model and the judge
   run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
   first = run()
   wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))

@@ -31,7 +31,7 @@ def config(toy, tmp_path, monkeypatch):
   (tmp_path / 'pairrm').mkdir()
   published.save(tmp_path / 'pairrm', 'port')
   json_lines.write(tmp_path / 'prompts.jsonl', [{'prompt': prompt} for prompt in PROMPTS])
-  made = toy(importlib.import_module('configs.sppo').get_config('file'))
+  made = toy(importlib.import_module('nlhf_jax.configs.sppo').get_config('file'))
   made.data.update(path=str(tmp_path / 'prompts.jsonl'), schema='prompts', response_length=6)
   made.model.hf, made.sft.steps = str(tmp_path / 'model'), 0
   made.pairrm.hf, made.judges, made.policies.sppo.judge = str(tmp_path / 'pairrm'), *['pairrm'] * 2
@@ -45,6 +45,7 @@ def prompts_of(experiment):
   return [set(tokenizers.prompt_texts(corpus.tokenizer, *prompts)) for prompts in both]
 
 
+@pytest.mark.slow
 def test_each_iteration_starts_from_the_last_policy(config, tmp_path):
   seen, starts, ends = [], [], []
   for number in (1, 2, 3):

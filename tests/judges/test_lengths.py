@@ -29,7 +29,7 @@ def test_more_characters_win_and_equally_many_tie():
 
 def test_policy_and_tournament_use_lengths(toy, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
-  config = toy(importlib.import_module('configs.sppo').get_config())
+  config = toy(importlib.import_module('nlhf_jax.configs.sppo').get_config())
   config.policies.sppo.judge = config.judges = 'lengths'
   results = language.run(make_experiment(config, 'sppo', tmp_path / 'stages'), tmp_path)
   assert results['tables'].keys() == {'oracle', 'lengths'}
@@ -49,7 +49,7 @@ def test_evaluate_uses_lengths(toy, tmp_path, monkeypatch):
     for number, (one, other) in enumerate(texts)
   ]
   json_lines.write(tmp_path / 'two.jsonl', rows)
-  config = toy(importlib.import_module('configs.evaluate').get_config())
+  config = toy(importlib.import_module('nlhf_jax.configs.evaluate').get_config())
   config.entries, config.judges = str(tmp_path / 'two.jsonl'), 'lengths'
   start(config, 'evaluate', tmp_path / 'run', tmp_path / 'stages')
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
-  return importlib.import_module('configs.base').get_config()
+  return importlib.import_module('nlhf_jax.configs.base').get_config()
 
 
 def test_names_are_unique():

@@ -1,18 +1,23 @@
-"""Sampled gradients average to the expected one, which a list of all the responses gives exactly.
+"""The sampled gradient of the real update is an unbiased estimate of the exact one.
 
-Four tokens, one of which stops, and at most three places: 40 responses to each of two prompts of
-different lengths. Listed are the chances of responses under each mixture, token by token, and so
-the gradient of a row's expected loss, with chances held fixed. Against it: the real update, on what
-the real sampler draws from a transformer. As every row reads one of 80 known responses, the update
-is given their log-probabilities as the policy's parameters, and its gradient is carried on to the
-transformer's parameters by the chain rule; the first test shows that this changes nothing.
+Four tokens, one of which stops, and at most three positions: 40 responses to each of two prompts of
+different lengths. Enumerating them under each mixture, token by token, gives the gradient of the
+expected loss exactly, with probabilities held fixed. It is compared with the gradient of the
+real update on what the real sampler draws from a transformer. As every row reads one of 80 known
+responses, the update is given their log-probabilities as the policy's parameters, and its gradient
+is carried on to the transformer's parameters by the chain rule;
+`test_lookup_of_responses_changes_no_gradient` shows that this changes nothing.
 
-The test: the mean gradient of 256 batches, less the exact one, along the exact one and along 16
-random directions, each over its standard error by the spread of the batches. None may pass 6, which
-Student's t does by chance once in 1e8 times, and so one of these tests (under 300 such numbers)
-less than three times in a million. Seeds are fixed: what passes once always does. Each case also
-asserts its power: along the exact gradient, an error of the stated share of its norm would be found
-99 times in 100. What is known to be wrong is planted at the end, and is found.
+The statistic: the mean gradient over the batches, less the exact one, along the exact one and along
+16 random directions, each divided by its standard error. None may exceed 6. Seeds are fixed: a test
+that passes once always does.
+
+The slow tier draws 256 batches. There Student's t exceeds 6 by chance once in 1e8 times, and so one
+of these tests (under 300 such numbers) less than three times in a million. Each case also asserts
+its power: along the exact gradient, a bias of the stated fraction of its norm would be found 99
+times in 100. The quick tier draws 64 batches: standard errors, and so the smallest bias that is
+found 99 times in 100, are twice as large, and one of these tests fails by chance three times in
+100,000. The known errors planted at the end are found in both.
 """
 
 import functools
@@ -38,7 +43,9 @@ from nlhf_jax.training.update import make_update
 from tests.laws import tiny
 
 VOCABULARY, STOP, LENGTH = 4, 2, 3
-BATCHES, ROWS = 256, 512
+ROWS = 512
+FULL = 256  # batches, in the slow tier
+QUICK = 64
 THRESHOLD = 6
 FOUND = THRESHOLD + 2.33  # standard errors of a bias that passes the threshold 99 times in 100
 TAU = 0.1
@@ -48,67 +55,66 @@ SLOTS = ('policy', 'reference', 'snapshot', 'ahead')
 PARAMS = {
   slot: tiny.parameters(DECODER, seed) for slot, seed in zip(SLOTS, (5, 2, 3, 4), strict=True)
 }
-# The second prompt is one token long; what pads it is a token like any other.
+# The second prompt is one token long; its padding has tokens like any other.
 PROMPTS = Prompts(
   jnp.array([[1, 3, 0], [1, 0, 3]]), jnp.array([[True, True, True], [False, False, True]])
 )
 
 
-def _listed():
+def _all_responses():
   """Every response: tokens and mask, [40, 3]."""
   others = [token for token in range(VOCABULARY) if token != STOP]
   texts = [
     (*start, STOP) for length in range(LENGTH) for start in itertools.product(others, repeat=length)
   ]
-  texts += itertools.product(others, repeat=LENGTH)  # cut before they could stop
+  texts += itertools.product(others, repeat=LENGTH)  # cut at the greatest length
   tokens = np.array([text + (STOP,) * (LENGTH - len(text)) for text in texts], np.int32)
   return tokens, np.arange(LENGTH) < np.array([len(text) for text in texts])[:, None]
 
 
-TOKENS, MASK = _listed()
+TOKENS, MASK = _all_responses()
 COUNT = len(TOKENS)
 ALL = Responses(jnp.tile(TOKENS, (2, 1, 1)), jnp.tile(MASK, (2, 1, 1)))
 DIGITS = VOCABULARY ** np.arange(LENGTH)
-PLACES = np.zeros(
-  VOCABULARY**LENGTH, np.int32
-)  # a response's tokens, read as a number -> its place
-PLACES[TOKENS @ DIGITS] = np.arange(COUNT)
+# The digits of a number, as the tokens of a response -> the index of that response.
+INDICES = np.zeros(VOCABULARY**LENGTH, np.int32)
+INDICES[TOKENS @ DIGITS] = np.arange(COUNT)
 
 
 def _game():
-  """Payoffs [2, 40, 40]: an order among the responses, and as much chance beside it."""
+  """Payoffs [2, 40, 40]: half from an order of the responses, half random."""
   random = np.random.default_rng(11)
-  worth, noise = random.normal(size=(2, COUNT)), random.normal(size=(2, COUNT, COUNT))
-  upper = np.triu(worth[:, :, None] - worth[:, None, :] + noise, 1)
+  quality, noise = random.normal(size=(2, COUNT)), random.normal(size=(2, COUNT, COUNT))
+  upper = np.triu(quality[:, :, None] - quality[:, None, :] + noise, 1)
   return np.tanh(upper - upper.swapaxes(1, 2)).astype(np.float32) / 2
 
 
 PAYOFF = _game()
 
 
-# --- The real thing, on responses that are looked up ---
+# --- The real update, on indices of responses ---
 
 
-def places(responses):
-  return jnp.asarray(PLACES)[responses.tokens @ DIGITS]
+def indices(responses):
+  return jnp.asarray(INDICES)[responses.tokens @ DIGITS]
 
 
 def prompt_of(comparison):
-  """Which of the two prompts each row has: they take turns."""
+  """The prompt of each row: 0 and 1 alternate."""
   return jnp.arange(len(comparison.left.tokens)) % 2
 
 
 def judge(comparison, key):
   del key
   row = prompt_of(comparison)[:, None, None]
-  left, right = places(comparison.left), places(comparison.right)
+  left, right = indices(comparison.left), indices(comparison.right)
   return jnp.asarray(PAYOFF)[row, left[:, :, None], right[:, None, :]]
 
 
 def look_up(table, comparison):
-  """The score of a slot whose parameters are its log-probabilities of the 80 responses."""
+  """The scores of a slot whose parameters are its log-probabilities of the 80 responses."""
   row = prompt_of(comparison)[:, None]
-  sides = (side and table[row, places(side)] for side in (comparison.left, comparison.right))
+  sides = (side and table[row, indices(side)] for side in (comparison.left, comparison.right))
   return Scores(*sides)
 
 
@@ -121,21 +127,21 @@ def listed_log_probs(params):
 @tiny.jit
 @jax.jacrev
 def listed_derivatives(params, mask):
-  """[240, ...], where `mask` says what is read of the prompts."""
+  """[240, ...], where `mask` is that of the prompts."""
   return scoring.log_probs(DECODER, params, PROMPTS._replace(mask=mask), ALL).ravel()
 
 
 @functools.cache
 def tables():
-  """The log-probabilities that the slots give to the responses: slot -> [2, 40, 3]."""
+  """Log-probabilities of the responses: slot -> [2, 40, 3]."""
   return {slot: np.array(listed_log_probs(params)) for slot, params in PARAMS.items()}
 
 
 @functools.cache
-def in_parameters(padded=True):
+def jacobian_of_policy(padded=True):
   """Derivatives of the policy's log-probabilities by its parameters: [240, parameters].
 
-  Where not `padded`, the place before the second prompt is read as if it were part of it.
+  Unless `padded`, the padding of the second prompt counts as part of the prompt.
   """
   mask = PROMPTS.mask if padded else jnp.full_like(PROMPTS.mask, True)
   jacobian = listed_derivatives(PARAMS['policy'], mask)
@@ -146,9 +152,19 @@ def rollouts(mixtures):
   return make_rollout(DECODER, mixtures, length=LENGTH, stop=STOP)
 
 
+@pytest.fixture(
+  scope='module',
+  params=[QUICK, pytest.param(FULL, marks=pytest.mark.slow)],
+  ids='{} batches'.format,
+)
+def batches(request):
+  """How many batches are drawn."""
+  return request.param
+
+
 @functools.cache
-def drawn(left, right, rows):
-  """What the real sampler draws and the judge says of it: a comparison [256, rows, ...].
+def sample_batches(left, right, rows, batches):
+  """Responses from the real sampler with the judge's payoff: a comparison [batches, rows, ...].
 
   A side is a tuple of mixtures, each a tuple of slots and weights, or `LEFT`.
   """
@@ -160,12 +176,12 @@ def drawn(left, right, rows):
   def batch(key):
     return play(PARAMS, prompts, key)
 
-  def sampled(keys):
+  def all_batches(keys):
     comparisons = lax.map(batch, keys)
-    # Shared responses are one object to an update, which `update_gradient` makes them again.
+    # To an update, shared responses are one object; `update_gradient` restores that.
     return comparisons._replace(right=None) if right == LEFT else comparisons
 
-  return tiny.jit(sampled)(jax.random.split(jax.random.key(0), BATCHES))
+  return tiny.jit(all_batches)(jax.random.split(jax.random.key(0), batches))
 
 
 REMEMBER = optax.GradientTransformation(
@@ -180,29 +196,29 @@ def update_gradient(algorithm, score, params, comparison):
     comparison = comparison._replace(right=comparison.left)
   update = make_update(algorithm, score, REMEMBER, lambda *_: {})
   slots = {slot: params[slot] for slot in ('policy', *algorithm.references)}
-  # Its second update, as every first one only looks ahead in a row of extragradient steps.
+  # The second update: in extragradient algorithms the first moves no policy.
   state = TrainState(jnp.int32(1), slots, REMEMBER.init(slots['policy']), {})
   return update(state, comparison, jax.random.key(0))[0].optimizer
 
 
-def draws(algorithm, rows=ROWS):
+def draws(algorithm, batches, rows=ROWS):
   hashable = lambda side: side if side == LEFT else tuple(tuple(m.items()) for m in side)
-  return drawn(hashable(algorithm.left), hashable(algorithm.right), rows)
+  return sample_batches(hashable(algorithm.left), hashable(algorithm.right), rows, batches)
 
 
 def sampled_gradients(algorithm, comparisons, score=look_up, padded=True):
-  """In parameters of the policy, one a batch: [batches, parameters]."""
+  """The gradient of each batch, by the policy's parameters: [batches, parameters]."""
   step = functools.partial(update_gradient, algorithm, score, jax.tree.map(jnp.array, tables()))
   gradients = tiny.jit(lambda batches: lax.map(step, batches))(comparisons)
-  return np.array(gradients, float).reshape(len(gradients), -1) @ in_parameters(padded)
+  return np.array(gradients, float).reshape(len(gradients), -1) @ jacobian_of_policy(padded)
 
 
-# --- What it should give ---
+# --- The exact gradient ---
 
 
 @functools.cache
 def next_logits(slot):
-  """What a slot says comes next at each place of each response, read anew: [2, 40, 3, 4]."""
+  """Logits of the next token at each position of each response, without a cache: [2, 40, 3, 4]."""
   rows = lambda of_prompt, of_response: jnp.concatenate(
     [jnp.repeat(of_prompt, COUNT, axis=0), jnp.tile(of_response, (2, 1))], axis=1
   )
@@ -215,8 +231,8 @@ def next_logits(slot):
   return np.array(read(PARAMS[slot]), float).reshape(2, COUNT, LENGTH, VOCABULARY)
 
 
-def chances(members):
-  """The probability of each response where tokens are drawn from a mixture: [2, 40]."""
+def probabilities(members):
+  """The probability of each response under a mixture of slots: [2, 40]."""
   logits = sum(weight * next_logits(slot) for slot, weight in members.items())
   log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
   chosen = np.take_along_axis(log_p, np.array(ALL.tokens)[..., None], axis=-1)[..., 0]
@@ -224,21 +240,23 @@ def chances(members):
 
 
 def derivative(objective):
-  """Of a function of the policy's log-probabilities [2, 40, 3], in the policy's parameters."""
+  """Of a function of the policy's log-probabilities [2, 40, 3], by the policy's parameters."""
   gradient = tiny.jit(jax.grad(objective))(jnp.asarray(tables()['policy']))
-  return np.array(gradient, float).ravel() @ in_parameters()
+  return np.array(gradient, float).ravel() @ jacobian_of_policy()
 
 
 def expected_gradient(algorithm):
-  """Of a row's expected loss: every tuple of draws through its selection and loss, weighted."""
+  """Of the expected loss: that of every tuple of responses, weighted by its probability."""
   shared = algorithm.right == LEFT
   mixtures = [*algorithm.left, *([] if shared else algorithm.right)]
   tuples = np.array(list(itertools.product(range(COUNT), repeat=len(mixtures))))
-  of_each = [chances(members)[:, place] for members, place in zip(mixtures, tuples.T, strict=True)]
-  chance = np.prod(of_each, axis=0)
-  np.testing.assert_allclose(chance.sum(axis=1), 1, atol=1e-5)
+  each = [
+    probabilities(members)[:, column] for members, column in zip(mixtures, tuples.T, strict=True)
+  ]
+  probability = np.prod(each, axis=0)
+  np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
 
-  listed = np.repeat(tuples, 2, axis=0)  # the prompts take turns
+  listed = np.repeat(tuples, 2, axis=0)  # prompts alternate
   sides = np.split(listed, [len(algorithm.left)], axis=1)
   left, right = (Responses(TOKENS[side], MASK[side]) for side in sides)
   prompts = Prompts(*(np.tile(leaf, (len(tuples), 1)) for leaf in PROMPTS))
@@ -250,18 +268,18 @@ def expected_gradient(algorithm):
     selected = algorithm.select(played, jax.random.key(0))
     scores = {slot: look_up(jnp.asarray(tables()[slot]), selected) for slot in algorithm.references}
     values = algorithm.loss({'policy': look_up(table, selected), **scores}, selected)
-    return jnp.sum(values.reshape(len(listed), -1).mean(axis=1) * chance.T.ravel()) / 2
+    return jnp.sum(values.reshape(len(listed), -1).mean(axis=1) * probability.T.ravel()) / 2
 
   return derivative(expected_loss)
 
 
 def regularised_preference(opponent, tau, payoff=PAYOFF):
   """-P_tau(pi > opponent), in the mean over the prompts (arXiv 2312.00886, eq. 2)."""
-  worth = np.einsum('pij,pj->pi', payoff, chances(opponent))
+  mean_payoff = np.einsum('pij,pj->pi', payoff, probabilities(opponent))
 
   def objective(table):
     log_pi, log_mu = jnp.sum(table, axis=-1), tables()['reference'].sum(axis=-1)
-    return -jnp.sum(jnp.exp(log_pi) * (worth - tau * (log_pi - log_mu))) / 2
+    return -jnp.sum(jnp.exp(log_pi) * (mean_payoff - tau * (log_pi - log_mu))) / 2
 
   return derivative(objective)
 
@@ -279,10 +297,16 @@ def errors(gradients, exact):
   return along.mean(axis=0) / standard, standard[0] / norm
 
 
-def assert_unbiased(gradients, exact, seen):
+def assert_unbiased(gradients, exact, detectable):
+  """No bias is seen, and one of `detectable` norms of the exact gradient would be.
+
+  `detectable` is that of `FULL` batches; fewer have a larger standard error.
+  """
   scores, standard = errors(gradients, exact)
   assert abs(scores).max() < THRESHOLD, scores
-  assert standard * FOUND < seen, f'a bias of {standard * FOUND:.3f} is the least that is found'
+  found = standard * FOUND
+  limit = detectable * np.sqrt(FULL / len(gradients))
+  assert found < limit, f'the smallest bias that is found is {found:.3f}, not {limit:.3f}'
 
 
 # --- The laws ---
@@ -296,7 +320,7 @@ NO_BASELINE = subtract_constant(-0.5)
 
 
 def whole_response(scores, comparison):
-  """Every token bears the log-ratio of the whole response: unbiased as well, and noisier."""
+  """Credits every token with the log-ratio of the whole response: unbiased, with more variance."""
   del comparison
   ratio = jnp.sum(log_ratio(scores, 'left', {'reference': 1.0}), axis=-1)
   return lax.stop_gradient(ratio) * jnp.sum(scores['policy'].left, axis=-1)
@@ -321,8 +345,9 @@ FORWARD_KL = forward_kl(10.0, reference=1.0)
 
 
 @pytest.mark.parametrize('row', [MANY, SPPO], ids=['many', 'shared_and_selected'])
-def test_looking_responses_up_changes_no_gradient(row):
-  batch = jax.tree.map(lambda leaf: leaf[0], draws(row, 64 if row is MANY else 128))
+def test_lookup_of_responses_changes_no_gradient(row):
+  rows = 64 if row is MANY else 128
+  batch = jax.tree.map(lambda leaf: leaf[0], draws(row, QUICK, rows))
   step = functools.partial(update_gradient, row, scoring.make_score(DECODER), PARAMS)
   real = np.array(ravel_pytree(tiny.jit(step)(batch))[0])
   looked_up = jax.tree.map(lambda leaf: leaf[None], batch)
@@ -331,7 +356,7 @@ def test_looking_responses_up_changes_no_gradient(row):
 
 
 @pytest.mark.parametrize('row', [SELF_PLAY, NASH_MD_PG], ids=['self_play', 'nash_md_pg'])
-def test_the_expected_gradient_is_that_of_the_regularised_preference(row):
+def test_expected_gradient_is_that_of_the_regularised_preference(row):
   (opponent,) = row.right
   truth = regularised_preference(opponent, TAU)
   close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * abs(truth).max())
@@ -340,22 +365,22 @@ def test_the_expected_gradient_is_that_of_the_regularised_preference(row):
 
 
 @pytest.mark.parametrize('form', KL_FORMS)
-def test_every_form_of_the_kl_has_its_gradient(form):
+def test_every_form_of_the_kl_has_the_same_gradient(form):
   kl = regularised_preference(POLICY, 1.0, payoff=np.zeros_like(PAYOFF))
   gradient = expected_gradient(SELF_PLAY._replace(loss=KL_FORMS[form]))
   np.testing.assert_allclose(gradient, kl, rtol=0, atol=1e-6 * abs(kl).max())
 
 
-def test_importance_weights_give_the_gradient_of_the_kl_from_the_reference():
-  mu = chances({'reference': 1.0})
+def test_importance_weights_give_the_forward_kl_gradient():
+  mu = probabilities({'reference': 1.0})
   cross_entropy = lambda table: -jnp.sum(mu * jnp.sum(table, axis=-1)) / 2
   truth = derivative(cross_entropy)
   gradient = expected_gradient(SELF_PLAY._replace(loss=FORWARD_KL))
   np.testing.assert_allclose(gradient, truth, rtol=0, atol=1e-6 * abs(truth).max())
 
 
-def test_shared_samples_shrink_the_payoff_by_those_compared_with_themselves():
-  # 3 of 9 comparisons are of a response with itself. The price of the KL does not shrink.
+def test_shared_samples_shrink_the_payoff_but_not_the_kl():
+  # 3 of 9 comparisons are of a response with itself.
   payoff = regularised_preference(POLICY, 0.0)
   kl = regularised_preference(POLICY, TAU) - payoff
   np.testing.assert_allclose(
@@ -363,7 +388,8 @@ def test_shared_samples_shrink_the_payoff_by_those_compared_with_themselves():
   )
 
 
-# Row, rows of a batch, and the least error that is seen, in norms of the exact gradient.
+# Algorithm, rows of a batch, and the smallest bias that `FULL` batches show, in norms of the exact
+# gradient.
 CASES = {
   'self_play': (SELF_PLAY, ROWS, 0.05),
   'self_play_without_baseline': (SELF_PLAY._replace(select=NO_BASELINE), ROWS, 0.05),
@@ -377,19 +403,19 @@ CASES = {
   **{name: (SELF_PLAY._replace(loss=loss), ROWS, 0.05) for name, loss in KL_FORMS.items()},
   'importance': (SELF_PLAY._replace(loss=FORWARD_KL), ROWS, 0.4),
 }
-# 2 by 3 responses are in expectation as one by one.
+# The expected gradient of 2 by 3 responses is that of one by one.
 ONE_BY_ONE = {'nash_md_pg_2_by_3': NASH_MD_PG}
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_sampled_gradients_average_to_the_exact_one(case):
-  row, rows, seen = CASES[case]
+def test_sampled_gradients_average_to_the_exact_one(case, batches):
+  row, rows, detectable = CASES[case]
   exact = expected_gradient(ONE_BY_ONE.get(case, row))
-  assert_unbiased(sampled_gradients(row, draws(row, rows)), exact, seen)
+  assert_unbiased(sampled_gradients(row, draws(row, batches, rows)), exact, detectable)
 
 
-def test_one_half_takes_variance_away():
-  comparisons = draws(SELF_PLAY)
+def test_subtracting_one_half_reduces_variance(batches):
+  comparisons = draws(SELF_PLAY, batches)
   spread = [
     np.sum(np.var(sampled_gradients(SELF_PLAY._replace(select=select), comparisons), axis=0))
     for select in (subtract_constant(0.0), NO_BASELINE)
@@ -397,24 +423,24 @@ def test_one_half_takes_variance_away():
   assert spread[1] > 1.5 * spread[0]
 
 
-# --- What is known to be wrong ---
+# --- Planted errors ---
 
 
 def own_token(scores, comparison):
-  """Each token bears its own log-ratio alone, blind to how it changes the KL of those after it."""
+  """Credits each token with its own log-ratio, without that of later tokens."""
   log_pi, costs = scores['policy'].left, log_ratio(scores, 'left', {'reference': 1.0})
   regulariser = jnp.sum(log_pi * TAU * lax.stop_gradient(costs), axis=-1, keepdims=True)
   return regulariser - jnp.sum(log_pi, axis=-1, keepdims=True) * comparison.payoff
 
 
 def differentiated(scores, comparison):
-  """The sampled log-ratio, differentiated as if it were the KL: zero in the mean."""
+  """Differentiates the sampled log-ratio, which is zero in the mean, in place of the KL."""
   costs = jnp.sum(log_ratio(scores, 'left', {'reference': 1.0}), axis=-1, keepdims=True)
   return TAU * costs + policy_gradient()(scores, comparison)
 
 
 def without_stop(table, comparison):
-  """Scores that leave out the token that ends a response."""
+  """Scores without the stop token."""
   return look_up(jnp.where(jnp.asarray(ALL.tokens) == STOP, 0.0, table), comparison)
 
 
@@ -428,14 +454,15 @@ PLANTED = {
 
 
 @pytest.mark.parametrize('name', PLANTED)
-def test_what_is_wrong_is_found(name):
+def test_planted_errors_are_found(name, batches):
   row, rows, how = PLANTED[name]
-  scores, _ = errors(sampled_gradients(row, draws(row, rows), **how), expected_gradient(SELF_PLAY))
+  gradients = sampled_gradients(row, draws(row, batches, rows), **how)
+  scores, _ = errors(gradients, expected_gradient(SELF_PLAY))
   assert abs(scores).max() > THRESHOLD
 
 
-def test_the_opponent_is_the_mixture_and_not_the_policy():
-  scores, _ = errors(
-    sampled_gradients(NASH_MD_PG, draws(NASH_MD_PG, 256)), expected_gradient(SELF_PLAY)
-  )
+def test_the_opponent_is_the_mixture_and_not_the_policy(batches):
+  rows = 256 * FULL // batches  # the difference is small: equally many responses in both tiers
+  gradients = sampled_gradients(NASH_MD_PG, draws(NASH_MD_PG, batches, rows))
+  scores, _ = errors(gradients, expected_gradient(SELF_PLAY))
   assert abs(scores).max() > THRESHOLD

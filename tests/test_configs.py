@@ -16,6 +16,7 @@ import pytest
 
 from nlhf_jax import command
 from nlhf_jax.algorithms.algorithm import training_data
+from nlhf_jax.algorithms.described import describe
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.experiments import stages
 from nlhf_jax.experiments.language import run as language
@@ -81,7 +82,7 @@ def kinds(algorithm):
       {f'side: {side}'} if isinstance(side, str) else {f'side: {of_mixture(x)}' for x in side}
     )
   # A loss of pairs by its link: `name(link, ...)`.
-  found.add(f'loss: {re.match(r"[a-z_]+([(][a-z_]+(?=,))?", show(algorithm.loss))[0]}')
+  found.add(f'loss: {re.match(r"[a-z_]+([(][a-z_]+(?=,))?", describe(algorithm.loss))[0]}')
   return found | {f'reference: {rule.kind}' for rule in algorithm.references.values()}
 
 

@@ -173,7 +173,7 @@ def make_trained_judge(
 ) -> TextPreference:
   """A judge that is trained here, as a function of texts; texts that are too long are truncated."""
   trained = experiment.trained
-  shown = make_judge_network(trained, stage).shown(train_judge(trained, stage, reference))
+  shown = make_judge_network(trained, stage).left_first(train_judge(trained, stage, reference))
 
   def preference(prompts, left, right):
     sides = (
@@ -181,7 +181,7 @@ def make_trained_judge(
       tokenize_responses(trained, left),
       tokenize_responses(trained, right),
     )
-    return map_chunks(lambda chunk, _: shown(chunk), Comparison(*sides))[:, 0, 0]
+    return map_chunks(lambda chunk, _: left_first(chunk), Comparison(*sides))[:, 0, 0]
 
   return preference
 

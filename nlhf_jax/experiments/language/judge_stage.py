@@ -19,6 +19,7 @@ from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
 from nlhf_jax.judges.registry import BY_STAGE
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
@@ -65,7 +66,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   )
   examples = swap_sides(make_batches(train, training, experiment.seed))
   init, trains = network.init(reference), experiment.model.trains
-  return fit(stage, training, init, update, examples, evaluate, trains)['policy']
+  return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
 
 
 def tokenize_responses(experiment: LanguageExperiment, texts: Sequence[str]) -> Responses:

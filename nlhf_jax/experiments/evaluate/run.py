@@ -173,7 +173,7 @@ def make_trained_judge(
 ) -> TextPreference:
   """A judge that is trained here, as a function of texts; texts that are too long are truncated."""
   trained = experiment.trained
-  shown = make_judge_network(trained, stage).left_first(train_judge(trained, stage, reference))
+  left_first = make_judge_network(trained, stage).left_first(train_judge(trained, stage, reference))
 
   def preference(prompts, left, right):
     sides = (

@@ -25,7 +25,7 @@ def make(folder: Path, requirements: Sequence[str]) -> Path:
   return python
 
 
-def said(command: Sequence, **options) -> dict:
+def run_json(command: Sequence, **options) -> dict:
   """The last line that a program prints, which is JSON."""
   command = list(map(str, command))
   done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
@@ -53,5 +53,5 @@ def machine() -> dict:
 
 def peak_memory() -> int:
   """The most bytes that this process has held: on its device or, of a CPU, in all."""
-  told = jax.devices()[0].memory_stats() or {}
-  return told.get('peak_bytes_in_use') or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get('peak_bytes_in_use') or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -49,7 +49,7 @@ def alpaca(folder: Path) -> dict[str, float]:
   alpaca_eval.write(folder / 'model_outputs.json', own)
   alpaca_eval.write(folder / 'annotations.json', rows)
   python = environments.make(PEERS / 'alpaca_eval', ALPACA)
-  theirs = environments.said(
+  theirs = environments.run_json(
     [python, '-c', READ_ALPACA, folder / 'model_outputs.json', folder / 'annotations.json']
   )
   ours = alpaca_eval.summarise(rows)

@@ -22,7 +22,7 @@ import transformers
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nlhf_jax.reporting import tables  # noqa: E402
+from nlhf_jax.reporting import formatting  # noqa: E402
 from tests.models import families  # noqa: E402
 from tests.models.test_families import (  # noqa: E402
   decode_in_steps,
@@ -75,4 +75,4 @@ if __name__ == '__main__':
     for row in table.values()
   ]
   title = ', '.join(f'{name} {version}' for name, version in versions.items())
-  print(tables.format_text(title, list(table), list(table['llama']), cells))
+  print(formatting.format_text(title, list(table), list(table['llama']), cells))

@@ -63,7 +63,7 @@ def measure(axis: str, value: int) -> dict[str, float]:
   count = value if axis == 'devices' else 1
   flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
   command = [sys.executable, __file__, '--only', json.dumps(settings_at(axis, value)._asdict())]
-  measured = environments.said(command, env=os.environ | {'XLA_FLAGS': flags})
+  measured = environments.run_json(command, env=os.environ | {'XLA_FLAGS': flags})
   seconds = {part: statistics.median(measured['parts'][part]) for part in PARTS}
   return seconds | {'peak': measured['peak']}
 

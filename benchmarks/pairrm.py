@@ -39,7 +39,7 @@ from alpaca_comparisons import CHEATS  # noqa: E402
 
 from nlhf_jax.judges import pairrm_scoring  # noqa: E402
 from nlhf_jax.models import pairrm_encoder as networks  # noqa: E402
-from nlhf_jax.reporting import tables  # noqa: E402
+from nlhf_jax.reporting import formatting  # noqa: E402
 from nlhf_jax.storage import json_lines  # noqa: E402
 from tests.judges import published  # noqa: E402
 from tests.models import test_deberta  # noqa: E402
@@ -235,7 +235,9 @@ def announce(results: dict) -> None:
   title = ', '.join(f'{name} {version}' for name, version in results['versions'].items())
   cells = [[f'{gap:.1e}'] for gap in results['hidden_states'].values()]
   print(
-    tables.format_text(f'{title}; gap to transformers', [*results['hidden_states']], [''], cells)
+    formatting.format_text(
+      f'{title}; gap to transformers', [*results['hidden_states']], [''], cells
+    )
   )
   cells = [
     [f'{row[of]:.2f}' for of in ('median', 'least', 'most')]
@@ -249,7 +251,7 @@ def announce(results: dict) -> None:
   ]
   columns = ['seconds', 'least', 'most', 'of processors', 'over nlhf_jax', 'of processors']
   print(f'\n{results["setting"]}\nlogits: {results["logits"]}')
-  print(tables.format_text('all pairs', [*results['seconds']], columns, cells))
+  print(formatting.format_text('all pairs', [*results['seconds']], columns, cells))
 
 
 if __name__ == '__main__':

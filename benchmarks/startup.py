@@ -42,15 +42,15 @@ def run(config: str, workdir: Path, settings: list[str], until: str | None) -> f
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
   )
-  said = b''
+  printed = b''
   while part := os.read(process.stdout.fileno(), 1 << 16):
-    said += part
-    if until and re.search(until, said.decode(errors='replace')):
+    printed += part
+    if until and re.search(until, printed.decode(errors='replace')):
       process.kill()
       break
   seconds = time.perf_counter() - start
   if process.wait() and not until:
-    sys.exit(said.decode(errors='replace')[-3000:])
+    sys.exit(printed.decode(errors='replace')[-3000:])
   return seconds
 
 

@@ -317,11 +317,11 @@ def measure(
   """All parts at one batch: seconds, spread, the peer's seconds and the floor."""
   settings = Settings(MODELS[model], batch, compute=compute)
   given = json.dumps(settings._asdict())
-  own = environments.said([sys.executable, __file__, '--only', given])
+  own = environments.run_json([sys.executable, __file__, '--only', given])
   peers = {}
   for what in ('nash_md', 'reward') if python else ():
     script = ROOT / 'benchmarks' / 'training_peers.py'
-    peers[what] = environments.said([python, script, what, given])
+    peers[what] = environments.run_json([python, script, what, given])
   by_peer = {name: taken for peer in peers.values() for name, taken in peer['parts'].items()}
   work, case = works(settings), {}
   for name, taken in own['parts'].items():
@@ -360,7 +360,7 @@ def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
   """Measures, prints and writes all batches."""
   python = None if alone else environments.make(PEERS, REQUIREMENTS)
   # Measured in a process of its own, which releases the device.
-  limits = environments.said([sys.executable, __file__, '--ceilings', '--compute', compute])
+  limits = environments.run_json([sys.executable, __file__, '--ceilings', '--compute', compute])
   ceiling, found = limits['ceilings'], limits | {'model': model, 'batches': {}}
   print(json.dumps(found, indent=2), flush=True)
   for batch in batches:

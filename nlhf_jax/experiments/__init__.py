@@ -1,1 +1,1 @@
-"""What a run does: a module for each kind of experiment, with a function `start`."""
+"""What a run does: a folder for each kind of experiment, and what the kinds share."""

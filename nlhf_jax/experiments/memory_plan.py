@@ -27,7 +27,7 @@ from nlhf_jax.experiments.specs import Model, Training
 from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.reporting import tables
+from nlhf_jax.reporting import formatting
 from nlhf_jax.sampling import rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
@@ -222,7 +222,7 @@ def print_table(uses: Mapping[str, MemoryUse], shape: str, memory: float) -> Non
     ]
     for use in uses.values()
   ]
-  print(tables.format_text(f'\nGigabytes on each device ({shape}):', list(uses), heads, cells))
+  print(formatting.format_text(f'\nGigabytes on each device ({shape}):', list(uses), heads, cells))
 
 
 def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, devices: int) -> None:

@@ -26,7 +26,7 @@ NEGLIGIBLE = -20.0
 CAP = 4.0  # nats; at 8 some random games are never solved
 
 
-class Stage(NamedTuple):
+class NewtonMemory(NamedTuple):
   """The memory of Newton's method: the tau of the current stage, and the gap at the game's tau."""
 
   tau: Float[Array, '']
@@ -81,7 +81,7 @@ def newton() -> Solver:
   def init(game, log_pi):
     tau = jnp.maximum(game.tau, abs(game.payoff).max())
     gap = jnp.where(tau > game.tau, jnp.inf, exploitability(game, log_pi))
-    return State(jnp.int32(0), log_pi, Stage(tau, gap))
+    return State(jnp.int32(0), log_pi, NewtonMemory(tau, gap))
 
   def update(game, state):
     tau = state.memory.tau
@@ -89,7 +89,9 @@ def newton() -> Solver:
     log_pi = newton_step(stage, state.log_pi)
     gap = exploitability(stage, log_pi)
     lower = jnp.where(gap < 1e-2 * tau, jnp.maximum(game.tau, tau / 4), tau)
-    return State(state.count + 1, log_pi, Stage(lower, jnp.where(tau > game.tau, jnp.inf, gap)))
+    return State(
+      state.count + 1, log_pi, NewtonMemory(lower, jnp.where(tau > game.tau, jnp.inf, gap))
+    )
 
   return Solver(init, update)
 

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting import tables
+from nlhf_jax.reporting import formatting
 
 # Name of the figure -> caption, in the order of the page.
 CAPTIONS = {
@@ -113,7 +113,7 @@ def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) ->
   """Markup with the figures inside, in the order of the captions."""
   yield '<h2>Figures</h2>'
   for name in sorted(figures, key=list(captions).index):
-    yield tables.format_figure(name, figures[name], captions[name])
+    yield formatting.format_figure(name, figures[name], captions[name])
 
 
 def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:

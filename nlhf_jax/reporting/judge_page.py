@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nlhf_jax.reporting import game_page, game_plots, tables
+from nlhf_jax.reporting import formatting, game_page, game_plots
 from nlhf_jax.storage import json_lines
 
 HEADS = (
@@ -182,7 +182,7 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
     yield '&ldquo;First place&rdquo; is what being shown first adds to the probability of a '
     yield 'response; the last columns are how often the judge and people prefer the longer '
     yield 'response.</p>'
-    yield tables.format_html(list(metrics), HEADS, cells(metrics))
+    yield formatting.format_html(list(metrics), HEADS, cells(metrics))
     yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(metrics))
   if results['transitivity']:
     yield '<h2>Cycles</h2><p>All responses to a prompt against each other: the share of triples in '
@@ -193,4 +193,4 @@ def _content(results: Mapping[str, Any]) -> Iterable[str]:
       [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
       for row in results['transitivity'].values()
     ]
-    yield tables.format_html(list(results['transitivity']), heads, rows)
+    yield formatting.format_html(list(results['transitivity']), heads, rows)

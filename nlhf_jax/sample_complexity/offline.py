@@ -135,13 +135,8 @@ def learn_in_version_space(
     return jax.nn.log_softmax(log_pi + step * (gains + pull)), opponents, best, mixed
 
   start = plug_in(setting, link, estimate).log_pi
-  nothing = jnp.zeros((), start.dtype)
-  carry = (
-    start,
-    initial_opponents(setting),
-    (start, nothing - jnp.inf),
-    (0 * start, nothing, nothing),
-  )
+  zero = jnp.zeros((), start.dtype)
+  carry = start, initial_opponents(setting), (start, zero - jnp.inf), (0 * start, zero, zero)
   carry = lax.fori_loop(0, updates, one, carry)
   _, _, (log_pi, value), (gained, penalty, weight) = one(updates, carry)
   ahead = jax.nn.logsumexp(setting.log_reference + gained / weight / setting.tau, axis=1)

@@ -58,7 +58,7 @@ def backends(tmp_path_factory):
   tokenizer.save_pretrained(folder)
   theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=3, max_length=MAX_POSITIONS)
   model = LoadedModel(decoder, params, tokenizer, MAX_POSITIONS)
-  ours = lm_harness.Policy(model, name='small llama', batch=4)
+  ours = lm_harness.HarnessModel(model, name='small llama', batch=4)
   return ours, theirs
 
 

@@ -117,7 +117,7 @@ def policy(max_positions, **options):
   decoder = make_decoder(sizes)
   params = decoder.init(jax.random.key(0))
   model = LoadedModel(decoder, params, tokenizer, max_positions)
-  return lm_harness.Policy(model, name='toy', **options)
+  return lm_harness.HarnessModel(model, name='toy', **options)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from nlhf_jax.evaluation import ranking, tournament
-from nlhf_jax.reporting import tables
+from nlhf_jax.reporting import formatting
 from nlhf_jax.structs import Prompts, Responses
 
 PROMPTS = 7
@@ -99,7 +99,7 @@ def test_results_are_means_over_records():
 def test_table_names_rows_and_columns():
   table = {'win_rate': [[0.5, 0.25], [0.75, 0.5]], 'low': [[0.5, 0], [0.5, 0.5]]}
   table['high'] = [[0.5, 0.5], [1, 0.5]]
-  text = tables.format_text('Title', *tournament.format_cells(['sft', 'nash'], table))
+  text = formatting.format_text('Title', *tournament.format_cells(['sft', 'nash'], table))
   title, head, *rows = text.splitlines()
   assert title == 'Title'
   assert head.split() == ['sft', 'nash']

@@ -10,7 +10,7 @@ import pytest
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export_policy
-from nlhf_jax.experiments.evaluate import responses
+from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.experiments.language.config import make_experiment as make_language_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
@@ -130,7 +130,7 @@ def test_run_export_and_file_under_trained_judge(config_of, tmp_path, toy_run, m
     assert rate[0, 1] == 0.5  # greedy responses of the same policy
   assert results['tables']['learned']['win_rate'][0][2] != 0.5
   assert len(list(stages.glob('preference_model-*'))) == 1  # the trained judge of the run is reused
-  monkeypatch.setattr(responses, 'make_model', lambda entry: pytest.fail('computed again'))
+  monkeypatch.setattr(cached_responses, 'make_model', lambda entry: pytest.fail('computed again'))
   assert run(config, tmp_path / 'run', stages) == results
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_scores
-from nlhf_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmarks
-from nlhf_jax.experiments.evaluate import responses
+from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
+from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.storage import json_files, json_lines
 from nlhf_jax.tasks.summaries import generator
@@ -136,7 +136,7 @@ def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
   )
   folder = tmp_path / 'run' / 'mt_bench'
   verdict = ['[[A]] [[7.5]]']  # a verdict for the first answer, and a grade
-  with faults.serve(lambda content, before: faults.Reply(faults.said(verdict[0]))) as served:
+  with faults.serve(lambda content, before: faults.Reply(faults.completion(verdict[0]))) as served:
     config.remote.update(url=served.url, model='judge', key='KEY', request='{"max_tokens": 70}')
     results = run(config, tmp_path / 'run')
     (table,) = results['benchmarks']
@@ -152,7 +152,7 @@ def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
     assert (folder / 'radar.png').stat().st_size > 10_000
     answers = mt_bench_scores.read_answers(folder / 'model_answer' / 'two.jsonl')
     assert all(len(row['choices'][0]['turns']) == 2 for row in answers.values())
-    monkeypatch.setattr(responses, 'make_model', lambda entry: pytest.fail('computed again'))
+    monkeypatch.setattr(cached_responses, 'make_model', lambda entry: pytest.fail('computed again'))
     asked = len(served.seen)
     assert run(config, tmp_path / 'run')['benchmarks'] == [table]
     assert len(served.seen) == asked  # the judge's responses are cached, too

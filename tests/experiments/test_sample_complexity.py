@@ -49,11 +49,11 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert {path.name for path in tmp_path.iterdir()} == figures | others
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == len(figures)
-  said = capsys.readouterr().out
-  for text in (page, said):
+  printed = capsys.readouterr().out
+  for text in (page, printed):
     assert 'The inner games of version space were not solved to nine digits' in text
-  assert 'self-play' in said
-  assert 'Means over 4 seeds.' in said
+  assert 'self-play' in printed
+  assert 'Means over 4 seeds.' in printed
 
 
 @pytest.mark.parametrize('world', ['anything', 'star', 'bilinear', 'bradley_terry', 'listed'])

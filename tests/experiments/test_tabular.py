@@ -74,11 +74,11 @@ def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
   assert files - figures == {'config.json', 'results.json', 'report.html'}
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == len(figures)
-  said = capsys.readouterr().out
+  printed = capsys.readouterr().out
   for label in results['solvers']:
     assert f'>{label}<' in page
-    assert f'\n  {label} ' in said
-  assert 'Condorcet winner none' in said
+    assert f'\n  {label} ' in printed
+  assert 'Condorcet winner none' in printed
 
 
 @pytest.mark.parametrize('game', ['bradley_terry', 'blotto', 'prompts'])
@@ -172,10 +172,10 @@ def test_runs_remove_figures_of_other_games(solved, tmp_path):
   ],
 )
 def test_all_tied_winners_are_named(payoff, undefeated, borda):
-  said = tabular.social_choice(('a', 'b', 'c'), np.array(payoff))
-  assert said['undefeated'] == undefeated
-  assert said['borda'] == borda
-  assert said['condorcet'] is None
+  printed = tabular.social_choice(('a', 'b', 'c'), np.array(payoff))
+  assert printed['undefeated'] == undefeated
+  assert printed['borda'] == borda
+  assert printed['condorcet'] is None
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_mistake_is_one_sentence(capsys, tmp_path, source, overrides, expected
     *(f'--config.{text}' for text in overrides),
   ]
   assert main.main(['main', *arguments]) == 2
-  said = capsys.readouterr().err
-  assert expected in said
-  assert said.count('\n') == 1
+  printed = capsys.readouterr().err
+  assert expected in printed
+  assert printed.count('\n') == 1
   assert not (tmp_path / 'results.json').exists()

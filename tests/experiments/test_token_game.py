@@ -118,8 +118,8 @@ def test_judge_returns_the_payoff_matrix(experiment, sampled):
   game = experiment.game
   left, right = places(game, comparison.left), places(game, comparison.right)
   expected = game.payoff[asked[:, None, None], left[:, :, None], right[:, None, :]]
-  said = responses.make_judge(game)(comparison)
-  np.testing.assert_allclose(said, expected, atol=1e-6)
+  printed = responses.make_judge(game)(comparison)
+  np.testing.assert_allclose(printed, expected, atol=1e-6)
   assert abs(expected).max() > 0.2
 
 
@@ -252,7 +252,7 @@ def test_one_tau_is_shared_by_all_methods(toy, tmp_path):
 def test_a_mistake_is_one_sentence(capsys, tmp_path, override, expected):
   arguments = ['main', f'--config={CONFIG}', f'--workdir={tmp_path}', f'--config.{override}']
   assert main.main(arguments) == 2
-  said = capsys.readouterr().err
-  assert expected in said
-  assert said.count('\n') == 1
+  printed = capsys.readouterr().err
+  assert expected in printed
+  assert printed.count('\n') == 1
   assert not (tmp_path / 'results.json').exists()

@@ -65,9 +65,9 @@ def test_the_best_reward_is_not_the_best_policy_under_a_constraint():
 @pytest.mark.parametrize('e', [-0.3, -0.1, 0.0, 0.1, 0.2, 0.3])
 def test_rater_types_have_the_printed_preferences_and_equilibrium(e):
   payoff = matrices.rater_types(e)
-  said = [payoff[1, 0], payoff[2, 0], payoff[2, 1]]
+  found = [payoff[1, 0], payoff[2, 0], payoff[2, 1]]
   np.testing.assert_allclose(
-    said, [1 / 6 - e / 2, -1 / 6 - e / 4, 1 / 6 + e / 4], rtol=0, atol=1e-16
+    found, [1 / 6 - e / 2, -1 / 6 - e / 4, 1 / 6 + e / 4], rtol=0, atol=1e-16
   )
   expected = [1 / 3 + e / 2, 1 / 3 + e / 2, 1 / 3 - e]
   np.testing.assert_allclose(exact.maximal_lottery(payoff), expected, rtol=0, atol=1e-12)
@@ -148,9 +148,9 @@ def test_the_fit_preserves_preferences_to_the_sampling():
   payoffs = matrices.random(4, 1, (100,))
   sampling = np.random.default_rng(1).dirichlet(np.ones(4), 100)
   reward = np.array(jax.vmap(fitted)(payoffs, sampling))
-  said = special.expit(reward[:, :, None] - reward[:, None, :])
+  found = special.expit(reward[:, :, None] - reward[:, None, :])
   np.testing.assert_allclose(
-    np.einsum('sij,sj->si', said, sampling),
+    np.einsum('sij,sj->si', found, sampling),
     np.einsum('sij,sj->si', payoffs + 0.5, sampling),
     rtol=0,
     atol=1e-12,

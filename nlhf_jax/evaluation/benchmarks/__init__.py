@@ -1,1 +1,1 @@
-"""Published benchmarks; `benchmark` defines what one is, and `registry` lists them."""
+"""Published benchmarks; `benchmark` defines what one is, and `benchmark_registry` lists them."""

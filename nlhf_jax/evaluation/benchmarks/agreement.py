@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.benchmark import (
   Benchmark,
+  BenchmarkTable,
+  EvaluatedPolicy,
   Judges,
-  Policy,
-  Table,
   split_list,
 )
 from nlhf_jax.evaluation.judgements import CachedJudge, Question
@@ -90,8 +90,8 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
 
 
 def run(
-  data: Sequence[Data], policies: Mapping[str, Policy], judges: Judges, folder: Path
-) -> list[Table]:
+  data: Sequence[Data], policies: Mapping[str, EvaluatedPolicy], judges: Judges, folder: Path
+) -> list[BenchmarkTable]:
   """One table per file: a row for each judge, each published evaluator, and for people."""
   tables = []
   for one in data:
@@ -108,7 +108,7 @@ def run(
       [name, *(row.get(column, math.nan) for column in COLUMNS)] for name, row in rows.items()
     ]
     title = f'Agreement with human labels, {one.name}, {len(labels)} pairs'
-    tables.append(Table(title, NOTE, list(COLUMNS), cells))
+    tables.append(BenchmarkTable(title, NOTE, list(COLUMNS), cells))
   return tables
 
 

@@ -20,7 +20,12 @@ import numpy as np
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import length_control
-from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Judges, Policy, Table
+from nlhf_jax.evaluation.benchmarks.benchmark import (
+  Benchmark,
+  BenchmarkTable,
+  EvaluatedPolicy,
+  Judges,
+)
 from nlhf_jax.evaluation.benchmarks.length_control import Anchors, Weights
 from nlhf_jax.evaluation.judgements import CachedJudge, Question
 from nlhf_jax.judges.judge import TextPreference
@@ -68,8 +73,8 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
 
 
 def run(
-  settings: Settings, policies: Mapping[str, Policy], judges: Judges, folder: Path
-) -> list[Table]:
+  settings: Settings, policies: Mapping[str, EvaluatedPolicy], judges: Judges, folder: Path
+) -> list[BenchmarkTable]:
   """One leaderboard per judge, and one of the published annotations, if an entry has them.
 
   Annotations are written to `policies/POLICY/JUDGE/annotations.json`, leaderboards to
@@ -89,7 +94,7 @@ def run(
     write_leaderboard(folder / f'leaderboard_{judge}.csv', board)
   reference = settings.references[0].get('generator', 'the reference')
   return [
-    Table(
+    BenchmarkTable(
       f'AlpacaEval 2.0 against {reference}, {judge} judge',
       'Percent; higher is better. Lengths are in characters.',
       [column for column in LEADERBOARD if column in next(iter(board.values()))],

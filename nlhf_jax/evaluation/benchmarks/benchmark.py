@@ -1,6 +1,6 @@
 """The records that describe a benchmark, and what an evaluation passes to it.
 
-A new benchmark is one module with a function `make(section)`, a line in `registry` and a section of
+A new benchmark is one module with a function `make(section)`, a line in `benchmark_registry` and a section of
 `configs/evaluate.py`. A benchmark receives policies and judges as functions: it loads no models and
 reads no config but its own section.
 """
@@ -16,7 +16,7 @@ from nlhf_jax.evaluation.judgements import CachedJudge
 from nlhf_jax.judges.judge import CombineOrders
 
 
-class Policy(NamedTuple):
+class EvaluatedPolicy(NamedTuple):
   """A policy to be evaluated.
 
   `respond` and `load` are None for a policy that is known only by a file of responses. `load()`
@@ -51,7 +51,7 @@ class Judges(NamedTuple):
   chat_name: str = ''
 
 
-class Table(NamedTuple):
+class BenchmarkTable(NamedTuple):
   """A table of results; each row begins with a name, and `columns` names the other cells."""
 
   title: str
@@ -81,8 +81,8 @@ class Benchmark(NamedTuple):
   """
 
   name: str
-  run: Callable[[Mapping[str, Policy], Judges, Path], list[Table]]
-  answer: Callable[[Policy, Path], None] = lambda policy, folder: None
+  run: Callable[[Mapping[str, EvaluatedPolicy], Judges, Path], list[BenchmarkTable]]
+  answer: Callable[[EvaluatedPolicy, Path], None] = lambda policy, folder: None
   prepare: Callable[[], None] = lambda: None
   min_generators: int = 0
   needs_policies: bool = True

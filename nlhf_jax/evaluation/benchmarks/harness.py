@@ -14,9 +14,9 @@ from typing import Any
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.benchmark import (
   Benchmark,
+  BenchmarkTable,
+  EvaluatedPolicy,
   Judges,
-  Policy,
-  Table,
   split_list,
 )
 from nlhf_jax.storage import json_lines
@@ -70,14 +70,14 @@ def find_tasks(tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
 Find = Callable[[], tuple[Any, Sequence[Any]]]
 
 
-def outcome_path(folder: Path, policy: Policy, piece: Any, limit: int | None) -> Path:
+def outcome_path(folder: Path, policy: EvaluatedPolicy, piece: Any, limit: int | None) -> Path:
   """The file of a policy's outcome on a piece; its name changes with all that determines it."""
   settings = json.dumps([policy.key, piece.settings, limit], sort_keys=True)
   digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
   return folder / 'harness' / policy.name / f'{Path(piece.name).name}-{digest}.json'
 
 
-def answer(find: Find, limit: int | None, policy: Policy, folder: Path) -> None:
+def answer(find: Find, limit: int | None, policy: EvaluatedPolicy, folder: Path) -> None:
   """Runs the pieces that have no outcome yet; each outcome is written as soon as it is known.
 
   Raises:
@@ -88,7 +88,7 @@ def answer(find: Find, limit: int | None, policy: Policy, folder: Path) -> None:
 
   @functools.cache
   def model():
-    return lm_harness.Policy(
+    return lm_harness.HarnessModel(
       policy.load(),
       name=policy.name,
       batch=policy.batch,
@@ -104,8 +104,12 @@ def answer(find: Find, limit: int | None, policy: Policy, folder: Path) -> None:
 
 
 def run(
-  find: Find, limit: int | None, policies: Mapping[str, Policy], judges: Judges, folder: Path
-) -> list[Table]:
+  find: Find,
+  limit: int | None,
+  policies: Mapping[str, EvaluatedPolicy],
+  judges: Judges,
+  folder: Path,
+) -> list[BenchmarkTable]:
   """Scores of a single policy, or the alignment tax of each later policy against the first.
 
   Raises:
@@ -125,7 +129,7 @@ def run(
   if not others:
     rows = lm_tasks.scores(before)
     return [
-      Table(
+      BenchmarkTable(
         f'lm-evaluation-harness, {first}',
         'Errors are standard errors.' + note_truncation(before),
         list(SCORE_COLUMNS),
@@ -133,7 +137,7 @@ def run(
       )
     ]
   return [
-    Table(
+    BenchmarkTable(
       f'Alignment tax, {name} after {first}',
       'Scores of the lm-evaluation-harness. The error of a change is computed as if the two '
       'policies '

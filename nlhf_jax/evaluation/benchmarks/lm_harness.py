@@ -38,7 +38,7 @@ MIN_PADDED_LENGTH = 16  # tokens
 SETTINGS = {'until', 'max_gen_toks', 'do_sample', 'temperature', 'top_k', 'top_p'}
 
 
-class Policy(TemplateLM):
+class HarnessModel(TemplateLM):
   """A policy as the model of `lm_eval.simple_evaluate(model=...)`.
 
   It is a class because the harness requires a subclass of `TemplateLM`.

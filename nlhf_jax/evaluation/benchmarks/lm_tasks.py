@@ -19,7 +19,7 @@ from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.evaluation.benchmarks.lm_harness import Policy
+from nlhf_jax.evaluation.benchmarks.lm_harness import HarnessModel
 from nlhf_jax.storage import json_lines
 
 
@@ -116,7 +116,9 @@ def _keep_names(index: dict[str, Entry], name: str) -> None:
   index[name] = dataclasses.replace(entry, yaml_path=None, cfg={**config, 'task': members})
 
 
-def evaluate(policy: Policy, manager: TaskManager, piece: Piece, limit: int | None = None) -> dict:
+def evaluate(
+  policy: HarnessModel, manager: TaskManager, piece: Piece, limit: int | None = None
+) -> dict:
   """The outcome of `lm_eval.simple_evaluate` without its samples, as plain values.
 
   Args:

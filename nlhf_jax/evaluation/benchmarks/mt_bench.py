@@ -13,9 +13,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import mt_bench_judge, mt_bench_scores, radar
 from nlhf_jax.evaluation.benchmarks.benchmark import (
   Benchmark,
+  BenchmarkTable,
+  EvaluatedPolicy,
   Judges,
-  Policy,
-  Table,
   require_all,
 )
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
@@ -56,7 +56,7 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
   )
 
 
-def answer(materials: Materials, policy: Policy, folder: Path) -> None:
+def answer(materials: Materials, policy: EvaluatedPolicy, folder: Path) -> None:
   """Writes the policy's answers to all questions."""
   rows = mt_bench_scores.answer(policy.respond, materials.questions, policy.name)
   mt_bench_scores.write(answer_path(folder, policy.name), rows)
@@ -68,8 +68,12 @@ def answer_path(folder: Path, policy: str) -> Path:
 
 
 def run(
-  materials: Materials, mode: str, policies: Mapping[str, Policy], judges: Judges, folder: Path
-) -> list[Table]:
+  materials: Materials,
+  mode: str,
+  policies: Mapping[str, EvaluatedPolicy],
+  judges: Judges,
+  folder: Path,
+) -> list[BenchmarkTable]:
   """Grades or compares all answers, writes the judgements and, in single mode, the radar plot.
 
   Raises:
@@ -108,9 +112,9 @@ def draw_radar(title: str, scores: Mapping[str, Mapping], path: Path) -> None:
       radar.draw(categories, title).savefig(draft, dpi=150, format='png')
 
 
-def pair_table(title: str, wins: Mapping[str, Mapping]) -> Table:
+def pair_table(title: str, wins: Mapping[str, Mapping]) -> BenchmarkTable:
   """The table of pairwise mode."""
-  return Table(
+  return BenchmarkTable(
     title,
     'A win in only one of the two orders counts as a tie, and a tie as half a win. Comparisons for '
     'which no verdict can be parsed are counted as failed and enter no other figure.',
@@ -119,11 +123,11 @@ def pair_table(title: str, wins: Mapping[str, Mapping]) -> Table:
   )
 
 
-def score_table(title: str, scores: Mapping[str, Mapping]) -> Table:
+def score_table(title: str, scores: Mapping[str, Mapping]) -> BenchmarkTable:
   """The table of single mode, by turn and by category."""
   turns = sorted({turn for row in scores.values() for turn in row['turns']})
   names = sorted({name for row in scores.values() for name in row['categories']})
-  return Table(
+  return BenchmarkTable(
     title,
     'Mean scores out of 10. Grades that cannot be parsed are counted as failed and enter no mean.',
     ['average', *(f'turn {turn}' for turn in turns), *names, 'failed'],

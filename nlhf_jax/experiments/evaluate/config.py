@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.data import examples
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, find_references
-from nlhf_jax.evaluation.benchmarks.registry import BENCHMARKS, make_benchmarks
+from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.evaluate.entries import FIELD, make_entries

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
-from nlhf_jax.evaluation.benchmarks.benchmark import Judges, Policy
+from nlhf_jax.evaluation.benchmarks.benchmark import EvaluatedPolicy, Judges
 from nlhf_jax.evaluation.judgements import CachedJudge
-from nlhf_jax.experiments.evaluate.responses import make_policy, respond_to_prompts
+from nlhf_jax.experiments.evaluate.cached_responses import make_policy, respond_to_prompts
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
   make_judge_network,
@@ -31,7 +31,7 @@ from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import ChatClient
-from nlhf_jax.reporting import tables, tournament_page
+from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
@@ -107,7 +107,7 @@ def evaluate(
   return {'name': experiment.name, **results, 'benchmarks': found}, lines
 
 
-def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str, Policy]:
+def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str, EvaluatedPolicy]:
   """All policies with their responses; one network at a time is in memory."""
   policies = {}
   for name in experiment.entries:
@@ -123,7 +123,7 @@ def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str
 
 
 def compete(
-  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, EvaluatedPolicy]
 ) -> tuple[dict, list[dict]]:
   """The tournament's part of the results, and its records."""
   judged = judge_pairs(experiment, judges, policies)
@@ -187,7 +187,7 @@ def make_trained_judge(
 
 
 def judge_pairs(
-  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, Policy]
+  experiment: EvaluateExperiment, judges: Judges, policies: Mapping[str, EvaluatedPolicy]
 ) -> Judged:
   """Compares all pairs of policies under every judge in both orders, a batch of prompts at a time.
 
@@ -236,7 +236,7 @@ def is_decided(both_orders: Mapping[str, np.ndarray], level: float) -> bool:
 
 
 def make_lines(
-  experiment: EvaluateExperiment, judged: Judged, policies: Mapping[str, Policy]
+  experiment: EvaluateExperiment, judged: Judged, policies: Mapping[str, EvaluatedPolicy]
 ) -> list[dict]:
   """One record per prompt that every judge has judged."""
   lines = []
@@ -313,7 +313,7 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   for table in results['benchmarks']:
     rows = [row[0] for row in table['rows']]
     cells = [[format_cell(value) for value in row[1:]] for row in table['rows']]
-    print(tables.format_text(f'\n{table["title"]}:', rows, table['columns'], cells))
+    print(formatting.format_text(f'\n{table["title"]}:', rows, table['columns'], cells))
 
 
 def format_cell(value: object) -> str:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The experiment that trains judges and compares them."""

@@ -32,7 +32,7 @@ from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
 from nlhf_jax.judges.judge import BothOrders, Judge, judge_both_orders, swap_sides
 from nlhf_jax.judges.kinds import ExternalJudge, JudgeNetwork
-from nlhf_jax.reporting import judge_page, tables
+from nlhf_jax.reporting import formatting, judge_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
@@ -265,7 +265,7 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
   for test, metrics in results['sets'].items():
     count = judge_page.count(metrics)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'
-    print(tables.format_text(title, list(metrics), judge_page.HEADS, judge_page.cells(metrics)))
+    print(formatting.format_text(title, list(metrics), judge_page.HEADS, judge_page.cells(metrics)))
     for sentence in judge_page.describe_unusable(metrics):
       print(sentence)
   if results['transitivity']:
@@ -273,4 +273,4 @@ def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
     names = ('three_cycles', 'cyclic_energy', 'condorcet')
     cells = [[f'{row[name]:.3f}' for name in names] for row in rows.values()]
     title = '\nAll responses to a prompt against each other, shares:'
-    print(tables.format_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))
+    print(formatting.format_text(title, list(rows), [n.replace('_', ' ') for n in names], cells))

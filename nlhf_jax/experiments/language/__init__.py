@@ -1,1 +1,1 @@
-"""TODO."""
+"""The experiment that trains language models, stage by stage."""

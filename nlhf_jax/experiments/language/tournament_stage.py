@@ -13,7 +13,7 @@ from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
-from nlhf_jax.reporting import tables, tournament_page
+from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts
 from nlhf_jax.training import interrupts
@@ -142,7 +142,7 @@ def print_results(
   experiment: LanguageExperiment, results: Mapping, judges: Mapping[str, Mapping]
 ) -> None:
   """Prints the tables of the results."""
-  as_text, entries, task = tables.format_text, results['policies'], results.get('task')
+  as_text, entries, task = formatting.format_text, results['policies'], results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if experiment.corpus.annotator.weakest_edge(matrix) > 0.5 else 'NO cycle'
@@ -175,7 +175,7 @@ def print_results(
 
 def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
-  as_text, entries = tables.format_text, results['policies']
+  as_text, entries = formatting.format_text, results['policies']
   level = results['early_stopping']['level'] if 'early_stopping' in results else 0.05
   for name, table in results['tables'].items():
     within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
@@ -225,4 +225,4 @@ def print_exploiters(found: Mapping) -> None:
   ]
   columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
-  print(tables.format_text(title, list(found), columns, cells))
+  print(formatting.format_text(title, list(found), columns, cells))

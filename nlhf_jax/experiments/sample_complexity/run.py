@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
-from nlhf_jax.reporting import game_plots, sample_complexity_page, tables
+from nlhf_jax.reporting import formatting, game_plots, sample_complexity_page
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
 from nlhf_jax.storage import json_lines
@@ -205,7 +205,7 @@ def print_vote_results(results: Mapping) -> None:
     at = next(iter(rows.values()))['at']
     shown = sample_complexity_page.printed_points(at)
     cells = [sample_complexity_page.format_cells(row, shown) for row in rows.values()]
-    print(tables.format_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
+    print(formatting.format_text(f'\n{title}', list(rows), [f'{at[i]:g}' for i in shown], cells))
   print(
     f'\nMeans over {results["seeds"]} seeds. {sample_complexity_page.describe_solvers(results)}'
   )

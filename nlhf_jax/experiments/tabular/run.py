@@ -16,7 +16,7 @@ from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import log_spaced_updates, solve
-from nlhf_jax.reporting import game_page, game_plots, tables
+from nlhf_jax.reporting import formatting, game_page, game_plots
 from nlhf_jax.storage import json_lines
 
 SHOWN = 12  # actions in printed tables
@@ -232,7 +232,7 @@ def print_game_results(results: Mapping) -> None:
   more = f', {len(shown)} of {len(names)} actions' if len(shown) < len(names) else ''
   first = f' on the first of {prompts} prompts' if prompts > 1 else ''
   title = f'\n{results["game"]}{first}{more}:'
-  print(tables.format_text(title, list(policies), [names[k] for k in shown], cells))
+  print(formatting.format_text(title, list(policies), [names[k] for k in shown], cells))
   facts = results['choice'][0]
   print(
     f'\nCondorcet winner {facts["condorcet"] or "none"}, '
@@ -256,7 +256,7 @@ def print_game_results(results: Mapping) -> None:
   ]
   means = f', means over {prompts} prompts' if prompts > 1 else ''
   title = f'\nDuality gaps in win probability, KL in nats, after all updates{means}:'
-  print(tables.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
+  print(formatting.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print(
       'Without regularisation there are several equilibria; distances to Nash are to one of them.'

@@ -24,7 +24,7 @@ from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.models import scoring
-from nlhf_jax.reporting import tables
+from nlhf_jax.reporting import formatting
 from nlhf_jax.sampling import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
@@ -316,6 +316,6 @@ def print_token_game_results(results: Mapping) -> None:
     f'\nExploitability (gap) in win probability, KL in nats; solved means '
     f'below {results["target"]:g} from then on:'
   )
-  print(tables.format_text(title, list(results['methods']), heads, cells))
+  print(formatting.format_text(title, list(results['methods']), heads, cells))
   if results['learners']:
-    print(tables.format_text('\nExploitability by judged comparisons:', *page.budgets(results)))
+    print(formatting.format_text('\nExploitability by judged comparisons:', *page.budgets(results)))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nlhf_jax.reporting import game_page, game_plots, tables
+from nlhf_jax.reporting import formatting, game_page, game_plots
 
 GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
@@ -285,7 +285,7 @@ def _table(results: Mapping[str, Any]) -> Iterable[str]:
   yield 'means over the prompts, except in the column of the worst. KL is in nats. A method has '
   yield 'solved the game at the first evaluation after which its gap stays below '
   yield f'{results["target"]:g}.</p>'
-  yield tables.format_html(list(results['methods']), heads, cells)
+  yield formatting.format_html(list(results['methods']), heads, cells)
 
 
 def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
@@ -294,4 +294,4 @@ def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
     yield 'preference is learned as well, from one vote a pair. By probabilities: as above, the '
     yield 'judge gives a probability for every pair that is played; blank where the gap was not '
     yield 'measured at that number.</p>'
-    yield tables.format_html(*budgets(results))
+    yield formatting.format_html(*budgets(results))

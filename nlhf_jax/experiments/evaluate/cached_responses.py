@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval
-from nlhf_jax.evaluation.benchmarks.benchmark import Policy
+from nlhf_jax.evaluation.benchmarks.benchmark import EvaluatedPolicy
 from nlhf_jax.evaluation.generation import LoadedModel, Respond, make_respond
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
@@ -39,16 +39,16 @@ def policy_key(experiment: EvaluateExperiment, entry: Entry) -> str:
   )
 
 
-def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> Policy:
+def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> EvaluatedPolicy:
   """An entry as benchmarks see it; its network is read only if a response is not cached yet."""
   entry = experiment.entries[name]
   common = {'batch': experiment.batch, 'seed': experiment.seed}
   if isinstance(entry, FiledResponses):
-    return Policy(name, annotations=entry.annotations, **common)
+    return EvaluatedPolicy(name, annotations=entry.annotations, **common)
   read = functools.cache(lambda: make_model(entry))
   key = policy_key(experiment, entry)
   respond = cached_respond(experiment, name, key, read, folder)
-  return Policy(name, respond, read, key, check_interrupt=interrupts.check, **common)
+  return EvaluatedPolicy(name, respond, read, key, check_interrupt=interrupts.check, **common)
 
 
 def cached_respond(
@@ -97,7 +97,9 @@ def cached_respond(
   return respond
 
 
-def respond_to_prompts(experiment: EvaluateExperiment, policy: Policy, folder: Path) -> Policy:
+def respond_to_prompts(
+  experiment: EvaluateExperiment, policy: EvaluatedPolicy, folder: Path
+) -> EvaluatedPolicy:
   """The policy with its responses to the prompts, which are written to `model_outputs.json`."""
   entry, prompts = experiment.entries[policy.name], experiment.prompts
   if isinstance(entry, FiledResponses):

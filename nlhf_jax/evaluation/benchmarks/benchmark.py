@@ -1,8 +1,8 @@
 """The records that describe a benchmark, and what an evaluation passes to it.
 
 A new benchmark is one module with a function `make(section)`, a line in `benchmark_registry` and a
-section of `configs/evaluate.py`. A benchmark receives policies and judges as functions: it loads no models and
-reads no config but its own section.
+section of `configs/evaluate.py`. A benchmark receives policies and judges as functions: it loads no
+models and reads no config but its own section.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -168,7 +168,8 @@ def get_config(source='synthetic'):
         request='{}',  # fields that replace those of the template: {"max_tokens": 1}
         prices=dict(prompt=0.0, response=0.0),  # per million tokens, to report the cost
       ),
-      # That sit in the tournament: some of learned, reward, gpm, lengths, pairrm, remote.
+      # The judges of the tournament, separated by commas; the last one measures learning curves.
+      # Some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),

@@ -1,4 +1,4 @@
-"""A language model as four functions and an explicit cache: all that the other rooms know of one.
+"""A language model as four functions and an explicit cache: all that other packages know of one.
 
 `transformer.make_decoder` gives the decoder of the published families; `decoder_from_apply` turns
 any causal network into one.

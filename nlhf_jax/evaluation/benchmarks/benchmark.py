@@ -1,8 +1,8 @@
 """The records that describe a benchmark, and what an evaluation passes to it.
 
-A new benchmark is one module with a function `make(section)`, a line in `benchmark_registry` and a section of
-`configs/evaluate.py`. A benchmark receives policies and judges as functions: it loads no models and
-reads no config but its own section.
+A new benchmark is one module with a function `make(section)`, a line in `benchmark_registry` and a
+section of `configs/evaluate.py`. A benchmark receives policies and judges as functions: it loads no
+models and reads no config but its own section.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +69,9 @@ class Benchmark(NamedTuple):
 
   Attributes:
     name: of the benchmark and of its section of the config.
-    run: see above.
-    answer: see above.
-    prepare: see above.
+    run: (policies, judges, work folder) -> tables of results.
+    answer: (policy, work folder) -> None; writes the answers of one policy to the folder.
+    prepare: raises `UserError` if the benchmark cannot run.
     min_generators: how many policies that can generate it needs.
     needs_policies: whether it evaluates policies at all, and not only judges.
     needs_judges: whether it runs every judge of the evaluation, with or without a tournament.

@@ -177,7 +177,7 @@ def judge_trained(network: JudgeNetwork, params: Params, test: Test) -> JudgedCo
 
 
 def judge_external(judge: ExternalJudge, name: str, test: str, texts: Texts) -> JudgedComparisons:
-  """The same of an external judge, which reads the texts without truncation.
+  """The probabilities of an external judge on every comparison; texts are not truncated.
 
   Raises:
     UserError: if it has no usable verdict on any comparison.

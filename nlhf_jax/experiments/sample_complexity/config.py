@@ -46,7 +46,7 @@ def make_experiment(
   if config.rewards.world.name != 'bradley_terry':
     raise UserError(
       f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
-      'is a reward.'
+      'this world has a reward.'
     )
   return SampleComplexityExperiment(name, config.payoff, link, config.seed, config.seeds, **parts)
 

@@ -151,7 +151,7 @@ def hh(row: Mapping) -> Example:
 
 
 def hh_transcripts(row: Mapping) -> Example:
-  """As `hh`, with the transcript before the last answer as one text: for models without turns."""
+  """Like `hh`, with the transcript before the last answer as one text: for models without turns."""
   _must_have(row, 'chosen', 'rejected')
   parts = {
     field: _text(f"field '{field}'", row[field]).rpartition('\n\nAssistant:')

@@ -15,7 +15,7 @@ from nlhf_jax.errors import UserError, first_line
 
 # Files without rows, which `datasets` and TensorFlow Datasets write beside the data.
 METADATA = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
-PREPARED = 'features.json'  # lies beside the array records of TensorFlow Datasets
+PREPARED = 'features.json'  # a file beside the array records of TensorFlow Datasets
 
 
 class Source(NamedTuple):
@@ -102,7 +102,7 @@ def _download(name: str, split: str) -> Path:
   except (OSError, ValueError) as error:  # no such data set, no network, or an invalid name
     raise UserError(
       f"config.data.path: cannot read '{name}': No such file or directory, and the Hugging Face "
-      f'hub did not give it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
+      f'hub did not provide it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
     ) from None
 
 

@@ -17,7 +17,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-# Name in the results -> field of the records of which it is the mean.
+# Name in the results -> field of the records whose mean it is.
 MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
 MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
 # Fields of `tabulate` that assume a number of prompts fixed in advance.

@@ -73,8 +73,8 @@ def _is_request(text: str) -> bool:
 
 
 REQUEST = Range(
-  'a JSON object of fields of the request, as {"max_tokens": 1}; model, messages and stream are '
-  'none of them',
+  'a JSON object of fields of the request, such as {"max_tokens": 1}, without model, messages and '
+  'stream',
   _is_request,
 )
 

@@ -29,7 +29,7 @@ class PreferenceNetwork(NamedTuple):
 class RewardNetwork(NamedTuple):
   """`init(decoder parameters)` returns parameters, `score(params, comparison)` the `Scores`.
 
-  They have one entry a response, its reward: [B, K, 1] and [B, J, 1].
+  They have one entry per response, its reward: [B, K, 1] and [B, J, 1].
   """
 
   init: Callable[[Params], Params]

@@ -385,7 +385,7 @@ def test_conversations_need_a_chat_template(make, tmp_path, capsys):
   sentence = str(refused.value)
   where = f'{tmp_path}/mine.jsonl, line {len(RECORDS) + 1}: '
   assert sentence.startswith(f'{where}there is no chat template for a conversation; ')
-  assert 'give a model whose chat template takes it by config.model.hf' in sentence
+  assert 'name a model whose chat template accepts it in config.model.hf' in sentence
   corpus = make([*RECORDS, talk, talk], skip_bad=True)
   assert sum(corpus.account[split]['prompts'] for split in ('train', 'held_out')) == 10
   assert 'skipped 2 rows: there is no chat template for a conv' in capsys.readouterr().out

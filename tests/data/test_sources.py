@@ -232,5 +232,5 @@ def test_a_folder_without_data_is_refused(tmp_path):
   (tmp_path / 'notes.csv').write_text('a,b')
   with pytest.raises(UserError, match=r'holds no data; give files of \.jsonl, \.json, \.parquet'):
     read(tmp_path)
-  with pytest.raises(UserError, match=r'is of no kind that can be read; give \.jsonl, \.json'):
+  with pytest.raises(UserError, match=r'has no suffix that can be read; give \.jsonl, \.json'):
     read(tmp_path / 'notes.csv')

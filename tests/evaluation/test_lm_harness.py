@@ -139,7 +139,7 @@ def test_tasks_from_files_have_scores(backends, tasks, tmp_path):
   (row,) = (row for row in lm_tasks.scores(found) if row['metric'] == 'acc')
   assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
   assert found['n-samples']['places']['effective'] == 3
-  with pytest.raises(UserError, match="'free' is in two of them"):
+  with pytest.raises(UserError, match="the task 'free' occurs twice"):
     lm_tasks.merge([*outcomes, outcomes[1]])
 
 

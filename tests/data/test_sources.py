@@ -109,7 +109,7 @@ def test_a_split_of_a_folder_is_read(tmp_path, kind):
   assert read(file) == RECORDS[150:]
 
 
-def test_a_split_may_be_a_folder_and_a_file(tmp_path):
+def test_split_may_be_folder_and_file(tmp_path):
   for part, rows in (('harmless', ROWS[:50]), ('helpful', ROWS[50:])):
     (tmp_path / part).mkdir()
     as_packed_jsonl(tmp_path / part / 'train.jsonl.gz', rows)
@@ -143,7 +143,7 @@ def test_files_saved_by_datasets_are_read(tmp_path):
   assert read(tmp_path / 'both', split='test') == RECORDS[150:]
 
 
-def test_a_dataset_on_the_hub_is_downloaded_and_read(tmp_path, monkeypatch):
+def test_hub_dataset_is_downloaded_and_read(tmp_path, monkeypatch):
   downloads = []
 
   def snapshot_download(name, repo_type, allow_patterns):

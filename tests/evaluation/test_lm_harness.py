@@ -186,7 +186,7 @@ def test_settings_change_with_file_data_and_code(tasks, tmp_path):
   assert len({json.dumps(one) for one in seen[1:]}) == 5
 
 
-def test_interruption_between_batches(backends):
+def test_interruption_ends_the_run_between_batches(backends):
   ours, _ = backends
   stop = lambda: (_ for _ in ()).throw(Interrupted('here'))
   own, ours._before_batch = ours._before_batch, stop
@@ -199,7 +199,7 @@ def test_interruption_between_batches(backends):
     ours._before_batch = own
 
 
-def test_log_likelihoods_with_any_context(backends):
+def test_log_likelihoods_agree_for_any_context(backends):
   long = DOCS[-1]['text'] * 3
   rows = [
     ('', 'The baker'),

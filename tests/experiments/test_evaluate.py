@@ -216,7 +216,7 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     ({'entries': 'two.jsonl', 'prompts.path': 'talk.jsonl'}, 'a prompt is a conversation'),
   ],
 )
-def test_mistakes_are_explained(changes, message, config_of, tmp_path, monkeypatch):
+def test_user_errors_are_explained(changes, message, config_of, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   json_lines.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])

@@ -109,9 +109,9 @@ def get_config(source='synthetic'):
       experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
-      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all devices that the other axes leave
+      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all remaining devices
       model=dict(
-        hf='',  # folder or hub name of a pretrained model, which brings its sizes and its tokenizer
+        hf='',  # folder or hub name of a pretrained model, which determines sizes and tokenizer
         width=64,
         layers=2,
         heads=4,

@@ -53,7 +53,7 @@ def find_turn(tokenizer: Any) -> Turn:
   between, has_answer, tail = after_question.partition(answer)
   if not (has_question and has_answer):
     raise Problem('its chat template leaves messages out')
-  # Some templates ask for an answer with text, mostly '<think>', that they leave out before one.
+  # Some templates end a prompt with text, mostly '<think>', that they omit if an answer follows.
   opening = between.removeprefix(lead) if between.startswith(lead) else ''
   return Turn(before, lead, opening, tail)
 

@@ -138,7 +138,7 @@ def _load_files(setting, folder) -> PreTrainedTokenizerFast:
     settings = folder / 'tokenizer_config.json'
     if settings.exists() and 'auto_map' in json.loads(settings.read_bytes()):
       raise UserError(
-        f"{setting}: its tokenizer is code of its own ('auto_map' in {settings}), "
+        f"{setting}: its tokenizer needs code of its own ('auto_map' in {settings}), "
         'which is not run here; choose a model whose tokenizer transformers has.'
       )
     from transformers import (

@@ -97,8 +97,8 @@ def drop_unjudged_prompts(records: Sequence[dict], tables: Sequence[np.ndarray])
   usable = ~np.any([np.isnan(table).any(axis=(1, 2)) for table in tables], axis=0)
   if not usable.any():
     raise UserError(
-      'the tournament: there is no prompt on which the judges have all verdicts; check the answers '
-      'of the judges.'
+      'the tournament: there is no prompt on which every judge has a verdict on every pair; check '
+      'the answers of the judges.'
     )
   if not usable.all():
     count = int(np.sum(~usable))

@@ -105,7 +105,7 @@ def check(sections: Iterable[Section]) -> None:
 def language_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config that trains language models, or judges."""
   yield Section(GeneralSettings, config, 'config')
-  from_file = 'path' in config.data  # whatever the source is called, which is checked later
+  from_file = 'path' in config.data  # the name of the source is checked later
   yield Section(FileData if from_file else SyntheticData, config.data, 'config.data')
   yield Section(sharding.make_mesh, config.mesh, 'config.mesh')
   yield Section(architectures.small, config.model, 'config.model')

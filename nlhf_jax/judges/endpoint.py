@@ -189,12 +189,12 @@ def parse(body: bytes) -> Answer | Failure:
     content = (choice.get('logprobs') or {}).get('content') or []
     usage = reply.get('usage') or {}
     tokens = (int(usage.get(name) or 0) for name in ('prompt_tokens', 'completion_tokens'))
-    return Answer(text.strip(), dict(_first(content)), *tokens)
+    return Answer(text.strip(), dict(_first_token_log_probs(content)), *tokens)
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     return Failure('malformed', f'no answer in {body[:80]!r}')
 
 
-def _first(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+def _first_token_log_probs(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
   """Tokens and log-probabilities at the first position whose token has a letter or digit."""
   for position in content:
     if strip_token(position['token']):

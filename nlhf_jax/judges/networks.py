@@ -52,8 +52,8 @@ def read_out(
   """v.h at the last token, plus the sum over tokens of side * u.h.
 
   If `response_length` exceeds `PLAIN_SUM_TOKENS`, the sum is scaled by their ratio: one update
-  moves u as far as v, and a sum over hundreds of tokens would move by as much as hundreds of
-  readouts.
+  changes u as much as v, so an unscaled sum over hundreds of tokens would change the logit hundreds
+  of times as much as v does.
 
   Args:
     decoder: computes the hidden states h.

@@ -105,7 +105,7 @@ def make_remote_judge(
   def compare(prompts, left, right) -> np.ndarray:
     triples = list(zip(prompts, left, right, strict=True))
     pairs = [pair for pair in dict.fromkeys(triples) if pair[1] != pair[2]]
-    found = _run_in(thread, lambda ending: query_pairs(pairs, ending), stop)
+    found = _run_in_thread(thread, lambda ending: query_pairs(pairs, ending), stop)
     return np.array([found.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
@@ -185,7 +185,7 @@ def make_chat_client(
       if isinstance(outcome, Failure):
         counts.update(['unusable', outcome.reason])
 
-    _run_in(thread, lambda ending: query(requests, receive, ending), stop)
+    _run_in_thread(thread, lambda ending: query(requests, receive, ending), stop)
     if len(responses) < len(requests):
       raise Interrupted(
         f"querying '{endpoint.model}', {len(responses)} of {len(requests)} questions"
@@ -210,7 +210,7 @@ def _with_cost(counts: Counter, prices: tuple[float, float] | None) -> dict[str,
   return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
 
-def _run_in(
+def _run_in_thread(
   thread: ThreadPoolExecutor, work: Callable[[Callable[[], float | None]], Any], stop
 ) -> Any:
   """Runs `work(ending)` in the thread; `ending` is that of `make_query`."""

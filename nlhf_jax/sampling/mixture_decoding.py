@@ -77,7 +77,7 @@ def make_plan(sampler: Sampler, shared_base: bool) -> DecodePlan:
 
 
 def choose_drafters(sampler: Sampler) -> list[str]:
-  """The drafting slot of each mixture: one that is a mixture of its own, else the heaviest."""
+  """The drafting slot of each mixture: one that is also sampled alone, else that of most weight."""
   alone = {members[0][0] for members in sampler.mixtures if len(members) == 1}
   return [
     max(members, key=lambda pair: (pair[0] in alone, pair[1]))[0] for members in sampler.mixtures

@@ -76,8 +76,8 @@ def cache_limits(sampler: Sampler) -> list[int]:
 class SamplingState(NamedTuple):
   """The state of b prompts with R responses each; `lengths` counts the tokens sampled so far.
 
-  `step` counts sampling steps, for random keys; `prompts` are the prompts' numbers in the whole
-  batch; `last` is the latest token of each row, which no cache holds yet.
+  `step` counts sampling steps, for random keys; `prompts` are the indices of the prompts in the
+  whole batch; `last` is the latest token of each row, which no cache holds yet.
   """
 
   step: Int[Array, '']

@@ -187,7 +187,7 @@ def test_tensorflow_datasets_return_the_embedded_task(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
     expected = list(itertools.islice(generator.examples(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
-  with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
+  with pytest.raises(UserError, match=r'^config.data.split must be one .*: test, train'):
     read(prepared, 'embedded')
   assert 'tensorflow' not in sys.modules
 

@@ -32,7 +32,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
       raise UserError(f"config.sizes.{label}: '{unknown[0]}' is none of {', '.join(SIZES)}.")
     if changes and config.model.hf:
       raise UserError(
-        f'config.sizes.{label}: config.model.hf has a size of its own; leave the size empty.'
+        f'config.sizes.{label}: config.model.hf determines the size; leave the size empty.'
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)

@@ -37,7 +37,7 @@ def make_samples(
   """Samples responses of every entry to the held-out prompts, and has every judge compare them."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
-  # Two responses a prompt: the first is compared; the second shows which style would beat it.
+  # Two responses per prompt: the first is compared; the second shows which style would beat it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
   score = jax.jit(scoring.make_score(experiment.model.decoder))
   sides, others, ratios = {}, {}, {}

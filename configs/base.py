@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def training(
   algorithm, *, steps, batch, learning_rate, evaluate_every, b1=0.9, b2=0.98, warmup=50, **arguments
 ):
-  """How a stage trains: an algorithm of the catalogue, its arguments and its optimiser."""
+  """The training of a stage: an algorithm of the catalogue, its arguments and its optimiser."""
   return ConfigDict(
     dict(
       algorithm=algorithm,
@@ -45,11 +45,11 @@ def policy(
   async_judge=False,
   **arguments,
 ):
-  """A policy. Without momentum by default, which makes the last iterate orbit a cycle.
+  """A policy. By default there is no momentum, because it makes the last iterate orbit a cycle.
 
   `judge` is learned, reward, gpm, lengths, pairrm, remote or oracle; `feedback` probability or
   vote; `entries` the slots that enter the tournament, separated by commas. With `async_judge`,
-  responses are judged while the policy trains on those before them, one update late.
+  responses are judged while the policy trains on the previous ones, one update late.
   """
   row = training(
     algorithm,
@@ -90,8 +90,8 @@ def get_config(source='synthetic'):
     ),
     'file': dict(
       path='',  # files, folders or hub names, separated by commas
-      schema='comparisons',  # of the rows: one of nlhf_jax.data.schemas, for all or one each
-      split='',  # of the splits of a folder or a name, this one
+      schema='comparisons',  # of nlhf_jax.data.schemas: one for all sources, or one for each
+      split='',  # the split to read of a source that has several
       part='1/1',  # 2/3: the second of three disjoint parts of the prompts
       skip_bad=False,
       held_out=0.1,
@@ -109,9 +109,9 @@ def get_config(source='synthetic'):
       experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
-      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all devices that the other axes leave
+      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all remaining devices
       model=dict(
-        hf='',  # folder or hub name of a pretrained model, which brings its sizes and its tokenizer
+        hf='',  # folder or hub name of a pretrained model, which determines sizes and tokenizer
         width=64,
         layers=2,
         heads=4,
@@ -153,7 +153,7 @@ def get_config(source='synthetic'):
       ),
       # A published judge, by its folder or hub name.
       pairrm=dict(hf='llm-blender/PairRM-hf', batch=16, compute='float32'),
-      # A language model behind an OpenAI-compatible endpoint; answers are kept beside the stages.
+      # A language model behind an OpenAI-compatible endpoint; answers are stored beside the stages.
       remote=dict(
         url='',
         model='',

@@ -1,4 +1,4 @@
-"""The votes that an equilibrium needs: rates, pessimism offline, exploration online, rewards.
+"""Sample complexity of equilibria in votes: rates, offline pessimism, online exploration, rewards.
 
 nlhf run --config=sample_complexity
 nlhf run --config=sample_complexity:bilinear --config.seeds=30

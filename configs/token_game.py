@@ -9,7 +9,7 @@ from nlhf_jax.configs import base
 
 
 def playing(algorithm, *, steps, evaluate_every, **arguments):
-  """How an algorithm of the catalogue is trained."""
+  """The training of an algorithm of the catalogue."""
   return base.training(
     algorithm,
     steps=steps,
@@ -47,7 +47,7 @@ def get_config():
       model=dict(
         width=32, layers=1, heads=4, key_heads=2, head_size=8, hidden=64, rotary_base=10_000.0
       ),
-      # Of its embeddings; the smaller, the closer the reference is to uniform.
+      # Scale of its embeddings; the smaller, the closer the reference is to uniform.
       reference=dict(scale=0.5),
       methods=ConfigDict(sort_keys=False),
       # Each round starts with votes on `batches` batches; `ridge` is a prior, in votes for a tie.
@@ -75,7 +75,8 @@ def get_config():
       steps=1_500,  # every second step moves the policy
       arguments=dict(tau=tau, temperature=1.5),
     ),
-    # An update of the solver stands for steps / 100 steps, in which the average moves by this rate.
+    # An update of the solver corresponds to steps / 100 steps of training, in which the average
+    # moves by this rate.
     nash_ema_pg=method(
       'nash_ema_pg',
       'nash_ema',
@@ -84,7 +85,7 @@ def get_config():
       steps=steps,
       arguments=dict(rate=rate, tau=tau),
     ),
-    # Nash-MD with the reference as its opponent: the tabular `best_response` responds to itself.
+    # Nash-MD with pull 1 plays against the reference; the tabular `best_response`, against itself.
     best_response=method('best_response', 'nash_md', pull=1.0, arguments=dict(tau=tau)),
   )
   config.votes.learners.update(

@@ -81,7 +81,7 @@ def check_figures(notebook):
     assert all('image/png' in kinds for kinds in shown), cell.source
 
 
-def test_the_beginning_runs():
+def test_notebook_beginning_runs():
   """That of one notebook; the end of the other runs below."""
   path = next(path for path in NOTEBOOKS if path.stem != 'tabular_convergence')
   notebook = nbformat.read(path, as_version=4)
@@ -93,7 +93,7 @@ def test_the_beginning_runs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path):
+def test_whole_notebook_runs(path):
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   assert notebook.metadata.kernelspec.name == 'python3'

@@ -86,7 +86,7 @@ def kinds(algorithm):
   return found | {f'reference: {rule.kind}' for rule in algorithm.references.values()}
 
 
-def test_whole_runs_cover_every_kind(config_named, tmp_path):
+def test_whole_runs_cover_every_kind_of_algorithm(config_named, tmp_path):
   def kinds_of(name):
     config = shortened(config_named(name))
     policies = make_experiment(config, name, tmp_path).policies
@@ -148,7 +148,7 @@ def test_every_config_runs_to_its_report(name, config_named, common, toy_run, tm
     assert results['exploitability'].keys() == {'sft', *names}
 
 
-def test_a_setting_of_one_config_leaves_the_next():
+def test_configs_do_not_share_settings():
   make = importlib.import_module('nlhf_jax.configs.sppo').get_config
   make().policies.sppo.judge = 'oracle'
   assert make().policies.sppo.judge == 'learned'
@@ -175,7 +175,7 @@ def test_running_again_changes_nothing(toy_run, tmp_path):
   assert files() == before
 
 
-def test_own_comparisons_run_to_a_report_without_an_oracle(config_named, tmp_path, capsys):
+def test_own_comparisons_give_a_report_without_oracle(config_named, tmp_path, capsys):
   path = tmp_path / 'mine.jsonl'
   lines = [
     {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}

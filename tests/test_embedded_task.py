@@ -50,7 +50,7 @@ def run(workdir, *more, variables=OPTIMISED):
   return results
 
 
-def test_a_tenth_of_the_run_ends_with_its_report(tmp_path):
+def test_tenth_of_the_run_writes_a_report(tmp_path):
   results = run(tmp_path, *TENTH.split(), variables={})
   assert results['policies'] == ['sft', 'self_play', 'nash_md']
   for policy in ('nash_md', 'self_play'):
@@ -61,7 +61,7 @@ def test_a_tenth_of_the_run_ends_with_its_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_nash_md_beats_sft_and_is_hard_to_exploit(tmp_path):
+def test_nash_md_beats_sft_with_low_exploitability(tmp_path):
   """One test, not six: each would run the whole pipeline."""
   results = run(tmp_path)
   task, place = results['task'], results['policies'].index

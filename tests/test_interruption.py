@@ -101,7 +101,7 @@ def uncut(tmp_path_factory):
   return run_to_end(tmp_path_factory.mktemp('uncut'), NASH_MD)
 
 
-def test_a_run_stopped_twice_ends_with_the_same_bits(tmp_path):
+def test_twice_stopped_run_is_bitwise_identical(tmp_path):
   uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
   stop(cut, DPO, signal.SIGTERM, 'sft')
   stop(cut, DPO, signal.SIGKILL, 'preference_model')
@@ -113,7 +113,7 @@ def test_a_run_stopped_twice_ends_with_the_same_bits(tmp_path):
   ('number', 'stage'),
   [(signal.SIGKILL, 'preference_model'), (signal.SIGTERM, 'sft'), (signal.SIGINT, 'nash_md')],
 )
-def test_a_stopped_run_ends_with_the_same_bits(number, stage, uncut, tmp_path):
+def test_stopped_run_is_bitwise_identical(number, stage, uncut, tmp_path):
   stop(tmp_path, NASH_MD, number, stage)
   assert_same(run_to_end(tmp_path, NASH_MD), uncut)
 

@@ -125,7 +125,7 @@ def test_greedy_text_is_that_of_transformers(folder):
   assert [ours] == tokenizers.response_texts(model.tokenizer, row, np.ones_like(row, bool))
 
 
-def test_adapters_are_drawn_by_the_key_and_add_nothing(folder):
+def test_new_adapters_depend_on_key_and_add_nothing(folder):
   model = nlhf.from_pretrained(str(folder), lora_rank=2)
   assert not any(map(lora.is_adapter, trees.flatten(model.params)))
   algorithm, judge = nlhf.algorithms.self_play(tau=0.1), nlhf.judges.from_function(earlier)

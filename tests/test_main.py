@@ -295,7 +295,7 @@ def test_an_unwritable_parent_directory_is_named(complaint):
   ('content', 'expected'),
   [
     (None, ['cannot read', 'No such file']),
-    ('', ['no rows found; write one JSON object a line']),
+    ('', ['no rows found; write one JSON object per line']),
     ('\n\r\n', ['no rows found']),
     (json.dumps(RECORD), ['1 different prompt found; add some']),
     ('\nnot json\n', ['line 2: not valid JSON', 'skip_bad=True']),
@@ -375,7 +375,7 @@ def test_the_process_exits_without_a_traceback(arguments, status, stream):
     ('sft.optimizer.clip=0', 'clip=0.0 must be'),
     ('sft.optimizer.warmup=-1', 'warmup=-1 must be'),
     ('remote.request=max_tokens', 'config.remote.request=max_tokens must be a JSON object'),
-    ('remote.request={"model": "m"}', 'model, messages and stream are none of them'),
+    ('remote.request={"model": "m"}', 'without model, messages and stream'),
     ('remote.prices.response=-1', 'config.remote.prices.response=-1.0 must be at least 0'),
     ('tournament.prompts=0', 'config.tournament.prompts=0 must be'),
     ('tournament.filters.temperature=0', 'temperature=0.0 must be above 0'),

@@ -36,7 +36,7 @@ def test_a_tenth_of_the_updates_halves_the_gap(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_five_methods_solve_the_game_and_best_response_does_not(tmp_path):
+def test_all_methods_but_best_response_solve_the_game(tmp_path):
   arguments = [sys.executable, '-m', 'nlhf_jax.main', '--config=configs/token_game.py']
   process = subprocess.run(
     [*arguments, f'--workdir={tmp_path}'],

@@ -1,4 +1,4 @@
-"""Batches as a function of the step: deterministic shuffles, few lengths, any position at once.
+"""Batches as a function of the step: deterministic shuffles, few lengths, random access.
 
 A run that resumes computes the batch of its next step; no iterator state is saved. Batches group
 examples of similar length, because padding costs as much as text, and pad them to few different
@@ -28,7 +28,7 @@ class Examples(NamedTuple):
 
   Attributes:
     lengths: tokens of each example's prompt and of its longest response, [n, 2].
-    max_lengths: the most that both can be.
+    max_lengths: the maximum of both.
     read: (rows, two widths) -> those examples, padded to the widths; row -1 is only padding.
   """
 
@@ -87,7 +87,7 @@ def batches(
 
 
 def _widths(lengths: np.ndarray, most: int) -> np.ndarray:
-  """What to pad each length to: `most`, halved for as long as the length fits."""
+  """The padded width of each length: `most`, halved for as long as the length fits."""
   widths, width = np.full(lengths.shape, most), most
   while width % 4 == 0 and width // 2 >= SHORTEST:  # kernels like even lengths
     width //= 2

@@ -1,4 +1,4 @@
-"""Chat templates: the text around a question and its answer, and special tokens safe from texts.
+"""Chat templates: the text around a question and its answer, without injected special tokens.
 
 A template is rendered with the texts of a prompt, which may spell out a special token such as
 `<eos>`. Only special tokens that the template itself writes become special tokens. To tell the two
@@ -53,7 +53,7 @@ def find_turn(tokenizer: Any) -> Turn:
   between, has_answer, tail = after_question.partition(answer)
   if not (has_question and has_answer):
     raise Problem('its chat template leaves messages out')
-  # Some templates ask for an answer with text, mostly '<think>', that they leave out before one.
+  # Some templates end a prompt with text, mostly '<think>', that they omit if an answer follows.
   opening = between.removeprefix(lead) if between.startswith(lead) else ''
   return Turn(before, lead, opening, tail)
 
@@ -75,7 +75,7 @@ class Codec(NamedTuple):
   ids: Mapping[str, int]  # special token -> its id
   names: Mapping[str, str]  # special token -> its name
   ids_of_names: Mapping[int, int]  # id of a name -> id of the special token
-  hidden: str  # begins what stands for a special token that a text spells
+  hidden: str  # prefix of the placeholder for a special token that a text spells
   start: list[int]  # what the tokenizer itself puts before any text: a BOS token, or nothing
   turn: Turn  # its tail ends with the stop token
 
@@ -134,7 +134,7 @@ def write_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]]) -> s
       raise Problem('there is no chat template for a conversation')
     return codec.insert_names(codec.turn.before) + prompt + codec.insert_names(codec.turn.lead)
   messages = [{'role': 'user', 'content': prompt}] if question else prompt
-  # Most templates strip the texts, so they are rendered as they are but for special tokens.
+  # Most templates strip the texts, so only special tokens are replaced before rendering.
   hidden = [
     {**message, 'content': _hide_special(codec, message['content'])} for message in messages
   ]
@@ -142,7 +142,7 @@ def write_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]]) -> s
 
 
 def _random_word() -> str:
-  """A word that is in no text."""
+  """A random word, which occurs in no text."""
   return secrets.token_hex(8)
 
 
@@ -151,7 +151,7 @@ def _render(tokenizer, messages) -> str:
     return tokenizer.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=messages[-1]['role'] == 'user'
     )
-  except Exception as error:  # a template is a program by somebody else
+  except Exception as error:  # a template is third-party code, which may raise anything
     raise Problem('the chat template refuses the messages', f' ({first_line(error)})') from None
 
 
@@ -166,7 +166,7 @@ def _start_ids(tokenizer) -> list[int]:
 
 
 def _hide_special(codec, text) -> str:
-  """A user's text, in which hexadecimal digits stand for the special tokens that it spells."""
+  """A user's text, in which hexadecimal digits replace the special tokens that it spells."""
   return codec.special.sub(lambda token: f'{codec.hidden}{token[0].encode().hex()};', text)
 
 

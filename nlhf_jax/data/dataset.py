@@ -32,7 +32,7 @@ Oracle = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
 class Annotator(NamedTuple):
-  """What an embedded task knows of responses beyond its oracle.
+  """Functions of an embedded task that assess responses, beyond its oracle.
 
   Its responses have K styles, numbered so that among equally good ones each style beats the next
   and the last beats the first.
@@ -41,7 +41,7 @@ class Annotator(NamedTuple):
     perfect_responses: prompts -> for each style, a perfect response to each prompt.
     annotate: (a record of the tournament, another response of each policy to the same prompt) ->
       entries for that record.
-    summarise: annotated records -> what the results have of them.
+    summarise: annotated records -> their summary in the results.
     weakest_edge: P(row beats column) of the styles, [K, K] -> the least probability along the
       cycle; there is a cycle if it is above 1/2.
   """
@@ -103,9 +103,9 @@ class FileData(NamedTuple):
     part: which of some disjoint parts of the prompts to use, as `1/3`.
     skip_bad: skip and count rows that cannot be used.
     held_out: share of the prompts kept for testing, with all their responses.
-    prompt_length: most tokens in a prompt.
-    response_length: most tokens in a response; longer ones are cut and counted.
-    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
+    prompt_length: maximum number of tokens in a prompt.
+    response_length: maximum number of tokens in a response; longer ones are cut and counted.
+    vocabulary: maximum number of tokens of a tokenizer trained here.
   """
 
   path: str
@@ -150,7 +150,7 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
   tokenizer, tokenised = tokenise(folder, what, entries, texts, data.vocabulary, pretrained, refuse)
   if not tokenised.account['rows']:
     raise UserError(
-      f'{data.path}: no rows found; write one JSON object a line, or give another file.'
+      f'{data.path}: no rows found; write one JSON object per line, or give another file.'
     )
   examples.print_skipped(data.path, tokenised.account['dropped'])
   fit = _select_fitting(located, tokenised, data.prompt_length, data.skip_bad)
@@ -194,16 +194,16 @@ def tokenise(
   pretrained: str,
   refuse: Refuse,
 ) -> tuple[Any, Tokenised]:
-  """The tokenizer and the tokenised examples, from `folder` if they were made before.
+  """The tokenizer and the tokenised examples, read from `folder` if they are stored there.
 
-  They are found again by a digest of all that determines them.
+  Their folder is named after a digest of everything that determines them.
 
   Args:
     folder: where they are stored.
-    what: all that determines the entries.
+    what: everything that determines the entries.
     entries: reads the examples.
     texts: reads the texts that a tokenizer is trained on.
-    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
+    vocabulary: maximum number of tokens of a tokenizer trained here.
     pretrained: model whose tokenizer is loaded instead, if any.
     refuse: as in `token_store.write`.
   """
@@ -299,7 +299,7 @@ def make_splits(
     tokenised: the texts of the records.
     records: [n], those to use.
     tested: [n], which of them are for testing.
-    lengths: most tokens in a prompt and in a response.
+    lengths: maximum numbers of tokens in a prompt and in a response.
     entries: reads the examples again, as texts.
   """
   make = functools.partial(_split, tokenizer, tokenised, lengths)

@@ -10,7 +10,7 @@ from nlhf_jax.data.schemas import SCHEMAS, Example
 from nlhf_jax.data.sources import Source
 from nlhf_jax.errors import UserError
 
-# Number of the file, number of the row in it, and the example or why there is none.
+# Number of the file, number of the row in it, and the example or its problem.
 Entry = tuple[int, int, Example | Problem]
 
 

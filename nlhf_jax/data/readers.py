@@ -21,7 +21,9 @@ from nlhf_jax.errors import UserError, first_line
 
 MAX_LINE = 2**26  # bytes
 MAX_ARRAY = 2**28  # bytes
-MAX_EXPANSION = 100  # of a compressed file, by its size; that of text is about 10
+MAX_EXPANSION = (
+  100  # times its size that a compressed file may expand to; text expands about 10 times
+)
 SLACK = 2**20  # bytes that any compressed file may expand to
 CHUNK = 64  # rows of a table in memory
 
@@ -49,8 +51,8 @@ def read_rows(path: Path) -> Iterator[Row]:
   """
   if file_kind(path) not in KINDS:
     raise UserError(
-      f"config.data.path: '{path}' is of no kind that can be read; give {', '.join(KINDS)}, those "
-      'of JSON also with .gz.'
+      f"config.data.path: '{path}' has no suffix that can be read; give {', '.join(KINDS)}, "
+      'those of JSON also with .gz.'
     )
   with checked_file(path):
     yield from KINDS[file_kind(path)](path)
@@ -58,7 +60,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def checked_file(path: Path) -> Iterator[None]:
-  """Turns errors of the operating system inside into a `UserError`; refuses pipes and devices."""
+  """Turns errors of the operating system into a `UserError`; refuses pipes and devices."""
   with checked_path(path):
     if not stat.S_ISREG(path.stat().st_mode):
       raise OSError(errno.EINVAL, 'it is not a file')
@@ -67,7 +69,7 @@ def checked_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked_path(path: Path) -> Iterator[None]:
-  """Turns errors of the operating system inside into a `UserError` that names the path."""
+  """Turns errors of the operating system into a `UserError` that names the path."""
   try:
     yield
   except OSError as error:
@@ -79,7 +81,7 @@ def checked_path(path: Path) -> Iterator[None]:
 
 
 def row_noun(path: Path) -> str:
-  """What a row of the file is called in messages."""
+  """The noun for a row of the file in messages."""
   return 'line' if file_kind(path) == '.jsonl' else 'row'
 
 

@@ -59,10 +59,10 @@ def comparisons(row: Mapping) -> Example:
   whole = row.get('chosen')
   if 'prompt' not in row and isinstance(whole, list) and len(whole) > 1:
     row = {**row, 'prompt': whole[:-1]}
-  _must_have(row, 'prompt', 'chosen', 'rejected')
+  _require_fields(row, 'prompt', 'chosen', 'rejected')
   prompt = _prompt(row['prompt'])
   chosen, rejected = (_response(field, row[field], prompt) for field in ('chosen', 'rejected'))
-  return _compared(prompt, chosen, rejected, 1.0, names=('chosen', 'rejected'))
+  return _make_comparison(prompt, chosen, rejected, 1.0, names=('chosen', 'rejected'))
 
 
 def graded(row: Mapping) -> Example:
@@ -70,23 +70,23 @@ def graded(row: Mapping) -> Example:
 
   The preference is that of left over right, in [0, 1]; prompt and responses as in `comparisons`.
   """
-  _must_have(row, 'prompt', 'left', 'right')
+  _require_fields(row, 'prompt', 'left', 'right')
   prompt = _prompt(row['prompt'])
   sides = (_response(field, row[field], prompt) for field in ('left', 'right'))
   votes = None if row.get('votes') is None else int(_number(row, 'votes', 1, 1e9, whole=True))
-  return _compared(prompt, *sides, _number(row, 'preference', 0, 1), votes)
+  return _make_comparison(prompt, *sides, _number(row, 'preference', 0, 1), votes)
 
 
 def demonstrations(row: Mapping) -> Example:
   """`{"prompt", "response"}`, as in `comparisons`."""
-  _must_have(row, 'prompt', 'response')
+  _require_fields(row, 'prompt', 'response')
   prompt = _prompt(row['prompt'])
   return Example(prompt, demonstration=_response('response', row['response'], prompt))
 
 
 def prompts(row: Mapping) -> Example:
   """`{"prompt"}` alone, as in `comparisons`; responses in the row are not read."""
-  _must_have(row, 'prompt')
+  _require_fields(row, 'prompt')
   return Example(_prompt(row['prompt']))
 
 
@@ -99,31 +99,33 @@ def tldr_comparisons(row: Mapping) -> Example:
   `{"info": {"post", "title", "subreddit", "article", ...}, "summaries": [{"text"}, {"text"}],
   "choice"}`, the choice being 0 or 1.
   """
-  _must_have(row, 'info', 'summaries', 'choice')
+  _require_fields(row, 'info', 'summaries', 'choice')
   summaries = row['summaries']
   if not isinstance(summaries, list) or len(summaries) != 2:
     raise Problem("field 'summaries' is not a list of two")
   first, second = (
-    _inside(one, 'text', f"'text' of summary {i}") for i, one in enumerate(summaries)
+    _nested_text(one, 'text', f"'text' of summary {i}") for i, one in enumerate(summaries)
   )
   choice = _choice(row, 'choice', {0: 1.0, 1: 0.0})
-  return _compared(_summarised(row['info']), first.strip(), second.strip(), choice)
+  return _make_comparison(_summary_prompt(row['info']), first.strip(), second.strip(), choice)
 
 
 def tldr_posts(row: Mapping) -> Example:
   """OpenAI's Reddit posts with the summaries of their authors: `{"subreddit", "title", "post",
   "summary"}`."""
-  _must_have(row, 'subreddit', 'title', 'post', 'summary')
-  return Example(_summarised(row), demonstration=_text("field 'summary'", row['summary']).strip())
+  _require_fields(row, 'subreddit', 'title', 'post', 'summary')
+  return Example(
+    _summary_prompt(row), demonstration=_text("field 'summary'", row['summary']).strip()
+  )
 
 
-def _summarised(info) -> str:
+def _summary_prompt(info) -> str:
   """The prompt for a post or an article to summarise (arXiv 2009.01325, appendix B.1)."""
   if not isinstance(info, Mapping):
     raise Problem("field 'info' is not a JSON object", f' but {type(info).__name__}')
   if info.get('article') is not None:
-    return f'Article:\n{_inside(info, "article")}\n\nTL;DR:'
-  subreddit, title, post = (_inside(info, field) for field in ('subreddit', 'title', 'post'))
+    return f'Article:\n{_nested_text(info, "article")}\n\nTL;DR:'
+  subreddit, title, post = (_nested_text(info, field) for field in ('subreddit', 'title', 'post'))
   return f'SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:'
 
 
@@ -136,7 +138,7 @@ def hh(row: Mapping) -> Example:
   The prompt is the conversation before the last answer, for models with a chat template. It must be
   the same in both fields.
   """
-  _must_have(row, 'chosen', 'rejected')
+  _require_fields(row, 'chosen', 'rejected')
   conversations = {}
   for field in ('chosen', 'rejected'):
     start, *parts = _SPEAKER.split(_text(f"field '{field}'", row[field]))
@@ -151,8 +153,8 @@ def hh(row: Mapping) -> Example:
 
 
 def hh_transcripts(row: Mapping) -> Example:
-  """As `hh`, with the transcript before the last answer as one text: for models without turns."""
-  _must_have(row, 'chosen', 'rejected')
+  """Like `hh`, with the transcript before the last answer as one text: for models without turns."""
+  _require_fields(row, 'chosen', 'rejected')
   parts = {
     field: _text(f"field '{field}'", row[field]).rpartition('\n\nAssistant:')
     for field in ('chosen', 'rejected')
@@ -163,7 +165,7 @@ def hh_transcripts(row: Mapping) -> Example:
   if len(prompts) > 1:
     raise Problem("field 'rejected' has other messages than the prompt before its last")
   sides = (_text(f"the answer in '{field}'", part[2].strip()) for field, part in parts.items())
-  return _compared(f'{prompts.pop()}\n\nAssistant:', *sides, 1.0)
+  return _make_comparison(f'{prompts.pop()}\n\nAssistant:', *sides, 1.0)
 
 
 def ultrafeedback(row: Mapping) -> Example:
@@ -182,7 +184,7 @@ def alpaca_eval(row: Mapping) -> Example:
 
   The preference is in [1, 2], 2 if the second output wins; older files have 0 for ties.
   """
-  _must_have(row, 'instruction', 'output_1', 'output_2', 'preference')
+  _require_fields(row, 'instruction', 'output_1', 'output_2', 'preference')
   given = row['preference']
   second = 0.5 if given == 0 and given is not False else _number(row, 'preference', 1, 2) - 1
   return _outputs(row, _text("field 'instruction'", row['instruction']), 1 - second)
@@ -190,14 +192,14 @@ def alpaca_eval(row: Mapping) -> Example:
 
 def llmbar(row: Mapping) -> Example:
   """LLMBar (arXiv 2310.07641): `{"input", "output_1", "output_2", "label"}`, the label 1 or 2."""
-  _must_have(row, 'input', 'output_1', 'output_2', 'label')
+  _require_fields(row, 'input', 'output_1', 'output_2', 'label')
   prompt = _text("field 'input'", row['input'])
   return _outputs(row, prompt, _choice(row, 'label', {1: 1.0, 2: 0.0}))
 
 
 def _outputs(row, prompt, preference) -> Example:
   sides = [_text(f"field '{field}'", row[field]) for field in ('output_1', 'output_2')]
-  return _compared(prompt, *sides, preference, names=('output_1', 'output_2'))
+  return _make_comparison(prompt, *sides, preference, names=('output_1', 'output_2'))
 
 
 def pandalm(row: Mapping) -> Example:
@@ -205,13 +207,13 @@ def pandalm(row: Mapping) -> Example:
 
   `{"instruction", "input", "response1", "response2", "annotator1", "annotator2", "annotator3"}`.
   """
-  _must_have(row, 'instruction', 'input', 'response1', 'response2')
+  _require_fields(row, 'instruction', 'input', 'response1', 'response2')
   prompt = _text("field 'instruction'", row['instruction'])
   if row['input'] != '':
     prompt += '\n\n' + _text("field 'input'", row['input'])
   sides = [_text(f"field '{field}'", row[field]) for field in ('response1', 'response2')]
   votes = [_choice(row, f'annotator{i}', {1: 1.0, 2: 0.0, 0: 0.5}) for i in (1, 2, 3)]
-  return _compared(prompt, *sides, sum(votes) / 3, 3, names=('response1', 'response2'))
+  return _make_comparison(prompt, *sides, sum(votes) / 3, 3, names=('response1', 'response2'))
 
 
 def autoj(row: Mapping) -> Example:
@@ -219,17 +221,17 @@ def autoj(row: Mapping) -> Example:
 
   `{"prompt", "response 1", "response 2", "label"}`.
   """
-  _must_have(row, 'prompt', 'response 1', 'response 2', 'label')
+  _require_fields(row, 'prompt', 'response 1', 'response 2', 'label')
   prompt = _text("field 'prompt'", row['prompt'])
   sides = [_text(f"field '{field}'", row[field]) for field in ('response 1', 'response 2')]
   preference = _choice(row, 'label', {0: 1.0, 1: 0.0, 2: 0.5})
-  return _compared(prompt, *sides, preference, names=('response 1', 'response 2'))
+  return _make_comparison(prompt, *sides, preference, names=('response 1', 'response 2'))
 
 
 def embedded(row: Mapping) -> Example:
   """The embedded task, as `nlhf_jax.tasks.summaries.tfds_posts` writes it."""
   fields = ('post', 'left', 'right', 'summary')
-  _must_have(row, *fields)
+  _require_fields(row, *fields)
   post, left, right, summary = (_text(f"field '{field}'", row[field]) for field in fields)
   votes = _number(row, 'votes', 1, 1e9, whole=True)
   share = _number(row, 'votes_left', 0, votes, whole=True) / votes
@@ -260,7 +262,7 @@ SCHEMAS: Mapping[str, Callable[[Mapping], Example]] = {
 # Values of fields.
 
 
-def _must_have(row, *fields) -> None:
+def _require_fields(row, *fields) -> None:
   for field in fields:
     if field not in row:
       raise Problem(f"field '{field}' is missing", f'; it has {_names(row)}')
@@ -271,7 +273,9 @@ def _names(row) -> str:
   return ascii(names[:20] + ['...'] * (len(names) > 20))[:400]
 
 
-def _compared(prompt, left, right, preference, votes=None, names=('left', 'right')) -> Example:
+def _make_comparison(
+  prompt, left, right, preference, votes=None, names=('left', 'right')
+) -> Example:
   if left == right:
     raise Problem("fields '{}' and '{}' are the same".format(*names))
   return Example(prompt, left, right, float(preference), votes)
@@ -320,7 +324,7 @@ def _message(name, value) -> Message:
   return Message(role, _text(f"'content' in {name}", value['content']))
 
 
-def _inside(value, field, name='') -> str:
+def _nested_text(value, field, name='') -> str:
   """The text of a field of a nested object."""
   name = name or f"field '{field}'"
   if not isinstance(value, Mapping) or field not in value:
@@ -343,7 +347,7 @@ def _text(name, value) -> str:
 
 
 def _number(row, field, least, most, whole=False) -> float:
-  _must_have(row, field)
+  _require_fields(row, field)
   value = row[field]
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise Problem(f"field '{field}' is not a number", f' but {type(value).__name__}')
@@ -357,7 +361,7 @@ def _number(row, field, least, most, whole=False) -> float:
 
 def _choice(row, field, meanings: Mapping[int, float]) -> float:
   """The meaning of a field that holds one of a few numbers."""
-  _must_have(row, field)
+  _require_fields(row, field)
   value = row[field]
   if isinstance(value, bool) or not isinstance(value, int) or value not in meanings:
     raise Problem(

@@ -15,7 +15,7 @@ from nlhf_jax.errors import UserError, first_line
 
 # Files without rows, which `datasets` and TensorFlow Datasets write beside the data.
 METADATA = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
-PREPARED = 'features.json'  # lies beside the array records of TensorFlow Datasets
+PREPARED = 'features.json'  # a file beside the array records of TensorFlow Datasets
 
 
 class Source(NamedTuple):
@@ -50,18 +50,18 @@ def locate(name: str, split: str) -> Source:
   if (path / PREPARED).is_file():
     records = sorted(path.glob('*.array_record*'))
     splits = sorted({file.name.partition('.')[0].rpartition('-')[2] for file in records})
-    chosen = _one_split(name, [(one,) for one in splits], split)[0][0]
+    chosen = _select_split(name, [(one,) for one in splits], split)[0][0]
     files = [file for file in records if file.name.partition('.')[0].endswith(f'-{chosen}')]
     return Source(name, (path / PREPARED, *files), chosen)
   files = _files(path)
   if not files:
     raise UserError(f"config.data.path: '{name}' holds no data; give files of {', '.join(KINDS)}.")
-  chosen = _one_split(name, [_parts(file.relative_to(path)) for file in files], split)
+  chosen = _select_split(name, [_parts(file.relative_to(path)) for file in files], split)
   return Source(name, tuple(file for file in files if _parts(file.relative_to(path)) in chosen))
 
 
 def _files(folder: Path) -> list[Path]:
-  """The data files below a folder, in order; of several kinds, the first in the order below."""
+  """The data files below a folder, in order, of the first kind in the list below that occurs."""
   found = [
     Path(place, name)
     for place, _, names in os.walk(folder)
@@ -80,8 +80,8 @@ def _parts(file: Path) -> tuple[str, ...]:
   return (*file.parts[:-1], re.sub(r'-\d+-of-\d+$', '', stem))
 
 
-def _one_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
-  """The splits that `split` selects; it may be empty if there is only one."""
+def _select_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
+  """The splits that the setting `split` selects; it may be empty if there is only one split."""
   known = sorted({'/'.join(parts) for parts in of_files})
   if split:
     wanted = split.split('/')
@@ -89,7 +89,7 @@ def _one_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tu
   else:
     found = list(of_files) if len(known) == 1 else []
   if not found:
-    problem = f"='{split}' is none" if split else ' has to be one'
+    problem = f"='{split}' is none" if split else ' must be one'
     raise UserError(f"config.data.split{problem} of those of '{name}': {', '.join(known)[:500]}.")
   return found
 
@@ -102,7 +102,7 @@ def _download(name: str, split: str) -> Path:
   except (OSError, ValueError) as error:  # no such data set, no network, or an invalid name
     raise UserError(
       f"config.data.path: cannot read '{name}': No such file or directory, and the Hugging Face "
-      f'hub did not give it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
+      f'hub did not provide it ({first_line(error)}); give a file, a folder, or OWNER/NAME.'
     ) from None
 
 

@@ -1,8 +1,8 @@
 """Tokenised examples on disk: written once, completely or not at all, and read row by row.
 
-Rows of tokens lie one after the other in files that are mapped into memory, so that a corpus uses
-memory only for the rows that are read. Texts are stored uncut; readers cut and pad them. A prompt
-that several examples share is stored once.
+Rows of tokens are stored one after the other in memory-mapped files, so that a corpus uses memory
+only for the rows that are read. Texts are stored in full; readers cut and pad them. A prompt that
+several examples share is stored once.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ TEXTS = ('demonstration', 'left', 'right')
 CHUNK = 1024  # examples whose texts are in memory
 ACCOUNT = 'account.json'
 
-OTHER_TEMPLATE = 'change it, give a model whose chat template takes it by config.model.hf'
+OTHER_TEMPLATE = 'change it, name a model whose chat template accepts it in config.model.hf'
 
 Refuse = Callable[[int, int, Problem, str], None]  # file, row, problem, remedy
 
@@ -90,7 +90,7 @@ class Tokenised(NamedTuple):
 
 
 def write_once(folder: Path, write: Callable[[Path], None]) -> None:
-  """Lets `write` fill a folder, unless it is complete; if it is killed, the folder is not there.
+  """Lets `write` fill a folder, unless it is complete; if it is killed, there is no folder.
 
   Of several processes the first one writes; of several runs one writes and the others wait.
 

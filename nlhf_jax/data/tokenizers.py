@@ -46,8 +46,8 @@ Row = Sequence[int] | np.ndarray  # token ids of one text
 
 PAD, STOP, SEPARATOR = '<pad>', '<eos>', '<sep>'
 
-# The date for templates that write one: with today's, a run resumed tomorrow would continue with
-# other prompts. It is what Llama 3's template falls back to.
+# The date for templates that write one: with today's date, a run resumed tomorrow would
+# continue with other prompts. This one is the default of Llama 3's template.
 DATE = datetime.date(2024, 7, 26)
 
 
@@ -77,7 +77,7 @@ def to_text(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-  """All that determines the tokens of a text."""
+  """Everything that determines the tokens of a text."""
   own = {'model': to_text(tokenizer), 'template': tokenizer.chat_template}
   return own | {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
@@ -138,10 +138,12 @@ def _load_files(setting, folder) -> PreTrainedTokenizerFast:
     settings = folder / 'tokenizer_config.json'
     if settings.exists() and 'auto_map' in json.loads(settings.read_bytes()):
       raise UserError(
-        f"{setting}: its tokenizer is code of its own ('auto_map' in {settings}), "
+        f"{setting}: its tokenizer needs code of its own ('auto_map' in {settings}), "
         'which is not run here; choose a model whose tokenizer transformers has.'
       )
-    from transformers import AutoTokenizer  # imports PyTorch, if it is installed: seconds
+    from transformers import (
+      AutoTokenizer,
+    )  # imports PyTorch, if it is installed, which takes seconds
 
     tokenizer = AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
@@ -240,7 +242,7 @@ def pad_prompts(tokenizer, rows: Sequence[Row], length: int) -> Prompts:
 
 
 def pad_responses(tokenizer, rows: Sequence[Row], length: int) -> Responses:
-  """Rows of ids, padded on the right, as one response a prompt: [n, 1, length].
+  """Rows of ids, padded on the right, as one response per prompt: [n, 1, length].
 
   Raises:
     ValueError: if a row does not fit.
@@ -278,7 +280,7 @@ def prompt_texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
 
   The text of a conversation is what the template writes, turn by turn.
   """
-  question = secrets.token_hex(8)  # a word that is in no text
+  question = secrets.token_hex(8)  # a random word, which occurs in no text
   sample, *written = _decode(tokenizer, [*prompt_ids(tokenizer, [question]), *_rows(tokens, mask)])
   before, _, after = sample.partition(question)
   return [text.removeprefix(before).removesuffix(after) for text in written]

@@ -1,1 +1,1 @@
-"""How policies and judges are evaluated: tournaments, rankings, benchmarks."""
+"""Evaluation of policies and judges: tournaments, rankings, benchmarks."""

@@ -34,7 +34,7 @@ def response_lengths(texts: Texts) -> np.ndarray:
 
 
 def make_longer_baseline(texts: Texts) -> Baseline:
-  """Prefers the longer response, with the share of votes that it has in `texts`; 1/2 on a tie."""
+  """Gives the longer response its share of the votes in `texts`; 1/2 for equal lengths."""
   signs = np.sign(np.subtract(*response_lengths(texts).T))
   share = float(np.mean((0.5 + signs * (texts.votes - 0.5))[signs != 0])) if signs.any() else 0.5
   return lambda new: 0.5 + np.sign(np.subtract(*response_lengths(new).T)) * (share - 0.5)
@@ -52,7 +52,7 @@ def make_bag_of_words(texts: Texts, seed: int) -> Baseline | None:
   if vectorize is None or len(prompts) < 2:
     return None
   features = vectorize(texts.left) - vectorize(texts.right)
-  # With unit mean square, a strength means the same for long texts and for short ones.
+  # With unit mean square, a strength has the same effect for long texts and for short ones.
   scale = max(sparse.linalg.norm(features) / len(texts.votes) ** 0.5, 1e-9)
   features /= scale
   order = np.random.default_rng(seed).permutation(len(prompts))

@@ -9,7 +9,7 @@ bounded random variables by betting" (arXiv 2010.09686, section 4).
 
 The rule of a tournament: all pairs share the level equally, and the tournament ends once 1/2 is
 excluded for every pair. The probability that the order of any pair is then wrong is at most the
-level. Prompts must come in random order, as a sample of the prompts that matter.
+level. Prompts must be a random sample of their population, in random order.
 """
 
 import numpy as np
@@ -42,8 +42,9 @@ def excludes_even(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def confidence_interval(values: np.ndarray, level: float) -> tuple[float, float]:
-  """An interval for the mean of `values` [n]; all n of them together miss it with prob. <= level.
+  """An interval for the mean of `values` [n].
 
+  The probability that any of the intervals after 1 to n values misses the mean is at most `level`.
   Means are tried on a grid with a step of 1/500; the interval is one step wider on either side.
   """
   inner = GRID[1:-1]

@@ -1,11 +1,11 @@
 """Intervals and tests of win rates, and the correction for many tests.
 
 Functions of NumPy arrays whose first axis is n prompts. Their intervals hold for a number of
-prompts that was fixed in advance; `early_stopping` has those that may be looked at repeatedly.
+prompts that was fixed in advance; those of `early_stopping` hold under repeated looks at the data.
 
 scipy.stats has the same quantities for single samples (`binomtest`, `ttest_1samp`, `bootstrap`);
 the tests compare with it. These versions run over whole tables at once: `binomtest` takes one count
-at a time, and `bootstrap` does not keep the prompts of all pairs together.
+at a time, and `bootstrap` does not resample the prompts of all pairs jointly.
 """
 
 import numpy as np

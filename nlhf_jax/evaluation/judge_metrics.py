@@ -1,7 +1,7 @@
 """Metrics of a judge: agreement with people's votes, position bias, and length bias.
 
-Functions of NumPy arrays over n comparisons. How a judge orders several responses to one prompt,
-with cycles or without, is measured in `transitivity`.
+Functions of NumPy arrays over n comparisons. `transitivity` measures cycles among several
+responses to one prompt.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ def agreement_with_votes(probability: np.ndarray, votes: np.ndarray) -> np.ndarr
 
 
 def accuracy(probability: np.ndarray, votes: np.ndarray) -> float:
-  """How often the judge agrees with the majority of votes; a tie counts half."""
+  """Share of comparisons on which the judge agrees with the majority of votes; ties count half."""
   return float(np.mean(agreement_with_votes(probability, votes)))
 
 
@@ -74,7 +74,7 @@ def accuracy_interval(judged: JudgedComparisons, level: float = 0.95) -> tuple[f
 
 
 def log_loss(probability: np.ndarray, votes: np.ndarray) -> float:
-  """Cross-entropy of the votes under the judge, nats a comparison; ln 2 for a constant 1/2."""
+  """Cross-entropy of the votes under the judge, in nats per comparison; ln 2 for a constant 1/2."""
   probability = np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
   return float(-np.mean(votes * np.log(probability) + (1 - votes) * np.log1p(-probability)))
 
@@ -88,7 +88,7 @@ class Bin(NamedTuple):
 
 
 def calibration(judged: JudgedComparisons) -> list[Bin]:
-  """How often the side that the judge prefers is voted for, by the judge's confidence.
+  """Share of votes for the side that the judge prefers, in bins of the judge's confidence.
 
   Sides are swapped so that the judge prefers the left one; where it has a tie, votes count half for
   either. Bins are equally wide from 1/2 to 1; empty ones are left out.
@@ -112,7 +112,7 @@ def calibration_error(judged: JudgedComparisons) -> float:
 
 
 def consistency(judged: JudgedComparisons) -> float:
-  """How often the judge prefers the same response in both orders; a tie in one counts half."""
+  """Share of pairs with the same preferred response in both orders; a tie in one counts half."""
   return accuracy(judged.left_first, judged.right_first)
 
 

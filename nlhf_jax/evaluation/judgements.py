@@ -1,8 +1,8 @@
-"""Judgements of pairs of texts, cached as JSON lines, so that no question is asked twice.
+"""Judgements of pairs of texts, cached as JSON lines, so that no pair is judged twice.
 
-A line is one question in one order: whose response was shown left and right, the probability that
-the judge returned, and digests of the texts. The digests are the key: the names of policies may
-change.
+A line is one pair in one order: the policies whose responses were shown left and right, the
+probability that the judge returned, and digests of the texts. The digests are the key: the names of
+policies may change.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ WRITE_EVERY = 256  # questions
 
 
 class Question(NamedTuple):
-  """Which of two responses is better; `names` are those of the left and the right policy."""
+  """Two responses to compare; `names` are those of the left and the right policy."""
 
   prompt: str
   left: str
@@ -36,7 +36,7 @@ def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
   """A judge that caches its judgements in a file; equal responses are a tie and never judged.
 
   Judgements are written before they are returned. A question without a verdict (NaN) is not cached,
-  and asked again in the next run. The file is read once: only one process may use it at a time.
+  and is judged again in the next run. The file is read once: only one process may use it at a time.
   """
   cached = {(row['prompt'], row['responses']): row['preference'] for row in json_lines.read(path)}
 
@@ -108,7 +108,7 @@ def combine_orders(one_order: np.ndarray, combine: CombineOrders = mean_of_order
 
 
 def order_consistency(one_order: np.ndarray) -> dict[str, float]:
-  """How much the verdicts depend on the order of the responses.
+  """Dependence of the verdicts on the order of the responses.
 
   Args:
     one_order: P(row beats column) with the row's response shown left, [n, M, M].

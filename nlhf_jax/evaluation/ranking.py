@@ -26,7 +26,7 @@ def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
   """Policies ranked by the maximal lottery of their table, the Nash equilibrium of the meta-game.
 
   The order is by the share in the lottery, then by the win rate against the lottery, which is 1/2
-  in its support and at most 1/2 outside.
+  in its support and at most 1/2 elsewhere.
 
   Args:
     policies: their names.
@@ -91,7 +91,7 @@ def _standard_deviation(values) -> np.ndarray:
 
 
 def cycles(policies: Sequence[str], table: Mapping) -> dict:
-  """Cycles of three policies, each of which beats the next, the clearest ones first.
+  """Cycles of three policies that each beat the next, those with the largest margins first.
 
   Args:
     policies: their names.

@@ -25,7 +25,7 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
   A row has one of
     - `instruction` and `output`: AlpacaEval's `model_outputs.json`, named by `generator`;
     - `preference` and `output_2` or `output`: its `annotations.json`, named by `generator_2`;
-    - `prompt` and `responses`, an object of policies: our `samples.jsonl`;
+    - `prompt` and `responses`, policy -> response: this package's `samples.jsonl`;
     - `prompt` and `response`.
 
   Args:
@@ -62,7 +62,7 @@ def _read_samples(path) -> dict[str | None, FiledResponses]:
     for policy in policies:
       if not isinstance(texts.get(policy), str):
         raise UserError(
-          f"{path}, row {number}: there is no response of '{policy}', of which row 1 has one "
+          f"{path}, row {number}: there is no response of '{policy}', but row 1 has one "
           f'(prompt {prompt!r:.60}); add it, or remove the policy from all rows.'
         )
   return {

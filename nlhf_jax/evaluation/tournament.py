@@ -17,7 +17,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
-# Name in the results -> field of the records of which it is the mean.
+# Name in the results -> field of the records whose mean it is.
 MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
 MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
 # Fields of `tabulate` that assume a number of prompts fixed in advance.
@@ -97,8 +97,8 @@ def drop_unjudged_prompts(records: Sequence[dict], tables: Sequence[np.ndarray])
   usable = ~np.any([np.isnan(table).any(axis=(1, 2)) for table in tables], axis=0)
   if not usable.any():
     raise UserError(
-      'the tournament: there is no prompt on which the judges have all verdicts; check the answers '
-      'of the judges.'
+      'the tournament: there is no prompt on which every judge has a verdict on every pair; check '
+      'the answers of the judges.'
     )
   if not usable.all():
     count = int(np.sum(~usable))

@@ -1,4 +1,4 @@
-"""How intransitive a judge is on a set of responses to each prompt."""
+"""Intransitivity of a judge on a set of responses to each prompt."""
 
 from math import comb
 

@@ -1,1 +1,1 @@
-"""What a run does: a folder for each kind of experiment, and what the kinds share."""
+"""Experiments: a package for each kind, and the modules that all kinds share."""

@@ -11,7 +11,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
 
-# Source -> its section of the config, and what makes a corpus of it.
+# Source -> the fields of its section of the config, and the function that makes its corpus.
 SOURCES = {
   'synthetic': (SyntheticData, make_synthetic_corpus),
   'file': (FileData, make_file_corpus),
@@ -64,7 +64,7 @@ def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algo
 
 
 def _other_remedy(field: str) -> str:
-  """What else the user can do if a part of the config lacks data."""
+  """An alternative to adding data for a field of the config, for the error message."""
   if field == 'sft':
     return ', or start from the model without SFT, with --config.sft.steps=0'
   if field.startswith('policies.'):

@@ -29,7 +29,7 @@ def start(config: ConfigDict, name: str, stages: Path, policy: str, to: Path, me
   Args:
     config: of the experiment.
     name: of the experiment.
-    stages: where its stages are kept.
+    stages: the folder of its stages.
     policy: its name in the tournament.
     to: the folder, which must be new or empty.
     merged: whether to merge an adapter into the weights, instead of writing it on its own.

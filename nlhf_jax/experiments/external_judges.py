@@ -17,7 +17,7 @@ from nlhf_jax.storage import json_lines
 def recorded_usage(
   workdir: Path, judges: Mapping[str, ExternalJudge | ChatClient]
 ) -> Iterator[dict[str, dict]]:
-  """Yields a dict, and fills it with `record_usage` after the block, also if that is stopped."""
+  """Yields a dict; after the block, also an interrupted one, `record_usage` fills it."""
   usage = {}
   try:
     yield usage
@@ -30,9 +30,9 @@ def recorded_usage(
 def record_usage(
   workdir: Path, judges: Mapping[str, ExternalJudge | ChatClient]
 ) -> dict[str, dict]:
-  """Name -> `about`, what the judge is, and `counts` of this run and the earlier ones.
+  """Name -> `about`, a description, and `counts`, summed over this run and earlier ones.
 
-  Counts, if there are any, are stored in `NAME.json` of the work directory. To be called once, when
+  Counts, if there are any, are stored in `NAME.json` of the work directory. Call this once, when
   the run ends: a killed run is not counted, although its answers are stored.
   """
   usage = {}
@@ -48,6 +48,6 @@ def record_usage(
 
 
 def print_usage(usage: Mapping[str, Mapping]) -> None:
-  """Prints what each judge is, and its counts."""
+  """Prints the description and the counts of each judge."""
   for sentence in judge_page.describe_judges(usage):
     print(sentence)

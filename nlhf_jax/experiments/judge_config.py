@@ -20,7 +20,7 @@ def make_external(config: ConfigDict, name: str, folder: Path) -> Callable[[], E
 
 
 def external_settings(config: ConfigDict, name: str) -> object:
-  """What determines the verdicts of an external judge, as plain data.
+  """The settings that determine the verdicts of an external judge, as plain data.
 
   Raises:
     UserError: if a setting cannot be used.

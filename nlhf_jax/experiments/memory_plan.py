@@ -2,10 +2,10 @@
 
 What stays in memory between steps (weights, optimiser states) follows from shapes and the sharding
 table. The temporary memory of a step is read from the compiler's memory analysis of the update and
-the rollout, compiled with two and with three layers, and extrapolated to all layers, which need the
-same each. The programs are compiled for CPUs, which compute in float32, so their temporary memory
-is halved for a model that computes in bfloat16. On CPUs attention stores its logits, which the
-kernels of accelerators do not, so that long sequences are rather over- than underestimated.
+the rollout, compiled with two and with three layers, and extrapolated to all layers, each of which
+needs the same. The programs are compiled for CPUs, which compute in float32, so their temporary
+memory is halved for a model that computes in bfloat16. On CPUs attention stores its logits, which
+the kernels of accelerators do not, so the memory of long sequences is overestimated.
 """
 
 import math
@@ -50,7 +50,7 @@ class MemoryUse(NamedTuple):
 
   @property
   def peak(self) -> int:
-    """The memory kept between steps, plus the larger of update and rollout."""
+    """The memory in use between steps, plus the larger of update and rollout."""
     return self.slots + self.optimizer + self.kept + max(self.update, self.rollout)
 
 
@@ -91,7 +91,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
 
 
 def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int) -> MemoryUse:
-  """The memory use of a policy, beside `kept` bytes of judges and policies trained before."""
+  """The memory use of a policy, in addition to `kept` bytes of models trained before."""
   state = state_shapes(model, training)
   slots = bytes_per_device(state.params) + bytes_per_device(state.fixed)
   few, more = (measure_step(config, truncate_layers(model, depth), training) for depth in DEPTHS)
@@ -102,7 +102,7 @@ def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int)
     return width * (low + max(layer, 0) * (depth - DEPTHS[0]))
 
   update, rollout = (extrapolate(low, high) for low, high in zip(few, more, strict=True))
-  # Gradients have the type of the weights, not the one that is computed in.
+  # Gradients have the type of the weights, not that of the computation.
   wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - width, 0)
   update += wider * bytes_per_device(state.params['policy'])
   return MemoryUse(slots, bytes_per_device(state.optimizer), kept, round(update), round(rollout))
@@ -207,7 +207,7 @@ def shard_rows(tree: Any) -> Any:
 
 
 def temporary_bytes(lowered: Any) -> int:
-  """Bytes that a program needs on each device, beside its arguments."""
+  """Bytes that a program needs on each device, in addition to its arguments."""
   used = lowered.compile(OPTIONS).memory_analysis()
   return used.temp_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
 
@@ -251,5 +251,7 @@ def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, de
     twice = 2 * row.accumulate
     ways.append(f'--config.policies.{name}.accumulate={twice} (smaller parts of a batch at once)')
   else:
-    ways.append(f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples a step)')
+    ways.append(
+      f'--config.policies.{name}.batch={max(row.batch // 2, 1)} (fewer examples per step)'
+    )
   print(f'\nTo reduce the memory of {name}:', *ways, sep='\n  ')

@@ -77,7 +77,7 @@ def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
 
 
 def make_numerics(section: ConfigDict) -> Numerics:
-  """The types in which a decoder computes and keeps its weights, and what it rematerialises.
+  """The types in which a decoder computes and stores its weights, and what it rematerialises.
 
   Raises:
     UserError: if a name is unknown.
@@ -112,7 +112,7 @@ def make_lora(section: ConfigDict) -> Lora | None:
 
 
 def make_trains(adapter: Lora | None) -> Callable[[str], bool]:
-  """Path -> whether the parameter is trained; with adapters, they and the judges' heads are."""
+  """Path -> whether the parameter is trained; with adapters, only they and judges' heads are."""
   if adapter is None:
     return lambda path: True
   return lambda path: lora.is_adapter(path) or path in ('token', 'verdict')
@@ -142,7 +142,7 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
   """Refuses a tokenizer or texts that are too large for the model.
 
   Raises:
-    UserError: that names the limit.
+    UserError: the message names the limit.
   """
   if vocabulary > sizes.vocabulary:
     raise UserError(

@@ -43,7 +43,7 @@ class GeneralSettings(NamedTuple):
 
 
 class TrainingSettings(NamedTuple):
-  """How long a stage trains; only `sft` may have no steps."""
+  """The length of training of a stage; only `sft` may have no steps."""
 
   steps: Count
   batch: AtLeastOne
@@ -52,14 +52,14 @@ class TrainingSettings(NamedTuple):
 
 
 class TournamentSettings(NamedTuple):
-  """How many prompts the tournament has, and how many of them are sampled at once."""
+  """The number of prompts of the tournament, and how many of them are sampled at once."""
 
   prompts: AtLeastOne
   batch: AtLeastOne
 
 
 class PairRMSettings(NamedTuple):
-  """How many pairs PairRM reads at once."""
+  """The number of pairs that PairRM reads at once."""
 
   batch: AtLeastOne
 
@@ -73,8 +73,8 @@ def _is_request(text: str) -> bool:
 
 
 REQUEST = Range(
-  'a JSON object of fields of the request, as {"max_tokens": 1}; model, messages and stream are '
-  'none of them',
+  'a JSON object of fields of the request, such as {"max_tokens": 1}, without model, messages and '
+  'stream',
   _is_request,
 )
 
@@ -93,10 +93,10 @@ class Prices(NamedTuple):
 
 
 def check(sections: Iterable[Section]) -> None:
-  """Refuses numbers outside of their ranges.
+  """Refuses numbers that are not in their ranges.
 
   Raises:
-    UserError: that names the field, its value and the range.
+    UserError: the message names the field, its value and the range.
   """
   for section in sections:
     ranges.check(*section)
@@ -105,7 +105,7 @@ def check(sections: Iterable[Section]) -> None:
 def language_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config that trains language models, or judges."""
   yield Section(GeneralSettings, config, 'config')
-  from_file = 'path' in config.data  # whatever the source is called, which is checked later
+  from_file = 'path' in config.data  # the name of the source is checked later
   yield Section(FileData if from_file else SyntheticData, config.data, 'config.data')
   yield Section(sharding.make_mesh, config.mesh, 'config.mesh')
   yield Section(architectures.small, config.model, 'config.model')
@@ -124,7 +124,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
 
 
 def training_sections(section: ConfigDict, field: str = 'config') -> Iterator[Section]:
-  """Every training anywhere within a section, known by its optimiser, with its arguments."""
+  """The sections of each training at any depth; a training is a section with an `optimizer`."""
   if 'optimizer' in section:
     yield Section(TrainingSettings, section, field)
     if section.algorithm in ALGORITHMS:
@@ -161,7 +161,7 @@ def call_by_name(
     where: the field that has the arguments.
 
   Raises:
-    UserError: that names the field, if there is no such function or it does not take the arguments.
+    UserError: if there is no such function, or it does not take the arguments.
   """
   if name not in known:
     raise UserError(f"{field}: there is no '{name}'; use one of {', '.join(known)}.")
@@ -177,7 +177,7 @@ def parse_numbers(text: str, field: str) -> list[float]:
   """Numbers separated by commas.
 
   Raises:
-    UserError: that names the field, if one is no number.
+    UserError: if one is not a number; the message names the field.
   """
   try:
     return [float(part) for part in text.split(',')]

@@ -1,4 +1,4 @@
-"""What an experiment consists of, as plain records: config readers make them, runs use them."""
+"""Experiments as plain records, which config readers make and runs use."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ from nlhf_jax.tasks.token_game.responses import TokenGame
 
 
 class Training(NamedTuple):
-  """How one stage trains; `batch` is in examples, `evaluate_every` in updates."""
+  """The training of one stage; `batch` is in examples, `evaluate_every` in updates."""
 
   algorithm: Algorithm
   optimizer: optax.GradientTransformation
@@ -46,10 +46,10 @@ class Training(NamedTuple):
 
 
 class Policy(NamedTuple):
-  """How a policy trains, and which of its slots enter the tournament.
+  """The training of a policy, and which of its slots enter the tournament.
 
   `judge` is a name, or None where the algorithm uses no judge; `feedback` turns its preference
-  into the payoff. With `async_judge`, responses are judged during the update before theirs.
+  into the payoff. With `async_judge`, responses are judged during the update on the previous ones.
   """
 
   training: Training
@@ -68,7 +68,7 @@ def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:
 
 
 class Stage(NamedTuple):
-  """A piece of work whose outcome is kept on disk: its name, its key and its folder.
+  """A piece of work whose outcome is stored on disk: its name, its key and its folder.
 
   The folder's name contains a digest of the settings that determine the outcome, including those
   of the stages that it builds on, so that any run that needs the same outcome finds it. `code` is
@@ -260,7 +260,7 @@ class SampleComplexityExperiment(NamedTuple):
 
 
 class Method(NamedTuple):
-  """An algorithm, and the tabular solver of the same game that it is plotted beside."""
+  """An algorithm, and the tabular solver of the same game that it is plotted with."""
 
   training: Training
   solver: Solver
@@ -282,7 +282,7 @@ class Learner(NamedTuple):
 
 
 class TokenGameExperiment(NamedTuple):
-  """The specification of a run."""
+  """Trains a transformer on a token game, with true payoffs (`methods`) or votes (`learners`)."""
 
   name: str
   game: TokenGame

@@ -1,4 +1,4 @@
-"""Stages: pieces of work whose outcome is kept on disk, trained with `fit` and read with `load`."""
+"""Stages: pieces of work whose outcome is stored on disk; `fit` trains one, and `load` reads it."""
 
 import contextlib
 import time
@@ -209,11 +209,11 @@ def is_done(stage: Stage) -> bool:
 
 
 def print_status(stage: Stage) -> None:
-  """Prints that the stage exists already, and whether other code began it."""
+  """Prints that the stage exists already, and whether another version of the code started it."""
   note = json_lines.read_json(stage.folder / 'stage.json')
   print(f'{stage.name}: {"found" if note["done"] else "resuming"} in {stage.folder}')
   if note['code'] != stage.code:
-    print('  begun with another version of the code; delete the folder to train it again')
+    print('  started with another version of the code; delete the folder to train it again')
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
   a stage, which may have taken days to train; `print_status` reports it.
 
   Raises:
-    UserError: if another process is at work on the stage.
+    UserError: if another process is training the stage.
   """
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}

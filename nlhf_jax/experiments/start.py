@@ -12,7 +12,7 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.training import interrupts
 
-# Kinds that compute in double precision, in seconds to minutes. They keep no stages, so that an
+# Kinds that compute in double precision, in seconds to minutes. They store no stages, so an
 # interruption ends them at once.
 EXACT = ('sample_complexity', 'tabular')
 

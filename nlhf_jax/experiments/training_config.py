@@ -14,7 +14,7 @@ from nlhf_jax.training import optimizers
 
 
 def make_training(row: ConfigDict, field: str) -> Training:
-  """How a stage trains, from its section `row` of the config, which is called `field`.
+  """The training of a stage, from its section `row` of the config, whose name is `field`.
 
   Raises:
     UserError: if a setting is wrong.
@@ -31,7 +31,7 @@ def make_training(row: ConfigDict, field: str) -> Training:
   if sorted(takes) != sorted(row.arguments):
     raise UserError(
       f"{field}.algorithm: '{row.algorithm}' takes {takes}, but {field}.arguments has "
-      f'{list(row.arguments)}; write a config for it, as those in configs/.'
+      f'{list(row.arguments)}; write a config for it, like those in configs/.'
     )
   try:
     algorithm = ALGORITHMS[row.algorithm](**row.arguments)
@@ -68,7 +68,7 @@ def check_accumulation(row: ConfigDict, algorithm: Algorithm, field: str) -> Non
 
 
 def check_mesh(trainings: Mapping[str, Training]) -> None:
-  """Refuses batches that the mesh in force cannot split."""
+  """Refuses batches that the current mesh cannot split."""
   parts = sharding.example_shards()
   for field, training in trainings.items():
     if training.batch // training.accumulate % parts:

@@ -1,4 +1,4 @@
-"""Judges: functions that say how probable it is that one response is preferred to another."""
+"""Judges: functions that measure how much one response is preferred to another."""
 
 from nlhf_jax.judges.function import FunctionJudge, from_function
 

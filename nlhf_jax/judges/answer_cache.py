@@ -20,7 +20,7 @@ LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
 def request_digest(url: str, request: Mapping[str, Any]) -> str:
-  """The name of a request: a digest of the endpoint and of all fields.
+  """The key of a request in the cache: a digest of the endpoint and of all fields.
 
   The fields include the model, every message, and how the answer is sampled.
   """
@@ -44,7 +44,7 @@ def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
       yield connection
   except sqlite3.Error as error:
     raise UserError(
-      f"cannot keep the judge's answers in '{path}' ({first_line(error)}); make room there, or "
+      f"cannot store the judge's answers in '{path}' ({first_line(error)}); make room there, or "
       'name another file.'
     ) from None
 

@@ -2,8 +2,9 @@
 
 Retries, backoff and timeouts are those of the `openai` client: it retries after a timeout, a lost
 connection, and the statuses 408, 409, 429 and 5xx, waiting for as long as the endpoint requests
-(`Retry-After`, up to 120 s), else for 0.5, 1, 2, 4, 8, 8, ... seconds less up to a quarter. This
-module adds limits on concurrency and rate, a cache of answers, and interruption.
+(`Retry-After`, up to 120 s), else for 0.5, 1, 2, 4, 8, 8, ... seconds, each of which is reduced at
+random by up to a quarter. This module adds limits on concurrency and rate, a cache of answers, and
+interruption.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ class Endpoint(NamedTuple):
     key: the environment variable that holds the API key; empty if the endpoint needs none.
     cache: the file in which answers are stored.
     concurrency: the maximal number of requests in flight.
-    per_minute: the maximal number of requests a minute of this process, including retries; 0 for
-      no limit.
+    per_minute: the maximal number of requests that this process sends per minute, including
+      retries; 0 for no limit.
     timeout: seconds without a response after which a request is given up.
     retries: the maximal number of retries of a request.
   """
@@ -70,7 +71,7 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
   It calls `receive(index, outcome, cached)` once for each request, first for those that the cache
   answers. Answers are on disk before they are received; failures are not stored, so a later call
   sends these requests again. It polls `ending()`: None means to continue; a number means to send
-  nothing new, and to wait for requests in flight for that many seconds since it first was one.
+  no new request, and to wait at most that many seconds, from then on, for requests in flight.
   `counts['requests']` is incremented for each request sent, including retries.
 
   Raises:
@@ -188,12 +189,12 @@ def parse(body: bytes) -> Answer | Failure:
     content = (choice.get('logprobs') or {}).get('content') or []
     usage = reply.get('usage') or {}
     tokens = (int(usage.get(name) or 0) for name in ('prompt_tokens', 'completion_tokens'))
-    return Answer(text.strip(), dict(_first(content)), *tokens)
+    return Answer(text.strip(), dict(_first_token_log_probs(content)), *tokens)
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     return Failure('malformed', f'no answer in {body[:80]!r}')
 
 
-def _first(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+def _first_token_log_probs(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
   """Tokens and log-probabilities at the first position whose token has a letter or digit."""
   for position in content:
     if strip_token(position['token']):
@@ -221,7 +222,7 @@ def check_url(url: str) -> None:
   """Refuses a URL that is malformed or contains a secret; the message does not repeat the secret.
 
   Raises:
-    UserError: that describes a valid one.
+    UserError: the message describes a valid URL.
   """
   try:
     parts = urlsplit(url)
@@ -243,7 +244,7 @@ def _secret(endpoint: Endpoint) -> str:
   secret = os.environ.get(endpoint.key, '').strip() if endpoint.key else ''
   if endpoint.key and not (secret and secret.isascii() and secret.isprintable()):
     raise UserError(
-      f"the remote judge's key='{endpoint.key}' is no environment variable that holds a key; "
+      f"the remote judge's key='{endpoint.key}' is not an environment variable that holds a key; "
       f'export {endpoint.key}=... before the run, or leave key empty if the endpoint needs none.'
     )
   return secret

@@ -201,7 +201,7 @@ def with_feedback(
   If a batch of responses is compared with itself, both orders of a pair share one sample.
 
   Args:
-    judge: compares.
+    judge: returns the payoff of a comparison.
     feedback: `probability` or `vote`.
   """
 

@@ -62,7 +62,7 @@ class TrainedJudge(NamedTuple):
 
   Attributes:
     name: in settings such as `config.judges`.
-    stage: its training stage, and the section of the config that says how it is trained.
+    stage: its training stage, and the section of the config that describes its training.
     algorithm: the algorithm of the catalogue that trains it.
     make: (backbone, section, key) -> network; the key initialises what `init` adds to the decoder.
     payoff: whether policies learn from probabilities or from rewards.
@@ -82,11 +82,11 @@ class ExternalJudge(NamedTuple):
   """A judge of texts that is not trained in the run.
 
   Attributes:
-    about: what it is, for reports.
+    about: a description, for reports.
     preference: P(left > right), the left response shown first; NaN where it has no verdict.
     combine: P(left > right) from both orders.
     make_judge: from a tokenizer to the same judge of tokenised responses.
-    counts: what this process has counted so far, such as requests.
+    counts: the counters of this process so far, such as requests.
   """
 
   about: str
@@ -105,14 +105,14 @@ def judge_by_texts(
 
 
 class ExternalKind(NamedTuple):
-  """How an external judge is made from its section of the config.
+  """A factory of an external judge, from its section of the config.
 
   Attributes:
     name: in settings such as `config.judges`.
-    make: (section, folder, stop) -> judge. What must outlive the run is kept in the folder;
+    make: (section, folder, stop) -> judge. Files that must outlive the run go to the folder;
       `stop()` tells whether the user asked to stop.
-    settings: from the section to what determines the verdicts, as plain data: stages that use the
-      judge are identified by it.
+    settings: from the section to the settings that determine the verdicts, as plain data; they
+      identify stages that use the judge.
     section: the name of the section; None if the judge has no settings.
     shapes: from the section to the shapes of the parameters, if the judge has any.
 

@@ -29,7 +29,7 @@ class PreferenceNetwork(NamedTuple):
 class RewardNetwork(NamedTuple):
   """`init(decoder parameters)` returns parameters, `score(params, comparison)` the `Scores`.
 
-  They have one entry a response, its reward: [B, K, 1] and [B, J, 1].
+  They have one entry per response, its reward: [B, K, 1] and [B, J, 1].
   """
 
   init: Callable[[Params], Params]
@@ -52,8 +52,8 @@ def read_out(
   """v.h at the last token, plus the sum over tokens of side * u.h.
 
   If `response_length` exceeds `PLAIN_SUM_TOKENS`, the sum is scaled by their ratio: one update
-  moves u as far as v, and a sum over hundreds of tokens would move by as much as hundreds of
-  readouts.
+  changes u as much as v, so an unscaled sum over hundreds of tokens would change the logit hundreds
+  of times as much as v does.
 
   Args:
     decoder: computes the hidden states h.

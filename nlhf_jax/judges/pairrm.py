@@ -53,7 +53,7 @@ def _settings(section: Section) -> object:
 
 
 def _shapes(section: Section) -> Params:
-  """The shapes of the parameters, from the config of the port alone."""
+  """The shapes of the parameters, from the config file of the port to `transformers` alone."""
   from nlhf_jax.models import pairrm_encoder
 
   folder = hub.locate(section['hf'], ['config.json'], FIELD)

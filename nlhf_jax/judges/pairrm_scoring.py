@@ -66,7 +66,7 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     )
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # `tokenizers` raises nothing more special
+  except Exception as error:  # `tokenizers` raises no more specific class
     raise UserError(f'{path} cannot be read ({first_line(error)}); download it again.') from None
   tokenizer.no_truncation()
   tokenizer.no_padding()

@@ -43,11 +43,12 @@ class RemoteJudge(NamedTuple):
   `preference(prompts, left, right)` returns P(left > right), [n], NaN for unusable answers. It may
   be called from any thread; calls are served one after the other.
 
-  `counts()` are those of this process so far, for metrics; zeros are left out. Questions `asked`
-  (with `requests`, retries included) and `cached` answers; how many were
-  `unusable`, and how many for each reason; pairs with verdicts `in_both_orders`, and how many of
-  them `disagree`, since the same position won twice; `prompt_tokens` and `response_tokens` of the
-  answers that were not cached, and their `cost` if there are prices.
+  `counts()` returns the counters of this process so far, for metrics; zeros are left out. They are
+  `asked`, answers from the endpoint, and `requests` sent for them, retries included; `cached`,
+  answers from the cache; `unusable` answers, in total and by reason; pairs with verdicts
+  `in_both_orders`, and how many of them `disagree`, because the same position won twice;
+  `prompt_tokens` and `response_tokens` of the answers from the endpoint, and their `cost` if there
+  are prices.
   """
 
   preference: TextPreference
@@ -65,8 +66,8 @@ def make_remote_judge(
 ) -> RemoteJudge:
   """A judge that queries an endpoint with a template.
 
-  A pair of equal texts is a tie, for which no request is sent. Of several processes the first one
-  sends the requests of all.
+  A pair of equal texts is a tie, for which no request is sent. If there are several
+  processes, the first one sends the requests of all.
 
   Args:
     endpoint: receives the requests.
@@ -104,7 +105,7 @@ def make_remote_judge(
   def compare(prompts, left, right) -> np.ndarray:
     triples = list(zip(prompts, left, right, strict=True))
     pairs = [pair for pair in dict.fromkeys(triples) if pair[1] != pair[2]]
-    found = _run_in(thread, lambda ending: query_pairs(pairs, ending), stop)
+    found = _run_in_thread(thread, lambda ending: query_pairs(pairs, ending), stop)
     return np.array([found.get(triple, 0.5) for triple in triples])
 
   def preference(prompts, left, right):
@@ -139,7 +140,7 @@ def update_request(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 
 
 class ChatClient(NamedTuple):
-  """A language model behind an endpoint: what it is, its responses, and counts as of `RemoteJudge`.
+  """A language model behind an endpoint; `about` describes it, `counts` are as in `RemoteJudge`.
 
   `generate` takes a (system prompt, user prompt) for each response. A request that fails after all
   retries has the response ''; a later call sends it again.
@@ -184,7 +185,7 @@ def make_chat_client(
       if isinstance(outcome, Failure):
         counts.update(['unusable', outcome.reason])
 
-    _run_in(thread, lambda ending: query(requests, receive, ending), stop)
+    _run_in_thread(thread, lambda ending: query(requests, receive, ending), stop)
     if len(responses) < len(requests):
       raise Interrupted(
         f"querying '{endpoint.model}', {len(responses)} of {len(requests)} questions"
@@ -209,7 +210,7 @@ def _with_cost(counts: Counter, prices: tuple[float, float] | None) -> dict[str,
   return {**counts, 'cost': float(np.dot(prices, tokens)) / 1e6}
 
 
-def _run_in(
+def _run_in_thread(
   thread: ThreadPoolExecutor, work: Callable[[Callable[[], float | None]], Any], stop
 ) -> Any:
   """Runs `work(ending)` in the thread; `ending` is that of `make_query`."""
@@ -221,7 +222,7 @@ def _run_in(
   future = thread.submit(work, ending)
   try:
     return future.result()
-  except BaseException:  # a second Ctrl-C reaches this thread, not that one
+  except BaseException:  # a second Ctrl-C interrupts this thread only
     abandoned.set()
     raise
 

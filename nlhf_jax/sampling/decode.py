@@ -56,9 +56,9 @@ def decode(
     params: slot -> parameters.
     state: donated.
     key: of the whole rollout.
-    batch: prompts in the whole batch, whose random numbers do not change as it is compacted.
+    batch: prompts in the whole batch; compaction does not change their random numbers.
     limit: response length up to which the caches have room.
-    compact_to: returns once at most so many prompts are unfinished; 0 disables it.
+    compact_to: returns once at most this many prompts are unfinished; 0 disables it.
 
   Returns:
     The state, the number of unfinished prompts, and whether the caches are full.
@@ -81,7 +81,7 @@ def decode(
 
   def proceed(state):
     slowest = jnp.min(jnp.where(state.done, sampler.length, state.lengths))
-    # Compacting for the last few tokens does not pay for another program.
+    # For the last few tokens, compaction saves less time than compiling a program takes.
     ending = slowest > sampler.length - sampler.first_room
     return (unfinished(state) > jnp.where(ending, 0, compact_to)) & ~full(state)
 
@@ -106,7 +106,7 @@ def next_tokens(
     uniform: numbers in [0, 1), n = `plan.randoms`.
 
   Returns:
-    `plan.draft_length` tokens a row; how many of them, the first ones, count; and the caches, which
+    `plan.draft_length` tokens per row; how many of the first ones are valid; and the caches, which
     hold all of them but the last.
   """
   split, count = len(plan.drafting), plan.draft_length
@@ -162,7 +162,7 @@ def decode_and_compact(
 
 
 def compacted_size(sampler: Sampler, size: int) -> int:
-  """The batch size that `size` prompts are compacted to; 0 where they are not."""
+  """The batch size that `size` prompts are compacted to; 0 if they are not compacted."""
   smaller = size // GROWTH
   worthwhile = smaller >= sampler.min_batch and sampler.length > sampler.first_room
   return smaller if worthwhile and not sharding.has_mesh() else 0
@@ -192,5 +192,5 @@ def _scatter(finished, state):
 
 @partial(jax.jit, static_argnames='room')
 def grow_caches(state: SamplingState, room: int) -> SamplingState:
-  """The state with room for `room` tokens a row in every cache."""
+  """The state with room for `room` tokens per row in every cache."""
   return state._replace(caches=tuple(grow_cache(cache, room) for cache in state.caches))

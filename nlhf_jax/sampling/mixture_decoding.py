@@ -18,7 +18,7 @@ from nlhf_jax.structs import Params
 
 
 class MixtureMember(NamedTuple):
-  """A slot's part in a mixture, given by number, and the weight of its logits."""
+  """Membership of a slot in a mixture, given by its number, and the weight of the slot's logits."""
 
   slot: str
   mixture: int
@@ -35,7 +35,7 @@ class DecodeGroup(NamedTuple):
 class DecodePlan(NamedTuple):
   """Groups that draft the next `draft_length` tokens one by one, and groups that check them.
 
-  Without checking groups, the drafting ones have all members, and nothing is speculative.
+  Without checking groups, the drafting ones have all members, and decoding is not speculative.
   """
 
   drafting: Sequence[DecodeGroup]
@@ -49,14 +49,14 @@ class DecodePlan(NamedTuple):
 
   @property
   def randoms(self) -> int:
-    """Random numbers that one step takes a row."""
+    """Random numbers that one step needs per row."""
     return 2 * self.draft_length + 1 if self.checking else 1
 
 
 def make_plan(sampler: Sampler, shared_base: bool) -> DecodePlan:
   """The plan of a sampler.
 
-  Slots that share a base all draft, in one group, so that its weights are read once a token.
+  Slots that share a base all draft, in one group, so that its weights are read once per token.
   """
   parts = sorted(
     (slot, number, weight)
@@ -77,7 +77,7 @@ def make_plan(sampler: Sampler, shared_base: bool) -> DecodePlan:
 
 
 def choose_drafters(sampler: Sampler) -> list[str]:
-  """The drafting slot of each mixture: one that is a mixture of its own, else the heaviest."""
+  """The drafting slot of each mixture: one that is also sampled alone, else that of most weight."""
   alone = {members[0][0] for members in sampler.mixtures if len(members) == 1}
   return [
     max(members, key=lambda pair: (pair[0] in alone, pair[1]))[0] for members in sampler.mixtures
@@ -138,6 +138,6 @@ def member_rows(group: DecodeGroup, x: Array) -> Array:
 
 
 def _group_by_slot(members: Sequence[MixtureMember]) -> list[DecodeGroup]:
-  """One group a slot."""
+  """One group per slot."""
   slots = sorted({member.slot for member in members})
   return [DecodeGroup([slot], [one for one in members if one.slot == slot]) for slot in slots]

@@ -59,7 +59,7 @@ def _prefill_slots(
 def _make_group_cache(
   sampler: Sampler, group: DecodeGroup, prefilled: Mapping[str, PrefillCache], size: int
 ) -> Cache:
-  """The empty cache of a group's rows, after its slots' `size` prompts."""
+  """The cache of a group's rows: its slots' `size` prompts, and room for the first tokens."""
   prompts = prefilled[group.slots[0]]
   if len(group.slots) > 1:
     slots = np.array([group.slots.index(member.slot) for member in group.members])

@@ -1,6 +1,6 @@
 """Sampling responses to prompts from mixtures of slots.
 
-All mixtures share one loop, so that a slot processes the prompts once and decodes one batch a
+All mixtures share one loop, so that a slot processes the prompts once and decodes one batch per
 token, whatever number of mixtures it takes part in.
 """
 
@@ -30,18 +30,18 @@ def make_rollout(
   count: int = 1,
   filters: Filters = UNFILTERED,
 ) -> Rollout:
-  """A function that samples `count` responses a prompt from each mixture.
+  """A function that samples `count` responses per prompt from each mixture.
 
   Args:
     decoder: the model that every slot's parameters belong to.
     mixtures: slot -> weight, each; weights are used as given and need not sum to one.
     length: maximum number of tokens in a response, including the stop token.
     stop: the token that ends a response. It also fills the padding after it.
-    count: responses a prompt, from each mixture.
+    count: responses per prompt, from each mixture.
     filters: temperature, top-k and top-p.
 
   Returns:
-    (slots, prompts [B, P], key) -> one `Responses` [B, count, length] a mixture, with the
+    (slots, prompts [B, P], key) -> one `Responses` [B, count, length] per mixture, with the
     log-probability of each token under the distribution that it was sampled from.
   """
   return partial(rollout, make_sampler(decoder, mixtures, length, stop, count, filters))
@@ -50,7 +50,7 @@ def make_rollout(
 def rollout(
   sampler: Sampler, params: Mapping[str, Params], prompts: Prompts, key: Array
 ) -> tuple[Responses, ...]:
-  """Samples responses to the prompts, one `Responses` [B, count, length] a mixture."""
+  """Samples responses to the prompts, one `Responses` [B, count, length] per mixture."""
   leaves = jax.tree.leaves((params, prompts, key))
   on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
   state, finished = prefill(sampler, params, prompts, key), None
@@ -68,7 +68,7 @@ def rollout(
 
 @partial(jax.jit, static_argnames='sampler')
 def split_mixtures(sampler: Sampler, responses: Responses) -> tuple[Responses, ...]:
-  """Responses [B, R, T] as one `Responses` [B, count, T] a mixture."""
+  """Responses [B, R, T] as one `Responses` [B, count, T] per mixture."""
 
   def split(leaf):
     shape = (len(leaf), len(sampler.mixtures), sampler.count, sampler.length)

@@ -1,4 +1,4 @@
-"""What a rollout samples with, and the state it carries from token to token."""
+"""The settings of a rollout, and the state that it carries from token to token."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from nlhf_jax.structs import Mixture, Responses
 
 FIRST_ROOM = 32  # tokens that the first caches have room for
 GROWTH = 4  # factor by which caches grow and batches shrink; a large one keeps programs few
-MIN_BATCH = 8  # prompts in the smallest batch that finished prompts are compacted away for
+MIN_BATCH = 8  # prompts in the smallest batch that compaction makes
 DRAFT_LENGTH = 4  # tokens that speculative decoding drafts on accelerators
 
 
@@ -21,7 +21,7 @@ class Sampler(NamedTuple):
   """The static arguments of a rollout; hashable, so that equal samplers share programs.
 
   `mixtures` are pairs (slot, weight). `length` is the maximum number of tokens in a response,
-  `stop` the token that ends one, `count` the number of responses a prompt from each mixture.
+  `stop` the token that ends one, `count` the number of responses per prompt from each mixture.
   """
 
   decoder: Decoder
@@ -36,7 +36,7 @@ class Sampler(NamedTuple):
 
   @property
   def rows(self) -> int:
-    """Responses a prompt, R = mixtures x count."""
+    """Responses per prompt, R = mixtures x count."""
     return len(self.mixtures) * self.count
 
 
@@ -74,10 +74,10 @@ def cache_limits(sampler: Sampler) -> list[int]:
 
 
 class SamplingState(NamedTuple):
-  """The state of b prompts with R responses each, of which `lengths` tokens are sampled.
+  """The state of b prompts with R responses each; `lengths` counts the tokens sampled so far.
 
-  `step` counts sampling steps, for random keys; `prompts` are the prompts' numbers in the whole
-  batch; `last` is the latest token of each row, which no cache holds yet.
+  `step` counts sampling steps, for random keys; `prompts` are the indices of the prompts in the
+  whole batch; `last` is the latest token of each row, which no cache holds yet.
   """
 
   step: Int[Array, '']
@@ -94,8 +94,8 @@ def append_tokens(
 ) -> SamplingState:
   """Appends the first `count` of the sampled tokens [b, R, k] to each row.
 
-  A row ends at its first stop token or at the maximum length; rows that have ended stay as they
-  are.
+  A row ends at its first stop token or at the maximum length; rows that have ended do not
+  change.
   """
   offsets = jnp.arange(sampled.token.shape[-1])
   columns = state.lengths[..., None] + offsets
@@ -122,7 +122,7 @@ def append_tokens(
 
 
 def map_prompts(tree, size: int, change: Callable[[Array], Array]):
-  """Applies `change` to leaves reshaped to [size, rows a prompt, ...], and flattens them again."""
+  """Applies `change` to leaves as [size, rows per prompt, ...], and flattens them again."""
 
   def changed(leaf):
     rows = change(leaf.reshape(size, -1, *leaf.shape[1:]))

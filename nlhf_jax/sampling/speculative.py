@@ -1,11 +1,11 @@
 """Speculative decoding of mixtures: one member drafts tokens, the others check them at once.
 
-On accelerators the time of a token is that of reading the weights. So one member drafts a few
+On accelerators, decoding a token takes as long as reading the weights. So one member drafts a few
 tokens, the other members process all of them in one pass, and each token is accepted with
 probability min(1, mixture / draft); the first that is rejected is replaced by a sample from the
 positive part of mixture - draft (arXiv 2211.17192). The tokens have the mixture's distribution
-whatever the drafter. With two slots that cost the same, it pays where more than 7 of 10 drafted
-tokens are accepted.
+whatever the drafter. With two slots of the same size, it saves time if more than 7 of 10
+drafted tokens are accepted.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def draft(
     params: of each drafting group.
     caches: of each drafting group.
     last: the token that each row continues.
-    uniform: numbers in [0, 1), one a token.
+    uniform: numbers in [0, 1), one per token.
 
   Returns:
     The draft, and the caches with all its tokens but the last.
@@ -86,10 +86,10 @@ def check(
   drafted: Draft,
   uniform: Float[Array, 'b R n'],
 ) -> tuple[SampledToken, Int[Array, 'b R'], tuple[Cache, ...]]:
-  """Accepts or replaces drafted tokens, so that they are the mixtures'.
+  """Accepts or replaces drafted tokens, so that they are distributed as the mixtures.
 
   Returns:
-    Tokens [b, R, k]; how many of them, the first ones, count; and the caches of checking groups.
+    Tokens [b, R, k]; how many of the first ones are valid; and the caches of checking groups.
   """
   sampled, checked, drafters = drafted.sampled, _checked_mixtures(sampler), choose_drafters(sampler)
   tokens = jnp.concatenate([last[..., None], sampled.token[..., :-1]], axis=-1)
@@ -128,9 +128,9 @@ def accept(
 ) -> tuple[SampledToken, Int[Array, '...']]:
   """Accepts drafted tokens until the first rejection, which it replaces.
 
-  With probability min(1, target / draft) a token is accepted, so that the tokens that count are
-  distributed as the target (arXiv 2211.17192, theorem 1). Unlike there, no further token is sampled
-  when all are accepted, because the drafter has not processed the last one.
+  With probability min(1, target / draft) a token is accepted, so that the valid tokens are
+  distributed as the target (arXiv 2211.17192, theorem 1). Unlike in that paper, no further
+  token is sampled when all are accepted, because the drafter has not processed the last one.
 
   Args:
     drafts: the drafted tokens.
@@ -139,7 +139,8 @@ def accept(
     uniform: numbers in [0, 1): one to accept each token, and one to sample a replacement.
 
   Returns:
-    Tokens with the target's log-probabilities and entropies; and how many of them count, 1 to k.
+    Tokens with the target's log-probabilities and entropies; and how many of the first ones are
+    valid, 1 to k.
   """
   length = drafts.shape[-1]
   ratio = jnp.exp(jnp.minimum(take_entry(log_target, drafts) - take_entry(log_draft, drafts), 0))

@@ -1,4 +1,4 @@
-"""Sampling one token a row: filters on the logits, then inversion of the cumulative sum."""
+"""Sampling one token per row: filters on the logits, then inversion of the cumulative sum."""
 
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def filter_logits(logits: Float[Array, '... V'], filters: Filters) -> Float[Arra
 
 
 class SampledToken(NamedTuple):
-  """A token, its log-probability, and the entropy of what it was sampled from, in nats."""
+  """A token, its log-probability, and the entropy of its distribution, in nats."""
 
   token: Int[Array, '...']
   log_prob: Float[Array, '...']
@@ -53,10 +53,10 @@ class SampledToken(NamedTuple):
 def sample_token(
   uniform: Float[Array, '...'], logits: Float[Array, '... V'], filters: Filters = UNFILTERED
 ) -> SampledToken:
-  """Samples one token a row by inverting the cumulative sum at a uniform number in [0, 1).
+  """Samples one token per row by inverting the cumulative sum at a uniform number in [0, 1).
 
   Probabilities are summed in blocks: first the block is found, then the token in it. This takes one
-  random number a row, and one pass of exponentials (benchmarks/NOTES.md).
+  random number per row, and one pass of exponentials (benchmarks/NOTES.md).
   """
   if filters != UNFILTERED:
     logits = filter_logits(logits, filters)

@@ -30,7 +30,7 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
   except (OSError, ValueError) as error:  # no such model, no network, or an invalid name
     raise UserError(
-      f"{field}='{name}' is no folder, and the Hugging Face hub did not give it "
+      f"{field}='{name}' is no folder, and the Hugging Face hub did not provide it "
       f'({first_line(error)}); download it where there is a network, as '
       f'`hf download {name} --local-dir DIR`, and give DIR.'
     ) from None

@@ -16,7 +16,7 @@ from nlhf_jax.storage import json_lines
 
 
 def read(path: str | Path) -> list[dict]:
-  """The rows of a file, which is a JSON list of objects, or has one object a line.
+  """The rows of a file, which is a JSON list of objects, or has one object per line.
 
   Raises:
     UserError: if the file cannot be read, is neither, or has no rows.

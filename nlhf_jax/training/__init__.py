@@ -1,1 +1,1 @@
-"""The update, the training loop, and what it writes to disk."""
+"""The update, the training loop, and its checkpoints and metrics."""

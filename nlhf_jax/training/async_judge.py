@@ -1,9 +1,10 @@
 """Judging in the background: a slow judge compares responses while the policy trains on others.
 
 Step n samples responses and sends them to the judge, then trains on those sampled at step n - 1.
-Everything is therefore learned one update late: sampled by the policy before the last update, but
-trained on as if by the current policy. The comparison in flight is part of the state; a resumed run
-sends it to the judge again, and is the same run if the judge answers the same.
+Training is therefore one update late: responses were sampled by the policy before the last update,
+but are trained on as if the current policy had sampled them. The comparison in flight is part of
+the state; a resumed run sends it to the judge again, and equals an uninterrupted one if the judge
+gives the same answers.
 """
 
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def make_async_judge(
 
 
 def _restore_right(comparison: Comparison) -> Comparison:
-  """Shares the left responses with the right side again, which the state stores once."""
+  """Restores a right side that is the left one, which the state stores only once."""
   right = comparison.left if comparison.right is None else comparison.right
   return comparison._replace(right=right)
 

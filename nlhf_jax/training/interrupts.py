@@ -12,7 +12,7 @@ _requested: list[int] = []  # signals received; a process has one set of handler
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """In its block the first signal requests a stop; a second one interrupts at once."""
+  """Within this context, the first signal requests a stop; a second one interrupts at once."""
 
   def request(number, frame):
     if _requested:

@@ -27,8 +27,8 @@ class Steps(NamedTuple):
 
   A step may donate the state, unless it raises `Interrupted`. Its metric `tokens`, if there is one,
   is logged as `tokens_per_second`. `begin(state, batch, key)`, if there is one, prepares the first
-  state from the first batch; every step then receives the batch after its own. `close` releases
-  what the steps hold.
+  state from the first batch; step n then receives batch n + 1. `close` releases resources of
+  the steps.
   """
 
   step: Step
@@ -124,7 +124,7 @@ def _save(
 
 
 class _Means:
-  """Means of metrics since they were last taken, and the time a step took.
+  """Means of metrics since they were last taken, and the time per step.
 
   `compiled_programs` counts the programs compiled so far. If it keeps growing, batches differ in
   shape, and every compilation takes time.

@@ -119,7 +119,7 @@ def stochastic() -> optax.GradientTransformation:
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.count), len(leaves))
     rounded = jax.tree.map(
-      lambda change, leaf, key: _rounded(change, leaf, partial(_up_or_down, key)),
+      lambda change, leaf, key: _round_change(change, leaf, partial(_round_randomly, key)),
       updates,
       params,
       jax.tree.unflatten(tree, list(keys)),
@@ -133,18 +133,26 @@ def kahan() -> optax.GradientTransformation:
   """Rounds to nearest, and adds the rounding error to the next update."""
 
   def init(params):
-    return Kahan(jax.tree.map(lambda x: jnp.zeros(x.shape if _small(x) else (), x.dtype), params))
+    return Kahan(
+      jax.tree.map(lambda x: jnp.zeros(x.shape if _is_bfloat16(x) else (), x.dtype), params)
+    )
 
   def update(updates, state, params):
     wanted = jax.tree.map(
-      lambda change, leaf, error: change + error.astype(jnp.float32) if _small(leaf) else change,
+      lambda change, leaf, error: (
+        change + error.astype(jnp.float32) if _is_bfloat16(leaf) else change
+      ),
       updates,
       params,
       state.errors,
     )
-    done = jax.tree.map(lambda change, leaf: _rounded(change, leaf, _nearest), wanted, params)
+    done = jax.tree.map(
+      lambda change, leaf: _round_change(change, leaf, _round_to_nearest), wanted, params
+    )
     errors = jax.tree.map(
-      lambda wanted, done, leaf, old: (wanted - done).astype(leaf.dtype) if _small(leaf) else old,
+      lambda wanted, done, leaf, old: (
+        (wanted - done).astype(leaf.dtype) if _is_bfloat16(leaf) else old
+      ),
       wanted,
       done,
       params,
@@ -158,24 +166,24 @@ def kahan() -> optax.GradientTransformation:
 ROUNDINGS = {'nearest': optax.identity, 'stochastic': stochastic, 'kahan': kahan}
 
 
-def _small(leaf: Array) -> bool:
+def _is_bfloat16(leaf: Array) -> bool:
   return leaf.dtype == jnp.bfloat16
 
 
-def _rounded(change: Array, leaf: Array, how: Callable[[Array], Array]) -> Array:
+def _round_change(change: Array, leaf: Array, how: Callable[[Array], Array]) -> Array:
   """The change that rounds the new value of a bfloat16 leaf by `how`; others are unchanged."""
-  if not _small(leaf):
+  if not _is_bfloat16(leaf):
     return change
   leaf = leaf.astype(jnp.float32)
   return how(leaf + change) - leaf
 
 
-def _nearest(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+def _round_to_nearest(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   # XLA may remove a cast to bfloat16 and back.
   return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
-def _up_or_down(key: Array, x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+def _round_randomly(key: Array, x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Adds uniform noise below the last bit of bfloat16, then truncates."""
   noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   bits = (lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)

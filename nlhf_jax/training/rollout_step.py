@@ -26,7 +26,7 @@ def make_rollout_step(
   """A function (slots, batch, key) -> comparison, with its payoff.
 
   Args:
-    algorithm: its sides say what is sampled.
+    algorithm: its sides determine what is sampled.
     make_rollout: mixtures -> rollout.
     feedback: gives the payoff where both sides are sampled; not called otherwise.
   """
@@ -48,7 +48,7 @@ def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> RolloutStep:
   responses; or, where nothing is sampled, comparisons or demonstrations, returned as they are.
 
   Args:
-    algorithm: its sides say what is sampled.
+    algorithm: its sides determine what is sampled.
     make_rollout: mixtures -> rollout.
   """
   left, right = algorithm.left, algorithm.right

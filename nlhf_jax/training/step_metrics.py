@@ -1,6 +1,6 @@
 """Metrics that training logs at every step: (comparison, slot -> scores) -> scalars.
 
-The comparison is the whole one; the scores are those of the part that the algorithm selects.
+The comparison is the one before selection; the scores are those of the selected part.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from nlhf_jax.training.update import Measure
 
 
 def demonstration_metrics(comparison: Comparison, scores: Mapping) -> dict[str, Array]:
-  """Negative log-likelihood of the left responses in nats a token, and their number of tokens."""
+  """Negative log-likelihood of the left responses in nats per token, and their number of tokens."""
   tokens = jnp.sum(comparison.left.mask)
   return {'nats_per_token': -jnp.sum(scores['policy'].left) / tokens, 'tokens': tokens}
 
@@ -40,7 +40,7 @@ def make_rollout_metrics(algorithm: Algorithm) -> Measure:
   """Payoff, entropy and length of the left responses.
 
   `payoff` is the mean over the pairs that have one, where a judge compares two sides; `entropy` is
-  in nats a token, of sampled responses; `response_length` in tokens.
+  in nats per token, of sampled responses; `response_length` in tokens.
   """
 
   def measure(comparison, scores):

@@ -1,4 +1,4 @@
-"""The update of a policy: rollout, gradient, references; and the state it starts from."""
+"""The update of a policy: rollout, gradient, references; and the initial state."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,10 +34,10 @@ def initial_state(
   Slots that move get copies of their own, since updates donate their buffers.
 
   Args:
-    algorithm: names the slots and how they move.
+    algorithm: names the slots and their update rules.
     params: the policy's initial parameters, without `base`.
     optimizer: of the policy.
-    base: parameters that all slots share and nothing changes.
+    base: parameters that all slots share, and that no update changes.
   """
   moving = moving_slots(algorithm)
   fixed = {slot: params for slot in algorithm.references if slot not in moving}
@@ -89,7 +89,7 @@ def accumulate_gradient(
   Returns:
     ((mean loss, scores), gradient) of the whole batch; the gradient is accumulated in float32.
   """
-  # A jit argument loses the identity of the two sides, so it is restored in each part.
+  # Under jit, equal sides are two different arrays, so their identity is restored in each part.
   shared = comparison.right is comparison.left
   if shared:
     comparison = comparison._replace(right=None)

@@ -94,7 +94,7 @@ def test_swapped_sides_negate_the_payoff(examples, comparisons):
     np.testing.assert_array_equal(abs(batch.payoff), kept.payoff)
 
 
-def test_half_the_sides_swap_in_both_orders_over_time(examples):
+def test_about_half_the_sides_are_swapped(examples):
   source = swap_sides(batches(examples, COUNT, seed=0))
   times = Counter()
   for step in range(40):

@@ -123,7 +123,7 @@ def test_prompts_are_unique_and_chosen_responses_are_demonstrations(make):
 
 
 @pytest.mark.parametrize('reorder', [list, reversed])
-def test_the_split_depends_on_the_seed_not_line_order(make, reorder):
+def test_split_depends_on_seed_not_line_order(make, reorder):
   def tested(records, seed):
     corpus = make(records, seed=seed)
     return set(prompts(corpus, corpus.held_out.prompts))
@@ -306,7 +306,7 @@ def test_the_embedded_task_depends_only_on_the_seed(make_synthetic):
     ('vocabulary', 300, 'prompt_length'),
   ],
 )
-def test_lengths_too_short_for_the_embedded_task_are_refused(make_synthetic, field, value, blamed):
+def test_too_short_lengths_for_embedded_task_are_refused(make_synthetic, field, value, blamed):
   with pytest.raises(UserError, match=f'^config.data.{blamed}=.* is too short; .* tokens'):
     make_synthetic(**{field: value})
 
@@ -385,7 +385,7 @@ def test_conversations_need_a_chat_template(make, tmp_path, capsys):
   sentence = str(refused.value)
   where = f'{tmp_path}/mine.jsonl, line {len(RECORDS) + 1}: '
   assert sentence.startswith(f'{where}there is no chat template for a conversation; ')
-  assert 'give a model whose chat template takes it by config.model.hf' in sentence
+  assert 'name a model whose chat template accepts it in config.model.hf' in sentence
   corpus = make([*RECORDS, talk, talk], skip_bad=True)
   assert sum(corpus.account[split]['prompts'] for split in ('train', 'held_out')) == 10
   assert 'skipped 2 rows: there is no chat template for a conv' in capsys.readouterr().out
@@ -393,7 +393,7 @@ def test_conversations_need_a_chat_template(make, tmp_path, capsys):
     make([talk, talk], skip_bad=True)
 
 
-def test_a_conversation_the_template_refuses_is_a_bad_line(make, tmp_path):
+def test_conversation_refused_by_template_is_bad_line(make, tmp_path):
   folder = save(tmp_path / 'gemma', *FAMILIES['gemma'][0]())
   talk = {'prompt': [{'role': 'system', 'content': 'a'}, *turns(0)], 'chosen': 'b', 'rejected': 'c'}
   problem = rf'line {len(RECORDS) + 1}: the chat template refuses .* \(no system messages'

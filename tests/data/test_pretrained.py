@@ -47,7 +47,7 @@ def conversations(text, other):
   yield [USER(other), ASSISTANT(text), USER(text)]
 
 
-def test_the_stop_token_follows_an_answer_in_the_template(family):
+def test_stop_token_follows_answers_in_the_template(family):
   _, published, tokenizer, stop = family
   assert tokenizer.eos_token == stop
   assert tokenizer.eos_token_id == published.convert_tokens_to_ids(stop)
@@ -268,7 +268,7 @@ def test_answers_without_a_stop_token_get_one(tmp_path):
   assert tokenizers.response_texts(tokenizer, padded.tokens, padded.mask) == ['a']
 
 
-def test_lines_that_are_tokens_do_not_stop_a_response(tmp_path):
+def test_newline_tokens_do_not_stop_a_response(tmp_path):
   model, settings = chatml(CHATML.replace('<|im_end|>', '\n<|im_end|>'))
   model.add_tokens(['\n', '\n\n'])
   tokenizer = tokenizers.load(save(tmp_path, model, settings))
@@ -321,7 +321,7 @@ def test_saved_truncation_and_padding_are_ignored(tmp_path):
 # Loading.
 
 
-def test_a_tokenizer_needs_only_an_end_of_sequence_token(tmp_path):
+def test_tokenizer_needs_only_an_eos_token(tmp_path):
   model, _ = chatml()
   model.save(str(tmp_path / 'tokenizer.json'))
   with pytest.raises(UserError, match=r"^config.model.hf='.* no end-of-sequence .*'eos_token'"):
@@ -378,7 +378,7 @@ def test_unusable_tokenizer_files_are_refused(tmp_path, files, problem):
   assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_tokenizer_with_special_tokens_in_text_is_refused(tmp_path):
+def test_tokenizer_reading_special_tokens_in_text_is_refused(tmp_path):
   pieces = [('<unk>', 0.0), ('</s>', 0.0), *((letter, -2.0) for letter in 'abc<>/s▁')]
   model = Tokenizer(models.Unigram(pieces, unk_id=0))
   model.add_special_tokens(['<unk>', '</s>'])

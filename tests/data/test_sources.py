@@ -109,7 +109,7 @@ def test_a_split_of_a_folder_is_read(tmp_path, kind):
   assert read(file) == RECORDS[150:]
 
 
-def test_a_split_may_be_a_folder_and_a_file(tmp_path):
+def test_split_may_be_folder_and_file(tmp_path):
   for part, rows in (('harmless', ROWS[:50]), ('helpful', ROWS[50:])):
     (tmp_path / part).mkdir()
     as_packed_jsonl(tmp_path / part / 'train.jsonl.gz', rows)
@@ -143,7 +143,7 @@ def test_files_saved_by_datasets_are_read(tmp_path):
   assert read(tmp_path / 'both', split='test') == RECORDS[150:]
 
 
-def test_a_dataset_on_the_hub_is_downloaded_and_read(tmp_path, monkeypatch):
+def test_hub_dataset_is_downloaded_and_read(tmp_path, monkeypatch):
   downloads = []
 
   def snapshot_download(name, repo_type, allow_patterns):
@@ -187,7 +187,7 @@ def test_tensorflow_datasets_return_the_embedded_task(prepared):
   for split, seed, count in (('train', 0, 40), ('test', 1, 5)):
     expected = list(itertools.islice(generator.examples(seed), count))
     assert sorted(read(prepared, 'embedded', split)) == sorted(expected)
-  with pytest.raises(UserError, match=r'^config.data.split has to be one .*: test, train'):
+  with pytest.raises(UserError, match=r'^config.data.split must be one .*: test, train'):
     read(prepared, 'embedded')
   assert 'tensorflow' not in sys.modules
 
@@ -232,5 +232,5 @@ def test_a_folder_without_data_is_refused(tmp_path):
   (tmp_path / 'notes.csv').write_text('a,b')
   with pytest.raises(UserError, match=r'holds no data; give files of \.jsonl, \.json, \.parquet'):
     read(tmp_path)
-  with pytest.raises(UserError, match=r'is of no kind that can be read; give \.jsonl, \.json'):
+  with pytest.raises(UserError, match=r'has no suffix that can be read; give \.jsonl, \.json'):
     read(tmp_path / 'notes.csv')

@@ -65,7 +65,7 @@ def test_bag_of_words_equals_scikit_learn():
   assert min(np.abs(predicted - one).max() for one in expected) < 1e-9
 
 
-def test_bag_of_words_needs_common_words_and_two_prompts():
+def test_bag_of_words_needs_enough_words_and_prompts():
   votes = np.array([1.0, 0.0])
   assert baselines.make_bag_of_words(Texts(['p', 'q'], ['a', 'bb'], ['cc', 'dd'], votes), 0) is None
   assert (

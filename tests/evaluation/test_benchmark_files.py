@@ -21,7 +21,7 @@ def test_rows_round_trip(tmp_path, write, name):
   assert (path.read_bytes()[:2] == b'\x1f\x8b') == name.endswith('.gz')
 
 
-def test_nan_becomes_null_and_lone_surrogate_a_question_mark(tmp_path):
+def test_nan_and_lone_surrogates_are_replaced(tmp_path):
   json_files.write_lines(tmp_path / 'rows.jsonl', [{'score': math.nan, 'text': '\ud83c'}])
   assert json_files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '?'}]
 

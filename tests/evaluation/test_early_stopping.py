@@ -63,7 +63,7 @@ def test_capital_is_a_martingale():
     assert chance @ capital == pytest.approx(1)
 
 
-def test_decided_pairs_of_a_tournament():
+def test_tournament_pairs_are_decided_correctly():
   random = np.random.default_rng(4)
   chance = np.array([[0.5, 0.8, 0.8], [0.2, 0.5, 0.5], [0.2, 0.5, 0.5]])
   won = np.triu((random.random((300, 1, 3, 3)) < chance).astype(float), 1)

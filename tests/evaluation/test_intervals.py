@@ -35,7 +35,7 @@ def test_p_values_equal_scipys():
   np.testing.assert_allclose(intervals.p_values(values), [*expected, 1])
 
 
-def test_holms_correction_by_hand():
+def test_holms_correction_equals_hand_calculation():
   np.testing.assert_allclose(
     intervals.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02]
   )

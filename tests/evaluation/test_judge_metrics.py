@@ -19,7 +19,7 @@ def by_hand():
   )
 
 
-def test_four_comparisons_by_hand():
+def test_metrics_of_four_comparisons_equal_hand_calculation():
   found = judge_metrics.summarise(by_hand())
   probability = [0.8, 0.55, 0.5, 0.7]
   assert found['comparisons'] == 4

@@ -139,7 +139,7 @@ def test_tasks_from_files_have_scores(backends, tasks, tmp_path):
   (row,) = (row for row in lm_tasks.scores(found) if row['metric'] == 'acc')
   assert row['score'] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
   assert found['n-samples']['places']['effective'] == 3
-  with pytest.raises(UserError, match="'free' is in two of them"):
+  with pytest.raises(UserError, match="the task 'free' occurs twice"):
     lm_tasks.merge([*outcomes, outcomes[1]])
 
 
@@ -186,7 +186,7 @@ def test_settings_change_with_file_data_and_code(tasks, tmp_path):
   assert len({json.dumps(one) for one in seen[1:]}) == 5
 
 
-def test_interruption_between_batches(backends):
+def test_interruption_ends_the_run_between_batches(backends):
   ours, _ = backends
   stop = lambda: (_ for _ in ()).throw(Interrupted('here'))
   own, ours._before_batch = ours._before_batch, stop
@@ -199,7 +199,7 @@ def test_interruption_between_batches(backends):
     ours._before_batch = own
 
 
-def test_log_likelihoods_with_any_context(backends):
+def test_log_likelihoods_agree_for_any_context(backends):
   long = DOCS[-1]['text'] * 3
   rows = [
     ('', 'The baker'),

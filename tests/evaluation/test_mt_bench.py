@@ -136,7 +136,7 @@ def test_judge_prompts_match_the_published_judgements(published, questions, judg
     ('$ERROR$', -1),
   ],
 )
-def test_parsed_scores(text, score):
+def test_scores_are_parsed(text, score):
   assert mt_bench_judge.parse_score(text) == score
 
 
@@ -153,7 +153,7 @@ def test_parsed_scores(text, score):
     ('[[8]]', '[[rating_a,rating_b]]', 'error'),
   ],
 )
-def test_parsed_winners(text, output_format, winner):
+def test_winners_are_parsed(text, output_format, winner):
   assert mt_bench_judge.parse_winner(text, output_format) == winner
 
 

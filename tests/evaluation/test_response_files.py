@@ -118,7 +118,7 @@ def test_truncated_cache_loses_one_line(tmp_path):
   assert len([json.loads(line) for line in path.open()]) == 8
 
 
-def test_missing_verdict_is_asked_again(tmp_path):
+def test_missing_verdict_is_judged_again(tmp_path):
   read, path = CountingJudge(), tmp_path / 'judge.jsonl'
   ask = judgements.make_cached_judge(path, read)
   question = Question('silence', 'x', 'y', ('a', 'b'))

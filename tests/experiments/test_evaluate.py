@@ -152,7 +152,7 @@ def test_missing_responses_are_reported(config_of, tmp_path, capsys):
   config = config_of(entries=f'{tmp_path}/whole.jsonl,{tmp_path}/part.jsonl')
   assert make_experiment(config, 'evaluate', tmp_path).prompts == ['first', 'third']
   note = "2 prompts have a response in every file, and are used; 'part' has no response to 1 of 3, "
-  assert f"{note}as 'second'" in capsys.readouterr().out
+  assert f"{note}such as 'second'" in capsys.readouterr().out
 
 
 def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     ({'entries': 'damaged:sft'}, "'damaged/config.json' is damaged"),
     ({'entries': 'old:sft'}, "'old/config.json' is of another version"),
     ({'entries': 'other.jsonl', 'tournament.early_stopping': 0.1}, 'needs two policies'),
-    ({'entries': 'two.jsonl,other.jsonl'}, "'other' has no response to 1 of 1, as 'a'"),
+    ({'entries': 'two.jsonl,other.jsonl'}, "'other' has no response to 1 of 1, such as 'a'"),
     ({'entries': 'toothless'}, "config.entries='toothless' holds no tokenizer"),
     ({'entries': 'mute'}, 'config.prompts.path is empty'),
     ({'entries': 'two.jsonl', 'judges': 'nobody'}, "config.judges='nobody' must be some of"),
@@ -216,7 +216,7 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     ({'entries': 'two.jsonl', 'prompts.path': 'talk.jsonl'}, 'a prompt is a conversation'),
   ],
 )
-def test_mistakes_are_explained(changes, message, config_of, tmp_path, monkeypatch):
+def test_user_errors_are_explained(changes, message, config_of, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   json_lines.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])

@@ -26,7 +26,7 @@ def config_of(toy):
   return lambda *source, **changed: evaluations.make_config(toy, *source, **changed)
 
 
-def test_alpaca_eval_files_and_leaderboards(config_of, tmp_path, monkeypatch):
+def test_alpaca_eval_writes_files_and_leaderboards(config_of, tmp_path, monkeypatch):
   prompts = [f'Say {number}.' for number in range(30)]
   random = np.random.default_rng(0)
   texts = lambda: ['word ' * int(length) for length in random.integers(1, 30, len(prompts))]
@@ -99,7 +99,7 @@ def test_published_leaderboard_is_reproduced(config_of, tmp_path, shared):
     assert abs(lengths_apart) < 0.2
 
 
-def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
+def test_mt_bench_runs_alone(config_of, tmp_path, monkeypatch):
   """No tournament runs; answers are generated once, then graded, then compared."""
   monkeypatch.setenv('KEY', 'secret')
   pretrained.save(tmp_path / 'llama')
@@ -170,7 +170,7 @@ def test_mt_bench_alone(config_of, tmp_path, monkeypatch):
   json_files.read(folder / 'model_judgment' / 'judge_pair.jsonl')
 
 
-def test_alignment_tax_of_the_harness(config_of, tmp_path, monkeypatch):
+def test_harness_reports_the_alignment_tax(config_of, tmp_path, monkeypatch):
   """No tournament runs; a finished task is kept if the next one is interrupted."""
   pytest.importorskip('lm_eval', reason='the extra `harness` is not installed')
   from nlhf_jax.evaluation.benchmarks import lm_tasks
@@ -220,7 +220,7 @@ def test_alignment_tax_of_the_harness(config_of, tmp_path, monkeypatch):
   assert len(ran) == 9
 
 
-def test_agreement_alone(config_of, tmp_path, shared):
+def test_agreement_runs_alone(config_of, tmp_path, shared):
   """Judges are compared with human labels; there are no policies and no tournament."""
   rows = json.loads(gzip.decompress((shared / 'data/pandalm/testset-v1.json.gz').read_bytes()))
   json_files.write_list(tmp_path / 'pandalm.json', rows[:20])

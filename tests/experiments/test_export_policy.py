@@ -140,7 +140,7 @@ def test_models_that_do_not_fit_are_refused(trained, toy, changes, vocabulary, m
     (['--policy=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
   ],
 )
-def test_mistakes_get_a_one_line_error(arguments, message, tmp_path, monkeypatch, capsys):
+def test_user_errors_print_one_line(arguments, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'something').touch()
   config = f'--config={ROOT}/configs/nash_md.py'

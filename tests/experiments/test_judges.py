@@ -44,7 +44,7 @@ def write(path, prompts, answers):
 
 
 @pytest.mark.slow
-def test_three_kinds_in_two_sizes_and_baselines(config_of, tmp_path, capsys):
+def test_judges_of_two_sizes_and_baselines_are_compared(config_of, tmp_path, capsys):
   config = config_of('preferences')
   config.data.update(posts=256, held_out=64)
   config.sizes = {'small': {}, 'wide': {'width': 24}}

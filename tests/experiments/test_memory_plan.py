@@ -104,7 +104,7 @@ def test_published_judge_is_counted_from_its_config(config, tmp_path):
     (['--config=configs/nash_md.py', '--memory=0'], '--memory above 0'),
   ],
 )
-def test_mistakes_get_a_one_line_error(arguments, message, monkeypatch, capsys):
+def test_user_errors_print_one_line(arguments, message, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   assert plan.main(['plan', *arguments]) == 2
   assert message in capsys.readouterr().err

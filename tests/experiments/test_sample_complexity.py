@@ -76,7 +76,7 @@ def test_every_world_can_be_built(world):
     ('rewards.world.name', 'anything', r"config\.rewards\.world\.name='anything' must be"),
   ],
 )
-def test_a_mistake_is_named(field, value, words):
+def test_invalid_setting_is_named(field, value, words):
   config = command.load_config(CONFIG)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=words):

@@ -90,7 +90,7 @@ def test_exploiters_are_trained_once_and_fully_measured(config, toy_run, tmp_pat
 @pytest.mark.parametrize(
   ('field', 'value', 'complaint'),
   [
-    ('policies.ema1.judge', 'reward', "judge='reward' does not go with 'nash_ema_pg'"),
+    ('policies.ema1.judge', 'reward', "judge='reward' cannot train 'nash_ema_pg'"),
     ('policies.ema1.entries', 'policy,magnet', "'magnet' is not a slot"),
     ('policies.ema1.arguments.tau', -1.0, 'tau=-1.0 must be at least 0'),
   ],

@@ -207,7 +207,7 @@ def test_all_tied_winners_are_named(payoff, undefeated, borda):
     (':file', ['game.path=none.csv'], 'none.csv'),
   ],
 )
-def test_a_mistake_is_one_sentence(capsys, tmp_path, source, overrides, expected):
+def test_invalid_settings_give_one_sentence(capsys, tmp_path, source, overrides, expected):
   arguments = [
     CONFIG + source,
     f'--workdir={tmp_path}',

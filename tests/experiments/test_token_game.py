@@ -123,7 +123,7 @@ def test_judge_returns_the_payoff_matrix(experiment, sampled):
   assert abs(expected).max() > 0.2
 
 
-def test_styles_beat_each_other_in_a_cycle_on_every_prompt(experiment):
+def test_styles_form_a_cycle_on_every_prompt(experiment):
   game = experiment.game
   first = game.responses.tokens[0, :, 0]
   styles = [first == symbol for symbol in range(3)]
@@ -133,7 +133,7 @@ def test_styles_beat_each_other_in_a_cycle_on_every_prompt(experiment):
     assert min(wins) > 0.1 or max(wins) < -0.1
 
 
-def test_the_equilibrium_has_no_gap_and_the_reference_has_one(experiment):
+def test_equilibrium_has_no_gap_unlike_the_reference(experiment):
   log_reference = make_list_log_probs(experiment)(make_reference(experiment))
   measured = make_solved_game(experiment, log_reference)
   nash = measure_policy(measured, np.asarray(measured.nash))
@@ -214,7 +214,7 @@ def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   ('row', 'expected'),
   [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
 )
-def test_count_of_judged_pairs_per_example(row, expected):
+def test_judged_pairs_are_counted_per_example(row, expected):
   assert count_judged_pairs(row) == expected
 
 
@@ -249,7 +249,7 @@ def test_one_tau_is_shared_by_all_methods(toy, tmp_path):
     ('methods.egpo.tabular.arguments.eta=30', 'config.methods.egpo.tabular: a step of 30'),
   ],
 )
-def test_a_mistake_is_one_sentence(capsys, tmp_path, override, expected):
+def test_invalid_settings_give_one_sentence(capsys, tmp_path, override, expected):
   arguments = ['main', f'--config={CONFIG}', f'--workdir={tmp_path}', f'--config.{override}']
   assert main.main(arguments) == 2
   printed = capsys.readouterr().err

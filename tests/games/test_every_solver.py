@@ -66,7 +66,7 @@ def stepped(name, chosen, game, start, updates):
 # --- Solvers ---
 
 
-def test_the_table_has_every_solver():
+def test_every_solver_is_tested():
   combinators = {'memoryless', 'unregularised', 'moving_reference', 'Solver'}
   found = {
     name
@@ -202,7 +202,7 @@ def test_runs_keep_policies_and_weighted_averages(float64):
     np.testing.assert_allclose(np.exp(found.average), means[times], rtol=1e-12)
 
 
-def test_runs_begin_at_the_reference_and_may_skip_the_first_policies(float64):
+def test_runs_start_at_reference_and_average_later_policies(float64):
   game = make_game(matrices.random(3), [0.5, 0.3, 0.2], 0.1)
   solver = solvers.self_play(1.0)
   found = solve(solver, game, np.array([0, 2, 3, 4]), weight=lambda count: 1.0 * (count > 2))

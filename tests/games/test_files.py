@@ -71,14 +71,14 @@ GOOD_FILES = {
 
 
 @pytest.mark.parametrize('name', GOOD_FILES)
-def test_matrices_in_csv(write, name):
+def test_csv_matrices_are_read(write, name):
   text, names = GOOD_FILES[name]
   table = files.read(write(text))
   assert table.names == names
   np.testing.assert_allclose(table.payoff, P - 0.5, atol=1e-15)
 
 
-def test_two_actions(write):
+def test_two_actions_are_read(write):
   for text in (',0.25\n0.75,\n', 'a,b\n,0.25\n0.75,\n', 'a,,0.25\nb,0.75,\n'):
     np.testing.assert_array_equal(files.read(write(text)).payoff, [[0, -0.25], [0.25, 0]])
 
@@ -98,7 +98,7 @@ def test_matrix_with_left_and_right_actions(write):
   assert table.names == ('left', 'right')
 
 
-def test_lists_of_pairs(write):
+def test_lists_of_pairs_are_read(write):
   table = files.read(write(PAIRS))
   assert table.names == NAMES
   np.testing.assert_allclose(table.payoff, P - 0.5)
@@ -106,7 +106,7 @@ def test_lists_of_pairs(write):
   np.testing.assert_allclose(pulled.payoff, tables.from_counts(WINS, prior=1.0).payoff)
 
 
-def test_pairs_add_up_in_both_orders_and_with_ties(write):
+def test_pairs_sum_both_orders_and_ties(write):
   text = 'judge,Right,Left,ties,left_wins,right_wins\nme,b,a,2,3,1\nyou,a,b,0,1,4\nyou,b,c,0,0,0\n'
   table = files.read(write(text))
   assert table.names == ('a', 'b', 'c')
@@ -116,7 +116,7 @@ def test_pairs_add_up_in_both_orders_and_with_ties(write):
   assert '2 of the comparisons are ties, half a win for both.' in table.notes
 
 
-def test_votes(write):
+def test_lists_of_votes_are_read(write):
   """The winner by name or by side; a tie is half a vote."""
   votes = 'rock,paper,right\npaper,rock,paper\nrock,paper,tie\nscissors,paper,left\n'
   table = files.read(write('left,right,winner\n' + votes))
@@ -136,7 +136,7 @@ def test_votes(write):
     ('wins', 'counts', WINS),
   ],
 )
-def test_json(write_json, key, entries, value, names):
+def test_json_matrices_are_read(write_json, key, entries, value, names):
   """Objects declare the kind of their numbers; for lists the setting decides."""
   named = {'names': list(names)} if names else {}
   for batch in (value, np.stack([value, value.T])):
@@ -148,7 +148,7 @@ def test_json(write_json, key, entries, value, names):
     np.testing.assert_allclose(table.payoff, expected - 0.5)
 
 
-def test_json_with_ties_and_missing_entries(write_json):
+def test_json_may_have_ties_and_missing_entries(write_json):
   wins, ties = [[0, 3], [1, 0]], [[0, 2], [2, 0]]
   table = files.read(write_json({'wins': wins, 'ties': ties}), prior=0.5)
   assert table.payoff[0, 1] == pytest.approx(4.5 / 7 - 0.5)
@@ -157,7 +157,7 @@ def test_json_with_ties_and_missing_entries(write_json):
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32, np.int64])
-def test_npy(tmp_path, dtype):
+def test_npy_matrices_are_read(tmp_path, dtype):
   for wins in (WINS, np.stack([WINS, WINS.T])):
     np.save(tmp_path / 'mine.npy', wins.astype(dtype))
     table = files.read(tmp_path / 'mine.npy', 'counts')
@@ -203,7 +203,7 @@ BAD_CSV = {
 
 
 @pytest.mark.parametrize('words', BAD_CSV)
-def test_bad_csv(write, words):
+def test_bad_csv_is_refused(write, words):
   path = write(BAD_CSV[words])
   with pytest.raises(UserError) as error:
     files.read(path)
@@ -246,7 +246,7 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize('words', BAD_JSON)
-def test_bad_json(write, words):
+def test_bad_json_is_refused(write, words):
   path = write(BAD_JSON[words], 'mine.json')
   with pytest.raises(UserError) as error:
     files.read(path)
@@ -254,7 +254,7 @@ def test_bad_json(write, words):
   assert str(error.value).startswith(f'{path}: ')
 
 
-def test_bad_npy(tmp_path):
+def test_bad_npy_is_refused(tmp_path):
   path = tmp_path / 'mine.npy'
   for array, words in (
     (np.array([[None, 'a']], object), 'no array of numbers'),
@@ -275,7 +275,7 @@ def test_bad_npy(tmp_path):
       files.read(path)
 
 
-def test_files_that_cannot_be_read(tmp_path, write):
+def test_unreadable_files_are_refused(tmp_path, write):
   with pytest.raises(UserError, match=r'cannot read .*none\.csv.: No such file or directory; give'):
     files.read(tmp_path / 'none.csv')
   (tmp_path / 'folder.csv').mkdir()

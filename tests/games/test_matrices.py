@@ -33,7 +33,7 @@ PAYOFFS = {
 }
 
 
-def test_the_lists_have_every_game():
+def test_every_game_is_tested():
   no_payoffs = {'placements', 'with_regularised_equilibrium'}
   functions = {
     name
@@ -61,7 +61,7 @@ def test_strict_cycle_has_a_uniform_equilibrium(actions, float64):
   assert set(np.unique(payoff)) <= {-0.5, 0.0, 0.5}
 
 
-def test_the_dial_turns_from_a_ranking_to_a_cycle():
+def test_dial_interpolates_from_ranking_to_cycle():
   assert choice.condorcet_winner(matrices.dial(8, 0.0)) == 7
   np.testing.assert_array_equal(matrices.dial(8, 1.0), matrices.strict_cycle(8))
   shares = [choice.hodge(matrices.dial(8, cyclic)).share for cyclic in np.linspace(0, 1, 6)]

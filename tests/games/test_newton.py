@@ -122,7 +122,7 @@ def test_proximal_point_solves_the_unregularised_game():
     assert gap(game, last) < 1e-10
 
 
-def test_two_players_without_symmetry():
+def test_asymmetric_games_are_solved():
   """Random 4 x 6 games at tau = .05; the first seven steps lead far below the tolerance."""
   random = np.random.default_rng(0)
   count = 200
@@ -169,7 +169,7 @@ def regularised(request):
 
 
 @pytest.mark.parametrize('part', [0, 1, 2], ids=Game._fields)
-def test_derivatives_are_those_of_finite_differences(regularised, part):
+def test_derivatives_equal_finite_differences(regularised, part):
   chosen = [part == i for i in range(3)]
   tangent = Game(*(chosen[i] * jnp.asarray(DIRECTION[i]) for i in range(3)))
   width = 1e-5 if part < 2 else 1e-6
@@ -186,7 +186,7 @@ def test_derivatives_are_those_of_finite_differences(regularised, part):
   np.testing.assert_allclose(along[part], forward(regularised, tangent), rtol=0, atol=1e-12)
 
 
-def test_derivatives_of_a_batch_are_those_of_each_game():
+def test_batched_derivatives_equal_those_of_each_game():
   games = at(batch(4, 8, seed=3), np.geomspace(0.02, 1, 8))
   together = jax.jit(jax.vmap(jax.jacrev(policy)))(games)
   for i in range(8):

@@ -49,7 +49,7 @@ def test_a_bradley_terry_matrix():
   np.testing.assert_allclose(exact.maximal_lottery(ELO), [0, 1, 0], atol=1e-15)
 
 
-def test_the_best_reward_is_not_the_best_policy_under_a_constraint():
+def test_constrained_best_reward_is_not_most_preferred():
   rewards = np.array([0, np.log(9), np.log(2)])
   best_reward, preferred = np.array([2, 1, 0]) / 3, np.array([0, 0, 1])
   assert_printed([best_reward @ rewards, preferred @ rewards], '.732408 .693147')
@@ -79,7 +79,7 @@ def test_rater_types_have_the_printed_preferences_and_equilibrium(e):
   assert e == 0 or best == (0 if e > 0 else 1)
 
 
-def test_rater_types_at_a_tenth():
+def test_rater_types_have_the_published_lottery():
   assert_printed(exact.maximal_lottery(TYPES), '.383333 .383333 .233333')
 
 
@@ -97,7 +97,7 @@ def test_rock_paper_scissors_equilibrium():
     )
 
 
-def test_dice():
+def test_dice_beat_each_other_in_a_cycle():
   payoff = matrices.dice()
   np.testing.assert_allclose([payoff[0, 1], payoff[1, 2], payoff[2, 0]], 5 / 9 - 1 / 2, atol=1e-16)
   np.testing.assert_array_equal(np.diag(payoff), 0)
@@ -139,7 +139,7 @@ def test_fitted_rewards_move_with_the_sampling(payoff, sampling, rewards, prefer
 
 
 @pytest.mark.parametrize('sampling', [EVEN, (0.6, 0.3, 0.1), (0.1, 0.3, 0.6), (0.25, 0.5, 0.25)])
-def test_a_bradley_terry_reward_is_found_whatever_the_sampling(sampling):
+def test_bradley_terry_reward_is_found_under_any_sampling(sampling):
   assert_printed(fitted(ELO, np.array(sampling)), '0 2.197225 0.693147')
 
 
@@ -157,7 +157,7 @@ def test_the_fit_preserves_preferences_to_the_sampling():
   )
 
 
-def test_other_samplings_of_the_same_support_change_a_reward_gap():
+def test_sampling_on_the_same_support_changes_rewards():
   """Theorem 2: its construction, on the pair that the fit orders wrongly."""
   reward = np.array(fitted(RATERS, MU))
   wrong = abs(special.expit(reward[0] - reward[1]) - 0.5 - RATERS[0, 1])
@@ -248,7 +248,7 @@ def test_divergences_fall_as_printed(make, payoff, tau, times, printed):
   assert_printed(divergences(nash(game), path(make, game, np.array(times)).last), printed)
 
 
-def test_more_equilibria():
+def test_equilibria_have_the_published_values():
   assert_printed(equilibrium(RATERS, MU, 0.05), '.48851489 .19876283 .31272229')
   assert_printed(equilibrium(RATERS, MU, 0.008), '.3527399 .30515499 .34210511')
   for tau, printed in ((0.05, '.17430515'), (0.008, '.23859549')):
@@ -259,7 +259,7 @@ def test_more_equilibria():
   assert_printed(equilibrium(ELO, None, 1.0), '.27233595 .41712469 .31053936')
 
 
-def test_one_step_in_isolation():
+def test_one_step_has_the_published_policy():
   game, policy = make_game(RATERS, MU, 0.1), np.log([0.2, 0.5, 0.3])
   mixture = special.log_softmax(5 / 7 * policy + 2 / 7 * np.log(MU))
   assert_printed(np.exp(mixture), '.29593442 .46712141 .23694417')
@@ -357,7 +357,7 @@ def test_fictitious_play_takes_the_first_tie():
   np.testing.assert_allclose(gaps(game, last), [1 / 30, 1 / 120, 1 / 400, 47 / 60_000], rtol=1e-12)
 
 
-def test_local_stability():
+def test_stable_steps_have_the_published_limits():
   for tau, printed in ((0.1, '2.14'), (0.05, '1.17'), (0.02, '.48')):
     turning = spectrum.sigma(make_game(CYCLE, None, tau), jnp.log(jnp.full(3, 1 / 3)))
     assert_printed(tau * turning, '.2887')
@@ -373,7 +373,7 @@ def test_local_stability():
   ('first', 'tau', 'printed'),
   [(0.5, 1.0, '.549834'), (0.5, 0.1, '.880797'), (0.5, 0.05, '.982014'), (0.2, 0.1, '.648786')],
 )
-def test_two_actions(first, tau, printed):
+def test_two_actions_have_the_published_equilibrium(first, tau, printed):
   game = make_game([[0, 0.2], [-0.2, 0]], [first, 1 - first], tau)
   assert_printed(np.exp(nash(game))[0], printed)
   for beta in (0.125, 0.5, 1.0):  # the result does not depend on it

@@ -23,7 +23,7 @@ def test_small_divergences_are_accurate(float64):
   assert divergence(np.log(policy), np.log(policy)) == 0
 
 
-def test_divergences_of_policies_with_zeros(float64):
+def test_divergences_accept_zero_probabilities(float64):
   some, all_of_it = logs([0.5, 0.5, 0]), logs([0.25, 0.25, 0.5])
   np.testing.assert_allclose(divergence(some, all_of_it), np.log(2), rtol=1e-15)
   assert divergence(all_of_it, some) == np.inf
@@ -52,7 +52,7 @@ def test_best_response_takes_the_first_tie(float64):
 # --- Spectrum ---
 
 
-def test_sigma_is_the_largest_eigenvalue_of_the_best_response(float64):
+def test_sigma_is_the_largest_response_eigenvalue(float64):
   one = make_game(matrices.random(6, 4), np.random.default_rng(4).dirichlet(np.ones(6)), 0.05)
   pi = np.exp(nash(one))
   jacobian = (np.diag(pi) - np.outer(pi, pi)) @ np.array(one.payoff) / 0.05

@@ -70,7 +70,7 @@ def test_theorem_1_holds_at_every_decreasing_step():
   assert (kl[:, 1:] <= bound / 16).all()
 
 
-def test_the_constant_step_of_the_first_version_keeps_its_bound():
+def test_first_versions_constant_step_keeps_its_bound():
   """eta = log T / (tau T), under which KL_T <= (KL_0 + 2 log T / tau^2) / T."""
   updates = 100
   games, starts, tau = batch(3, 200)
@@ -84,7 +84,7 @@ def slopes(kl, times):
   return np.polyfit(np.log(times), np.log(kl).T, 1)[0]
 
 
-def test_decreasing_steps_converge_like_the_square_of_time():
+def test_decreasing_steps_converge_quadratically_for_three_raters():
   times = np.geomspace(100, 10_000, 9).astype(int)
   game = make_game(matrices.three_raters(), MU, 0.1)
   last = path(solvers.nash_md_decreasing, game, times).last
@@ -92,7 +92,7 @@ def test_decreasing_steps_converge_like_the_square_of_time():
   assert -2.01 < slope < -1.98
 
 
-def test_decreasing_steps_converge_at_least_like_time_in_any_game():
+def test_decreasing_steps_converge_in_any_game():
   times = np.geomspace(1000, 10_000, 5).astype(int)
   games, starts, _ = batch(4, 100, low=0.05)
   slope = slopes(kls(solvers.nash_md_decreasing, games, starts, times), times)
@@ -146,7 +146,7 @@ def test_proximal_points_contract_at_every_step(eta):
 # --- Local rates, by the spectrum ---
 
 
-def test_damped_best_responses_have_the_local_rate_of_the_spectrum():
+def test_damped_best_responses_have_the_spectral_rate():
   """With three actions the rotation is in one plane, and sigma alone determines its speed."""
   for seed in range(5):
     game = make_game(matrices.rock_paper_scissors(*np.random.default_rng(seed).random(3)), MU, 0.1)
@@ -165,7 +165,7 @@ LIMITS = [(solvers.self_play, 'self_play'), (solvers.nash_md, 'nash_md'), (solve
 
 @pytest.mark.parametrize(('make', 'name'), LIMITS)
 @pytest.mark.parametrize('tau', [0.05, 0.02])
-def test_steps_below_the_limit_are_stable_and_above_it_are_not(make, name, tau):
+def test_steps_are_stable_only_below_the_limit(make, name, tau):
   game = make_game(matrices.strict_cycle(3), None, tau)
   log_nash = nash(game)
   steps = spectrum.stable_steps(float(spectrum.sigma(game, log_nash)), tau)
@@ -217,7 +217,7 @@ def test_regret_matching_plus_with_linear_averaging():
   assert_printed(gaps(game, average), '1.9e-2 4.3e-3 1.2e-3 2.3e-4')
 
 
-def test_the_last_of_optimistic_steps_converges():
+def test_last_iterate_of_optimistic_steps_converges():
   game = make_game(WEIGHTED)
   times = np.array([100, 1000, 2000, 3000, 4000, 10_000])
   found = gaps(game, path(solvers.optimistic_mwu, game, times, None, (0.5,)).last)

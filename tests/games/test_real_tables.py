@@ -82,7 +82,7 @@ def check_choice(names, payoff, known):
   assert (None if winner is None else names[winner]) == known['condorcet_winner']
 
 
-def test_bots(bots, expected):
+def test_bots_have_the_expected_equilibrium(bots, expected):
   names, payoff, notes = bots
   known = expected('rrps_bots_43')
   assert len(names) == known['n'] == 43
@@ -99,7 +99,7 @@ def test_bots(bots, expected):
   )
 
 
-def test_bots_need_a_tolerance(folder):
+def test_bots_table_needs_a_tolerance(folder):
   path = folder / 'games/rrps_bots_43_raw.csv'
   with pytest.raises(UserError) as error:
     files.read(path, 'payoffs')
@@ -118,7 +118,7 @@ def test_half_the_scale_is_a_sure_win(bots, folder):
   np.testing.assert_array_equal(table.payoff, bots.payoff / 2)
 
 
-def test_arena(arena, expected):
+def test_both_arena_equilibria_are_unbeaten(arena, expected):
   """The equilibrium is not unique; both equilibria are unbeaten."""
   names, payoff, notes = arena
   known = expected('chatbot_arena_25')
@@ -132,7 +132,7 @@ def test_arena(arena, expected):
   assert notes[0] == '62 of 300 pairs are missing: 1/2.'
 
 
-def test_arena_models_that_all_met(arena, battles, expected):
+def test_complete_arena_has_the_expected_equilibrium(arena, battles, expected):
   known = expected('chatbot_arena complete')
   chosen = [arena.names.index(name) for name in known['models']]
   names, payoff = known['models'], arena.payoff[np.ix_(chosen, chosen)]
@@ -144,7 +144,7 @@ def test_arena_models_that_all_met(arena, battles, expected):
   assert met[~np.eye(17, dtype=bool)].min() == known['min_battles'] == 8
 
 
-def test_arena_from_its_votes(folder, arena, battles):
+def test_arena_votes_give_the_published_fractions(folder, arena, battles):
   """Votes give back the published fractions; a prior pulls pairs with few votes to 1/2 the most."""
   names, met = battles
   with open(folder / f'games/{ARENA}_win_fraction.csv') as file:
@@ -172,7 +172,7 @@ def test_battle_counts_are_not_wins(folder):
 
 
 @pytest.mark.parametrize('subject', range(1, 9))
-def test_gambles_of_tversky(gambles, expected, subject):
+def test_tverskys_gambles_have_the_expected_equilibria(gambles, expected, subject):
   groups, table = gambles
   known = expected('tversky')[str(subject)]
   payoff = table.payoff[groups.index(str(subject))]
@@ -194,7 +194,7 @@ def test_a_list_of_pairs_pools_the_subjects(folder, gambles, tmp_path):
   assert table.notes[0] == 'Columns not used: subject.'
 
 
-def test_domains_with_cyclic_populations(folder, expected):
+def test_domains_have_the_expected_cycles(folder, expected):
   domains, names, wins = counts(folder / 'choice/mms_2019_population.csv', 'domain')
   payoff = tables.from_counts(wins, names=names).payoff
   cycles = {domain: choice.three_cycles(one) for domain, one in zip(domains, payoff, strict=True)}
@@ -203,7 +203,7 @@ def test_domains_with_cyclic_populations(folder, expected):
 
 
 @pytest.mark.parametrize('name', ['celebrities', 'heaviness_1', 'heaviness_2'])
-def test_counts_of_choices(folder, name):
+def test_counts_of_choices_are_read(folder, name):
   table = files.read(folder / f'choice/eba_{name}.csv', 'counts')
   np.testing.assert_array_equal(table.payoff, -table.payoff.T)
   assert abs(table.payoff).max() < 0.5
@@ -230,7 +230,7 @@ def test_low_tau_approaches_the_linear_program(gambles):
   assert far[1] == pytest.approx(far[0] / 10, rel=0.1)
 
 
-def test_bots_at_low_tau(bots):
+def test_bots_are_solved_at_low_tau(bots):
   """No reply gains more than tau log K, which is what leaving a uniform reference costs at most.
 
   The unregularised equilibrium is still far: it depends on payoff differences of a few millionths.

@@ -36,7 +36,7 @@ def run(game, make, numbers, updates=2000):
   )
 
 
-def test_the_equilibrium():
+def test_equilibrium_has_the_published_values():
   assert_printed(exact.maximal_lottery(PAYOFF), '.3636 .2727 .3636')
 
 
@@ -65,13 +65,13 @@ def test_regularised_methods_reach_the_regularised_equilibrium(game, make, numbe
 
 
 @pytest.mark.parametrize('make', [solvers.extragradient, solvers.mirror_prox])
-def test_egpo_and_nash_mp_are_inpo_to_the_last_digits(game, make):
+def test_egpo_and_nash_mp_equal_inpo(game, make):
   inpo, *_ = run(game, solvers.inpo, (1 / SIZE,))
   policy, *_ = run(game, make, (SIZE,))
   np.testing.assert_allclose(policy, inpo, rtol=0, atol=1.5e-15)
 
 
-def test_nash_mp_in_its_own_letters(game):
+def test_nash_mp_parameters_convert_to_a_step(game):
   """Its beta .1 and eta .03 are the step (eta / beta) / (1 + eta), pulling eta / (1 + eta)."""
   times = np.arange(100)
   own = path(solvers.extragradient, game, times, None, (0.03 / 0.1 / 1.03,)).last

@@ -13,7 +13,7 @@ P = np.array([[0.5, 0.25, 0.75], [0.75, 0.5, 0.125], [0.25, 0.875, 0.5]])
 WINS = np.array([[0.0, 1, 6], [3, 0, 1], [2, 7, 0]])  # P = WINS / (WINS + WINS^T)
 
 
-def test_counts():
+def test_counts_become_payoffs():
   table = tables.from_counts(WINS, names=NAMES)
   np.testing.assert_allclose(table.payoff, P - 0.5)
   assert table.names == NAMES
@@ -21,7 +21,7 @@ def test_counts():
   check_payoff(table.payoff)
 
 
-def test_ties_are_half_a_win_and_the_prior_is_on_both_sides():
+def test_ties_and_prior_count_for_both_sides():
   wins = np.array([[0.0, 3, 0], [1, 0, 0], [0, 0, 0]])
   ties = np.array([[0.0, 2, 0], [2, 0, 0], [0, 0, 0]])
   table = tables.from_counts(wins, ties, 0.5)
@@ -41,7 +41,7 @@ def test_prior_decides_pairs_without_counts():
     assert tables.from_counts(wins, prior=prior).payoff[0, 1] == pytest.approx(expected, abs=1e-8)
 
 
-def test_counts_of_every_prompt():
+def test_counts_may_differ_between_prompts():
   table = tables.from_counts(np.stack([WINS, WINS.T]))
   np.testing.assert_allclose(table.payoff, np.stack([P, P.T]) - 0.5)
   assert table.notes == ('40 comparisons, 4 to 8 of a pair that met.',)
@@ -54,14 +54,14 @@ def test_missing_counts_are_zero():
   )
 
 
-def test_preferences():
+def test_preferences_become_payoffs():
   table = tables.from_preferences(P)
   np.testing.assert_array_equal(table.payoff, P - 0.5)
   assert table.names == ('1', '2', '3')
   assert table.notes == ()
 
 
-def test_missing_preferences():
+def test_missing_preferences_are_one_half():
   given = np.array([[NAN, 0.25, NAN], [NAN, 0.5, NAN], [NAN, NAN, NAN]])
   table = tables.from_preferences(given)
   np.testing.assert_array_equal(table.payoff, [[0, -0.25, 0], [0.25, 0, 0], [0, 0, 0]])
@@ -89,7 +89,7 @@ def test_three_printed_decimals_need_a_tolerance():
   assert tables.from_preferences(printed, 0.002).payoff[0, 1] == pytest.approx(-0.3775)
 
 
-def test_payoffs():
+def test_payoffs_are_scaled_and_antisymmetrised():
   noisy = np.array([[1.0, 100, NAN], [-90, 0, NAN], [40, NAN, -1]])
   table = tables.from_payoffs(noisy, 10.0, 200.0)
   np.testing.assert_allclose(table.payoff, np.array([[0, 95, -40], [-95, 0, 0], [40, 0, 0]]) / 200)
@@ -190,7 +190,7 @@ BAD_NUMBERS = {
 
 
 @pytest.mark.parametrize('words', BAD_NUMBERS)
-def test_bad_numbers(words):
+def test_bad_numbers_are_refused(words):
   with pytest.raises(UserError) as error:
     BAD_NUMBERS[words]()
   assert words in str(error.value)

@@ -396,10 +396,10 @@ CASES = [
 ]
 
 
-def test_the_table_has_every_case():
+def test_every_theory_case_is_listed():
   assert [name for name, _ in CASES] == [f'T{number}' for number in range(1, 27)]
 
 
 @pytest.mark.parametrize('case', [pytest.param(case, id=name) for name, case in CASES])
-def test_theory(case):
+def test_theory_case_holds(case):
   case()

@@ -244,7 +244,7 @@ def test_fatal_status_ends_at_once(status, key, tmp_path):
   ('settings', 'sentence'),
   [
     ({'key': 'NO_SUCH_KEY'}, 'export NO_SUCH_KEY='),
-    ({'key': 'ODD_KEY'}, "key='ODD_KEY' is no environment variable that holds a key"),
+    ({'key': 'ODD_KEY'}, "key='ODD_KEY' is not an environment variable that holds a key"),
     ({'url': 'localhost:8000'}, "url='localhost:8000' must be like https://"),
     ({'url': 'http://x:y'}, "url='http://x:y' must be like https://"),
     ({'url': 'http://[x'}, r"url='http://\[x' must be like https://"),
@@ -271,7 +271,7 @@ def test_other_files_are_not_overwritten(tmp_path):
   path.write_text('something of the user, and longer than the header of a database. ' * 9)
   before = path.read_bytes()
   with serve(lambda content, before: FINE) as served:
-    with pytest.raises(UserError, match=r"cannot keep the judge's answers in .*not a database"):
+    with pytest.raises(UserError, match=r"cannot store the judge's answers in .*not a database"):
       query(endpoint(served, tmp_path), ['x'])
     assert not served.seen
   assert path.read_bytes() == before

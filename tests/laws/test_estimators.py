@@ -365,7 +365,7 @@ def test_expected_gradient_is_that_of_the_regularised_preference(row):
 
 
 @pytest.mark.parametrize('form', KL_FORMS)
-def test_every_form_of_the_kl_has_the_same_gradient(form):
+def test_all_kl_forms_have_the_same_gradient(form):
   kl = regularised_preference(POLICY, 1.0, payoff=np.zeros_like(PAYOFF))
   gradient = expected_gradient(SELF_PLAY._replace(loss=KL_FORMS[form]))
   np.testing.assert_allclose(gradient, kl, rtol=0, atol=1e-6 * abs(kl).max())
@@ -379,7 +379,7 @@ def test_importance_weights_give_the_forward_kl_gradient():
   np.testing.assert_allclose(gradient, truth, rtol=0, atol=1e-6 * abs(truth).max())
 
 
-def test_shared_samples_shrink_the_payoff_but_not_the_kl():
+def test_shared_samples_scale_only_the_payoff_gradient():
   # 3 of 9 comparisons are of a response with itself.
   payoff = regularised_preference(POLICY, 0.0)
   kl = regularised_preference(POLICY, TAU) - payoff
@@ -461,7 +461,7 @@ def test_planted_errors_are_found(name, batches):
   assert abs(scores).max() > THRESHOLD
 
 
-def test_the_opponent_is_the_mixture_and_not_the_policy(batches):
+def test_opponent_is_the_mixture_not_the_policy(batches):
   rows = 256 * FULL // batches  # the difference is small: equally many responses in both tiers
   gradients = sampled_gradients(NASH_MD_PG, draws(NASH_MD_PG, batches, rows))
   scores, _ = errors(gradients, expected_gradient(SELF_PLAY))

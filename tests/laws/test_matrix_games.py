@@ -95,7 +95,7 @@ def test_best_response_converges_to_the_closed_form():
 
 
 @pytest.mark.parametrize('beta', [0.125, 0.5])
-def test_the_mixture_of_nash_md_pg_is_the_nash_at_a_higher_temperature(beta):
+def test_mixture_is_the_nash_at_higher_temperature(beta):
   slots = fixed_point_finder(catalogue.nash_md_pg, beta, 0.1)(exact.raters(0.1))
   mixture = exact.mixed({'policy': 1 - beta, 'reference': beta}, slots)
   nash = fixed_point_finder(catalogue.self_play, 0.1 / (1 - beta))(exact.raters(0.1))['policy']
@@ -114,7 +114,7 @@ def test_two_actions_have_a_closed_form(beta):
 
 
 @pytest.mark.parametrize('tau', [0.1, 0.3])
-def test_kl_at_the_nash_is_at_most_one_over_two_tau_in_any_game(tau):
+def test_nash_kl_is_at_most_half_over_tau(tau):
   find_fixed_point = fixed_point_finder(catalogue.self_play, tau)
   for preference, mu in GAMES:
     log_pi = find_fixed_point(preference, mu)['policy']

@@ -26,7 +26,7 @@ def moved(references, updates, step=always):
   return {slot: [params[slot] for params in after] for slot in after[0]}
 
 
-def test_frozen_stays():
+def test_frozen_reference_never_changes():
   assert moved({'it': frozen}, 3)['it'] == [0, 0, 0]
 
 
@@ -38,7 +38,7 @@ def test_ema_weighs_the_newest_by_rate():
   assert moved({'it': ema(0.25)}, 3)['it'] == [0.25, 0.6875, 1.265625]
 
 
-def test_a_snapshot_is_taken_at_the_ends_of_rounds():
+def test_snapshot_is_taken_after_each_round():
   assert moved({'it': snapshot(3)}, 7)['it'] == [0, 0, 3, 3, 3, 6, 6]
 
 
@@ -52,14 +52,14 @@ def test_snapshot_copies_a_slot_before_the_update():
   assert slots['old'] == [0, 0, 0, 2, 2, 4]
 
 
-def test_history_holds_the_ends_of_the_last_rounds():
+def test_history_holds_policies_of_the_last_rounds():
   slots = moved(history(3, 2), 8)
   assert slots['history_1'] == [0, 2, 2, 4, 4, 6, 6, 8]
   assert slots['history_2'] == [0, 0, 0, 2, 2, 4, 4, 6]
   assert slots['history_3'] == [0, 0, 0, 0, 0, 2, 2, 4]
 
 
-def test_the_two_solves_of_onpo_and_their_slots():
+def test_onpo_updates_both_slots_after_their_solves():
   slots = moved(catalogue.onpo(1.0, 2).references, 8)
   assert slots['centre'] == [0, 2, 2, 2, 2, 6, 6, 6]  # pi', at the end of the first solve
   assert slots['snapshot'] == [0, 0, 0, 4, 4, 4, 4, 8]  # pi_t, at the end of the second

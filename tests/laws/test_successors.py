@@ -156,7 +156,7 @@ def assert_printed(values, text):
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_algorithms_reproduce_printed_numbers(name):
+def test_algorithms_reproduce_published_numbers(name):
   run = RUNS[name]
   policies = path(name)
   assert_printed(theory.gap(exact.CYCLE, policies[-1]), run.last)
@@ -184,5 +184,5 @@ def test_last_iterate_of_mwu_diverges(name):
   assert late < early / 10
 
 
-def test_a_magnet_moved_too_early_ends_near_a_vertex():
+def test_early_magnet_updates_end_near_a_vertex():
   assert path('comal, too early')[-1].max() > 0.9

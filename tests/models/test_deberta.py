@@ -116,7 +116,7 @@ def third(tmp_path_factory):
   return model, folder, theirs(model, *rows(45))
 
 
-def test_hidden_states_at_some_columns(third):
+def test_hidden_states_at_chosen_columns_agree(third):
   model, folder, expected = third
   encoder, params = load(folder, model.config)
   columns = np.array([[44, 0, 7], [30, 30, 1], [2, 1, 0]])
@@ -134,7 +134,7 @@ def test_padding_changes_no_hidden_state(third):
   np.testing.assert_allclose(ours(encoder, params, tokens[2:], mask[2:], columns), short, atol=1e-5)
 
 
-def test_attention_of_all_heads_at_once(third, monkeypatch):
+def test_attention_of_all_heads_at_once_agrees(third, monkeypatch):
   monkeypatch.setattr(deberta, 'platform', lambda: 'cuda')
   model, folder, expected = third
   encoder, params = load(folder, model.config)
@@ -142,7 +142,7 @@ def test_attention_of_all_heads_at_once(third, monkeypatch):
   np.testing.assert_allclose(ours(encoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
 
 
-def test_bfloat16_is_close(third):
+def test_bfloat16_is_close_to_float32(third):
   model, folder, expected = third
   encoder, params = load(folder, model.config, Numerics(jnp.bfloat16, jnp.bfloat16))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}

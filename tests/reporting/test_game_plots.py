@@ -28,7 +28,7 @@ def in_ink(pixels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize('count', [1, 3, 24])
-def test_convergence(count, tmp_path):
+def test_convergence_plot_is_drawn(count, tmp_path):
   updates = np.array([0, 1, 10, 100])
   curves = {f'solver {i}': (updates, 0.1 / (updates + i + 1)) for i in range(count)}
   figure = game_plots.convergence(curves, 'title', 'label')
@@ -72,7 +72,7 @@ def test_non_finite_values_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize('count', [1, 2, 6])
-def test_simplex(count, tmp_path):
+def test_simplex_plot_is_drawn(count, tmp_path):
   angle = np.linspace(0, 20, 100)[:, None] + np.array([0, 2.1, 4.2])
   path = (1 + np.exp(-angle[:, :1] / 10) * np.cos(angle) / 2) / 3
   path /= path.sum(axis=1, keepdims=True)
@@ -120,7 +120,7 @@ def test_large_payoffs_are_not_labelled_probabilities(tmp_path):
   drawn(game_plots.payoff_heatmap(np.zeros((2, 2)), 'ab', ''), tmp_path)
 
 
-def test_bars(tmp_path):
+def test_policy_bars_are_drawn(tmp_path):
   policies = {'reference': [0.6, 0.3, 0.1], 'Nash': jnp.array([0.3333, 0.6666, 1e-4])}
   figure = game_plots.policy_bars(policies, ['a', 'b', 'c'], 'title')
   assert in_ink(drawn(figure, tmp_path)) > 0.05
@@ -149,7 +149,7 @@ def test_bars_sum_rare_actions(tmp_path):
 
 
 @pytest.mark.parametrize('log', [False, True])
-def test_sweep(log, tmp_path):
+def test_sweep_plot_is_drawn(log, tmp_path):
   values = np.geomspace(0.01, 1, 20)
   policy = jnp.stack([values / 2, 1 - values, values / 2], axis=1)
   methods = {'RLHF': policy, 'Nash': policy}

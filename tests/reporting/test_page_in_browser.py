@@ -89,7 +89,7 @@ def test_page_of_five_megabytes_is_complete(tmp_path):
   assert browser.count('<article') == 3
 
 
-def test_page_of_benchmarks_alone(tmp_path):
+def test_page_of_benchmarks_alone_is_complete(tmp_path):
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   path = tmp_path / 'report.html'
   tournament_page.write(path, {'name': 'alone', 'policies': ['one'], 'benchmarks': [table]}, [], [])

@@ -134,13 +134,13 @@ def test_most_informative_opponent_is_one_action(looks, name):
   np.testing.assert_allclose(look['chosen'], best, rtol=1e-12)
 
 
-def test_a_feature_for_each_pair_makes_the_tabular_class(looks):
+def test_one_feature_per_pair_gives_the_tabular_class(looks):
   (one, _), (other, _) = looks['tabular'], looks['every pair']
   for what in ('estimate', 'error', 'ratios', 'chosen', 'bonus', 'potential'):
     np.testing.assert_allclose(one[what], other[what], rtol=1e-10, atol=1e-14, err_msg=what)
 
 
-def test_tabular_forms():
+def test_tabular_class_has_its_closed_forms():
   """Gamma^2 = sum w^2 / (ridge + n) is reached by delta = w / (ridge + n), and by no other."""
   members, setting, counts = tabular(0.7), contexts(), some_counts()
   weights = duel_weights(setting, log_policies(5), log_policies(6))
@@ -163,7 +163,7 @@ def test_tabular_forms():
   np.testing.assert_allclose(tabular(0.0).estimate(wins)[0, 0], [0.5, 3 / 4, 0.5])
 
 
-def test_width_bounds_the_paper_s_ratio():
+def test_width_bounds_the_papers_ratio():
   """Against a search over s on a fine grid, and below the ridge of constant / D."""
   setting, counts = contexts(), some_counts(most=6)
   pairs = X * K * (K - 1) / 2
@@ -191,7 +191,7 @@ def test_the_bonus_is_the_ratio_of_one_pair(looks, name):
     np.testing.assert_allclose(look['bonus'][x, a, b], ratio, rtol=1e-12)
 
 
-def test_finite_forms_against_a_loop(looks):
+def test_finite_class_equals_enumeration(looks):
   """The most likely of six members; ratio, error and worst member by enumeration."""
   look, wins = looks['finite']
   all_members, counts = np.asarray(listed()), np.asarray(votes.comparison_counts(wins))
@@ -212,7 +212,7 @@ def test_finite_forms_against_a_loop(looks):
 
 
 @pytest.mark.parametrize('name', ['tabular', 'linear'])
-def test_the_worst_member_against_a_numerical_search(looks, name):
+def test_worst_member_equals_a_numerical_search(looks, name):
   """scipy's SLSQP finds no lower sum w P within the budget (and [0, 1], for tabular)."""
   look, wins = looks[name]
   members, counts, setting = classes()[name], votes.comparison_counts(wins), contexts()
@@ -283,7 +283,7 @@ def test_coverage_is_the_worst_ratio_of_errors():
 
 
 @pytest.mark.parametrize('name', ['linear', 'logistic'])
-def test_regressions_against_scipy(looks, name):
+def test_regressions_equal_scipy(looks, name):
   """Ridge least squares and penalised logistic likelihood, minimised numerically."""
   look, wins = looks[name]
   above = np.triu_indices(K, 1)

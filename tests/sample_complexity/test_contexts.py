@@ -70,7 +70,7 @@ def test_plug_in_and_bonus_treat_prompts_independently(name):
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_the_version_space_of_two_prompts(name):
+def test_version_space_shares_its_budget_between_prompts(name):
   """Equal prompts share a budget evenly; a prompt of probability zero gets none of it."""
   link, (counts, estimate) = LINKS[name], asked()
   single = contexts(TAUS[name])
@@ -118,7 +118,7 @@ def test_enhancers_treat_prompts_independently(name):
 
 
 @pytest.mark.parametrize('name', LINKS)
-def test_the_chain_of_two_prompts(name):
+def test_error_bounds_hold_for_two_prompts(name):
   """Round by round in 20 seeds, in probabilities, and in log-odds for the class made of them."""
   link = LINKS[name] if name == 'probability' else log_odds(30.0)
   members = MEMBERS if name == 'probability' else logistic(features(), 0.7)

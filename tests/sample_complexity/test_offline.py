@@ -43,7 +43,7 @@ def kl_penalties(setting):
   return TAU * (GRID * (np.log(p) - np.asarray(setting.log_reference[0]))).sum(axis=1)
 
 
-def test_the_version_space_against_all_policies_of_a_grid():
+def test_version_space_learner_equals_a_grid_search():
   """No policy of a grid of 231 has a larger worst case, over all q of the grid and all members.
 
   The worst case found for the answer is below that of the grid, where it may only be too large.
@@ -82,7 +82,7 @@ def test_the_version_space_against_all_policies_of_a_grid():
 
 
 @pytest.mark.parametrize('link', [LINK, log_odds(3.0)], ids=['probability', 'log_odds'])
-def test_the_bonus_against_all_policies_of_a_grid(link):
+def test_bonus_learner_equals_a_grid_search(link):
   """No policy of the grid does better in P - beta Gamma against its best response."""
   setting, _, wins, counts = three_actions()
   estimate = MEMBERS.estimate(wins)
@@ -108,7 +108,7 @@ def test_the_bonus_against_all_policies_of_a_grid(link):
   assert abs(plain.value) < 1e-12 > abs(learnt.value)
 
 
-def test_the_guarantees_of_both_pessimists():
+def test_both_pessimists_keep_their_guarantees():
   """200 draws of 3e7 votes on a random game, the pairs with its best action covered 50 times
   better: enough that the bounds say something, as the reference is further off than they allow.
 

@@ -59,7 +59,7 @@ def check_chain(course, potential, exploring):
 
 
 @pytest.mark.parametrize('tau', [0.3, 0.03])
-def test_the_chain_and_the_eluder_sum(anything, tau):
+def test_error_bounds_and_eluder_sum_hold(anything, tau):
   """G <= sqrt(error) Gamma(pi, reply) <= sqrt(error) Gamma(pi, enhancer), and the sum of
   min(1, Gamma^2) <= 2 sum log(1 + n / ridge) by expected counts, in 100 seeds of 80 rounds."""
   for name in STRATEGIES:
@@ -70,7 +70,7 @@ def test_the_chain_and_the_eluder_sum(anything, tau):
 
 
 @pytest.mark.parametrize('make', [worlds.bilinear, worlds.listed])
-def test_the_chain_of_the_other_classes(make):
+def test_error_bounds_hold_for_the_other_classes(make):
   run = played(make(5), 5)
   for name in ('information', 'reference'):
     check_chain(*run(0.1, name), exploring=name == 'information')

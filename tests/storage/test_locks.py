@@ -40,7 +40,7 @@ def hold():
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-def test_a_folder_is_locked_until_its_process_is_killed(number, hold, tmp_path):
+def test_lock_ends_when_its_process_is_killed(number, hold, tmp_path):
   folder = tmp_path / 'stages' / 'sft'
   process = hold('folder', folder)
   with pytest.raises(UserError, match=r'another run is at work in .*sft; wait'):

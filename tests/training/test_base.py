@@ -12,7 +12,7 @@ from nlhf_jax.models import lora, scoring
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.update import initial_state, make_update
-from tests.models.test_lora import DECODER, changed, some_rows
+from tests.models.test_lora import DECODER, randomise_adapters, some_rows
 
 ROWS = {
   'average': catalogue.nash_ema_pg(rate=0.25, tau=0.1),
@@ -33,7 +33,9 @@ def comparison():
 @pytest.fixture(scope='module')
 def begun():
   """An adapter, as SFT would train it, and the base."""
-  return trees.split(changed(jax.jit(DECODER.init)(jax.random.key(0)), 1), lora.is_adapter)
+  return trees.split(
+    randomise_adapters(jax.jit(DECODER.init)(jax.random.key(0)), 1), lora.is_adapter
+  )
 
 
 @pytest.mark.parametrize('slot', ROWS)

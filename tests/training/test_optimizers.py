@@ -127,7 +127,7 @@ def test_nearest_rounding_loses_small_updates():
 
 
 @pytest.mark.parametrize('sign', [1, -1])
-def test_kahan_rounding_follows_the_sum_to_the_last_bit(sign):
+def test_kahan_rounding_is_exact_to_the_last_bit(sign):
   random = np.random.default_rng(0)
   changes = sign * CHANGE * random.uniform(0, 2, size=COUNT)
   end = followed('kahan', jnp.asarray(changes, jnp.float32))
@@ -135,7 +135,7 @@ def test_kahan_rounding_follows_the_sum_to_the_last_bit(sign):
 
 
 @pytest.mark.parametrize('sign', [1, -1])
-def test_stochastic_rounding_follows_the_sum_in_the_mean(sign):
+def test_stochastic_rounding_is_exact_in_the_mean(sign):
   end = followed('stochastic', jnp.full(COUNT, sign * CHANGE))
   error = end.std() / SIZE**0.5
   assert 0 < error < 1e-3

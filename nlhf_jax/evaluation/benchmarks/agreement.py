@@ -113,11 +113,11 @@ def run(
 
 
 def compare(judge: CachedJudge, data: Data) -> tuple[Probabilities, Probabilities]:
-  """P(first response > second) shown in that order, and P(second > first) shown in that one."""
+  """P(first > second) with the first one shown first, and P(second > first) with the second one."""
   pairs = list(zip(data.prompts, data.first, data.second, strict=True))
-  ahead = judge([Question(prompt, one, two, ('1', '2')) for prompt, one, two in pairs])
-  behind = judge([Question(prompt, two, one, ('2', '1')) for prompt, one, two in pairs])
-  return ahead, behind
+  forward = judge([Question(prompt, one, two, ('1', '2')) for prompt, one, two in pairs])
+  backward = judge([Question(prompt, two, one, ('2', '1')) for prompt, one, two in pairs])
+  return forward, backward
 
 
 def to_verdict(probability: Probabilities, winner: int = 1) -> Verdicts:
@@ -127,7 +127,7 @@ def to_verdict(probability: Probabilities, winner: int = 1) -> Verdicts:
 
 
 def to_probabilities(verdicts: Int[np.ndarray, 'n 2']) -> tuple[Probabilities, Probabilities]:
-  """What a judge with these verdicts in the two orders would return to `compare`."""
+  """The verdicts of an evaluator in both orders, as probabilities like those of `compare`."""
   win = lambda column, winner: np.select(
     [column == winner, column == 3 - winner, column == 0], [1.0, 0.0, 0.5], np.nan
   )
@@ -135,21 +135,21 @@ def to_probabilities(verdicts: Int[np.ndarray, 'n 2']) -> tuple[Probabilities, P
 
 
 def scores(
-  ahead: Probabilities,
-  behind: Probabilities,
+  forward: Probabilities,
+  backward: Probabilities,
   labels: Verdicts,
   combine: CombineOrders = mean_of_orders,
 ) -> dict[str, float]:
-  """The cells of one row.
+  """The cells of one row of the table.
 
   Args:
-    ahead: P(first response > second), with the first one shown first; NaN if missing.
-    behind: P(second response > first), with the second one shown first.
+    forward: P(first response > second), with the first one shown first; NaN if missing.
+    backward: P(second response > first), with the second one shown first.
     labels: the label of each pair.
-    combine: merges `ahead` and `behind` into P(first response > second).
+    combine: merges `forward` and `backward` into P(first response > second).
   """
-  verdicts = to_verdict(combine(ahead, behind))
-  orders = [to_verdict(ahead), to_verdict(behind, winner=2)]
+  verdicts = to_verdict(combine(forward, backward))
+  orders = [to_verdict(forward), to_verdict(backward, winner=2)]
   right = [verdict == labels for verdict in orders]
   decided = (verdicts > 0) & (labels > 0)
   correct = float(np.mean(verdicts[decided] == labels[decided])) if decided.any() else math.nan
@@ -167,7 +167,7 @@ def scores(
 
 
 def scores_of_people(labels: Int[np.ndarray, 'n L']) -> dict[str, float]:
-  """Agreement, agreement without ties and kappa, each a mean over all two of L people."""
+  """Agreement, agreement without ties and kappa, each a mean over all pairs of L people."""
   pairs = [(labels[:, i], labels[:, j]) for i, j in combinations(range(labels.shape[1]), 2)]
   both = [(one > 0) & (two > 0) for one, two in pairs]
   decided = [one[at] == two[at] for (one, two), at in zip(pairs, both, strict=True) if at.any()]

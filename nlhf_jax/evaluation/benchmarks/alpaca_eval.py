@@ -105,7 +105,7 @@ def run(
 
 
 def make_preference(judge: CachedJudge, name: str) -> TextPreference:
-  """A cached judge as `annotate` calls it; `name` is that of the policy, for the cache."""
+  """A cached judge in the form that `annotate` calls; `name` is the policy, for the cache."""
   return lambda prompts, left, right: judge(
     [Question(*texts, (name, 'reference')) for texts in zip(prompts, left, right, strict=True)]
   )
@@ -127,7 +127,7 @@ def figures(settings: Settings, rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def sort_board(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
-  """The best policy first."""
+  """Sorts the policies, best first."""
   by = next(key for key in LEADERBOARD if key in next(iter(board.values())))
   return sorted(board.items(), key=lambda item: -item[1][by])
 

@@ -69,9 +69,9 @@ class Benchmark(NamedTuple):
 
   Attributes:
     name: of the benchmark and of its section of the config.
-    run: see above.
-    answer: see above.
-    prepare: see above.
+    run: (policies, judges, work folder) -> tables of results.
+    answer: (policy, work folder) -> None; writes the answers of one policy to the folder.
+    prepare: raises `UserError` if the benchmark cannot run.
     min_generators: how many policies that can generate it needs.
     needs_policies: whether it evaluates policies at all, and not only judges.
     needs_judges: whether it runs every judge of the evaluation, with or without a tournament.

@@ -71,7 +71,7 @@ Find = Callable[[], tuple[Any, Sequence[Any]]]
 
 
 def outcome_path(folder: Path, policy: EvaluatedPolicy, piece: Any, limit: int | None) -> Path:
-  """The file of a policy's outcome on a piece; its name changes with all that determines it."""
+  """The file of a policy's outcome on a piece; its name has a digest of all that determines it."""
   settings = json.dumps([policy.key, piece.settings, limit], sort_keys=True)
   digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
   return folder / 'harness' / policy.name / f'{Path(piece.name).name}-{digest}.json'
@@ -140,8 +140,7 @@ def run(
     BenchmarkTable(
       f'Alignment tax, {name} after {first}',
       'Scores of the lm-evaluation-harness. The error of a change is computed as if the two '
-      'policies '
-      'had answered different questions.' + note_truncation(after),
+      'policies had answered different questions.' + note_truncation(after),
       list(TAX_COLUMNS),
       [
         [row['task'], *(row[column] for column in TAX_COLUMNS)]

@@ -5,8 +5,8 @@ lm-evaluation-harness) and does everything else itself. It is an extra of this p
 `pip install nlhf-jax[harness]`. Text is tokenised as by the harness's Hugging Face backend: special
 tokens in the output of a chat template are recognised.
 
-Not supported: several processes. Stop sequences are looked for every `CHUNK` tokens, outside of the
-compiled sampler.
+Not supported: several processes. The host searches for stop sequences after every `CHUNK` tokens,
+since the compiled sampler does not.
 """
 
 from collections.abc import Callable, Iterator, Mapping

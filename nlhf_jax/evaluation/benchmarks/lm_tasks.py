@@ -24,7 +24,7 @@ from nlhf_jax.storage import json_lines
 
 
 class Piece(NamedTuple):
-  """What the harness runs in one call: a task, or a group that has a score of its own.
+  """A unit that the harness runs in one call: a task, or a group that has a score of its own.
 
   `settings` determine the outcome: they change when a file of the task changes.
   """
@@ -152,14 +152,14 @@ def merge(outcomes: Sequence[Mapping]) -> dict:
   """The outcomes of several pieces as one.
 
   Raises:
-    UserError: if a task is in two of them.
+    UserError: if a task occurs in two of them.
   """
   whole: dict = {'cut': 0}
   for outcome in outcomes:
     for task in outcome['n-samples']:
       if task in whole.get('n-samples', ()):
         raise UserError(
-          f"config.harness.tasks: '{task}' is in two of them, perhaps with different settings; "
+          f"config.harness.tasks: the task '{task}' occurs twice, perhaps with different settings; "
           'remove one.'
         )
     for name, found in outcome.items():

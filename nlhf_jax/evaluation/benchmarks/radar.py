@@ -68,6 +68,6 @@ def draw(scores: Mapping[str, Mapping[str, float]], title: str, most: float = 10
   axes.grid(color=PALE, linewidth=0.8)
   axes.spines['polar'].set_color(PALE)
   figure.text(0.15 / wide, 1 - 0.2 / high, title, fontsize=11, color=INK, va='top')
-  outside = {'loc': 'center left', 'bbox_to_anchor': ((beside + across + 0.85) / wide, 0.5)}
-  figure.legend(**outside, frameon=False, fontsize=8.5, labelcolor=INK)
+  beside_plot = {'loc': 'center left', 'bbox_to_anchor': ((beside + across + 0.85) / wide, 0.5)}
+  figure.legend(**beside_plot, frameon=False, fontsize=8.5, labelcolor=INK)
   return figure

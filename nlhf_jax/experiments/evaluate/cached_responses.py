@@ -56,8 +56,8 @@ def cached_respond(
 ) -> Respond:
   """A function that samples responses batch by batch and caches them in `responses.jsonl`.
 
-  Conversations are sorted by length, longest first: batches have little padding, and a lack of
-  memory shows at once. The cache has one line per batch.
+  Conversations are sorted by length, longest first: batches have little padding, and if memory does
+  not suffice, the first batch fails. The cache has one line per batch.
 
   Raises:
     Interrupted: from the function, between batches, if the user asked to stop.

@@ -35,13 +35,13 @@ class EntrySettings(NamedTuple):
 
 
 class HarnessSettings(NamedTuple):
-  """The most questions of a task; 0 for all."""
+  """The maximum number of questions per task; 0 for all."""
 
   limit: Count
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExperiment:
-  """The experiment that a config describes; stages of its judges are kept in `folder`.
+  """The experiment that a config describes; stages of its judges are stored in `folder`.
 
   Raises:
     UserError: if a setting or the data cannot be used.
@@ -101,13 +101,13 @@ def evaluate_sections(config: ConfigDict) -> Iterator[Section]:
 
 
 def check_generators(benchmarks: Sequence[Benchmark], entries: Mapping[str, Entry]) -> None:
-  """Raises `UserError` if too few entries can answer questions that a benchmark brings."""
+  """Raises `UserError` if fewer entries can generate answers than a benchmark needs."""
   count = sum(not isinstance(entry, FiledResponses) for entry in entries.values())
   for benchmark in benchmarks:
     if count < benchmark.min_generators:
       raise UserError(
-        f'config.{benchmark.name}: {count} entries of {FIELD} can answer its questions, as models '
-        f'can and files of responses cannot; name at least {benchmark.min_generators}.'
+        f'config.{benchmark.name}: {count} entries of {FIELD} are models, which can answer its '
+        f'questions (files of responses cannot); name at least {benchmark.min_generators}.'
       )
 
 
@@ -121,7 +121,7 @@ def make_judges(config: ConfigDict) -> list[str]:
 def make_trained(
   config: ConfigDict, judges: Sequence[str], name: str, folder: Path
 ) -> LanguageExperiment | None:
-  """The experiment that trains the learned judges, or finds them trained."""
+  """The experiment that trains the learned judges, or loads those that are trained already."""
   learned = [judge for judge in judges if judge in STAGES]
   if not learned:
     return None
@@ -167,8 +167,8 @@ def make_prompts(
   talk = next((prompt for prompt in prompts if not isinstance(prompt, str)), None)
   if talk:
     raise UserError(
-      f'config.prompts.path: a prompt is a conversation ({talk[-1].content!r:.60} ends it); remove '
-      'it, because a tournament compares responses to single prompts.'
+      f'config.prompts.path: a prompt is a conversation (it ends with {talk[-1].content!r:.60}); '
+      'remove it, because a tournament compares responses to single prompts.'
     )
   return common_prompts(list(dict.fromkeys(prompts)), filed)
 
@@ -184,7 +184,7 @@ def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) 
     for name, one in filed.items()
   }
   notes = [
-    f"'{name}' has no response to {len(lacking)} of {len(prompts)}, as {lacking[0]!r:.80}"
+    f"'{name}' has no response to {len(lacking)} of {len(prompts)}, such as {lacking[0]!r:.80}"
     for name, lacking in missing.items()
     if lacking
   ]
@@ -212,5 +212,5 @@ def read_prompts(section: ConfigDict) -> list:
   try:
     return [record.prompt for record in examples.read_examples(**section)]
   except UserError as error:
-    # The reader names its settings as those of the section `data`.
+    # The messages of the reader name settings of the section `data`.
     raise UserError(str(error).replace('config.data.', 'config.prompts.')) from None

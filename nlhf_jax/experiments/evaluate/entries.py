@@ -60,7 +60,7 @@ def make_entries(
 def make_entry(
   config: ConfigDict, name: str, what: str, references: Sequence[Mapping], folder: Path
 ) -> dict[str, Entry]:
-  """The entries of one item `name=what`; several of one file are called `name_` and their own."""
+  """The entries of an item `name=what`; a file of several policies gives `name_policy` for each."""
   path = Path(what)
   if path.is_file():
     found = response_files.read(path, references)

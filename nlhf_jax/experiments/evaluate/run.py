@@ -42,7 +42,7 @@ class Judged(NamedTuple):
 
   `rows` are indices of prompts, in the order in which they were judged; n of them. For each judge,
   `one_order` [n, M, M] is P(row beats column) with the row's response shown first, and
-  `both_orders` [n, M, M] what the judge makes of the two orders together.
+  `both_orders` [n, M, M] the probability that the judge computes from both orders.
   """
 
   rows: Sequence[int]

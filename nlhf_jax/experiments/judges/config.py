@@ -32,7 +32,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
       raise UserError(f"config.sizes.{label}: '{unknown[0]}' is none of {', '.join(SIZES)}.")
     if changes and config.model.hf:
       raise UserError(
-        f'config.sizes.{label}: config.model.hf has a size of its own; leave the size empty.'
+        f'config.sizes.{label}: config.model.hf determines the size; leave the size empty.'
       )
     sized = copy.deepcopy(config)
     sized.model.update(changes)
@@ -59,12 +59,12 @@ def make_tests(section: ConfigDict) -> dict[str, list[Example]]:
   try:
     return read_tests(section) if section.path else {}
   except UserError as error:
-    # The readers of sources know only the section `data`.
+    # The messages of the reader name settings of the section `data`.
     raise UserError(str(error).replace('config.data.', 'config.tests.')) from None
 
 
 def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
-  """As `make_tests`, for a section with a path."""
+  """Reads the sources that the section names in `path`."""
   paths = [path.strip() for path in section.path.split(',')]
   schemas, splits = (
     one_per_source(field, section[field], len(paths)) for field in ('schema', 'split')

@@ -177,7 +177,7 @@ def judge_trained(network: JudgeNetwork, params: Params, test: Test) -> JudgedCo
 
 
 def judge_external(judge: ExternalJudge, name: str, test: str, texts: Texts) -> JudgedComparisons:
-  """The same of an external judge, which reads the texts without truncation.
+  """The probabilities of an external judge on every comparison; texts are not truncated.
 
   Raises:
     UserError: if it has no usable verdict on any comparison.
@@ -197,7 +197,7 @@ def judge_external(judge: ExternalJudge, name: str, test: str, texts: Texts) -> 
 def intransitivity(
   experiment: LanguageExperiment, label: str, judge: Judge, groups: Comparison | None
 ) -> dict[str, dict]:
-  """Label -> the cycles of a judge, over the prompts on which it has all verdicts, if any."""
+  """Label -> the intransitivity of a judge on prompts with all verdicts; empty without any."""
   payoffs = judge_all_pairs(experiment, judge, groups)
   if payoffs is None:
     return {}

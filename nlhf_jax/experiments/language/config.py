@@ -39,7 +39,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_heads(model: ConfigDict) -> None:
-  """Refuses sizes of attention heads that do not go together, in the section `model`."""
+  """Refuses sizes of attention heads in the section `model` that are incompatible."""
   if model.heads % model.key_heads:
     raise UserError(
       f'config.model.heads={model.heads} must be a multiple of config.model.key_heads='
@@ -52,7 +52,7 @@ def check_heads(model: ConfigDict) -> None:
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExperiment:
-  """Makes the experiment that a config describes; its stages are kept in `folder`.
+  """Makes the experiment that a config describes; its stages are stored in `folder`.
 
   Raises:
     UserError: if a setting or the data cannot be used.
@@ -117,7 +117,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   """Makes a policy from its section of `config.policies`.
 
   Raises:
-    UserError: if a setting is wrong, or does not go with another one.
+    UserError: if a setting is wrong, or incompatible with another one.
   """
   field = f'config.policies.{name}'
   if name in (*LEARNED, *JUDGES, 'tournament', 'exploitability'):
@@ -135,7 +135,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   given = {'reward'} if gives_rewards(row.judge) else {'probability', 'log_odds'}
   if not given.intersection(payoffs):
     raise UserError(
-      f"{field}.judge='{row.judge}' does not go with '{row.algorithm}', which learns from payoffs "
+      f"{field}.judge='{row.judge}' cannot train '{row.algorithm}', which learns from payoffs "
       f'of the kind {" or ".join(payoffs)}; use another judge.'
     )
   if row.feedback == 'vote' and gives_rewards(row.judge):
@@ -169,7 +169,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
 
 
 def make_exploiter(config: ConfigDict) -> Training | None:
-  """How exploiters train, or None if the config has none.
+  """The training of exploiters, or None if the config has none.
 
   Raises:
     UserError: if a setting is wrong.

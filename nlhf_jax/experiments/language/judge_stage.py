@@ -23,7 +23,7 @@ from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, make_update
 
 WATCHED = 256  # held-out prompts that learning curves are measured on
-INIT = zlib.crc32(b'init')  # folded into a stage's key; its steps fold in their numbers, far below
+INIT = zlib.crc32(b'init')  # folded into a stage's key; step numbers are far smaller
 METRICS: dict[str, Measure] = {
   'probability': step_metrics.preference_metrics,
   'reward': step_metrics.reward_metrics,
@@ -91,7 +91,7 @@ def tokenize_prompts(experiment: LanguageExperiment, prompts: Sequence[Prompt]) 
     ids = tokenizers.prompt_ids(tokenizer, messages)
   except Problem as problem:
     raise UserError(
-      f'a prompt cannot be written for the model of the judges ({problem}); leave it out, or '
+      f"a prompt cannot be formatted for the judges' model ({problem}); leave it out, or "
       'choose a model with a chat template.'
     ) from None
   return tokenizers.pad_prompts(tokenizer, [row[-length:] for row in ids], length)

@@ -109,7 +109,7 @@ def make_evaluate(
 ) -> Evaluate:
   """Slots -> win rate against the SFT policy and KL from it, on a fixed set of held-out prompts.
 
-  The last judge of the panel measures the win rate, and the metric is named after it.
+  The last judge of `panel` measures the win rate, and the metric is named after it.
   """
   name, judge = list(panel.items())[-1]
   score = scoring.make_score(experiment.model.decoder)

@@ -13,7 +13,7 @@ from nlhf_jax.storage.hub import fingerprint
 
 
 def stages_of_judges(used: Collection[str | None]) -> list[str]:
-  """The stages that train some of these judges."""
+  """The stages that train those judges among `used` that are trained in the run."""
   return [stage for judge, stage in STAGES.items() if judge in used]
 
 
@@ -22,8 +22,8 @@ def stage_settings(
 ) -> dict[str, dict]:
   """Stage -> the settings that determine it: its own and those of the stages it builds on.
 
-  A policy builds on its judge, if it has one, and judges build on SFT. Settings that change no
-  number, such as which slots enter the tournament, are not part of a policy's.
+  A policy builds on its judge, if it has one, and judges build on SFT. Settings that affect
+  no computation, such as which slots enter the tournament, are left out for a policy.
   """
   plain = json.loads(config.to_json_best_effort())
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}

@@ -37,7 +37,7 @@ def make_samples(
   """Samples responses of every entry to the held-out prompts, and has every judge compare them."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
-  # Two responses a prompt: the first is compared; the second tells which style would beat it.
+  # Two responses per prompt: the first is compared; the second shows which style would beat it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
   score = jax.jit(scoring.make_score(experiment.model.decoder))
   sides, others, ratios = {}, {}, {}
@@ -88,11 +88,11 @@ def publish(
   """Writes results, samples, metrics and the report, and prints the tables.
 
   Args:
-    experiment: its stages are done.
+    experiment: all of its stages are finished.
     workdir: the folder to write to.
     lines: records of the tournament.
     exploited: records of the exploiters.
-    accounts: use of the external judges.
+    accounts: usage of the external judges.
   """
   results = tournament.summarise(lines)
   if experiment.corpus.annotator:
@@ -114,8 +114,8 @@ def publish(
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
   page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'external_judges': accounts}
-  asked = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
-  page |= {'dropped_prompts': asked - len(lines), **results}
+  requested = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
+  page |= {'dropped_prompts': requested - len(lines), **results}
   tournament_page.write(workdir / 'report.html', page, curves, lines)
   print_results(experiment, results, judges)
   return results
@@ -191,7 +191,7 @@ def print_tables(results: Mapping) -> None:
       )
     for cycle in results['cycles'][name]['first'][:3]:
       round_about = ' > '.join([*cycle['policies'], cycle['policies'][0]])
-      sure = '' if cycle['significant'] else ', not certain'
+      sure = '' if cycle['significant'] else ', not significant'
       print(f'  a cycle: {round_about}, its weakest link {cycle["weakest"]:.3f}{sure}')
   for name, ranked in results['ranking'].items():
     cells = [
@@ -203,7 +203,7 @@ def print_tables(results: Mapping) -> None:
       ]
       for row in ranked
     ]
-    title = f'\nBy the maximal lottery of that table, {name} judge, 95 % over prompts:'
+    title = f'\nRanking by the maximal lottery, {name} judge, 95 % intervals over prompts:'
     heads = ['share', 'wins against it', 'Borda', 'Bradley-Terry']
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
 
@@ -223,6 +223,6 @@ def print_exploiters(found: Mapping) -> None:
     ]
     for by_trainer in found.values()
   ]
-  columns = [f'{trained_by}, seen by {by}' for trained_by, by in by_judges]
+  columns = [f'{trained_by}, measured by {by}' for trained_by, by in by_judges]
   title = '\nWin rate of an exploiter trained against each policy under a judge, 95 %:'
   print(formatting.format_text(title, list(found), columns, cells))

@@ -45,8 +45,8 @@ def make_experiment(
   parts = {field: make_part(config[field], f'config.{field}') for field in PARTS}
   if config.rewards.world.name != 'bradley_terry':
     raise UserError(
-      f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only there "
-      'is a reward.'
+      f"config.rewards.world.name='{config.rewards.world.name}' must be bradley_terry: only this "
+      'world has a reward.'
     )
   return SampleComplexityExperiment(name, config.payoff, link, config.seed, config.seeds, **parts)
 

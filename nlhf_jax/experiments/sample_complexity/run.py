@@ -115,9 +115,10 @@ def measure_offline(
 
 
 def find_unsolved(title: str, at: np.ndarray, left: Mapping[str, jax.Array]) -> dict[str, dict]:
-  """Title -> solver -> its remaining gap in its own game by `at`, the maximum over seeds [S, R].
+  """Title -> solver -> the gap that remains in its own game at each of `at`.
 
-  Has only solvers with a gap above `SOLVED`, or NaN; empty if there are none.
+  The gap is the maximum of `left` [S, R] over seeds. Only solvers with a gap that is above `SOLVED`
+  or NaN are listed.
   """
   most = {name: np.asarray(values).max(axis=0) for name, values in left.items()}
   rows = {

@@ -47,10 +47,10 @@ def make_active_steps(
       pair = algorithm.select(comparison, jax.random.fold_in(batch_key, 2))
       sampled = vote(look_up(truth, pair), jax.random.fold_in(batch_key, 3))
       prompt, left, right = jax.tree.map(np.asarray, find(pair))
-      ahead, left, right = np.asarray(sampled) > 0, left[:, :, None], right[:, None, :]
-      winner, loser = np.where(ahead, left, right), np.where(ahead, right, left)
+      left_wins, left, right = np.asarray(sampled) > 0, left[:, :, None], right[:, None, :]
+      winner, loser = np.where(left_wins, left, right), np.where(left_wins, right, left)
       np.add.at(wins, (prompt[:, None, None], winner, loser), 1)
-    return wins * (1 - np.eye(wins.shape[-1]))  # votes between equal responses carry nothing
+    return wins * (1 - np.eye(wins.shape[-1]))  # votes between equal responses carry no information
 
   def wins_until(number, slots, batch, key) -> Float[np.ndarray, 'X R R']:
     """Wins in all votes up to this round; samples those of this round unless they are stored."""

@@ -70,7 +70,7 @@ def check(config: ConfigDict) -> None:
   """Refuses settings that cannot work, before any work is done.
 
   Raises:
-    UserError: that names the field, its value and what the value must be.
+    UserError: the message names the field, its value and the values that are valid.
   """
   sections.check(token_game_sections(config))
   language_config.check_heads(config.model)

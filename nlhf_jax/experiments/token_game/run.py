@@ -48,7 +48,7 @@ def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
   """Trains or loads every method, and writes results, plots and the report to `workdir`.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM; running again goes on from there.
+    Interrupted: on Ctrl-C or SIGTERM; running again resumes.
   """
   params = make_reference(experiment)
   listed = make_list_log_probs(experiment)
@@ -159,7 +159,7 @@ def train_learner(
   listed: Callable,
   measured: SolvedGame,
 ) -> Params:
-  """Trains one learner from the reference, judged by its own estimate; returns its policy."""
+  """Trains one learner from the reference, with its estimate as the judge; returns its policy."""
   learner = experiment.learners[label]
   steps = make_active_steps(
     learner, experiment.game, scoring.make_score(experiment.decoder), make_rollouts(experiment)
@@ -205,7 +205,7 @@ def read_metrics(stage: Stage) -> list[dict]:
 
 
 def read_evaluations(stage: Stage) -> list[dict]:
-  """Those records of the metrics of a stage that have evaluations."""
+  """The records of the metrics of a stage that contain evaluations."""
   return [record for record in read_metrics(stage) if 'worst_gap' in record]
 
 

@@ -4,10 +4,11 @@ Shapes and types are checked while the tests run, and compiled programs are kept
 file runs on one worker, so that its fixtures are made once.
 """
 
-import copy
 import importlib
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,13 +105,13 @@ def session_folder(tmp_path_factory, worker_id) -> Path:
 class ToyRun(NamedTuple):
   """A finished run of the embedded task at toy size. Tests change copies only."""
 
-  config: ConfigDict
+  make_config: Callable[[], ConfigDict]  # a deep copy would sort the policies by name
   folder: Path  # with the work directory `run`, and `stages`
 
-  def copy_to(self, folder: Path) -> 'ToyRun':
-    """The same run, as its own files in an empty or missing folder."""
+  def copy_to(self, folder: Path) -> tuple[ConfigDict, Path]:
+    """Its config, and a copy of its files in an empty or missing folder."""
     shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-    return ToyRun(copy.deepcopy(self.config), folder)
+    return self.make_config(), folder
 
 
 @pytest.fixture(scope='session')
@@ -122,4 +123,4 @@ def toy_run(config_named, session_folder) -> ToyRun:
   with FileLock(session_folder / 'toy_run.lock'):
     if not (folder / 'run' / 'report.html').exists():
       start(config, 'nash_md', folder / 'run', folder / 'stages')
-  return ToyRun(config, folder)
+  return ToyRun(partial(config_named, 'nash_md'), folder)

@@ -60,7 +60,7 @@ def shortened(config):
 @pytest.fixture(scope='module')
 def common(toy_run, tmp_path_factory):
   """Stages that configs find: the SFT model and the judges of those before."""
-  return toy_run.copy_to(tmp_path_factory.mktemp('common')).folder / 'stages'
+  return toy_run.copy_to(tmp_path_factory.mktemp('common'))[1] / 'stages'
 
 
 def kinds(algorithm):

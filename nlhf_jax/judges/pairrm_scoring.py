@@ -158,7 +158,7 @@ def make_score(
     vocabulary: of the same folder.
     batch: the maximal number of pairs in a batch.
   """
-  logit, places = jax.jit(ranker.logit), jax.jit(ranker.places)(params)
+  logit, places = jax.jit(ranker.logit), jax.jit(ranker.project_positions)(params)
 
   def score(prompts, first, second):
     prompt_ids, response_ids = (

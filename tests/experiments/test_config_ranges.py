@@ -21,10 +21,10 @@ from nlhf_jax.experiments.token_game.config import token_game_sections
 FOLDER = Path(__file__).parents[2] / 'configs'
 SECTIONS = {
   'language': sections.language_sections,
-  'preferences': sections.language_sections,
+  'judges': sections.language_sections,
   'evaluate': evaluate_sections,
   'tabular': tabular_sections,
-  'finite_sample': sample_complexity_sections,
+  'sample_complexity': sample_complexity_sections,
   'token_game': token_game_sections,
 }
 VALUES = (-1, 0, math.nan, math.inf)

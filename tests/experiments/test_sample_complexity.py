@@ -45,7 +45,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   assert results['online']['unsolved'] == {}
   assert len(results['rewards']['curves']) == 4
   figures = {'rates.png', 'offline_1.png', 'offline_2.png', 'online_1.png', 'rewards.png'}
-  others = {'config.json', 'results.json', 'report.html'}
+  others = {'.lock', 'config.json', 'results.json', 'report.html'}
   assert {path.name for path in tmp_path.iterdir()} == figures | others
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == len(figures)

@@ -71,7 +71,7 @@ def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
     )
   }
   assert all((tmp_path / name).read_bytes().startswith(SIGNATURE) for name in figures)
-  assert files - figures == {'config.json', 'results.json', 'report.html'}
+  assert files - figures == {'.lock', 'config.json', 'results.json', 'report.html'}
   page = (tmp_path / 'report.html').read_text()
   assert page.count('<img') == len(figures)
   printed = capsys.readouterr().out

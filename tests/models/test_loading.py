@@ -22,7 +22,7 @@ def of_process(field):
   ))
 
 folder = Path(sys.argv[1])
-family, sizes = architectures.read(folder)
+family, sizes = architectures.read_architecture(folder)
 shapes = jax.eval_shape(make_decoder(sizes).init, jax.random.key(0))
 here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 jax.block_until_ready(jax.device_put(jax.numpy.zeros(3), here))

@@ -84,7 +84,9 @@ def run_command(
     print(f'Stopped in {stopped}. All work is saved: run the same command again to resume.')
     return 130
   except KeyboardInterrupt:
-    print('Stopped at once. Run the same command again to resume from what has been saved.')
+    print(
+      'Stopped at once. Run the same command again: it resumes from what was saved, if anything.'
+    )
     return 130
   return 0
 

@@ -1,9 +1,12 @@
 """Judges: functions that measure how much one response is preferred to another.
 
 A judge maps a comparison to its payoff [B, K, J]: P(y > y'|x) - 1/2, or a difference of rewards.
-It is antisymmetric. A preference that depends on the order of two responses is evaluated in both
-orders; this module is the only place where sides are swapped, so a bias towards the first position
-cannot reach an algorithm. NaN means that the judge has no verdict on a pair, and nothing else.
+The payoff is antisymmetric, payoff(y, y') = -payoff(y', y). Algorithms rely on it, and nothing
+checks it at run time; "the worse of two judges for the left response" is not antisymmetric, and
+therefore not a judge (see `antisymmetric`). A preference that depends on the order of two responses
+is evaluated in both orders; this module is the only place where sides are swapped, so a bias
+towards the first position cannot reach an algorithm. NaN means that the judge has no verdict on a
+pair, and nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +61,11 @@ def antisymmetric(
   one_order: Judge, combine: Callable[[Array, Array], Array] = half_difference
 ) -> Judge:
   """The judge combine(f(y, y'), f(y', y)), with f evaluated in one order at a time.
+
+  The default projects f onto antisymmetric functions: it cancels a bias towards a position, and
+  everything else that is not antisymmetric. Of min(a, b) for two judges a and b it leaves their
+  mean (a + b) / 2; a cautious combination, such as the median of a, b and 0, needs a `combine` of
+  its own.
 
   If a batch of responses is compared with itself, one evaluation contains both orders.
 

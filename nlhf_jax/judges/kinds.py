@@ -1,7 +1,8 @@
 """Kinds of judges as records: how each is made, trained, and identified in stages.
 
 A new judge is a module of this folder with a record `KIND`, and a line in `registry`. Its settings,
-if it has any, are the section of the config that the record names, passed as a plain mapping.
+if it has any, are the section of the config that the record names, passed as a plain mapping. A
+record sees its own section alone: judges that are combined from other judges are not made here.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ class JudgeNetwork(NamedTuple):
     init: from the decoder's parameters to the network's.
     score: (parameters, comparison) -> what the loss is a function of.
     judge: the judge that policies learn from: P - 1/2, or a difference of rewards.
-    probability_judge: the judge whose payoff is P - 1/2.
+    probability_judge: the judge of tournaments and metrics, whose payoff is P - 1/2 in any case.
     left_first: (parameters) -> comparison -> P(left > right), the left response shown first.
   """
 

@@ -3,8 +3,8 @@
 A verdict, a stated tie included, is an answer. An answer that cannot be parsed, and a request that
 fails after all retries, are *unusable*: the preference of that pair is NaN, never 1/2.
 `judge.antisymmetric` then makes the payoff of the pair NaN if either order is, and an update leaves
-out the whole prompt (`selection.judged`). If more than a given share of the last 100 requests is
-unusable, the run ends.
+out the whole prompt (`selection.drop_unjudged`). If more than a given share of the last 100
+requests is unusable, the run ends.
 """
 
 import json
@@ -247,8 +247,10 @@ def _make_reader(
     if sum(recent) > tolerated * RECENT:
       raise UserError(
         f"the judge '{endpoint.model}' at {endpoint.url} gave no usable verdict on {sum(recent)} "
-        f'of the last {len(recent)} questions; the tolerated share is {tolerated:g} of {RECENT} '
-        f'(the last one: {reason}, {detail}). Its answers are stored: fix the cause and run again.'
+        f'of the last {len(recent)} questions; more than {tolerated * RECENT:g} of {RECENT} stop '
+        f'a run (config.remote.tolerated={tolerated:g}). The last one: {reason}, {detail}. All '
+        f'answers are stored in {endpoint.cache}, those that cannot be parsed too: change the '
+        'template or the request, or delete that file, and run again.'
       )
     return np.nan
 

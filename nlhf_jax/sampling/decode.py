@@ -110,6 +110,7 @@ def next_tokens(
     hold all of them but the last.
   """
   split, count = len(plan.drafting), plan.draft_length
+  # The last token is not cached yet; tokens that `check` rejected are taken back here.
   cached = split_rows(sampler, state.lengths - 1)
   caches = [
     cache._replace(length=member_rows(group, cached).reshape(-1))

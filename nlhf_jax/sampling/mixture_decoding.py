@@ -108,6 +108,9 @@ def mixture_logits(
 ) -> tuple[dict[int, Array], tuple[Cache, ...]]:
   """Weighted sums of the groups' logits after tokens, and the caches with those tokens.
 
+  With speculative decoding these are partial sums: `speculative.check` adds those of the members
+  that draft to those of the members that check. `prefill` mixes the logits of the first token.
+
   Returns:
     mixture -> [b, count, k, V], for mixtures with members in the groups; and the caches.
   """

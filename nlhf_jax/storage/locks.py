@@ -31,7 +31,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
       except Timeout:
         taken = True
     if distributed.any_process(taken):
-      raise UserError(f'another run is at work in {folder}; wait for it to end.')
+      raise UserError(
+        f'another run is at work in {folder}, and nothing was changed; wait for it to end, or '
+        'give another --workdir.'
+      )
     yield
 
 

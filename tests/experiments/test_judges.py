@@ -182,7 +182,7 @@ def test_seed_determines_the_initial_gpm(config_of, tmp_path):
     ('sizes', {'x': {'depth': 3}}, r"config\.sizes\.x: 'depth' is none of width, "),
     ('sizes', {}, r'config\.sizes is empty'),
     ('judges', 'learned,oracle', r"config\.judges='learned,oracle' must be some of learned, "),
-    ('judges', 'learned,learned', 'must be some of'),
+    ('judges', 'learned,learned', "names 'learned' twice"),
     ('tests', {'path': 'none.jsonl'}, r"config\.tests\.path: cannot read 'none.jsonl'"),
     ('tests', {'path': 'x.jsonl', 'schema': 'own'}, r"config\.tests\.schema='own' is none of"),
     ('tests', {'path': 'x.jsonl', 'split': 'a,b'}, r"config\.tests\.split='a,b' names 2 for 1"),

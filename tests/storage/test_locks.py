@@ -43,7 +43,9 @@ def hold():
 def test_lock_ends_when_its_process_is_killed(number, hold, tmp_path):
   folder = tmp_path / 'stages' / 'sft'
   process = hold('folder', folder)
-  with pytest.raises(UserError, match=r'another run is at work in .*sft; wait'):
+  with pytest.raises(
+    UserError, match=r'another run is at work in .*sft, and nothing was changed; wait'
+  ):
     locks.lock_folder(folder).__enter__()
   process.send_signal(number)
   process.wait()

@@ -108,8 +108,13 @@ def make_panel(config: ConfigDict) -> list[str]:
   """The judges of the tournament: the oracle, if there is one, and those of `config.judges`."""
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
-    if name == 'oracle' or name not in JUDGES or panel.count(name) > 1:
-      raise UserError(f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}.")
+    if name not in NAMES:
+      raise UserError(
+        f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}; an oracle takes part "
+        'wherever there is one.'
+      )
+    if panel.count(name) > 1:
+      raise UserError(f"config.judges='{config.judges}' names '{name}' twice; name it once.")
   return ['oracle', *panel] if find_oracle(config) else panel
 
 

@@ -158,7 +158,7 @@ def test_mt_bench_runs_alone(config_of, tmp_path, monkeypatch):
     assert len(served.seen) == asked  # the judge's responses are cached, too
     assert json.loads((tmp_path / 'run/remote.json').read_text())['counts'] == {
       **account,
-      'kept': 12,
+      'cached': 12,
     }
     config.mt_bench.mode = 'pair'
     (table,) = run(config, tmp_path / 'run')['benchmarks']

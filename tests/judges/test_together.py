@@ -35,7 +35,7 @@ from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.judges.verdicts import SUMMARIES
 folder, texts = Path(folder), json.loads(texts)
 with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
-  ranker, params, lengths = networks.load(folder)
+  ranker, params, lengths = networks.load_ranker(folder)
   parts = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)}
   split = not params['encoder']['embed']['embedding'].is_fully_replicated
   vocabulary = pairrm_scoring.read_vocabulary(folder, len(params['encoder']['embed']['embedding']))

@@ -79,7 +79,11 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-  """RMSNorm or LayerNorm over the last axis, in float32."""
+  """RMSNorm or LayerNorm over the last axis, in float32.
+
+  Flax's own norms have no scale that is stored as an offset from 1, as Gemma's is, and their
+  gradients round differently, which would change the digits of every run.
+  """
 
   sizes: Architecture
   numerics: Numerics

@@ -151,7 +151,7 @@ def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Jud
   return make_async_judge(
     make_sample(training.algorithm, make),
     judge,
-    partial(with_feedback, report=policy.feedback),
+    partial(with_feedback, feedback=policy.feedback),
     make_policy_update(training, score),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],

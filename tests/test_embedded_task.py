@@ -20,9 +20,9 @@ MINUTES = 15  # for a machine that runs other tests beside it
 TENTH = """
   --config.data.posts=3277 --config.data.held_out=103 --config.tournament.prompts=103
   --config.sft.steps=70 --config.sft.evaluate_every=20
-  --config.preference_model.steps=300 --config.preference_model.evaluate_every=100
-  --config.policies.self_play.steps=30 --config.policies.self_play.evaluate_every=10
-  --config.policies.nash_md.steps=30 --config.policies.nash_md.evaluate_every=10
+  --config.preference_model.steps=100 --config.preference_model.evaluate_every=25
+  --config.policies.self_play.steps=20 --config.policies.self_play.evaluate_every=5
+  --config.policies.nash_md.steps=20 --config.policies.nash_md.evaluate_every=5
 """
 
 

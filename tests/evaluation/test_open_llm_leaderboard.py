@@ -156,6 +156,7 @@ def test_all_tasks_and_57_subjects_have_scores(offline):
   }
 
 
+@pytest.mark.slow
 def test_truncated_prompts_are_counted(offline):
   manager, pieces = lm_tasks.find_tasks(['openllm'])
   piece = {piece.name.partition('/')[2]: piece for piece in pieces}

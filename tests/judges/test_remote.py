@@ -105,7 +105,7 @@ def test_too_many_unusable_answers_end_the_run(tmp_path):
     judge.preference(['p'] * 40, fine + bad[:10], ['x'] * 40)  # as many as are tolerated
     with pytest.raises(
       UserError,
-      match=r'1[1-4] of the last 4\d questions; .* 0.1 of 100 .*400, .*the text is too long',
+      match=r'1[1-4] of the last 4\d questions; more than 10 of 100 .*400 - the text is too long',
     ):
       judge.preference(['p'] * 60, bad, ['x'] * 60)
     assert len(served.seen) <= 40 + 4 + 1

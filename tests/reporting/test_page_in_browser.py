@@ -52,7 +52,7 @@ def lines(count):
   for number in range(count):
     rate = random.beta(6, 4, size=(3, 3))
     rate = np.tril(rate, -1) + np.triu(1 - rate.T, 1) + 0.5 * np.eye(3)
-    texts = {name: f'<b>{name}</b> & {number} ' + 'and also ' * 235 for name in POLICIES}
+    texts = {name: f'<b>{name}</b> & {number} ' + 'and yet ' * 235 for name in POLICIES}
     rows.append(
       {
         'prompt': f'Question {number}: what <i>now</i>?',

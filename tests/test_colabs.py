@@ -15,8 +15,6 @@ from tests.conftest import OPTIMISED
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
-# What the text of each notebook claims, as its cells print it.
-BEGINNING = 8  # cells of each notebook, in the quick tier
 # What the text of a notebook says, as its cells print it.
 FACTS = {
   'sample_complexity': (
@@ -43,6 +41,10 @@ FACTS = {
   ),
 }
 
+# With several threads, XLA's CPU backend now and then waits for ever in a vectorised loop of linear
+# solves (jaxlib 0.10, two cores).
+ONE_THREAD = {'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false'}
+
 
 class ThisPython(AsyncKernelManager):
   """Kernels run on the interpreter of the tests, whatever kernels are installed."""
@@ -64,7 +66,7 @@ def execute(notebook, **variables):
     kernel_manager_class=ThisPython,
     resources={'metadata': {'path': str(ROOT / 'colabs')}},
   )
-  client.execute(env=os.environ | OPTIMISED | {'PYTHONPATH': str(ROOT)} | variables)
+  client.execute(env=os.environ | OPTIMISED | ONE_THREAD | {'PYTHONPATH': str(ROOT)} | variables)
   return ''.join(output.get('text', '') for cell in code(notebook) for output in cell.outputs)
 
 
@@ -79,16 +81,6 @@ def check_figures(notebook):
     draws = f'\n{cell.source}'.count('\ngame_plots.')
     assert len(shown) == draws, cell.source
     assert all('image/png' in kinds for kinds in shown), cell.source
-
-
-def test_notebook_beginning_runs():
-  """That of one notebook; the end of the other runs below."""
-  path = next(path for path in NOTEBOOKS if path.stem != 'tabular_convergence')
-  notebook = nbformat.read(path, as_version=4)
-  notebook.cells = notebook.cells[:BEGINNING]
-  printed = execute(notebook)
-  check_figures(notebook)
-  assert re.search(FACTS[path.stem][0], printed)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Law: a command that is stopped anywhere and run again ends with the same bits.
 
-The quick tier stops one run twice, by SIGTERM and by SIGKILL; the slow tier stops a run by each
-signal, and one whose judge works asynchronously.
+Runs are stopped by each signal, twice, and while a judge works asynchronously.
 """
 
 import signal
@@ -17,6 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as orbax
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 TOY = """
   --config.data.posts=64 --config.data.held_out=8
   --config.model.width=16 --config.model.layers=1 --config.model.hidden=16
@@ -108,7 +108,6 @@ def test_twice_stopped_run_is_bitwise_identical(tmp_path):
   assert_same(run_to_end(cut, DPO), run_to_end(uncut, DPO))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('number', 'stage'),
   [(signal.SIGKILL, 'preference_model'), (signal.SIGTERM, 'sft'), (signal.SIGINT, 'nash_md')],
@@ -118,7 +117,6 @@ def test_stopped_run_is_bitwise_identical(number, stage, uncut, tmp_path):
   assert_same(run_to_end(tmp_path, NASH_MD), uncut)
 
 
-@pytest.mark.slow
 def test_a_killed_run_with_asynchronous_judging_resumes(tmp_path):
   uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
   stop(cut, ASYNCHRONOUS, signal.SIGKILL, 'nash_md')

@@ -52,6 +52,7 @@ def needs(config, *more):
   return [1e3 * float(number) for number in row[:6]], done.stdout
 
 
+@pytest.mark.slow
 def test_persistent_memory_is_exact_and_excess_gets_advice(config):
   (slots, optimizer, kept, update, rollout, peak), message = needs(
     config, '--devices=4', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--memory=0.0001'

@@ -26,6 +26,7 @@ def config(toy, tmp_path, monkeypatch):
   return config
 
 
+@pytest.mark.slow
 def test_policy_and_tournament_use_pairrm(config, tmp_path):
   language.run(make_experiment(config, 'sppo', tmp_path / 'stages'), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())

@@ -145,6 +145,7 @@ def test_equilibrium_has_no_gap_unlike_the_reference(experiment):
   assert start['win_rate_against_reference'] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_running_again_changes_nothing(toy, tmp_path, capsys):
   toy.game.response_length = 2
   for label in list(toy.methods)[1:-1]:

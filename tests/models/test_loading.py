@@ -39,6 +39,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not Path('/proc/self/clear_refs').exists(), reason='only Linux reports peak memory'
 )

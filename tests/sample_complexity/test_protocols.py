@@ -27,6 +27,7 @@ def ends(gaps):
   return np.asarray(mean - half), np.asarray(mean + half)
 
 
+@pytest.mark.slow
 def test_pessimism_helps_with_low_coverage_and_tau():
   """Protocol E5: a star of eight, beta = 1, at 100, 1,000 and 10,000 votes: mean gaps.
 

@@ -72,13 +72,7 @@ def draw_methods(methods: Mapping[str, Any], target: float, along: str, label: s
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
   handles.sort(key=lambda line: -line.get_ydata()[-1])
-  figure.legend(
-    handles=handles,
-    loc='outside right center',
-    frameon=False,
-    fontsize=9,
-    labelcolor=game_plots.INK,
-  )
+  _legend(figure, handles)
   return figure
 
 
@@ -90,10 +84,7 @@ def draw_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: 
   handles = []
   for (name, row), colour in zip(learners.items(), cycle(game_plots.COLOURS), strict=False):
     line = {'color': colour, 'linewidth': 1.8}
-    votes, gaps = (
-      row['judged'][1:],
-      row['gap'][1:],
-    )  # the first is 0, which a logarithmic axis cannot show
+    votes, gaps = row['judged'][1:], row['gap'][1:]  # a logarithmic axis cannot show the first, 0
     handles += axes.plot(votes, gaps, marker='o', markersize=3.5, label=f'{name}, by votes', **line)
     if name in methods:
       method = methods[name]
@@ -103,13 +94,7 @@ def draw_votes(methods: Mapping[str, Any], learners: Mapping[str, Any], target: 
   axes.set_ylim(
     *_limits(methods | {f'{name}, by votes': row for name, row in learners.items()}, target)
   )
-  figure.legend(
-    handles=handles,
-    loc='outside right center',
-    frameon=False,
-    fontsize=9,
-    labelcolor=game_plots.INK,
-  )
+  _legend(figure, handles)
   return figure
 
 
@@ -170,6 +155,17 @@ def _limits(methods: Mapping[str, Any], target: float) -> tuple[float, float]:
   """Limits of the axis of gaps: those of training and the target, with some room."""
   gaps = [gap for row in methods.values() for gap in row['gap']]
   return min(target, *gaps) / 2, 1.5 * max(gaps)
+
+
+def _legend(figure: Figure, handles: list[Line2D]) -> None:
+  """Names the lines beside the figure."""
+  figure.legend(
+    handles=handles,
+    loc='outside right center',
+    frameon=False,
+    fontsize=9,
+    labelcolor=game_plots.INK,
+  )
 
 
 def _rule(axes: Axes, target: float) -> None:

@@ -5,7 +5,7 @@ They know nothing of models, tokenizers or configs, and are functions of one qua
     rho(y) = log pi(y|x) - sum_m w_m log pi_m(y|x)
 
 to a weighted mixture of other slots, the anchors. Log-probabilities are summed over tokens; only
-losses with `per_token` divide by the length, which changes the objective.
+the values `per_token` and `log_odds_per_token` divide by the length, which changes the objective.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from nlhf_jax.algorithms.algorithm import Loss, mixture
 from nlhf_jax.algorithms.described import described
@@ -100,16 +100,54 @@ def debiased_label(epsilon: float) -> Callable[[Array], Array]:
 
 
 @described
+def sigmoid_label(eta: float) -> Callable[[Array], Array]:
+  """p = sigmoid(eta payoff): the label of a pair whose rewards differ by the payoff."""
+  return lambda payoff: jax.nn.sigmoid(eta * payoff)
+
+
+# Values: (rho of whole responses, their numbers of tokens) -> what a pairwise loss compares.
+Value = Callable[[Array, Array], Array]
+
+
+def whole(ratio: Float[Array, 'B K'], tokens: Int[Array, '#B #K']) -> Float[Array, 'B K']:
+  """rho itself."""
+  del tokens
+  return ratio
+
+
+def per_token(ratio: Float[Array, 'B K'], tokens: Int[Array, '#B #K']) -> Float[Array, 'B K']:
+  """rho divided by the number of tokens of its response."""
+  return ratio / tokens
+
+
+def log_odds_per_token(
+  ratio: Float[Array, 'B K'], tokens: Int[Array, '#B #K']
+) -> Float[Array, 'B K']:
+  """log q / (1 - q), q = exp(rho / tokens): log-odds of the mean token, if there is no anchor."""
+  mean = ratio / tokens
+  # A probability of one would have infinite log-odds.
+  mean = jnp.minimum(mean, -jnp.finfo(mean.dtype).eps)
+  return mean - jnp.log(-jnp.expm1(mean))
+
+
+@described
+def chi_squared(cap: float) -> Value:
+  """rho + exp(rho), the derivative of KL + chi^2 / 2; the exponent is cut at `cap`."""
+  return lambda ratio, tokens: ratio + jnp.exp(jnp.minimum(ratio, cap))
+
+
+@described
 def pairwise_loss(
   link: Callable[[Array], Array],
   *,
   beta: float = 1.0,
   margin: float = 0.0,
   label: Callable[[Array], Array] = payoff_to_label,
-  per_token: bool = False,
+  value: Value = whole,
+  bound: float = jnp.inf,
   **anchors: float,
 ) -> Loss:
-  """p link(margin - beta z) + (1 - p) link(margin + beta z) of every pair, z = rho(y) - rho(y').
+  """p link(margin - beta z) + (1 - p) link(margin + beta z) of every pair, z = v(y) - v(y').
 
   Links: softplus (DPO), square (IPO: at beta = 1 the target of z is 2 payoff margin), relu (hinge).
 
@@ -118,22 +156,77 @@ def pairwise_loss(
     beta: scale of z.
     margin: the lead at which the link is evaluated at 0.
     label: payoff -> p.
-    per_token: whether each rho is divided by the number of tokens of its response.
+    value: rho -> v.
+    bound: beta z is cut to [-bound, bound], beyond which it has no gradient.
     anchors: slot -> weight in rho.
 
   Returns:
     [B, K, J].
   """
 
-  def value(scores, comparison, side):
-    ratio = rho(scores, side, anchors)
-    return ratio / jnp.sum(getattr(comparison, side).mask, axis=-1) if per_token else ratio
-
   def loss(scores, comparison):
-    left, right = (value(scores, comparison, side) for side in ('left', 'right'))
-    lead = beta * (left[:, :, None] - right[:, None, :])
+    lead = jnp.clip(leads(scores, comparison, beta, value, anchors), -bound, bound)
     p = label(comparison.payoff)
     return p * link(margin - lead) + (1 - p) * link(margin + lead)
+
+  return loss
+
+
+def leads(scores, comparison, beta, value, anchors) -> Float[Array, 'B K J']:
+  """beta (v(y) - v(y')) of every pair."""
+  left, right = (
+    value(rho(scores, side, anchors), jnp.sum(getattr(comparison, side).mask, axis=-1))
+    for side in ('left', 'right')
+  )
+  return beta * (left[:, :, None] - right[:, None, :])
+
+
+@described
+def forward_preference(beta: float, eta: float, **anchors: float) -> Loss:
+  """KL(sigmoid(x) || sigmoid(t)) of two outcomes, x = beta (rho(y) - rho(y')), t = eta payoff.
+
+  The target of x is t, as with the logistic loss on `sigmoid_label`, whose KL is the reverse of
+  this one. Not convex in x.
+
+  Returns [B, K, J].
+  """
+
+  def loss(scores, comparison):
+    lead = leads(scores, comparison, beta, whole, anchors)
+    target = eta * comparison.payoff
+    return sum(
+      jax.nn.sigmoid(sign * lead)
+      * (jax.nn.log_sigmoid(sign * lead) - jax.nn.log_sigmoid(sign * target))
+      for sign in (1, -1)
+    )
+
+  return loss
+
+
+@described
+def anchored_zero(beta: float, **anchors: float) -> Loss:
+  """sigmoid(beta rho(y_l)) - sigmoid(beta rho(y_w)), mean over labels: APO-zero. [B, K, J]."""
+
+  def loss(scores, comparison):
+    left, right = (jax.nn.sigmoid(beta * rho(scores, side, anchors)) for side in ('left', 'right'))
+    return -2 * comparison.payoff * (left[:, :, None] - right[:, None, :])
+
+  return loss
+
+
+@described
+def anchored_down(beta: float, **anchors: float) -> Loss:
+  """sigmoid(beta rho(y_w)) - sigmoid(beta (rho(y_w) - rho(y_l))), mean over labels: APO-down.
+
+  Returns [B, K, J].
+  """
+
+  def loss(scores, comparison):
+    left, right = (jax.nn.sigmoid(beta * rho(scores, side, anchors)) for side in ('left', 'right'))
+    lead = leads(scores, comparison, beta, whole, anchors)
+    p = payoff_to_label(comparison.payoff)
+    winner = p * left[:, :, None] + (1 - p) * right[:, None, :]
+    return winner - p * jax.nn.sigmoid(lead) - (1 - p) * jax.nn.sigmoid(-lead)
 
   return loss
 

@@ -99,6 +99,110 @@ def pair_by_mean_payoff(comparison: Comparison, key: Array) -> Comparison:
   return Comparison(comparison.prompts, one, other, (gains[:, :1] - gains[:, 1:])[:, :, None])
 
 
+def pair_by_predicted_payoff(comparison: Comparison, key: Array) -> Comparison:
+  """The first of two left responses against the second, with the payoff u(y_1) - u(y_2).
+
+  u(y) = 2 a(y, y') - a(y, y'') with the payoffs against the two right responses, of the newest and
+  of the second newest policy: the payoff that optimism predicts for the next round. It lies in
+  [-3/2, 3/2].
+  """
+  predicted = 2 * comparison.payoff[:, :, :1] - comparison.payoff[:, :, 1:]
+  return pair_by_mean_payoff(comparison._replace(payoff=predicted), key)
+
+
+@described
+def weigh_by_strength(tau: float) -> Select:
+  """Weighs right responses by softmax_j(mean payoff of j / tau) in place of equally.
+
+  With right responses from mu, the weighted ones are distributed as mu exp(P(y' > pi) / tau) / Z,
+  the best response to the left side, with a bias of order 1 / J.
+  """
+
+  def select(comparison, key):
+    del key
+    count = comparison.payoff.shape[2]
+    strength = -jnp.mean(comparison.payoff, axis=1, keepdims=True)
+    weight = count * jax.nn.softmax(strength / tau, axis=2)
+    return comparison._replace(payoff=weight * comparison.payoff)
+
+  return select
+
+
+def leave_out_self(comparison: Comparison, key: Array) -> Comparison:
+  """Scales payoffs of K responses, compared all with all, so that means are over K - 1 opponents.
+
+  A response has the payoff 0 against itself, so that its mean over all K is too small by
+  (K - 1) / K, while a KL penalty is not.
+  """
+  del key
+  count = comparison.payoff.shape[2]
+  return comparison._replace(payoff=comparison.payoff * (count / (count - 1)))
+
+
+@described
+def standardise(epsilon: float) -> Select:
+  """Replaces payoffs by (u - mean of u) / (s + epsilon), u the mean payoff of each of K responses.
+
+  s is their standard deviation, with K - 1 in its denominator. One column of payoffs is left.
+  """
+
+  def select(comparison, key):
+    del key
+    gains = mean_payoff(comparison)
+    centred = gains - jnp.mean(gains, axis=1, keepdims=True)
+    spread = jnp.std(gains, axis=1, ddof=1, keepdims=True)
+    return comparison._replace(payoff=(centred / (spread + epsilon))[:, :, None])
+
+  return select
+
+
+def choose_one(comparison: Comparison, key: Array) -> Comparison:
+  """Replaces differences of rewards by the chance that each of K responses is chosen, less 1 / K.
+
+  The choice among all is softmax_i(r_i), Plackett and Luce's; equal responses share their chance.
+  """
+  del key
+  chance = 1 / jnp.sum(jnp.exp(-comparison.payoff), axis=2, keepdims=True)
+  return comparison._replace(payoff=chance - 1 / comparison.payoff.shape[1])
+
+
+def log_odds(probability: Float[Array, '...']) -> Float[Array, '...']:
+  """log P / (1 - P), with P cut to [1e-4, 1 - 1e-4]: at most 9.2."""
+  probability = jnp.clip(probability, 1e-4, 1 - 1e-4)
+  return jnp.log(probability) - jnp.log1p(-probability)
+
+
+# Maps of win probabilities, of which a selection takes the odd part.
+PAYOFF_MAPS = {
+  'identity': lambda probability: probability,
+  'log_odds': log_odds,
+  'sign': lambda probability: jnp.sign(probability - 0.5),
+  'square': jnp.square,
+  'log': lambda probability: jnp.log(jnp.maximum(probability, 1e-4)),
+}
+
+
+@described
+def map_payoff(name: str) -> Select:
+  """Replaces P = payoff + 1/2 by (psi(P) - psi(1 - P)) / 2, with psi from `PAYOFF_MAPS`.
+
+  The odd part of psi, so that the payoff stays antisymmetric, and what is played a game.
+
+  Raises:
+    UserError: if there is no such map.
+  """
+  if name not in PAYOFF_MAPS:
+    raise UserError(f"psi='{name}' must be one of {', '.join(PAYOFF_MAPS)}.")
+  psi = PAYOFF_MAPS[name]
+
+  def select(comparison, key):
+    del key
+    payoff = (psi(0.5 + comparison.payoff) - psi(0.5 - comparison.payoff)) / 2
+    return comparison._replace(payoff=payoff)
+
+  return select
+
+
 def pair_with_best(comparison: Comparison, key: Array) -> Comparison:
   """The first left response y against the best y' of those from the third on.
 
@@ -147,8 +251,7 @@ def add_mismatches(comparison: Comparison, key: Array) -> Comparison:
 def payoff_to_log_odds(comparison: Comparison, key: Array) -> Comparison:
   """Replaces payoffs by log-odds, log P(y > y') / P(y' > y), cut to 9.2 (P = .9999)."""
   del key
-  probability = jnp.clip(comparison.payoff + 0.5, 1e-4, 1 - 1e-4)
-  return comparison._replace(payoff=jnp.log(probability) - jnp.log1p(-probability))
+  return comparison._replace(payoff=log_odds(comparison.payoff + 0.5))
 
 
 @described

@@ -14,7 +14,7 @@ from scipy.special import expit, logit, softmax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training.update import initial_state, make_update
-from tests.laws import exact, test_fixed_points, test_successors, tiny
+from tests.laws import exact, test_fixed_points, test_further_methods, test_successors, tiny
 from tests.laws.exact import natural
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -177,11 +177,18 @@ ELSEWHERE = {
   'sppo_estimated': 'test_rounds.py',
   'gpo': 'test_rounds.py',
   'rso_hinge': 'test_rejection.py',
+  'apo_zero': 'test_further_methods.py',
+  'apo_down': 'test_further_methods.py',
+  'standardised_self_play': 'test_further_methods.py',
+  'psi_self_play': 'test_further_methods.py',
+  'nash_rejection': 'test_further_methods.py',
+  'best_of_k': 'test_further_methods.py',
 }
 
 
 def test_every_offline_algorithm_is_tested():
-  in_tables = {name.split(',')[0] for name in [*test_fixed_points.LAWS, *test_successors.RUNS]}
+  tables = [*test_fixed_points.LAWS, *test_successors.RUNS, *test_further_methods.RESTS]
+  in_tables = {name.split(',')[0] for name in tables}
   assert set(catalogue.ALGORITHMS) == in_tables | set(ELSEWHERE)
   for name, file in ELSEWHERE.items():
-    assert f'catalogue.{name}(' in (Path(__file__).parent / file).read_text()
+    assert f'catalogue.{name}' in (Path(__file__).parent / file).read_text()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms.losses import (
+  anchored_down,
   cross_entropy,
   likelihood,
+  log_odds_per_token,
   pairwise_loss,
+  per_token,
   policy_gradient,
   prospect,
   regression,
@@ -61,8 +64,10 @@ LOSSES = [
   policy_gradient(reference=0.1),
   likelihood,
   winner_likelihood,
-  pairwise_loss(jnp.square, margin=0.5, per_token=True, reference=1.0),
+  pairwise_loss(jnp.square, margin=0.5, value=per_token, reference=1.0),
   pairwise_loss(jax.nn.softplus, beta=0.5, reference=1.0),
+  pairwise_loss(jax.nn.softplus, value=log_odds_per_token),
+  anchored_down(0.5, reference=1.0),
   regression(2.0, reference=1.0),
   prospect(0.5, 2.0, 1.0, reference=1.0),
 ]

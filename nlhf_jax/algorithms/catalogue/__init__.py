@@ -6,14 +6,22 @@ is the length of a round in updates.
 """
 
 from nlhf_jax.algorithms.catalogue.offline_data import (
+  apo_down,
+  apo_zero,
   cdpo,
+  chi_po,
+  cpo,
   dpo,
   ipo,
   ipo_per_token,
   kto,
+  orpo,
   preference_model,
   reward_model,
   robust_dpo,
+  rpo_backward,
+  rpo_forward,
+  rpo_squared,
   rso,
   rso_hinge,
   sft,
@@ -21,6 +29,7 @@ from nlhf_jax.algorithms.catalogue.offline_data import (
   slic,
 )
 from nlhf_jax.algorithms.catalogue.online_pairs import (
+  chi_self_play,
   egpo,
   ipo_md,
   oelhf,
@@ -29,14 +38,20 @@ from nlhf_jax.algorithms.catalogue.online_pairs import (
   xpo,
 )
 from nlhf_jax.algorithms.catalogue.policy_gradients import (
+  best_of_k,
   best_response,
   mpo,
   nash_ema_pg,
+  nash_md_group,
   nash_md_pg,
   nash_prox,
+  nash_rejection,
+  psi_self_play,
   rlhf_pg,
   self_play,
+  self_play_group,
   spo,
+  standardised_self_play,
 )
 from nlhf_jax.algorithms.catalogue.rounds import (
   comal,
@@ -44,6 +59,7 @@ from nlhf_jax.algorithms.catalogue.rounds import (
   gpo,
   inpo,
   mnpo,
+  omwu,
   onpo,
   rebel,
   rspo,
@@ -66,6 +82,14 @@ ALGORITHMS = {
       robust_dpo,
       ipo,
       ipo_per_token,
+      chi_po,
+      rpo_squared,
+      rpo_backward,
+      rpo_forward,
+      apo_zero,
+      apo_down,
+      orpo,
+      cpo,
       slic,
       kto,
       simpo,
@@ -73,7 +97,9 @@ ALGORITHMS = {
       rso_hinge,
     ),
     *(nash_md_pg, self_play, best_response, rlhf_pg, nash_ema_pg, spo, mpo, nash_prox),
-    *(spin, sppo, sppo_estimated, sppo_pair, gpo, rspo, rebel, dno, inpo, comal, mnpo, onpo),
-    *(online_dpo, online_ipo, ipo_md, xpo, egpo, oelhf),
+    *(nash_md_group, self_play_group, standardised_self_play, psi_self_play),
+    *(nash_rejection, best_of_k),
+    *(spin, sppo, sppo_estimated, sppo_pair, gpo, rspo, rebel, dno, inpo, comal, mnpo, onpo, omwu),
+    *(online_dpo, online_ipo, ipo_md, xpo, egpo, oelhf, chi_self_play),
   )
 }

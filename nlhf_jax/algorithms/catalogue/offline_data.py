@@ -5,11 +5,18 @@ import jax.numpy as jnp
 
 from nlhf_jax.algorithms.algorithm import DATA, LEFT, REFERENCE, Algorithm
 from nlhf_jax.algorithms.losses import (
+  anchored_down,
+  anchored_zero,
+  chi_squared,
   cross_entropy,
   debiased_label,
+  forward_preference,
   likelihood,
+  log_odds_per_token,
   pairwise_loss,
+  per_token,
   prospect,
+  sigmoid_label,
   smoothed_label,
   weighted_sum,
   winner_likelihood,
@@ -76,8 +83,83 @@ def ipo(tau: Positive) -> Algorithm:
 
 def ipo_per_token(tau: Positive) -> Algorithm:
   """IPO with every rho divided by the length of its response, as in its authors' experiments."""
-  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), per_token=True, reference=1.0)
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), value=per_token, reference=1.0)
   return ipo(tau)._replace(loss=loss)
+
+
+def chi_po(beta: Positive, r_max: Positive) -> Algorithm:
+  """chi-PO: -log sigmoid(clip(beta (phi(y_w) - phi(y_l)))), phi = z + log z, z = pi / mu.
+
+  (arXiv 2407.13399, algorithm 1.) DPO for the price KL + chi^2 / 2, so that responses which the
+  data do not cover gain less. The clip is to 2 `r_max`; beyond it the loss is flat, and a bound
+  below the leads that the data teach moves the minimum. Only gains cost more: where pi is far below
+  mu, phi is log z, as in DPO. The exponent is cut at 20.
+  """
+  loss = pairwise_loss(
+    jax.nn.softplus, beta=beta, value=chi_squared(20.0), bound=2 * r_max, reference=1.0
+  )
+  return dpo(beta)._replace(loss=loss)
+
+
+def rpo_squared(beta: Positive, eta: Positive) -> Algorithm:
+  """RPO, squared: (beta (rho(y_w) - rho(y_l)) - t)^2, t = eta payoff (arXiv 2502.00203).
+
+  The payoff of a pair is in the place of the paper's difference of rewards, in all three forms.
+  """
+  loss = pairwise_loss(jnp.square, beta=beta, margin=eta / 2, reference=1.0)
+  return dpo(beta)._replace(loss=loss)
+
+
+def rpo_backward(beta: Positive, eta: Positive) -> Algorithm:
+  """RPO with the backward KL: DPO on the label sigmoid(eta payoff) (arXiv 2502.00203)."""
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, label=sigmoid_label(eta), reference=1.0)
+  return dpo(beta)._replace(loss=loss)
+
+
+def rpo_forward(beta: Positive, eta: Positive) -> Algorithm:
+  """RPO with the forward KL, KL(sigmoid(beta (rho - rho')) || sigmoid(eta payoff)) (2502.00203).
+
+  EXO on pairs (arXiv 2402.00856, eq. 16) with label smoothing e is this, at
+  eta = 2 log((1 - e) / e), up to a constant. The loss is not convex.
+  """
+  return dpo(beta)._replace(loss=forward_preference(beta, eta, reference=1.0))
+
+
+def apo_zero(beta: Positive) -> Algorithm:
+  """APO-zero: -sigmoid(beta rho(y_w)) + sigmoid(beta rho(y_l)) (arXiv 2408.06266, eq. 7).
+
+  It has no fixed point in the interior: the policy ends at one response, slowly, since the sigmoids
+  saturate.
+  """
+  return dpo(beta)._replace(loss=anchored_zero(beta, reference=1.0))
+
+
+def apo_down(beta: Positive) -> Algorithm:
+  """APO-down: sigmoid(beta rho(y_w)) - sigmoid(beta (rho(y_w) - rho(y_l))) (2408.06266, eq. 8).
+
+  Its stationary point in the interior is a saddle: the policy ends at one response.
+  """
+  return dpo(beta)._replace(loss=anchored_down(beta, reference=1.0))
+
+
+def orpo(weight: Positive) -> Algorithm:
+  """ORPO: -log pi(y_w) - weight log sigmoid(log-odds of y_w - log-odds of y_l) (2403.07691).
+
+  Odds are those of the mean token, q / (1 - q), q = exp(log pi(y) / |y|). The likelihood is of the
+  response, in nats; the released code takes its mean over the tokens of prompt and response. There
+  is no reference.
+  """
+  odds = pairwise_loss(jax.nn.softplus, value=log_odds_per_token)
+  return Algorithm(DATA, DATA, weighted_sum((1.0, winner_likelihood), (weight, odds)), {})
+
+
+def cpo(beta: Positive, weight: NonNegative) -> Algorithm:
+  """CPO: -log sigmoid(beta log pi(y_w) / pi(y_l)) - weight log pi(y_w) (2401.08417, eq. 3).
+
+  There is no reference.
+  """
+  pairs = pairwise_loss(jax.nn.softplus, beta=beta)
+  return Algorithm(DATA, DATA, weighted_sum((1.0, pairs), (weight, winner_likelihood)), {})
 
 
 def slic(delta: NonNegative, weight: NonNegative) -> Algorithm:
@@ -98,7 +180,7 @@ def kto(beta: Positive, desirable: Positive, undesirable: Positive) -> Algorithm
 
 def simpo(beta: Positive, gamma: NonNegative) -> Algorithm:
   """-log sigmoid(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma) (arXiv 2405.14734)."""
-  loss = pairwise_loss(jax.nn.softplus, beta=beta, margin=gamma, per_token=True)
+  loss = pairwise_loss(jax.nn.softplus, beta=beta, margin=gamma, value=per_token)
   return Algorithm(DATA, DATA, loss, {})
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, Algorithm, extragradient, mixture
 from nlhf_jax.algorithms.catalogue.offline_data import dpo, ipo
-from nlhf_jax.algorithms.losses import pairwise_loss, right_log_prob, weighted_sum
+from nlhf_jax.algorithms.losses import chi_squared, pairwise_loss, right_log_prob, weighted_sum
 from nlhf_jax.algorithms.references import frozen, newest
 from nlhf_jax.algorithms.selection import pair_by_mean_payoff, pair_with_best
 from nlhf_jax.ranges import AtLeastOne, Fraction, NonNegative, Positive
@@ -19,6 +19,16 @@ def online_dpo(beta: Positive) -> Algorithm:
 def online_ipo(tau: Positive) -> Algorithm:
   """IPO on fresh pairs y, y' ~ pi: its fixed point is the regularised Nash (arXiv 2403.08635)."""
   return ipo_md(beta=0.0, tau=tau)
+
+
+def chi_self_play(tau: Positive) -> Algorithm:
+  """chi-PO in self-play: (phi(y) - phi(y') - (P - 1/2) / tau)^2, phi = z + log z, z = pi / mu.
+
+  Its fixed point is the Nash of the game with the price tau (KL + chi^2 / 2), after arXiv
+  2407.13399. The exponent is cut at 20.
+  """
+  loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), value=chi_squared(20.0), reference=1.0)
+  return online_ipo(tau)._replace(loss=loss)
 
 
 def ipo_md(beta: Fraction, tau: Positive) -> Algorithm:

@@ -1,9 +1,16 @@
 """Policy-gradient algorithms: REINFORCE on the payoff with KL penalties."""
 
-from nlhf_jax.algorithms.algorithm import POLICY, SNAPSHOT, Algorithm, mixture
+from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, SNAPSHOT, Algorithm, mixture
 from nlhf_jax.algorithms.losses import policy_gradient
 from nlhf_jax.algorithms.references import ema, frozen, history, snapshot
-from nlhf_jax.ranges import AtLeastOne, Fraction, NonNegative, Positive
+from nlhf_jax.algorithms.selection import (
+  choose_one,
+  leave_out_self,
+  map_payoff,
+  standardise,
+  weigh_by_strength,
+)
+from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Fraction, NonNegative, Positive
 
 
 def nash_md_pg(beta: Fraction, tau: NonNegative) -> Algorithm:
@@ -81,4 +88,74 @@ def nash_prox(tau: NonNegative, eta: Positive, rate: Fraction) -> Algorithm:
   return self_play(tau)._replace(
     loss=policy_gradient(reference=tau, centre=1 / eta),
     references={'reference': frozen, 'centre': ema(rate)},
+  )
+
+
+def nash_md_group(
+  beta: Fraction, tau: NonNegative, responses: AtLeastOne, opponents: AtLeastOne
+) -> Algorithm:
+  """Nash-MD-PG with the mean payoff of K responses against J opponents; unbiased for every K, J.
+
+  The variance is that of K and of J samples; more opponents help more than more responses.
+  """
+  return nash_md_pg(beta, tau)._replace(
+    left=[POLICY] * responses, right=[mixture(policy=1.0 - beta, reference=beta)] * opponents
+  )
+
+
+def self_play_group(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
+  """Self-play of K samples of the policy, all against all; its fixed point is self-play's.
+
+  The opponents are the baseline; a leave-one-out baseline on top of them would divide tau by
+  K / (K - 1).
+  """
+  return self_play(tau)._replace(left=[POLICY] * samples, right=LEFT, select=leave_out_self)
+
+
+def standardised_self_play(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
+  """Self-play of K samples with GRPO's advantages, (u - mean) / (s + 1e-4) (arXiv 2402.03300).
+
+  Another game than self-play: with K = 2 the payoff is sign(P - 1/2) / sqrt 2 whatever the margin,
+  so that it ends at the regularised Nash of the *signs*, at tau sqrt 2; as K grows, dividing by an
+  ever smaller spread lets the KL penalty vanish near the equilibrium. KL(pi, mu) is added as usual,
+  not GRPO's forward KL.
+  """
+  return self_play(tau)._replace(
+    left=[POLICY] * samples, right=LEFT, select=standardise(1e-4), payoffs=('probability', 'reward')
+  )
+
+
+def psi_self_play(tau: NonNegative, psi: str) -> Algorithm:
+  """Self-play on the odd part of psi(P): (psi(P) - psi(1 - P)) / 2 (after arXiv 2505.20627).
+
+  `psi` is identity, log_odds, sign, square or log. Any odd map that keeps the sign of P - 1/2
+  selects a Condorcet winner as tau goes to 0; a tau is in units of the mapped payoff. The map acts
+  on the probability of a pair: on votes all maps would be the same.
+  """
+  return self_play(tau)._replace(select=map_payoff(psi), payoffs=('log_odds',))
+
+
+def nash_rejection(tau: Positive, responses: AtLeastOne, candidates: AtLeastOne) -> Algorithm:
+  """Nash rejection sampling, weighted: y ~ pi against the best response to pi (2503.10990).
+
+  The best response, mu exp(P(y' > pi) / tau) / Z, is estimated by weights on `candidates` responses
+  of mu, in place of rejecting them one by one; P(y' > pi) by the mean over `responses` of pi. Both
+  are biased: of order 1 / candidates, and 1 / responses. A step descends the regularised
+  exploitability, where self-play turns around the equilibrium.
+  """
+  return self_play(tau)._replace(
+    left=[POLICY] * responses, right=[REFERENCE] * candidates, select=weigh_by_strength(tau)
+  )
+
+
+def best_of_k(tau: NonNegative, k: AtLeastOne) -> Algorithm:
+  """The alignment game of k samples against one, of which the user chooses the best (2601.08777).
+
+  Each of k + 1 samples of the policy is in turn the single opponent. Needs a judge of choices among
+  k + 1, for which a reward model stands, by Plackett and Luce's softmax; pairwise preferences do
+  not determine such choices. At its symmetric equilibrium k samples win against any opponent with
+  probability k / (k + 1).
+  """
+  return self_play(tau)._replace(
+    left=[POLICY] * (k + 1), right=LEFT, select=choose_one, payoffs=('reward',)
   )

@@ -20,6 +20,7 @@ from nlhf_jax.algorithms.selection import (
   best_and_worst,
   chain,
   pair_by_mean_payoff,
+  pair_by_predicted_payoff,
   payoff_to_log_odds,
   split_pairs,
   subtract_constant,
@@ -159,3 +160,16 @@ def onpo(eta: Positive, every: AtLeastOne) -> Algorithm:
   loss = pairwise_loss(jnp.square, margin=eta / 2, centre=1.0)
   references = {'centre': snapshot(2 * every, first=every), 'snapshot': snapshot(2 * every)}
   return Algorithm([SNAPSHOT], [SNAPSHOT], loss, references)
+
+
+def omwu(eta: Positive, every: AtLeastOne) -> Algorithm:
+  """Optimistic multiplicative weights: pi_t exp(eta (2 P(y > pi_t) - P(y > pi_{t-1}))) / Z.
+
+  (arXiv 2512.24818.) One regression a round, where ONPO, whose update is the same if both fits are
+  exact, takes two. The last iterate converges to the Nash equilibrium. Both opponents are policies
+  that were stored at the ends of rounds.
+  """
+  newest, before = mixture(history_1=1.0), mixture(history_2=1.0)
+  loss = pairwise_loss(jnp.square, margin=eta / 2, history_1=1.0)
+  references = history(2, every)
+  return Algorithm([newest] * 2, [newest, before], loss, references, pair_by_predicted_payoff)

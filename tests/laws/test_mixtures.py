@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
+from nlhf_jax.algorithms.losses import policy_gradient
 from nlhf_jax.models.decoder import Decoder, PrefillCache
 from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
-from nlhf_jax.structs import Prompts
+from nlhf_jax.structs import Comparison, Prompts, Scores
 from tests.laws import exact
 from tests.sampling.expected import FILTERS, ROWS, assert_frequencies, filter_row
 
@@ -115,3 +117,72 @@ def test_response_lengths_have_the_expected_distribution():
   assert np.all(stopped[~responses.mask])
   assert np.all(responses.log_probs[~responses.mask] == 0)
   assert np.all(responses.entropy[~responses.mask] == 0)
+
+
+# --- At the fixed point of Nash-MD, a mixture of tokens is only nearly an equilibrium ---
+
+# Two tokens of three symbols, first a, then b: the type of a response decides who wins, and a
+# little quality is added.
+KINDS = np.array([[0, 1, 0], [1, 0, 1], [2, 2, 2]]).ravel()
+QUALITY = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]]).ravel()
+OF_KINDS = np.array([[0, -0.4, 0.2], [0.4, 0, -0.3], [-0.2, 0.3, 0]])
+PAYOFF = OF_KINDS[np.ix_(KINDS, KINDS)] + 0.05 * (QUALITY[:, None] - QUALITY)
+# Rows: the first token, the second after 0, 1 and 2.
+LOG_MU = np.log([[0.5, 0.3, 0.2], *[[0.2, 0.5, 0.3]] * 3])
+BETA = 0.125
+
+
+def chances(log_pi):
+  """Log-probabilities of the nine responses."""
+  return (log_pi[0][:, None] + log_pi[1:]).ravel()
+
+
+def token_reply(gains, tau):
+  """The best response to an opponent who leaves these gains, by soft backward induction."""
+  second = LOG_MU[1:] + gains.reshape(3, 3) / tau
+  first = LOG_MU[0] + special.logsumexp(second, axis=1)
+  return np.concatenate([[special.log_softmax(first)], special.log_softmax(second, axis=1)])
+
+
+def mixed_tokens(log_pi):
+  """The mixture of every token with the reference."""
+  return special.log_softmax((1 - BETA) * log_pi + BETA * LOG_MU, axis=1)
+
+
+def mixed_responses(log_pi):
+  """The mixture of whole responses, as the conditional probabilities of its tokens."""
+  mixed = ((1 - BETA) * chances(log_pi) + BETA * chances(LOG_MU)).reshape(3, 3)
+  first = special.log_softmax(special.logsumexp(mixed, axis=1))
+  return np.concatenate([[first], special.log_softmax(mixed, axis=1)])
+
+
+@pytest.mark.parametrize(
+  ('mix', 'tau', 'expected'),
+  [
+    (mixed_tokens, 0.1, 2.422e-7),
+    (mixed_tokens, 0.02, 1.218e-5),
+    (mixed_responses, 0.1, 0),
+    (mixed_responses, 0.02, 0),
+  ],
+)
+def test_mixture_of_tokens_is_nearly_the_equilibrium(mix, tau, expected, float64):
+  log_pi = LOG_MU
+  for _ in range(3000):
+    reply = token_reply(PAYOFF @ np.exp(chances(mix(log_pi))), tau)
+    log_pi = special.log_softmax(log_pi + 0.02 * (reply - log_pi), axis=1)
+  gains = PAYOFF @ np.exp(chances(mix(log_pi)))
+
+  # Nash-MD-PG is at rest there.
+  def loss(logits):
+    log_probs = jax.nn.log_softmax(logits)
+    tokens = jnp.stack([jnp.repeat(log_probs[0], 3), log_probs[1:].ravel()], axis=-1)[:, None]
+    reference = jnp.stack([jnp.repeat(LOG_MU[0], 3), LOG_MU[1:].ravel()], axis=-1)[:, None]
+    scores = {'policy': Scores(tokens), 'reference': Scores(reference)}
+    comparison = Comparison(None, None, None, jnp.asarray(gains)[:, None, None])
+    return np.exp(chances(log_pi)) @ policy_gradient(reference=tau)(scores, comparison).ravel()
+
+  np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(log_pi)), 0, rtol=0, atol=1e-12)
+  mixture, price = mix(log_pi), tau / (1 - BETA)
+  best = token_reply(gains, price)
+  kl = np.exp(chances(mixture)) @ (chances(mixture) - chances(best))
+  np.testing.assert_allclose(price * kl, expected, rtol=3e-4, atol=1e-15)

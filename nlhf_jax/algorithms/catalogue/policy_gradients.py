@@ -16,8 +16,10 @@ from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Fraction, NonNegative, Posit
 def nash_md_pg(beta: Fraction, tau: NonNegative) -> Algorithm:
   """Nash-MD-PG: y ~ pi against y' ~ pi^(1-beta) mu^beta / Z (arXiv 2312.00886, eq. 13 and 15).
 
-  `beta` is the weight of the reference mu in the mixture. At the fixed point with beta > 0 the
-  mixture, not pi, is a regularised equilibrium, for tau / (1 - beta).
+  `beta` is the weight of the reference mu in the mixture. At the fixed point with beta > 0, a
+  mixture of whole responses would be a regularised equilibrium, for tau / (1 - beta); pi is not.
+  The mixture of every token, which is sampled, is one for responses of one token, and nearly one
+  for longer ones: in a game of two tokens its exploitability is 2e-7 at tau = .1, and 1e-5 at .02.
   """
   opponent = mixture(policy=1.0 - beta, reference=beta)
   return Algorithm([POLICY], [opponent], policy_gradient(reference=tau), {'reference': frozen})

@@ -133,7 +133,7 @@ def many(decoder):
   return Prompts(tokens, jnp.ones_like(tokens, bool)), logits
 
 
-@pytest.mark.parametrize('drafts', [1, 3])
+@pytest.mark.parametrize('drafts', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_compaction_and_growing_caches_change_no_token(counted, many, params, drafts, monkeypatch):
   monkeypatch.setattr(sampler, 'default_draft_length', lambda: drafts)
   (decoder, steps), (prompts, logits), key = counted, many, jax.random.key(8)

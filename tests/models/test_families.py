@@ -82,7 +82,7 @@ def decode_in_steps(decoder, params, tokens, mask, step):
   return np.stack(parts, axis=1)
 
 
-@pytest.mark.parametrize('step', [1, 3])
+@pytest.mark.parametrize('step', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_cached_decoding_equals_prefill(saved, step):
   _, folder = saved
   decoder, params = load(folder)

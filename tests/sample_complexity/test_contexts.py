@@ -22,7 +22,7 @@ from tests.sample_complexity.problems import (
 )
 from tests.sample_complexity.test_online import check_chain
 
-pytestmark = pytest.mark.usefixtures('float64')
+pytestmark = [pytest.mark.usefixtures('float64'), pytest.mark.slow]
 
 MEMBERS = tabular(0.7)
 LINKS = {'probability': probability(), 'log_odds': log_odds(3.0)}

@@ -108,6 +108,7 @@ def test_bonus_learner_equals_a_grid_search(link):
   assert abs(plain.value) < 1e-12 > abs(learnt.value)
 
 
+@pytest.mark.slow
 def test_both_pessimists_keep_their_guarantees():
   """200 draws of 3e7 votes on a random game, the pairs with its best action covered 50 times
   better: enough that the bounds say something, as the reference is further off than they allow.

@@ -60,6 +60,7 @@ def test_pessimism_helps_with_low_coverage_and_tau():
   assert (dear.version_space.mean(axis=0) < dear.bonus.mean(axis=0)).all()
 
 
+@pytest.mark.slow
 def test_bradley_terry_equilibrium_has_the_best_reward():
   """In log-odds: exactly so for a fitted reward, and at rate 1 / n for the true one."""
   world, link = worlds.bradley_terry(5), log_odds()

@@ -171,6 +171,11 @@ def get_config(source='synthetic'):
       # The judges of the tournament, separated by commas; the last one measures learning curves.
       # Some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',
+      # One of learned, reward, gpm: a judge of this kind that only evaluates. It is trained on half
+      # of the prompts, and everything else on the other half.
+      held_apart='',
+      unfinished='judged',  # or loses: a response that was cut loses to one that ended
+      curves=dict(prompts=256),  # held-out prompts that learning curves are measured on
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
       tournament=dict(

@@ -265,11 +265,21 @@ def _select_part(tokenised: Tokenised, records: np.ndarray, part: str) -> np.nda
   Raises:
     UserError: if `part` is not like 1/3.
   """
+  number, count = parse_part(part)
+  prompts = np.unique(records['prompt'])
+  return prompts[np.argsort(tokenised.ranks[prompts])][number - 1 :: count]
+
+
+def parse_part(part: str) -> tuple[int, int]:
+  """Which part, and of how many, from a text like 1/3. Part k of n is parts k and k + n of 2 n.
+
+  Raises:
+    UserError: if the text is not like that.
+  """
   number, _, count = (text.strip() for text in part.partition('/'))
   if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
     raise UserError(f"config.data.part='{part}' must be like 1/3, the first of three parts.")
-  prompts = np.unique(records['prompt'])
-  return prompts[np.argsort(tokenised.ranks[prompts])][int(number) - 1 :: int(count)]
+  return int(number), int(count)
 
 
 def _select_tested(path: str, prompts: np.ndarray, share: float, seed: int) -> np.ndarray:

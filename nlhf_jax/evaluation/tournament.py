@@ -18,7 +18,12 @@ from nlhf_jax.evaluation import intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 # Name in the results -> field of the records whose mean it is.
-MEANS = {'kl_to_reference': 'log_ratio', 'length': 'tokens', 'characters': 'characters'}
+MEANS = {
+  'kl_to_reference': 'log_ratio',
+  'length': 'tokens',
+  'unfinished': 'cut',
+  'characters': 'characters',
+}
 MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
 # Fields of `tabulate` that assume a number of prompts fixed in advance.
 FIXED_SAMPLE_INTERVALS = (
@@ -72,11 +77,16 @@ def make_records(
   """
   texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
   lengths = {name: side.mask.sum(axis=(1, 2)) for name, side in sides.items()}
+  cut = {
+    name: ~np.any((side.tokens == tokenizer.eos_token_id) & side.mask, axis=(1, 2))
+    for name, side in sides.items()
+  }
   return [
     {
       'prompt': prompt,
       'responses': {name: column[row] for name, column in texts.items()},
       'tokens': {name: int(column[row]) for name, column in lengths.items()},
+      'cut': {name: bool(column[row]) for name, column in cut.items()},
       'log_ratio': {name: float(column[row]) for name, column in log_ratios.items()},
       'preferences': {judge: table[row].tolist() for judge, table in preferences.items()},
     }

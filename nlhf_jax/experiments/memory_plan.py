@@ -73,7 +73,8 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     }
     used = {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
     # A judge has as many trained parameters as a policy; the base is shared.
-    kept = len(stages_of_judges(used)) * bytes_per_device(own)
+    trained = len(stages_of_judges(used)) + bool(config.held_apart)
+    kept = trained * bytes_per_device(own)
     external = [external_shapes(config, name) for name in EXTERNAL if name in used]
     kept += sum(bytes_per_device(shapes) for shapes in external if shapes)
     uses = {}

@@ -58,6 +58,12 @@ class TournamentSettings(NamedTuple):
   batch: AtLeastOne
 
 
+class CurveSettings(NamedTuple):
+  """The number of held-out prompts that learning curves are measured on."""
+
+  prompts: AtLeastOne
+
+
 class PairRMSettings(NamedTuple):
   """The number of pairs that PairRM reads at once."""
 
@@ -119,6 +125,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   for declaration in (Endpoint, make_remote_judge, RemoteSettings):
     yield Section(declaration, config.remote, 'config.remote')
   yield Section(Prices, config.remote.prices, 'config.remote.prices')
+  yield Section(CurveSettings, config.curves, 'config.curves')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')
   yield Section(Filters, config.tournament.filters, 'config.tournament.filters')
 

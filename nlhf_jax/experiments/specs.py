@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.data.batches import Examples
 from nlhf_jax.data.dataset import Corpus, Oracle
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, find_references
@@ -109,6 +110,17 @@ class Model(NamedTuple):
 # --- Experiments ---
 
 
+class HeldApart(NamedTuple):
+  """A judge that only evaluates: the stage of its kind, its training, and its comparisons.
+
+  No prompt of the comparisons is one that anything else is trained on.
+  """
+
+  kind: str
+  training: Training
+  comparisons: Examples
+
+
 class LanguageExperiment(NamedTuple):
   """Trains language models: SFT, judges, policies, then a tournament, then exploiters."""
 
@@ -129,6 +141,9 @@ class LanguageExperiment(NamedTuple):
   tournament_batch: int  # prompts responded to at once
   filters: Filters
   external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
+  curve_prompts: int  # held-out prompts that learning curves are measured on
+  held_apart: HeldApart | None
+  unfinished_loses: bool  # whether a response that was cut loses to one that ended
 
 
 class PretrainedModel(NamedTuple):

@@ -130,11 +130,14 @@ def make_batches(examples: Examples, training: Training, seed: int) -> grain.Map
 
 
 def make_policy_update(
-  training: Training, score: Score, rollout_step: RolloutStep | None = None
+  training: Training,
+  score: Score,
+  rollout_step: RolloutStep | None = None,
+  stop: int | None = None,
 ) -> Update:
-  """The update of a policy, after a rollout step if there is one."""
+  """The update of a policy, after a rollout step if there is one; `stop` ends responses."""
   algorithm = training.algorithm
-  measure = step_metrics.make_rollout_metrics(algorithm)
+  measure = step_metrics.make_rollout_metrics(algorithm, stop)
   return make_update(
     algorithm, score, training.optimizer, measure, training.accumulate, rollout_step
   )
@@ -144,15 +147,16 @@ def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Jud
   """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
   training, make = policy.training, partial(make_rollout, experiment)
   score = scoring.make_score(experiment.model.decoder)
+  stop = experiment.corpus.tokenizer.eos_token_id
   if not policy.async_judge:
     feedback = judge and with_feedback(judge, policy.feedback)
     rollout_step = make_rollout_step(training.algorithm, make, feedback)
-    return Steps(make_policy_update(training, score, rollout_step))
+    return Steps(make_policy_update(training, score, rollout_step, stop))
   return make_async_judge(
     make_sample(training.algorithm, make),
     judge,
     partial(with_feedback, feedback=policy.feedback),
-    make_policy_update(training, score),
+    make_policy_update(training, score, stop=stop),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
   )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm, needs_judge
+from nlhf_jax.judges.unfinished import has_ended
 from nlhf_jax.structs import Comparison
 from nlhf_jax.training.update import Measure
 
@@ -36,11 +37,12 @@ def _accuracy(comparison, logit):
   return {'accuracy': jnp.mean((1 + agreement) / 2), 'tokens': tokens}
 
 
-def make_rollout_metrics(algorithm: Algorithm) -> Measure:
+def make_rollout_metrics(algorithm: Algorithm, stop: int | None = None) -> Measure:
   """Payoff, entropy and length of the left responses.
 
   `payoff` is the mean over the pairs that have one, where a judge compares two sides; `entropy` is
-  in nats per token, of sampled responses; `response_length` in tokens.
+  in nats per token, of sampled responses; `response_length` in tokens; `unfinished` the share of
+  responses without a `stop` token, if there is one.
   """
 
   def measure(comparison, scores):
@@ -48,6 +50,8 @@ def make_rollout_metrics(algorithm: Algorithm) -> Measure:
     left, right = comparison.left, comparison.right
     tokens = jnp.sum(left.mask)
     values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
+    if stop is not None:
+      values['unfinished'] = 1 - jnp.mean(has_ended(left, stop))
     if left.entropy is not None:
       values['entropy'] = jnp.sum(left.entropy) / tokens
     if algorithm.right not in (None, LEFT):

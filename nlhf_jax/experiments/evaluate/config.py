@@ -112,7 +112,16 @@ def check_generators(benchmarks: Sequence[Benchmark], entries: Mapping[str, Entr
 
 
 def make_judges(config: ConfigDict) -> list[str]:
-  """Names of the judges; there may be none, if only benchmarks without judges are run."""
+  """Names of the judges; there may be none, if only benchmarks without judges are run.
+
+  Raises:
+    UserError: if one is to be held apart, which only a run that trains policies can do.
+  """
+  if config.held_apart:
+    raise UserError(
+      f"config.held_apart='{config.held_apart}': an evaluation trains no policies; leave it empty, "
+      'and name the kind in config.judges, with config.data.part for half of the prompts.'
+    )
   if config.judges:
     return language_config.make_panel(config)
   return ['oracle'] if find_oracle(config) else []

@@ -23,6 +23,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
   """
   if config.policies:
     raise UserError('config.policies: this experiment trains only judges; leave policies out.')
+  if config.held_apart:
+    raise UserError(
+      f"config.held_apart='{config.held_apart}': this experiment tests its judges on data that "
+      'none of them reads; leave it empty.'
+    )
   if not config.sizes:
     raise UserError('config.sizes is empty; name at least one size to train.')
   sizes = {}

@@ -21,7 +21,6 @@ from nlhf_jax.evaluation.baselines import Texts
 from nlhf_jax.evaluation.judge_metrics import JudgedComparisons
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
-  WATCHED,
   make_judge_network,
   tokenize_prompts,
   tokenize_responses,
@@ -157,7 +156,7 @@ def make_groups(experiment: LanguageExperiment) -> Comparison | None:
     return None
   count = counts.most_common(1)[0][0]
   groups = {prompt: list(texts)[:count] for prompt, texts in found.items() if len(texts) >= count}
-  groups = dict(list(groups.items())[:WATCHED])
+  groups = dict(list(groups.items())[: experiment.curve_prompts])
   flat = tokenize_responses(experiment, [text for texts in groups.values() for text in texts])
   responses = jax.tree.map(lambda leaf: leaf.reshape(len(groups), count, -1), flat)
   return Comparison(tokenize_prompts(experiment, list(groups)), responses)
@@ -218,7 +217,7 @@ def judge_all_pairs(
     return judge(chunk)
 
   if experiment.corpus.annotator:
-    prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
+    prompts = take(experiment.corpus.held_out.prompts, slice(experiment.curve_prompts))
     return perfect_matrices(experiment, interruptible, prompts) - 0.5
   if groups is None:
     return None

@@ -1,11 +1,14 @@
 """Reads the config of an experiment that trains language models."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import needs_judge
+from nlhf_jax.data.dataset import parse_part
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
@@ -16,14 +19,16 @@ from nlhf_jax.experiments.language.stage_settings import (
   stages_of_judges,
 )
 from nlhf_jax.experiments.model_config import make_model
-from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Training
+from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.training_config import check_mesh, make_training
 from nlhf_jax.judges.judge import probability, vote
-from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, gives_rewards
+from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, STAGES, gives_rewards
 from nlhf_jax.sampling.token import Filters
 
 JUDGES = (*NAMES, 'oracle')
+HELD_APART = 'held_apart'
+UNFINISHED = ('judged', 'loses')
 LEARNED = ('sft', *BY_STAGE)
 FEEDBACK = {'probability': probability, 'vote': vote}
 
@@ -63,6 +68,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     if config[field].algorithm != row:
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
+  config, other_half = halve(config)
   policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
   entries = [entry for policy in policies.values() for entry in policy.entries]
   for entry in entries:
@@ -101,11 +107,75 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
     external={name: make_external(config, name, folder) for name in EXTERNAL if name in used},
+    curve_prompts=config.curves.prompts,
+    held_apart=other_half and make_held_apart(other_half, trainings, folder),
+    unfinished_loses=reads_ends(config),
   )
 
 
+def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:
+  """The config with half of the prompts, and with the others for a judge that is held apart.
+
+  Without such a judge, the config as it is, and None.
+
+  Raises:
+    UserError: if the setting is wrong, or the data cannot be split.
+  """
+  if not config.held_apart:
+    return config, None
+  if config.held_apart not in STAGES:
+    raise UserError(
+      f"config.held_apart='{config.held_apart}' must be empty or one of {', '.join(STAGES)}."
+    )
+  if config.data.source == 'synthetic':
+    raise UserError(
+      f"config.held_apart='{config.held_apart}': the embedded task has its oracle for this; leave "
+      'it empty.'
+    )
+  number, count = parse_part(config.data.part)
+  halves = copy.deepcopy(config), copy.deepcopy(config)
+  for half, shift in zip(halves, (0, count), strict=True):
+    half.data.part = f'{number + shift}/{2 * count}'
+  return halves
+
+
+def make_held_apart(
+  config: ConfigDict, trainings: Mapping[str, Training], folder: Path
+) -> HeldApart:
+  """The judge that is held apart, from the config with its half of the prompts.
+
+  Raises:
+    UserError: if there are too few comparisons.
+  """
+  kind = STAGES[config.held_apart]
+  training = trainings[kind]
+  corpus = make_corpus(config, folder)
+  check_enough(config, corpus, {'held_apart': training.algorithm})
+  return HeldApart(kind, training, corpus.train.comparisons)
+
+
+def reads_ends(config: ConfigDict) -> bool:
+  """Whether a response that was cut loses to one that ended.
+
+  Raises:
+    UserError: if the setting is wrong, or a policy learns from rewards, in which none loses.
+  """
+  if config.unfinished not in UNFINISHED:
+    raise UserError(
+      f"config.unfinished='{config.unfinished}' must be one of {', '.join(UNFINISHED)}."
+    )
+  loses = config.unfinished == 'loses'
+  for name, row in config.policies.items():
+    if loses and gives_rewards(row.judge):
+      raise UserError(
+        f"config.unfinished='loses': config.policies.{name} learns from rewards, by which no "
+        "response loses for certain; use 'judged', or a judge that gives probabilities."
+      )
+  return loses
+
+
 def make_panel(config: ConfigDict) -> list[str]:
-  """The judges of the tournament: the oracle, if there is one, and those of `config.judges`."""
+  """The judges of the tournament: those of `config.judges`, an oracle, and one held apart."""
   panel = [name.strip() for name in config.judges.split(',')]
   for name in panel:
     if name not in NAMES:
@@ -115,7 +185,8 @@ def make_panel(config: ConfigDict) -> list[str]:
       )
     if panel.count(name) > 1:
       raise UserError(f"config.judges='{config.judges}' names '{name}' twice; name it once.")
-  return ['oracle', *panel] if find_oracle(config) else panel
+  oracle, apart = ['oracle'] * bool(find_oracle(config)), [HELD_APART] * bool(config.held_apart)
+  return [*oracle, *panel, *apart]
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
@@ -125,7 +196,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     UserError: if a setting is wrong, or incompatible with another one.
   """
   field = f'config.policies.{name}'
-  if name in (*LEARNED, *JUDGES, 'tournament', 'exploitability'):
+  if name in (*LEARNED, *JUDGES, HELD_APART, 'tournament', 'exploitability'):
     raise UserError(f'{field}: a stage or a judge has this name; choose another.')
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")

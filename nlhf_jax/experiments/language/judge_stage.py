@@ -22,7 +22,6 @@ from nlhf_jax.training import step_metrics
 from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.update import Measure, make_update
 
-WATCHED = 256  # held-out prompts that learning curves are measured on
 INIT = zlib.crc32(b'init')  # folded into a stage's key; step numbers are far smaller
 METRICS: dict[str, Measure] = {
   'probability': step_metrics.preference_metrics,
@@ -31,21 +30,30 @@ METRICS: dict[str, Measure] = {
 
 
 def make_judge_network(experiment: LanguageExperiment, stage: str) -> JudgeNetwork:
-  """The network that a stage trains."""
+  """The network that a stage trains; `held_apart` is that of the judge held apart."""
   backbone = Backbone(
     experiment.model.decoder,
     experiment.model.sizes.width,
     experiment.corpus.tokenizer.sep_token_id,
     experiment.response_length,
   )
-  key = jax.random.fold_in(experiment.stages[stage].key, INIT)
-  return BY_STAGE[stage].make(backbone, experiment.judge_sections[stage], key)
+  key, kind = jax.random.fold_in(experiment.stages[stage].key, INIT), kind_of(experiment, stage)
+  return BY_STAGE[kind].make(backbone, experiment.judge_sections[kind], key)
+
+
+def kind_of(experiment: LanguageExperiment, stage: str) -> str:
+  """The stage of the kind of judge that a stage trains: itself, unless it is held apart."""
+  return experiment.held_apart.kind if stage == 'held_apart' else stage
 
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
   """The parameters of the judge of a stage, trained from those of the SFT policy, `reference`."""
-  training, stage = experiment.judges[name], experiment.stages[name]
-  train, held_out = experiment.corpus.train.comparisons, experiment.corpus.held_out.comparisons
+  stage, apart = experiment.stages[name], experiment.held_apart
+  if name == 'held_apart':
+    training, train = apart.training, apart.comparisons
+  else:
+    training, train = experiment.judges[name], experiment.corpus.train.comparisons
+  held_out = experiment.corpus.held_out.comparisons
   network, annotator = make_judge_network(experiment, name), experiment.corpus.annotator
 
   def evaluate(slots):
@@ -53,7 +61,9 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
     payoff = map_chunks(lambda chunk, _: judge(chunk), held_out)
     values = held_out_metrics(payoff, held_out.payoff)
     if annotator:
-      matrices = perfect_matrices(experiment, judge, take(held_out.prompts, slice(WATCHED)))
+      matrices = perfect_matrices(
+        experiment, judge, take(held_out.prompts, slice(experiment.curve_prompts))
+      )
       values['weakest_edge_of_cycle'] = annotator.weakest_edge(matrices.mean(axis=0).tolist())
     return values
 
@@ -61,7 +71,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
     training.algorithm,
     network.score,
     training.optimizer,
-    METRICS[BY_STAGE[name].payoff],
+    METRICS[BY_STAGE[kind_of(experiment, name)].payoff],
     training.accumulate,
   )
   examples = swap_sides(make_batches(train, training, experiment.seed))

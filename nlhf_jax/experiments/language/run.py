@@ -12,7 +12,7 @@ from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
-from nlhf_jax.experiments.language.judge_stage import WATCHED, make_judge_network, train_judge
+from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
@@ -24,6 +24,7 @@ from nlhf_jax.experiments.stages import (
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES, gives_rewards
+from nlhf_jax.judges.unfinished import unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -47,6 +48,12 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     judges = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
     panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
+    if experiment.unfinished_loses:
+      stop = experiment.corpus.tokenizer.eos_token_id
+      judges, panel = (
+        {name: unfinished_loses(judge, stop) for name, judge in group.items()}
+        for group in (judges, panel)
+      )
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
@@ -101,6 +108,11 @@ def make_judges(
     if stage in experiment.judges:
       network = make_judge_network(experiment, stage)
       judges[name] = network.judge(train_judge(experiment, stage, reference))
+  if experiment.held_apart:
+    network = make_judge_network(experiment, 'held_apart')
+    judges['held_apart'] = network.probability_judge(
+      train_judge(experiment, 'held_apart', reference)
+    )
   return judges
 
 
@@ -114,7 +126,7 @@ def make_evaluate(
   name, judge = list(panel.items())[-1]
   score = scoring.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
-  prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))
+  prompts = take(experiment.corpus.held_out.prompts, slice(experiment.curve_prompts))
   key = experiment.stages['sft'].key
 
   @jax.jit

@@ -35,15 +35,24 @@ def stage_settings(
   settings = {'sft': shared | {'sft': plain['sft']}}
   for model in stages_of_judges({*panel, *(policy.judge for policy in policies.values())}):
     settings[model] = settings['sft'] | {model: plain[model]}
+  if config.held_apart:
+    section = STAGES[config.held_apart]
+    settings['held_apart'] = settings['sft'] | {'held_apart': {section: plain[section]}}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
     settings[name] = settings[STAGES.get(policy.judge, 'sft')] | {'policy': row}
     if policy.judge in EXTERNAL:
       settings[name] |= {policy.judge: external_settings(config, policy.judge)}
+    if policy.judge:
+      settings[name] |= {'unfinished': config.unfinished}
   compared = panel_settings(config, panel, settings)
   compared |= {name: settings[name] for name in policies}
   entered = {name: row['entries'] for name, row in plain['policies'].items()}
-  settings['tournament'] = compared | {'tournament': plain['tournament'], 'entered': entered}
+  settings['tournament'] = compared | {
+    'tournament': plain['tournament'],
+    'entered': entered,
+    'unfinished': config.unfinished,
+  }
   return settings
 
 
@@ -51,7 +60,9 @@ def panel_settings(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """Judge of the tournament -> the settings that determine its preferences."""
-  trained = {judge: settings[STAGES[judge]] for judge in panel if judge in STAGES}
+  trained = {
+    judge: settings[STAGES.get(judge, judge)] for judge in panel if judge in (*STAGES, 'held_apart')
+  }
   return trained | {judge: external_settings(config, judge) for judge in panel if judge in EXTERNAL}
 
 
@@ -65,7 +76,7 @@ def exploiter_settings(
   if not config.exploiter:
     return {}
   plain = json.loads(config.to_json_best_effort())
-  shared = {'exploiter': plain['exploiter']}
+  shared = {field: plain[field] for field in ('exploiter', 'unfinished')}
   shared |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
   measured_by = panel_settings(config, panel, settings)
   return {
@@ -73,5 +84,6 @@ def exploiter_settings(
     | {'judge': judge, 'measured_by': measured_by}
     | {'player': settings[name], 'slot': slot}
     for judge in panel
+    if judge != 'held_apart'
     for entry, (name, slot) in entry_slots(policies).items()
   }

@@ -109,7 +109,8 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
+  apart = ['held_apart'] * bool(experiment.held_apart)
+  judges = {stage: last_evaluation(curves, stage) for stage in (*experiment.judges, *apart)}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
@@ -156,6 +157,7 @@ def print_results(
     print_exploiters(results['exploitability'])
 
   columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
+  columns |= {'unfinished': results['unfinished']}
   if task:
     columns['quality'] = task['quality']
     for style in (*task['styles'], 'none'):

@@ -108,6 +108,8 @@ function policyTable() {
     [results.kl_to_reference, 'KL to reference', 'nats per response',
       number(results.kl_to_reference || {}, 2)],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
+    [results.unfinished, 'Unfinished', 'share of responses that were cut',
+      number(results.unfinished || {}, 2)],
     [results.characters, 'Length', 'characters per response',
       number(results.characters || {}, 0)],
     [task.quality, 'Quality', '\u22121 to 1', number(task.quality || {}, 2)],

@@ -1,0 +1,31 @@
+"""Responses that the limit of tokens cut, and judges under which they lose."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from nlhf_jax.judges.judge import Judge
+from nlhf_jax.structs import Responses
+
+
+def has_ended(responses: Responses, stop: int) -> Bool[Array, 'B K']:
+  """Whether each response ends with the stop token, rather than at the limit of its length."""
+  return jnp.any((responses.tokens == stop) & responses.mask, axis=-1)
+
+
+def unfinished_loses(judge: Judge, stop: int) -> Judge:
+  """A judge under which a response that was cut loses to one that ended: P is 0 or 1.
+
+  Two that ended, and two that were cut, are judged as they are, so that the payoff stays
+  antisymmetric. Without it, a judge that likes long responses teaches a policy never to end.
+
+  Args:
+    judge: returns P - 1/2, [B, K, J].
+    stop: the token that ends a response.
+  """
+
+  def payoff(comparison):
+    left, right = (has_ended(side, stop) for side in (comparison.left, comparison.right))
+    lead = (1.0 * left[:, :, None] - right[:, None, :]) / 2
+    return jnp.where(lead == 0, judge(comparison), lead)
+
+  return payoff

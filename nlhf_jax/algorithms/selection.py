@@ -4,6 +4,7 @@ The mean payoff of a response is averaged over the right side: u(y) = P(y > oppo
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.algorithms.described import described
 from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import Range
 from nlhf_jax.structs import Comparison, Responses
 
 Select = Callable[[Comparison, Array], Comparison]
@@ -180,6 +182,7 @@ PAYOFF_MAPS = {
   'square': jnp.square,
   'log': lambda probability: jnp.log(jnp.maximum(probability, 1e-4)),
 }
+PayoffMap = Annotated[str, Range(f'one of {", ".join(PAYOFF_MAPS)}', PAYOFF_MAPS.__contains__)]
 
 
 @described
@@ -187,12 +190,7 @@ def map_payoff(name: str) -> Select:
   """Replaces P = payoff + 1/2 by (psi(P) - psi(1 - P)) / 2, with psi from `PAYOFF_MAPS`.
 
   The odd part of psi, so that the payoff stays antisymmetric, and what is played a game.
-
-  Raises:
-    UserError: if there is no such map.
   """
-  if name not in PAYOFF_MAPS:
-    raise UserError(f"psi='{name}' must be one of {', '.join(PAYOFF_MAPS)}.")
   psi = PAYOFF_MAPS[name]
 
   def select(comparison, key):

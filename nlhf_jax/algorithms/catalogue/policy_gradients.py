@@ -4,6 +4,7 @@ from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, SNAPSHOT, Alg
 from nlhf_jax.algorithms.losses import policy_gradient
 from nlhf_jax.algorithms.references import ema, frozen, history, snapshot
 from nlhf_jax.algorithms.selection import (
+  PayoffMap,
   choose_one,
   leave_out_self,
   map_payoff,
@@ -127,7 +128,7 @@ def standardised_self_play(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
   )
 
 
-def psi_self_play(tau: NonNegative, psi: str) -> Algorithm:
+def psi_self_play(tau: NonNegative, psi: PayoffMap) -> Algorithm:
   """Self-play on the odd part of psi(P): (psi(P) - psi(1 - P)) / 2 (after arXiv 2505.20627).
 
   `psi` is identity, log_odds, sign, square or log. Any odd map that keeps the sign of P - 1/2

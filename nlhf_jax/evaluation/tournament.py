@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation import intervals, ranking
+from nlhf_jax.evaluation import equal_length, intervals, ranking
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 # Name in the results -> field of the records whose mean it is.
@@ -131,9 +131,10 @@ def summarise(records: Sequence[Mapping]) -> dict:
 
   Returns:
     `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
-    `ranking[judge]`, see `ranking.rank`; `cycles[judge]`, see `ranking.cycles`; and, if the records
-    have them, the means by policy of `kl_to_reference` (nats per response), `length` (tokens) and
-    `characters`.
+    `ranking[judge]`, see `ranking.rank`; `cycles[judge]`, see `ranking.cycles`;
+    `equal_length[judge]`, by policy, its win rate against the first at equal length; and, if the
+    records have them, the means by policy of `kl_to_reference` (nats per response), `length`
+    (tokens), `unfinished` (share of responses that were cut) and `characters`.
   """
   policies = list(records[0]['responses'])
   tables, rankings, cycles = {}, {}, {}
@@ -148,6 +149,7 @@ def summarise(records: Sequence[Mapping]) -> dict:
     'tables': tables,
     'ranking': rankings,
     'cycles': cycles,
+    'equal_length': against_first(policies, records),
     **{
       name: {
         policy: float(np.mean([record[field][policy] for record in records])) for policy in policies
@@ -156,6 +158,23 @@ def summarise(records: Sequence[Mapping]) -> dict:
       if field in records[0]
     },
   }
+
+
+def against_first(policies: Sequence[str], records: Sequence[Mapping]) -> dict[str, dict]:
+  """Judge -> policy -> its win rate at equal length against the first policy, in characters."""
+
+  def lengths(policy):
+    return np.array([len(record['responses'][policy]) for record in records])
+
+  def by_judge(judge):
+    values = np.array([record['preferences'][judge] for record in records])
+    return {
+      policy: equal_length.win_rate(values[:, place, 0], lengths(policy), lengths(policies[0]))
+      for place, policy in enumerate(policies)
+      if place
+    }
+
+  return {judge: by_judge(judge) for judge in records[0]['preferences']}
 
 
 def tabulate(values: np.ndarray) -> dict:

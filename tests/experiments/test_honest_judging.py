@@ -67,7 +67,9 @@ def test_the_report_has_both_judges_and_the_share_of_cut_responses(config, tmp_p
   curves = json_lines.read(tmp_path / 'metrics.jsonl')
   assert {'preference_model', 'held_apart', 'nash_md'} <= {record['stage'] for record in curves}
   of_policy = [record for record in curves if record['stage'] == 'nash_md']
-  assert 'win_rate_against_reference_by_held_apart' in of_policy[-1]
+  for judge in ('learned', 'held_apart'):
+    assert f'win_rate_against_reference_by_{judge}' in of_policy[-1]
+    assert results['equal_length'][judge].keys() == {'nash_md'}
   assert 0 <= of_policy[-1]['unfinished'] <= 1
   samples = json_lines.read(tmp_path / 'samples.jsonl')
   assert results['unfinished']['sft'] == np.mean([line['cut']['sft'] for line in samples])

@@ -121,9 +121,15 @@ def make_evaluate(
 ) -> Evaluate:
   """Slots -> win rate against the SFT policy and KL from it, on a fixed set of held-out prompts.
 
-  The last judge of `panel` measures the win rate, and the metric is named after it.
+  The last judge of `panel` measures the win rate, and the metric is named after it. If it is held
+  apart, so do the other trained judges: where they part from it, a policy exploits their errors.
   """
-  name, judge = list(panel.items())[-1]
+  last = list(panel)[-1]
+  measured = {
+    name: judge
+    for name, judge in panel.items()
+    if name == last or (experiment.held_apart and name in STAGES)
+  }
   score = scoring.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.curve_prompts))
@@ -141,12 +147,13 @@ def make_evaluate(
       log_ratio = jnp.sum(left.log_probs, axis=(1, 2)) - log_prob(
         reference, Comparison(chunk, left)
       )
-      return judge(Comparison(chunk, left, right)), log_ratio
+      comparison = Comparison(chunk, left, right)
+      return {name: judge(comparison) for name, judge in measured.items()}, log_ratio
 
-    payoff, log_ratio = map_chunks(compare, prompts, experiment.tournament_batch)
+    payoffs, log_ratio = map_chunks(compare, prompts, experiment.tournament_batch)
     return {
-      f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5,
-      'kl_to_reference': float(log_ratio.mean()),
-    }
+      f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5
+      for name, payoff in payoffs.items()
+    } | {'kl_to_reference': float(log_ratio.mean())}
 
   return evaluate

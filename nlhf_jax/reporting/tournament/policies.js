@@ -104,12 +104,17 @@ function policyTable() {
     ];
   };
   const number = (record, digits) => (p) => fixed(record[p], digits);
+  const judge = judges.includes('held_apart') ? 'held_apart' : judges[0];
+  const evenly = Object.fromEntries(Object.entries((results.equal_length || {})[judge] || {})
+    .map(([p, row]) => [p, row.win_rate]));
   const columns = [
     [results.kl_to_reference, 'KL to reference', 'nats per response',
       number(results.kl_to_reference || {}, 2)],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
     [results.unfinished, 'Unfinished', 'share of responses that were cut',
       number(results.unfinished || {}, 2)],
+    [evenly, `At equal length`, `wins against ${policies[0]}, ${judge} judge`,
+      number(evenly, 3)],
     [results.characters, 'Length', 'characters per response',
       number(results.characters || {}, 0)],
     [task.quality, 'Quality', '\u22121 to 1', number(task.quality || {}, 2)],

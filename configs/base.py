@@ -174,7 +174,9 @@ def get_config(source='synthetic'):
       # One of learned, reward, gpm: a judge of this kind that only evaluates. It is trained on half
       # of the prompts, and everything else on the other half.
       held_apart='',
-      unfinished='judged',  # or loses: a response that was cut loses to one that ended
+      # How responses that the limit cut are judged: as they are, or loses: against one that ended
+      # (by rewards: they have 5 less).
+      unfinished='judged',
       curves=dict(prompts=256),  # held-out prompts that learning curves are measured on
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),

@@ -1,10 +1,12 @@
 """Responses that the limit of tokens cut, and judges under which they lose."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from nlhf_jax.judges.judge import Judge
-from nlhf_jax.structs import Responses
+from nlhf_jax.structs import Comparison, Responses
+
+PENALTY = 5.0  # in log-odds: equally good, the response that ended wins with probability .993
 
 
 def has_ended(responses: Responses, stop: int) -> Bool[Array, 'B K']:
@@ -24,8 +26,23 @@ def unfinished_loses(judge: Judge, stop: int) -> Judge:
   """
 
   def payoff(comparison):
-    left, right = (has_ended(side, stop) for side in (comparison.left, comparison.right))
-    lead = (1.0 * left[:, :, None] - right[:, None, :]) / 2
-    return jnp.where(lead == 0, judge(comparison), lead)
+    lead = _ended_lead(comparison, stop)
+    return jnp.where(lead == 0, judge(comparison), lead / 2)
 
   return payoff
+
+
+def unfinished_costs(judge: Judge, stop: int) -> Judge:
+  """A judge by whose rewards a response that was cut has `PENALTY` less.
+
+  Args:
+    judge: returns r - r', [B, K, J].
+    stop: the token that ends a response.
+  """
+  return lambda comparison: judge(comparison) + PENALTY * _ended_lead(comparison, stop)
+
+
+def _ended_lead(comparison: Comparison, stop: int) -> Float[Array, 'B K J']:
+  """1 if only the left response ended, -1 if only the right one did, else 0."""
+  left, right = (has_ended(side, stop) for side in (comparison.left, comparison.right))
+  return 1.0 * left[:, :, None] - right[:, None, :]

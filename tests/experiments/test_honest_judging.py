@@ -102,13 +102,6 @@ def test_wrong_settings_are_refused(changes, message, config, tmp_path):
   assert message in str(caught.value)
 
 
-def test_rewards_cannot_make_cut_responses_lose(config_named, data, tmp_path):
-  config = config_named('rlhf', 'file')
-  config.data.path, config.unfinished = str(data), 'loses'
-  with pytest.raises(UserError, match=r"config\.unfinished='loses': config\.policies\.rlhf"):
-    make_experiment(config, 'apart', tmp_path)
-
-
 def test_the_embedded_task_has_its_oracle(config_named, tmp_path):
   config = config_named('nash_md')
   config.held_apart = 'gpm'

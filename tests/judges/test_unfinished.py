@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax.judges.unfinished import has_ended, unfinished_loses
+from nlhf_jax.judges.unfinished import PENALTY, has_ended, unfinished_costs, unfinished_loses
 from nlhf_jax.structs import Comparison, Responses
 
 STOP = 1
@@ -27,6 +27,14 @@ def test_a_cut_response_loses_to_one_that_ended():
   np.testing.assert_allclose(
     payoff, [[[0, 0.1, 0.5, 0.5], [-0.1, 0, 0.5, 0.5], [-0.5, -0.5, 0, 0.25]]], rtol=1e-6
   )
+
+
+def test_a_cut_response_has_less_reward():
+  left = Responses(TOKENS[:, :3], MASK[:, :3])
+  judge = unfinished_costs(lambda comparison: jnp.full((1, 3, 4), 2.0), STOP)
+  payoff = judge(Comparison(None, left, RESPONSES)) - 2
+  lead = [[0, 0, PENALTY, PENALTY], [0, 0, PENALTY, PENALTY], [-PENALTY, -PENALTY, 0, 0]]
+  np.testing.assert_allclose(payoff, [lead], rtol=1e-6)
 
 
 def test_the_payoff_stays_antisymmetric():

@@ -63,6 +63,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     UserError: if a setting or the data cannot be used.
   """
   check(config)
+  if config.unfinished not in UNFINISHED:
+    raise UserError(
+      f"config.unfinished='{config.unfinished}' must be one of {', '.join(UNFINISHED)}."
+    )
   for field in LEARNED:
     row = BY_STAGE[field].algorithm if field in BY_STAGE else field
     if config[field].algorithm != row:
@@ -109,7 +113,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     external={name: make_external(config, name, folder) for name in EXTERNAL if name in used},
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, trainings, folder),
-    unfinished_loses=reads_ends(config),
+    unfinished_loses=config.unfinished == 'loses',
   )
 
 
@@ -152,26 +156,6 @@ def make_held_apart(
   corpus = make_corpus(config, folder)
   check_enough(config, corpus, {'held_apart': training.algorithm})
   return HeldApart(kind, training, corpus.train.comparisons)
-
-
-def reads_ends(config: ConfigDict) -> bool:
-  """Whether a response that was cut loses to one that ended.
-
-  Raises:
-    UserError: if the setting is wrong, or a policy learns from rewards, in which none loses.
-  """
-  if config.unfinished not in UNFINISHED:
-    raise UserError(
-      f"config.unfinished='{config.unfinished}' must be one of {', '.join(UNFINISHED)}."
-    )
-  loses = config.unfinished == 'loses'
-  for name, row in config.policies.items():
-    if loses and gives_rewards(row.judge):
-      raise UserError(
-        f"config.unfinished='loses': config.policies.{name} learns from rewards, by which no "
-        "response loses for certain; use 'judged', or a judge that gives probabilities."
-      )
-  return loses
 
 
 def make_panel(config: ConfigDict) -> list[str]:

@@ -24,7 +24,7 @@ from nlhf_jax.experiments.stages import (
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES, gives_rewards
-from nlhf_jax.judges.unfinished import unfinished_loses
+from nlhf_jax.judges.unfinished import unfinished_costs, unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -50,10 +50,11 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
     if experiment.unfinished_loses:
       stop = experiment.corpus.tokenizer.eos_token_id
-      judges, panel = (
-        {name: unfinished_loses(judge, stop) for name, judge in group.items()}
-        for group in (judges, panel)
-      )
+      panel = {name: unfinished_loses(judge, stop) for name, judge in panel.items()}
+      judges = {
+        name: (unfinished_costs if gives_rewards(name) else unfinished_loses)(judge, stop)
+        for name, judge in judges.items()
+      }
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():

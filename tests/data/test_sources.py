@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.data import examples, sources
-from nlhf_jax.data.schemas import Example, Message
+from nlhf_jax.data.conversations import Message
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 

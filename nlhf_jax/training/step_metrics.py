@@ -50,7 +50,7 @@ def make_rollout_metrics(algorithm: Algorithm) -> Measure:
     values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
     if left.entropy is not None:
       values['entropy'] = jnp.sum(left.entropy) / tokens
-    if algorithm.right not in (None, LEFT):
+    if right is not None and algorithm.right != LEFT:
       values['tokens'] += jnp.sum(right.mask)
       if needs_judge(algorithm):
         values['payoff'] = jnp.nanmean(comparison.payoff)

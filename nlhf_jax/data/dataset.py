@@ -122,7 +122,8 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
   def refuse(file, number, problem, remedy):
     if not data.skip_bad:
       where = examples.describe_place(located, file, number)
-      raise examples.unusable_row(where, str(problem), remedy)
+      hint = examples.suggest_schema(located, file, number, problem)
+      raise examples.unusable_row(where, f'{problem}{hint}', remedy)
 
   what = {
     'sources': sources.digest(source.source for source in located),
@@ -262,13 +263,13 @@ def _drop_equal(tokenised: Tokenised, fit: _Fitting, length: int) -> _Fitting:
 
 
 def _print_spelled(path: str, account: Mapping[str, Any]) -> None:
-  """Says that texts spell special tokens, as they do if a chat template was applied to them."""
+  """Says that texts spell special tokens or parts of the template, as if it was applied to them."""
   if spelled := account['spelled']:
-    tokens = ', '.join(map(ascii, sorted(spelled, key=spelled.get, reverse=True)[:4]))
+    parts = ', '.join(map(ascii, sorted(spelled, key=lambda part: (-spelled[part], part))[:4]))
     print(
-      f'{printable(path)}: {max(spelled.values())} of {account["rows"]} rows spell special tokens, '
-      f'as {tokens}, which are learned as plain text; if these come from a chat template, give the '
-      'texts without it: it is applied here.'
+      f'{printable(path)}: {max(spelled.values())} of {account["rows"]} rows spell parts of the '
+      f'chat template, as {parts}, which are learned as plain text; if a template was applied to '
+      'them, give the texts without it: it is applied here.'
     )
 
 

@@ -65,8 +65,14 @@ def _find_reader(path: Path) -> Reader:
   for magic, (what, remedy) in FOREIGN.items():
     if start.startswith(magic):
       raise UserError(f'{path} is {what}; {remedy}.')
-  text = start.lstrip(b' \t\r\n').startswith((b'{', b'['))
-  return json_rows.json_rows if text else BY_NAME.get(file_kind(path), json_rows.json_rows)
+  start, kind = start.lstrip(b' \t\r\n'), file_kind(path)
+  if start.startswith((b'{', b'[')):
+    return json_rows.json_rows
+  if start and kind == '.json':
+    raise UserError(
+      f'{path} is not JSON: it begins with {ascii(start[:20])[1:]}; write one JSON object a line.'
+    )
+  return BY_NAME.get(kind, json_rows.json_rows)
 
 
 def _start(path: Path) -> tuple[bytes, bool]:

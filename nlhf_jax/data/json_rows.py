@@ -150,7 +150,13 @@ def _objects(path: Path, text: str, fields: Collection[str]) -> Iterator[Row]:
   start = _after_space(text, 0)
   row, place = _element(text, start) if start < len(text) else (None, start)
   place = _after_space(text, place)
-  if place == len(text) and isinstance(row, Mapping) and not any(name in row for name in fields):
+  alone = place == len(text) and isinstance(row, Mapping)
+  if alone and _has_columns(row):
+    raise UserError(
+      f'{path} has a JSON object of columns, not of rows; write one row a line (with pandas, '
+      "to_json(..., orient='records', lines=True))."
+    )
+  if alone and not any(name in row for name in fields):
     lists = [key for key, value in row.items() if _is_list_of_objects(value)]
     if len(lists) > 1:
       names = ', '.join(map(_shorten, lists))
@@ -164,6 +170,14 @@ def _objects(path: Path, text: str, fields: Collection[str]) -> Iterator[Row]:
     yield number, row
     row, end = _element(text, place) if place < len(text) else (None, place)
     place = _after_space(text, end)
+
+
+def _has_columns(value: Mapping) -> bool:
+  """Whether an object has only columns: lists of what is no message, or as pandas writes them."""
+  lists = [isinstance(column, list) and column for column in value.values()]
+  if all(lists):
+    return bool(lists) and not any(isinstance(one, dict) for column in lists for one in column)
+  return all(isinstance(column, dict) and '0' in column for column in value.values())
 
 
 def _is_list_of_objects(value: Any) -> bool:

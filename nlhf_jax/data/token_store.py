@@ -82,7 +82,7 @@ class Tokenised(NamedTuple):
     ranks: the rank of each prompt in an order that does not depend on that of the examples.
     records: one of `COLUMNS` for each example.
     account: how many `rows` were read; how many were `dropped`, by reason; and how many have a text
-      that spells a special token, by token (`spelled`).
+      that spells a part of the chat template, such as a special token, by part (`spelled`).
   """
 
   prompts: Ragged
@@ -176,7 +176,7 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
           drop(file, number, row, OTHER_TEMPLATE)
         else:
           tokenised.append((file, number, example, row))
-          spelled.update(_spelled_tokens(tokenizer, example))
+          spelled.update(_spelled_parts(tokenizer, example))
       _write_records(table, responses, tokenizer, tokenised)
   arrays = {
     'prompts.ends': prompts.ends,
@@ -190,12 +190,14 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
   (folder / ACCOUNT).write_text(json.dumps(account))  # last: without it no folder is complete
 
 
-def _spelled_tokens(tokenizer: Any, example: Example) -> set[str]:
-  """The special tokens that the texts of an example spell."""
-  prompt = [message.content for message in messages(example.prompt)]
-  responses = [getattr(example, field) for field in TEXTS]
-  special = make_codec(tokenizer).special
-  return {token for text in [*prompt, *filter(None, responses)] for token in special.findall(text)}
+def _spelled_parts(tokenizer: Any, example: Example) -> set[str]:
+  """Special tokens that an example spells or, without any, the template's text after a prompt."""
+  codec = make_codec(tokenizer)
+  prompt = '\n'.join(message.content for message in messages(example.prompt))
+  texts = filter(None, [prompt, *(getattr(example, field) for field in TEXTS)])
+  lead = codec.turn.lead.strip()
+  found = {token for text in texts for token in codec.special.findall(text)}
+  return found or ({lead} if len(lead) > 3 and lead in prompt else set())
 
 
 def _write_records(table, responses, tokenizer, tokenised) -> None:

@@ -79,11 +79,26 @@ def test_templated_texts_are_said(make, models, shared, capsys):
   path = shared / 'field' / 'data' / 'templated.jsonl'
   corpus = make(path, models['chatml'], 64)
   printed = capsys.readouterr().out
-  assert f"{path}: 20 of 20 rows spell special tokens, as '<|im_end|>', '<|im_start|>'" in printed
+  assert (
+    f"{path}: 20 of 20 rows spell parts of the chat template, as '<|im_end|>', '<|im_start|>'"
+    in printed
+  )
   assert 'give the texts without it' in printed
   assert corpus.account['spelled'] == {'<|im_start|>': 20, '<|im_end|>': 20}
   make(path, models['llama'], 64)
-  assert 'spell special tokens' not in capsys.readouterr().out
+  assert 'spell parts' not in capsys.readouterr().out
+
+
+def test_a_template_without_special_tokens_is_said(make, tmp_path, capsys):
+  model, settings = chatml()
+  plain = {
+    'chat_template': "{% for m in messages %}{{ '[INST] ' + m.content if m.role == 'user' "
+    "else m.content + eos_token }}{{ ' [/INST]' if m.role == 'user' }}{% endfor %}"
+  }
+  folder = save(tmp_path / 'plain', model, settings | plain)
+  rows = [{'prompt': f'[INST] {word} [/INST]', 'chosen': 'a', 'rejected': 'b'} for word in WORDS]
+  make(rows, folder)
+  assert "8 of 8 rows spell parts of the chat template, as '[/INST]'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -104,4 +119,7 @@ def test_a_single_spelled_token_is_said(field, value, token, make, models, capsy
   make(rows, models['llama'])
   assert not capsys.readouterr().out
   make([*rows, rows[0] | {field: value}], models['llama'])
-  assert f"1 of 9 rows spell special tokens, as '{token}', which are" in capsys.readouterr().out
+  assert (
+    f"1 of 9 rows spell parts of the chat template, as '{token}', which are"
+    in capsys.readouterr().out
+  )

@@ -146,10 +146,9 @@ def test_a_bad_row_is_named_in_every_layout(tmp_path):
   ('content', 'what'),
   [
     (json.dumps({'train': ROWS[:2], 'test': ROWS[2:]}), 'several lists of rows: .train., .test.'),
-    (
-      json.dumps({'prompt': ['a'], 'chosen': ['b'], 'rejected': ['c']}),
-      'row 1: a message of field',
-    ),
+    (json.dumps({'prompt': ['a'], 'chosen': ['b'], 'rejected': ['c']}), 'of columns, not of rows'),
+    (json.dumps({field: {'0': 'a', '1': 'b'} for field in ROWS[0]}), 'of columns, not of rows'),
+    (json.dumps({'prompt': [[{'role': 'user', 'content': 'a'}]]}), 'of columns, not of rows'),
     (json.dumps({'0': ROWS[0], '1': ROWS[1]}), "row 1: field 'prompt' is missing; it has"),
     (json.dumps({'data': ROWS}, indent=1)[:-9], r'is damaged \(line \d+, column \d+: '),
     ('<!doctype html>', 'is a web page'),
@@ -197,6 +196,21 @@ def test_a_wanted_column_of_another_type_is_refused(column, tmp_path):
   pq.write_table(table, tmp_path / 'mine.parquet')
   with pytest.raises(UserError, match=r'mine.parquet, row 1: (field|a value|not UTF-8)'):
     read(tmp_path / 'mine.parquet')
+
+
+def test_text_that_is_no_json_is_named(tmp_path):
+  path = tmp_path / 'mine.json'
+  path.write_text('prompt,chosen,rejected\na,b,c\n')
+  with pytest.raises(UserError, match=r"mine.json is not JSON: it begins with 'prompt,chosen"):
+    read(path)
+
+
+@pytest.mark.parametrize('kind', [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_texts_of_every_type_are_read(kind, tmp_path):
+  table = pa.Table.from_pylist(ROWS)
+  columns = [column.cast(pa.string()).combine_chunks().cast(kind) for column in table.columns]
+  pq.write_table(pa.table(columns, names=table.column_names), tmp_path / 'mine.parquet')
+  assert read(tmp_path / 'mine.parquet') == EXAMPLES
 
 
 def test_a_table_without_the_fields_says_what_it_has(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer
 
-from nlhf_jax.data import chat_templates, tokenizers
+from nlhf_jax.data import tokenizers
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.storage import hub
@@ -296,31 +296,6 @@ def test_a_generation_prompt_with_extra_text_is_kept(tmp_path):
   padded = tokenizers.pad_responses(tokenizer, responses, 30)
   decoded = tokenizers.response_texts(tokenizer, padded.tokens, padded.mask)
   assert decoded == ['a', 'b </think> c', 'b</think>c', '<think>']
-
-
-@pytest.mark.parametrize(
-  'endless',
-  [
-    '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
-    '{% for i in range(99999) %}{{ i }}' * 2 + '{% endfor %}' * 2,
-    '{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}',
-  ],
-)
-def test_a_template_that_does_not_end_is_refused(endless, tmp_path, monkeypatch):
-  monkeypatch.setattr(chat_templates, 'TIME_LIMIT', 0.2)
-  folder = save(tmp_path, *chatml(endless + CHATML))
-  with pytest.raises(UserError, match=r'chat template takes too long: over 0\.2 s; correct .chat_'):
-    tokenizers.load(folder)
-
-
-def test_a_prompt_that_keeps_its_template_busy_is_refused(tmp_path, monkeypatch):
-  loops = '{% for i in range(messages[0].content | int) %}' * 2 + '{% endfor %}' * 2
-  tokenizer = tokenizers.load(save(tmp_path, *chatml(loops + CHATML)))
-  monkeypatch.setattr(chat_templates, 'TIME_LIMIT', 0.2)
-  monkeypatch.setattr(chat_templates, 'EACH', 0.1)
-  assert tokenizers.prompt_ids(tokenizer, ['9'])
-  with pytest.raises(Problem, match='the chat template takes too long'):
-    tokenizers.prompt_ids(tokenizer, ['99999'])
 
 
 def test_a_stop_token_need_not_be_marked_special(tmp_path):

@@ -67,16 +67,24 @@ def arrow_rows(path: Path, fields: Collection[str]) -> Iterator[Row]:
   try:
     with pyarrow.memory_map(str(path)) as file:
       whole = file.read(6) == b'ARROW1'
-      file.seek(0)
-      opened = pyarrow.ipc.open_file(file) if whole else pyarrow.ipc.open_stream(file)
-      names = opened.schema.names
+      names = _open_arrow(pyarrow, file, whole, None).schema.names
       columns = _select_columns(path, names, fields)
+      opened = _open_arrow(pyarrow, file, whole, [names.index(name) for name in columns])
       batches = map(opened.get_batch, range(opened.num_record_batches)) if whole else opened
       yield from _table(names, columns, (batch.select(columns) for batch in batches))
   except (pyarrow.ArrowException, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise
     raise damaged_file(path, error) from None
+
+
+def _open_arrow(pyarrow: Any, file: Any, whole: bool, columns: list[int] | None) -> Any:
+  """A reader of some columns (of all, without any), so that the others are not unpacked."""
+  file.seek(0)
+  options = pyarrow.ipc.IpcReadOptions(included_fields=columns)
+  if whole:
+    return pyarrow.ipc.open_file(file, options=options)
+  return pyarrow.ipc.open_stream(file, options=options)
 
 
 def _select_columns(path: Path, names: list[str], fields: Collection[str]) -> list[str]:

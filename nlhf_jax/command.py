@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
 from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.storage.texts import printable
 
 # Type of a field -> what an error calls its values, and the function that parses one.
 _TYPES = {
@@ -78,7 +79,7 @@ def run_command(
       importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
     work(config, settings)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {printable(str(error))}', file=sys.stderr)
     return 2
   except Interrupted as stopped:
     print(f'Stopped in {stopped}. All work is saved: run the same command again to resume.')

@@ -34,7 +34,8 @@ class TrainStep(NamedTuple):
 
   `train(state, batch, key)` returns the next state and metrics, which are scalars by name. A batch
   consists of what the algorithm learns from: prompts; or pairs (prompt, response) of
-  demonstrations; or triples (prompt, chosen, rejected) of comparisons. The arrays of the state
+  demonstrations; or triples (prompt, chosen, rejected) of comparisons; or, for `kto`, either these
+  or triples (prompt, response, whether it is good). The arrays of the state
   passed in are donated. Batches of other sizes, and prompts of other lengths, are compiled anew.
   """
 
@@ -148,6 +149,16 @@ def encode_comparisons(model: LanguageModel, triples: Batch, response_length: in
   return Comparison(encode_prompts(model, prompts, response_length), left, right, payoff)
 
 
+def encode_unpaired(model: LanguageModel, triples: Batch, response_length: int) -> Comparison:
+  """(prompt, response, True or False) of each example; or (prompt, chosen, rejected)."""
+  prompts, responses, labels = _columns(triples, 'prompt', 'response', 'True or False')
+  if not all(isinstance(label, bool) for label in labels):
+    return encode_comparisons(model, triples, response_length)
+  left = encode_responses(model.tokenizer, responses, response_length)
+  payoff = np.array(labels, np.float32)[:, None, None] - 0.5
+  return Comparison(encode_prompts(model, prompts, response_length), left, None, payoff)
+
+
 def _columns(batch: Batch, *names: str) -> list[tuple]:
   """The examples of a batch, field by field."""
   if any(isinstance(example, str) or len(example) != len(names) for example in batch):
@@ -160,4 +171,5 @@ ENCODERS = {
   'prompts': encode_prompts,
   'demonstrations': encode_demonstrations,
   'comparisons': encode_comparisons,
+  'unpaired': encode_unpaired,
 }

@@ -89,11 +89,16 @@ def test_a_policy_learns_what_the_judge_prefers(bigrams):
     assert not params['table'].any()
 
 
+KTO = nlhf.algorithms.kto(beta=1.0, desirable=1.0, undesirable=1.0)
+
+
 @pytest.mark.parametrize(
   ('algorithm', 'batch', 'wrong'),
   [
     (nlhf.algorithms.sft(), [('one', 'two')], ['one']),
     (nlhf.algorithms.dpo(beta=1.0), [('one', 'two', 'three')], [('one', 'two')]),
+    (KTO, [('one', 'two', True), ('three', 'one', False)], [('one', 'two')]),
+    (KTO, [('one', 'two', 'three'), ('three', 'one', 'two')], [('one', 'two')]),
   ],
 )
 def test_offline_algorithms_take_tuples(bigrams, algorithm, batch, wrong):

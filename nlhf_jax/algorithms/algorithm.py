@@ -47,6 +47,8 @@ class Algorithm(NamedTuple):
   Without a right side there is no payoff. `select` chooses what the loss sees. `payoffs` are the
   kinds of payoff that the algorithm can learn from. `per_example` is False if the loss of an
   example depends on the rest of the batch, so that the batch cannot be split to save memory.
+  `unpaired` algorithms learn from single responses that are good or bad, and from comparisons as
+  pairs of them.
   """
 
   left: Side
@@ -57,6 +59,7 @@ class Algorithm(NamedTuple):
   step: StepRule = always
   payoffs: tuple[Payoff, ...] = ('probability',)
   per_example: bool = True
+  unpaired: bool = False
 
 
 def mixture(**weights: float) -> Mixture:
@@ -86,7 +89,9 @@ def needs_judge(algorithm: Algorithm) -> bool:
 
 
 def training_data(algorithm: Algorithm) -> str:
-  """The kind of data it learns from: `prompts`, `demonstrations` or `comparisons`."""
+  """The kind of data it learns from: `prompts`, `demonstrations`, `comparisons` or `unpaired`."""
   if algorithm.left != DATA:
     return 'prompts'
+  if algorithm.unpaired:
+    return 'unpaired'
   return 'comparisons' if algorithm.right == DATA else 'demonstrations'

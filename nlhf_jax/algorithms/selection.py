@@ -219,8 +219,13 @@ def pair_with_best(comparison: Comparison, key: Array) -> Comparison:
 
 
 def split_pairs(comparison: Comparison, key: Array) -> Comparison:
-  """Turns a pair into two left responses, each with its own payoff: [B, 2, 1]."""
+  """Turns a pair into two left responses, each with its own payoff: [B, 2, 1].
+
+  Responses without a right side are left as they are.
+  """
   del key
+  if comparison.right is None:
+    return comparison
   left = jax.tree.map(
     lambda *sides: jnp.concatenate(sides, axis=1), comparison.left, comparison.right
   )

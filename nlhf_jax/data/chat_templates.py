@@ -6,10 +6,13 @@ apart, those of the template are replaced by random names, which a copy of the t
 tokens; those of the texts are hidden from the template, and restored as plain text afterwards.
 """
 
+import contextlib
+import ctypes
 import functools
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -29,6 +32,10 @@ PLAIN = (
   "{{ message.content + ('' if message.role == 'user' else eos_token) }}"
   '{% endfor %}'
 )
+# Seconds that rendering may take, and those for each prompt of many: templates are third-party
+# code, which may not end.
+TIME_LIMIT, EACH = 10.0, 0.1
+_OPEN_THOUGHTS = re.compile(r'<(think|thinking|thought|reasoning)>\s*$')
 
 
 class Turn(NamedTuple):
@@ -36,8 +43,19 @@ class Turn(NamedTuple):
 
   before: str  # before the question
   lead: str  # after the question; it asks for the answer
-  opening: str  # after that, before the answer
+  opening: str  # after that, before the answer; it closes a block of thoughts that the lead opens
   tail: str  # after the answer
+  thoughts: str = ''  # the tag that closes such a block
+
+  def split_answer(self, text: str) -> tuple[str, str]:
+    """What the template writes before an answer, and what is left of the answer.
+
+    Where the lead has opened a block of thoughts, an answer with thoughts of its own goes on in it,
+    and any other begins after its end.
+    """
+    if not (self.thoughts and self.thoughts in text):
+      return self.opening, text
+    return '', text.removeprefix(self.thoughts.replace('/', ''))
 
 
 def find_turn(tokenizer: Any) -> Turn:
@@ -48,14 +66,20 @@ def find_turn(tokenizer: Any) -> Turn:
   """
   question, answer = _random_word(), _random_word()
   messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
-  before, has_question, lead = _render(tokenizer, messages[:1]).rpartition(question)
-  after_question = _render(tokenizer, messages).rpartition(question)[2]
+  with _time_limit(TIME_LIMIT):
+    asked, answered = _render(tokenizer, messages[:1]), _render(tokenizer, messages)
+  before, has_question, lead = asked.rpartition(question)
+  after_question = answered.rpartition(question)[2]
   between, has_answer, tail = after_question.partition(answer)
   if not (has_question and has_answer):
     raise Problem('its chat template leaves messages out')
-  # Some templates end a prompt with text, mostly '<think>', that they omit if an answer follows.
+  # Some templates end a prompt with text that they omit if an answer follows.
   opening = between.removeprefix(lead) if between.startswith(lead) else ''
-  return Turn(before, lead, opening, tail)
+  thoughts = _OPEN_THOUGHTS.search(lead)
+  if not thoughts:
+    return Turn(before, lead, opening, tail)
+  closed = f'</{thoughts[1]}>'
+  return Turn(before, lead, opening if closed in opening else f'\n{closed}\n\n', tail, closed)
 
 
 def match_any(words: Iterable[str]) -> re.Pattern:
@@ -122,13 +146,22 @@ def make_codec(tokenizer: Any) -> Codec:
   )
 
 
-def write_prompt(tokenizer: Any, prompt: str | Sequence[Mapping[str, str]]) -> str:
-  """The prompt as the template writes it, with names for special tokens.
+def write_prompts(
+  tokenizer: Any, prompts: Sequence[str | Sequence[Mapping[str, str]]]
+) -> list[str]:
+  """The prompts as the template writes them, with names for special tokens.
 
   Raises:
-    Problem: if there is a conversation but no chat template, or the template refuses it.
+    Problem: if there is a conversation but no chat template, or the template refuses a prompt or
+      takes too long.
   """
-  codec, question = make_codec(tokenizer), isinstance(prompt, str)
+  codec = make_codec(tokenizer)
+  with _time_limit(TIME_LIMIT + EACH * len(prompts)):
+    return [_write_prompt(tokenizer, codec, prompt) for prompt in prompts]
+
+
+def _write_prompt(tokenizer, codec, prompt) -> str:
+  question = isinstance(prompt, str)
   if tokenizer.chat_template in (SPACED, PLAIN):
     if not question:
       raise Problem('there is no chat template for a conversation')
@@ -146,11 +179,45 @@ def _random_word() -> str:
   return secrets.token_hex(8)
 
 
+class _OutOfTime(Exception):
+  """A template takes longer than it may."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+  """Stops this thread's Python code after a while, wherever it is.
+
+  Raises:
+    Problem: if the time is over before the block ends.
+  """
+  thread, lock, done = ctypes.c_ulong(threading.get_ident()), threading.Lock(), False
+
+  def stop():
+    with lock:  # so that nothing is raised once the block has ended
+      if not done:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_OutOfTime))
+
+  timer = threading.Timer(seconds, stop)
+  timer.daemon = True
+  timer.start()
+  try:
+    try:
+      yield
+    finally:
+      with lock:
+        done = True
+      timer.cancel()
+  except _OutOfTime:
+    raise Problem('the chat template takes too long', f': over {seconds:g} s') from None
+
+
 def _render(tokenizer, messages) -> str:
   try:
     return tokenizer.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=messages[-1]['role'] == 'user'
     )
+  except _OutOfTime:
+    raise
   except Exception as error:  # a template is third-party code, which may raise anything
     raise Problem('the chat template refuses the messages', f' ({first_line(error)})') from None
 

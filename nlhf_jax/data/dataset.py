@@ -11,21 +11,18 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from nlhf_jax.data import examples, sources, token_store, tokenizers
-from nlhf_jax.data.batches import Examples
 from nlhf_jax.data.examples import Entry, ExampleSource
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
+from nlhf_jax.data.splits import KINDS, Split, split_records
 from nlhf_jax.data.token_store import Refuse, Tokenised
 from nlhf_jax.errors import UserError
 from nlhf_jax.ranges import AtLeastOne, ProperFraction, Range
-from nlhf_jax.structs import Comparison, Prompts
+from nlhf_jax.storage.texts import printable
 
 VocabularySize = Annotated[
   int, Range('at least 259: all bytes and the special tokens', lambda size: 259 <= size < math.inf)
 ]
-KINDS = ('prompts', 'demonstrations', 'comparisons')
-EMPTY = (-1, -1, -1, -1, -1, -1, 0.5)  # a record without texts
-
 
 # (prompts, left, right) -> the true P(left > right) of n pairs of texts, [n].
 Oracle = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
@@ -50,19 +47,6 @@ class Annotator(NamedTuple):
   annotate: Callable[[Mapping, Mapping[str, str]], dict]
   summarise: Callable[[Sequence[Mapping]], dict]
   weakest_edge: Callable[[Sequence[Sequence[float]]], float]
-
-
-class Split(NamedTuple):
-  """One part of the data; no prompt is in two parts.
-
-  The training split is read when it is needed, as `Examples`; the test split is in memory.
-  `places` has the file and the row of each comparison, [n, 2].
-  """
-
-  prompts: Examples | Prompts
-  demonstrations: Examples | Comparison
-  comparisons: Examples | Comparison
-  places: np.ndarray
 
 
 class Corpus(NamedTuple):
@@ -138,7 +122,8 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
   def refuse(file, number, problem, remedy):
     if not data.skip_bad:
       where = examples.describe_place(located, file, number)
-      raise examples.unusable_row(where, str(problem), remedy)
+      hint = examples.suggest_schema(located, file, number, problem)
+      raise examples.unusable_row(where, f'{problem}{hint}', remedy)
 
   what = {
     'sources': sources.digest(source.source for source in located),
@@ -153,7 +138,10 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
       f'{data.path}: no rows found; write one JSON object per line, or give another file.'
     )
   examples.print_skipped(data.path, tokenised.account['dropped'])
+  if pretrained:
+    _print_spelled(data.path, tokenised.account)
   fit = _select_fitting(located, tokenised, data.prompt_length, data.skip_bad)
+  fit = _drop_equal(tokenised, fit, data.response_length)
   examples.print_skipped(data.path, fit.dropped)
   prompts = _select_part(tokenised, fit.records, data.part)
   tested = _select_tested(data.path, prompts, data.held_out, seed)
@@ -169,8 +157,8 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
   corpus.account['dropped'].update(fit.dropped)
   if corpus.account['cut']:
     print(
-      f'{data.path}: cut {corpus.account["cut"]} of {corpus.account["responses"]} responses to '
-      f'config.data.response_length={data.response_length} tokens.'
+      f'{printable(data.path)}: cut {corpus.account["cut"]} of {corpus.account["responses"]} '
+      f'responses to config.data.response_length={data.response_length} tokens.'
     )
   return corpus
 
@@ -259,6 +247,32 @@ def _select_fitting(
   return _Fitting(tokenised.records[fits], {reason: long} if long else {})
 
 
+def _drop_equal(tokenised: Tokenised, fit: _Fitting, length: int) -> _Fitting:
+  """Drops comparisons whose responses are the same once they are cut to `length` tokens."""
+  records = fit.records
+  cut = np.ones(len(records), bool)
+  for side in ('left', 'right'):
+    cut &= tokenised.responses.lengths(records[side]) > length
+  rows = np.flatnonzero(cut)
+  sides = [tokenised.responses.take(records[side][rows], length) for side in ('left', 'right')]
+  equal = rows[[np.array_equal(*pair) for pair in zip(*sides, strict=True)]]
+  if not len(equal):
+    return fit
+  reason = f'both responses begin with the same config.data.response_length={length} tokens'
+  return _Fitting(np.delete(records, equal), fit.dropped | {reason: len(equal)})
+
+
+def _print_spelled(path: str, account: Mapping[str, Any]) -> None:
+  """Says that texts spell special tokens or parts of the template, as if it was applied to them."""
+  if spelled := account['spelled']:
+    parts = ', '.join(map(ascii, sorted(spelled, key=lambda part: (-spelled[part], part))[:4]))
+    print(
+      f'{printable(path)}: {max(spelled.values())} of {account["rows"]} rows spell parts of the '
+      f'chat template, as {parts}, which are learned as plain text; if a template was applied to '
+      'them, give the texts without it: it is applied here.'
+    )
+
+
 def _select_part(tokenised: Tokenised, records: np.ndarray, part: str) -> np.ndarray:
   """The prompts of a part, in an order that does not depend on that of the records.
 
@@ -312,14 +326,15 @@ def make_splits(
     lengths: maximum numbers of tokens in a prompt and in a response.
     entries: reads the examples again, as texts.
   """
-  make = functools.partial(_split, tokenizer, tokenised, lengths)
   demonstrated = bool((records['demonstration'] >= 0).any())
-  train, held_out = make(records[~tested], demonstrated), make(records[tested], demonstrated)
+  loose = bool(((records['left'] >= 0) & (records['right'] < 0)).any())
+  make = functools.partial(split_records, tokenizer, tokenised, lengths, demonstrated, loose)
+  train, held_out = make(records[~tested]), make(records[tested])
   responses = np.concatenate([records[field] for field in token_store.TEXTS])
   responses = responses[responses >= 0]
   preferences = records['preference'][records['left'] >= 0]
   account = tokenised.account | {
-    name: {kind: len(part.lengths) for kind, part in zip(KINDS, split[:3], strict=True)}
+    name: {kind: len(part.lengths) for kind, part in zip(KINDS, split, strict=False)}
     for name, split in (('train', train), ('held_out', held_out))
   }
   account |= {
@@ -328,67 +343,7 @@ def make_splits(
     'ties': int((preferences == 0.5).sum()),
     'graded': int(((preferences > 0) & (preferences < 1) & (preferences != 0.5)).sum()),
   }
-  held_out = Split(*(part.all() for part in held_out[:3]), held_out.places)
+  whole = [part.all() for part in held_out[:3]]
+  paired = held_out.unpaired is held_out.comparisons
+  held_out = Split(*whole, whole[2] if paired else held_out.unpaired.all(), held_out.places)
   return Corpus(tokenizer, train, held_out, account, entries)
-
-
-def _split(
-  tokenizer: Any,
-  tokenised: Tokenised,
-  lengths: tuple[int, int],
-  records: np.ndarray,
-  demonstrated: bool,
-) -> Split:
-  """Prompts, demonstrations and comparisons of some records.
-
-  Unless the data are `demonstrated`, preferred responses serve as demonstrations.
-  """
-  compared = records[records['left'] >= 0]
-  shown = records['demonstration']
-  if not demonstrated:
-    preferred = np.where(records['preference'] > 0.5, records['left'], records['right'])
-    shown = np.where(records['preference'] == 0.5, -1, preferred)
-  demonstrations = records.copy()
-  demonstrations['left'], demonstrations['right'] = shown, -1
-  prompts = demonstrations[np.sort(np.unique(records['prompt'], return_index=True)[1])]
-  prompts['left'] = -1
-  make = functools.partial(_examples, tokenizer, tokenised, lengths)
-  return Split(
-    make(prompts, lambda batch: batch.prompts),
-    make(demonstrations[shown >= 0], lambda batch: batch._replace(right=None, payoff=None)),
-    make(compared, lambda batch: batch),
-    np.stack([compared['file'], compared['number']], axis=1),
-  )
-
-
-def _examples(
-  tokenizer: Any,
-  tokenised: Tokenised,
-  lengths: tuple[int, int],
-  records: np.ndarray,
-  select: Callable[[Comparison], Comparison | Prompts],
-) -> Examples:
-  """Records that are read and padded when they are needed; `select` takes a part of each batch."""
-  prompt_length, response_length = lengths
-  sides = [tokenised.responses.lengths(records[side]) for side in ('left', 'right')]
-  needed = [
-    tokenised.prompts.lengths(records['prompt']),
-    np.minimum(np.maximum(*sides), response_length),
-  ]
-  table = np.append(records, np.array([EMPTY], records.dtype))  # row -1 is empty
-
-  def read(rows, widths):
-    chosen = table[rows]
-    prompts = tokenised.prompts.take(chosen['prompt'], prompt_length)
-    left, right = (
-      tokenised.responses.take(chosen[side], response_length) for side in ('left', 'right')
-    )
-    batch = Comparison(
-      tokenizers.pad_prompts(tokenizer, prompts, widths[0]),
-      tokenizers.pad_responses(tokenizer, left, widths[1]),
-      tokenizers.pad_responses(tokenizer, right, widths[1]),
-      np.float32(chosen['preference'] - 0.5)[:, None, None],
-    )
-    return select(batch)
-
-  return Examples(np.stack(needed, axis=1), (prompt_length, response_length), read)

@@ -1,5 +1,6 @@
 """Reads the rows of sources as examples, by their schemas, and reports rows that cannot be used."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import SCHEMAS, Example
 from nlhf_jax.data.sources import Source
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage.texts import printable
 
 # Number of the file, number of the row in it, and the example or its problem.
 Entry = tuple[int, int, Example | Problem]
@@ -48,7 +50,7 @@ def read_entries(located: Sequence[ExampleSource]) -> Iterator[Entry]:
   """
   files_before = 0
   for source, schema in located:
-    for file, number, row in sources.read_rows(source):
+    for file, number, row in sources.read_rows(source, schema.fields):
       try:
         example = row if isinstance(row, Problem) else schema(row)
       except Problem as problem:
@@ -71,16 +73,42 @@ def read_examples(path: str, schema: str, split: str, skip_bad: bool) -> Iterato
     elif skip_bad:
       dropped[example.reason] += 1
     else:
-      raise unusable_row(describe_place(located, file, number), str(example), 'correct it')
+      problem = str(example) + suggest_schema(located, file, number, example)
+      raise unusable_row(describe_place(located, file, number), problem, 'correct it')
   print_skipped(path, dropped)
 
 
-def describe_place(located: Sequence[ExampleSource], file: int, number: int) -> str:
-  """The file and the row of an entry, for messages."""
+def suggest_schema(
+  located: Sequence[ExampleSource], file: int, number: int, problem: Problem
+) -> str:
+  """For a row that lacks a field: the schemas with the most fields that read it, if any."""
+  if not problem.reason.endswith('is missing') or 'config.data.schema' in str(problem):
+    return ''
+  source, file = _find_source(located, file)
+  every = {field for schema in SCHEMAS.values() for field in schema.fields}
+  rows = sources.read_rows(source, every)
+  row = next(value for index, place, value in rows if (index, place) == (file, number))
+  fits = {}
+  for name, schema in SCHEMAS.items():
+    with contextlib.suppress(Problem):
+      schema(row)
+      fits[name] = sum(field in row for field in schema.fields)
+  names = [name for name in fits if fits[name] == max(fits.values())]
+  return f' (config.data.schema={" or ".join(names)} reads it)' if names else ''
+
+
+def _find_source(located: Sequence[ExampleSource], file: int) -> tuple[Source, int]:
+  """The source of a file that is numbered through all sources, and its number in it."""
   for source, _ in located:
     if file < len(source.files):
       break
     file -= len(source.files)
+  return source, file
+
+
+def describe_place(located: Sequence[ExampleSource], file: int, number: int) -> str:
+  """The file and the row of an entry, for messages."""
+  source, file = _find_source(located, file)
   return sources.describe_place(source, file, number)
 
 
@@ -95,4 +123,4 @@ def unusable_row(where: str, problem: str, remedy: str) -> UserError:
 def print_skipped(path: str, dropped: Mapping[str, int]) -> None:
   """Prints how many rows were skipped, by reason."""
   for reason, count in sorted(dropped.items()):
-    print(f'{path}: skipped {count} row{"s" if count > 1 else ""}: {reason}.')
+    print(printable(f'{path}: skipped {count} row{"s" if count > 1 else ""}: {reason}.'))

@@ -1,25 +1,23 @@
 """Sources of rows: a file, a folder of files, or a dataset on the Hugging Face hub."""
 
 import hashlib
-import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
 
-from nlhf_jax.data import readers
-from nlhf_jax.data.readers import KINDS
+from nlhf_jax.data import formats, readers
+from nlhf_jax.data.data_folders import check_shards, find_files, split_parts
+from nlhf_jax.data.readers import SUFFIXES
+from nlhf_jax.data.table_rows import prepared_rows
 from nlhf_jax.errors import UserError, first_line
 
-# Files without rows, which `datasets` and TensorFlow Datasets write beside the data.
-METADATA = ('dataset_dict.json', 'dataset_info.json', 'dataset_infos.json', 'state.json')
 PREPARED = 'features.json'  # a file beside the array records of TensorFlow Datasets
 
 
 class Source(NamedTuple):
-  """Files of one kind, in a fixed order; `split` is the name of a split of TensorFlow Datasets."""
+  """Files in a fixed order; `split` is the name of a split of TensorFlow Datasets."""
 
   name: str
   files: tuple[Path, ...]
@@ -37,13 +35,13 @@ def locate(name: str, split: str) -> Source:
       and all files below a folder `train`; `a/train` those that belong to both.
 
   Raises:
-    UserError: if the name does not exist, no file can be read, or there are several splits and none
-      is named.
+    UserError: if the name does not exist, no file can be read, a shard is missing, or there are
+      several splits and none is named.
   """
   path = Path(name)
   with readers.checked_path(path):
     folder = path.is_dir()
-    if path.is_file() or (readers.file_kind(path) in KINDS and not folder):
+    if path.is_file() or (readers.file_kind(path) in SUFFIXES and not folder):
       return Source(name, (path,))  # whether the file exists is checked when it is read
   if not folder:
     path = _download(name, split)
@@ -53,31 +51,14 @@ def locate(name: str, split: str) -> Source:
     chosen = _select_split(name, [(one,) for one in splits], split)[0][0]
     files = [file for file in records if file.name.partition('.')[0].endswith(f'-{chosen}')]
     return Source(name, (path / PREPARED, *files), chosen)
-  files = _files(path)
-  if not files:
-    raise UserError(f"config.data.path: '{name}' holds no data; give files of {', '.join(KINDS)}.")
-  chosen = _select_split(name, [_parts(file.relative_to(path)) for file in files], split)
-  return Source(name, tuple(file for file in files if _parts(file.relative_to(path)) in chosen))
-
-
-def _files(folder: Path) -> list[Path]:
-  """The data files below a folder, in order, of the first kind in the list below that occurs."""
-  found = [
-    Path(place, name)
-    for place, _, names in os.walk(folder)
-    for name in names
-    if name not in METADATA and not name.startswith('.')
-  ]
-  for kind in ('.parquet', '.arrow', '.jsonl', '.json'):
-    if files := sorted(file for file in found if readers.file_kind(file) == kind):
-      return files
-  return []
-
-
-def _parts(file: Path) -> tuple[str, ...]:
-  """The names that may denote a file's split: its folders, and its own name without a number."""
-  stem = file.name.partition('.')[0]
-  return (*file.parts[:-1], re.sub(r'-\d+-of-\d+$', '', stem))
+  with readers.checked_path(path):
+    found = {file: split_parts(file.relative_to(path)) for file in find_files(path)}
+  if not found:
+    raise UserError(
+      f"config.data.path: '{name}' holds no data; give files of {', '.join(SUFFIXES)}."
+    )
+  chosen = _select_split(name, list(found.values()), split)
+  return Source(name, check_shards(name, [file for file in found if found[file] in chosen]))
 
 
 def _select_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list[tuple[str, ...]]:
@@ -96,7 +77,7 @@ def _select_split(name, of_files: Sequence[tuple[str, ...]], split: str) -> list
 
 def _download(name: str, split: str) -> Path:
   last = f'*{split.split("/")[-1]}' if split else ''
-  wanted = [f'{last}*{kind}{packed}' for kind in KINDS for packed in ('', '.gz')]
+  wanted = [f'{last}*{kind}{packed}' for kind in SUFFIXES for packed in ('', '.gz')]
   try:
     return Path(huggingface_hub.snapshot_download(name, repo_type='dataset', allow_patterns=wanted))
   except (OSError, ValueError) as error:  # no such data set, no network, or an invalid name
@@ -150,21 +131,25 @@ def _digest(file: Path) -> str:
     return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
-def read_rows(source: Source) -> Iterator[tuple[int, int, Any]]:
+def read_rows(source: Source, fields: Collection[str]) -> Iterator[tuple[int, int, Any]]:
   """Yields all rows: number of the file, number of the row from 1, and the row or its problem.
+
+  Args:
+    source: the files.
+    fields: those of a row that are used.
 
   Raises:
     UserError: if a file cannot be read.
   """
   if source.split and source.files[0].name == PREPARED:
-    for number, value in readers.read_prepared(source.files[0].parent, source.split):
+    for number, value in prepared_rows(source.files[0].parent, source.split, fields):
       yield 0, number, value
     return
   for index, file in enumerate(source.files):
-    for number, value in readers.read_rows(file):
+    for number, value in formats.read_rows(file, fields):
       yield index, number, value
 
 
 def describe_place(source: Source, file: int, number: int) -> str:
   """The file and the number of a row, for messages."""
-  return f'{source.files[file]}, {readers.row_noun(source.files[file])} {number}'
+  return f'{source.files[file]}, {formats.row_noun(source.files[file])} {number}'

@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
+from nlhf_jax.data.chat_templates import make_codec
+from nlhf_jax.data.conversations import Prompt, messages
 from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Prompt, messages
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.storage import json_lines, locks
 
@@ -79,7 +81,8 @@ class Tokenised(NamedTuple):
     responses: demonstrations and both sides of comparisons.
     ranks: the rank of each prompt in an order that does not depend on that of the examples.
     records: one of `COLUMNS` for each example.
-    account: how many `rows` were read, and how many were `dropped`, by reason.
+    account: how many `rows` were read; how many were `dropped`, by reason; and how many have a text
+      that spells a part of the chat template, such as a special token, by part (`spelled`).
   """
 
   prompts: Ragged
@@ -146,7 +149,7 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
     tokenizer: one of `tokenizers`.
     refuse: is called for each row that cannot be used; unless it raises, the row is dropped.
   """
-  dropped, total = Counter(), 0
+  dropped, spelled, total = Counter(), Counter(), 0
   with contextlib.ExitStack() as stack:
     opened = lambda name: stack.enter_context((folder / name).open('wb'))
     prompts, responses = (_RowWriter(opened(f'{name}.tokens')) for name in ('prompts', 'responses'))
@@ -173,6 +176,7 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
           drop(file, number, row, OTHER_TEMPLATE)
         else:
           tokenised.append((file, number, example, row))
+          spelled.update(_spelled_parts(tokenizer, example))
       _write_records(table, responses, tokenizer, tokenised)
   arrays = {
     'prompts.ends': prompts.ends,
@@ -182,8 +186,18 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
   for name, values in arrays.items():
     np.asarray(values, np.int64).tofile(folder / name)
   sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-  account = {'rows': total, 'dropped': dropped, 'sizes': sizes}
+  account = {'rows': total, 'dropped': dropped, 'spelled': spelled, 'sizes': sizes}
   (folder / ACCOUNT).write_text(json.dumps(account))  # last: without it no folder is complete
+
+
+def _spelled_parts(tokenizer: Any, example: Example) -> set[str]:
+  """Special tokens that an example spells or, without any, the template's text after a prompt."""
+  codec = make_codec(tokenizer)
+  prompt = '\n'.join(message.content for message in messages(example.prompt))
+  texts = filter(None, [prompt, *(getattr(example, field) for field in TEXTS)])
+  lead = codec.turn.lead.strip()
+  found = {token for text in texts for token in codec.special.findall(text)}
+  return found or ({lead} if len(lead) > 3 and lead in prompt else set())
 
 
 def _write_records(table, responses, tokenizer, tokenised) -> None:

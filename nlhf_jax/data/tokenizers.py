@@ -35,7 +35,7 @@ from nlhf_jax.data.chat_templates import (
   find_turn,
   make_codec,
   match_any,
-  write_prompt,
+  write_prompts,
 )
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError, first_line
@@ -209,7 +209,7 @@ def prompt_ids(tokenizer, prompts: Sequence[str | Sequence[Mapping[str, str]]]) 
   Raises:
     Problem: if there is a conversation but no chat template, or the template refuses it.
   """
-  rows = make_codec(tokenizer).encode([write_prompt(tokenizer, prompt) for prompt in prompts])
+  rows = make_codec(tokenizer).encode(write_prompts(tokenizer, prompts))
   start = make_codec(tokenizer).start
   return [row if row[: len(start)] == start else [*start, *row] for row in rows]
 
@@ -221,8 +221,9 @@ def response_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
   not stripped either.
   """
   codec = make_codec(tokenizer)
-  _, lead, opening, tail = (codec.insert_names(text) for text in codec.turn)
-  alone = [opening + text + tail for text in texts]
+  lead, tail = codec.insert_names(codec.turn.lead), codec.insert_names(codec.turn.tail)
+  split = map(codec.turn.split_answer, texts)
+  alone = [codec.insert_names(opening) + text + tail for opening, text in split]
   # Some tokenizers encode the first word of a text in another way than those after it.
   (before,), rows = codec.encode([lead]), codec.encode([lead + text for text in alone])
   return [

@@ -11,6 +11,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
 
+# Kind of data -> its name in messages, where that is another.
+NOUNS = {'unpaired': 'comparisons or unpaired responses'}
+
 # Source -> the fields of its section of the config, and the function that makes its corpus.
 SOURCES = {
   'synthetic': (SyntheticData, make_synthetic_corpus),
@@ -57,8 +60,9 @@ def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algo
     kind = training_data(algorithm)
     if not all(corpus.account[split][kind] for split in ('train', 'held_out')):
       raise UserError(
-        f"config.data.path='{config.data.path}' has too few {kind} for config.{field}: at least "
-        'one is needed to train on and another to test on; add another source, as PATH,PATH'
+        f"config.data.path='{config.data.path}' has too few {NOUNS.get(kind, kind)} for "
+        f'config.{field}: at least one is needed to train on and another to test on; add another '
+        'source, as PATH,PATH'
         f'{_other_remedy(field)}.'
       )
 

@@ -54,7 +54,7 @@ def make_rollout_metrics(algorithm: Algorithm, stop: int | None = None) -> Measu
       values['unfinished'] = 1 - jnp.mean(has_ended(left, stop))
     if left.entropy is not None:
       values['entropy'] = jnp.sum(left.entropy) / tokens
-    if algorithm.right not in (None, LEFT):
+    if right is not None and algorithm.right != LEFT:
       values['tokens'] += jnp.sum(right.mask)
       if needs_judge(algorithm):
         values['payoff'] = jnp.nanmean(comparison.payoff)

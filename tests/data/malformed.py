@@ -1,4 +1,4 @@
-"""More than two hundred malformed inputs, most of them among rows that are good.
+"""Malformed rows and files, most of them among rows that are good; more in `malformed_layouts`.
 
 `inputs()` gives (name, schema, write): `write(folder)` makes the input and gives its path. Whatever
 is read of it must be among `GOOD[schema]`, of which most have the first three.
@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlhf_jax.data.schemas import MAX_TEXT
+from nlhf_jax.data.row_fields import MAX_TEXT
 
 TALK = [{'role': 'user', 'content': 'Say hi.'}, {'role': 'assistant', 'content': 'Hi!'}]
 ROWS = {
@@ -23,6 +23,8 @@ ROWS = {
   'graded': {'prompt': 'Say {}.', 'left': 'Yes {}!', 'right': 'No {}.', 'preference': 0.7},
   'demonstrations': {'prompt': 'Say {}.', 'response': 'Yes, {}!'},
   'prompts': {'prompt': 'Say {}.'},
+  'unpaired': {'prompt': 'Say {}.', 'completion': 'Yes, {}!', 'label': True},
+  'implicit_prompt': {'chosen': 'Say {}. Yes, {}!', 'rejected': 'Say {}. No {}.'},
   'tldr_posts': {'subreddit': 'a', 'title': 'b', 'post': 'Post {}.', 'summary': 'S {}.'},
   'tldr_comparisons': {
     'info': {'subreddit': 'a', 'title': 'b', 'post': 'Post {}.', 'article': None},
@@ -136,7 +138,7 @@ Input = tuple[str, str, Callable[[Path], Path]]
 
 
 def inputs() -> Iterator[Input]:
-  """Yields all inputs."""
+  """Yields the inputs of this file."""
   yield from lines()
   yield from fields()
   yield from packed()
@@ -243,12 +245,10 @@ def arrays() -> Iterator[Input]:
     'array with two commas': whole.replace(b'}, {', b'},, {', 1),
     'array with a comma at its end': whole[:-1] + b',]',
     'array without commas': whole.replace(b'}, {', b'} {'),
-    'array that is an object': json.dumps({'data': OURS}).encode(),
     'array in Latin-1': '["caf\u00e9"]'.encode('latin-1'),
     'array of other things': json.dumps([*OURS, None, 3, 'a', [OURS[0]]]).encode(),
     'array with a key twice': whole[:-1] + b', {"prompt": "a", "prompt": "b"}]',
     'array of deep brackets': b'[' * 100_000,
-    'array that is lines': as_lines(OURS),
     'array of nothing': b'[]',
     'array that is empty': b' ',
   }.items():
@@ -270,7 +270,6 @@ def tables() -> Iterator[Input]:
     flipped = bytearray(whole)
     flipped[place] ^= 255
     yield f'table with another byte {place}', 'comparisons', file('mine.parquet', bytes(flipped))
-  yield 'table that is lines', 'comparisons', file('mine.parquet', as_lines(OURS))
   yield (
     'table of random bytes',
     'comparisons',
@@ -298,7 +297,6 @@ def tables() -> Iterator[Input]:
   arrow = out.getvalue()
   for end in (0, 3, 50, len(arrow) // 2, len(arrow) - 60):
     yield f'arrow cut after {end}', 'comparisons', file('mine.arrow', arrow[:end])
-  yield 'arrow that is a table', 'comparisons', file('mine.arrow', whole)
 
 
 def places() -> Iterator[Input]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nlhf_jax.data import examples, readers, schemas
+from nlhf_jax.data import conversations, examples, readers, schemas
 from nlhf_jax.errors import UserError
 
 GOOD = {'prompt': 'Say hi.', 'chosen': 'Hi!', 'rejected': 'No.'}
@@ -47,7 +47,7 @@ def assistant(content):
 
 
 TURNS = [system('Be kind.'), user('Hello?'), assistant('Yes?'), user('Say hi.')]
-MESSAGES = tuple(schemas.Message(**message) for message in TURNS)
+MESSAGES = tuple(conversations.Message(**message) for message in TURNS)
 BAD_MESSAGES = {
   "field 'prompt' is empty": {'prompt': []},
   "a message of field 'prompt' is not a JSON object but str": {'prompt': ['Say hi.']},
@@ -59,7 +59,12 @@ BAD_MESSAGES = {
   "a message of field 'prompt' has a role that is none of system, user, assistant: ['user']": {
     'prompt': [{'role': ['user'], 'content': 'b'}]
   },
-  "'content' in a message of field 'prompt' is not a string but list": {'prompt': [user(['a'])]},
+  "'content' in a message of field 'prompt' has a part that is not text: 'a'": {
+    'prompt': [user(['a'])]
+  },
+  "'content' in a message of field 'prompt' has a part that is not text: {'type': 'image'": {
+    'prompt': [user([{'type': 'text', 'text': 'a'}, {'type': 'image', 'text': None}])]
+  },
   "'content' in a message of field 'prompt' is empty": {'prompt': [user(' ')]},
   "'content' in a message of field 'chosen' holds half of a surrogate pair": {
     'chosen': [assistant('\ud83d')]
@@ -190,14 +195,14 @@ def test_responses_may_be_messages_or_whole_conversations(write, prompt, whole):
 def test_a_question_equals_a_conversation_of_one_message(write):
   ((_, one), (_, other)) = read(write(line(), line(prompt=[user('Say hi.') | {'name': 'x'}])))
   assert one == other
-  assert schemas.messages(one.prompt) == (schemas.Message('user', 'Say hi.'),)
+  assert conversations.messages(one.prompt) == (conversations.Message('user', 'Say hi.'),)
 
 
 def test_conversations_are_hashable(write):
   ((_, record),) = read(write(line(prompt=TURNS)))
   assert record.prompt == MESSAGES
   assert record.prompt in {MESSAGES}
-  assert schemas.messages(record.prompt) == MESSAGES
+  assert conversations.messages(record.prompt) == MESSAGES
 
 
 @pytest.mark.parametrize('problem', BAD_MESSAGES)

@@ -195,7 +195,7 @@ def test_several_files_make_one_corpus(make, tmp_path):
 def test_prompts_alone_make_a_corpus(make):
   corpus = make([{'prompt': f'question {i}'} for i in range(9)], schema='prompts')
   for name, count in (('train', 6), ('held_out', 3)):
-    expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0}
+    expected = {'prompts': count, 'demonstrations': 0, 'comparisons': 0, 'unpaired': 0}
     assert corpus.account[name] == expected
   assert len(prompts(corpus, corpus.train.prompts)) == 6
 

@@ -8,8 +8,9 @@ import pytest
 from nlhf_jax.data import dataset, examples, schemas
 from nlhf_jax.errors import UserError
 from tests.data.malformed import GOOD, inputs
+from tests.data.malformed_layouts import layout_inputs
 
-INPUTS = list(inputs())
+INPUTS = [*inputs(), *layout_inputs()]
 RECORDS = {schema: [schemas.SCHEMAS[schema](row) for row in rows] for schema, rows in GOOD.items()}
 
 
@@ -23,8 +24,8 @@ def no_hub(monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
 
 
-def test_there_are_two_hundred_different_inputs():
-  assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 200
+def test_there_are_four_hundred_different_inputs():
+  assert len({name for name, *_ in INPUTS}) == len(INPUTS) > 400
 
 
 def outcome(path, schema, skip_bad):
@@ -39,7 +40,11 @@ def outcome(path, schema, skip_bad):
 
 
 @pytest.mark.parametrize(
-  ('schema', 'write'), [it[1:] for it in INPUTS], ids=[it[0] for it in INPUTS]
+  ('schema', 'write'),
+  [
+    pytest.param(*rest, id=name, marks=[] if number % 4 == 0 else pytest.mark.slow)
+    for number, (name, *rest) in enumerate(INPUTS)
+  ],
 )
 def test_malformed_rows_are_refused_or_skipped(schema, write, tmp_path, capsys):
   path = str(write(tmp_path))

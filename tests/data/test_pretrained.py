@@ -285,8 +285,17 @@ def test_a_generation_prompt_with_extra_text_is_kept(tmp_path):
   tokenizer = tokenizers.load(save(tmp_path, *chatml(thinks)))
   (prompt,) = tokenizers.prompt_ids(tokenizer, ['a'])
   assert tokenizer.decode(prompt).endswith('assistant\n<think>')
-  (response,) = tokenizers.response_ids(tokenizer, ['a'])
-  assert tokenizer.decode(response) == 'a<|im_end|>'
+  texts = ['a', 'b </think> c', '<think>b</think>c', '<think>']
+  responses = tokenizers.response_ids(tokenizer, texts)
+  assert [tokenizer.decode(response) for response in responses] == [
+    '\n</think>\n\na<|im_end|>',
+    'b </think> c<|im_end|>',
+    'b</think>c<|im_end|>',
+    '\n</think>\n\n<think><|im_end|>',
+  ]
+  padded = tokenizers.pad_responses(tokenizer, responses, 30)
+  decoded = tokenizers.response_texts(tokenizer, padded.tokens, padded.mask)
+  assert decoded == ['a', 'b </think> c', 'b</think>c', '<think>']
 
 
 def test_a_stop_token_need_not_be_marked_special(tmp_path):

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from nlhf_jax.data import examples, schemas
+from nlhf_jax.data.conversations import Message
 from nlhf_jax.data.readers import Problem
-from nlhf_jax.data.schemas import Example, Message
+from nlhf_jax.data.schemas import Example
 
 POST = {
   'id': 't3_1abcde',
@@ -96,6 +97,18 @@ AUTOJ = {
   'response 2': 'No.',
 }
 TURNS = (Message('user', 'Hello?'), Message('assistant', 'Yes?'), Message('user', 'Say hi.'))
+SYSTEM = {'role': 'system', 'content': 'Be brief.'}
+BRIEFLY = (Message('system', 'Be brief.'), Message('user', 'a'))
+OPENAI_PART = [{'type': 'input_text', 'text': 'a', 'annotations': None}]
+
+
+def parts(*turns):
+  """Messages whose contents are lists of two equal parts."""
+  messages = talk(*turns)
+  part = lambda text: {'type': 'text', 'text': text, 'image_url': None}
+  return [{**one, 'content': [part(one['content'])] * 2} for one in messages]
+
+
 READ = [
   ('tldr_comparisons', OPENAI, Example(ASKED, 'Lost a violin.', 'Trains, what now?', 0.0)),
   (
@@ -150,6 +163,53 @@ READ = [
     Example('a', 'b', 'c', 0.0),
   ),
   ('demonstrations', {'prompt': 'a', 'response': 'b'}, Example('a', demonstration='b')),
+  ('demonstrations', {'prompt': 'a', 'completion': 'b'}, Example('a', demonstration='b')),
+  ('demonstrations', {'messages': talk('a', 'b')}, Example('a', demonstration='b')),
+  (
+    'demonstrations',
+    {'prompt': 'a title', 'messages': talk('Hello?', 'Yes?', 'Say hi.', 'Hi!')},
+    Example(TURNS, demonstration='Hi!'),
+  ),
+  ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': True}, Example('a', 'b')),
+  ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 0}, Example('a', 'b', None, 0.0)),
+  (
+    'unpaired',
+    {'prompt': talk('a'), 'completion': talk('a', 'b')[1:], 'label': False},
+    Example('a', 'b', None, 0.0),
+  ),
+  ('unpaired', {'completion': talk('a', 'b'), 'label': True}, Example('a', 'b')),
+  (
+    'implicit_prompt',
+    {'chosen': 'Q: a? Yes', 'rejected': 'Q: a? No'},
+    Example('Q: a?', ' Yes', ' No'),
+  ),
+  ('implicit_prompt', {'chosen': 'Q\nYes.', 'rejected': 'Q\nYet.'}, Example('Q\n', 'Yes.', 'Yet.')),
+  (
+    'implicit_prompt',
+    {'chosen': 'So it is fine', 'rejected': 'So it is'},
+    Example('So it', ' is fine', ' is'),
+  ),
+  (
+    'comparisons',
+    {'prompt': 'a', 'chosen': [SYSTEM, *talk('a', 'b')], 'rejected': [SYSTEM, *talk('a', 'c')]},
+    Example(BRIEFLY, 'b', 'c'),
+  ),
+  (
+    'comparisons',
+    {'prompt': talk('a'), 'chosen': [SYSTEM, *talk('a', 'b')], 'rejected': 'c'},
+    Example(BRIEFLY, 'b', 'c'),
+  ),
+  (
+    'comparisons',
+    {'chosen': [SYSTEM, *talk('a', 'b')], 'rejected': [SYSTEM, *talk('a', 'c')]},
+    Example(BRIEFLY, 'b', 'c'),
+  ),
+  (
+    'comparisons',
+    {'prompt': parts('a'), 'chosen': parts('a', 'b'), 'rejected': parts('a', 'c')},
+    Example('aa', 'bb', 'cc'),
+  ),
+  ('prompts', {'prompt': [{'role': 'user', 'content': OPENAI_PART}]}, Example('a')),
   ('alpaca_eval', ALPACA, Example('Say hi.', 'Hi!', 'No.', 0.75)),
   ('alpaca_eval', ALPACA | {'preference': 0}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
   ('alpaca_eval', ALPACA | {'preference': 1.5}, Example('Say hi.', 'Hi!', 'No.', 0.5)),
@@ -232,6 +292,39 @@ REFUSED = [
   ),
   ('demonstrations', {'prompt': 'a'}, "field 'response' is missing; it has ['prompt']"),
   ('prompts', {'text': 'a'}, "field 'prompt' is missing"),
+  ('demonstrations', {'messages': talk('a', 'b', 'c')}, 'not user and assistant in turn'),
+  ('demonstrations', {'messages': talk('a')}, "field 'prompt' is missing; it has ['messages']"),
+  ('demonstrations', {'messages': [SYSTEM, *talk('a', '')]}, "of field 'messages' is empty"),
+  ('unpaired', {'prompt': 'a', 'completion': 'b'}, "field 'label' is missing"),
+  ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 'true'}, "neither true nor false: 'tr"),
+  ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 0.5}, 'neither true nor false: 0.5'),
+  ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': None}, 'neither true nor false: None'),
+  ('unpaired', {'prompt': 'a', 'completion': talk('b', 'c'), 'label': True}, 'has other messages'),
+  ('comparisons', {'chosen': 'Q: a', 'rejected': 'Q: b'}, 'config.data.schema=implicit_prompt'),
+  ('implicit_prompt', {'chosen': 'Yes', 'rejected': 'Yet'}, 'do not begin with the same words'),
+  ('implicit_prompt', {'chosen': ' Yes', 'rejected': 'No'}, 'do not begin with the same words'),
+  ('implicit_prompt', {'chosen': 'Q: a', 'rejected': 'Q: a'}, 'are the same'),
+  ('implicit_prompt', {'chosen': 'Q: a', 'rejected': 'Q: '}, 'after the common start is empty'),
+  (
+    'implicit_prompt',
+    {'chosen': talk('a', 'b'), 'rejected': talk('a', 'c')},
+    'not a string but list',
+  ),
+  (
+    'comparisons',
+    {'prompt': 'a', 'chosen': [SYSTEM, *talk('a', 'b')], 'rejected': talk('a', 'c')},
+    "fields 'chosen' and 'rejected' have different system messages",
+  ),
+  (
+    'comparisons',
+    {'prompt': 'x', 'chosen': [SYSTEM, *talk('a', 'b')], 'rejected': [SYSTEM, *talk('a', 'c')]},
+    "field 'chosen' has other messages than the prompt",
+  ),
+  (
+    'comparisons',
+    {'chosen': talk('a', 'b', 'More?', 'd'), 'rejected': talk('a', 'c', 'More?', 'e')},
+    "field 'rejected' has other messages than the prompt",
+  ),
   ('alpaca_eval', ALPACA | {'preference': None}, "field 'preference' is not a number but NoneType"),
   ('alpaca_eval', ALPACA | {'preference': False}, "field 'preference' is not a number but bool"),
   ('alpaca_eval', ALPACA | {'output_2': 'Hi!'}, "'output_1' and 'output_2' are the same"),

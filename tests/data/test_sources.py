@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.data import examples, sources
-from nlhf_jax.data.schemas import Example, Message
+from nlhf_jax.data.conversations import Message
+from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks.summaries import generator
 
@@ -131,6 +132,29 @@ def test_each_of_several_sources_has_its_schema(tmp_path):
     read(names, 'a,b,c')
   with pytest.raises(UserError, match=r"^config.data.schema='own' is none of comparisons, graded"):
     read(names, 'own')
+
+
+@pytest.mark.parametrize(
+  ('row', 'schema', 'names'),
+  [
+    ({'prompt': 'a', 'completion': 'b', 'label': True}, 'comparisons', 'unpaired'),
+    ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'x': 1}, 'graded', 'comparisons'),
+    ({'input': 'a', 'output_1': 'b', 'output_2': 'c', 'label': 1}, 'alpaca_eval', 'llmbar'),
+    (
+      {'chosen': '\n\nHuman: a\n\nAssistant: b', 'rejected': '\n\nHuman: a\n\nAssistant: c'},
+      'graded',
+      'hh or hh_transcripts or implicit_prompt',
+    ),
+  ],
+)
+def test_a_missing_field_says_which_schema_reads_the_row(tmp_path, row, schema, names):
+  as_jsonl(tmp_path / 'other.jsonl', [ROWS[0]])
+  as_parquet(tmp_path / 'mine.parquet', [row])
+  paths = f'{tmp_path}/other.jsonl,{tmp_path}/mine.parquet'
+  with pytest.raises(UserError, match=r'is missing; .*reads it') as refused:
+    read(paths, f'graded,{schema}')
+  offered = str(refused.value).partition('(config.data.schema=')[2].partition(' reads it)')[0]
+  assert sorted(offered.split(' or ')) == names.split(' or ')
 
 
 def test_files_saved_by_datasets_are_read(tmp_path):

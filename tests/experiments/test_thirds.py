@@ -57,6 +57,7 @@ def test_each_iteration_starts_from_the_last_policy(config, tmp_path):
       'prompts': 7,
       'demonstrations': 0,
       'comparisons': 0,
+      'unpaired': 0,
     }
     seen += prompts_of(experiment)
     starts.append(experiment.model.begin(experiment.stages['sft'].key))

@@ -172,10 +172,12 @@ def kto(beta: Positive, desirable: Positive, undesirable: Positive) -> Algorithm
   """KTO: w_D (1 - sigmoid(beta (rho - z))) of winners, w_U (1 - sigmoid(beta (z - rho))) of losers.
 
   z is the KL to the reference, estimated on responses to other prompts (arXiv 2402.01306, eq. 8).
+  Winners are also responses that data without pairs call good, and losers those that they call bad.
   """
   loss = prospect(beta, desirable, undesirable, reference=1.0)
   select = chain(split_pairs, add_mismatches)
-  return Algorithm(DATA, DATA, loss, {'reference': frozen}, select, per_example=False)
+  references = {'reference': frozen}
+  return Algorithm(DATA, DATA, loss, references, select, per_example=False, unpaired=True)
 
 
 def simpo(beta: Positive, gamma: NonNegative) -> Algorithm:

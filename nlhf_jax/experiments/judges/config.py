@@ -77,7 +77,7 @@ def read_tests(section: ConfigDict) -> dict[str, list[Example]]:
   tests = {}
   for path, schema, split in zip(paths, schemas, splits, strict=True):
     records = examples.read_examples(path, schema, split, skip_bad=section.skip_bad)
-    comparisons = [record for record in records if record.left is not None]
+    comparisons = [record for record in records if record.right is not None]
     if not comparisons:
       raise UserError(f"config.tests.path: '{path}' has no comparisons to test on.")
     name = Path(path).name

@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges.endpoint import Endpoint, Failure, make_query, parse
+from nlhf_jax.judges.endpoint import Endpoint, make_query
+from nlhf_jax.judges.response_body import Failure, parse
 from nlhf_jax.judges.verdicts import Answer
 from tests.judges.faults import Reply, completion, serve
 
@@ -77,7 +78,11 @@ def request(content):
   return {'model': 'm', 'messages': [{'role': 'user', 'content': content}], 'temperature': 0.0}
 
 
-def query(endpoint, contents, ending=lambda: None):
+def any_answer(index, answer):
+  return True
+
+
+def query(endpoint, contents, ending=lambda: None, usable=any_answer):
   """content -> (outcome, cached); and the counts."""
   counts, found = Counter(), {}
 
@@ -85,7 +90,8 @@ def query(endpoint, contents, ending=lambda: None):
     assert contents[index] not in found
     found[contents[index]] = outcome, cached
 
-  make_query(endpoint, counts)([request(content) for content in contents], receive, ending)
+  requests = [request(content) for content in contents]
+  make_query(endpoint, counts)(requests, usable, receive, ending)
   return found, counts
 
 
@@ -173,7 +179,7 @@ def test_each_field_distinguishes_requests(tmp_path):
     ):
       before = counts['requests']
       for _ in range(2):
-        site([sent], lambda *outcome: None, lambda: None)
+        site([sent], any_answer, lambda *outcome: None, lambda: None)
       assert counts['requests'] == before + 1
 
 

@@ -202,20 +202,18 @@ def _outcome(response: Any, endpoint: Endpoint, secret: str) -> Answer | Failure
   Raises:
     UserError: if the endpoint redirects.
   """
-  status = response.status_code
-  if 300 <= status < 400:
-    place = server_sentence(response.headers.get('location', '').encode(), secret)
+  status, place = response.status_code, response.headers.get('location')
+  if 300 <= status < 400 and place:
+    place = server_sentence(place.encode(errors='replace'), secret)
     raise UserError(
       f'the judge at {endpoint.url} redirects ({status}) to {place}; redirects are not followed, '
       'because all texts would go there: set config.remote.url to that address if you trust it.'
     )
   if 'gave_up' in response.extensions:
     return response.extensions['gave_up']
-  return (
-    parse(response.content, secret)
-    if status == 200
-    else status_failure(status, response.content, secret)
-  )
+  if 200 <= status < 300:
+    return parse(response.content, secret)
+  return status_failure(status, response.content, secret)
 
 
 async def wait_for_all(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:

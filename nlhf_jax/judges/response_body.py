@@ -153,6 +153,7 @@ def _find_sentence(value: Any, depth: int) -> str:
 
 def _page_text(page: str) -> str:
   """The text of an HTML page; its title, if it has no other."""
-  body = re.sub(r'(?is)<(head|style|script)\b.*?</\1\s*>', ' ', page)
-  text = re.sub(r'<[^<>]*>', ' ', body)
-  return html.unescape(text if text.strip() else re.sub(r'<[^<>]*>', ' ', page))
+  page = re.sub(r'(?is)<(style|script)\b.*?</\1\s*>', ' ', page)
+  body = re.sub(r'(?is)<(head|title)\b.*?</\1\s*>', ' ', page)
+  texts = (re.sub(r'<[^<>]*>', ' ', part) for part in (body, page))
+  return html.unescape(next((text for text in texts if text.strip()), ''))

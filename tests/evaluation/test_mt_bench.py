@@ -401,7 +401,7 @@ def test_last_failure_is_told(tmp_path):
   failed = Failure('status_400', 'HTTP 400 - too long, [[A]]')
   with pytest.raises(UserError, match=r'no verdict .*HTTP 400 - too long, \[\[A\]\]'):
     run_benchmark(lambda count: [failed] * count, tmp_path)
-  (table,) = run_benchmark(lambda count: [Answer('[[A]]'), *[failed] * (count - 1)], tmp_path)
+  (table,) = run_benchmark(lambda count: [Answer('[[A]]')] * 2 + [failed] * (count - 2), tmp_path)
   assert table.note.endswith("The last of them: '$ERROR$ HTTP 400 - too long, [[A]]'.")
   assert '\x1b' not in table.title
   (file,) = (tmp_path / 'mt_bench' / 'model_judgment').iterdir()

@@ -143,9 +143,9 @@ def mutations():
 
   def paths(value, path=()):
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, item in items if isinstance(value, dict | list) else ():
-      yield from paths(item, (*path, name))
+    if isinstance(value, dict | list):
+      for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from paths(item, (*path, name))
 
   for path in list(paths(good))[1:]:
     for junk in JUNK:

@@ -127,11 +127,11 @@ def file_name(model: str) -> str:
 
 
 def excerpt(judgement: Mapping) -> str:
-  """The end of an answer without a verdict, for messages."""
-  second = judgement.get('g2_winner') == 'error'
-  text = judgement[
-    'g2_judgment' if second else 'g1_judgment' if 'g1_judgment' in judgement else 'judgment'
-  ]
+  """The end of the judge's answer without a verdict, for messages."""
+  if 'score' in judgement:
+    text = judgement['judgment']
+  else:
+    text = judgement['g2_judgment' if judgement['g2_winner'] == 'error' else 'g1_judgment']
   text = printable(' '.join(text.split()))
   return repr(text if len(text) <= EXCERPT else f'...{text[-EXCERPT:]}')
 

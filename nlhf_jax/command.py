@@ -72,7 +72,7 @@ def run_command(
     for override in overrides:
       apply_override(override, config, settings.config)
     if 'remote' in config:
-      check_section(config.remote)
+      check_section(config.remote.to_dict())
     if settings.print:
       print(describe(config))
       return 0

@@ -36,7 +36,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
       uses the work directory.
   """
   if 'remote' in config:
-    check_section(config.remote)
+    check_section(config.remote.to_dict())
   kind = f'nlhf_jax.experiments.{config.experiment}'
   make_experiment = importlib.import_module(f'{kind}.config').make_experiment
   run = importlib.import_module(f'{kind}.run').run

@@ -53,7 +53,7 @@ def parse(body: bytes, secret: str = '') -> Answer | Failure:
       *(_count(usage.get(name)) for name in ('prompt_tokens', 'completion_tokens')),
       cut=str(choice.get('finish_reason')).lower() in CUT,
     )
-  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+  except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
     return _error_in_answer(body, secret)
 
 

@@ -13,6 +13,7 @@ import importlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, NamedTuple
@@ -107,13 +108,11 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
       names = [answer_cache.request_digest(endpoint.url.rstrip('/'), it) for it in requests]
       remaining = []
       for index, name in enumerate(names):
-        found = _look_up(cache, name, counts)
-        if found and usable(index, found):
+        found = _look_up(cache, name, partial(usable, index), counts)
+        if found:
           receive(index, found, True)
-          continue
-        if found:  # it was usable to another reader
-          answer_cache.remove(cache, name)
-        remaining.append(index)
+        else:
+          remaining.append(index)
       if not remaining:
         return
       indices = iter(remaining)
@@ -141,13 +140,19 @@ def _clean(value: Any) -> Any:
   return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
-def _look_up(cache: Connection, name: str, counts: Counter) -> Answer | None:
-  """The stored answer; a damaged one is counted, and requested again."""
+def _look_up(
+  cache: Connection, name: str, usable: Callable[[Answer], bool], counts: Counter
+) -> Answer | None:
+  """The stored answer, if it is usable; others are removed, and damaged ones counted."""
   try:
-    return answer_cache.get(cache, name)
+    found = answer_cache.get(cache, name)
   except ValueError:
     counts['damaged_in_cache'] += 1
     return None
+  if found and not usable(found):  # it was, to another reader
+    answer_cache.remove(cache, name)
+    return None
+  return found
 
 
 async def read_body(response: Any, seconds: float) -> None:

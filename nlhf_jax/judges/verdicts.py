@@ -219,8 +219,10 @@ _WORDS = (
   'winner|answer|verdict|choice|preference|choose|prefer|pick|select|summary|number|option|one'
 )
 LABEL_LINE = re.compile(
-  rf'^[^\w\n]*(?:(?:{_WORDS})[^\w\n]+)*(1|2|tie)(?!\w)[^\w\n?]*$', re.IGNORECASE | re.MULTILINE
+  rf'^[^\w\n]*(?:(?:{_WORDS})[^\w\n]+)*(1|2|tie)(?!\w)[^\w\n?:]*$', re.IGNORECASE | re.MULTILINE
 )
+WORD = re.compile(r'\w')
+DECIDING = re.compile(r'prefer|better|best|winn|answer|verdict|choice|choose|pick|select', re.I)
 CLAUSE = re.compile(r'[^.!?\n;:,]+(?!\s*\?)')
 _DEGREE = r'(?:(?:clearly|much|far|slightly|definitely|overall|also|by|the|a|bit|more)\s+)*'
 _GOOD = r'(?:better|best|preferred|preferable|superior|stronger|winner)'
@@ -258,8 +260,13 @@ def read_label(answer: Answer) -> int | float | None:
 
 
 def _label_mentions(text: str) -> Iterator[Mention]:
-  for found in LABEL_LINE.finditer(text):
-    yield Mention(found.start(1), found.end(1), LABELS[found[1].lower()])
+  lines = list(LABEL_LINE.finditer(text))
+  # Lines of a label alone that differ are headings, "Summary 1" and "Summary 2".
+  bare = {found[1].lower() for found in lines if not DECIDING.search(found[0])}
+  for found in lines:
+    ends = not WORD.search(text, found.end())
+    if len(bare) < 2 or ends or DECIDING.search(found[0]):
+      yield Mention(found.start(1), found.end(1), LABELS[found[1].lower()])
   for clause in CLAUSE.finditer(text):
     for pattern in LABEL_CLAUSES:
       for found in pattern.finditer(clause[0]):

@@ -93,16 +93,12 @@ def last_verdict(text: str, mentions: Sequence[Mention], cut: bool) -> int | flo
     before, after = mentions[number - 1], mentions[number]
     if before.value != after.value and LISTED.fullmatch(text[before.end : after.start]):
       listed |= {number - 1, number}
-  verdicts = [
-    mention
-    for number, mention in enumerate(mentions)
-    if number not in listed
-    and not NEGATED.search(text[max(0, mention.start - 40) : mention.start])
-    and not CONDITIONAL.match(text, mention.end)
-  ]
-  if not verdicts or (cut and re.search(r'[\w\[<]', text[verdicts[-1].end :])):
-    return None
-  return verdicts[-1].value
+  for number in reversed(range(len(mentions))):
+    start, end, value = mentions[number]
+    negated = NEGATED.search(text[max(0, start - 40) : start])
+    if number not in listed and not negated and not CONDITIONAL.match(text, end):
+      return None if cut and re.search(r'[\w\[<]', text[end:]) else value
+  return None
 
 
 # --- Choices and ratings in brackets ---

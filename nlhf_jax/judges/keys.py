@@ -1,5 +1,6 @@
 """The key of a remote judge: it is read from an environment variable, and written nowhere."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage.texts import printable
 
 # Names that messages repeat and that a config may contain where no such variable is set: words in
 # capitals, unlike the keys of all known providers.
@@ -52,6 +54,9 @@ def check_url(url: str) -> None:
   try:
     parts = urlsplit(url)
     valid = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0
+    valid = valid and re.fullmatch('[!-~]+', url)  # no spaces, controls or other alphabets
+    if '[' in url:
+      ipaddress.IPv6Address(parts.hostname)
   except ValueError:
     valid = False
   if any(mark in url for mark in '@?#'):
@@ -60,7 +65,7 @@ def check_url(url: str) -> None:
       'the environment variable that key names.'
     )
   if not valid:
-    shown = f"='{url}'" if ':' in url else ''  # without a colon it may be the key
+    shown = f"='{printable(url)}'" if ':' in url else ''  # without a colon it may be the key
     raise UserError(f"the remote judge's url{shown} must be like https://api.openai.com/v1.")
 
 

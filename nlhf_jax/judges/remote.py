@@ -146,7 +146,7 @@ def make_remote_judge(
     _query_with_bar(query, requests, usable, receive, ending)
     if len(found) < len(pairs):
       raise Interrupted(
-        f"querying the judge '{endpoint.model}', {len(found)} of {len(pairs)} questions"
+        f"querying the judge '{printable(endpoint.model)}', {len(found)} of {len(pairs)} questions"
       )
     by_pair = {pair: found[index] for index, pair in enumerate(pairs)}
     count_orders(by_pair)
@@ -240,7 +240,7 @@ def make_chat_client(
     )
     if len(outcomes) < len(requests):
       raise Interrupted(
-        f"querying '{endpoint.model}', {len(outcomes)} of {len(requests)} questions"
+        f"querying '{printable(endpoint.model)}', {len(outcomes)} of {len(requests)} questions"
       )
     return [outcomes[index] for index in range(len(requests))]
 

@@ -124,9 +124,10 @@ def sentence_of(work):
   return ''
 
 
-def test_malformed_files_are_refused_in_one_sentence(section, tmp_path):
-  inputs = list(malformed())
-  assert len(inputs) > 800
+@pytest.mark.parametrize('every', [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_malformed_files_are_refused_in_one_sentence(section, tmp_path, every):
+  inputs = list(malformed())[::every]
+  assert len(inputs) > 1000 / every
   refused, accepted = [], 0
   for name, content in inputs:
     path = tmp_path / f'{name}.jsonl'
@@ -138,10 +139,10 @@ def test_malformed_files_are_refused_in_one_sentence(section, tmp_path):
       # A prompt may ask for ratings, of which the answers have none.
       problem = sentence_of(lambda: judge(mt_bench.make(section), tmp_path))
       assert not problem or 'no verdict that can be parsed' in problem
-    sentence = sentence_of(partial(pairwise_template, path, 'pair-v2'))
-    assert sentence.isprintable()
+    if name == 'judge_prompts':
+      assert sentence_of(partial(pairwise_template, path, 'pair-v2')).isprintable()
     path.write_bytes(as_lines(GOOD[name]))
-  assert len(refused) > 700
+  assert len(refused) > 700 / every
   for name, sentence in refused:
     assert sentence.isprintable()
     # Other questions may need prompts or references that the good files lack.

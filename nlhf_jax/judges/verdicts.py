@@ -58,11 +58,14 @@ THOUGHT = re.compile(
 )
 CONTROL_TOKEN = re.compile(r'<\|\w{1,20}\|>|</s>')
 
-_JOIN = r'(?:or|and|to|vs|versus)\b'
-LISTED = re.compile(rf'[^\w\n]*(?:[,/|]|\b{_JOIN})[^\w\n]*(?:{_JOIN})?[^\w\n]*', re.IGNORECASE)
+_JOIN = r'(?:or|and|to|vs|versus|out of)\b'
+LISTED = re.compile(
+  rf'[^\w\n]*(?:[,/|\u2013-]|\b{_JOIN})[^\w\n]*(?:{_JOIN})?[^\w\n]*', re.IGNORECASE
+)
 NEGATED = re.compile(
-  r"(?:\bnot|n['\u2019]t|\bnever|\bnor|\bneither|\brather than|\binstead of)"
-  r'[^\w.,:;!?\n]+(?:\w+[^\w.,:;!?\n]+)?$',
+  r"(?:\bnot|n['\u2019]t|\bnever|\bnor|\bneither|\binstead of)"
+  r'[^\w.,:;!?\n]+(?:\w+[^\w.,:;!?\n]+)?$'
+  r'|\b(?:than|over|beats)[^\w.,:;!?\n]+$',
   re.IGNORECASE,
 )
 CONDITIONAL = re.compile(r'[\s"\'\u201d\u2019`*]*(?:if|when|means|for a tie)\b', re.IGNORECASE)
@@ -232,6 +235,12 @@ LABEL_CLAUSES = (
   ),
   re.compile(rf'\b{_GOOD}\s+(?:summary|one)\s+is\s+(?:summary\s+)?(?:number\s+)?(1|2)\b', re.I),
 )
+# "Preferred Summary - 1, because it is short"
+STATED = re.compile(
+  r'\b(?:(?:preferred|better|best)(?:\s+summary)?|answer|verdict|choice|preference|winner)\s*'
+  r'(?:is\s*)?[-:=\u2013\u2014]\s*(?:summary\s+)?(1|2|tie)(?![\w/])(?!\s*(?:or|and)\b)',
+  re.IGNORECASE,
+)
 NEGATED_CLAUSE = re.compile(
   r'\b(?:not|cannot|never|neither|nor|if|whether|which|when|unless)\b'
   r"|n['\u2019]t\b|^\s*that\b",
@@ -263,6 +272,8 @@ def _label_mentions(text: str) -> Iterator[Mention]:
     ends = not WORD.search(text, found.end())
     if len(bare) < 2 or ends or DECIDING.search(found[0]):
       yield Mention(found.start(1), found.end(1), LABELS[found[1].lower()])
+  for found in STATED.finditer(text):
+    yield Mention(found.start(1), found.end(1), LABELS[found[1].lower()])
   for clause in CLAUSE.finditer(text):
     for pattern in LABEL_CLAUSES:
       for found in pattern.finditer(clause[0]):

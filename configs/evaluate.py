@@ -36,6 +36,9 @@ def get_config(source='file'):
       references='',  # the judge's own answers to mathematics, reasoning and coding questions
       judge_prompts='',
       mode='single',  # or pair
+      # The last verdict after the judge's thinking counts. fastchat: the first match in the whole
+      # text, as FastChat reads it, for figures that are compared with published ones.
+      reading='last',
     )
   )
   # The lm-evaluation-harness: tasks, groups such as openllm, or YAML files, separated by commas.

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
 from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.judges.keys import check_section
 from nlhf_jax.storage.texts import printable
 
 # Type of a field -> what an error calls its values, and the function that parses one.
@@ -71,6 +72,8 @@ def run_command(
     config = load_config(settings.config)
     for override in overrides:
       apply_override(override, config, settings.config)
+    if 'remote' in config:
+      check_section(config.remote.to_dict())
     if settings.print:
       print(describe(config))
       return 0

@@ -73,6 +73,7 @@ class PairRMSettings(NamedTuple):
 def _is_request(text: str) -> bool:
   try:
     fields = json.loads(text)
+    json.dumps(fields, allow_nan=False)  # a request contains no NaN and no infinity
   except (ValueError, RecursionError):
     return False
   return isinstance(fields, dict) and not {'model', 'messages', 'stream'} & set(fields)

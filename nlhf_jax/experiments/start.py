@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.judges.keys import check_section
 from nlhf_jax.storage import json_lines
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.training import interrupts
@@ -31,8 +32,11 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
 
   Raises:
     Interrupted: if the user asked to stop; starting again resumes.
-    UserError: if a setting or the data cannot be used, or another run uses the work directory.
+    UserError: if a setting or the data cannot be used, the config contains a secret, or another run
+      uses the work directory.
   """
+  if 'remote' in config:
+    check_section(config.remote.to_dict())
   kind = f'nlhf_jax.experiments.{config.experiment}'
   make_experiment = importlib.import_module(f'{kind}.config').make_experiment
   run = importlib.import_module(f'{kind}.run').run

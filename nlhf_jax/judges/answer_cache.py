@@ -41,22 +41,48 @@ def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
       connection.execute(
         'CREATE TABLE IF NOT EXISTS answers (name TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID'
       )
+      connection.text_factory = bytes  # a damaged row may be no UTF-8
       yield connection
   except sqlite3.Error as error:
+    remedy = 'move that file away, whose answers are then requested again'
+    if isinstance(error, sqlite3.OperationalError):  # the disk is at fault, not the file
+      remedy = 'make room there'
     raise UserError(
-      f"cannot store the judge's answers in '{path}' ({first_line(error)}); make room there, or "
-      'name another file.'
+      f"cannot store the judge's answers in '{path}' ({first_line(error)}); {remedy}, and run "
+      'again.'
     ) from None
 
 
 def get(connection: sqlite3.Connection, name: str) -> Answer | None:
-  """The stored answer to a request, if there is one."""
+  """The stored answer to a request, if there is one.
+
+  Raises:
+    ValueError: if it is damaged; it is removed.
+  """
   row = connection.execute('SELECT answer FROM answers WHERE name = ?', (name,)).fetchone()
-  return row and Answer(*json.loads(row[0]))
+  if row is None:
+    return None
+  try:
+    *fields, digest = json.loads(row[0])
+    if digest == _digest(fields):
+      return Answer(*fields)
+  except (ValueError, TypeError):
+    pass
+  remove(connection, name)
+  raise ValueError('damaged')
+
+
+def remove(connection: sqlite3.Connection, name: str) -> None:
+  """Removes the stored answer to a request, which is then sent again."""
+  connection.execute('DELETE FROM answers WHERE name = ?', (name,))
 
 
 def put(connection: sqlite3.Connection, name: str, answer: Answer) -> Answer:
   """Stores an answer unless another process stored one first; returns the stored one."""
-  row = (name, json.dumps(answer))
+  row = (name, json.dumps([*answer, _digest(list(answer))]))
   connection.execute('INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING', row)
   return get(connection, name) or answer
+
+
+def _digest(fields: list) -> str:
+  return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

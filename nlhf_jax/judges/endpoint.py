@@ -8,23 +8,26 @@ interruption.
 """
 
 import asyncio
+import contextlib
 import importlib
-import json
-import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges import answer_cache
-from nlhf_jax.judges.verdicts import Answer, strip_token
+from nlhf_jax.judges.keys import check_url, read_key, redact
+from nlhf_jax.judges.response_body import Failure, parse, server_sentence, status_failure
+from nlhf_jax.judges.verdicts import Answer
 from nlhf_jax.ranges import AtLeastOne, Count, NonNegative, Positive
+from nlhf_jax.storage.texts import clean_text, printable
 
 POLL = 0.1  # seconds between checks for an interruption
-FATAL = (401, 404)  # statuses that any request would get: wrong key, address or model
+MAX_BODY = 2**24  # bytes of a response
 
 
 class Endpoint(NamedTuple):
@@ -38,7 +41,7 @@ class Endpoint(NamedTuple):
     concurrency: the maximal number of requests in flight.
     per_minute: the maximal number of requests that this process sends per minute, including
       retries; 0 for no limit.
-    timeout: seconds without a response after which a request is given up.
+    timeout: seconds without a response, or without its end, after which a request is given up.
     retries: the maximal number of retries of a request.
   """
 
@@ -52,40 +55,40 @@ class Endpoint(NamedTuple):
   retries: Count = 6
 
 
-class Failure(NamedTuple):
-  """Why a request has no answer; failures of the same kind have the same `reason`."""
-
-  reason: str
-  detail: str
-
-
 Request = Mapping[str, Any]
+# (index of the request, answer) -> whether the answer can be used; others are not stored.
+Usable = Callable[[int, Answer], bool]
 # (index of the request, outcome, whether the outcome comes from the cache)
 Receive = Callable[[int, Answer | Failure, bool], None]
-Query = Callable[[Sequence[Request], Receive, Callable[[], float | None]], None]
+Query = Callable[[Sequence[Request], Usable, Receive, Callable[[], float | None]], None]
 
 
 def make_query(endpoint: Endpoint, counts: Counter) -> Query:
-  """A function (requests, receive, ending) that sends requests until all have an outcome.
+  """A function (requests, usable, receive, ending) that sends requests until all have an outcome.
 
   It calls `receive(index, outcome, cached)` once for each request, first for those that the cache
-  answers. Answers are on disk before they are received; failures are not stored, so a later call
-  sends these requests again. It polls `ending()`: None means to continue; a number means to send
-  no new request, and to wait at most that many seconds, from then on, for requests in flight.
-  `counts['requests']` is incremented for each request sent, including retries.
+  answers. Usable answers are on disk before they are received. Others and failures are not stored,
+  so a later call sends these requests again. It polls `ending()`: None means to continue; a number
+  means to send no new request, and to wait at most that many seconds, from then on, for requests in
+  flight. `counts['requests']` is incremented for each request sent, including retries. Halves of
+  surrogate pairs, which no request can contain, are replaced by U+FFFD.
 
   Raises:
     UserError: if the `openai` package or the key is missing, or the URL contains a secret. The
-      returned function raises it if the endpoint rejects the key, the address or the model, or if
-      the cache cannot be used.
+      returned function raises it if the endpoint rejects the key, the address or the model, if it
+      redirects, or if the cache cannot be used.
   """
   openai = _openai()
-  secret = _secret(endpoint)
+  check_url(endpoint.url)
+  secret = read_key(endpoint.key)
   wait_for_turn = make_rate_limiter(endpoint.per_minute)
 
   async def before_request(request):
     await wait_for_turn()
     counts['requests'] += 1
+
+  async def on_response(response):
+    await read_body(response, endpoint.timeout)
 
   def connect():
     return openai.AsyncOpenAI(
@@ -93,15 +96,19 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
       api_key=secret or 'none',
       timeout=endpoint.timeout,
       max_retries=endpoint.retries,
-      http_client=openai.DefaultAsyncHttpxClient(event_hooks={'request': [before_request]}),
+      http_client=openai.DefaultAsyncHttpxClient(
+        event_hooks={'request': [before_request], 'response': [on_response]},
+        follow_redirects=False,
+      ),
     )
 
-  async def query_all(requests, receive, ending):
+  async def query_all(requests, usable, receive, ending):
+    requests = [_clean(request) for request in requests]
     with answer_cache.open_cache(endpoint.cache) as cache:
       names = [answer_cache.request_digest(endpoint.url.rstrip('/'), it) for it in requests]
       remaining = []
       for index, name in enumerate(names):
-        found = answer_cache.get(cache, name)
+        found = _look_up(cache, name, partial(usable, index), counts)
         if found:
           receive(index, found, True)
         else:
@@ -113,7 +120,7 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
       async def work(client):
         while ending() is None and (index := next(indices, None)) is not None:
           outcome = await _send(openai, client, requests[index], endpoint, secret)
-          if isinstance(outcome, Answer):
+          if isinstance(outcome, Answer) and usable(index, outcome):
             outcome = answer_cache.put(cache, names[index], outcome)
           receive(index, outcome, False)
 
@@ -121,7 +128,53 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
         workers = [work(client) for _ in range(min(endpoint.concurrency, len(remaining)))]
         await wait_for_all(workers, ending)
 
-  return lambda requests, receive, ending: asyncio.run(query_all(requests, receive, ending))
+  return lambda *arguments: asyncio.run(query_all(*arguments))
+
+
+def _clean(value: Any) -> Any:
+  """A JSON value with all of its texts cleaned."""
+  if isinstance(value, str):
+    return clean_text(value)
+  if isinstance(value, Mapping):
+    return {name: _clean(item) for name, item in value.items()}
+  return [_clean(item) for item in value] if isinstance(value, list) else value
+
+
+def _look_up(
+  cache: Connection, name: str, usable: Callable[[Answer], bool], counts: Counter
+) -> Answer | None:
+  """The stored answer, if it is usable; others are removed, and damaged ones counted."""
+  try:
+    found = answer_cache.get(cache, name)
+  except ValueError:
+    counts['damaged_in_cache'] += 1
+    return None
+  if found and not usable(found):  # it was, to another reader
+    answer_cache.remove(cache, name)
+    return None
+  return found
+
+
+async def read_body(response: Any, seconds: float) -> None:
+  """Reads the body of a response of `httpx`, within limits of size and time.
+
+  What is beyond them is left out, and `response.extensions['gave_up']` says why, as a `Failure`.
+  """
+  parts, size = [], 0
+  try:
+    async with asyncio.timeout(seconds), contextlib.aclosing(response.aiter_bytes()) as body:
+      async for part in body:
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY:
+          text = f'the response has more than {MAX_BODY >> 20} MiB'
+          response.extensions['gave_up'] = Failure('too_large', text)
+          break
+  except TimeoutError:
+    text = f'the response did not end within {seconds:g} s'
+    response.extensions['gave_up'] = Failure('timeout', text)
+  await response.aclose()
+  response._content = b''.join(parts)  # what `aread` sets; it would read without a limit
 
 
 async def _send(openai, client, request: Request, endpoint: Endpoint, secret: str):
@@ -130,19 +183,42 @@ async def _send(openai, client, request: Request, endpoint: Endpoint, secret: st
     raw = await client.chat.completions.with_raw_response.create(
       model=request['model'], messages=request['messages'], extra_body=dict(request)
     )
+    response = raw.http_response
   except openai.APIStatusError as error:
-    message = redact(secret, first_line(error))
-    if error.status_code in FATAL:
-      raise UserError(
-        f"the judge '{endpoint.model}' at {endpoint.url} cannot be queried ({message}); check url "
-        f"and model, and the key in the environment variable '{endpoint.key}'."
-      ) from None
-    return Failure(f'status_{error.status_code}', message)
+    response = error.response
   except openai.APITimeoutError:
     return Failure('timeout', f'no response for {endpoint.timeout:g} s')
   except openai.APIConnectionError as error:
-    return Failure('connection', redact(secret, first_line(error.__cause__ or error)))
-  return parse(raw.http_response.content)
+    reason = first_line(error.__cause__ or error)
+    return Failure('connection', printable(redact(secret, reason)))
+  outcome = _outcome(response, endpoint, secret)
+  if isinstance(outcome, Failure) and outcome.fatal:
+    key = f", and the key in the environment variable '{endpoint.key}'" if endpoint.key else ''
+    raise UserError(
+      f"the judge '{printable(endpoint.model)}' at {endpoint.url} cannot be queried "
+      f'({outcome.detail}); check config.remote.url and .model{key}.'
+    ) from None
+  return outcome
+
+
+def _outcome(response: Any, endpoint: Endpoint, secret: str) -> Answer | Failure:
+  """What a response means.
+
+  Raises:
+    UserError: if the endpoint redirects.
+  """
+  status, place = response.status_code, response.headers.get('location')
+  if 300 <= status < 400 and place:
+    place = server_sentence(place.encode(errors='replace'), secret)
+    raise UserError(
+      f'the judge at {endpoint.url} redirects ({status}) to {place}; redirects are not followed, '
+      'because all texts would go there: set config.remote.url to that address if you trust it.'
+    )
+  if 'gave_up' in response.extensions:
+    return response.extensions['gave_up']
+  if 200 <= status < 300:
+    return parse(response.content, secret)
+  return status_failure(status, response.content, secret)
 
 
 async def wait_for_all(work: Sequence[Awaitable[None]], ending: Callable[[], float | None]) -> None:
@@ -180,35 +256,6 @@ def make_rate_limiter(per_minute: float) -> Callable[[], Awaitable[None]]:
   return wait_for_turn
 
 
-def parse(body: bytes) -> Answer | Failure:
-  """The answer in the body of a response."""
-  try:
-    reply = json.loads(body)
-    choice = reply['choices'][0]
-    text = choice['message']['content'] or ''
-    content = (choice.get('logprobs') or {}).get('content') or []
-    usage = reply.get('usage') or {}
-    tokens = (int(usage.get(name) or 0) for name in ('prompt_tokens', 'completion_tokens'))
-    return Answer(text.strip(), dict(_first_token_log_probs(content)), *tokens)
-  except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-    return Failure('malformed', f'no answer in {body[:80]!r}')
-
-
-def _first_token_log_probs(content: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-  """Tokens and log-probabilities at the first position whose token has a letter or digit."""
-  for position in content:
-    if strip_token(position['token']):
-      for token in (position, *(position.get('top_logprobs') or ())):
-        if token['logprob'] is not None:  # JSON has no minus infinity
-          yield token['token'], min(float(token['logprob']), 0.0)
-      return
-
-
-def redact(secret: str, text: str) -> str:
-  """The text without the key, which an endpoint may repeat in its message."""
-  return text.replace(secret, '...') if secret else text
-
-
 def _openai():
   try:
     return importlib.import_module('openai')
@@ -216,35 +263,3 @@ def _openai():
     raise UserError(
       "a remote judge needs the package openai; install it with pip install 'nlhf-jax[remote]'."
     ) from None
-
-
-def check_url(url: str) -> None:
-  """Refuses a URL that is malformed or contains a secret; the message does not repeat the secret.
-
-  Raises:
-    UserError: the message describes a valid URL.
-  """
-  try:
-    parts = urlsplit(url)
-    valid = parts.scheme in ('http', 'https') and parts.hostname and parts.port != 0
-  except ValueError:
-    parts, valid = urlsplit(''), False
-  if parts.username or parts.password or parts.query:
-    raise UserError(
-      "the remote judge's url must have no user, no password and no query; the key is read from "
-      'the environment variable that key names.'
-    )
-  if not valid:
-    raise UserError(f"the remote judge's url='{url}' must be like https://api.openai.com/v1.")
-
-
-def _secret(endpoint: Endpoint) -> str:
-  """The key, after checking the URL and that a header can contain it. No message contains it."""
-  check_url(endpoint.url)
-  secret = os.environ.get(endpoint.key, '').strip() if endpoint.key else ''
-  if endpoint.key and not (secret and secret.isascii() and secret.isprintable()):
-    raise UserError(
-      f"the remote judge's key='{endpoint.key}' is not an environment variable that holds a key; "
-      f'export {endpoint.key}=... before the run, or leave key empty if the endpoint needs none.'
-    )
-  return secret

@@ -88,6 +88,7 @@ class ExternalJudge(NamedTuple):
     combine: P(left > right) from both orders.
     make_judge: from a tokenizer to the same judge of tokenised responses.
     counts: the counters of this process so far, such as requests.
+    last_failure: why it last had no verdict; empty if it always had one.
   """
 
   about: str
@@ -95,14 +96,18 @@ class ExternalJudge(NamedTuple):
   combine: CombineOrders
   make_judge: Callable[[Any], Judge]
   counts: Callable[[], Mapping[str, float]] = dict
+  last_failure: Callable[[], str] = str
 
 
 def judge_by_texts(
-  about: str, preference: TextPreference, counts: Callable[[], Mapping[str, float]] = dict
+  about: str,
+  preference: TextPreference,
+  counts: Callable[[], Mapping[str, float]] = dict,
+  last_failure: Callable[[], str] = str,
 ) -> ExternalJudge:
   """An external judge that takes the mean of both orders."""
   make_judge = lambda tokenizer: judge_from_texts(preference, tokenizer)
-  return ExternalJudge(about, preference, mean_of_orders, make_judge, counts)
+  return ExternalJudge(about, preference, mean_of_orders, make_judge, counts, last_failure)
 
 
 class ExternalKind(NamedTuple):

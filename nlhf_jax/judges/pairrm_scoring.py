@@ -19,6 +19,7 @@ from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.judges.judge import Judge, TextPreference, judge_from_texts
 from nlhf_jax.models import sharding
 from nlhf_jax.models.pairrm_encoder import Lengths, Ranker
+from nlhf_jax.storage.texts import clean_text
 from nlhf_jax.structs import Params
 
 # In the order in which they extend the vocabulary of DeBERTa-v3.
@@ -86,10 +87,10 @@ def encode(vocabulary: Vocabulary, prefix: str, texts: Sequence[str]) -> list[li
   """Token ids of each text after its prefix, not truncated.
 
   Special tokens in a text are dropped, as LLM-Blender does with [SEP]: no text can end a prompt or
-  a response early, or contain two.
+  a response early, or contain two. Halves of surrogate pairs are replaced by U+FFFD.
   """
   rows = vocabulary.tokenizer.encode_batch(
-    [prefix + text for text in texts], add_special_tokens=False
+    [prefix + clean_text(text) for text in texts], add_special_tokens=False
   )
   return [
     [row.ids[0], *(token for token in row.ids[1:] if token not in vocabulary.special)]

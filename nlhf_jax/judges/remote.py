@@ -1,10 +1,10 @@
 """The judge `remote`: a language model behind an OpenAI-compatible endpoint.
 
-A verdict, a stated tie included, is an answer. An answer that cannot be parsed, and a request that
-fails after all retries, are *unusable*: the preference of that pair is NaN, never 1/2.
-`judge.antisymmetric` then makes the payoff of the pair NaN if either order is, and an update leaves
-out the whole prompt (`selection.drop_unjudged`). If more than a given share of the last 100
-requests is unusable, the run ends.
+A verdict, a stated tie included, is an answer. An answer without a verdict, and a request that
+fails after all retries, are *unusable*: the preference of that pair is NaN, never 1/2. They are not
+stored, so the next run requests them again. `judge.antisymmetric` makes the payoff of a pair NaN if
+either order is, and an update leaves out the whole prompt (`selection.drop_unjudged`). If more than
+a given share of the last 100 requests is unusable, the run ends.
 """
 
 import json
@@ -20,16 +20,21 @@ from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.judges import verdicts
-from nlhf_jax.judges.endpoint import Endpoint, Failure, Query, Request, check_url, make_query
+from nlhf_jax.judges import judge_prompts
+from nlhf_jax.judges.endpoint import Endpoint, Query, Receive, Request, Usable, make_query
 from nlhf_jax.judges.judge import TextPreference
+from nlhf_jax.judges.judge_prompts import Template
+from nlhf_jax.judges.keys import check_section
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section, judge_by_texts
-from nlhf_jax.judges.verdicts import Answer, Template
+from nlhf_jax.judges.response_body import Failure
+from nlhf_jax.judges.verdicts import Answer
 from nlhf_jax.ranges import Fraction
+from nlhf_jax.storage.texts import printable
 
 RECENT = 100  # requests among which the unusable ones are counted
 GRACE = 5.0  # seconds that an interruption waits for requests in flight
 BAR_DELAY = 2.0  # seconds before a progress bar appears
+EXCERPT = 80  # characters of an unusable answer that a message repeats
 CHAT_SAMPLING = {'temperature': 0.0, 'max_tokens': 2048}  # those of MT-Bench's judge
 # Settings that change no answer.
 TRANSPORT = ('key', 'concurrency', 'per_minute', 'timeout', 'retries')
@@ -45,14 +50,53 @@ class RemoteJudge(NamedTuple):
 
   `counts()` returns the counters of this process so far, for metrics; zeros are left out. They are
   `asked`, answers from the endpoint, and `requests` sent for them, retries included; `cached`,
-  answers from the cache; `unusable` answers, in total and by reason; pairs with verdicts
-  `in_both_orders`, and how many of them `disagree`, because the same position won twice;
-  `prompt_tokens` and `response_tokens` of the answers from the endpoint, and their `cost` if there
-  are prices.
+  answers from the cache, and those found `damaged_in_cache`; `unusable` answers, in total and by
+  reason; pairs with verdicts `in_both_orders`, and how many of them `disagree`, because the same
+  position won twice; `prompt_tokens` and `response_tokens` of the answers from the endpoint, and
+  their `cost` if there are prices.
+
+  `last_failure()` says why the last unusable answer is unusable; it is empty if there is none.
   """
 
   preference: TextPreference
   counts: Callable[[], dict[str, float]]
+  last_failure: Callable[[], str]
+
+
+class Usage(NamedTuple):
+  """The counters of a judge, and its last failure."""
+
+  counts: Counter[str]
+  failures: deque[Failure]
+
+  def add(self, outcome: Answer | Failure, usable: bool, cached: bool) -> None:
+    """Counts an outcome."""
+    self.counts['cached' if cached else 'asked'] += 1
+    if isinstance(outcome, Answer) and not cached:
+      self.counts['prompt_tokens'] += outcome.prompt_tokens
+      self.counts['response_tokens'] += outcome.response_tokens
+    if not usable:
+      failure = outcome if isinstance(outcome, Failure) else describe_answer(outcome)
+      self.counts.update(['unusable', failure.reason])
+      self.failures.append(failure)
+
+  def last_failure(self) -> str:
+    """As of `RemoteJudge`."""
+    return f'{self.failures[-1].reason}, {self.failures[-1].detail}' if self.failures else ''
+
+
+def make_usage() -> Usage:
+  """Usage of a judge that was not queried yet."""
+  return Usage(Counter(), deque(maxlen=1))
+
+
+def describe_answer(answer: Answer) -> Failure:
+  """Why an answer is unusable, with its end, where the verdict should be."""
+  text = printable(' '.join(answer.text.split()))
+  shown = repr(text if len(text) <= EXCERPT else f'...{text[-EXCERPT:]}')
+  if answer.cut:
+    return Failure('cut_off', f'the length limit (max_tokens) cut the answer after {shown}')
+  return Failure('unreadable', f'the answer {shown}')
 
 
 def make_remote_judge(
@@ -81,11 +125,12 @@ def make_remote_judge(
     UserError: see `make_query`; and from `preference`, if too many answers are unusable.
     Interrupted: from `preference`, if the user asked to stop. All answers so far are stored.
   """
-  counts: Counter[str] = Counter()
-  query = make_query(endpoint, counts)
+  usage = make_usage()
+  query = make_query(endpoint, usage.counts)
   fields = update_request(template.sampling, sampling or {})
-  read = _make_reader(endpoint, template, tolerated, counts)
-  count_orders = _make_order_counter(counts)
+  read = _make_reader(endpoint, template, tolerated, usage)
+  count_orders = _make_order_counter(usage.counts)
+  usable = lambda _, answer: template.read(answer) is not None
   # A thread of its own, since a notebook runs an event loop in its thread.
   thread = ThreadPoolExecutor(1, 'judge')
 
@@ -93,10 +138,15 @@ def make_remote_judge(
     requests = [
       {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
     ]
-    found = _query_with_bar(query, requests, read, ending)
+    found: dict[int, float] = {}
+
+    def receive(index, outcome, cached):
+      found[index] = read(outcome, cached)
+
+    _query_with_bar(query, requests, usable, receive, ending)
     if len(found) < len(pairs):
       raise Interrupted(
-        f"querying the judge '{endpoint.model}', {len(found)} of {len(pairs)} questions"
+        f"querying the judge '{printable(endpoint.model)}', {len(found)} of {len(pairs)} questions"
       )
     by_pair = {pair: found[index] for index, pair in enumerate(pairs)}
     count_orders(by_pair)
@@ -111,27 +161,27 @@ def make_remote_judge(
   def preference(prompts, left, right):
     return distributed.compute_on_first(lambda: compare(prompts, left, right), (len(prompts),))
 
-  return RemoteJudge(preference, lambda: _with_cost(counts, prices))
+  return RemoteJudge(preference, lambda: _with_cost(usage.counts, prices), usage.last_failure)
 
 
-def _query_with_bar(query: Query, requests: Sequence[Request], read, ending) -> dict[int, float]:
-  """Index of a request -> `read` of its outcome; slow queries show a progress bar."""
-  found = {}
-
-  def receive(index, outcome, cached):
-    found[index] = read(outcome, cached)
-    bar.update()
-
+def _query_with_bar(
+  query: Query, requests: Sequence[Request], usable: Usable, receive: Receive, ending
+) -> None:
+  """Queries; slow queries show a progress bar."""
   with tqdm(
     total=len(requests),
-    desc=requests[0]['model'] if requests else None,
+    desc=printable(requests[0]['model']) if requests else None,
     unit='answer',
     mininterval=0.5,
     delay=BAR_DELAY,
     leave=False,
   ) as bar:
-    query(requests, receive, ending)
-  return found
+
+    def receive_and_show(index, outcome, cached):
+      receive(index, outcome, cached)
+      bar.update()
+
+    query(requests, usable, receive_and_show, ending)
 
 
 def update_request(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,15 +190,17 @@ def update_request(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dic
 
 
 class ChatClient(NamedTuple):
-  """A language model behind an endpoint; `about` describes it, `counts` are as in `RemoteJudge`.
+  """A language model behind an endpoint; the other fields are as in `RemoteJudge`.
 
-  `generate` takes a (system prompt, user prompt) for each response. A request that fails after all
-  retries has the response ''; a later call sends it again.
+  `generate(prompts, usable)` takes a (system prompt, user prompt) for each answer, and returns the
+  answers, or why a request failed after all retries. Only usable answers are stored; a later call
+  requests the others again.
   """
 
   about: str
-  generate: Callable[[Sequence[tuple[str, str]]], list[str]]
+  generate: Callable[[Sequence[tuple[str, str]], Usable], list[Answer | Failure]]
   counts: Callable[[], Mapping[str, float]]
+  last_failure: Callable[[], str]
 
 
 def make_chat_client(
@@ -169,38 +221,31 @@ def make_chat_client(
     UserError: see `make_query`.
     Interrupted: from `generate`, if the user asked to stop. All answers so far are stored.
   """
-  counts: Counter[str] = Counter()
-  query, thread = make_query(endpoint, counts), ThreadPoolExecutor(1, 'judge')
+  usage = make_usage()
+  query, thread = make_query(endpoint, usage.counts), ThreadPoolExecutor(1, 'judge')
 
-  def generate(prompts):
-    responses: dict[int, str] = {}
+  def generate(prompts, usable):
+    outcomes: dict[int, Answer | Failure] = {}
     requests = []
     for system, user in prompts:
       messages = [{'role': 'system', 'content': system}, {'role': 'user', 'content': user}]
       requests.append({'model': endpoint.model, 'messages': messages, **sampling})
 
     def receive(index, outcome, cached):
-      _count(counts, outcome, cached)
-      responses[index] = outcome.text if isinstance(outcome, Answer) else ''
-      if isinstance(outcome, Failure):
-        counts.update(['unusable', outcome.reason])
+      usage.add(outcome, isinstance(outcome, Answer) and usable(index, outcome), cached)
+      outcomes[index] = outcome
 
-    _run_in_thread(thread, lambda ending: query(requests, receive, ending), stop)
-    if len(responses) < len(requests):
+    _run_in_thread(
+      thread, lambda ending: _query_with_bar(query, requests, usable, receive, ending), stop
+    )
+    if len(outcomes) < len(requests):
       raise Interrupted(
-        f"querying '{endpoint.model}', {len(responses)} of {len(requests)} questions"
+        f"querying '{printable(endpoint.model)}', {len(outcomes)} of {len(requests)} questions"
       )
-    return [responses[index] for index in range(len(requests))]
+    return [outcomes[index] for index in range(len(requests))]
 
-  about = f'{endpoint.model} at {endpoint.url}'
-  return ChatClient(about, generate, lambda: _with_cost(counts, prices))
-
-
-def _count(counts: Counter, outcome: Answer | Failure, cached: bool) -> None:
-  counts['cached' if cached else 'asked'] += 1
-  if isinstance(outcome, Answer) and not cached:
-    counts['prompt_tokens'] += outcome.prompt_tokens
-    counts['response_tokens'] += outcome.response_tokens
+  about = f'{printable(endpoint.model)} at {endpoint.url}'
+  return ChatClient(about, generate, lambda: _with_cost(usage.counts, prices), usage.last_failure)
 
 
 def _with_cost(counts: Counter, prices: tuple[float, float] | None) -> dict[str, int | float]:
@@ -228,29 +273,24 @@ def _run_in_thread(
 
 
 def _make_reader(
-  endpoint: Endpoint, template: Template, tolerated: float, counts: Counter
+  endpoint: Endpoint, template: Template, tolerated: float, usage: Usage
 ) -> Callable[[Answer | Failure, bool], float]:
   """(outcome, cached) -> P(left > right), NaN if unusable; raises if too many are."""
   recent: deque[bool] = deque(maxlen=RECENT)  # unusable or not
 
   def read(outcome, cached):
-    _count(counts, outcome, cached)
-    if isinstance(outcome, Failure):
-      probability, (reason, detail) = None, outcome
-    else:
-      probability, reason = template.read(outcome), 'unreadable'
-      detail = repr(outcome.text[:80])
+    probability = None if isinstance(outcome, Failure) else template.read(outcome)
+    usage.add(outcome, probability is not None, cached)
     recent.append(probability is None)
     if probability is not None:
       return probability
-    counts.update(['unusable', reason])
     if sum(recent) > tolerated * RECENT:
       raise UserError(
-        f"the judge '{endpoint.model}' at {endpoint.url} gave no usable verdict on {sum(recent)} "
-        f'of the last {len(recent)} questions; more than {tolerated * RECENT:g} of {RECENT} stop '
-        f'a run (config.remote.tolerated={tolerated:g}). The last one: {reason}, {detail}. All '
-        f'answers are stored in {endpoint.cache}, those that cannot be parsed too: change the '
-        'template or the request, or delete that file, and run again.'
+        f"the judge '{printable(endpoint.model)}' at {endpoint.url} gave no usable verdict on "
+        f'{sum(recent)} of the last {len(recent)} questions; more than {tolerated * RECENT:g} of '
+        f'{RECENT} stop a run (config.remote.tolerated={tolerated:g}). The last one: '
+        f'{usage.last_failure()}. The verdicts are stored in {endpoint.cache}; mend the cause and '
+        'run again, which requests the others again.'
       )
     return np.nan
 
@@ -284,22 +324,23 @@ def make_endpoint(section: Section, folder: Path) -> Endpoint:
 
 
 def require_model(section: Section) -> None:
-  """Refuses a section without an endpoint or a model."""
+  """Refuses a section without an endpoint or a model, or with a secret."""
   for field in ('url', 'model'):
     if not section[field]:
       raise UserError(f'config.remote.{field} is empty; name the endpoint and its model.')
+  check_section(section)
 
 
 def make_template(section: Section) -> Template:
   """The template that the section names."""
   if section['template'] == 'summaries':
-    return verdicts.SUMMARIES
+    return judge_prompts.SUMMARIES
   if not section['judge_prompts']:
     raise UserError(
       f"config.remote.template='{section['template']}' must be summaries, or a prompt of the file "
       'that config.remote.judge_prompts names.'
     )
-  return verdicts.mt_bench(Path(section['judge_prompts']), section['template'])
+  return judge_prompts.pairwise_template(section['judge_prompts'], section['template'])
 
 
 def read_prices(section: Section) -> tuple[float, float] | None:
@@ -323,15 +364,14 @@ def _make(section: Section, folder: Path, stop: Callable[[], bool]) -> ExternalJ
     prices=read_prices(section),
     stop=stop,
   )
-  about = f'{section["model"]} at {section["url"]}'
-  return judge_by_texts(about, judge.preference, judge.counts)
+  about = f'{printable(section["model"])} at {section["url"]}'
+  return judge_by_texts(about, judge.preference, judge.counts, judge.last_failure)
 
 
 def _settings(section: Section) -> object:
   """The model, and the requests that it receives."""
   template = make_template(section)
   require_model(section)
-  check_url(section['url'])
   messages = template.messages('prompt', 'left', 'right')
   sampling = {**template.sampling, **json.loads(section['request'])}
   return [section['url'], section['model'], messages, sampling]

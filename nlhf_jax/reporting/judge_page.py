@@ -151,7 +151,7 @@ def describe_unusable(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def describe_judges(usage: Mapping[str, Mapping]) -> list[str]:
-  """A sentence for each external judge: what it is, and its counts."""
+  """Sentences for each external judge: what it is, its counts, why it last had no verdict."""
 
   def describe(what, count):
     return f'{f"{count:,}" if isinstance(count, int) else f"{count:,.4f}"} {what.replace("_", " ")}'
@@ -160,6 +160,8 @@ def describe_judges(usage: Mapping[str, Mapping]) -> list[str]:
   for name, row in usage.items():
     counts = ', '.join(describe(*pair) for pair in row['counts'].items())
     sentences.append(f'The {name} judge is {row["about"]}' + (f': {counts}.' if counts else '.'))
+    if row.get('last_failure'):
+      sentences.append(f'It last had no usable verdict because of: {row["last_failure"]}.')
   return sentences
 
 

@@ -8,8 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import mt_bench_judge, mt_bench_scores, radar
+from nlhf_jax.evaluation.benchmarks import mt_bench, mt_bench_judge, mt_bench_scores, radar
+from nlhf_jax.evaluation.benchmarks.benchmark import EvaluatedPolicy, Judges
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
+from nlhf_jax.judges import judge_prompts
+from nlhf_jax.judges.response_body import Failure
+from nlhf_jax.judges.verdicts import FIRST_MATCH, READINGS, Answer
 from nlhf_jax.reporting import game_plots
 from nlhf_jax.storage import json_files
 
@@ -50,6 +54,18 @@ def make_answers(policy):
   }
 
 
+def replying(write):
+  """A judge that answers each (system prompt, user prompt) with a text; its verdicts are read."""
+
+  def ask(sheets, usable):
+    answers = [Answer(text) for text in write(sheets)]
+    for number, answer in enumerate(answers):
+      assert usable(number, answer) in (True, False)
+    return answers
+
+  return ask
+
+
 MATERIALS = Materials(QUESTIONS, {2: make_answers('ref')[2]}, PROMPTS)
 
 
@@ -87,20 +103,24 @@ def test_published_means_are_reproduced(published, questions, judgements):
   assert averages == sorted(averages, reverse=True)
 
 
-def test_published_judgements_are_parsed(judgements):
-  for row in judgements:
-    assert mt_bench_judge.parse_score(row['judgment']) == row['score']
+def test_published_judgements_are_read(judgements):
+  """FastChat's reading gives the published scores; on these texts the other one does, too."""
+  for readers in READINGS.values():
+    for row in judgements:
+      score = readers['[[rating]]'](Answer(row['judgment']))
+      assert row['score'] == (mt_bench_scores.FAILED if score is None else score)
 
 
 def test_judge_prompts_match_the_published_judgements(published, questions, judgements):
   references = mt_bench_scores.read_answers(published / 'reference_answer_gpt-4.jsonl.gz')
-  prompts = mt_bench_judge.read_prompts(published / 'judge_prompts.jsonl.gz')
+  prompts = judge_prompts.read_prompts(published / 'judge_prompts.jsonl.gz')
   answers = {
     policy: mt_bench_scores.read_answers(published / f'model_answer/{policy}.jsonl.gz')
     for policy in ('gpt-4', 'alpaca-13b')
   }
   materials = Materials(questions, references, prompts)
 
+  @replying
   def ask(sheets):
     return [f'Fine. [[{len(user) % 10 + 1}]] [[A]]' for _, user in sheets]
 
@@ -121,40 +141,6 @@ def test_judge_prompts_match_the_published_judgements(published, questions, judg
   assert (
     mt_bench_scores.count_wins(compared)['gpt-4']['tie'] == 160
   )  # the first one, in both orders
-
-
-@pytest.mark.parametrize(
-  ('text', 'score'),
-  [
-    ('Rating: [[7]]', 7),
-    ('[[8.5]] and [[2]]', 8.5),
-    ('I say [5], finally [[6]]', 6),
-    ('Rating: [5]', 5),
-    ('[[9/10]]', -1),
-    ('Rating: 7', -1),
-    ('[[-3]]', -1),
-    ('$ERROR$', -1),
-  ],
-)
-def test_scores_are_parsed(text, score):
-  assert mt_bench_judge.parse_score(text) == score
-
-
-@pytest.mark.parametrize(
-  ('text', 'output_format', 'winner'),
-  [
-    ('So [[B]].', '[[A]]', 'model_2'),
-    ('[[C]]', '[[A]]', 'tie'),
-    ('[[B]] no, [[A]]', '[[A]]', 'model_1'),
-    ('[A]', '[[A]]', 'error'),
-    ('[[8, 7.5]]', '[[rating_a,rating_b]]', 'model_1'),
-    ('[[8,8.1]]', '[[rating_a,rating_b]]', 'tie'),
-    ('[2, 9]', '[[rating_a,rating_b]]', 'model_2'),
-    ('[[8]]', '[[rating_a,rating_b]]', 'error'),
-  ],
-)
-def test_winners_are_parsed(text, output_format, winner):
-  assert mt_bench_judge.parse_winner(text, output_format) == winner
 
 
 def test_turns_see_earlier_turns_at_category_temperature():
@@ -199,15 +185,15 @@ def test_answers_and_judgements_round_trip(tmp_path):
   answers = mt_bench_scores.read_answers(tmp_path / 'yes.jsonl')
   assert list(answers) == [1, 2, 3]
   assert answers[2]['choices'] == [{'index': 0, 'turns': ['Yes.', 'Yes.']}]
-  graded = mt_bench_judge.grade(
-    lambda sheets: ['[[5]]'] * len(sheets), MATERIALS, {'yes': answers}, 'j'
-  )
+  fives = replying(lambda sheets: ['[[5]]'] * len(sheets))
+  graded = mt_bench_judge.grade(fives, MATERIALS, {'yes': answers}, 'j')
   mt_bench_scores.write(tmp_path / 'j_single.jsonl', graded)
   assert sorted(graded, key=lambda row: row['question_id']) == json_files.read(
     tmp_path / 'j_single.jsonl'
   )
   sides = {'a': answers, 'b': answers}
-  compared = mt_bench_judge.compare(lambda sheets: ['[[A]]'] * len(sheets), MATERIALS, sides, 'j')
+  first = replying(lambda sheets: ['[[A]]'] * len(sheets))
+  compared = mt_bench_judge.compare(first, MATERIALS, sides, 'j')
   mt_bench_scores.write(tmp_path / 'j_pair.jsonl', compared)
   read = json_files.read(tmp_path / 'j_pair.jsonl')
   assert {(row['g1_winner'], row['g2_winner']) for row in read} == {('model_1', 'model_2')}
@@ -216,6 +202,7 @@ def test_answers_and_judgements_round_trip(tmp_path):
 def test_single_mode_grades_all_turns():
   seen = []
 
+  @replying
   def ask(sheets):
     seen.extend(sheets)
     return [f'[[{3 if "low" in user else 9}]]' for _, user in sheets]
@@ -256,6 +243,7 @@ def test_single_mode_grades_all_turns():
 
 
 def test_win_in_one_order_only_is_a_tie():
+  @replying
   def ask(sheets):
     verdicts = []
     for _, user in sheets:
@@ -288,7 +276,7 @@ def test_win_in_one_order_only_is_a_tie():
 
 
 def test_unparsable_verdicts_are_only_counted():
-  silent = lambda shown: [''] * len(shown)
+  silent = replying(lambda shown: [''] * len(shown))
   answers = {policy: make_answers(policy) for policy in ('one', 'other', 'third')}
   rows = mt_bench_judge.compare(silent, MATERIALS, answers, 'j')
   assert all(map(mt_bench_scores.failed, rows))
@@ -321,13 +309,13 @@ def test_unparsable_verdicts_are_only_counted():
   ],
 )
 def test_missing_answers_and_prompts_are_named(materials, answers, message):
-  ask = lambda sheets: ['[[5]]'] * len(sheets)
+  ask = replying(lambda sheets: ['[[5]]'] * len(sheets))
   with pytest.raises(UserError, match=message):
     mt_bench_judge.grade(ask, materials, answers, 'j')
 
 
 def test_unknown_field_of_a_prompt_is_named():
-  ask = lambda sheets: ['[[5]]'] * len(sheets)
+  ask = replying(lambda sheets: ['[[5]]'] * len(sheets))
   odd = {'single-v1': {**PROMPTS['single-v1'], 'prompt_template': '{persona}'}}
   with pytest.raises(UserError, match=r"'single-v1' has a field .*'persona'.*may use question"):
     mt_bench_judge.grade(ask, MATERIALS._replace(prompts=odd), {'some': make_answers('some')}, 'j')
@@ -347,13 +335,83 @@ def test_unknown_field_of_a_prompt_is_named():
       {'question_id': 1, 'choices': []},
       "field 'choices' has no answer",
     ),
-    (mt_bench_judge.read_prompts, {'name': 'pair-v2'}, "field 'system_prompt' is missing"),
+    (judge_prompts.read_prompts, {'name': 'pair-v2'}, "field 'system_prompt' is missing"),
   ],
 )
 def test_bad_row_is_named(tmp_path, read, row, message):
   json_files.write_lines(tmp_path / 'rows.jsonl', [row])
   with pytest.raises(UserError, match=f'row 1: {message}'):
     read(tmp_path / 'rows.jsonl')
+
+
+@pytest.fixture
+def section(shared):
+  """The section `mt_bench` of a config, of small files and the published prompts."""
+  folder = shared / 'field' / 'judges'
+  return {
+    'questions': str(folder / 'mt_q.jsonl'),
+    'references': str(folder / 'mt_ref.jsonl'),
+    'judge_prompts': str(shared / 'data/mt_bench/judge_prompts.jsonl.gz'),
+    'mode': 'single',
+    'reading': 'last',
+  }
+
+
+@pytest.mark.parametrize(
+  ('setting', 'name', 'message'),
+  [
+    ('questions', 'mt_q_dup.jsonl', r'mt_q_dup\.jsonl, row 2: question_id 1 is that of row 1'),
+    ('questions', 'mt_q_3turn.jsonl', r"mt_q_3turn\.jsonl, row 1: field 'turns' has 3 turns"),
+    ('references', 'mt_ref_short.jsonl', r"mt_ref_short\.jsonl' has 1 of 2 answers to question 2"),
+    ('references', 'mt_ref_missing.jsonl', r"missing\.jsonl' has 0 of 1 answers to question 3"),
+  ],
+)
+@pytest.mark.parametrize('mode', ['single', 'pair'])
+def test_field_files_are_refused_before_anyone_answers(section, mode, setting, name, message):
+  assert mt_bench.make(section | {'mode': mode}).name == 'mt_bench'
+  path = str(mt_bench.Path(section[setting]).with_name(name))
+  with pytest.raises(UserError, match=message):
+    mt_bench.make(section | {'mode': mode, setting: path})
+
+
+def test_other_settings_are_refused(section):
+  with pytest.raises(UserError, match=r"reading='first' must be last or fastchat"):
+    mt_bench.make(section | {'reading': 'first'})
+
+
+def test_output_format_is_checked_before_anyone_answers():
+  odd = {**PROMPTS, 'single-math-v1': {**PROMPTS['single-math-v1'], 'output_format': '[[A]]'}}
+  with pytest.raises(
+    UserError, match=r"'single-math-v1' has output_format '\[\[A\]\]'; it must be"
+  ):
+    mt_bench_judge.check_materials(MATERIALS._replace(prompts=odd), 'single')
+
+
+def run_benchmark(answers, folder, **changes):
+  """The tables of two policies in pair mode, judged by a model with these answers."""
+  policies = {name: EvaluatedPolicy(name, respond=lambda *_: []) for name in ('one', 'two')}
+  for name in policies:
+    rows = list(make_answers(name).values())
+    mt_bench_scores.write(mt_bench.answer_path(folder, name), rows)
+  judges = Judges(chat=lambda sheets, usable: answers(len(sheets)), chat_name='../o/\x1bj\0')
+  return mt_bench.run(MATERIALS._replace(**changes), 'pair', policies, judges, folder)
+
+
+def test_last_failure_is_told(tmp_path):
+  failed = Failure('status_400', 'HTTP 400 - too long, [[A]]')
+  with pytest.raises(UserError, match=r'no verdict .*HTTP 400 - too long, \[\[A\]\]'):
+    run_benchmark(lambda count: [failed] * count, tmp_path)
+  (table,) = run_benchmark(lambda count: [Answer('[[A]]')] * 2 + [failed] * (count - 2), tmp_path)
+  assert table.note.endswith("The last of them: '$ERROR$ HTTP 400 - too long, [[A]]'.")
+  assert '\x1b' not in table.title
+  (file,) = (tmp_path / 'mt_bench' / 'model_judgment').iterdir()
+  assert file.name == '..__o___j__pair.jsonl'
+
+
+def test_fastchat_reading_is_named_in_the_title(tmp_path):
+  texts = lambda count: [Answer('[[B]] no, [[A]]')] * count
+  (table,) = run_benchmark(texts, tmp_path, readers=FIRST_MATCH)
+  assert 'read as FastChat does' in table.title
 
 
 def test_judgement_of_unknown_question_is_refused():

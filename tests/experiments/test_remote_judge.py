@@ -81,7 +81,9 @@ def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch,
     first = json_lines.read_json(tmp_path / 'remote.json')['counts']
     assert 0 < first['requests'] <= 12 + 2
     results = run()
-    assert capsys.readouterr().out.count(f'The remote judge is m at {served.url}') == 1
+    output = capsys.readouterr().out
+    assert output.count(f'The remote judge is m at {served.url}') == 1
+    assert "unreadable, the answer 'Who knows'" in output
     usage = json_lines.read_json(tmp_path / 'remote.json')
     seen = len(served.seen)
     run()  # finds all stages done
@@ -93,13 +95,17 @@ def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch,
   assert usage['about'] == f'm at {served.url}'
   assert counts['requests'] == seen
   contents = [request.content for request in served.seen]
-  assert counts['asked'] == len(set(contents)) < seen
+  verdicts = {content: verdict(*shown(content)) for content in contents}
+  # Verdicts are requested once; the other answers are not stored.
+  assert counts['asked'] - counts['unusable'] == np.isfinite(list(verdicts.values())).sum()
+  assert len(verdicts) <= counts['asked'] < seen
   assert (counts['prompt_tokens'], counts['response_tokens']) == (
     100 * counts['asked'],
     2 * counts['asked'],
   )
   assert counts['cost'] == pytest.approx((300 + 30) * counts['asked'] / 1e6)
-  unreadable = sum(np.isnan(verdict(*shown(content))) for content in set(contents))
+  unreadable = np.isnan(list(verdicts.values())).sum()
+  assert usage['last_failure'] == "unreadable, the answer 'Who knows'"
   assert counts['unusable'] == counts['unreadable'] >= unreadable > 0
   for request in served.seen:
     assert request.body.keys() == {'model', 'messages', 'temperature', 'max_tokens'}

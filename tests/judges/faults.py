@@ -87,6 +87,9 @@ def serve(behave: Callable[[str, int], Reply]) -> Iterator[Served]:
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, request, address):
+      pass  # the client gave up
+
   server = Server(('127.0.0.1', 0), Handler)
   thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
   thread.start()

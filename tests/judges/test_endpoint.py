@@ -1,6 +1,7 @@
 """Faults of an endpoint: what is retried, what is given up, and what is stored."""
 
 import contextlib
+import gzip
 import json
 import logging
 import sqlite3
@@ -11,7 +12,9 @@ from collections import Counter
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges.endpoint import Endpoint, Failure, make_query, parse
+from nlhf_jax.judges import endpoint as endpoint_module
+from nlhf_jax.judges.endpoint import Endpoint, make_query
+from nlhf_jax.judges.response_body import Failure, parse
 from nlhf_jax.judges.verdicts import Answer
 from tests.judges.faults import Reply, completion, serve
 
@@ -77,7 +80,11 @@ def request(content):
   return {'model': 'm', 'messages': [{'role': 'user', 'content': content}], 'temperature': 0.0}
 
 
-def query(endpoint, contents, ending=lambda: None):
+def any_answer(index, answer):
+  return True
+
+
+def query(endpoint, contents, ending=lambda: None, usable=any_answer):
   """content -> (outcome, cached); and the counts."""
   counts, found = Counter(), {}
 
@@ -85,7 +92,8 @@ def query(endpoint, contents, ending=lambda: None):
     assert contents[index] not in found
     found[contents[index]] = outcome, cached
 
-  make_query(endpoint, counts)([request(content) for content in contents], receive, ending)
+  requests = [request(content) for content in contents]
+  make_query(endpoint, counts)(requests, usable, receive, ending)
   return found, counts
 
 
@@ -173,7 +181,7 @@ def test_each_field_distinguishes_requests(tmp_path):
     ):
       before = counts['requests']
       for _ in range(2):
-        site([sent], lambda *outcome: None, lambda: None)
+        site([sent], any_answer, lambda *outcome: None, lambda: None)
       assert counts['requests'] == before + 1
 
 
@@ -248,6 +256,10 @@ def test_fatal_status_ends_at_once(status, key, tmp_path):
     ({'url': 'localhost:8000'}, "url='localhost:8000' must be like https://"),
     ({'url': 'http://x:y'}, "url='http://x:y' must be like https://"),
     ({'url': 'http://[x'}, r"url='http://\[x' must be like https://"),
+    ({'url': 'http://x y/v1'}, "url='http://x y/v1' must be like https://"),
+    ({'url': 'http://\u2603/v1'}, 'must be like https://'),
+    ({'url': 'http://x/\x1b[2J'}, r"url='http://x/\\x1b\[2J' must be like https://"),
+    ({'url': 'http://[v1.x]/v1'}, 'must be like https://'),
     ({'url': f'http://{KEY}@x/v1'}, 'no user, no password and no query'),
     ({'url': f'http://x/v1?key={KEY}'}, 'no user, no password and no query'),
   ],
@@ -282,3 +294,56 @@ def test_unreachable_endpoint_is_a_connection_failure(tmp_path):
   found, _ = query(site, ['x'])
   assert found['x'][0].reason == 'connection'
   assert isinstance(found['x'][0], Failure)
+
+
+def test_unusable_answers_are_requested_again(tmp_path):
+  with serve(lambda content, before: FINE) as served:
+    site = endpoint(served, tmp_path)
+    query(site, ['x'], usable=lambda index, answer: False)
+    assert kept(tmp_path) == 0
+    query(site, ['x'])
+    assert kept(tmp_path) == 1
+    query(site, ['x'], usable=lambda index, answer: False)  # another reader
+    assert len(served.seen) == 3
+
+
+def test_damaged_answers_are_requested_again(tmp_path):
+  with serve(lambda content, before: FINE) as served:
+    site = endpoint(served, tmp_path)
+    before, _ = query(site, ['a', 'b', 'c', 'd'])
+    with contextlib.closing(sqlite3.connect(site.cache)) as connection, connection:
+      names = [name for (name,) in connection.execute('SELECT name FROM answers')]
+      changes = [('["1"', '["2"'), ('"1"', 'x'), ('{', '\ud7ff')]
+      for name, change in zip(names, changes, strict=False):
+        row = (*change, name)
+        connection.execute('UPDATE answers SET answer = replace(answer, ?, ?) WHERE name = ?', row)
+    after, counts = query(site, ['a', 'b', 'c', 'd'])
+    assert counts == {'damaged_in_cache': 3, 'requests': 3}
+    assert {name: outcome for name, (outcome, _) in after.items()} == {
+      name: outcome for name, (outcome, _) in before.items()
+    }
+
+
+def test_redirects_are_refused(tmp_path):
+  with serve(lambda content, before: FINE) as other:
+    place = {'Location': f'{other.url}/chat/completions'}
+    with (
+      serve(lambda content, before: Reply(b'', 307, place)) as served,
+      pytest.raises(UserError, match=r'redirects \(307\) to http://.*; redirects are not followed'),
+    ):
+      query(endpoint(served, tmp_path), ['x'])
+    assert not other.seen
+
+
+def test_long_responses_are_not_read_to_the_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(endpoint_module, 'MAX_BODY', 2**20)
+  bomb = gzip.compress(bytes(2**25))
+  packed = Reply(bomb, 200, {'Content-Encoding': 'gzip'})
+
+  def behave(content, before):
+    return packed if content == 'packed' else Reply(completion('x' * 2**21))
+
+  with serve(behave) as served:
+    found, _ = query(endpoint(served, tmp_path), ['packed', 'plain'])
+    assert {outcome.reason for outcome, _ in found.values()} == {'too_large'}
+    assert len(served.seen) == 2

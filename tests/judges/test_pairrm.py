@@ -104,6 +104,8 @@ def test_special_tokens_in_texts_are_dropped(saved):
     ],
   )
   assert malicious == [plain, plain]
+  half, whole = pairrm_scoring.encode(vocabulary, '<|candidate|>', ['good \ud83d', 'good \ufffd'])
+  assert half == whole
   assert plain[0] == vocabulary.prefixes[3]
 
 

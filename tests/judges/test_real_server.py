@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.judges.endpoint import Endpoint
+from nlhf_jax.judges.judge_prompts import SUMMARIES
 from nlhf_jax.judges.remote import make_remote_judge
-from nlhf_jax.judges.verdicts import SUMMARIES
 
 for package in ('openai', 'fastapi', 'uvicorn', 'torch'):
   if importlib.util.find_spec(package) is None:

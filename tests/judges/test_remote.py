@@ -19,8 +19,8 @@ from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges import remote
 from nlhf_jax.judges.endpoint import Endpoint
 from nlhf_jax.judges.judge import judge_from_texts, vote, with_feedback
+from nlhf_jax.judges.judge_prompts import SUMMARIES
 from nlhf_jax.judges.remote import make_remote_judge
-from nlhf_jax.judges.verdicts import SUMMARIES
 from nlhf_jax.structs import Comparison, Responses
 from nlhf_jax.training import interrupts
 from tests.judges.faults import Reply, completion, serve
@@ -85,13 +85,51 @@ def test_unusable_answers_are_nan_and_counted(tmp_path):
     for _ in range(2):
       chance = judge.preference(['p'] * 3, ['refuse', 'shrug', 'tie'], ['x'] * 3)
       np.testing.assert_array_equal(chance, [np.nan, np.nan, 0.5])
-    assert len(served.seen) == 4  # failures are sent again, unreadable answers are not
+    assert len(served.seen) == 5  # only the tie is stored
   counts = judge.counts()
   assert {name: counts[name] for name in ('unusable', 'status_400', 'unreadable')} == {
     'unusable': 4,
     'status_400': 2,
     'unreadable': 2,
   }
+  assert 'the text is too long' in judge.last_failure() or 'Hard to say.' in judge.last_failure()
+
+
+def test_unreadable_answers_are_requested_again(tmp_path):
+  """A run that stopped because of them goes on once the judge answers well."""
+
+  def behave(content, before):
+    return Reply(completion('1' if before else 'Hm.'))
+
+  few = (['p'] * 5, list('abcde'), ['x'] * 5)
+  with serve(behave) as served:
+    with pytest.raises(UserError, match=r"The last one: unreadable, the answer 'Hm\.'"):
+      make(served, tmp_path, concurrency=1, tolerated=0.04).preference(*few)
+    assert kept(tmp_path) == 0
+    again = make(served, tmp_path, concurrency=1, tolerated=1.0)
+    chance = again.preference(*few)
+  assert np.isfinite(chance).sum() == 5
+  assert again.last_failure() == ''
+
+
+def test_answers_cut_by_the_length_limit_are_unusable(tmp_path):
+  def behave(content, before):
+    reply = completion('Summary 1 is better, or so it seems at first. But')
+    reply['choices'][0]['finish_reason'] = 'length'
+    return Reply(reply)
+
+  with serve(behave) as served:
+    judge = make(served, tmp_path)
+    assert np.isnan(judge.preference(['p'], ['a'], ['b'])).all()
+  assert judge.counts()['cut_off'] == 1
+  assert 'max_tokens' in judge.last_failure()
+
+
+def test_halves_of_characters_are_judged(tmp_path):
+  with serve(prefer_longer) as served:
+    chance = make(served, tmp_path).preference(['p\0'], ['cut \ud83d'], ['x'])
+    assert chance == [1.0]
+    assert shown(served.seen[0].content)[0] == 'cut \ufffd'
 
 
 def test_too_many_unusable_answers_end_the_run(tmp_path):
@@ -187,7 +225,7 @@ import sys
 from pathlib import Path
 from nlhf_jax.judges.endpoint import Endpoint
 from nlhf_jax.judges.remote import make_remote_judge
-from nlhf_jax.judges.verdicts import SUMMARIES
+from nlhf_jax.judges.judge_prompts import SUMMARIES
 url, cache = sys.argv[1:]
 judge = make_remote_judge(Endpoint(url, 'm', '', Path(cache), concurrency=3, retries=0), SUMMARIES)
 judge.preference(['p'] * 40, ['x' * i for i in range(1, 41)], ['y'] * 40)

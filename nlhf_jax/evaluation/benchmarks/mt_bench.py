@@ -6,6 +6,7 @@ All files are FastChat's: `question.jsonl`, `model_answer/POLICY.jsonl` and
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from nlhf_jax.evaluation.benchmarks.benchmark import (
   require_all,
 )
 from nlhf_jax.evaluation.benchmarks.mt_bench_judge import Materials
+from nlhf_jax.judges import judge_prompts, verdicts
 from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.texts import printable
 
+EXCERPT = 160  # characters of an answer that a message repeats
 PAIR_COLUMNS = ('win', 'tie', 'loss', 'win_rate_adjusted', 'failed')
 
 
@@ -28,8 +32,8 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
   """The benchmark of the section `mt_bench`; None if it names no questions.
 
   Args:
-    section: paths of FastChat's files in `questions`, `references` and `judge_prompts`, and `mode`,
-      single or pair.
+    section: paths of FastChat's files in `questions`, `references` and `judge_prompts`; `mode`,
+      single or pair; and `reading`, one of `verdicts.READINGS`.
 
   Raises:
     UserError: if a setting or a file cannot be used.
@@ -39,14 +43,21 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
   mode = section['mode']
   if mode not in ('single', 'pair'):
     raise UserError(f"config.mt_bench.mode='{mode}' must be single or pair.")
+  if section['reading'] not in verdicts.READINGS:
+    raise UserError(
+      f"config.mt_bench.reading='{section['reading']}' must be {' or '.join(verdicts.READINGS)}."
+    )
   require_all(
     'mt_bench', section, ('references', 'judge_prompts'), "give the path of FastChat's file."
   )
   materials = Materials(
     mt_bench_scores.read_questions(section['questions']),
     mt_bench_scores.read_answers(section['references']),
-    mt_bench_judge.read_prompts(section['judge_prompts']),
+    judge_prompts.read_prompts(section['judge_prompts']),
+    verdicts.READINGS[section['reading']],
+    section['references'],
   )
+  mt_bench_judge.check_materials(materials, mode)
   return Benchmark(
     'mt_bench',
     run=functools.partial(run, materials, mode),
@@ -88,19 +99,41 @@ def run(
   mt_bench_scores.write(own / 'question.jsonl', materials.questions)
   judge = mt_bench_judge.grade if mode == 'single' else mt_bench_judge.compare
   rows = judge(judges.chat, materials, answers, judges.chat_name)
-  path = own / 'model_judgment' / f'{judges.chat_name.replace("/", "__")}_{mode}.jsonl'
+  path = own / 'model_judgment' / f'{file_name(judges.chat_name)}_{mode}.jsonl'
   mt_bench_scores.write(path, rows)
-  if all(map(mt_bench_scores.failed, rows)):
+  failures = [row for row in rows if mt_bench_scores.failed(row)]
+  if len(failures) == len(rows):
     raise UserError(
-      f"the judge '{judges.chat_name}' gave no verdict that can be parsed; its responses are in "
-      f'{path}.'
+      f"the judge '{printable(judges.chat_name)}' gave no verdict that can be parsed (the last "
+      f'answer: {excerpt(failures[-1])}); all are in {path}.'
     )
-  title = f'MT-Bench, judged by {judges.chat_name}'
+  title = f'MT-Bench, judged by {printable(judges.chat_name)}'
+  if materials.readers is verdicts.FIRST_MATCH:
+    title += ", verdicts read as FastChat does: the first match in the judge's whole text"
   if mode == 'pair':
-    return [pair_table(title, mt_bench_scores.count_wins(rows))]
-  scores = mt_bench_scores.summarise(rows, materials.questions)
-  draw_radar(title, scores, own / 'radar.png')
-  return [score_table(title, scores)]
+    table = pair_table(title, mt_bench_scores.count_wins(rows))
+  else:
+    scores = mt_bench_scores.summarise(rows, materials.questions)
+    draw_radar(title, scores, own / 'radar.png')
+    table = score_table(title, scores)
+  if failures:
+    table = table._replace(note=f'{table.note} The last of them: {excerpt(failures[-1])}.')
+  return [table]
+
+
+def file_name(model: str) -> str:
+  """The name of a model as part of the name of a file."""
+  return re.sub(r'[^A-Za-z0-9_.-]', '_', model.replace('/', '__'))[:100]
+
+
+def excerpt(judgement: Mapping) -> str:
+  """The end of the judge's answer without a verdict, for messages."""
+  if 'score' in judgement:
+    text = judgement['judgment']
+  else:
+    text = judgement['g2_judgment' if judgement['g2_winner'] == 'error' else 'g1_judgment']
+  text = printable(' '.join(text.split()))
+  return repr(text if len(text) <= EXCERPT else f'...{text[-EXCERPT:]}')
 
 
 def draw_radar(title: str, scores: Mapping[str, Mapping], path: Path) -> None:

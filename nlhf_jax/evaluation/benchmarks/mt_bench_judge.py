@@ -1,47 +1,45 @@
-"""MT-Bench's judgements: the prompts of the judge, and how its responses are parsed.
+"""MT-Bench's judgements: the prompts of the judge, and the rows of its verdicts.
 
 The judge is a language model. Questions of mathematics, reasoning and coding are judged with
 reference answers. The prompts are FastChat's `judge_prompts.jsonl`, and the judge's own reference
-answers its `reference_answer/JUDGE.jsonl`; neither is part of this package.
+answers its `reference_answer/JUDGE.jsonl`; neither is part of this package. `judges.verdicts` reads
+the judge's answers.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.mt_bench_scores import FAILED, SWAPPED, Answers
-from nlhf_jax.storage import json_files
+from nlhf_jax.judges import verdicts
+from nlhf_jax.judges.endpoint import Usable
+from nlhf_jax.judges.response_body import Failure
+from nlhf_jax.judges.verdicts import Answer, Read
 
 # Names of prompts without and with a reference answer; `-multi-turn` is added for the second turn.
 SINGLE, PAIR = ('single-v1', 'single-math-v1'), ('pair-v2', 'pair-math-v1')
 WITH_REFERENCE = ('math', 'reasoning', 'coding', 'arena-hard-200')
-TIE = 0.1  # scores that differ by at most this are a tie
+WINNERS = {1.0: 'model_1', 0.0: 'model_2', 0.5: 'tie', None: 'error'}
 
-NUMBER = r'(\d+\.?\d*)'
-SCORE = [re.compile(rf'\[\[{NUMBER}\]\]'), re.compile(rf'\[{NUMBER}\]')]
-SCORES = [
-  re.compile(rf'\[\[{NUMBER},\s?{NUMBER}\]\]'),
-  re.compile(rf'\[{NUMBER},\s?{NUMBER}\]'),
-]
-
-# (system prompt, user prompt) of each -> response of the judge
-ChatJudge = Callable[[Sequence[tuple[str, str]]], Sequence[str]]
+# ((system prompt, user prompt) of each, whether an answer is usable) -> answers of the judge
+ChatJudge = Callable[[Sequence[tuple[str, str]], Usable], Sequence[Answer | Failure]]
 
 
 class Materials(NamedTuple):
   """The files of MT-Bench.
 
   `questions` are rows of `mt_bench_scores.read_questions`, `references` the reference answers of
-  `mt_bench_scores.read_answers`, and `prompts` those of `read_prompts`.
+  `mt_bench_scores.read_answers`, which messages call `reference_name`, and `prompts` those of
+  `judge_prompts.read_prompts`. `readers`, one of `verdicts.READINGS`, read the judge's answers.
   """
 
   questions: Sequence[Mapping]
   references: Answers
   prompts: Mapping[str, Mapping]
+  readers: Mapping[str, Read] = verdicts.READINGS['last']
+  reference_name: str = 'the reference'
 
 
 class FilledPrompt(NamedTuple):
@@ -51,17 +49,26 @@ class FilledPrompt(NamedTuple):
   user: str
 
 
-def read_prompts(path: str | Path) -> dict[str, dict]:
-  """The prompts of the judge by name: rows of a `judge_prompts.jsonl`.
+class Judgement(NamedTuple):
+  """A judge's answer, or `$ERROR$` and the reason, and the verdict that it contains."""
+
+  text: str
+  verdict: int | float | None
+
+
+def check_materials(materials: Materials, mode: str) -> None:
+  """Refuses files with which not all questions can be judged, before anyone answers them.
+
+  Args:
+    materials: questions, references and prompts.
+    mode: single or pair.
 
   Raises:
-    UserError: if a row cannot be used; the message names it.
+    UserError: if a reference answer or a prompt is missing, or a prompt cannot be filled.
   """
-  rows = json_files.read(path)
-  for number, row in enumerate(rows, start=1):
-    for name in ('name', 'system_prompt', 'prompt_template', 'output_format'):
-      json_files.field(path, number, row, name, str)
-  return {row['name']: row for row in rows}
+  names, sides = (SINGLE, ['answer']) if mode == 'single' else (PAIR, ['answer_a', 'answer_b'])
+  for question, turn in _rounds(materials.questions):
+    _fill(materials, names, question, turn, dict.fromkeys(sides, question['turns']))
 
 
 def grade(
@@ -78,29 +85,34 @@ def grade(
   Raises:
     UserError: if an answer, a reference answer or a prompt is missing.
   """
-
-  def fill(question, turn, policy):
-    sides = {'answer': _turns(answers[policy], policy, question)}
-    return _fill(materials, SINGLE, question, turn, sides)
-
   matches = [
-    (question, turn, policy, fill(question, turn, policy))
+    (question, turn, policy)
     for question, turn in _rounds(materials.questions)
     for policy in answers
   ]
-  texts = judge([(filled.prompt['system_prompt'], filled.user) for *_, filled in matches])
+  shown = [
+    _fill(
+      materials,
+      SINGLE,
+      question,
+      turn,
+      {'answer': _turns(answers[policy], policy, question)},
+    )
+    for question, turn, policy in matches
+  ]
+  judged = _judge(judge, shown, materials.readers)
   return [
     {
       'question_id': question['question_id'],
       'model': policy,
       'judge': [name, filled.prompt['name']],
       'user_prompt': filled.user,
-      'judgment': text,
-      'score': parse_score(text),
+      'judgment': judgement.text,
+      'score': FAILED if judgement.verdict is None else judgement.verdict,
       'turn': turn,
       'tstamp': time.time(),
     }
-    for (question, turn, policy, filled), text in zip(matches, texts, strict=True)
+    for (question, turn, policy), filled, judgement in zip(matches, shown, judged, strict=True)
   ]
 
 
@@ -109,49 +121,65 @@ def compare(
 ) -> list[dict]:
   """Pairwise mode: the better answer of each two policies, for each turn, in both orders.
 
-  Args:
-    judge: the language model.
-    materials: questions, references and prompts.
-    answers: policy -> its answers, of `mt_bench_scores.read_answers`.
-    name: of the judge.
-
-  Raises:
-    UserError: if an answer, a reference answer or a prompt is missing.
+  Args and errors are those of `grade`.
   """
-
-  def fill(question, turn, first, second):
-    sides = {
-      'answer_a': _turns(answers[first], first, question),
-      'answer_b': _turns(answers[second], second, question),
-    }
-    return _fill(materials, PAIR, question, turn, sides)
-
   matches = [
-    (question, turn, pair, fill(question, turn, *pair), fill(question, turn, *pair[::-1]))
+    (question, turn, pair)
     for question, turn in _rounds(materials.questions)
     for pair in combinations(answers, 2)
   ]
-  shown = [one for *_, first, second in matches for one in (first, second)]
-  texts = judge([(one.prompt['system_prompt'], one.user) for one in shown])
-  won = [
-    parse_winner(text, one.prompt['output_format']) for one, text in zip(shown, texts, strict=True)
+  shown = [
+    _fill(
+      materials,
+      PAIR,
+      question,
+      turn,
+      {
+        'answer_a': _turns(answers[first], first, question),
+        'answer_b': _turns(answers[second], second, question),
+      },
+    )
+    for question, turn, pair in matches
+    for first, second in (pair, pair[::-1])
   ]
+  judged = _judge(judge, shown, materials.readers)
+  rows = []
+  for i, (question, turn, pair) in enumerate(matches):
+    (first, second), (one, other) = shown[2 * i : 2 * i + 2], judged[2 * i : 2 * i + 2]
+    swapped = WINNERS[other.verdict]
+    rows.append(
+      {
+        'question_id': question['question_id'],
+        'model_1': pair[0],
+        'model_2': pair[1],
+        'g1_winner': WINNERS[one.verdict],
+        'g2_winner': SWAPPED.get(swapped, swapped),
+        'judge': [name, first.prompt['name']],
+        'g1_user_prompt': first.user,
+        'g1_judgment': one.text,
+        'g2_user_prompt': second.user,
+        'g2_judgment': other.text,
+        'turn': turn,
+        'tstamp': time.time(),
+      }
+    )
+  return rows
+
+
+def _judge(
+  judge: ChatJudge, shown: Sequence[FilledPrompt], readers: Mapping[str, Read]
+) -> list[Judgement]:
+  """What the judge answers to each prompt, and the verdict in it."""
+  reads = [readers[filled.prompt['output_format']] for filled in shown]
+  outcomes = judge(
+    [(filled.prompt['system_prompt'], filled.user) for filled in shown],
+    lambda index, answer: reads[index](answer) is not None,
+  )
   return [
-    {
-      'question_id': question['question_id'],
-      'model_1': pair[0],
-      'model_2': pair[1],
-      'g1_winner': won[2 * i],
-      'g2_winner': SWAPPED.get(won[2 * i + 1], won[2 * i + 1]),
-      'judge': [name, first.prompt['name']],
-      'g1_user_prompt': first.user,
-      'g1_judgment': texts[2 * i],
-      'g2_user_prompt': second.user,
-      'g2_judgment': texts[2 * i + 1],
-      'turn': turn,
-      'tstamp': time.time(),
-    }
-    for i, (question, turn, pair, first, second) in enumerate(matches)
+    Judgement(f'$ERROR$ {outcome.detail}', None)
+    if isinstance(outcome, Failure)
+    else Judgement(outcome.text, read(outcome))
+    for outcome, read in zip(outcomes, reads, strict=True)
   ]
 
 
@@ -166,7 +194,9 @@ def _turns(answers, name, question) -> list[str]:
   number, count = question['question_id'], len(question['turns'])
   turns = answers[number]['choices'][0]['turns'] if number in answers else []
   if len(turns) < count:
-    raise UserError(f"'{name}' has {len(turns)} of {count} answers to question {number}.")
+    raise UserError(
+      f"'{name}' has {len(turns)} of {count} answers to question {number}; add the missing one."
+    )
   return turns
 
 
@@ -179,9 +209,15 @@ def _fill(materials, names, question, turn, sides) -> FilledPrompt:
       f"there is no prompt '{name}' for the judge; there are {sorted(materials.prompts)}."
     )
   prompt = materials.prompts[name]
+  formats = verdicts.RATINGS if names == SINGLE else verdicts.CHOICES
+  if prompt['output_format'] not in formats:
+    raise UserError(
+      f"the prompt '{name}' has output_format {prompt['output_format']!r:.60}; it must be "
+      f'{" or ".join(formats)}.'
+    )
   fields = {}
   if needed:
-    reference = _turns(materials.references, 'the reference', question)
+    reference = _turns(materials.references, materials.reference_name, question)
     fields |= {f'ref_answer_{i}': text for i, text in enumerate(reference, start=1)}
   for side, turns in {'question': question['turns'], **sides}.items():
     if turn == 1:
@@ -189,45 +225,8 @@ def _fill(materials, names, question, turn, sides) -> FilledPrompt:
     fields |= {f'{side}_{i}': text for i, text in enumerate(turns[:turn], start=1) if turn == 2}
   try:
     return FilledPrompt(prompt, prompt['prompt_template'].format(**fields))
-  except (KeyError, IndexError, ValueError) as error:
+  except KeyError as error:
     raise UserError(
       f"the prompt '{name}' has a field that cannot be filled ({error}); it may use "
       f'{", ".join(fields)}.'
     ) from None
-
-
-def parse_score(text: str) -> int | float:
-  """The number in the first `[[8.5]]`, else in the first `[8.5]`; `FAILED` without either."""
-  found = next(filter(None, (pattern.search(text) for pattern in SCORE)), None)
-  return _number(found[1]) if found else FAILED
-
-
-def _number(digits: str) -> int | float:
-  return float(digits) if '.' in digits else int(digits)
-
-
-def parse_winner(text: str, output_format: str) -> str:
-  """The verdict: `model_1` (shown first), `model_2`, `tie` or `error`.
-
-  Args:
-    text: the judge's response.
-    output_format: `[[A]]`, for verdicts `[[A]]`, `[[B]]` or, a tie, `[[C]]`; or
-      `[[rating_a,rating_b]]`, where scores that differ by at most `TIE` are a tie.
-
-  Raises:
-    UserError: if it is another format.
-  """
-  if output_format == '[[A]]':
-    words = {'[[A]]': 'model_1', '[[B]]': 'model_2', '[[C]]': 'tie'}
-    return next((winner for word, winner in words.items() if word in text), 'error')
-  if output_format != '[[rating_a,rating_b]]':
-    raise UserError(
-      f"the prompt's output_format is '{output_format}'; it must be [[A]] or [[rating_a,rating_b]]."
-    )
-  found = next(filter(None, (pattern.search(text) for pattern in SCORES)), None)
-  if not found:
-    return 'error'
-  first, second = map(_number, found.groups())
-  if abs(first - second) <= TIE:
-    return 'tie'
-  return 'model_1' if first > second else 'model_2'

@@ -43,13 +43,26 @@ def read_questions(path: str | Path) -> list[dict]:
   """Rows of a `question.jsonl`: `question_id`, `category`, and one or two `turns`.
 
   Raises:
-    UserError: if a row cannot be used; the message names it.
+    UserError: if a row cannot be used, or repeats a `question_id`; the message names it.
   """
   rows = json_files.read(path)
+  found: dict[int, int] = {}
   for number, row in enumerate(rows, start=1):
-    json_files.field(path, number, row, 'question_id', int)
+    question = json_files.field(path, number, row, 'question_id', int)
+    if question in found:
+      raise UserError(
+        f'{path}, row {number}: question_id {question} is that of row {found[question]}, too; '
+        'remove one row, or give it a number of its own.'
+      )
+    found[question] = number
     json_files.field(path, number, row, 'category', str)
-    _check_turns(path, number, json_files.field(path, number, row, 'turns', list))
+    turns = json_files.field(path, number, row, 'turns', list)
+    _check_turns(path, number, turns)
+    if len(turns) > 2:
+      raise UserError(
+        f"{path}, row {number}: field 'turns' has {len(turns)} turns, but MT-Bench judges two; "
+        'remove the others.'
+      )
   return rows
 
 

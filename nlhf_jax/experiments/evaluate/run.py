@@ -77,7 +77,8 @@ def merge_remote(
     return dict(external)
   both = [chat, external['remote']] if 'remote' in external else [chat]
   counts = lambda: dict(sum((Counter(one.counts()) for one in both), Counter()))
-  return {**external, 'remote': chat._replace(counts=counts)}
+  failure = lambda: next(filter(None, (one.last_failure() for one in both)), '')
+  return {**external, 'remote': chat._replace(counts=counts, last_failure=failure)}
 
 
 def evaluate(

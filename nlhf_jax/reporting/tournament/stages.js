@@ -44,7 +44,10 @@ function externalJudgeTable() {
             found.map(([, row]) => el('td', {class: 'number'}, code(row.about)))),
           counted.map((what) => el('tr', null, el('th', {scope: 'row'}, words(what)),
             found.map(([, row]) => el('td', {class: 'number'},
-              what in row.counts ? brief(row.counts[what]) : '\u2013'))))))));
+              what in row.counts ? brief(row.counts[what]) : '\u2013')))),
+          found.some(([, row]) => row.last_failure)
+            ? el('tr', null, el('th', {scope: 'row'}, 'last unusable answer'),
+              found.map(([, row]) => el('td', null, row.last_failure || '\u2013'))) : null))));
 }
 
 // Only boxes that scroll can be reached with the tab key.

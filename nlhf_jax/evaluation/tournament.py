@@ -121,22 +121,24 @@ def summarise(records: Sequence[Mapping]) -> dict:
 
   Returns:
     `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
-    `ranking[judge]`, see `ranking.rank`; `cycles[judge]`, see `ranking.cycles`; and, if the records
-    have them, the means by policy of `kl_to_reference` (nats per response), `length` (tokens) and
+    `ranking[judge]`, see `ranking.rank`; `lottery_is_unique[judge]`, of the maximal lottery;
+    `cycles[judge]`, see `ranking.cycles`; and, if the records have them, the means by policy of `kl_to_reference` (nats per response), `length` (tokens) and
     `characters`.
   """
   policies = list(records[0]['responses'])
-  tables, rankings, cycles = {}, {}, {}
+  tables, rankings, unique, cycles = {}, {}, {}, {}
   for judge in records[0]['preferences']:
     values = np.array([record['preferences'][judge] for record in records])
     tables[judge] = tabulate(values)
     rankings[judge] = ranking.rank(policies, values)
+    unique[judge] = ranking.is_lottery_unique(values)
     cycles[judge] = ranking.cycles(policies, tables[judge])
   return {
     'policies': policies,
     'comparisons': len(records),
     'tables': tables,
     'ranking': rankings,
+    'lottery_is_unique': unique,
     'cycles': cycles,
     **{
       name: {

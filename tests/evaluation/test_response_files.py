@@ -129,10 +129,20 @@ def test_missing_verdict_is_judged_again(tmp_path):
 
 
 def test_order_consistency_measures_position_bias():
-  shown = np.full((5, 2, 2), 0.5)
+  shown, texts = np.full((5, 2, 2), 0.5), {'a': ['x'] * 5, 'b': ['y'] * 5}
   shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # being left adds 0.15
-  found = judgements.order_consistency(shown)
+  found = judgements.order_consistency(shown, texts)
   assert found['first_place'] == pytest.approx(0.15)
   assert found['consistency'] == 1
   shown[:, 1, 0] = 0.8
-  assert judgements.order_consistency(shown)['consistency'] == 0
+  assert judgements.order_consistency(shown, texts)['consistency'] == 0
+
+
+def test_two_ties_are_consistent_and_equal_texts_are_left_out():
+  shown, texts = np.full((4, 2, 2), 0.5), {'a': ['x'] * 4, 'b': ['y', 'y', 'y', 'x']}
+  shown[1, 0, 1], shown[2] = 0.9, [[0.5, 0.9], [0.9, 0.5]]
+  # A tie in both orders, a tie in one, a contradiction; the last pair is of equal texts.
+  found = judgements.order_consistency(shown, texts)
+  assert found == {'consistency': pytest.approx(1.5 / 3), 'first_place': pytest.approx(1.2 / 6)}
+  alike = judgements.order_consistency(shown[3:], {'a': ['x'], 'b': ['x']})
+  assert np.isnan(list(alike.values())).all()

@@ -49,8 +49,8 @@ NOTE = (
   'Accuracy is the share of pairs on which the judge, from both orders together, has the verdict '
   'of the label (the majority, if there are several); then in the order of the file, with the '
   'responses swapped, in both orders, and on pairs where neither is a tie. Kappa is Cohen\u2019s. '
-  'Consistency is the share of pairs with one verdict in both orders. Pairs for which the judge '
-  'has no verdict are missing, and count as wrong.'
+  'Consistency is the share of pairs with one verdict in both orders; pairs of equal responses are '
+  'left out of it. Pairs for which the judge has no verdict are missing, and count as wrong.'
 )
 
 Verdicts = Int[np.ndarray, 'n']

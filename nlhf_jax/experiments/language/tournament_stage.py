@@ -206,6 +206,8 @@ def print_tables(results: Mapping) -> None:
     title = f'\nRanking by the maximal lottery, {name} judge, 95 % intervals over prompts:'
     heads = ['share', 'wins against it', 'Borda', 'Bradley-Terry']
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
+    if not results['lottery_is_unique'][name]:
+      print('  The maximal lottery is not unique; this is the one of the largest entropy.')
 
 
 def print_exploiters(found: Mapping) -> None:

@@ -222,7 +222,9 @@ def print_game_results(results: Mapping) -> None:
     print(note)
   shown = sorted(range(len(names)), key=lambda k: -results['maximal_lottery'][0][k])[:SHOWN]
   shown.sort()
-  policies = {'reference': results['reference'][0], 'Nash': results['maximal_lottery'][0]}
+  several = '' if results['maximal_lottery_is_unique'][0] else ' (not unique)'
+  policies = {'reference': results['reference'][0]}
+  policies[f'Nash{several}'] = results['maximal_lottery'][0]
   if tau > 0:
     policies[f'Nash at tau = {tau:g}'] = results['equilibrium'][0]
     for sampling, outcome in results.get('rlhf', {}).items():
@@ -259,5 +261,6 @@ def print_game_results(results: Mapping) -> None:
   print(formatting.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print(
-      'Without regularisation there are several equilibria; distances to Nash are to one of them.'
+      'Without regularisation the equilibrium is not unique: Nash, to which distances are measured, '
+      'is the one of the largest entropy.'
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files
 from nlhf_jax.storage import json_files
 
 
@@ -37,7 +37,7 @@ def read(path: str | Path, references: Sequence[Mapping] = ()) -> dict[str | Non
   """
   first = json_files.read(path)[0]
   if 'preference' in first and ('output_2' in first or 'output' in first):
-    rows = alpaca_eval.read_annotations(path, references)
+    rows = annotation_files.read_annotations(path, references)
     outputs = {row['instruction']: row['output_2'] for row in rows}
     return {_name(rows[0].get('generator_2')): FiledResponses(outputs, rows)}
   if 'instruction' in first:

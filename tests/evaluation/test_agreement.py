@@ -74,7 +74,8 @@ def test_llmbars_counts_are_reproduced(subset, judge, prompt, shared, tmp_path):
 
 def test_pandalms_figures_are_reproduced(shared):
   folder = shared / 'data' / 'pandalm'
-  labels = agreement.read_pandalm(folder / 'testset-v1.json.gz').labels
+  (data,) = agreement.read_pandalm([folder / 'testset-v1.json.gz'])
+  labels = data.labels
   expected = json.loads((folder / 'expected.json').read_text())
   for i, j, name in ((0, 1, 'kappa_12'), (0, 2, 'kappa_13'), (1, 2, 'kappa_23')):
     found = agreement.kappa(labels[:, i], labels[:, j])
@@ -152,13 +153,14 @@ def test_scores_count_ties_and_missing_verdicts():
   ahead = np.array([0.9, 0.2, 0.5, np.nan, 0.8, 0.1])
   behind = 1 - ahead
   labels = np.array([1, 2, 1, 2, 2, 0])
-  found = agreement.scores(ahead, behind, labels)
+  found = agreement.scores(ahead, behind, labels, np.ones(6, bool))
   assert found['accuracy'] == found['as filed'] == found['swapped'] == pytest.approx(2 / 6)
   assert found['without ties'] == pytest.approx(2 / 3)
   assert found['ties'] == pytest.approx(1 / 6)
   assert found['missing'] == 1
   assert found['consistency'] == 1
-  tied = agreement.scores(np.full(2, 0.5), np.full(2, 0.5), np.ones(2, int))
+  tied = agreement.scores(np.full(2, 0.5), np.full(2, 0.5), np.ones(2, int), np.zeros(2, bool))
+  assert np.isnan(tied['consistency'])
   assert np.isnan(tied['without ties'])
 
 

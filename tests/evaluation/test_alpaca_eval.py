@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files, length_control
 from nlhf_jax.evaluation.benchmarks.length_control import Weights
 from nlhf_jax.storage import json_files
 
@@ -57,7 +57,9 @@ def read_weights(path):
 @pytest.mark.parametrize('model', MODELS)
 def test_leaderboard_is_reproduced(model, published, references, difficulty, anchors):
   expected = json.loads((published / 'expected.json').read_text())[model]['published']
-  annotations = alpaca_eval.read_annotations(published / f'models/{model}.jsonl.gz', references)
+  annotations = annotation_files.read_annotations(
+    published / f'models/{model}.jsonl.gz', references
+  )
   figures = alpaca_eval.summarise(annotations)
   for name in ('n_wins', 'n_wins_base', 'n_draws', 'n_total'):
     assert figures[name] == expected[name]
@@ -82,8 +84,10 @@ def test_leaderboard_is_reproduced(model, published, references, difficulty, anc
 
 def test_original_and_short_files_are_equal(published, references):
   folder = published / 'original_format'
-  long = alpaca_eval.read_annotations(folder / 'vicuna-13b-v1.5.annotations.json.gz')
-  short = alpaca_eval.read_annotations(published / 'models/vicuna-13b-v1.5.jsonl.gz', references)
+  long = annotation_files.read_annotations(folder / 'vicuna-13b-v1.5.annotations.json.gz')
+  short = annotation_files.read_annotations(
+    published / 'models/vicuna-13b-v1.5.jsonl.gz', references
+  )
   fields = ('instruction', 'output_1', 'output_2', 'preference')
   assert [[row[name] for name in fields] for row in long] == [
     [row[name] for name in fields] for row in short
@@ -122,7 +126,7 @@ def write_rows(folder, rows):
 
 def test_rows_without_verdict_are_ignored(tmp_path):
   rows = [row(1, 2), row(2, None), row(3, 0), row(4, math.nan), row(5, 1.5), row(6, 1), row(7, 1.9)]
-  figures = alpaca_eval.summarise(alpaca_eval.read_annotations(write_rows(tmp_path, rows)))
+  figures = alpaca_eval.summarise(annotation_files.read_annotations(write_rows(tmp_path, rows)))
   values = np.array([1, 0.5, 0.5, 0, 0.9])
   assert figures == {
     'win_rate': pytest.approx(100 * values.mean()),
@@ -154,7 +158,7 @@ def test_rows_without_verdict_are_ignored(tmp_path):
 )
 def test_bad_row_is_named(tmp_path, bad, message):
   with pytest.raises(UserError, match=message):
-    alpaca_eval.read_annotations(write_rows(tmp_path, [row(1), bad]))
+    annotation_files.read_annotations(write_rows(tmp_path, [row(1), bad]))
 
 
 @pytest.mark.parametrize('index', [-1, 2, 1.0])
@@ -162,7 +166,7 @@ def test_unknown_reference_is_named(tmp_path, index):
   references = [{'instruction': 'Question 1', 'output': ''}, {'instruction': 'Q', 'output': ''}]
   rows = [{'index': index, 'output': 'b', 'preference': 1.5}]
   with pytest.raises(UserError, match="row 1: field 'index' is"):
-    alpaca_eval.read_annotations(write_rows(tmp_path, rows), references)
+    annotation_files.read_annotations(write_rows(tmp_path, rows), references)
 
 
 def test_figures_need_verdicts_and_all_difficulties(anchors):
@@ -200,6 +204,6 @@ def test_order_of_a_pair_depends_on_its_instruction(tmp_path):
   assert shown == before
   assert [line['preference'] for line in rows] == [1.9] * 7 + [None] + [1.9] * 82
   alpaca_eval.write(tmp_path / 'annotations.json.gz', rows)
-  assert alpaca_eval.read_annotations(tmp_path / 'annotations.json.gz') == rows
+  assert annotation_files.read_annotations(tmp_path / 'annotations.json.gz') == rows
   with pytest.raises(UserError, match='no instruction in common'):
     alpaca_eval.annotate(ask, references[:2], outputs[3:], 'lengths')

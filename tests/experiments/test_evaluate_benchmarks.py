@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_scores
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files, mt_bench_scores
 from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
@@ -60,7 +60,9 @@ def test_alpaca_eval_writes_files_and_leaderboards(config_of, tmp_path, monkeypa
   assert titles == [
     f'AlpacaEval 2.0 against reference, {judge} judge' for judge in ('oracle', 'published')
   ]
-  annotations = alpaca_eval.read_annotations(tmp_path / 'run/policies/mine/oracle/annotations.json')
+  annotations = annotation_files.read_annotations(
+    tmp_path / 'run/policies/mine/oracle/annotations.json'
+  )
   figures = alpaca_eval.summarise(annotations)
   board = {
     judge: {

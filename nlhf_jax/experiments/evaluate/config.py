@@ -62,9 +62,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   check_generators(benchmarks, entries)
   judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
   judges = make_judges(config) if prompts or judging else []
-  if judging and not judges:
+  lacking = [one.name for one in benchmarks if one.needs_judges and not one.has_verdicts]
+  if lacking and not judges:
     raise UserError(
-      f'config.judges is empty, but config.{judging[0]} evaluates judges; name some, as '
+      f'config.judges is empty, but config.{lacking[0]} evaluates judges; name some, as '
       'learned,pairrm.'
     )
   trained = make_trained(config, judges, name, folder)

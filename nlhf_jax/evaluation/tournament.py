@@ -66,8 +66,8 @@ def make_records(
     tokenizer: decodes the tokens.
     prompts: [n, P].
     sides: policy -> its responses, one per prompt.
-    log_ratios: policy -> log-probability of each response under the sampler (filters included)
-      minus its log-probability under the reference, [n], nats.
+    log_ratios: policy -> log-probability of each response minus that under the reference, both at
+      the sampling temperature and without top-k and top-p, [n], nats. Its mean estimates the KL.
     preferences: judge -> result of `compare_policies`, with policies in the order of `sides`.
   """
   texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
@@ -122,8 +122,8 @@ def summarise(records: Sequence[Mapping]) -> dict:
   Returns:
     `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
     `ranking[judge]`, see `ranking.rank`; `lottery_is_unique[judge]`, of the maximal lottery;
-    `cycles[judge]`, see `ranking.cycles`; and, if the records have them, the means by policy of `kl_to_reference` (nats per response), `length` (tokens) and
-    `characters`.
+    `cycles[judge]`, see `ranking.cycles`; and, if the records have them, the means by policy of
+    `kl_to_reference` (nats per response), `length` (tokens) and `characters`.
   """
   policies = list(records[0]['responses'])
   tables, rankings, unique, cycles = {}, {}, {}, {}

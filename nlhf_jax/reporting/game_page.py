@@ -122,8 +122,8 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
   yield render_table([*groups, ('gap, unregularised', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
-    yield '<p>The unregularised game has several equilibria: the one shown here, to which distances '
-    yield 'are measured, is that of the largest entropy.</p>'
+    yield '<p>The unregularised game has several equilibria: the one shown here, to which '
+    yield 'distances are measured, is that of the largest entropy.</p>'
 
 
 def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:

@@ -279,10 +279,7 @@ def read_pandalm(paths: Sequence[str | Path]) -> list[Data]:
     )
   return [
     _read_pairs(path, rows)._replace(
-      published={
-        Path(name).name.partition('.json')[0]: _read_results(name, results, path, rows)
-        for name, results in verdicts.items()
-      }
+      published=dict(_read_results(name, found, path, rows) for name, found in verdicts.items())
     )
     for path, rows in tests.items()
   ]
@@ -294,15 +291,20 @@ def _result_field(row) -> str | None:
   return names[0] if len(names) == 1 and 'response1' not in row else None
 
 
-def _read_results(path, rows, test_path, test) -> Int[np.ndarray, 'n 1']:
-  """The verdicts of an evaluator, matched by `idx`: 1, 2, 0 or Tie; `garbage` is none."""
-  field, found = _result_field(rows[0]), {}
+def _read_results(path, rows, test_path, test) -> tuple[str, Int[np.ndarray, 'n 1']]:
+  """The name of an evaluator and its verdicts, matched by `idx`: 1, 2, 0 or Tie.
+
+  PandaLM writes `garbage` for an answer that it could not read, and counts it as a tie in the
+  published accuracies (0.711 of gpt-3.5-turbo); the name says how many there are.
+  """
+  field, found, unread = _result_field(rows[0]), {}, 0
   for number, row in _numbered(rows):
     index = json_files.field(path, number, row, 'idx', int)
     if index in found:
       raise UserError(f'{path}, row {number}: idx {index} is that of an earlier row; remove one.')
     garbage = row.get(field) == 'garbage'
-    found[index] = MISSING if garbage else _verdict(path, number, row, field, (0, 1, 2, MISSING))
+    unread += garbage
+    found[index] = 0 if garbage else _verdict(path, number, row, field, (0, 1, 2, MISSING))
   wanted = [json_files.field(test_path, number, row, 'idx', int) for number, row in _numbered(test)]
   if sorted(found) != sorted(wanted):
     other = sorted(set(found) ^ set(wanted))
@@ -310,7 +312,9 @@ def _read_results(path, rows, test_path, test) -> Int[np.ndarray, 'n 1']:
       f'{path}: its verdicts are not those on the pairs of {test_path} (idx {other[:3]} occur in '
       'one of them only); name files that belong together.'
     )
-  return np.array([[found[index]] for index in wanted])
+  note = f' ({unread} unreadable, counted as ties)' if unread else ''
+  name = Path(path).name.partition('.json')[0] + note
+  return name, np.array([[found[index]] for index in wanted])
 
 
 def _read_pairs(path, rows) -> Data:

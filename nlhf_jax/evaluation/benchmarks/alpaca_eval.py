@@ -37,8 +37,8 @@ JOINED = 'difficulty by'
 COLUMNS = (*LEADERBOARD, JOINED)
 NOTE = (
   'Percent; higher is better. Lengths are in characters. Length control takes the difficulty of '
-  'each instruction. Only published files that lack some instructions get difficulties by position: '
-  'the published leaderboard does so, and its figures cannot be had otherwise.'
+  'each instruction. Only published files that lack some instructions take difficulties by '
+  'position: the published leaderboard does so, and its figures cannot be had otherwise.'
 )
 
 

@@ -279,6 +279,6 @@ def print_game_results(results: Mapping) -> None:
   print(formatting.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print(
-      'Without regularisation the equilibrium is not unique: Nash, to which distances are measured, '
-      'is the one of the largest entropy.'
+      'Without regularisation the equilibrium is not unique: Nash, to which distances are '
+      'measured, is the one of the largest entropy.'
     )

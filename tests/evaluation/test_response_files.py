@@ -48,17 +48,19 @@ def test_annotations_contain_responses(tmp_path):
 @pytest.mark.parametrize(
   ('rows', 'message'),
   [
-    ([{'prompt': 'a'}], "row 1: field 'response' is missing"),
+    ([{'prompt': 'a'}], 'row 1: it must have its response in one of the fields'),
+    ([{'prompt': 'a', 'output': 'b', 'answer': 'c'}], 'has output, answer; rename or remove'),
+    ([{'prompt': 'a', 'response': 'b'}, {'prompt': 'c'}], "row 2: field 'response' is missing"),
     (
       [{'prompt': 'a', 'response': 'b'}, {'prompt': 'a', 'response': 'c'}],
-      'row 2: the prompt is that of an earlier row',
+      'row 2: its prompt is that of row 1',
     ),
     ([{'prompt': 'a', 'response': None}], "row 1: field 'response' is None"),
     (
       [{'prompt': 'a', 'responses': {'x': 'b'}}, {'prompt': 'c', 'responses': {}}],
       "row 2: there is no response of 'x'",
     ),
-    ([*ALPACA, *ALPACA], 'row 2: its instruction is that of row 1'),
+    ([*ALPACA, *ALPACA], 'row 2: its prompt is that of row 1'),
   ],
 )
 def test_bad_row_is_named(tmp_path, rows, message):

@@ -175,7 +175,7 @@ def make_prompts(
 
 
 def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) -> list[str]:
-  """The prompts to which every file has a response; prints how many are dropped.
+  """The prompts to which every file has a response; prints how many are dropped on either side.
 
   Raises:
     UserError: if none is left.
@@ -196,6 +196,13 @@ def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) 
       f'{FIELD}: no prompt has a response in every file ({"; ".join(notes)}); name files of '
       'responses to the same prompts.'
     )
+  known = set(prompts)
+  for name, one in filed.items():
+    more = [prompt for prompt in one.responses if prompt not in known]
+    if more:
+      print(
+        f"'{name}' has {len(more)} responses to other prompts, such as {more[0]!r:.80}; not used."
+      )
   if notes:
     print(f'{len(common)} prompts have a response in every file, and are used; {"; ".join(notes)}.')
   return common

@@ -169,11 +169,13 @@ def rows_of_objects(objects: list) -> tuple[list[str], list[tuple[str, dict]]]:
   return columns, [(place, dict.fromkeys(columns, '') | cells) for place, cells in rows]
 
 
-def cell_text(value: object) -> str:
-  """A JSON value as a cell of a CSV file has it."""
+def cell_text(value: object) -> str | None:
+  """A JSON value as a cell of a CSV file has it; None for what no cell holds."""
   if isinstance(value, str):
     return value.strip()
-  return '' if value is None else json.dumps(value)
+  if value is None:
+    return ''
+  return None if isinstance(value, bool | list | dict) else json.dumps(value)
 
 
 def parse_matrices(value: object) -> np.ndarray:
@@ -305,12 +307,14 @@ def is_word(cell: str) -> bool:
   return False
 
 
-def read_list(columns: Sequence[str], rows: Sequence[tuple[str, dict[str, str]]]) -> Contents:
+def read_list(
+  columns: Sequence[str], rows: Sequence[tuple[str, dict[str, str | None]]]
+) -> Contents:
   """Reads pairs with counts, or one vote per row; counts of the same pair are added.
 
   Args:
     columns: names, in lower case.
-    rows: the place of each row, for messages, and its cells by column.
+    rows: the place of each row, for messages, and its cells by column; None is no text.
   """
   sides = [pair for pair in SIDES if set(pair) <= set(columns)]
   votes = 'winner' in columns
@@ -321,6 +325,9 @@ def read_list(columns: Sequence[str], rows: Sequence[tuple[str, dict[str, str]]]
   used = ['winner'] if votes else [name for name in SIDES[pair] if name in columns]
   names, found = {}, []
   for place, cells in rows:
+    odd = next((name for name in (*pair, *used) if cells[name] is None), None)
+    if odd:
+      raise UserError(f"{place}: '{odd}' is neither a text nor a number; correct it.")
     left, right = (cells[side] for side in pair)
     if left == right or not left or not right:
       raise UserError(

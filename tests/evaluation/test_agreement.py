@@ -202,5 +202,65 @@ def test_label_of_llmbar_is_never_a_tie(tmp_path):
     agreement.read_llmbar(tmp_path / 'rows.json')
 
 
+PAIRS = [
+  {
+    **{'idx': n, 'instruction': 'Add.', 'input': f'{n}, 1', 'response1': '3', 'response2': '4'},
+    **{'annotator1': label, 'annotator2': label, 'annotator3': 0},
+  }
+  for n, label in enumerate([1, 2, 2, 0])
+]
+
+
+def write_pandalm(folder, results):
+  json_files.write_list(folder / 'testset.json', PAIRS)
+  json_files.write_list(folder / 'gpt-testset.json', results)
+  return agreement.make(section(pandalm=f'{folder}/testset.json,{folder}/gpt-testset.json'))
+
+
+def test_pandalms_files_of_verdicts_are_matched_by_index(tmp_path):
+  verdicts = {3: 'garbage', 0: '1', 2: 'Tie', 1: 2}
+  results = [{'idx': n, 'gpt_result': verdict} for n, verdict in verdicts.items()]
+  benchmark = write_pandalm(tmp_path, results)
+  assert benchmark.has_verdicts
+  ((_, rows),) = tabulate(benchmark, Judges(), tmp_path).items()
+  found = rows['gpt-testset (1 unreadable, counted as ties)']
+  assert found['accuracy'] == found['as filed'] == 3 / 4
+  assert found['ties'] == 2 / 4
+  assert np.isnan(found['swapped'])
+  assert 'people' in rows
+
+
+@pytest.mark.parametrize(
+  ('results', 'message'),
+  [
+    ([{'idx': n, 'gpt_result': 1} for n in range(3)], r'idx \[3\] occur in one of them only'),
+    ([{'idx': 0, 'gpt_result': 1}] * 2, 'row 2: idx 0 is that of an earlier row'),
+    ([{'idx': 0, 'gpt_result': 'first'}], "row 1: field 'gpt_result' is 'first'"),
+    ([{'idx': '0', 'gpt_result': 1}], "row 1: field 'idx' is '0'; it must be a whole number"),
+  ],
+)
+def test_verdicts_of_other_pairs_are_refused(results, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    write_pandalm(tmp_path, results)
+
+
+def test_verdicts_need_their_test_set(tmp_path):
+  json_files.write_list(tmp_path / 'gpt.json', [{'idx': 0, 'gpt_result': 1}])
+  with pytest.raises(UserError, match='name one test set beside it'):
+    agreement.make(section(pandalm=tmp_path / 'gpt.json'))
+
+
+def test_equal_responses_do_not_count_for_consistency(tmp_path):
+  rows = [
+    {'input': f'q{n}', 'output_1': one, 'output_2': 'b', 'label': 1}
+    for n, one in enumerate(['a', 'b', 'b'])
+  ]
+  json_files.write_list(tmp_path / 'rows.json', rows)
+  judge = make_cached_judge(tmp_path / 'left.jsonl', prefer_left)
+  benchmark = agreement.make(section(llmbar=tmp_path / 'rows.json'))
+  ((_, found),) = tabulate(benchmark, Judges({'left': judge}), tmp_path).items()
+  assert found['left']['consistency'] == 0
+
+
 def test_nothing_configured_is_no_benchmark():
   assert agreement.make(section()) is None

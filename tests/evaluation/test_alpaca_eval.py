@@ -183,6 +183,69 @@ def test_reference_wins_half_against_itself(anchors):
   assert figures == {'length_controlled_winrate': 50, 'lc_standard_error': 0}
 
 
+def field_settings(shared):
+  folder = shared / 'field' / 'alpaca_eval'
+  paths = {'reference': 'ref.json', 'difficulty': 'diff.csv', 'anchors': 'anch.csv'}
+  benchmark = alpaca_eval.make({name: str(folder / path) for name, path in paths.items()})
+  return folder, benchmark.references, benchmark.run.args[0]
+
+
+@pytest.mark.parametrize('name', ['a_rev', 'a_swapped'])
+def test_order_and_sides_of_a_file_change_no_figure(name, shared):
+  folder, references, settings = field_settings(shared)
+  files = [folder / f'{file}.json' for file in ('a_fwd', name)]
+  found = [
+    alpaca_eval.published_figures(settings, annotation_files.read_annotations(path, references))
+    for path in files
+  ]
+  assert found[0] == found[1]
+  assert found[0]['win_rate'] == 50
+  assert found[0][alpaca_eval.JOINED] == 'instruction'
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('a_extra', "row 7: the reference has no instruction 'Another question\\?'"),
+    ('a_ae1', "row 1: neither response is that of the reference, ref .*'text_davinci_003'"),
+  ],
+)
+def test_annotations_of_another_reference_are_refused(name, message, shared):
+  folder, references, _ = field_settings(shared)
+  with pytest.raises(UserError, match=message):
+    annotation_files.read_annotations(folder / f'{name}.json', references)
+
+
+def test_sides_are_read_by_text_where_names_do_not_tell(tmp_path):
+  references = [{'instruction': f'Question {n}', 'output': 'a' * 7} for n in (1, 2, 3)]
+  rows = [row(1, 1.25), row(2, None), row(3, 1)]
+  sides = [
+    annotation_files.swap_sides(one) | {'generator_1': None, 'generator_2': None} for one in rows
+  ]
+  found = annotation_files.read_annotations(write_rows(tmp_path, sides), references)
+  assert [one['preference'] for one in found] == [1.25, None, 1]
+  assert [one['output_2'] for one in found] == ['b', 'bb', 'bbb']
+
+
+def test_files_with_gaps_join_as_published_and_others_by_instruction(published, references):
+  settings = alpaca_eval.make(
+    {
+      'reference': str(published / 'baseline_gpt4_1106_preview.jsonl.gz'),
+      'difficulty': str(published / 'instruction_difficulty_recovered.csv'),
+      'anchors': str(published / 'gamed_baselines_stand_in.csv'),
+    }
+  ).run.args[0]
+  rows = annotation_files.read_annotations(published / 'models/phi-2.jsonl.gz', references)
+  assert len(rows) == 803
+  found = alpaca_eval.published_figures(settings, rows)
+  assert found['length_controlled_winrate'] == pytest.approx(4.399, abs=5e-4)
+  assert found[alpaca_eval.JOINED] == 'position'
+  shuffled = alpaca_eval.published_figures(settings, rows[::-1])
+  assert shuffled[alpaca_eval.JOINED] == 'instruction'
+  assert shuffled['length_controlled_winrate'] == pytest.approx(3.888, abs=5e-4)
+  assert alpaca_eval.figures(settings, rows) == shuffled  # of a judge of one's own
+
+
 def test_order_of_a_pair_depends_on_its_instruction(tmp_path):
   questions = [{'instruction': f'Question {i}', 'dataset': 'some'} for i in range(100)]
   references = alpaca_eval.make_outputs(questions, ['reference'] * 100, 'gpt')

@@ -240,6 +240,19 @@ def test_agreement_runs_alone(config_of, tmp_path, shared):
   assert run(config, tmp_path / 'run') == results
 
 
+def test_published_verdicts_need_no_judge(config_of, tmp_path):
+  row = {'input': 'i', 'output_1': 'a', 'output_2': 'b', 'label': 1}
+  row['results'] = [{'swap = False': {'winner': '1'}, 'swap = True': {'winner': '2'}}]
+  path = tmp_path / 'Natural' / 'evaluators' / 'ChatGPT' / 'Swap' / 'result.json'
+  json_files.write_list(path, [row])
+  config = config_of(judges='')
+  config.agreement.llmbar = str(path)
+  (table,) = run(config, tmp_path / 'run')['benchmarks']
+  cells = dict(zip(table['columns'], table['rows'][0][1:], strict=True))
+  assert table['rows'][0][0] == 'ChatGPT/Swap'
+  assert (cells['as filed'], cells['swapped'], cells['consistency']) == (1, 0, 0)
+
+
 def test_agreement_needs_judges(config_of, tmp_path, shared):
   config = config_of(judges='')
   config.agreement.autoj = str(shared / 'data/autoj_pairs/pairs_a.jsonl.gz')

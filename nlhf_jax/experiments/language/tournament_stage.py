@@ -13,6 +13,7 @@ from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
@@ -39,7 +40,7 @@ def make_samples(
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses per prompt: the first is compared; the second shows which style would beat it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
-  log_prob = make_log_prob(experiment)
+  log_prob = make_log_prob(experiment.model.decoder, experiment.filters.temperature)
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(entries.items()):
     key, label = jax.random.fold_in(stage.key, number), f'{stage.name}, {name}'
@@ -67,14 +68,13 @@ def make_samples(
 
 
 def make_log_prob(
-  experiment: LanguageExperiment,
+  decoder: Decoder, temperature: float
 ) -> Callable[[Params, Prompts, Responses], np.ndarray]:
-  """A function that gives log pi of each response token, [n, 1, T], at the sampling temperature.
+  """A function that gives log pi of each response token, [n, 1, T], at a temperature.
 
   Both sides of a KL are measured at this temperature, and without top-k and top-p: a token that
   they leave to one side alone would make it infinite.
   """
-  decoder, temperature = experiment.model.decoder, experiment.filters.temperature
   tempered = decoder._replace(
     logits=lambda params, hidden: decoder.logits(params, hidden) / temperature
   )

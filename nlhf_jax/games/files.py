@@ -153,7 +153,8 @@ def parse_json(text: str) -> object:
     value = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f'not valid JSON ({error}); correct it.') from None
-  return [value] if isinstance(value, dict) and not value.keys() & KEYS.keys() else value
+  is_row = isinstance(value, dict) and any(set(pair) <= value.keys() for pair in SIDES)
+  return [value] if is_row else value
 
 
 def rows_of_objects(objects: list) -> tuple[list[str], list[tuple[str, dict]]]:
@@ -253,7 +254,9 @@ def read_csv(data: bytes, entries: str) -> Contents:
   square = not header[0] and header[1:] == [row[0] for _, row in lines[1:]]
   if any(set(pair) <= set(columns) for pair in SIDES) and not square:
     if len(set(columns)) < len(columns):
-      raise UserError(f'a list needs the header {LISTS}; two columns have one name: {header}.')
+      raise UserError(
+        f'a list needs the header {LISTS}; it has {",".join(columns)}, with a column twice.'
+      )
     rows = [(f'line {line}', dict(zip(columns, row, strict=True))) for line, row in lines[1:]]
     return read_list(columns, rows)
   return read_matrix(lines, entries)

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -18,9 +19,8 @@ VOCABULARY = 7
 def test_log_prob_is_that_of_the_tempered_policy(temperature):
   random, decoder = np.random.default_rng(0), tiny.decoder(VOCABULARY)
   params = tiny.parameters(decoder, 1)
-  tokens = random.integers(0, VOCABULARY, (2, 6)).astype(np.int32)
-  mask = np.ones((2, 6), bool)
-  mask[1, 5] = False
+  tokens = jnp.asarray(random.integers(0, VOCABULARY, (2, 6)), jnp.int32)
+  mask = jnp.ones((2, 6), bool).at[1, 5].set(False)
   prompts = Prompts(tokens[:, :3], mask[:, :3])
   side = Responses(tokens[:, None, 3:], mask[:, None, 3:])
   hidden, _ = decoder.prefill(params, tokens, mask)

@@ -84,7 +84,7 @@ def make_entry(
     found = response_files.read(path, references)
     if len(found) == 1:
       ((own, filed),) = found.items()
-      return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}
+      return {name or own or Path(path.name.removesuffix('.gz')).stem: filed}
     return {f'{name}_{own}' if name else own: filed for own, filed in found.items()}
   if path.name.removesuffix('.gz').endswith(('.json', '.jsonl')):
     raise UserError(f"{FIELD}: there is no file '{what}'.")

@@ -99,7 +99,7 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
   return Equilibria(nash, jnp.log(lottery)), facts
 
 
-def social_choice(names: tuple[str, ...], payoff: np.ndarray, connected: bool) -> dict:
+def social_choice(names: tuple[str, ...], payoff: np.ndarray, connected: bool = True) -> dict:
   """The winners under rules of social choice, cycles and disc games of one payoff matrix.
 
   Scores of actions that no comparisons connect mean nothing beside each other: where the game is

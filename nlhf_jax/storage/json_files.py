@@ -17,7 +17,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.storage import json_lines
 from nlhf_jax.storage.texts import clean_text
 
-MAX_BYTES = 1 << 30  # of a file, unpacked; a few bytes of gzip can hold as many
+MAX_BYTES = 1 << 28  # of a file, unpacked; a few bytes of gzip can hold as many
 WRAPPERS = ('data', 'rows', 'examples')  # keys under which some programs write their rows
 MAGIC = {b'PK': 'a ZIP archive', b'PAR1': 'a Parquet file', b'ARROW1': 'an Arrow file'}
 # Escapes of characters that `clean_text` replaces.

@@ -320,4 +320,4 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
 
 def format_cell(value: object) -> str:
   """A cell of a benchmark's table."""
-  return f'{value:.2f}' if isinstance(value, float) else str(value)
+  return f'{value:.3f}' if isinstance(value, float) else str(value)

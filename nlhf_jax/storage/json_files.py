@@ -67,7 +67,7 @@ def _text(path) -> str:
 
 def _parse_list(path, text) -> list:
   try:
-    return json.loads(text)
+    return _loads(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is no JSON list ({error}); correct it.') from None
 
@@ -75,11 +75,25 @@ def _parse_list(path, text) -> list:
 def _parse_objects(path, text) -> list:
   """The rows of JSON lines, or of one object that may hold them under a key."""
   try:
-    value = json.loads(text)
+    value = _loads(text)
   except (ValueError, RecursionError):
     return _parse_lines(path, text)
   held = [value[key] for key in WRAPPERS if isinstance(value, dict) and key in value]
   return held[0] if len(held) == 1 and isinstance(held[0], list) else [value]
+
+
+def _loads(text):
+  """The value of a text; a key that occurs twice is an error, not the last of its values."""
+
+  def make_object(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+      names = [name for name, _ in pairs]
+      twice = next(name for name in names if names.count(name) > 1)
+      raise ValueError(f'the key {twice!r:.60} occurs twice in an object')
+    return found
+
+  return json.loads(text, object_pairs_hook=make_object)
 
 
 def _clean(path, rows) -> list:
@@ -103,7 +117,7 @@ def _parse_lines(path, text) -> list:
   for number, line in enumerate(text.split('\n'), start=1):
     if line.strip():
       try:
-        rows.append(json.loads(line))
+        rows.append(_loads(line))
       except (ValueError, RecursionError) as error:
         raise UserError(f'{path}, line {number}: not valid JSON ({error}); correct it.') from None
   return rows

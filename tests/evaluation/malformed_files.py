@@ -114,6 +114,8 @@ def _changed_bytes(rows) -> Iterator[tuple[str, bytes, bool]]:
     'more after the list': text + b' {"a": 1}',
     'two lists': text + text,
     'one comma too many': text[:-1] + b',]',
+    'a key twice': text.replace(b'{', b'{"prompt": "a", "prompt": "b", ', 1),
+    'a key twice in a line': lines + b'\n{"a": 1, "a": 2}',
     'single quotes': text.replace(b'"', b"'"),
     'Latin-1': lines.replace(b'Yes', b'\xdc'),
     'UTF-16': text.decode().encode('utf-16'),

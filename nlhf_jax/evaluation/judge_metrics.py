@@ -112,8 +112,13 @@ def calibration_error(judged: JudgedComparisons) -> float:
 
 
 def consistency(judged: JudgedComparisons) -> float:
-  """Share of pairs with the same preferred response in both orders; a tie in one counts half."""
-  return accuracy(judged.left_first, judged.right_first)
+  """Share of pairs with the same verdict in both orders; a tie in one of them counts half."""
+  return float(np.mean(same_verdict(judged.left_first, judged.right_first)))
+
+
+def same_verdict(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """1 where two probabilities have the same verdict (two ties too), 1/2 where one has a tie."""
+  return 1 - np.abs(np.sign(one - 0.5) - np.sign(other - 0.5)) / 2
 
 
 def preference_for_longer(probability: np.ndarray, lengths: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.storage import json_lines
 
@@ -107,22 +108,31 @@ def combine_orders(one_order: np.ndarray, combine: CombineOrders = mean_of_order
   return combine(one_order, one_order.swapaxes(-1, -2))
 
 
-def order_consistency(one_order: np.ndarray) -> dict[str, float]:
-  """Dependence of the verdicts on the order of the responses.
+def order_consistency(
+  one_order: np.ndarray, responses: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+  """Dependence of the verdicts on the order of the responses; NaN without any pair.
+
+  Pairs without a verdict, and pairs of equal responses, which no judge is asked about, are left
+  out.
 
   Args:
     one_order: P(row beats column) with the row's response shown left, [n, M, M].
+    responses: name of a policy -> its responses, as in `compare_all_pairs`.
 
   Returns:
-    `consistency`, the share of pairs with the same winner in both orders, where a tie in one order
-    counts as half; and `first_place`, how much being shown left adds to the win probability.
+    `consistency`, the share of pairs with the same verdict in both orders
+    (`judge_metrics.same_verdict`); and `first_place`, how much being shown left adds to the win
+    probability.
   """
   above = np.triu_indices(one_order.shape[1], 1)
+  texts = np.array(list(responses.values()), object).T  # [n, M]
   first, second = one_order[:, *above], 1 - one_order.swapaxes(1, 2)[:, *above]
-  judged = np.isfinite(first + second)
-  first, second = first[judged], second[judged]
-  alike = (1 + np.sign(first - 0.5) * np.sign(second - 0.5)) / 2
+  kept = np.isfinite(first + second) & (texts[:, above[0]] != texts[:, above[1]])
+  first, second = first[kept], second[kept]
+  if not len(first):
+    return {'consistency': float('nan'), 'first_place': float('nan')}
   return {
-    'consistency': float(np.mean(alike)) if len(alike) else float('nan'),
-    'first_place': float(np.mean(first - second) / 2) if len(alike) else float('nan'),
+    'consistency': float(np.mean(judge_metrics.same_verdict(first, second))),
+    'first_place': float(np.mean(first - second) / 2),
   }

@@ -26,7 +26,8 @@ def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
   """Policies ranked by the maximal lottery of their table, the Nash equilibrium of the meta-game.
 
   The order is by the share in the lottery, then by the win rate against the lottery, which is 1/2
-  in its support and at most 1/2 elsewhere.
+  in its support and at most 1/2 elsewhere. Of several lotteries it is the one of the largest
+  entropy (`is_lottery_unique`).
 
   Args:
     policies: their names.
@@ -37,17 +38,14 @@ def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
     interval over prompts; `win_rate` against the lottery; `borda` and `bradley_terry`, with
     standard errors over prompts in `borda_error` and `bradley_terry_error`.
   """
-
-  def lottery_of(mean):
-    payoff = mean - 0.5
-    # Rounding errors of the means would make the payoff fail the check of antisymmetry.
-    return exact.maximal_lottery((payoff - payoff.T) / 2)
-
-  drawn = [lottery_of(mean) for mean in intervals.bootstrap_means(values, BOOTSTRAP_SAMPLES)]
+  drawn = [
+    exact.maximal_lottery(_payoff(mean))
+    for mean in intervals.bootstrap_means(values, BOOTSTRAP_SAMPLES)
+  ]
   low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-  lottery = lottery_of(np.mean(values, axis=0))
+  lottery = exact.maximal_lottery(_payoff(np.mean(values, axis=0)))
   against = np.mean(values, axis=0) @ lottery
-  order = sorted(range(len(policies)), key=lambda i: (-round(lottery[i], 9), -against[i]))
+  order = sorted(range(len(policies)), key=lambda i: (-round(lottery[i], 6), -against[i]))
   columns = {'lottery': lottery, 'low': low, 'high': high, 'win_rate': against}
   columns['borda'], columns['borda_error'] = borda(values)
   columns['bradley_terry'], columns['bradley_terry_error'] = bradley_terry(values)
@@ -55,6 +53,17 @@ def rank(policies: Sequence[str], values: np.ndarray) -> list[dict]:
     {'policy': policies[i]} | {name: float(column[i]) for name, column in columns.items()}
     for i in order
   ]
+
+
+def is_lottery_unique(values: np.ndarray) -> bool:
+  """Whether the table of P(row beats column) on each prompt, [n, M, M], has one maximal lottery."""
+  payoff = _payoff(np.mean(values, axis=0))
+  return exact.is_unique_equilibrium(payoff, exact.maximal_lottery(payoff))
+
+
+def _payoff(mean) -> np.ndarray:
+  # Rounding errors of the means would make the payoff fail the check of antisymmetry.
+  return (mean - mean.T) / 2
 
 
 def borda(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

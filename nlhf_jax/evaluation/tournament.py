@@ -71,8 +71,8 @@ def make_records(
     tokenizer: decodes the tokens.
     prompts: [n, P].
     sides: policy -> its responses, one per prompt.
-    log_ratios: policy -> log-probability of each response under the sampler (filters included)
-      minus its log-probability under the reference, [n], nats.
+    log_ratios: policy -> log-probability of each response minus that under the reference, both at
+      the sampling temperature and without top-k and top-p, [n], nats. Its mean estimates the KL.
     preferences: judge -> result of `compare_policies`, with policies in the order of `sides`.
   """
   texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
@@ -131,23 +131,26 @@ def summarise(records: Sequence[Mapping]) -> dict:
 
   Returns:
     `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
-    `ranking[judge]`, see `ranking.rank`; `cycles[judge]`, see `ranking.cycles`;
-    `equal_length[judge]`, by policy, its win rate against the first at equal length; and, if the
-    records have them, the means by policy of `kl_to_reference` (nats per response), `length`
-    (tokens), `unfinished` (share of responses that were cut) and `characters`.
+    `ranking[judge]`, see `ranking.rank`; `lottery_is_unique[judge]`, of the maximal lottery;
+    `cycles[judge]`, see `ranking.cycles`; `equal_length[judge]`, by policy, its win rate against
+    the first at equal length; and, if the records have them, the means by policy of
+    `kl_to_reference` (nats per response), `length` (tokens), `unfinished` (share of responses that
+    were cut) and `characters`.
   """
   policies = list(records[0]['responses'])
-  tables, rankings, cycles = {}, {}, {}
+  tables, rankings, unique, cycles = {}, {}, {}, {}
   for judge in records[0]['preferences']:
     values = np.array([record['preferences'][judge] for record in records])
     tables[judge] = tabulate(values)
     rankings[judge] = ranking.rank(policies, values)
+    unique[judge] = ranking.is_lottery_unique(values)
     cycles[judge] = ranking.cycles(policies, tables[judge])
   return {
     'policies': policies,
     'comparisons': len(records),
     'tables': tables,
     'ranking': rankings,
+    'lottery_is_unique': unique,
     'cycles': cycles,
     'equal_length': against_first(policies, records),
     **{

@@ -94,9 +94,22 @@ def disc_games(payoff: np.ndarray) -> list[DiscGame]:
   return sorted(found, key=lambda turn: -turn.strength)
 
 
-def has_bradley_terry_fit(payoff: np.ndarray) -> bool:
-  """Whether the best fit has finite rewards: no group of actions always beats all others."""
+def compared_groups(met: np.ndarray) -> list[list[int]]:
+  """The actions that are connected by comparisons, in groups; none connects two groups.
+
+  Args:
+    met: whether a pair was compared, [K, K], symmetric.
+  """
+  count, labels = sparse.csgraph.connected_components(met, directed=False)
+  return [np.flatnonzero(labels == group).tolist() for group in range(count)]
+
+
+def has_bradley_terry_fit(payoff: np.ndarray, met: np.ndarray) -> bool:
+  """Whether the best fit to the pairs that `met` [K, K] has finite rewards.
+
+  It has if no group of actions always beats all others, or never met them.
+  """
   if abs(payoff).max() > 0.5:
     return False
-  groups, _ = sparse.csgraph.connected_components(payoff > -0.5, connection='strong')
+  groups, _ = sparse.csgraph.connected_components(met & (payoff > -0.5), connection='strong')
   return groups == 1

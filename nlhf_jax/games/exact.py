@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
-from scipy import optimize
+from scipy import optimize, special
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
@@ -24,6 +24,7 @@ from nlhf_jax.ranges import POSITIVE, POSITIVE_FRACTION, AtLeastOne
 # Probabilities below e^-20 hardly change any payoff, so their logits may move freely.
 NEGLIGIBLE = -20.0
 CAP = 4.0  # nats; at 8 some random games are never solved
+SLACK = 1e-7  # payoffs below this fraction of the largest are 0 to a linear program
 
 
 class NewtonMemory(NamedTuple):
@@ -177,16 +178,31 @@ def proximal_point(eta: Annotated[ArrayLike, POSITIVE], inner: AtLeastOne = 8) -
 
 
 def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
-  """An equilibrium for tau = 0, [K]: some p with p >= 0, sum p = 1, A p <= 0 (scipy's HiGHS).
+  """The equilibrium of the largest entropy for tau = 0, [K]: p >= 0, sum p = 1, A p <= 0.
 
-  It is unique for almost all payoffs. Runs on NumPy arrays, not under `jax.jit`.
+  The equilibrium is unique for almost all payoffs. Where it is not, entropy chooses one of them
+  that does not depend on the order of the actions, and in which equal actions have equal shares;
+  `is_unique_equilibrium` tells. Runs on NumPy arrays, not under `jax.jit`.
   """
   payoff = np.asarray(payoff, float)
   check_payoff(payoff)
   if payoff.ndim > 2:
     raise UserError(f'one game at a time: a payoff of shape {payoff.shape} is a batch.')
-  actions = len(payoff)
   payoff = payoff / (abs(payoff).max() or 1)  # HiGHS has tolerances of its own
+  vertex = _find_vertex(payoff)
+  if is_unique_equilibrium(payoff, vertex):
+    return vertex
+  support = _find_largest_support(payoff)
+  pi = np.zeros(len(payoff))
+  pi[support] = _maximise_entropy(payoff[np.ix_(support, support)], payoff[~support][:, support])
+  if (payoff @ pi).max() > SLACK:
+    raise UserError(f'no maximal lottery was found to a precision of {SLACK:g}.')
+  return pi
+
+
+def _find_vertex(payoff: np.ndarray) -> np.ndarray:
+  """Some equilibrium for tau = 0, [K]."""
+  actions = len(payoff)
   # Solves for the largest v with A p <= -v, which is 0; asking for v = 0 would leave it no room.
   table = optimize.linprog(
     np.append(np.zeros(actions), -1),
@@ -200,6 +216,48 @@ def maximal_lottery(payoff: np.ndarray) -> np.ndarray:
   if not table.success:
     raise UserError(f'the linear program was not solved: {table.message}')
   pi = np.maximum(table.x[:-1], 0)
+  return pi / pi.sum()
+
+
+def _find_largest_support(payoff: np.ndarray) -> np.ndarray:
+  """The actions that any equilibrium plays, [K]; some equilibrium plays all of them.
+
+  Maximises sum_a min(z_a, 1) over the cone z >= 0, A z <= 0, whose rays are the equilibria.
+  """
+  actions, one = len(payoff), np.eye(len(payoff))
+  table = optimize.linprog(
+    np.repeat([0.0, -1.0], actions),
+    A_ub=np.block([[payoff, 0 * one], [-one, one]]),
+    b_ub=np.zeros(2 * actions),
+    bounds=[(0, None)] * actions + [(0, 1)] * actions,
+    method='highs',
+  )
+  if not table.success:
+    raise UserError(f'the linear program was not solved: {table.message}')
+  return table.x[actions:] > 0.5
+
+
+def _maximise_entropy(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+  """The distribution q of the largest entropy with inner q = 0 and outer q <= 0."""
+  count = len(inner)
+  _, scales, rows = np.linalg.svd(inner)
+  independent = rows[: np.sum(scales > SLACK)]
+  equations = np.concatenate([independent, np.ones((1, count))])
+  constants = np.append(np.zeros(len(independent)), 1)
+  constraints = [
+    {'type': 'eq', 'fun': lambda q: equations @ q - constants, 'jac': lambda q: equations},
+    {'type': 'ineq', 'fun': lambda q: -outer @ q, 'jac': lambda q: -outer},
+  ]
+  found = optimize.minimize(
+    lambda q: -np.sum(special.entr(q)),
+    np.full(count, 1 / count),
+    jac=lambda q: np.log(q) + 1,
+    bounds=[(1e-15, 1)] * count,  # where the logarithm is finite
+    constraints=constraints[: 1 + bool(len(outer))],
+    method='SLSQP',
+    options={'maxiter': 1_000, 'ftol': 1e-15},
+  )
+  pi = np.maximum(found.x, 0)
   return pi / pi.sum()
 
 

@@ -16,7 +16,16 @@ from nlhf_jax.ranges import NonNegative, Positive
 ENTRIES = ('probabilities', 'payoffs', 'counts')
 KEYS = {'probabilities': 'probabilities', 'payoffs': 'payoffs', 'wins': 'counts'}  # of JSON
 MISSING = ('', 'na', 'nan')
-LISTS = 'left,right,left_wins,right_wins (and ties if there are any) or left,right,winner'
+LISTS = (
+  'left,right,left_wins,right_wins (and ties if there are any), left,right,winner, or those of '
+  "Chatbot Arena's battles, model_a,model_b,winner"
+)
+# The columns of both sides of a list -> the columns of its counts, and the optional one of ties.
+SIDES = {
+  ('left', 'right'): ('left_wins', 'right_wins', 'ties'),
+  ('model_a', 'model_b'): ('winner_model_a', 'winner_model_b', 'winner_tie'),
+}
+TIES = ('tie', 'tiebothbad', 'bothbad')  # without spaces and punctuation
 
 
 class Contents(NamedTuple):
@@ -40,9 +49,13 @@ def read(
 
   .csv: a square matrix, with or without names in its first row and column, where an empty cell is
     missing. Or a list of pairs with the header left,right,left_wins,right_wins, and perhaps ties;
-    or of votes with the header left,right,winner, which is a name, 'left', 'right' or 'tie'.
+    or of votes with the header left,right,winner, which is a name, 'left', 'right' or 'tie'. Or
+    battles as Chatbot Arena publishes them: model_a,model_b,winner, which is a name, 'model_a',
+    'model_b', 'tie' or 'tie (bothbad)', or with winner_model_a,winner_model_b,winner_tie.
   .json: a matrix or a list of them, one a prompt, where null is missing; or an object with such
-    `probabilities`, `payoffs` or `wins` (perhaps with `ties`), and perhaps `names`.
+    `probabilities`, `payoffs` or `wins` (perhaps with `ties`), and perhaps `names`; or a list of
+    objects with the columns of a list above.
+  .jsonl: such objects, one per line.
   .npy: an array, [K, K] or [X, K, K].
 
   Args:
@@ -57,17 +70,17 @@ def read(
     UserError: that names the file, the position in it, the problem and the remedy.
   """
   path = Path(path)
-  readers = {'.csv': read_csv, '.json': read_json, '.npy': read_npy}
+  readers = {'.csv': read_csv, '.json': read_json, '.jsonl': read_json, '.npy': read_npy}
   ending = path.suffix.lower()
   if entries not in ENTRIES:
     raise UserError(f"entries='{entries}' must be one of {', '.join(ENTRIES)}.")
   if ending not in readers:
-    raise UserError(f"'{path}' is of an unknown kind; give a .csv, .json or .npy file.")
+    raise UserError(f"'{path}' is of an unknown kind; give a .csv, .json, .jsonl or .npy file.")
   try:
     data = path.read_bytes()
   except OSError as error:
     raise UserError(
-      f"cannot read '{path}': {error.strerror}; give a .csv, .json or .npy file."
+      f"cannot read '{path}': {error.strerror}; give a .csv, .json, .jsonl or .npy file."
     ) from None
   try:
     if not data.removeprefix(b'\xef\xbb\xbf').strip():
@@ -110,11 +123,10 @@ def read_npy(data: bytes, entries: str) -> Contents:
 
 
 def read_json(data: bytes, entries: str) -> Contents:
-  """Reads nested lists, or an object that declares their kind."""
-  try:
-    value = json.loads(decode_text(data))
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'not valid JSON ({error}); correct it.') from None
+  """Reads nested lists, an object that declares their kind, or a list of pairs or votes."""
+  value = parse_json(decode_text(data))
+  if isinstance(value, list) and value and isinstance(value[0], dict):
+    return read_list(*rows_of_objects(value))
   if isinstance(value, list):
     return Contents(entries, parse_matrices(value))
   found = value.keys() if isinstance(value, dict) else set()
@@ -130,6 +142,41 @@ def read_json(data: bytes, entries: str) -> Contents:
   (key,) = kind
   ties = parse_matrices(value['ties']) if 'ties' in value else None
   return Contents(KEYS[key], parse_matrices(value[key]), ties, names)
+
+
+def parse_json(text: str) -> object:
+  """The value of a text, or the list of its lines' values."""
+  try:
+    lines = [line for line in text.split('\n') if line.strip()]
+    if len(lines) > 1 and all(line.strip()[0] == '{' for line in lines):
+      return [json.loads(line) for line in lines]
+    value = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'not valid JSON ({error}); correct it.') from None
+  is_row = isinstance(value, dict) and any(set(pair) <= value.keys() for pair in SIDES)
+  return [value] if is_row else value
+
+
+def rows_of_objects(objects: list) -> tuple[list[str], list[tuple[str, dict]]]:
+  """The columns, and (place, cells by column) of each object; a missing cell is empty."""
+  for number, one in enumerate(objects, start=1):
+    if not isinstance(one, dict):
+      raise UserError(f'row {number} is {json.dumps(one):.40}; it must be an object, as row 1 is.')
+  columns = list(dict.fromkeys(name.lower() for one in objects for name in one))
+  rows = [
+    (f'row {number}', {name.lower(): cell_text(cell) for name, cell in one.items()})
+    for number, one in enumerate(objects, start=1)
+  ]
+  return columns, [(place, dict.fromkeys(columns, '') | cells) for place, cells in rows]
+
+
+def cell_text(value: object) -> str | None:
+  """A JSON value as a cell of a CSV file has it; None for what no cell holds."""
+  if isinstance(value, str):
+    return value.strip()
+  if value is None:
+    return ''
+  return None if isinstance(value, bool | list | dict) else json.dumps(value)
 
 
 def parse_matrices(value: object) -> np.ndarray:
@@ -185,6 +232,7 @@ def decode_text(data: bytes) -> str:
 
 def read_csv(data: bytes, entries: str) -> Contents:
   """Reads a matrix, or a list of pairs or votes."""
+  csv.field_size_limit(2**31 - 1)  # battles may contain whole conversations
   reader = csv.reader(io.StringIO(decode_text(data), newline=''), strict=True)
   try:
     lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
@@ -201,8 +249,16 @@ def read_csv(data: bytes, entries: str) -> Contents:
       )
   if len(header) == 1:
     raise UserError(f'line {first} is one cell; separate cells by commas.')
-  if header[0] and {'left', 'right'} <= {cell.lower() for cell in header}:
-    return read_list(lines)
+  columns = [cell.lower() for cell in header]
+  # A matrix may have actions of these names; beside an empty corner they are its columns and rows.
+  square = not header[0] and header[1:] == [row[0] for _, row in lines[1:]]
+  if any(set(pair) <= set(columns) for pair in SIDES) and not square:
+    if len(set(columns)) < len(columns):
+      raise UserError(
+        f'a list needs the header {LISTS}; it has {",".join(columns)}, with a column twice.'
+      )
+    rows = [(f'line {line}', dict(zip(columns, row, strict=True))) for line, row in lines[1:]]
+    return read_list(columns, rows)
   return read_matrix(lines, entries)
 
 
@@ -254,26 +310,37 @@ def is_word(cell: str) -> bool:
   return False
 
 
-def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
-  """Reads pairs with counts, or one vote per line; counts of the same pair are added."""
-  header = [cell.lower() for cell in lines[0][1]]
-  votes, counts = 'winner' in header, {'left_wins', 'right_wins'} <= set(header)
-  if votes == counts or len(set(header)) < len(header):
-    raise UserError(f'a list needs the header {LISTS}; it has {",".join(header)}.')
-  used = ['winner'] if votes else ['left_wins', 'right_wins', *({'ties'} & set(header))]
+def read_list(
+  columns: Sequence[str], rows: Sequence[tuple[str, dict[str, str | None]]]
+) -> Contents:
+  """Reads pairs with counts, or one vote per row; counts of the same pair are added.
+
+  Args:
+    columns: names, in lower case.
+    rows: the place of each row, for messages, and its cells by column; None is no text.
+  """
+  sides = [pair for pair in SIDES if set(pair) <= set(columns)]
+  votes = 'winner' in columns
+  counted = [pair for pair in sides if set(SIDES[pair][:2]) <= set(columns)]
+  if len(sides) != 1 or votes == bool(counted):
+    raise UserError(f'a list needs the header {LISTS}; it has {",".join(columns)}.')
+  (pair,) = sides
+  used = ['winner'] if votes else [name for name in SIDES[pair] if name in columns]
   names, found = {}, []
-  for line, row in lines[1:]:
-    cells = dict(zip(header, row, strict=True))
-    left, right = cells['left'], cells['right']
+  for place, cells in rows:
+    odd = next((name for name in (*pair, *used) if cells[name] is None), None)
+    if odd:
+      raise UserError(f"{place}: '{odd}' is neither a text nor a number; correct it.")
+    left, right = (cells[side] for side in pair)
     if left == right or not left or not right:
       raise UserError(
-        f"line {line}: '{left}' against '{right}' must be two names; correct it, or remove it."
+        f"{place}: '{left}' against '{right}' must be two names; correct it, or remove it."
       )
     i, j = (names.setdefault(name, len(names)) for name in (left, right))
     if votes:
-      found.append((i, j, *parse_vote(left, right, cells['winner'], f'line {line}')))
+      found.append((i, j, *parse_vote(pair, (left, right), cells['winner'], place)))
     else:
-      found.append((i, j, *(parse_count(cells[name], f'line {line}, {name}') for name in used)))
+      found.append((i, j, *(parse_count(cells[name], f'{place}, {name}') for name in used)))
   if not found:
     raise UserError('the list has no line below its header; give it pairs.')
   # A list without ties has none.
@@ -285,23 +352,38 @@ def read_list(lines: list[tuple[int, list[str]]]) -> Contents:
   for number in tied:
     np.add.at(ties, at, number)
     np.add.at(ties, at[::-1], number)
-  unused = [name for name in header if name not in ('left', 'right', *used)]
+  unused = [name for name in columns if name and name not in (*pair, *used)]
   notes = (f'Columns not used: {", ".join(unused)}.',) if unused else ()
   return Contents('counts', wins, ties, tuple(names), notes)
 
 
-def parse_vote(left: str, right: str, winner: str, where: str) -> tuple[int, int, int]:
-  """(wins of the left, wins of the right, ties) of a vote, of which one is 1."""
-  sides = {'left': (1, 0, 0), 'right': (0, 1, 0), 'tie': (0, 0, 1)}
-  words = {left, right} & sides.keys()
-  if words:
-    raise UserError(f"{where}: the name '{words.pop()}' is also a keyword for a winner; rename it.")
-  sides |= {left: (1, 0, 0), right: (0, 1, 0)}
-  if winner not in sides:
-    raise UserError(
-      f"{where}: the winner '{winner}' must be left, right, tie, '{left}' or '{right}'."
-    )
-  return sides[winner]
+def parse_vote(
+  pair: tuple[str, str], names: tuple[str, str], winner: str, where: str
+) -> tuple[int, int, int]:
+  """(wins of the left, wins of the right, ties) of a vote, of which one is 1.
+
+  Args:
+    pair: the columns of both sides, which are also keywords for a winner, as ties are.
+    names: of both sides.
+    winner: a name or a keyword.
+    where: the place, for messages.
+  """
+  for name in names:
+    if name in pair or _tie_word(name) in TIES:
+      raise UserError(f"{where}: the name '{name}' is also a keyword for a winner; rename it.")
+  if winner in (names[0], pair[0]):
+    return 1, 0, 0
+  if winner in (names[1], pair[1]):
+    return 0, 1, 0
+  if _tie_word(winner) in TIES:
+    return 0, 0, 1
+  raise UserError(
+    f"{where}: the winner '{winner}' must be {', '.join(pair)}, tie, '{names[0]}' or '{names[1]}'."
+  )
+
+
+def _tie_word(text) -> str:
+  return ''.join(filter(str.isalpha, text.lower()))
 
 
 def parse_count(cell: str, where: str) -> float:

@@ -19,6 +19,7 @@ class Table(NamedTuple):
   names: tuple[str, ...]  # of the K actions; '1', '2', ... if they have none
   payoff: np.ndarray  # [K, K] or [X, K, K]
   notes: tuple[str, ...]
+  met: np.ndarray | None = None  # whether there are data of a pair, as payoff; None: of all
 
 
 def from_counts(
@@ -57,7 +58,7 @@ def from_counts(
     raise UserError('there are no comparisons; a game needs at least one.')
   total = np.where(met + 2 * prior > 0, met + 2 * prior, 1)
   notes = describe_counts(upper_entries(met), upper_entries(ties), prior)
-  return Table(names, (wins - mirror(wins)) / (2 * total), notes)
+  return Table(names, (wins - mirror(wins)) / (2 * total), notes, met > 0)
 
 
 def describe_counts(met: np.ndarray, ties: np.ndarray, prior: float) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def from_payoffs(
   largest = abs(payoff).max()
   if largest > 0.5:
     notes += (f'Payoffs reach {largest:.4g}, more than the 1/2 that a sure win is worth.',)
-  return Table(names, payoff, notes)
+  return table._replace(payoff=payoff, notes=notes)
 
 
 def make_antisymmetric(
@@ -158,7 +159,7 @@ def make_antisymmetric(
     notes.append(f'{lone} of {count} pairs have one of their two entries, which gave the other.')
   if defect[worst] > 1e-12 * max(1, abs(values).max()):  # less is rounding of double precision
     notes.append(f'Noise of at most {defect[worst]:.3g} removed by (M - M^T) / 2.')
-  return Table(names, (values - mirror(values)) / 2, tuple(notes))
+  return Table(names, (values - mirror(values)) / 2, tuple(notes), ~both)
 
 
 def describe_unbalanced(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import jinja2
 
+from nlhf_jax.storage.texts import printable
+
 _TEMPLATES = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
 _TABLE = _TEMPLATES.from_string("""\
 <div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>\
@@ -22,7 +24,9 @@ _FIGURE = _TEMPLATES.from_string("""\
 def format_text(
   title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> str:
-  """A table for the terminal, with right-aligned cells."""
+  """A table for the terminal, with right-aligned cells; no text of it can control the terminal."""
+  title, rows, columns = printable(title), [*map(printable, rows)], [*map(printable, columns)]
+  cells = [[*map(printable, row)] for row in cells]
   widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
   head = max(map(len, rows))
   lines = [

@@ -48,12 +48,18 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
   yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
   yield f'The game <b>{html.escape(results["game"])}</b> of {_count(len(names), "action")}'
   yield f' on {prompts} prompts, of which the first is shown' if prompts > 1 else ''
-  yield '. ' + _summary(choice, results['maximal_lottery'][0], names) + '</p>'
+  groups = results['groups'][0]
+  yield '. ' + (
+    html.escape(describe_groups(groups))
+    if len(groups) > 1
+    else _summary(choice, results['maximal_lottery'][0], names)
+  )
+  yield '</p>'
   yield ''.join(f'<p class="note">{html.escape(note)}</p>' for note in results['notes'])
   facts = {
     'τ, KL coefficient': f'{results["tau"]:g}',
     'Condorcet winner': choice['condorcet'] or 'none',
-    'Borda winner': ' = '.join(choice['borda']),
+    'Borda winner': ' = '.join(choice['borda']) or 'none',
     'three-cycles': f'{choice["three_cycles"]:,}',
     'transitive share': f'{choice["transitive_share"]:.0%}',
   }
@@ -65,6 +71,16 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
     f'<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>' for name, fact in facts.items()
   )
   yield f'<dl>{"".join(items)}</dl>'
+
+
+def describe_groups(groups: Sequence[Sequence[str]]) -> str:
+  """What can be concluded of actions in several groups that no comparison connects."""
+  shown = [', '.join(group[:5]) + (', \u2026' if len(group) > 5 else '') for group in groups]
+  return (
+    f'The actions fall into {len(groups)} groups that never met: {"; ".join(shown)}. Nothing is '
+    'known of one group against another: the pairs between them count as 1/2, and shares, gaps and '
+    'rankings mean something within a group only.'
+  )
 
 
 def _summary(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> str:
@@ -106,7 +122,8 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
   yield render_table([*groups, ('gap, unregularised', 3), ('', 3)], head, rows)
   if not all(results['maximal_lottery_is_unique']):
-    yield '<p>The unregularised game has several equilibria; distances are to one of them.</p>'
+    yield '<p>The unregularised game has several equilibria: the one shown here, to which '
+    yield 'distances are measured, is that of the largest entropy.</p>'
 
 
 def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:

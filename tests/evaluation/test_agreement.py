@@ -74,7 +74,8 @@ def test_llmbars_counts_are_reproduced(subset, judge, prompt, shared, tmp_path):
 
 def test_pandalms_figures_are_reproduced(shared):
   folder = shared / 'data' / 'pandalm'
-  labels = agreement.read_pandalm(folder / 'testset-v1.json.gz').labels
+  (data,) = agreement.read_pandalm([folder / 'testset-v1.json.gz'])
+  labels = data.labels
   expected = json.loads((folder / 'expected.json').read_text())
   for i, j, name in ((0, 1, 'kappa_12'), (0, 2, 'kappa_13'), (1, 2, 'kappa_23')):
     found = agreement.kappa(labels[:, i], labels[:, j])
@@ -152,13 +153,14 @@ def test_scores_count_ties_and_missing_verdicts():
   ahead = np.array([0.9, 0.2, 0.5, np.nan, 0.8, 0.1])
   behind = 1 - ahead
   labels = np.array([1, 2, 1, 2, 2, 0])
-  found = agreement.scores(ahead, behind, labels)
+  found = agreement.scores(ahead, behind, labels, np.ones(6, bool))
   assert found['accuracy'] == found['as filed'] == found['swapped'] == pytest.approx(2 / 6)
   assert found['without ties'] == pytest.approx(2 / 3)
   assert found['ties'] == pytest.approx(1 / 6)
   assert found['missing'] == 1
   assert found['consistency'] == 1
-  tied = agreement.scores(np.full(2, 0.5), np.full(2, 0.5), np.ones(2, int))
+  tied = agreement.scores(np.full(2, 0.5), np.full(2, 0.5), np.ones(2, int), np.zeros(2, bool))
+  assert np.isnan(tied['consistency'])
   assert np.isnan(tied['without ties'])
 
 
@@ -198,6 +200,66 @@ def test_label_of_llmbar_is_never_a_tie(tmp_path):
   )
   with pytest.raises(UserError, match="row 1: field 'label' is 0; it must be one of 1, 2"):
     agreement.read_llmbar(tmp_path / 'rows.json')
+
+
+PAIRS = [
+  {
+    **{'idx': n, 'instruction': 'Add.', 'input': f'{n}, 1', 'response1': '3', 'response2': '4'},
+    **{'annotator1': label, 'annotator2': label, 'annotator3': 0},
+  }
+  for n, label in enumerate([1, 2, 2, 0])
+]
+
+
+def write_pandalm(folder, results):
+  json_files.write_list(folder / 'testset.json', PAIRS)
+  json_files.write_list(folder / 'gpt-testset.json', results)
+  return agreement.make(section(pandalm=f'{folder}/testset.json,{folder}/gpt-testset.json'))
+
+
+def test_pandalms_files_of_verdicts_are_matched_by_index(tmp_path):
+  verdicts = {3: 'garbage', 0: '1', 2: 'Tie', 1: 2}
+  results = [{'idx': n, 'gpt_result': verdict} for n, verdict in verdicts.items()]
+  benchmark = write_pandalm(tmp_path, results)
+  assert benchmark.has_verdicts
+  ((_, rows),) = tabulate(benchmark, Judges(), tmp_path).items()
+  found = rows['gpt-testset (1 unreadable, counted as ties)']
+  assert found['accuracy'] == found['as filed'] == 3 / 4
+  assert found['ties'] == 2 / 4
+  assert np.isnan(found['swapped'])
+  assert 'people' in rows
+
+
+@pytest.mark.parametrize(
+  ('results', 'message'),
+  [
+    ([{'idx': n, 'gpt_result': 1} for n in range(3)], r'idx \[3\] occur in one of them only'),
+    ([{'idx': 0, 'gpt_result': 1}] * 2, 'row 2: idx 0 is that of an earlier row'),
+    ([{'idx': 0, 'gpt_result': 'first'}], "row 1: field 'gpt_result' is 'first'"),
+    ([{'idx': '0', 'gpt_result': 1}], "row 1: field 'idx' is '0'; it must be a whole number"),
+  ],
+)
+def test_verdicts_of_other_pairs_are_refused(results, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    write_pandalm(tmp_path, results)
+
+
+def test_verdicts_need_their_test_set(tmp_path):
+  json_files.write_list(tmp_path / 'gpt.json', [{'idx': 0, 'gpt_result': 1}])
+  with pytest.raises(UserError, match='name one test set beside it'):
+    agreement.make(section(pandalm=tmp_path / 'gpt.json'))
+
+
+def test_equal_responses_do_not_count_for_consistency(tmp_path):
+  rows = [
+    {'input': f'q{n}', 'output_1': one, 'output_2': 'b', 'label': 1}
+    for n, one in enumerate(['a', 'b', 'b'])
+  ]
+  json_files.write_list(tmp_path / 'rows.json', rows)
+  judge = make_cached_judge(tmp_path / 'left.jsonl', prefer_left)
+  benchmark = agreement.make(section(llmbar=tmp_path / 'rows.json'))
+  ((_, found),) = tabulate(benchmark, Judges({'left': judge}), tmp_path).items()
+  assert found['left']['consistency'] == 0
 
 
 def test_nothing_configured_is_no_benchmark():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, length_control
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files, length_control
 from nlhf_jax.evaluation.benchmarks.length_control import Weights
 from nlhf_jax.storage import json_files
 
@@ -57,7 +57,9 @@ def read_weights(path):
 @pytest.mark.parametrize('model', MODELS)
 def test_leaderboard_is_reproduced(model, published, references, difficulty, anchors):
   expected = json.loads((published / 'expected.json').read_text())[model]['published']
-  annotations = alpaca_eval.read_annotations(published / f'models/{model}.jsonl.gz', references)
+  annotations = annotation_files.read_annotations(
+    published / f'models/{model}.jsonl.gz', references
+  )
   figures = alpaca_eval.summarise(annotations)
   for name in ('n_wins', 'n_wins_base', 'n_draws', 'n_total'):
     assert figures[name] == expected[name]
@@ -82,8 +84,10 @@ def test_leaderboard_is_reproduced(model, published, references, difficulty, anc
 
 def test_original_and_short_files_are_equal(published, references):
   folder = published / 'original_format'
-  long = alpaca_eval.read_annotations(folder / 'vicuna-13b-v1.5.annotations.json.gz')
-  short = alpaca_eval.read_annotations(published / 'models/vicuna-13b-v1.5.jsonl.gz', references)
+  long = annotation_files.read_annotations(folder / 'vicuna-13b-v1.5.annotations.json.gz')
+  short = annotation_files.read_annotations(
+    published / 'models/vicuna-13b-v1.5.jsonl.gz', references
+  )
   fields = ('instruction', 'output_1', 'output_2', 'preference')
   assert [[row[name] for name in fields] for row in long] == [
     [row[name] for name in fields] for row in short
@@ -122,7 +126,7 @@ def write_rows(folder, rows):
 
 def test_rows_without_verdict_are_ignored(tmp_path):
   rows = [row(1, 2), row(2, None), row(3, 0), row(4, math.nan), row(5, 1.5), row(6, 1), row(7, 1.9)]
-  figures = alpaca_eval.summarise(alpaca_eval.read_annotations(write_rows(tmp_path, rows)))
+  figures = alpaca_eval.summarise(annotation_files.read_annotations(write_rows(tmp_path, rows)))
   values = np.array([1, 0.5, 0.5, 0, 0.9])
   assert figures == {
     'win_rate': pytest.approx(100 * values.mean()),
@@ -154,7 +158,7 @@ def test_rows_without_verdict_are_ignored(tmp_path):
 )
 def test_bad_row_is_named(tmp_path, bad, message):
   with pytest.raises(UserError, match=message):
-    alpaca_eval.read_annotations(write_rows(tmp_path, [row(1), bad]))
+    annotation_files.read_annotations(write_rows(tmp_path, [row(1), bad]))
 
 
 @pytest.mark.parametrize('index', [-1, 2, 1.0])
@@ -162,7 +166,7 @@ def test_unknown_reference_is_named(tmp_path, index):
   references = [{'instruction': 'Question 1', 'output': ''}, {'instruction': 'Q', 'output': ''}]
   rows = [{'index': index, 'output': 'b', 'preference': 1.5}]
   with pytest.raises(UserError, match="row 1: field 'index' is"):
-    alpaca_eval.read_annotations(write_rows(tmp_path, rows), references)
+    annotation_files.read_annotations(write_rows(tmp_path, rows), references)
 
 
 def test_figures_need_verdicts_and_all_difficulties(anchors):
@@ -177,6 +181,69 @@ def test_reference_wins_half_against_itself(anchors):
   weights = alpaca_eval.fit_weights(rows, np.arange(3.0), anchors)
   figures = alpaca_eval.length_controlled(rows, np.arange(3.0), weights)
   assert figures == {'length_controlled_winrate': 50, 'lc_standard_error': 0}
+
+
+def field_settings(shared):
+  folder = shared / 'field' / 'alpaca_eval'
+  paths = {'reference': 'ref.json', 'difficulty': 'diff.csv', 'anchors': 'anch.csv'}
+  benchmark = alpaca_eval.make({name: str(folder / path) for name, path in paths.items()})
+  return folder, benchmark.references, benchmark.run.args[0]
+
+
+@pytest.mark.parametrize('name', ['a_rev', 'a_swapped'])
+def test_order_and_sides_of_a_file_change_no_figure(name, shared):
+  folder, references, settings = field_settings(shared)
+  files = [folder / f'{file}.json' for file in ('a_fwd', name)]
+  found = [
+    alpaca_eval.published_figures(settings, annotation_files.read_annotations(path, references))
+    for path in files
+  ]
+  assert found[0] == found[1]
+  assert found[0]['win_rate'] == 50
+  assert found[0][alpaca_eval.JOINED] == 'instruction'
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('a_extra', "row 7: the reference has no instruction 'Another question\\?'"),
+    ('a_ae1', "row 1: neither response is that of the reference, ref .*'text_davinci_003'"),
+  ],
+)
+def test_annotations_of_another_reference_are_refused(name, message, shared):
+  folder, references, _ = field_settings(shared)
+  with pytest.raises(UserError, match=message):
+    annotation_files.read_annotations(folder / f'{name}.json', references)
+
+
+def test_sides_are_read_by_text_where_names_do_not_tell(tmp_path):
+  references = [{'instruction': f'Question {n}', 'output': 'a' * 7} for n in (1, 2, 3)]
+  rows = [row(1, 1.25), row(2, None), row(3, 1)]
+  sides = [
+    annotation_files.swap_sides(one) | {'generator_1': None, 'generator_2': None} for one in rows
+  ]
+  found = annotation_files.read_annotations(write_rows(tmp_path, sides), references)
+  assert [one['preference'] for one in found] == [1.25, None, 1]
+  assert [one['output_2'] for one in found] == ['b', 'bb', 'bbb']
+
+
+def test_files_with_gaps_join_as_published_and_others_by_instruction(published, references):
+  settings = alpaca_eval.make(
+    {
+      'reference': str(published / 'baseline_gpt4_1106_preview.jsonl.gz'),
+      'difficulty': str(published / 'instruction_difficulty_recovered.csv'),
+      'anchors': str(published / 'gamed_baselines_stand_in.csv'),
+    }
+  ).run.args[0]
+  rows = annotation_files.read_annotations(published / 'models/phi-2.jsonl.gz', references)
+  assert len(rows) == 803
+  found = alpaca_eval.published_figures(settings, rows)
+  assert found['length_controlled_winrate'] == pytest.approx(4.399, abs=5e-4)
+  assert found[alpaca_eval.JOINED] == 'position'
+  shuffled = alpaca_eval.published_figures(settings, rows[::-1])
+  assert shuffled[alpaca_eval.JOINED] == 'instruction'
+  assert shuffled['length_controlled_winrate'] == pytest.approx(3.888, abs=5e-4)
+  assert alpaca_eval.figures(settings, rows) == shuffled  # of a judge of one's own
 
 
 def test_order_of_a_pair_depends_on_its_instruction(tmp_path):
@@ -200,6 +267,6 @@ def test_order_of_a_pair_depends_on_its_instruction(tmp_path):
   assert shown == before
   assert [line['preference'] for line in rows] == [1.9] * 7 + [None] + [1.9] * 82
   alpaca_eval.write(tmp_path / 'annotations.json.gz', rows)
-  assert alpaca_eval.read_annotations(tmp_path / 'annotations.json.gz') == rows
+  assert annotation_files.read_annotations(tmp_path / 'annotations.json.gz') == rows
   with pytest.raises(UserError, match='no instruction in common'):
     alpaca_eval.annotate(ask, references[:2], outputs[3:], 'lengths')

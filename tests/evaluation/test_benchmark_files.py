@@ -23,7 +23,7 @@ def test_rows_round_trip(tmp_path, write, name):
 
 def test_nan_and_lone_surrogates_are_replaced(tmp_path):
   json_files.write_lines(tmp_path / 'rows.jsonl', [{'score': math.nan, 'text': '\ud83c'}])
-  assert json_files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '?'}]
+  assert json_files.read(tmp_path / 'rows.jsonl') == [{'score': None, 'text': '\ufffd'}]
 
 
 def test_byte_order_mark_and_blank_lines_are_accepted(tmp_path):

@@ -48,17 +48,19 @@ def test_annotations_contain_responses(tmp_path):
 @pytest.mark.parametrize(
   ('rows', 'message'),
   [
-    ([{'prompt': 'a'}], "row 1: field 'response' is missing"),
+    ([{'prompt': 'a'}], 'row 1: it must have its response in one of the fields'),
+    ([{'prompt': 'a', 'output': 'b', 'answer': 'c'}], 'has output, answer; rename or remove'),
+    ([{'prompt': 'a', 'response': 'b'}, {'prompt': 'c'}], "row 2: field 'response' is missing"),
     (
       [{'prompt': 'a', 'response': 'b'}, {'prompt': 'a', 'response': 'c'}],
-      'row 2: the prompt is that of an earlier row',
+      'row 2: its prompt is that of row 1',
     ),
     ([{'prompt': 'a', 'response': None}], "row 1: field 'response' is None"),
     (
       [{'prompt': 'a', 'responses': {'x': 'b'}}, {'prompt': 'c', 'responses': {}}],
       "row 2: there is no response of 'x'",
     ),
-    ([*ALPACA, *ALPACA], 'row 2: its instruction is that of row 1'),
+    ([*ALPACA, *ALPACA], 'row 2: its prompt is that of row 1'),
   ],
 )
 def test_bad_row_is_named(tmp_path, rows, message):
@@ -129,10 +131,20 @@ def test_missing_verdict_is_judged_again(tmp_path):
 
 
 def test_order_consistency_measures_position_bias():
-  shown = np.full((5, 2, 2), 0.5)
+  shown, texts = np.full((5, 2, 2), 0.5), {'a': ['x'] * 5, 'b': ['y'] * 5}
   shown[:, 0, 1], shown[:, 1, 0] = 0.9, 0.4  # being left adds 0.15
-  found = judgements.order_consistency(shown)
+  found = judgements.order_consistency(shown, texts)
   assert found['first_place'] == pytest.approx(0.15)
   assert found['consistency'] == 1
   shown[:, 1, 0] = 0.8
-  assert judgements.order_consistency(shown)['consistency'] == 0
+  assert judgements.order_consistency(shown, texts)['consistency'] == 0
+
+
+def test_two_ties_are_consistent_and_equal_texts_are_left_out():
+  shown, texts = np.full((4, 2, 2), 0.5), {'a': ['x'] * 4, 'b': ['y', 'y', 'y', 'x']}
+  shown[1, 0, 1], shown[2] = 0.9, [[0.5, 0.9], [0.9, 0.5]]
+  # A tie in both orders, a tie in one, a contradiction; the last pair is of equal texts.
+  found = judgements.order_consistency(shown, texts)
+  assert found == {'consistency': pytest.approx(1.5 / 3), 'first_place': pytest.approx(1.2 / 6)}
+  alike = judgements.order_consistency(shown[3:], {'a': ['x'], 'b': ['x']})
+  assert np.isnan(list(alike.values())).all()

@@ -126,6 +126,22 @@ def test_ranking_is_the_equilibrium_of_the_table():
   )
 
 
+@pytest.mark.parametrize('order', [[0, 1, 2, 3], [3, 1, 0, 2]])
+def test_clones_share_the_lottery_and_it_is_not_unique(order):
+  rock_paper_paper_scissors = np.array(
+    [[0.5, 0.7, 0.7, 0.3], [0.3, 0.5, 0.5, 0.6], [0.3, 0.5, 0.5, 0.6], [0.7, 0.4, 0.4, 0.5]]
+  )
+  table = rock_paper_paper_scissors[np.ix_(order, order)]
+  names = np.array(['rock', 'paper', 'clone', 'scissors'])[order].tolist()
+  responses = {name: name for name in names}
+  records = [{'responses': responses, 'preferences': {'judge': table.tolist()}}] * 3
+  results = tournament.summarise(records)
+  shares = {row['policy']: row['lottery'] for row in results['ranking']['judge']}
+  expected = {'rock': 0.2, 'paper': 0.2, 'clone': 0.2, 'scissors': 0.4}
+  assert shares == pytest.approx(expected, abs=1e-7)
+  assert results['lottery_is_unique'] == {'judge': False}
+
+
 def test_unstable_lottery_has_a_wide_interval():
   wins = np.full((40, 2, 2), 0.5)
   wins[:21, 0, 1], wins[21:, 0, 1] = 0.9, 0.1  # 21 prompts of 40 for the first

@@ -155,6 +155,26 @@ def test_missing_responses_are_reported(config_of, tmp_path, capsys):
   assert f"{note}such as 'second'" in capsys.readouterr().out
 
 
+def test_responses_to_other_prompts_are_reported(config_of, tmp_path, capsys):
+  rows = [{'prompt': word, 'response': 'x'} for word in ('first', 'second', 'third')]
+  json_lines.write(tmp_path / 'part.jsonl', rows[:1])
+  json_lines.write(tmp_path / 'whole.jsonl', rows)
+  config = config_of(entries=f'{tmp_path}/part.jsonl,{tmp_path}/whole.jsonl')
+  assert make_experiment(config, 'evaluate', tmp_path).prompts == ['first']
+  note = "'whole' has 2 responses to other prompts, such as 'second'; not used."
+  assert note in capsys.readouterr().out
+
+
+def test_lone_surrogates_are_judged(config_of, shared, tmp_path):
+  folder = shared / 'field' / 'judges'
+  entries = ','.join(f'{folder}/{name}.json' for name in ('long5', 'short5', 'cut'))
+  results = run(config_of(entries=entries, judges='lengths'), tmp_path / 'run')
+  assert results['policies'] == ['long', 'short', 'cut']
+  assert results['tables']['lengths']['win_rate'] == [[0.5, 1, 1], [0, 0.5, 0], [0, 1, 0.5]]
+  outputs = json.loads((tmp_path / 'run/policies/cut/model_outputs.json').read_text())
+  assert {row['output'] for row in outputs} == {'Cut emoji \ufffd'}
+
+
 def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, monkeypatch):
   """The mean of both orders is taken of the logits, not of the probabilities."""
   there, back = 3.0, -0.5  # logits of left over right in the two orders
@@ -214,6 +234,8 @@ def test_pairrm_averages_logits_in_evaluation_and_training(config_of, tmp_path, 
     ({'entries': 'two.jsonl', **MT_BENCH}, 'files of responses cannot'),
     ({'entries': 'two.jsonl', 'harness.tasks': 'openllm'}, 'files of responses cannot'),
     ({'entries': 'two.jsonl', 'prompts.path': 'talk.jsonl'}, 'a prompt is a conversation'),
+    ({'entries': 'up.json'}, r"'\.\.' of 'up\.json' cannot name a folder .*, as NAME=up\.json"),
+    ({'entries': 'red.json'}, r"'\\x1b\[31mred' of 'red\.json' cannot name a folder"),
   ],
 )
 def test_user_errors_are_explained(changes, message, config_of, tmp_path, monkeypatch):
@@ -221,6 +243,8 @@ def test_user_errors_are_explained(changes, message, config_of, tmp_path, monkey
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   json_lines.write(Path('two.jsonl'), [{'prompt': 'a', 'responses': {'good': 'x', 'bad': 'y'}}])
   json_lines.write(Path('other.jsonl'), [{'prompt': 'b', 'response': 'x'}])
+  for file, name in (('up', '..'), ('red', '\x1b[31mred')):
+    json_lines.write(Path(f'{file}.json'), [{'instruction': 'a', 'output': 'x', 'generator': name}])
   talk = [{'role': role, 'content': 'hm'} for role in ('user', 'assistant', 'user')]
   json_lines.write(Path('talk.jsonl'), [{'prompt': talk}])
   for folder in ('toothless', 'mute'):

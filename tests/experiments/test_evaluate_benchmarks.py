@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.evaluation.benchmarks import alpaca_eval, mt_bench_scores
+from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files, mt_bench_scores
 from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
@@ -60,7 +60,9 @@ def test_alpaca_eval_writes_files_and_leaderboards(config_of, tmp_path, monkeypa
   assert titles == [
     f'AlpacaEval 2.0 against reference, {judge} judge' for judge in ('oracle', 'published')
   ]
-  annotations = alpaca_eval.read_annotations(tmp_path / 'run/policies/mine/oracle/annotations.json')
+  annotations = annotation_files.read_annotations(
+    tmp_path / 'run/policies/mine/oracle/annotations.json'
+  )
   figures = alpaca_eval.summarise(annotations)
   board = {
     judge: {
@@ -236,6 +238,19 @@ def test_agreement_runs_alone(config_of, tmp_path, shared):
   (judgements,) = (tmp_path / 'run' / 'judgements').iterdir()
   assert len(json_lines.read(judgements)) <= 40
   assert run(config, tmp_path / 'run') == results
+
+
+def test_published_verdicts_need_no_judge(config_of, tmp_path):
+  row = {'input': 'i', 'output_1': 'a', 'output_2': 'b', 'label': 1}
+  row['results'] = [{'swap = False': {'winner': '1'}, 'swap = True': {'winner': '2'}}]
+  path = tmp_path / 'Natural' / 'evaluators' / 'ChatGPT' / 'Swap' / 'result.json'
+  json_files.write_list(path, [row])
+  config = config_of(judges='')
+  config.agreement.llmbar = str(path)
+  (table,) = run(config, tmp_path / 'run')['benchmarks']
+  cells = dict(zip(table['columns'], table['rows'][0][1:], strict=True))
+  assert table['rows'][0][0] == 'ChatGPT/Swap'
+  assert (cells['as filed'], cells['swapped'], cells['consistency']) == (1, 0, 0)
 
 
 def test_agreement_needs_judges(config_of, tmp_path, shared):

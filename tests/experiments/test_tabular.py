@@ -127,6 +127,29 @@ def test_a_single_action_is_its_own_equilibrium(solved):
     assert row['gap_tau'][-1] == 0
 
 
+def test_groups_that_never_met_are_not_compared(solved, tmp_path, capsys):
+  path = tmp_path / 'votes.csv'
+  path.write_text('left,right,winner\na,b,left\nc,d,left\na,b,right\n')
+  results = solved(f'{CONFIG}:file', f'game.path={path}', 'only=mmd')
+  assert results['groups'] == [[['a', 'b'], ['c', 'd']]]
+  assert 'rlhf' not in results  # whose rewards would compare the groups
+  (facts,) = results['choice']
+  assert (facts['condorcet'], facts['borda'], facts['copeland'], facts['minimax']) == (
+    None,
+    [],
+    [],
+    [],
+  )
+  assert results['maximal_lottery_is_unique'] == [False]
+  np.testing.assert_allclose(results['maximal_lottery'][0], [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-9)
+  said = 'The actions fall into 2 groups that never met: a, b; c, d.'
+  printed, page = capsys.readouterr().out, (tmp_path / 'report.html').read_text()
+  assert said in printed
+  assert said in page
+  assert 'Nash (not unique)' in printed
+  assert 'Borda winner none' in printed
+
+
 def test_names_from_files_are_escaped(solved, tmp_path, capsys):
   path = tmp_path / 'mine.csv'
   path.write_text(',<b>,plain\n<b>,0.5,0.7\nplain,0.3,0.5\n')

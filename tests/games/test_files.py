@@ -282,7 +282,9 @@ def test_unreadable_files_are_refused(tmp_path, write):
   with pytest.raises(UserError, match='Is a directory'):
     files.read(tmp_path / 'folder.csv')
   for name in ('mine.txt', 'mine', 'mine.npz'):
-    with pytest.raises(UserError, match=r'unknown kind; give a \.csv, \.json or \.npy file'):
+    with pytest.raises(
+      UserError, match=r'unknown kind; give a \.csv, \.json, \.jsonl or \.npy file'
+    ):
       files.read(write(MATRIX, name))
   assert files.read(write(MATRIX, 'MINE.CSV')).payoff.shape == (3, 3)
 

@@ -83,7 +83,7 @@ def check_choice(names, payoff, known):
 
 
 def test_bots_have_the_expected_equilibrium(bots, expected):
-  names, payoff, notes = bots
+  names, payoff, notes, _ = bots
   known = expected('rrps_bots_43')
   assert len(names) == known['n'] == 43
   assert len(known['nash']) == 5
@@ -120,7 +120,7 @@ def test_half_the_scale_is_a_sure_win(bots, folder):
 
 def test_both_arena_equilibria_are_unbeaten(arena, expected):
   """The equilibrium is not unique; both equilibria are unbeaten."""
-  names, payoff, notes = arena
+  names, payoff, notes, _ = arena
   known = expected('chatbot_arena_25')
   assert len(names) == known['n'] == 25
   assert not known['looks_unique']

@@ -33,11 +33,14 @@ def test_social_choice_ignores_the_scale(scale):
 
 
 def test_bradley_terry_fits_unless_a_group_always_wins():
-  assert choice.has_bradley_terry_fit(matrices.random(6))
-  assert choice.has_bradley_terry_fit(matrices.strict_cycle(3))  # each loses to another
-  assert not choice.has_bradley_terry_fit(np.array([[0, 0.5], [-0.5, 0]]))
-  assert not choice.has_bradley_terry_fit(np.array([[0, 0.7], [-0.7, 0]]))  # no probability
-  assert choice.has_bradley_terry_fit(np.zeros((1, 1)))
+  every = lambda count: np.ones((count, count), bool)
+  assert choice.has_bradley_terry_fit(matrices.random(6), every(6))
+  assert choice.has_bradley_terry_fit(matrices.strict_cycle(3), every(3))  # each loses to another
+  assert not choice.has_bradley_terry_fit(np.array([[0, 0.5], [-0.5, 0]]), every(2))
+  assert not choice.has_bradley_terry_fit(
+    np.array([[0, 0.7], [-0.7, 0]]), every(2)
+  )  # no probability
+  assert choice.has_bradley_terry_fit(np.zeros((1, 1)), every(1))
 
 
 def test_maximal_lottery_refuses_a_batch():

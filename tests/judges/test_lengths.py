@@ -54,4 +54,4 @@ def test_evaluate_uses_lengths(toy, tmp_path, monkeypatch):
   start(config, 'evaluate', tmp_path / 'run', tmp_path / 'stages')
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert results['tables']['lengths']['win_rate'][0][1] == 2.5 / 4
-  assert results['order_consistency']['lengths'] == {'consistency': 1 - 1 / 8, 'first_place': 0}
+  assert results['order_consistency']['lengths'] == {'consistency': 1, 'first_place': 0}

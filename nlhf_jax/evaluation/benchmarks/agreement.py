@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks.benchmark import (
@@ -49,8 +49,8 @@ NOTE = (
   'Accuracy is the share of pairs on which the judge, from both orders together, has the verdict '
   'of the label (the majority, if there are several); then in the order of the file, with the '
   'responses swapped, in both orders, and on pairs where neither is a tie. Kappa is Cohen\u2019s. '
-  'Consistency is the share of pairs with one verdict in both orders. Pairs for which the judge '
-  'has no verdict are missing, and count as wrong.'
+  'Consistency is the share of pairs with one verdict in both orders; pairs of equal responses are '
+  'left out of it. Pairs for which the judge has no verdict are missing, and count as wrong.'
 )
 
 Verdicts = Int[np.ndarray, 'n']
@@ -61,7 +61,7 @@ class Data(NamedTuple):
   """n labelled pairs of responses.
 
   `labels` [n, L] are verdicts of L people. `published` maps the names of published evaluators to
-  their verdicts in both orders, [n, 2], numbered as in the file.
+  their verdicts, numbered as in the file, in both orders, [n, 2], or as filed, [n, 1].
   """
 
   name: str
@@ -69,23 +69,30 @@ class Data(NamedTuple):
   first: Sequence[str]
   second: Sequence[str]
   labels: Int[np.ndarray, 'n L']
-  published: Mapping[str, Int[np.ndarray, 'n 2']] = {}
+  published: Mapping[str, Int[np.ndarray, 'n orders']] = {}
 
 
 def make(section: Mapping[str, str]) -> Benchmark | None:
   """The benchmark of the section `agreement`; None if it names no files.
 
   Args:
-    section: for each of `llmbar`, `pandalm` and `autoj` paths, separated by commas.
+    section: for each of `llmbar`, `pandalm` and `autoj` paths, separated by commas. Files of
+      verdicts that PandaLM published stand beside its test set.
 
   Raises:
     UserError: if a file cannot be used.
   """
-  data = [read(path) for name, read in READERS.items() for path in split_list(section[name])]
+  data = [read_llmbar(path) for path in split_list(section['llmbar'])]
+  data += read_pandalm(split_list(section['pandalm']))
+  data += [read_autoj(path) for path in split_list(section['autoj'])]
   if not data:
     return None
   return Benchmark(
-    'agreement', run=functools.partial(run, data), needs_policies=False, needs_judges=True
+    'agreement',
+    run=functools.partial(run, data),
+    needs_policies=False,
+    needs_judges=True,
+    has_verdicts=all(one.published for one in data),
   )
 
 
@@ -96,12 +103,18 @@ def run(
   tables = []
   for one in data:
     labels = majority(one.labels)
+    different = np.array(one.first, object) != np.array(one.second, object)
     rows = {
-      name: scores(*compare(judge, one), labels, judges.combine.get(name, mean_of_orders))
+      name: scores(
+        *compare(judge, one), labels, different, judges.combine.get(name, mean_of_orders)
+      )
       for name, judge in judges.pairwise.items()
     }
     for name, verdicts in one.published.items():
-      rows[name] = scores(*to_probabilities(verdicts), labels)
+      if verdicts.shape[1] == 1:
+        rows[name] = scores_as_filed(verdicts[:, 0], labels)
+      else:
+        rows[name] = scores(*to_probabilities(verdicts), labels, np.ones(len(labels), bool))
     if one.labels.shape[1] > 1:
       rows[PEOPLE] = scores_of_people(one.labels)
     cells = [
@@ -138,6 +151,7 @@ def scores(
   forward: Probabilities,
   backward: Probabilities,
   labels: Verdicts,
+  different: Bool[np.ndarray, 'n'],
   combine: CombineOrders = mean_of_orders,
 ) -> dict[str, float]:
   """The cells of one row of the table.
@@ -146,22 +160,31 @@ def scores(
     forward: P(first response > second), with the first one shown first; NaN if missing.
     backward: P(second response > first), with the second one shown first.
     labels: the label of each pair.
+    different: the pairs that count for consistency: a judge is not asked about equal responses.
     combine: merges `forward` and `backward` into P(first response > second).
   """
   verdicts = to_verdict(combine(forward, backward))
   orders = [to_verdict(forward), to_verdict(backward, winner=2)]
   right = [verdict == labels for verdict in orders]
+  same = (orders[0] == orders[1])[different]
+  return scores_as_filed(verdicts, labels) | {
+    'as filed': float(np.mean(right[0])),
+    'swapped': float(np.mean(right[1])),
+    'in both': float(np.mean(right[0] & right[1])),
+    'consistency': float(np.mean(same)) if len(same) else math.nan,
+  }
+
+
+def scores_as_filed(verdicts: Verdicts, labels: Verdicts) -> dict[str, float]:
+  """The cells of an evaluator whose verdicts are known in the order of the file only."""
   decided = (verdicts > 0) & (labels > 0)
   correct = float(np.mean(verdicts[decided] == labels[decided])) if decided.any() else math.nan
   return {
     'accuracy': float(np.mean(verdicts == labels)),
-    'as filed': float(np.mean(right[0])),
-    'swapped': float(np.mean(right[1])),
-    'in both': float(np.mean(right[0] & right[1])),
+    'as filed': float(np.mean(verdicts == labels)),
     'without ties': correct,
     'kappa': kappa(verdicts, labels),
     'ties': float(np.mean(verdicts == 0)),
-    'consistency': float(np.mean(orders[0] == orders[1])),
     'missing': int(np.sum(verdicts == MISSING)),
   }
 
@@ -239,14 +262,65 @@ def _winners(path, number, row) -> list[int]:
   return verdicts
 
 
-def read_pandalm(path: str | Path) -> Data:
-  """PandaLM's `testset-v1.json`: `instruction`, `input`, `response1`, `response2`, and the labels
-  `annotator1` to `annotator3`, 1, 2 or 0 for a tie.
+def read_pandalm(paths: Sequence[str | Path]) -> list[Data]:
+  """PandaLM's `testset-v1.json`, and beside it files of verdicts, which belong to it.
 
   Raises:
-    UserError: if a row cannot be used; the message names it.
+    UserError: if a row cannot be used, the message names it; or if files of verdicts do not stand
+      beside one test set.
   """
-  rows = json_files.read(path)
+  found = {path: json_files.read(path) for path in paths}
+  verdicts = {path: rows for path, rows in found.items() if _result_field(rows[0])}
+  tests = {path: rows for path, rows in found.items() if path not in verdicts}
+  if verdicts and len(tests) != 1:
+    raise UserError(
+      f'config.agreement.pandalm: {next(iter(verdicts))} has verdicts on a test set; name one test '
+      f'set beside it (there are {len(tests)}).'
+    )
+  return [
+    _read_pairs(path, rows)._replace(
+      published=dict(_read_results(name, found, path, rows) for name, found in verdicts.items())
+    )
+    for path, rows in tests.items()
+  ]
+
+
+def _result_field(row) -> str | None:
+  """The field of a row of verdicts, such as `gpt_result`; None if the row has responses."""
+  names = [name for name in row if name.endswith('_result')]
+  return names[0] if len(names) == 1 and 'response1' not in row else None
+
+
+def _read_results(path, rows, test_path, test) -> tuple[str, Int[np.ndarray, 'n 1']]:
+  """The name of an evaluator and its verdicts, matched by `idx`: 1, 2, 0 or Tie.
+
+  PandaLM writes `garbage` for an answer that it could not read, and counts it as a tie in the
+  published accuracies (0.711 of gpt-3.5-turbo); the name says how many there are.
+  """
+  field, found, unread = _result_field(rows[0]), {}, 0
+  for number, row in _numbered(rows):
+    index = json_files.field(path, number, row, 'idx', int)
+    if index in found:
+      raise UserError(f'{path}, row {number}: idx {index} is that of an earlier row; remove one.')
+    garbage = row.get(field) == 'garbage'
+    unread += garbage
+    found[index] = 0 if garbage else _verdict(path, number, row, field, (0, 1, 2, MISSING))
+  wanted = [json_files.field(test_path, number, row, 'idx', int) for number, row in _numbered(test)]
+  if sorted(found) != sorted(wanted):
+    other = sorted(set(found) ^ set(wanted))
+    raise UserError(
+      f'{path}: its verdicts are not those on the pairs of {test_path} (idx {other[:3]} occur in '
+      'one of them only); name files that belong together.'
+    )
+  note = f' ({unread} unreadable, counted as ties)' if unread else ''
+  name = Path(path).name.partition('.json')[0] + note
+  return name, np.array([[found[index]] for index in wanted])
+
+
+def _read_pairs(path, rows) -> Data:
+  """PandaLM's test set: `instruction`, `input`, `response1`, `response2`, and the labels
+  `annotator1` to `annotator3`, 1, 2 or 0 for a tie.
+  """
   people = [f'annotator{person}' for person in (1, 2, 3)]
   prompts = []
   for number, row in _numbered(rows):
@@ -289,7 +363,7 @@ def _columns(rows, *names) -> list[list[str]]:
 
 def _verdict(path, number, row, name, allowed) -> int:
   value = json_files.field(path, number, row, name, (int, str, type(None)))
-  found = {'TIE': 0, 'tie': 0, None: MISSING}.get(value, value)
+  found = {'tie': 0, 'none': MISSING}.get(str(value).lower(), value)
   found = int(found) if str(found).lstrip('-').isdecimal() else None
   if found not in allowed:
     choices = ', '.join(map(str, allowed))
@@ -297,6 +371,3 @@ def _verdict(path, number, row, name, allowed) -> int:
       f"{path}, row {number}: field '{name}' is {value!r}; it must be one of {choices}."
     )
   return found
-
-
-READERS = {'llmbar': read_llmbar, 'pandalm': read_pandalm, 'autoj': read_autoj}

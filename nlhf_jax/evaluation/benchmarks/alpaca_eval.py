@@ -20,6 +20,7 @@ import numpy as np
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import length_control
+from nlhf_jax.evaluation.benchmarks.annotation_files import check_unique
 from nlhf_jax.evaluation.benchmarks.benchmark import (
   Benchmark,
   BenchmarkTable,
@@ -32,6 +33,13 @@ from nlhf_jax.judges.judge import TextPreference
 from nlhf_jax.storage import json_files, json_lines
 
 LEADERBOARD = ('length_controlled_winrate', 'win_rate', 'standard_error', 'n_total', 'avg_length')
+JOINED = 'difficulty by'
+COLUMNS = (*LEADERBOARD, JOINED)
+NOTE = (
+  'Percent; higher is better. Lengths are in characters. Length control takes the difficulty of '
+  'each instruction. Only published files that lack some instructions take difficulties by '
+  'position: the published leaderboard does so, and its figures cannot be had otherwise.'
+)
 
 
 class Settings(NamedTuple):
@@ -83,7 +91,7 @@ def run(
   boards: dict[str, dict[str, dict]] = {}
   for name, policy in policies.items():
     if policy.annotations:
-      boards.setdefault('published', {})[name] = figures(settings, policy.annotations)
+      boards.setdefault('published', {})[name] = published_figures(settings, policy.annotations)
     questions = [{'instruction': prompt} for prompt in policy.responses]
     outputs = make_outputs(questions, list(policy.responses.values()), name)
     for judge, ask in judges.pairwise.items():
@@ -96,9 +104,9 @@ def run(
   return [
     BenchmarkTable(
       f'AlpacaEval 2.0 against {reference}, {judge} judge',
-      'Percent; higher is better. Lengths are in characters.',
-      [column for column in LEADERBOARD if column in next(iter(board.values()))],
-      [[name, *(row[c] for c in LEADERBOARD if c in row)] for name, row in sort_board(board)],
+      NOTE,
+      [column for column in COLUMNS if column in next(iter(board.values()))],
+      [[name, *(row[c] for c in COLUMNS if c in row)] for name, row in sort_board(board)],
     )
     for judge, board in boards.items()
   ]
@@ -111,19 +119,36 @@ def make_preference(judge: CachedJudge, name: str) -> TextPreference:
   )
 
 
-def figures(settings: Settings, rows: Sequence[Mapping]) -> dict[str, float]:
-  """The leaderboard's figures, with length control if it is configured.
+def published_figures(settings: Settings, rows: Sequence[Mapping]) -> dict[str, float | str]:
+  """The figures of a published file of annotations, as the published leaderboard has them.
 
-  If there are as many rows as difficulties, they correspond by position; otherwise by instruction.
+  If the file has the order of the reference, its n rows get the first n difficulties, as on the
+  leaderboard, whichever instructions the file lacks; otherwise each has that of its instruction.
   """
-  found, difficulty = summarise(rows), settings.difficulty
-  if difficulty is None:
-    return found
-  if len(rows) != len(difficulty):
-    place = {row['instruction']: number for number, row in enumerate(settings.references)}
-    difficulty = difficulty[[place[row['instruction']] for row in rows]]
+  places = _places(settings, rows)
+  whole = len(rows) == len(settings.references)
+  if settings.difficulty is None or whole or places != sorted(places):
+    return figures(settings, rows)
+  weights = fit_weights(rows, settings.difficulty, settings.anchors)
+  controlled = length_controlled(rows, settings.difficulty, weights)
+  return summarise(rows) | controlled | {JOINED: 'position'}
+
+
+def figures(settings: Settings, rows: Sequence[Mapping]) -> dict[str, float | str]:
+  """The leaderboard's figures, with length control by instruction if it is configured."""
+  order = np.argsort(_places(settings, rows))
+  rows = [rows[place] for place in order]  # the folds of length control depend on the order
+  if settings.difficulty is None:
+    return summarise(rows)
+  difficulty = settings.difficulty[_places(settings, rows)]
   weights = fit_weights(rows, difficulty, settings.anchors)
-  return found | length_controlled(rows, difficulty, weights)
+  return summarise(rows) | length_controlled(rows, difficulty, weights) | {JOINED: 'instruction'}
+
+
+def _places(settings, rows) -> list[int]:
+  """The position of each row's instruction among the references."""
+  place = {row['instruction']: number for number, row in enumerate(settings.references)}
+  return [place[row['instruction']] for row in rows]
 
 
 def sort_board(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
@@ -135,7 +160,7 @@ def sort_board(board: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
 def write_leaderboard(path: Path, board: Mapping[str, Mapping]) -> None:
   """Writes a leaderboard in AlpacaEval's format: CSV, the first column without a name."""
   text = io.StringIO()
-  columns = list(next(iter(board.values())))
+  columns = [column for column in next(iter(board.values())) if column != JOINED]
   table = csv.writer(text, lineterminator='\n')
   table.writerow(['', *columns])
   table.writerows([name, *(row[column] for column in columns)] for name, row in sort_board(board))
@@ -153,7 +178,7 @@ def read_outputs(path: str | Path) -> list[dict]:
   for number, row in enumerate(rows, start=1):
     for name in ('instruction', 'output'):
       json_files.field(path, number, row, name, str)
-  _check_unique(path, rows)
+  check_unique(path, rows)
   return rows
 
 
@@ -174,71 +199,6 @@ def make_outputs(questions: Sequence[Mapping], responses: Sequence[str], policy:
     }
     for question, response in zip(questions, responses, strict=True)
   ]
-
-
-def read_annotations(path: str | Path, references: Sequence[Mapping] = ()) -> list[dict]:
-  """Rows of an `annotations.json`.
-
-  Args:
-    path: the file. A row may omit `instruction` and `output_1` and have `output` in place of
-      `output_2`; then `index` is the position of its reference.
-    references: outputs of the reference, for such rows.
-
-  Raises:
-    UserError: if a row cannot be used: a field is missing, the preference is not in [1, 2], 0, null
-      or NaN, an instruction occurs twice, or the policy changes. The message names the row.
-  """
-  rows = [
-    _complete(path, number, row, references)
-    for number, row in enumerate(json_files.read(path), start=1)
-  ]
-  for number, row in enumerate(rows, start=1):
-    for name in ('instruction', 'output_1', 'output_2'):
-      json_files.field(path, number, row, name, str)
-    value = json_files.field(path, number, row, 'preference', (float, int, type(None)))
-    if not (value is None or math.isnan(value) or value == 0 or 1 <= value <= 2):
-      raise UserError(
-        f"{path}, row {number}: field 'preference' is {value}; it must be from 1 (the reference is "
-        'better) to 2, or null for no verdict.'
-      )
-    for name in ('generator_1', 'generator_2'):
-      if row.get(name) != rows[0].get(name):
-        raise UserError(
-          f"{path}, row {number}: field '{name}' is {row.get(name)!r} after "
-          f'{rows[0].get(name)!r}; give each policy a file of its own.'
-        )
-  _check_unique(path, rows)
-  return rows
-
-
-def _complete(path, number, row, references) -> dict:
-  """The row, completed by the fields of its reference."""
-  if 'instruction' in row or 'index' not in row or not references:
-    return row
-  index = json_files.field(path, number, row, 'index', int)
-  if not 0 <= index < len(references):
-    raise UserError(
-      f"{path}, row {number}: field 'index' is {index}; there are {len(references)} references."
-    )
-  kept = {name: value for name, value in row.items() if name not in ('index', 'row', 'output')}
-  response = {'output_2': row['output']} if 'output' in row else {}
-  reference = references[index]
-  return {
-    'instruction': reference['instruction'],
-    'output_1': reference['output'],
-    **response,
-    **kept,
-  }
-
-
-def _check_unique(path, rows) -> None:
-  first: dict[str, int] = {}
-  for number, row in enumerate(rows, start=1):
-    if first.setdefault(row['instruction'], number) != number:
-      raise UserError(
-        f'{path}, row {number}: its instruction is that of row {first[row["instruction"]]}; remove '
-        'one of them, because difficulties are matched by position.'
-      )
 
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> None:

@@ -75,6 +75,7 @@ class Benchmark(NamedTuple):
     min_generators: how many policies that can generate it needs.
     needs_policies: whether it evaluates policies at all, and not only judges.
     needs_judges: whether it runs every judge of the evaluation, with or without a tournament.
+    has_verdicts: whether its files contain verdicts of their own, so that no judge need be named.
     needs_chat_judge: whether it needs `Judges.chat`.
     references: rows with `instruction` and `output`; their instructions become the prompts of the
       tournament where the config names none.
@@ -87,6 +88,7 @@ class Benchmark(NamedTuple):
   min_generators: int = 0
   needs_policies: bool = True
   needs_judges: bool = False
+  has_verdicts: bool = False
   needs_chat_judge: bool = False
   references: Sequence[Mapping] = ()
 

@@ -62,9 +62,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   check_generators(benchmarks, entries)
   judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
   judges = make_judges(config) if prompts or judging else []
-  if judging and not judges:
+  lacking = [one.name for one in benchmarks if one.needs_judges and not one.has_verdicts]
+  if lacking and not judges:
     raise UserError(
-      f'config.judges is empty, but config.{judging[0]} evaluates judges; name some, as '
+      f'config.judges is empty, but config.{lacking[0]} evaluates judges; name some, as '
       'learned,pairrm.'
     )
   trained = make_trained(config, judges, name, folder)
@@ -183,7 +184,7 @@ def make_prompts(
 
 
 def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) -> list[str]:
-  """The prompts to which every file has a response; prints how many are dropped.
+  """The prompts to which every file has a response; prints how many are dropped on either side.
 
   Raises:
     UserError: if none is left.
@@ -204,6 +205,13 @@ def common_prompts(prompts: Sequence[str], filed: Mapping[str, FiledResponses]) 
       f'{FIELD}: no prompt has a response in every file ({"; ".join(notes)}); name files of '
       'responses to the same prompts.'
     )
+  known = set(prompts)
+  for name, one in filed.items():
+    more = [prompt for prompt in one.responses if prompt not in known]
+    if more:
+      print(
+        f"'{name}' has {len(more)} responses to other prompts, such as {more[0]!r:.80}; not used."
+      )
   if notes:
     print(f'{len(common)} prompts have a response in every file, and are used; {"; ".join(notes)}.')
   return common

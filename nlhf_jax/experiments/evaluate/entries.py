@@ -24,8 +24,10 @@ from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import hub, json_lines
 from nlhf_jax.storage.hub import fingerprint
+from nlhf_jax.storage.texts import printable
 
 FIELD = 'config.entries'
+MAX_NAME = 80  # characters
 
 
 def make_entries(
@@ -46,7 +48,7 @@ def make_entries(
   for item in filter(None, map(str.strip, config.entries.split(','))):
     name, _, what = ('', '', item) if Path(item).exists() else item.rpartition('=')
     for label, entry in make_entry(config, name, what, references, folder).items():
-      label = label.replace('/', '__')  # the name becomes the name of a folder
+      label = check_label(label, what)
       if label in entries:
         raise UserError(f"{FIELD}: two are called '{label}'; name one of them, as NAME={what}.")
       entries[label] = entry
@@ -55,6 +57,22 @@ def make_entries(
       f'{FIELD} is empty; name models or files of responses, as mine=DIR,theirs=FILE.json.'
     )
   return entries
+
+
+def check_label(label: str, what: str) -> str:
+  """The name of an entry, with `__` for slashes: it becomes the name of a folder.
+
+  Raises:
+    UserError: if no folder should have the name.
+  """
+  label = label.replace('/', '__')
+  if printable(label) != label or not label.strip() or label[0] == '.' or len(label) > MAX_NAME:
+    raise UserError(
+      f"{FIELD}: '{printable(label)[:MAX_NAME]}' of '{what}' cannot name a folder (it is empty, "
+      f'begins with a dot, has control characters, or more than {MAX_NAME} characters); name the '
+      f'entry, as NAME={what}.'
+    )
+  return label
 
 
 def make_entry(
@@ -66,7 +84,7 @@ def make_entry(
     found = response_files.read(path, references)
     if len(found) == 1:
       ((own, filed),) = found.items()
-      return {name or own or path.name.removesuffix('.gz').rpartition('.')[0]: filed}
+      return {name or own or Path(path.name.removesuffix('.gz')).stem: filed}
     return {f'{name}_{own}' if name else own: filed for own, filed in found.items()}
   if path.name.removesuffix('.gz').endswith(('.json', '.jsonl')):
     raise UserError(f"{FIELD}: there is no file '{what}'.")

@@ -131,8 +131,11 @@ def compete(
   lines = make_lines(experiment, judged, policies)
   results = tournament.summarise(lines)
   results['dropped_prompts'] = len(judged.rows) - len(lines)
+  prompts = [experiment.prompts[row] for row in judged.rows]
+  responses = {name: [one.responses[text] for text in prompts] for name, one in policies.items()}
   results['order_consistency'] = {
-    judge: judgements.order_consistency(table) for judge, table in judged.one_order.items()
+    judge: judgements.order_consistency(table, responses)
+    for judge, table in judged.one_order.items()
   }
   if experiment.early_stopping and judged.one_order:
     results['early_stopping'] = apply_early_stopping(experiment, results, lines)
@@ -297,11 +300,10 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
   if lines:
     print_tables(results)
   for judge, row in results.get('order_consistency', {}).items():
-    if len(results['policies']) > 1:
+    if np.isfinite(row['consistency']):
       print(
-        f'\nThe {judge} judge prefers the same response in both orders for '
-        f'{row["consistency"]:.1%} of pairs; being shown first adds {row["first_place"]:+.3f} to '
-        'the win probability.'
+        f'\nThe {judge} judge has the same verdict in both orders for {row["consistency"]:.1%} of '
+        f'pairs; being shown first adds {row["first_place"]:+.3f} to the win probability.'
       )
   stopping = results.get('early_stopping')
   if stopping:
@@ -319,4 +321,4 @@ def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
 
 def format_cell(value: object) -> str:
   """A cell of a benchmark's table."""
-  return f'{value:.2f}' if isinstance(value, float) else str(value)
+  return f'{value:.3f}' if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
 """The tournament of an experiment, and the files and tables that report it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,9 +13,10 @@ from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
+from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
-from nlhf_jax.structs import Comparison, Params, Prompts
+from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import interrupts
 
 
@@ -39,19 +40,17 @@ def make_samples(
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   # Two responses per prompt: the first is compared; the second shows which style would beat it.
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2, filters=experiment.filters)
-  score = jax.jit(scoring.make_score(experiment.model.decoder))
+  log_prob = make_log_prob(experiment.model.decoder, experiment.filters.temperature)
   sides, others, ratios = {}, {}, {}
   for number, (name, params) in enumerate(entries.items()):
     key, label = jax.random.fold_in(stage.key, number), f'{stage.name}, {name}'
     batch = experiment.tournament_batch
     (pair,) = respond(rollout, {'policy': params}, prompts, key, label, batch)
     side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
-    reference = map_chunks(
-      lambda chunk, _: score(entries['sft'], chunk).left, Comparison(prompts, side)
-    )
+    own, reference = (log_prob(slot, prompts, side) for slot in (params, entries['sft']))
     sides[name] = side
     others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
-    ratios[name] = (side.log_probs - reference).sum(axis=(1, 2))
+    ratios[name] = (own - reference).sum(axis=(1, 2))
   preferences = {
     name: tournament.compare_policies(
       make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
@@ -66,6 +65,25 @@ def make_samples(
       line |= annotator.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
   return tournament.drop_unjudged_prompts(lines, [*preferences.values(), *matrices.values()])
+
+
+def make_log_prob(
+  decoder: Decoder, temperature: float
+) -> Callable[[Params, Prompts, Responses], np.ndarray]:
+  """A function that gives log pi of each response token, [n, 1, T], at a temperature.
+
+  Both sides of a KL are measured at this temperature, and without top-k and top-p: a token that
+  they leave to one side alone would make it infinite.
+  """
+  tempered = decoder._replace(
+    logits=lambda params, hidden: decoder.logits(params, hidden) / temperature
+  )
+  score = jax.jit(scoring.make_score(tempered))
+
+  def log_prob(params, prompts, side):
+    return map_chunks(lambda chunk, _: score(params, chunk).left, Comparison(prompts, side))
+
+  return log_prob
 
 
 def make_interruptible(judge: Judge, name: str) -> Judge:
@@ -208,6 +226,8 @@ def print_tables(results: Mapping) -> None:
     title = f'\nRanking by the maximal lottery, {name} judge, 95 % intervals over prompts:'
     heads = ['share', 'wins against it', 'Borda', 'Bradley-Terry']
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
+    if not results['lottery_is_unique'][name]:
+      print('  The maximal lottery is not unique; this is the one of the largest entropy.')
 
 
 def print_exploiters(found: Mapping) -> None:

@@ -56,7 +56,12 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
   """The exact equilibria of the game, and the facts of the report that need no solver."""
   table, game = experiment.table, experiment.game
   payoffs, tau = np.asarray(game.payoff), float(game.tau[0])
+  met = np.broadcast_to(True if table.met is None else table.met, payoffs.shape)
   lottery = np.array([exact.maximal_lottery(payoff) for payoff in payoffs])
+  groups = [
+    [[table.names[action] for action in group] for group in choice.compared_groups(one)]
+    for one in met
+  ]
   nash = None
   facts = {
     'game': experiment.game_name,
@@ -67,7 +72,11 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
     'payoff': payoffs.tolist(),
     'maximal_lottery': lottery.tolist(),
     'maximal_lottery_is_unique': list(map(exact.is_unique_equilibrium, payoffs, lottery)),
-    'choice': [social_choice(table.names, payoff) for payoff in payoffs],
+    'groups': groups,
+    'choice': [
+      social_choice(table.names, payoff, len(group) == 1)
+      for payoff, group in zip(payoffs, groups, strict=True)
+    ],
   }
   if tau > 0:
     found = jax.jit(jax.vmap(partial(exact.equilibrium, tolerance=TOLERANCE)))(game)
@@ -78,7 +87,7 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
     facts['newton_steps'] = found.steps.tolist()
     facts['sigma'] = sigma
     facts['stable_steps'] = spectrum.stable_steps(sigma, tau)._asdict()
-    if all(map(choice.has_bradley_terry_fit, payoffs)):
+    if all(map(choice.has_bradley_terry_fit, payoffs, met)):
       compare = jax.jit(jax.vmap(rlhf.compare_with_nash))
       facts['rlhf'] = {
         name: rlhf_facts(compare(game, sampling)) for name, sampling in experiment.samplings.items()
@@ -90,17 +99,24 @@ def analyse_game(experiment: TabularExperiment) -> tuple[Equilibria, dict]:
   return Equilibria(nash, jnp.log(lottery)), facts
 
 
-def social_choice(names: tuple[str, ...], payoff: np.ndarray) -> dict:
-  """The winners under rules of social choice, cycles and disc games of one payoff matrix."""
+def social_choice(names: tuple[str, ...], payoff: np.ndarray, connected: bool = True) -> dict:
+  """The winners under rules of social choice, cycles and disc games of one payoff matrix.
+
+  Scores of actions that no comparisons connect mean nothing beside each other: where the game is
+  not `connected`, there are no winners by scores.
+  """
   condorcet, even = choice.condorcet_winner(payoff), choice.tie_margin(payoff)
 
   def best(scores):
-    return [name for name, score in zip(names, scores, strict=True) if score >= max(scores) - even]
+    least = max(scores) - even if connected else np.inf
+    return [name for name, score in zip(names, scores, strict=True) if score >= least]
 
   defeats = choice.worst_defeats(payoff)
   return {
     'condorcet': None if condorcet is None else names[condorcet],
-    'undefeated': [name for name, worst in zip(names, defeats, strict=True) if worst <= even],
+    'undefeated': [
+      name for name, worst in zip(names, defeats, strict=True) if connected and worst <= even
+    ],
     'borda': best(choice.borda_scores(payoff)),
     'copeland': best(choice.copeland_scores(payoff)),
     'minimax': best(-defeats),
@@ -220,9 +236,13 @@ def print_game_results(results: Mapping) -> None:
   names, tau = results['actions'], results['tau']
   for note in results['notes']:
     print(note)
+  if len(results['groups'][0]) > 1:
+    print(f'\n{game_page.describe_groups(results["groups"][0])}')
   shown = sorted(range(len(names)), key=lambda k: -results['maximal_lottery'][0][k])[:SHOWN]
   shown.sort()
-  policies = {'reference': results['reference'][0], 'Nash': results['maximal_lottery'][0]}
+  several = '' if results['maximal_lottery_is_unique'][0] else ' (not unique)'
+  policies = {'reference': results['reference'][0]}
+  policies[f'Nash{several}'] = results['maximal_lottery'][0]
   if tau > 0:
     policies[f'Nash at tau = {tau:g}'] = results['equilibrium'][0]
     for sampling, outcome in results.get('rlhf', {}).items():
@@ -236,7 +256,7 @@ def print_game_results(results: Mapping) -> None:
   facts = results['choice'][0]
   print(
     f'\nCondorcet winner {facts["condorcet"] or "none"}, '
-    f'Borda winner {" = ".join(facts["borda"])}, {facts["three_cycles"]} three-cycles, '
+    f'Borda winner {" = ".join(facts["borda"]) or "none"}, {facts["three_cycles"]} three-cycles, '
     f'{facts["transitive_share"]:.0%} transitive.'
   )
   if tau > 0:
@@ -259,5 +279,6 @@ def print_game_results(results: Mapping) -> None:
   print(formatting.format_text(title, list(rows), [*columns.values(), 'updates', 'seconds'], cells))
   if not all(results['maximal_lottery_is_unique']):
     print(
-      'Without regularisation there are several equilibria; distances to Nash are to one of them.'
+      'Without regularisation the equilibrium is not unique: Nash, to which distances are '
+      'measured, is the one of the largest entropy.'
     )

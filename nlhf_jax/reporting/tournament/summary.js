@@ -56,7 +56,15 @@ function meta(judge) {
   if (!chosen.length) return [`${policies.length} policies were compared.`];
   return [`Under ${inSentence(judge)}, no mixture of the ${policies.length} policies beats `,
     chosen.length > 1 ? 'the mixture of ' : '', joined(parts), '. Last is ', code(worst.policy),
-    `, which wins ${whole(worst.win_rate)} of comparisons against it.`];
+    `, which wins ${whole(worst.win_rate)} of comparisons against it.`,
+    isAmbiguous(judge) ? ` ${NOT_UNIQUE}` : ''];
+}
+
+// Of several maximal lotteries, the shares are those of the one with the largest entropy.
+const NOT_UNIQUE =
+  'The maximal lottery is not unique; of those that exist, it is the one of the largest entropy.';
+function isAmbiguous(judge) {
+  return (results.lottery_is_unique || {})[judge] === false;
 }
 
 function head() {
@@ -111,7 +119,7 @@ function significantPairs(pairs) {
 function bothOrders(judge) {
   const {consistency, first_place: first} = (results.order_consistency || {})[judge] || {};
   if (!isNumber(consistency)) return '';
-  return `It prefers the same response in both orders for ${whole(consistency)} of pairs; being ` +
+  return `Its verdict is the same in both orders for ${whole(consistency)} of pairs; being ` +
     `shown first adds ${minus(first.toFixed(3))} to the win probability.`;
 }
 function stoppingNote() {
@@ -138,6 +146,7 @@ function rankings() {
       'Bradley\u2013Terry strengths are the scores that fit the table best.' : ''),
     el('div', {class: hasScores ? 'stack' : 'pair'}, found.map((judge) => el('div', null,
       el('h3', null, title(judge)),
+      isAmbiguous(judge) ? el('p', {class: 'quiet small'}, NOT_UNIQUE) : null,
       el('div', {class: 'scroll', role: 'group', 'aria-label': 'Ranking'},
       el('table', {class: 'list'},
         el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Policy'),

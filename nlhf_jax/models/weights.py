@@ -19,7 +19,7 @@ import safetensors.numpy
 from nlhf_jax import distributed, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import gguf_files, json_lines
 from nlhf_jax.structs import Params
 
 INDEX = 'model.safetensors.index.json'
@@ -264,7 +264,9 @@ def _fuse_adapters(
 
 def _files(folder: Path) -> list[Path]:
   """The safetensors files of a folder."""
-  index = folder / INDEX
+  index, packed = folder / INDEX, folder / gguf_files.NAME
+  if packed.exists():
+    return [packed]
   if index.exists():
     try:
       names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
@@ -302,6 +304,9 @@ def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
+  if path.name == gguf_files.NAME:
+    yield gguf_files.Tensors(path)
+    return
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       yield file

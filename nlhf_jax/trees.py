@@ -44,5 +44,10 @@ def stack_slots(slots: Mapping[str, Any], names: Sequence[str]) -> Any:
   """
   if len(set(names)) == 1:
     return slot_params(slots, names[0])
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(slots[name] for name in names))
+
+  def stack(*leaves):
+    # Adapters of stacked layers are [L, rows, columns]: the layers stay in front.
+    return jnp.stack(leaves, axis=max(leaves[0].ndim - 2, 0))
+
+  stacked = jax.tree.map(stack, *(slots[name] for name in names))
   return merge(slots['base'], stacked)

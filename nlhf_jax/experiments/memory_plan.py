@@ -2,14 +2,15 @@
 
 What stays in memory between steps (weights, optimiser states) follows from shapes and the sharding
 table. The temporary memory of a step is read from the compiler's memory analysis of the update and
-the rollout, compiled with two and with three layers, and extrapolated to all layers, each of which
-needs the same. The programs are compiled for CPUs, which compute in float32, so their temporary
-memory is halved for a model that computes in bfloat16. On CPUs attention stores its logits, which
-the kernels of accelerators do not, so the memory of long sequences is overestimated.
+the rollout. The update scans over layers, and is compiled at its depth. The rollout, which runs
+through them one by one, is compiled with two and with three layers, and extrapolated to all, each
+of which needs the same. The programs are compiled for CPUs, which compute in float32, so their
+temporary memory is halved for a model that computes in bfloat16. On CPUs attention stores its
+logits, which the kernels of accelerators do not, so the memory of long sequences is overestimated.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     kept += sum(bytes_per_device(shapes) for shapes in external if shapes)
     uses = {}
     for name, policy in policies.items():
-      print(f'{name}: compiling {DEPTHS[-1]} of {len(model.sizes.layers)} layers ...', flush=True)
+      print(f'{name}: compiling {len(model.sizes.layers)} layers ...', flush=True)
       uses[name] = plan_policy(config, model, policy.training, kept)
       kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
@@ -95,14 +96,13 @@ def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int)
   """The memory use of a policy, in addition to `kept` bytes of models trained before."""
   state = state_shapes(model, training)
   slots = bytes_per_device(state.params) + bytes_per_device(state.fixed)
-  few, more = (measure_step(config, truncate_layers(model, depth), training) for depth in DEPTHS)
   depth, width = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
-
-  def extrapolate(low, high):
-    layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
-    return width * (low + max(layer, 0) * (depth - DEPTHS[0]))
-
-  update, rollout = (extrapolate(low, high) for low, high in zip(few, more, strict=True))
+  update = width * measure_step(config, truncate_layers(model, depth), training).update()
+  low, high = (
+    measure_step(config, truncate_layers(model, depth), training).rollout() for depth in DEPTHS
+  )
+  layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
+  rollout = width * (low + max(layer, 0) * (depth - DEPTHS[0]))
   # Gradients have the type of the weights, not that of the computation.
   wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - width, 0)
   update += wider * bytes_per_device(state.params['policy'])
@@ -110,7 +110,7 @@ def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int)
 
 
 def truncate_layers(model: Model, depth: int) -> Model:
-  """The model with its first `depth` layers only, in float32."""
+  """The model with its first `depth` layers, in float32."""
   sizes = model.sizes._replace(layers=model.sizes.layers[:depth])
   numerics = model.numerics._replace(compute=jnp.float32, weights=jnp.float32)
   return model._replace(sizes=sizes, decoder=make_decoder(sizes, numerics, model.lora))
@@ -152,8 +152,15 @@ def bytes_per_device(tree: Any) -> int:
   )
 
 
-def measure_step(config: ConfigDict, model: Model, training: Training) -> tuple[int, int]:
-  """Temporary bytes of the update and of the rollout, on each device."""
+class Measured(NamedTuple):
+  """Functions that compile a part of a step, and return its temporary bytes on each device."""
+
+  update: Callable[[], int]
+  rollout: Callable[[], int]
+
+
+def measure_step(config: ConfigDict, model: Model, training: Training) -> Measured:
+  """The parts of a step of this model."""
   algorithm, decoder = training.algorithm, model.decoder
   state, key = state_shapes(model, training), jax.eval_shape(lambda: jax.random.key(0))
 
@@ -167,12 +174,13 @@ def measure_step(config: ConfigDict, model: Model, training: Training) -> tuple[
 
   rollout_step = make_rollout_step(algorithm, make_rollout, feedback)
   batch = shard_rows(batch_shapes(config, training))
-  sampled = jax.jit(rollout_step).lower(state.slots, batch, key)
   comparison = shard_rows(jax.eval_shape(rollout_step, state.slots, batch, key))
   score, measure = scoring.make_score(decoder), step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
-  updated = jax.jit(update, donate_argnums=0).lower(state, comparison, key)
-  return temporary_bytes(updated), temporary_bytes(sampled)
+  return Measured(
+    lambda: temporary_bytes(jax.jit(update, donate_argnums=0).lower(state, comparison, key)),
+    lambda: temporary_bytes(jax.jit(rollout_step).lower(state.slots, batch, key)),
+  )
 
 
 def batch_shapes(config: ConfigDict, training: Training) -> Comparison | Prompts:

@@ -42,7 +42,7 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   if section.hf:
     folder = hub.locate(section.hf, files)
     family, sizes = architectures.read_architecture(folder)
-    name = str(folder.absolute()) if Path(section.hf).is_dir() else section.hf
+    name = str(Path(section.hf).absolute()) if Path(section.hf).exists() else section.hf
     source = ModelSource(name, folder, family)
   else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})

@@ -7,12 +7,13 @@ kernels (cuDNN on NVIDIA, splash attention on TPU) never hold the logits [N, H, 
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from nlhf_jax.models import sharding
 
@@ -59,6 +60,35 @@ def attend(
   """
   kernel = KERNELS[choose_kernel(platform(), query, cap)]
   return kernel(query, key, value, mask, scale=scale, cap=cap)
+
+
+def attend_one_of(
+  query: Float[Array, 'N T H C'],
+  key: Float[Array, 'N T G C'],
+  value: Float[Array, 'N T G C'],
+  masks: Sequence[AttentionMask],
+  number: Int[Array | np.ndarray, ''],
+  *,
+  scale: float,
+  cap: float | None,
+) -> Float[Array, 'N T H C']:
+  """`attend` with one of the masks, by its number, which a scan over layers knows only at run time.
+
+  Splash attention is compiled for a window, so each mask has a branch there.
+  """
+  settings = {'scale': scale, 'cap': cap}
+  if len(masks) > 1 and choose_kernel(platform(), query, cap) == 'splash':
+    branches = [partial(attend, mask=mask, **settings) for mask in masks]
+    return lax.switch(number, branches, query, key, value)
+  visible = select([mask.visible for mask in masks], number)
+  return attend(query, key, value, masks[0]._replace(visible=visible), **settings)
+
+
+def select(values: Sequence[Any], number: Int[Array | np.ndarray, '']) -> Any:
+  """The value, a tree of arrays, with this number; where there is only one, that one."""
+  if len(values) == 1:
+    return values[0]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves)[number], *values)
 
 
 def attend_cached(

@@ -40,6 +40,11 @@ class Cache(NamedTuple):
   length: Int[Array, 'N']
 
 
+def unchanged(params: Params) -> Params:
+  """The layout of parameters that have only one."""
+  return params
+
+
 class Decoder(NamedTuple):
   """A causal language model as pure functions of its parameters.
 
@@ -50,12 +55,14 @@ class Decoder(NamedTuple):
     [N, T, D] and the longer cache. Tokens beyond the cache's room are dropped, and their hidden
     states are meaningless.
   - `logits(params, hidden [..., D])` returns float32 logits [..., V].
+  - `for_decoding(params)` returns the parameters in the layout that `decode` reads fastest.
   """
 
   init: Callable[[Array], Params]
   prefill: Callable[[Params, Array, Array], tuple[Array, PrefillCache]]
   decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]
   logits: Callable[[Params, Array], Array]
+  for_decoding: Callable[[Params], Params] = unchanged
 
 
 def make_cache(prompts: PrefillCache, rows: int, room: int) -> Cache:

@@ -1,26 +1,32 @@
 """A decoder-only transformer with an explicit key-value cache, as pure functions of its parameters.
 
 One implementation for every family of `architectures.py`. Flax Linen stays inside this folder: the
-rest of the package sees a `Decoder` and plain nested dicts. Layers are unrolled, so that decoding
-reads each layer's weights without a copy.
+rest of the package sees a `Decoder` and plain nested dicts.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from nlhf_jax import masks
+from nlhf_jax import masks, trees
 from nlhf_jax.errors import UserError
-from nlhf_jax.models import sharding
+from nlhf_jax.models import layers, sharding
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.models.attention import AttentionMask, KeyValues, attend, attend_cached
+from nlhf_jax.models.attention import (
+  AttentionMask,
+  KeyValues,
+  attend_cached,
+  attend_one_of,
+  select,
+)
 from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
 from nlhf_jax.models.lora import Lora, delta
+from nlhf_jax.structs import Params
 
 
 class Numerics(NamedTuple):
@@ -38,6 +44,7 @@ class Numerics(NamedTuple):
 
 
 FLOAT32 = Numerics()
+UNROLLED = 4  # up to this number of layers, unrolled programs are as small and a little faster
 
 
 def rotate(x: Float[Array, 'N T H C'], cos_sin: tuple[Array, Array]) -> Float[Array, 'N T H C']:
@@ -172,18 +179,35 @@ REMAT = {
 }
 
 
-class Transformer(nn.Module):
-  """The whole model; see `Decoder` for its methods."""
+class Block(nn.Module):
+  """One layer. Its parameters' names end with `suffix`, which `init` sets."""
 
   sizes: Architecture
   numerics: Numerics
   lora: Lora | None
+  suffix: str = ''
+
+  @nn.compact
+  def __call__(self, x, cos_sin, attend):
+    sizes, numerics, suffix = self.sizes, self.numerics, self.suffix
+    norm = lambda name, x: Norm(sizes, numerics, name=f'{name}_norms{suffix}')(x)
+    attention = Attention(sizes, numerics, self.lora, name=f'attentions{suffix}')
+    out, stored = attention(norm('attention', x), cos_sin, attend)
+    x = x + (norm('attention_post', out) if sizes.post_norms else out)
+    feed_forward = FeedForward(sizes, numerics, self.lora, name=f'feed_forwards{suffix}')
+    out = feed_forward(norm('feed_forward', x))
+    x = x + (norm('feed_forward_post', out) if sizes.post_norms else out)
+    return sharding.shard_rows(x), stored
+
+
+class Ends(nn.Module):
+  """What comes before the layers and after them."""
+
+  sizes: Architecture
+  numerics: Numerics
 
   def setup(self):
     sizes, numerics = self.sizes, self.numerics
-
-    def per_layer(make):
-      return [make() for _ in sizes.layers]
 
     def embedding(count):
       initial = nn.initializers.normal(sizes.width**-0.5)
@@ -191,114 +215,32 @@ class Transformer(nn.Module):
         count, sizes.width, numerics.compute, numerics.weights, embedding_init=initial
       )
 
-    norm = lambda: Norm(sizes, numerics)
     self.embed = embedding(sizes.vocabulary)
     if sizes.learned_positions:
       self.position_table = embedding(sizes.max_positions)
-    self.attentions = per_layer(lambda: Attention(sizes, numerics, self.lora))
-    self.feed_forwards = per_layer(lambda: FeedForward(sizes, numerics, self.lora))
-    self.attention_norms, self.feed_forward_norms = per_layer(norm), per_layer(norm)
-    if sizes.post_norms:
-      self.attention_post_norms, self.feed_forward_post_norms = per_layer(norm), per_layer(norm)
-    self.final_norm = norm()
+    self.final_norm = Norm(sizes, numerics)
     if not sizes.tied:
       self.head = Linear(sizes.vocabulary, False, numerics)
 
-  def __call__(self, tokens, mask):
-    """Prefill: hidden states of whole sequences, and their cache."""
-    length, positions = mask.shape[1], masks.positions(mask)
-    causal = mask[:, None, :] & jnp.tri(length, dtype=bool)
-    # Layers with the same window share a mask.
-    by_window = {None: AttentionMask(causal, mask)}
-    for window in self._windows():
-      near = positions[:, :, None] - positions[:, None, :] < window
-      by_window[window] = AttentionMask(causal & near, mask, window)
+  def use_all(self, tokens):
+    """Uses every parameter once, so that `init` creates it."""
+    return self.logits(self.finish(self.begin(tokens, jnp.zeros_like(tokens))))
 
-    def attend_layer(number, query, key, value, **settings):
-      attended = attend(query, key, value, by_window[self.sizes.layers[number].window], **settings)
-      return attended, tuple(jnp.swapaxes(x, 1, 2) for x in (key, value))
-
-    remat = REMAT.get(self.numerics.remat)
-    hidden, keys, values = self._run_layers(tokens, positions, length, attend_layer, remat)
-    return hidden, PrefillCache(keys, values, mask)
-
-  def decode(self, tokens, cache):
-    """Hidden states of the next few tokens of each row, and the cache with them."""
-    prompts, (rows, count) = cache.prompts, tokens.shape
-    size, slots = prompts.mask.shape[1], jnp.arange(cache.keys[0].shape[2])
-    before = jnp.sum(prompts.mask, axis=1)[:, None, None]  # real tokens of each prompt
-    columns = cache.length[:, None] + jnp.arange(count)  # of the cache, one for each token
-    positions = before + columns.reshape(len(before), -1, count)
-    own, of_prompts = slots <= columns[:, :, None], prompts.mask[:, None, None]
-    by_window = {None: (of_prompts, own[:, None])}
-    for window in self._windows():
-      near = positions[..., None] - masks.positions(prompts.mask)[:, None, None] < window
-      recent = columns[:, :, None] - slots < window
-      by_window[window] = (of_prompts & near, (own & recent)[:, None])
-
-    def attend_layer(number, query, key, value, **settings):
-      key = append_to_cache(cache.keys[number], key, columns)
-      value = append_to_cache(cache.values[number], value, columns)
-      of_prompts, own = by_window[self.sizes.layers[number].window]
-      parts = [
-        KeyValues(prompts.keys[number], prompts.values[number], of_prompts),
-        KeyValues(key, value, own),
-      ]
-      return attend_cached(query, parts, **settings), (key, value)
-
-    # Rows that are done run past the last position, where a learned table has only NaN.
-    positions = jnp.minimum(positions.reshape(rows, count), self.sizes.max_positions - 1)
-    hidden, keys, values = self._run_layers(tokens, positions, size + len(slots), attend_layer)
-    return hidden, Cache(prompts, keys, values, cache.length + count)
-
-  def _windows(self):
-    return {layer.window for layer in self.sizes.layers} - {None}
-
-  def _run_layers(self, tokens, positions, length, attend_layer, remat=None):
-    """Hidden states, and the keys and the values that each layer stores."""
-    sizes = self.sizes
-    if length > sizes.max_positions:
-      raise UserError(
-        f'{length} tokens are more than the {sizes.max_positions} that the model has positions '
-        'for; lower config.data.prompt_length or config.data.response_length.'
-      )
+  def begin(self, tokens, positions):
+    """The input of the first layer."""
     # Each row of the table is whole on one device; the rows are split over `tensor`.
     table = jnp.asarray(self.embed.embedding, self.numerics.compute)
     table = sharding.shard_axes(table, 'tensor', None)
     x = sharding.shard_rows(jnp.take(table, tokens, axis=0))
-    x *= jnp.asarray(sizes.embedding_scale, x.dtype)
-    if sizes.learned_positions:
-      x += self.position_table(positions)
-    # Layers with the same rotary positions share cosines and sines.
-    cos_sin = {layer.rotary: self._cos_sin(layer.rotary, positions) for layer in sizes.layers}
-    stored = []
-    for number, layer in enumerate(sizes.layers):
+    x *= jnp.asarray(self.sizes.embedding_scale, x.dtype)
+    return x + self.position_table(positions) if self.sizes.learned_positions else x
 
-      def block(self, x, number=number, cos_sin=cos_sin[layer.rotary]):
-        return self._run_layer(number, x, cos_sin, partial(attend_layer, number))
-
-      x, pair = (nn.remat(block, policy=remat) if remat else block)(self, x)
-      stored.append(pair)
-    return self.final_norm(x), *zip(*stored, strict=True)
-
-  def _cos_sin(self, rotary, positions):
-    if rotary is None:
-      return None
-    angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
-    return jnp.cos(angle), jnp.sin(angle)
-
-  def _run_layer(self, number, x, cos_sin, attend):
-    out, pair = self.attentions[number](self.attention_norms[number](x), cos_sin, attend)
-    x = x + (self.attention_post_norms[number](out) if self.sizes.post_norms else out)
-    out = self.feed_forwards[number](self.feed_forward_norms[number](x))
-    x = x + (self.feed_forward_post_norms[number](out) if self.sizes.post_norms else out)
-    return sharding.shard_rows(x), pair
-
-  def use_all(self, tokens, mask):
-    """Uses every parameter once, so that `init` creates it."""
-    return self.logits(self(tokens, mask)[0])
+  def finish(self, x):
+    """The hidden states, from the output of the last layer."""
+    return self.final_norm(x)
 
   def logits(self, hidden):
+    """Next-token logits in float32."""
     if self.sizes.tied:
       logits = hidden @ self.embed.embedding.astype(hidden.dtype).T
     else:
@@ -306,6 +248,157 @@ class Transformer(nn.Module):
     logits = logits.astype(jnp.float32)
     cap = self.sizes.logit_cap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+class Transformer(NamedTuple):
+  """The whole model as pure functions of its parameters; see `Decoder`.
+
+  Prefill scans over stacked layers; layers that differ take their rotary positions and their mask
+  by number. Decoding runs through numbered layers one by one: on a CPU a scan copies the weights of
+  each layer for each token.
+  """
+
+  sizes: Architecture
+  numerics: Numerics
+  lora: Lora | None
+
+  def init(self, key: Array) -> Params:
+    """New parameters with stacked layers."""
+    sizes, tokens = self.sizes, jnp.zeros((1, 1), jnp.int32)
+    params = Ends(sizes, self.numerics).init(key, tokens, method='use_all')['params']
+    x = jnp.zeros((1, 1, sizes.width), self.numerics.compute)
+    for number, layer in enumerate(sizes.layers):
+      block = Block(sizes, self.numerics, self.lora, f'_{number}')
+      cos_sin = self._cos_sin(layer.rotary, tokens)
+      new = block.init(key, x, cos_sin, lambda query, key, value, **settings: (query, None))
+      params |= new['params']
+      # One head a layer starts with queries equal to keys, so that it attends to tokens like the
+      # current one from the first step. Otherwise learning to copy from the prompt takes long.
+      attention = params[f'attentions_{number}']
+      same = attention['key']['kernel'][:, : sizes.head_size]
+      attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
+    return layers.stack(trees.flatten(params))
+
+  def prefill(self, params: Params, tokens: Array, mask: Array) -> tuple[Array, PrefillCache]:
+    """Hidden states of whole sequences, and their cache."""
+    sizes, length, positions = self.sizes, mask.shape[1], masks.positions(mask)
+    self._check_length(length)
+    causal = mask[:, None, :] & jnp.tri(length, dtype=bool)
+    windows, window_numbers = _number([layer.window for layer in sizes.layers])
+    rotaries, rotary_numbers = _number([layer.rotary for layer in sizes.layers])
+    by_window = [_window_mask(causal, mask, positions, window) for window in windows]
+    cos_sin = [self._cos_sin(rotary, positions) for rotary in rotaries]
+
+    def run_layer(x, layer):
+      params, window, rotary = layer
+
+      def attend_layer(query, key, value, **settings):
+        attended = attend_one_of(query, key, value, by_window, window, **settings)
+        # No loss differentiates the cache, and no gradient of zeros is stored for it.
+        return attended, tuple(lax.stop_gradient(jnp.swapaxes(x, 1, 2)) for x in (key, value))
+
+      return self._apply_block(params, x, select(cos_sin, rotary), attend_layer)
+
+    stacked, ends = layers.split(params)
+    x = self._apply_ends(ends, tokens, positions, method='begin')
+    x, stored = _scan(run_layer, x, (stacked, window_numbers, rotary_numbers), self.numerics.remat)
+    keys, values = map(jnp.unstack, stored)
+    return self._apply_ends(ends, x, method='finish'), PrefillCache(keys, values, mask)
+
+  def decode(self, params: Params, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+    """Hidden states of the next few tokens of each row, and the cache with them."""
+    sizes, prompts, (rows, count) = self.sizes, cache.prompts, tokens.shape
+    slots = jnp.arange(cache.keys[0].shape[2])
+    self._check_length(prompts.mask.shape[1] + len(slots))
+    before = jnp.sum(prompts.mask, axis=1)[:, None, None]  # real tokens of each prompt
+    columns = cache.length[:, None] + jnp.arange(count)  # of the cache, one for each token
+    positions = before + columns.reshape(len(before), -1, count)
+    own, of_prompts = slots <= columns[:, :, None], prompts.mask[:, None, None]
+    by_window = {None: (of_prompts, own[:, None])}
+    for window in {layer.window for layer in sizes.layers} - {None}:
+      near = positions[..., None] - masks.positions(prompts.mask)[:, None, None] < window
+      recent = columns[:, :, None] - slots < window
+      by_window[window] = (of_prompts & near, (own & recent)[:, None])
+
+    @jax.jit  # traced once for all layers of a kind
+    def run_layer(params, x, cos_sin, visible, prompts, own, columns):
+      def attend_layer(query, key, value, **settings):
+        stored = tuple(
+          append_to_cache(buffer, new, columns)
+          for buffer, new in zip(own, (key, value), strict=True)
+        )
+        pairs = zip((prompts, stored), visible, strict=True)
+        parts = [KeyValues(*pair, mask) for pair, mask in pairs]
+        return attend_cached(query, parts, **settings), stored
+
+      return self._apply_block(params, x, cos_sin, attend_layer)
+
+    # Rows that are done run past the last position, where a learned table has only NaN.
+    positions = jnp.minimum(positions.reshape(rows, count), sizes.max_positions - 1)
+    # Layers with the same rotary positions share cosines and sines.
+    cos_sin = {layer.rotary: self._cos_sin(layer.rotary, positions) for layer in sizes.layers}
+    params = layers.unstack(params)
+    x, stored = self._apply_ends(params, tokens, positions, method='begin'), []
+    pairs = zip(prompts.keys, prompts.values, cache.keys, cache.values, strict=True)
+    for number, (layer, arrays) in enumerate(zip(sizes.layers, pairs, strict=True)):
+      x, pair = run_layer(
+        layers.one(params, number),
+        x,
+        cos_sin[layer.rotary],
+        by_window[layer.window],
+        arrays[:2],
+        arrays[2:],
+        columns,
+      )
+      stored.append(pair)
+    hidden = self._apply_ends(params, x, method='finish')
+    return hidden, Cache(prompts, *zip(*stored, strict=True), cache.length + count)
+
+  def logits(self, params: Params, hidden: Array) -> Array:
+    """Next-token logits in float32."""
+    return self._apply_ends(params, hidden, method='logits')
+
+  def _apply_block(self, params, *inputs):
+    return Block(self.sizes, self.numerics, self.lora).apply({'params': params}, *inputs)
+
+  def _apply_ends(self, params, *inputs, method):
+    return Ends(self.sizes, self.numerics).apply({'params': params}, *inputs, method=method)
+
+  def _check_length(self, length):
+    if length > self.sizes.max_positions:
+      raise UserError(
+        f'{length} tokens are more than the {self.sizes.max_positions} that the model has '
+        'positions for; lower config.data.prompt_length or config.data.response_length.'
+      )
+
+  def _cos_sin(self, rotary, positions):
+    if rotary is None:
+      return None
+    angle = positions[:, :, None, None] * rotary.frequencies(self.sizes.head_size)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _number(values: list[Any]) -> tuple[list[Any], np.ndarray]:
+  """The distinct values, and the number of each value among them."""
+  distinct = list(dict.fromkeys(values))
+  return distinct, np.array([distinct.index(value) for value in values])
+
+
+def _window_mask(causal, mask, positions, window):
+  if window is None:
+    return AttentionMask(causal, mask)
+  near = positions[:, :, None] - positions[:, None, :] < window
+  return AttentionMask(causal & near, mask, window)
+
+
+def _scan(run_layer, x, stacked, remat):
+  """The output of the last layer, and what all layers store, [L, ...]."""
+  count = len(stacked[1])
+  if remat in REMAT:
+    # Inside a loop, recomputation cannot be merged with the forward pass.
+    run_layer = jax.checkpoint(run_layer, policy=REMAT[remat], prevent_cse=False)
+    return lax.scan(run_layer, x, stacked)
+  return lax.scan(run_layer, x, stacked, unroll=count if count <= UNROLLED else 1)
 
 
 def make_decoder(
@@ -317,25 +410,4 @@ def make_decoder(
   parameters without adapters: those of the base.
   """
   model = Transformer(sizes, numerics, lora)
-
-  def init(key):
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(key, tokens, tokens == 0, method=Transformer.use_all)['params']
-    # One head a layer starts with queries equal to keys, so that it attends to tokens like the
-    # current one from the first step. Otherwise learning to copy from the prompt takes long.
-    for layer in range(len(sizes.layers)):
-      attention = params[f'attentions_{layer}']
-      same = attention['key']['kernel'][:, : sizes.head_size]
-      attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
-    return params
-
-  def prefill(params, tokens, mask):
-    return model.apply({'params': params}, tokens, mask)
-
-  def decode(params, tokens, cache):
-    return model.apply({'params': params}, tokens, cache, method='decode')
-
-  def logits(params, hidden):
-    return model.apply({'params': params}, hidden, method='logits')
-
-  return Decoder(init, prefill, decode, logits)
+  return Decoder(model.init, model.prefill, model.decode, model.logits, layers.unstack)

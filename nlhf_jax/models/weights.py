@@ -18,8 +18,9 @@ import safetensors.numpy
 
 from nlhf_jax import distributed, trees
 from nlhf_jax.errors import UserError
+from nlhf_jax.models import layers
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import gguf_files, json_lines
 from nlhf_jax.structs import Params
 
 INDEX = 'model.safetensors.index.json'
@@ -149,6 +150,7 @@ def load(
   files, found = _found(folder)
   if 'head' not in shapes:  # tied to the embedding
     found.pop('lm_head.weight', None)
+  stacked, shapes = layers.is_stacked(shapes), layers.unstack(shapes)
   flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
   flat = {
     path: (leaf, at._replace(name=_stored_name(at.name, found)))
@@ -166,13 +168,14 @@ def load(
             place(name, leaf),
             lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
           )
-  return trees.unflatten({path: params[path] for path in flat})
+  ordered = {path: params.pop(path) for path in flat}
+  return layers.stack(ordered) if stacked else trees.unflatten(ordered)
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
   """Saves parameters in the layout that `load` reads, in files of about `most` bytes."""
   whole: dict[str, dict[int | None, str]] = {}
-  flat = trees.flatten(params)
+  flat = trees.flatten(layers.unstack(params))
   for path in flat:
     at = tensor(path, family)
     whole.setdefault(at.name, {})[at.part] = path
@@ -210,7 +213,7 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
 def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:
   """Saves the adapter among the parameters in PEFT's layout; `base` names the adapted model."""
-  leaves = trees.flatten(params)
+  leaves = trees.flatten(layers.unstack(params))
   of_module: dict[str, dict[int | None, tuple]] = {}
   for path in leaves:
     if path.endswith('/lora_a'):
@@ -264,7 +267,9 @@ def _fuse_adapters(
 
 def _files(folder: Path) -> list[Path]:
   """The safetensors files of a folder."""
-  index = folder / INDEX
+  index, packed = folder / INDEX, folder / gguf_files.NAME
+  if packed.exists():
+    return [packed]
   if index.exists():
     try:
       names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
@@ -302,6 +307,9 @@ def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
+  if path.name == gguf_files.NAME:
+    yield gguf_files.Tensors(path)
+    return
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       yield file

@@ -1,4 +1,4 @@
-"""Finds pretrained models: a folder in the Hugging Face layout, or a model on the hub."""
+"""Finds pretrained models: a folder in the Hugging Face layout, a GGUF file, or one on the hub."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,25 +7,31 @@ from pathlib import Path
 import huggingface_hub
 
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.storage import gguf_files
 
 # Weights are read from safetensors only. Nothing is unpickled, and no code of a model is run.
 TEXTS = ('*.json', '*.jinja', '*.txt')
-WANTED = (*TEXTS, 'model*.safetensors')
+WANTED = (*TEXTS, 'model*.safetensors', gguf_files.NAME)
 
 
 def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.hf') -> Path:
   """The folder of a model: `name` itself, or its copy in the local cache, downloaded if need be.
 
   Args:
-    name: a folder, or `OWNER/MODEL`.
+    name: a folder, a file that ends with `.gguf`, or `OWNER/MODEL`.
     files: patterns of the files to download.
     field: the field of the config that has the name, for messages.
 
   Raises:
-    UserError: if there is no such folder, and the hub has no such model.
+    UserError: if there is no such folder or file, and the hub has no such model; or the file cannot
+      be used.
   """
   if Path(name).is_dir():
     return Path(name)
+  if name.endswith('.gguf'):
+    if not Path(name).is_file():
+      raise UserError(f"{field}='{name}': there is no such file.")
+    return gguf_files.unpack(Path(name))
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
   except (OSError, ValueError) as error:  # no such model, no network, or an invalid name

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as orbax
 
+from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Params, TrainState
 
 
@@ -37,13 +38,20 @@ class Checkpoints:
       writing.result()
 
   def restore(self, state: TrainState) -> TrainState:
-    """The latest saved state, sharded as `state` is; `state` itself if nothing is saved."""
+    """The latest saved state, sharded as `state` is; `state` itself if nothing is saved.
+
+    Raises:
+      UserError: if the saved state has other parameters.
+    """
     self._wait()
     latest = self._checkpointer.latest
     if latest is None:
       return state
     moving = _layout(state._replace(fixed={}))
-    return self._checkpointer.load(latest.step, moving)._replace(fixed=state.fixed)
+    try:
+      return self._checkpointer.load(latest.step, moving)._replace(fixed=state.fixed)
+    except KeyError as error:  # orbax names neither what is missing nor what is there
+      raise _other_parameters(self._checkpointer.directory) from error
 
   def close(self) -> None:
     """Waits for saves and releases the folder."""
@@ -57,6 +65,9 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
   """The slots of the latest checkpoint in a folder, sharded as `slots`; `slots` if there is none.
 
   The rest of the checkpoint is not read.
+
+  Raises:
+    UserError: if the checkpoint lacks some of the slots' parameters.
   """
   context = orbax.Context()
   context.pytree.loading.partial_load = True
@@ -64,7 +75,17 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
     latest = checkpointer.latest
     if latest is None:
       return dict(slots)
-    return checkpointer.load(latest.step, {'params': _layout(dict(slots))})['params']
+    loaded = checkpointer.load(latest.step, {'params': _layout(dict(slots))})['params']
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):
+    raise _other_parameters(folder)
+  return loaded
+
+
+def _other_parameters(folder: Any) -> UserError:
+  return UserError(
+    f'{folder}: this checkpoint has other parameters than the model, as those of an earlier '
+    'version of nlhf_jax have; delete the folder of the stage, or use another --stages.'
+  )
 
 
 def _layout(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.models import layers
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count, NonNegative, Positive
 from nlhf_jax.structs import Params
 
@@ -65,15 +66,27 @@ def make_optimizer(
 
 
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
-  """Scales by factored root mean squares, and clips each tensor to a mean square of 1.
+  """Scales by factored root mean squares, and clips each layer's tensors to a mean square of 1.
 
   The mean squares decay by min(1 - t^-0.8, `b2`) (arXiv 2106.04560).
   """
   del b1
   decay = lambda step, exponent: jnp.minimum(1 - (step + 1.0) ** -exponent, b2)
   return optax.chain(
-    optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay), optax.clip_by_block_rms(1.0)
+    optax.scale_by_factored_rms(decay_rate=0.8, decay_rate_fn=decay), clip_by_layer_rms()
   )
+
+
+def clip_by_layer_rms() -> optax.GradientTransformation:
+  """`optax.clip_by_block_rms(1)`, for each layer of stacked ones."""
+
+  def clip(path, update):
+    stacked = layers.in_stacked(jax.tree_util.keystr(path, simple=True, separator='/'))
+    axes = tuple(range(int(stacked), update.ndim))
+    square = jnp.mean(jnp.square(update), axis=axes, keepdims=True)
+    return update / jnp.maximum(1.0, jnp.sqrt(square))
+
+  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 SCALES = {

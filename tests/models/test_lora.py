@@ -129,13 +129,17 @@ def all_log_probs(params, prompts, responses):
   return jax.nn.log_softmax(logits).reshape(*responses.tokens.shape, -1)
 
 
-def products(jaxpr, counts):
-  """Counts matrix products by the shape of the right factor, in a program and all it calls."""
+def products(jaxpr, counts, times=1):
+  """Counts matrix products by the shape of the right factor, in a program and all it calls.
+
+  A product in a scan counts once for each of its steps.
+  """
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
-      counts[equation.invars[1].aval.shape] += 1
+      counts[equation.invars[1].aval.shape] += times
+    steps = equation.params['length'] if equation.primitive.name == 'scan' else 1
     for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      products(inner, counts)
+      products(inner, counts, times * steps)
   return counts
 
 

@@ -1,5 +1,6 @@
 """Law: an interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.errors import Interrupted
-from nlhf_jax.structs import Comparison, Prompts, Responses, Scores
-from nlhf_jax.training import interrupts, loop, optimizers, step_metrics
+from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
+from nlhf_jax.training import checkpoints, interrupts, loop, optimizers, step_metrics
 from nlhf_jax.training.update import initial_state, make_update
 
 STEPS, EVERY = 12, 4
@@ -162,3 +163,19 @@ def test_logs_are_means_over_their_interval(uncut):
   assert [record['step'] for record in log] == list(range(2, STEPS + 1, 2))
   assert ['largest' in record for record in log] == [record['step'] % EVERY == 0 for record in log]
   assert all(np.isfinite(list(record.values())[2:]).all() for record in log)
+
+
+def test_checkpoints_of_another_layout_are_named(tmp_path):
+  def state(layers):
+    params = {name: jnp.ones(2) for name in layers}
+    return TrainState(jnp.int32(1), {'policy': params}, (), {})
+
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as kept:
+    kept.save(state(['layer_0', 'layer_1']))
+  with (
+    contextlib.closing(checkpoints.Checkpoints(tmp_path)) as kept,
+    pytest.raises(UserError, match='this checkpoint has other parameters than the model'),
+  ):
+    kept.restore(state(['layer']))
+  with pytest.raises(UserError, match='this checkpoint has other parameters than the model'):
+    checkpoints.load_slots(tmp_path, state(['layer']).params)

@@ -1,0 +1,90 @@
+"""Layers of a decoder in one array each, [L, ...], or numbered one by one.
+
+Training, scoring and judging scan over stacked layers, so that programs do not grow with depth:
+`attentions/query/kernel` [L, D, E]. Files, and decoding, have them one by one:
+`attentions_3/query/kernel` [D, E].
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nlhf_jax import trees
+from nlhf_jax.models import sharding
+from nlhf_jax.structs import Params
+
+GROUPS = (
+  'attention_norms',
+  'attentions',
+  'attention_post_norms',
+  'feed_forward_norms',
+  'feed_forwards',
+  'feed_forward_post_norms',
+)
+
+
+def split(params: Params) -> tuple[dict, dict]:
+  """The stacked layers, and everything else."""
+  return trees.split(params, lambda path: path.split('/')[0] in GROUPS)
+
+
+def is_stacked(params: Params) -> bool:
+  """Whether the layers are stacked."""
+  return GROUPS[1] in params
+
+
+def in_stacked(path: str) -> bool:
+  """Whether the parameter at this path is that of all layers, [L, ...]."""
+  return any(name in GROUPS for name in path.split('/'))
+
+
+def unstack(params: Params) -> dict:
+  """The parameters with numbered layers; those of a tree that has no stacked ones, unchanged.
+
+  Leaves may be arrays or their shapes.
+  """
+  numbered = {}
+  for path, leaf in trees.flatten(params).items():
+    group, _, rest = path.partition('/')
+    if group in GROUPS:
+      numbered |= {f'{group}_{number}/{rest}': row for number, row in enumerate(_rows(leaf))}
+    else:
+      numbered[path] = leaf
+  return trees.unflatten(numbered)
+
+
+def _rows(leaf: Any) -> Iterator[Any]:
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return iter([jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)] * leaf.shape[0])
+  return iter(leaf)
+
+
+def stack(leaves: dict[str, Any]) -> dict:
+  """The parameters with stacked layers, sharded by the table, from those of numbered layers.
+
+  Takes the leaves, by path, out of the dict, so that there is never more than one group twice.
+  """
+  rows, stacked = {}, {}
+  for path in list(leaves):
+    leaf = leaves.pop(path)
+    if match := re.fullmatch(rf'({"|".join(GROUPS)})_(\d+)(/.*)', path):
+      group, number, rest = match.groups()
+      rows.setdefault(f'{group}{rest}', {})[int(number)] = leaf
+    else:
+      stacked[path] = leaf
+    del leaf
+  for path, numbered in rows.items():
+    stacked[path] = _stack_rows(path, [numbered.pop(number) for number in sorted(numbered)])
+  return trees.unflatten(stacked)
+
+
+def _stack_rows(path: str, rows: list[Any]) -> Any:
+  return jax.jit(lambda rows: sharding.shard_parameters({path: jnp.stack(rows)}))(rows)[path]
+
+
+def one(params: Params, number: int) -> dict:
+  """The parameters of a layer of numbered ones, without the number."""
+  return {group: params[f'{group}_{number}'] for group in GROUPS if f'{group}_{number}' in params}

@@ -39,7 +39,13 @@ def get_config(source='file'):
     )
   )
   # The lm-evaluation-harness: tasks, groups such as openllm, or YAML files, separated by commas.
-  config.harness = ConfigDict(dict(tasks='', limit=0))  # questions per task, 0 for all
+  config.harness = ConfigDict(
+    dict(
+      tasks='',
+      limit=0,  # questions per task, 0 for all
+      trust_tasks=False,  # True to run code that YAML files bring: functions, classes, metrics
+    )
+  )
   # Agreement of the judges with human labels: files of LLMBar, PandaLM and Auto-J, separated by
   # commas. It needs no entries.
   config.agreement = ConfigDict(dict(llmbar='', pandalm='', autoj=''))

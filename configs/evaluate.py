@@ -42,7 +42,13 @@ def get_config(source='file'):
     )
   )
   # The lm-evaluation-harness: tasks, groups such as openllm, or YAML files, separated by commas.
-  config.harness = ConfigDict(dict(tasks='', limit=0))  # questions per task, 0 for all
+  config.harness = ConfigDict(
+    dict(
+      tasks='',
+      limit=0,  # questions per task, 0 for all
+      trust_tasks=False,  # True to run code that YAML files bring: functions, classes, metrics
+    )
+  )
   # Agreement of the judges with human labels: files of LLMBar, PandaLM and Auto-J, separated by
   # commas. It needs no entries, and no judges for published verdicts: LLMBar's `result.json`, or
   # PandaLM's test set and beside it `gpt-3.5-turbo-testset-v1.json`.

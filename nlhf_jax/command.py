@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import json
 import re
 import runpy
 import sys
@@ -26,6 +27,8 @@ _TYPES = {
   str: ('text', str),
 }
 
+
+RECORDED = 'config.json'  # the config of a run, in its work directory
 
 FLAGS = {
   'config': 'the experiment: the name of a shipped config (`nlhf list` lists them), or FILE.py '
@@ -123,11 +126,14 @@ def load_config(name: str) -> ConfigDict:
   """The config that `get_config` of a shipped config or of a file returns.
 
   Args:
-    name: NAME or FILE.py, followed by `:ARGUMENT` to call `get_config` with an argument.
+    name: NAME or FILE.py, followed by `:ARGUMENT` to call `get_config` with an argument; or the
+      config.json of a run.
 
   Raises:
     UserError: if the config cannot be found or loaded, or does not take the argument.
   """
+  if Path(name).name == RECORDED:
+    return _load_recorded(Path(name))
   source, argument = split_name(name)
   arguments = [argument] if argument else []
   get_config = _load_get_config(source)
@@ -183,6 +189,22 @@ def _run_file(path: Path) -> dict[str, Any]:
     return runpy.run_path(str(path))
   finally:
     sys.path[:] = before
+
+
+def _load_recorded(path: Path) -> ConfigDict:
+  """The config that a run recorded in its work directory."""
+  try:
+    config = json.loads(path.read_bytes())
+  except OSError as error:
+    raise UserError(
+      f"'{path.parent}' is not the work directory of a run: {path.name} cannot be read "
+      f'({error.strerror}); give that of a finished run.'
+    ) from None
+  except (ValueError, RecursionError):
+    config = None
+  if not isinstance(config, dict):
+    raise UserError(f"'{path}' is damaged; give the flags of the run instead.")
+  return ConfigDict(config)
 
 
 def _choices(wanted: str) -> str:

@@ -1,8 +1,8 @@
-"""Exports a policy: `nlhf export --config=nash_md --policy=nash_md --to=DIR`.
+"""Exports a policy: `nlhf export --run=runs/nash_md --policy=nash_md --to=DIR`.
 
-Takes the flags with which the policy was trained, and writes it as a folder in the Hugging Face
-layout: a whole model or, where adapters were trained, the adapter; `--merged=True` adds the adapter
-to the weights. `python -m nlhf_jax.export` does the same.
+Takes the work directory of the run, or the flags with which the policy was trained, and writes it
+as a folder in the Hugging Face layout: a whole model or, where adapters were trained, the adapter;
+`--merged=True` adds the adapter to the weights. `python -m nlhf_jax.export` does the same.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
 FLAGS = {
+  'run': 'the work directory of a finished run; it replaces --config and its other flags',
   'policy': 'the policy to write, by its name in the tournament: sft, or a policy of the config',
   'to': 'the folder to write; it must be new or empty',
   'merged': 'True to add an adapter to the weights of the model under it; default False',
@@ -25,7 +26,18 @@ FLAGS = {
 
 def main(arguments: Sequence[str]) -> int:
   """Exports the policy that the arguments name; returns the exit status."""
-  return command.run_command(arguments, __doc__, FLAGS, run)
+  return command.run_command(name_config(arguments), __doc__, FLAGS, run)
+
+
+def name_config(arguments: Sequence[str]) -> list[str]:
+  """The arguments, with --config for the config that the work directory of --run holds."""
+  program, *rest = arguments
+  for number, argument in enumerate(rest):
+    name, _, folder = argument.partition('=')
+    if name == '--run':
+      folder = folder or ''.join(rest[number + 1 : number + 2])
+      return [program, f'--config={Path(folder) / command.RECORDED}', *rest]
+  return [program, *rest]
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -44,10 +56,28 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   merged = (settings.merged or 'False').lower()
   if merged not in ('true', 'false'):
     raise UserError(f"--merged: '{settings.merged}' is not True or False.")
-  name, _, stages = command.run_paths(settings)
+  name, workdir, stages = find_paths(settings)
   # Imported late, so that a mistake in the flags does not wait for JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
-  experiment.start(config, name, stages, settings.policy, Path(settings.to), merged == 'true')
+  results = experiment.read_results(config, workdir, settings.policy)
+  export = experiment.Export(settings.policy, Path(settings.to), merged == 'true', results)
+  experiment.start(config, name, stages, export)
+
+
+def find_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:
+  """The name of the run, its work directory and the folder of its stages.
+
+  Raises:
+    UserError: if the flags name two runs.
+  """
+  if not settings.run:
+    return command.run_paths(settings)
+  folder = Path(settings.run)
+  if settings.workdir or settings.config != str(folder / command.RECORDED):
+    raise UserError('--run stands for --config and --workdir; leave them out.')
+  own = folder / 'stages'
+  stages = own if own.is_dir() else folder.parent / 'stages'
+  return folder.name, folder, Path(settings.stages or stages)
 
 
 if __name__ == '__main__':

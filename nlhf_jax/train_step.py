@@ -1,5 +1,6 @@
 """Training on texts, one step at a time: sample responses, have them judged, update the policy."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge, training_data
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.generation import encode_conversations
+from nlhf_jax.evaluation.generation import encode_conversations, padded_length
 from nlhf_jax.judges.function import FunctionJudge
 from nlhf_jax.judges.judge import Judge, judge_from_texts, probability, with_feedback
 from nlhf_jax.language_model import LanguageModel, Prompt
@@ -119,8 +120,8 @@ def encode_prompts(
       f'a prompt of {longest} tokens and response_length={response_length} are more than the '
       f'{model.max_positions} positions of the model; shorten one of them.'
     )
-  width = max(MIN_WIDTH, 1 << (longest - 1).bit_length())
-  return tokenizers.pad_prompts(model.tokenizer, rows, width)
+  room = (model.max_positions or sys.maxsize) - response_length
+  return tokenizers.pad_prompts(model.tokenizer, rows, padded_length(longest, MIN_WIDTH, room))
 
 
 def encode_responses(tokenizer: Any, texts: Sequence[str], length: int) -> Responses:

@@ -37,7 +37,8 @@ def make_respond(
 ) -> Respond:
   """A function that samples the next message of conversations: (conversations, temperature, seed).
 
-  A conversation is a list of messages `{'role', 'content'}`, the last one from the user.
+  A conversation is a list of messages `{'role', 'content'}`, the last one from the user. If it is
+  too long for the network, it loses its first tokens; the number of such conversations is printed.
 
   Args:
     model: the policy.
@@ -46,10 +47,15 @@ def make_respond(
     filters: of sampling; the temperature is the function's argument.
 
   Raises:
-    UserError: from the function, if the tokenizer's chat template cannot render a conversation, or
-      a conversation and its response exceed the positions of the network.
+    UserError: if a response leaves no room for a conversation; from the function, if the
+      tokenizer's chat template cannot render a conversation.
   """
-  tokenizer = model.tokenizer
+  tokenizer, room = model.tokenizer, model.max_positions - length
+  if room < 1:
+    raise UserError(
+      f'a response of {length} tokens leaves no room for its prompt in the {model.max_positions} '
+      'positions of the policy; shorten the responses.'
+    )
 
   @functools.cache  # so that each temperature is compiled once
   def rollout_at(temperature):
@@ -63,9 +69,14 @@ def make_respond(
     # A tokenizer without a chat template can still encode a single question.
     texts = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
     rows = encode_conversations(tokenizer, texts)
-    longest = max(map(len, rows))
-    check_length(conversations, rows, length, model.max_positions)
-    width = max(MIN_PADDED_LENGTH, 1 << (longest - 1).bit_length())
+    truncated = sum(len(row) > room for row in rows)
+    if truncated:
+      print(
+        f'{truncated} of {len(rows)} conversations are longer than the {room} tokens that fit '
+        'beside a response; their first tokens are removed.'
+      )
+      rows = [row[-room:] for row in rows]
+    width = padded_length(max(map(len, rows)), MIN_PADDED_LENGTH, room)
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
     sample, key = rollout_at(temperature), jax.random.key(seed)
 
@@ -87,17 +98,9 @@ def make_respond(
   return respond
 
 
-def check_length(conversations, rows: Sequence[Sequence[int]], length: int, most: int) -> None:
-  """Raises `UserError` if the longest row and a response do not fit into `most` positions."""
-  longest = max(map(len, rows))
-  if longest + length > most:
-    quoted = next(
-      turns for turns, row in zip(conversations, rows, strict=True) if len(row) == longest
-    )
-    raise UserError(
-      f'a conversation of {longest} tokens and a response of {length} exceed the {most} positions '
-      f'of the policy ({quote_end(quoted)}); shorten the responses, or remove the conversation.'
-    )
+def padded_length(length: int, least: int, most: int) -> int:
+  """The next power of two, so that few programs are compiled, but at least and at most these."""
+  return min(max(least, 1 << (length - 1).bit_length()), most)
 
 
 def encode_conversations(tokenizer, texts: Sequence[str | Sequence[Message]]) -> list[list[int]]:

@@ -1,9 +1,9 @@
 """Trained policies as folders in the Hugging Face layout, for `transformers` and `peft`."""
 
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,48 +12,76 @@ from transformers import LlamaConfig
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import export_files
 from nlhf_jax.experiments.language.config import check, make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
+from nlhf_jax.experiments.model_card import make_card
 from nlhf_jax.experiments.model_config import DTYPES, make_mesh
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.models import lora, weights
 from nlhf_jax.models.architectures import Architecture
-from nlhf_jax.storage import hub
+from nlhf_jax.storage import json_lines
+from nlhf_jax.storage.draft_folders import draft_folder
 from nlhf_jax.structs import Params
 from nlhf_jax.training import interrupts
 
 
-def start(config: ConfigDict, name: str, stages: Path, policy: str, to: Path, merged: bool) -> None:
-  """Writes a policy of a finished run to a folder.
+class Export(NamedTuple):
+  """What to write of a run, and where: `results` is None if the run has no tournament.
+
+  With `merged`, an adapter is merged into the weights, instead of being written on its own.
+  """
+
+  policy: str  # its name in the tournament
+  to: Path
+  merged: bool
+  results: Mapping[str, Any] | None
+
+
+def start(config: ConfigDict, name: str, stages: Path, export: Export) -> None:
+  """Writes a policy of a finished run to a folder, which is new or empty.
 
   Args:
     config: of the experiment.
     name: of the experiment.
     stages: the folder of its stages.
-    policy: its name in the tournament.
-    to: the folder, which must be new or empty.
-    merged: whether to merge an adapter into the weights, instead of writing it on its own.
+    export: the policy and the folder.
 
   Raises:
-    UserError: if the policy is unknown or not trained, or the folder is not empty.
+    UserError: if the policy is unknown or not trained, or the folder cannot be written.
   """
-  if to.exists() and any(to.iterdir()):
-    raise UserError(f"--to='{to}' is not empty; give a new folder.")
   check(config)
-  with interrupts.deferred(), make_mesh(config):
+  with draft_folder(export.to) as draft, interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
-    write_policy(experiment, load_entry(experiment, policy), to, merged)
+    write_policy(experiment, load_entry(experiment, export.policy), draft, export.merged)
+    adapter = bool(experiment.model.lora) and not export.merged
+    if distributed.is_first():
+      card = make_card(config, experiment, export.policy, adapter, export.results)
+      (draft / 'README.md').write_text(card)
+  what = f'Adapter of {experiment.model.source.name}' if adapter else 'Model'
+  print(f'\n{what}: {export.to}')
+
+
+def read_results(config: ConfigDict, workdir: Path, policy: str) -> dict | None:
+  """The results of the tournament of this config in a work directory, if it has the policy."""
+  try:
+    if json_lines.read_json(workdir / 'config.json') != json.loads(config.to_json()):
+      return None
+    results = json_lines.read_json(workdir / 'results.json')
+  except (OSError, ValueError):
+    return None
+  return results if policy in results.get('policies', ()) else None
 
 
 def write_policy(experiment: LanguageExperiment, params: Params, to: Path, merged: bool) -> None:
-  """Writes weights, config and tokenizer; those of a pretrained model's files are copied."""
+  """Writes weights, config and tokenizer; of a pretrained model's files only the end changes."""
   model, tokenizer = experiment.model, experiment.corpus.tokenizer
   if model.lora and not merged:
     if model.source is None:
       raise UserError('the adapter of a new model needs that model too; pass --merged=True.')
-    base = model.source.name
-    weights.save_adapter(to, model.source.family, params, model.lora, base)
-    print(f'\nAdapter of {base}: {to}')
+    weights.save_adapter(to, model.source.family, params, model.lora, model.source.name)
+    if distributed.is_first():
+      export_files.write_for_adapter(tokenizer, model.source.folder, to)
     return
   if model.lora:
     params = lora.merge(params, model.lora.scale)
@@ -61,16 +89,12 @@ def write_policy(experiment: LanguageExperiment, params: Params, to: Path, merge
     params, config = convert_to_llama(params, model.sizes, tokenizer)
     weights.save(to, 'llama', params, np.float32)
     if distributed.is_first():
-      config.save_pretrained(to)
-      tokenizer.save_pretrained(to)
+      export_files.write_new(tokenizer, config, to)
   else:
     dtype = read_dtype(model.source.folder)
     weights.save(to, model.source.family, params, DTYPES[dtype])
-    texts = [path for pattern in hub.TEXTS for path in model.source.folder.glob(pattern)]
-    for path in texts if distributed.is_first() else ():
-      if not path.name.endswith('.index.json'):
-        shutil.copyfile(path, to / path.name)
-  print(f'\nModel: {to}')
+    if distributed.is_first():
+      export_files.write_whole(tokenizer, model.source.folder, to)
 
 
 def read_dtype(folder: Path) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Model, ModelSource
+from nlhf_jax.judges.registry import TRAINED
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.decoder import Decoder
@@ -150,10 +151,16 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
       f'embedding only {sizes.vocabulary}; they do not belong together.'
     )
   data = config.data
-  longest = data.prompt_length + 2 * (data.response_length + 1)  # the input of a preference model
+  judges = {name.strip() for name in config.judges.split(',')}
+  judges |= {policy.judge for policy in config.policies.values()}
+  longest, what = data.prompt_length + data.response_length, 'a response'
+  if 'learned' in judges:  # which reads both responses, each with a token that marks its end
+    longest, what = data.prompt_length + 2 * (data.response_length + 1), 'two responses'
+  elif judges.intersection(TRAINED):
+    longest += 1
   if longest > sizes.max_positions:
     raise UserError(
-      f'config.data: a prompt of {data.prompt_length} tokens and two responses of '
+      f'config.data: a prompt of {data.prompt_length} tokens and {what} of '
       f'{data.response_length} exceed the {sizes.max_positions} positions of the model; '
       'lower prompt_length or response_length.'
     )

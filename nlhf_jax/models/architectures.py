@@ -4,6 +4,7 @@ The differences between the families (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 
 of one record, which `transformer.py` implements once.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.ranges import AtLeastOne, Positive
+from nlhf_jax.errors import UserError
+from nlhf_jax.ranges import POSITIVE, AtLeastOne, Positive, Range
+
+# Sizes that every family has, by their names in configs of transformers.
+SIZES = (
+  'vocab_size',
+  'hidden_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'max_position_embeddings',
+)
+SIZE = Range('in [1, 2^31)', lambda value: 1 <= value < 2**31)
+LAYERS = Range('in [1, 4096]', lambda value: 1 <= value <= 4096)
 
 
 class Llama3Scaling(NamedTuple):
@@ -26,6 +38,10 @@ class Llama3Scaling(NamedTuple):
   low: float
   high: float
   original: int
+
+
+# Its fields in config.json.
+LLAMA3 = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
 
 
 class Rotary(NamedTuple):
@@ -111,9 +127,11 @@ def read_architecture(folder: Path) -> tuple[str, Architecture]:
   Raises:
     UserError: if there is no config, or its family is not supported.
   """
-  if not (folder / 'config.json').is_file():
+  path = folder / 'config.json'
+  if not path.is_file():
     raise UserError(f'{folder}: there is no config.json; give the folder of a model.')
   try:
+    _check_content(json.loads(path.read_bytes()))
     from transformers import AutoConfig  # imports PyTorch if it is installed, which takes seconds
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -121,7 +139,27 @@ def read_architecture(folder: Path) -> tuple[str, Architecture]:
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None
   except Exception as error:  # of any kind that a broken config raises
-    raise UserError(f'{folder}/config.json cannot be used: {first_line(error)}.') from None
+    # The first line of a validation error ends with a colon.
+    reason = ' '.join(map(str.strip, str(error).splitlines()[:2])).rstrip('.')
+    raise UserError(f'{path} cannot be used: {reason}; download it again.') from None
+
+
+def _check_content(config: Any) -> None:
+  """Refuses contents of a config.json that would be read wrongly, or would take all memory.
+
+  Raises:
+    UserError: the message names the field.
+  """
+  if not isinstance(config, dict):
+    raise UserError('config.json is no JSON object; download it again.')
+  if config.get('quantization_config'):
+    raise UserError(
+      'config.json has a quantization_config, and quantised weights are not read; give the model '
+      'in bfloat16, float16 or float32.'
+    )
+  for field in ('num_hidden_layers', 'n_layer'):  # before lists of that length are made
+    if isinstance(config.get(field), int):
+      _check_range(field, config[field], LAYERS)
 
 
 def architecture_from_config(config: Any) -> Architecture:
@@ -134,18 +172,75 @@ def architecture_from_config(config: Any) -> Architecture:
     raise UserError(
       f"models of type '{config.model_type}' are not supported; use one of {', '.join(FAMILIES)}."
     )
-  return FAMILIES[config.model_type](config)
+  if config.is_heterogeneous:
+    raise UserError('config.json: per_layer_config is not supported.')
+  for field in SIZES:
+    _check_range(field, getattr(config, field), SIZE)
+  sizes = FAMILIES[config.model_type](config)
+  _check_architecture(sizes)
+  return sizes
+
+
+def _check_architecture(sizes: Architecture) -> None:
+  """Refuses values that no decoder can have; names are those of config.json.
+
+  Raises:
+    UserError: the message names the field.
+  """
+  _check_range('num_key_value_heads', sizes.key_heads, SIZE)
+  _check_range('head_dim', sizes.head_size, SIZE)
+  _check_range('intermediate_size', sizes.hidden, SIZE)
+  _check_range('the epsilon of norms', sizes.norm_epsilon, POSITIVE)
+  if sizes.heads % sizes.key_heads:
+    raise UserError(
+      f'config.json: num_attention_heads={sizes.heads} must be a multiple of '
+      f'num_key_value_heads={sizes.key_heads}.'
+    )
+  for field, value in (
+    ('query_pre_attn_scalar', sizes.attention_scale),
+    ('attn_logit_softcapping', sizes.attention_cap),
+    ('final_logit_softcapping', sizes.logit_cap),
+  ):
+    if value is not None:
+      _check_range(field, value, POSITIVE)
+  for layer in set(sizes.layers):
+    if layer.window is not None:
+      _check_range('sliding_window', layer.window, SIZE)
+    if layer.rotary:
+      if sizes.head_size % 2:
+        raise UserError(f'config.json: head_dim={sizes.head_size} must be even.')
+      _check_range('rope_theta', layer.rotary.base, POSITIVE)
+      _check_range('factor', layer.rotary.factor, POSITIVE)
+      if layer.rotary.llama3:
+        _check_llama3(layer.rotary.llama3)
+
+
+def _check_llama3(scaling: Llama3Scaling) -> None:
+  for field, value in zip(LLAMA3, scaling, strict=True):
+    _check_range(field, value, POSITIVE)
+  if scaling.low >= scaling.high:
+    raise UserError(
+      f'config.json: low_freq_factor={scaling.low} must be below high_freq_factor={scaling.high}.'
+    )
+
+
+def _check_range(field: str, value: Any, allowed: Range) -> None:
+  """Raises UserError if the value is no number in the range; sizes are whole numbers."""
+  kind, name = (int, 'a whole number') if allowed in (SIZE, LAYERS) else (int | float, 'a number')
+  if isinstance(value, bool) or not isinstance(value, kind) or not allowed.contains(value):
+    raise UserError(f'config.json: {field}={value!r:.80} must be {name} {allowed.text}.')
 
 
 def _common(config, **differences) -> Architecture:
   """The fields that Llama shares with the families after it."""
-  activation = getattr(config, 'hidden_activation', None) or config.hidden_act
+  activation = _own(config, 'hidden_activation') or config.hidden_act
+  head_size = getattr(config, 'head_dim', None)
   return Architecture(
     vocabulary=config.vocab_size,
     width=config.hidden_size,
     heads=config.num_attention_heads,
     key_heads=config.num_key_value_heads,
-    head_size=getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads,
+    head_size=config.hidden_size // config.num_attention_heads if head_size is None else head_size,
     hidden=config.intermediate_size,
     max_positions=config.max_position_embeddings,
     layers=_layers(config),
@@ -154,6 +249,11 @@ def _common(config, **differences) -> Architecture:
     tied=config.tie_word_embeddings,
     **differences,
   )
+
+
+def _own(config, field: str) -> Any:
+  """A field that the family has, or None: transformers ignores those of other families."""
+  return getattr(config, field) if field in type(config).__dataclass_fields__ else None
 
 
 def _llama(config):
@@ -171,6 +271,8 @@ def _qwen3(config):
 
 
 def _gemma(config, head_norms):
+  if _own(config, 'use_bidirectional_attention'):
+    raise UserError('config.json: use_bidirectional_attention is not supported.')
   bias = config.attention_bias
   return _common(
     config,
@@ -232,14 +334,17 @@ ACTIVATIONS = {
 
 def _layers(config) -> tuple[Layer, ...]:
   """Rotary positions and window of each layer; without `layer_types` all layers are alike."""
-  window = getattr(config, 'sliding_window', None)
+  window = _own(config, 'sliding_window')
   kind = 'full_attention' if window is None else 'sliding_attention'
-  kinds = getattr(config, 'layer_types', None) or [kind] * config.num_hidden_layers
+  kinds = _own(config, 'layer_types') or [kind] * config.num_hidden_layers
   windows = {'full_attention': None, 'sliding_attention': window}
-  return tuple(
-    Layer(_rotary(config.rope_parameters, kind), lookup(windows, 'layer_types', kind))
-    for kind in kinds
-  )
+  if window is None and 'sliding_attention' in kinds:
+    raise UserError("config.json: layer_types has 'sliding_attention', but there is no window.")
+  of_kind = {
+    kind: Layer(_rotary(config.rope_parameters, kind), lookup(windows, 'layer_types', kind))
+    for kind in set(kinds)
+  }
+  return tuple(of_kind[kind] for kind in kinds)
 
 
 def _rotary(parameters, kind: str) -> Rotary:
@@ -249,8 +354,7 @@ def _rotary(parameters, kind: str) -> Rotary:
   if given.get('partial_rotary_factor', 1.0) != 1.0:
     raise UserError('config.json: partial_rotary_factor is not supported.')
   if scaling == 'llama3':
-    names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-    return Rotary(given['rope_theta'], llama3=Llama3Scaling(*(given[name] for name in names)))
+    return Rotary(given['rope_theta'], llama3=Llama3Scaling(*(given[name] for name in LLAMA3)))
   if scaling not in ('default', 'linear'):
     raise UserError(f"config.json: rope type '{scaling}' is not one of default, linear, llama3.")
   factor = given.get('factor', 1.0) if scaling == 'linear' else 1.0

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from transformers import DebertaV2Config
 
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.models import deberta, sharding, weights
+from nlhf_jax.models import deberta, safetensors_files, sharding, weights
 from nlhf_jax.models.transformer import FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
@@ -120,7 +120,7 @@ def read_published(folder: Path) -> Published:
     config = json.loads(path.read_bytes())
     if 'ranker_type' in config:
       _check_weights(folder)
-      return _published_by_blender(config, weights.shapes_in(folder))
+      return _published_by_blender(config, safetensors_files.shapes_in(folder))
     return _published_by_port(config)
   except UserError as error:
     raise UserError(f'{folder}: {error}') from None

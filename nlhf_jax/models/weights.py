@@ -4,27 +4,32 @@ One table a family maps our parameters to tensors. Both directions are strict: a
 missing, unknown or of another shape is an error that names it.
 """
 
-import contextlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from nlhf_jax import distributed, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import layers
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.storage import gguf_files, json_lines
+from nlhf_jax.models.safetensors_files import (
+  INDEX,
+  WHOLE,
+  Stored,
+  find_tensors,
+  open_tensors,
+  print_unread,
+  write_tensors,
+)
+from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
 
-INDEX = 'model.safetensors.index.json'
 SHARD = 5 * 10**9  # maximum bytes of a file that is written
+ROWS = 4096  # of matrices that are compared, at once
 
 
 class Tensor(NamedTuple):
@@ -112,8 +117,7 @@ TABLES = {
   'pairrm': _PAIRRM,
 }
 _FUSED = ('query', 'key', 'value')
-# Buffers in older files, which are not weights.
-_BUFFERS = re.compile(r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|embeddings\.position_ids$')
+DTYPES = ('F64', 'F32', 'F16', 'BF16')  # the others are parts of quantised weights
 
 
 def tensor(path: str, family: str) -> Tensor:
@@ -147,9 +151,9 @@ def load(
   Raises:
     UserError: if a file cannot be read, or its tensors do not fit the architecture.
   """
-  files, found = _found(folder)
+  found = find_tensors(folder)
   if 'head' not in shapes:  # tied to the embedding
-    found.pop('lm_head.weight', None)
+    _remove_tied_head(folder, family, found)
   stacked, shapes = layers.is_stacked(shapes), layers.unstack(shapes)
   flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
   flat = {
@@ -157,11 +161,12 @@ def load(
     for path, (leaf, at) in flat.items()
   }
   _check(folder, flat, found)
+  print_unread(folder, found)
   params = {}
-  for path in sorted(set(files.values())):
-    with _open(path) as file:
+  for path in sorted({stored.file for stored in found.values()}):
+    with open_tensors(path) as file:
       for name, (leaf, at) in flat.items():
-        if files[at.name] == path:
+        if found[at.name].file == path:
           source = file.get_slice(at.name)
           params[name] = jax.make_array_from_callback(
             leaf.shape,
@@ -197,14 +202,12 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
 
   where, total = {}, 0
   for number, names in enumerate(groups, 1):
-    file = (
-      f'model-{number:05}-of-{len(groups):05}.safetensors' if groups[1:] else 'model.safetensors'
-    )
+    file = f'model-{number:05}-of-{len(groups):05}.safetensors' if groups[1:] else WHOLE
     content = {name: written(name) for name in names}
     total += sum(value.nbytes for value in content.values())
     with json_lines.atomic_write(folder / file) as draft:
       if distributed.is_first():
-        safetensors.numpy.save_file(content, draft, metadata={'format': 'pt'})
+        write_tensors(draft, content)
     where |= dict.fromkeys(names, file)
   if groups[1:]:
     index = {'metadata': {'total_size': total}, 'weight_map': where}
@@ -247,7 +250,7 @@ def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: st
     'alpha_pattern': {module: lora.scale * rank for module, rank in ranks.items()},
   }
   with json_lines.atomic_write(folder / 'adapter_model.safetensors') as draft:
-    safetensors.numpy.save_file(tensors, draft, metadata={'format': 'pt'})
+    write_tensors(draft, tensors)
   json_lines.write_json(folder / 'adapter_config.json', config)
 
 
@@ -265,58 +268,29 @@ def _fuse_adapters(
   return a, b
 
 
-def _files(folder: Path) -> list[Path]:
-  """The safetensors files of a folder."""
-  index, packed = folder / INDEX, folder / gguf_files.NAME
-  if packed.exists():
-    return [packed]
-  if index.exists():
-    try:
-      names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (ValueError, KeyError, AttributeError):
-      raise UserError(f'{index}: not an index of safetensors files; download it again.') from None
-    return [folder / name for name in names]
-  whole = folder / 'model.safetensors'
-  if not whole.exists():
-    raise UserError(
-      f'{folder}: there is neither model.safetensors nor {INDEX}; convert weights in other formats '
-      'with save_pretrained of transformers.'
-    )
-  return [whole]
-
-
-def shapes_in(folder: Path) -> dict[str, tuple[int, ...]]:
-  """name -> shape of every tensor in the safetensors files of a folder.
+def _remove_tied_head(folder: Path, family: str, found: dict[str, Stored]) -> None:
+  """Removes the head from what a folder holds, if it equals the embedding that it is tied to.
 
   Raises:
-    UserError: if a file cannot be read.
+    UserError: if the head differs from the embedding.
   """
-  return _found(folder)[1]
-
-
-def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
-  """name -> file, and name -> shape, of every tensor that is a weight."""
-  files, found = {}, {}
-  for path in _files(folder):
-    with _open(path) as file:
-      for name in file.keys():  # noqa: SIM118 - not a dict
-        if not _BUFFERS.search(name):
-          files[name], found[name] = path, tuple(file.get_slice(name).get_shape())
-  return files, found
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-  if path.name == gguf_files.NAME:
-    yield gguf_files.Tensors(path)
+  embedding = _stored_name(tensor('embed/embedding', family).name, found)
+  head = found.pop('lm_head.weight', None)
+  if head is None or embedding not in found:
     return
-  try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      yield file
-  except FileNotFoundError:
-    raise UserError(f'{path}: the index names this file, but it is missing; download it.') from None
-  except safetensors.SafetensorError as error:
-    raise UserError(f'{path}: broken or cut short ({error}); download it again.') from None
+  with open_tensors(head.file) as one, open_tensors(found[embedding].file) as other:
+    left, right = one.get_slice('lm_head.weight'), other.get_slice(embedding)
+    starts = range(0, *head.shape[:1], ROWS)
+    equal = head[1:] == found[embedding][1:] and all(
+      np.array_equal(left[start:stop], right[start:stop])
+      for start, stop in zip(starts, [*starts[1:], *head.shape[:1]], strict=True)
+    )
+  if not equal:
+    raise UserError(
+      f'{folder}: the config ties the output head to the embedding, but the files hold '
+      f"'lm_head.weight' with other values than '{embedding}'; set tie_word_embeddings to false in "
+      'config.json, or remove the head.'
+    )
 
 
 def _stored_name(name: str, found: Mapping) -> str:
@@ -325,17 +299,23 @@ def _stored_name(name: str, found: Mapping) -> str:
   return bare if name not in found and bare in found else name
 
 
-def _check(folder, flat, found) -> None:
-  """Raises UserError that names tensors that are missing, unknown or of another shape."""
+def _check(folder, flat, found: Mapping[str, Stored]) -> None:
+  """Raises UserError that names tensors that are missing, unknown, of another shape or type."""
   needed = {at.name for _, at in flat.values()}
+  for name, stored in found.items():
+    if stored.dtype not in DTYPES:
+      raise UserError(
+        f"{folder}: '{name}' is stored as {stored.dtype}; quantised weights are not read: give the "
+        'model in bfloat16, float16 or float32.'
+      )
   problems = [f"'{name}' is missing" for name in sorted(needed - set(found))]
   problems += [f"'{name}' is unknown" for name in sorted(set(found) - needed)]
   for leaf, at in flat.values():
     if at.name in found:
       shape = (*leaf.shape[:-1], leaf.shape[-1] * (1 if at.part is None else len(_FUSED)))
       shape = shape[::-1] if at.transposed else shape
-      if shape != found[at.name]:
-        problems.append(f"'{at.name}' has shape {found[at.name]}, not {shape}")
+      if shape != found[at.name].shape:
+        problems.append(f"'{at.name}' has shape {found[at.name].shape}, not {shape}")
   if problems:
     more = f', and {len(problems) - 5} more' if len(problems) > 5 else ''
     raise UserError(

@@ -85,6 +85,10 @@ class Slice:
     shape = tuple(map(int, self._tensor.shape))  # the file's order is Fortran's
     return shape if self._transposed else shape[::-1]
 
+  def get_dtype(self) -> str:
+    """The name of the type in the file, such as Q4_1."""
+    return self._tensor.tensor_type.name
+
   def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
     return self._values[index]
 

@@ -46,7 +46,10 @@ def fingerprint(name: str, field: str = 'config.model.hf') -> str:
   """A digest of a pretrained model: of the contents of all files that are read from it."""
   folder = locate(name, field=field)
   digest = hashlib.sha256()
-  for path in sorted({path for pattern in WANTED for path in folder.glob(pattern)}):
+  # An index may name files that a download would not find.
+  for path in sorted(
+    {path for pattern in (*TEXTS, '*.safetensors') for path in folder.glob(pattern)}
+  ):
     with path.open('rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()

@@ -33,7 +33,7 @@ def random_model(tokenizer):
   sizes = architectures.small(
     len(tokenizer), 8, layers=1, heads=2, key_heads=1, head_size=4, hidden=16, rotary_base=1e4
   )
-  decoder = make_decoder(sizes)
+  decoder = make_decoder(sizes._replace(max_positions=64))
   random = np.random.default_rng(0)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
@@ -65,10 +65,25 @@ def test_conversation_needs_a_chat_template():
     respond([QUESTIONS[2], TALK], 0.0, 0)
 
 
-def test_too_long_conversation_is_refused(respond):
-  message = r"tokens and a response of 6 exceed the 64 .* ends with '.*What is it\? '"
-  with pytest.raises(UserError, match=message):
-    respond([*QUESTIONS, [{'role': 'user', 'content': 'What is it? ' * 40}]], 0.0, 0)
+def test_long_conversations_lose_their_first_tokens(respond, capsys):
+  long = [[{'role': 'user', 'content': start + 'What is it? ' * 40}] for start in ('', 'Paris ')]
+  texts = respond([*QUESTIONS, *long], 0.0, 0)
+  assert texts[:3] == respond(QUESTIONS, 0.0, 0)
+  assert texts[3] == texts[4]
+  assert '2 of 5 conversations are longer than the 58 tokens that fit' in capsys.readouterr().out
+
+
+def test_prompt_of_all_positions_but_the_response_fits(respond, capsys):
+  text = 'What? ' * 20
+  (row,) = generation.encode_conversations(tokenizers.train(TEXTS, 300), [text])
+  assert 32 < len(row) <= 58  # the next power of two leaves no room for the response
+  assert respond([[{'role': 'user', 'content': text}]], 0.0, 0)
+  assert 'longer' not in capsys.readouterr().out
+
+
+def test_response_without_room_for_a_prompt_is_refused():
+  with pytest.raises(UserError, match=r'a response of 64 tokens leaves no room .* 64 positions'):
+    make_respond(random_model(tokenizers.train(TEXTS, 300)), length=64)
 
 
 def test_out_of_memory_quotes_the_conversation(monkeypatch):

@@ -47,7 +47,8 @@ def backends(tmp_path_factory):
   sizes = architectures.small(
     len(tokenizer), 24, layers=2, heads=4, key_heads=2, head_size=6, hidden=40, rotary_base=1e4
   )
-  decoder, random = make_decoder(sizes), np.random.default_rng(0)
+  decoder = make_decoder(sizes._replace(max_positions=MAX_POSITIONS))
+  random = np.random.default_rng(0)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   params = jax.tree.map(
     lambda leaf: random.normal(size=leaf.shape, scale=0.3).astype(leaf.dtype), shapes
@@ -172,7 +173,7 @@ def test_settings_change_with_file_data_and_code(tasks, tmp_path):
 
   def settings(text):
     path.write_text(text)
-    return lm_tasks.find_tasks([str(path)])[1][0].settings
+    return lm_tasks.find_tasks([str(path)], trust=True)[1][0].settings
 
   seen = [settings(content), settings(content)]
   assert seen[0] == seen[1]
@@ -184,6 +185,40 @@ def test_settings_change_with_file_data_and_code(tasks, tmp_path):
   (tmp_path / 'code.py').write_text('def shown(doc):\n  return "blue"\n')
   seen.append(settings(with_code))
   assert len({json.dumps(one) for one in seen[1:]}) == 5
+
+
+CODE = {  # of a task's file, all of which could run code
+  'function': '"doc_to_text": !function code.shown',
+  'function in a list': '"metric_list": [{"metric": !function code.shown}]',
+  'filter': '"filter_list": [{"name": "x", "filter": [{"function": !function code.shown}]}]',
+  'class': '"class": !function code.Task',
+  'metric of a folder': '"metric_list": [{"metric": "./code"}]',
+  'metric of the hub': '"metric_list": [{"metric": "exact_match", "hf_evaluate": true}]',
+  'prompt': '"use_prompt": "promptsource:a"',
+  'pickle': '"dataset_path": "pandas"',
+  'included': '"include": "other.yaml"',
+}
+
+
+@pytest.mark.parametrize('code', CODE)
+def test_code_of_task_files_needs_trust(code, tasks, tmp_path):
+  trace = tmp_path / 'trace'
+  (tmp_path / 'code.py').write_text(f'open({str(trace)!r}, "w")\nshown = Task = print\n')
+  (tmp_path / 'other.yaml').write_text('{"doc_to_text": !function code.shown}')
+  (tmp_path / 'places.yaml').write_text(f'{json.dumps(tasks[0])[:-1]}, {CODE[code]}}}')
+  with pytest.raises(UserError, match=r"places\.yaml' runs .* set config.harness.trust_tasks=True"):
+    lm_tasks.find_tasks([str(tmp_path / 'places.yaml')])
+  assert not trace.exists()
+
+
+def test_templates_of_tasks_run_no_code(backends, tasks, tmp_path):
+  trace = tmp_path / 'trace'
+  escape = "{{ cycler.__init__.__globals__['os'].system('touch " + str(trace) + "') }}"
+  ours, _ = backends
+  manager, (piece,) = lm_tasks.find_tasks(write_tasks(tmp_path, tasks[0] | {'doc_to_text': escape}))
+  with pytest.raises(UserError, match=r'cannot run .*SecurityError'):
+    lm_tasks.evaluate(ours, manager, piece)
+  assert not trace.exists()
 
 
 def test_interruption_ends_the_run_between_batches(backends):

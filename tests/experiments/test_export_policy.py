@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
+import yaml
 
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
@@ -19,6 +22,7 @@ from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.model_config import make_model
 from nlhf_jax.models import scoring
+from nlhf_jax.storage import json_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +133,21 @@ def test_models_that_do_not_fit_are_refused(trained, toy, changes, vocabulary, m
     make_model(config, vocabulary)
 
 
+def test_texts_need_room_for_what_reads_them(trained, toy):
+  config = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config('file'))
+  config.data.update(prompt_length=50, response_length=8)
+  config.model.hf = str(trained[-1] / 'model')
+  with pytest.raises(UserError, match='two responses of 8 exceed the 64 positions'):
+    make_model(config, 500)
+  config.judges = 'lengths'
+  for policy in config.policies.values():
+    policy.judge = 'lengths'
+  assert make_model(config, 500).sizes.max_positions == 64
+  config.data.prompt_length = 57
+  with pytest.raises(UserError, match='a response of 8 exceed the 64 positions'):
+    make_model(config, 500)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
@@ -146,6 +165,74 @@ def test_user_errors_print_one_line(arguments, message, tmp_path, monkeypatch, c
   config = f'--config={ROOT}/configs/nash_md.py'
   small = ['--config.data.posts=8', '--config.data.held_out=4']
   assert export.main(['export', config, *small, *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.count('\n') == 1
+
+
+@pytest.fixture
+def run_folder(trained, adapter_run, tmp_path):
+  """A work directory with a config and results, and stages beside it."""
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  json_lines.write_json(folder / 'config.json', adapter_run.config.to_dict())
+  shutil.copyfile(adapter_run.folder / 'run' / 'results.json', folder / 'results.json')
+  (tmp_path / 'stages').symlink_to(adapter_run.folder / 'stages')
+  return folder
+
+
+def test_run_is_exported_with_a_card(run_folder, tmp_path, capsys):
+  (tmp_path / '.out.draft').mkdir()  # of an export that was killed
+  (tmp_path / '.out.draft' / 'old').touch()
+  flags = [f'--run={run_folder}', '--policy=nash_md', f'--to={tmp_path / "out"}']
+  assert export.main(['export', *flags]) == 0, capsys.readouterr().err
+  names = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert names >= {'adapter_model.safetensors', 'adapter_config.json', 'tokenizer.json'}
+  assert not names & {'old', 'config.json'}
+  assert not (tmp_path / '.out.draft').exists()
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  metadata = yaml.safe_load(card.split('---')[1])
+  assert metadata['library_name'] == 'peft'
+  assert metadata['tags'][-1] == 'nash_md_pg'
+  assert 'Win rate of nash_md under the judge `learned`' in card
+  assert '| algorithm | nash_md_pg |' in card
+  assert str(tmp_path) not in card
+  # A second export does not replace the first.
+  assert export.main(['export', *flags]) == 2
+  assert 'is not empty' in capsys.readouterr().err
+
+
+def test_full_disk_leaves_no_export(run_folder, tmp_path, capsys):
+  flags = [f'--run={run_folder}', '--policy=nash_md', f'--to={tmp_path / "out"}']
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+  try:
+    status = export.main(['export', *flags])
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert status == 2
+  message = capsys.readouterr().err
+  assert f"cannot write '{tmp_path / 'out'}': " in message
+  assert message.count('\n') == 1
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'stages']
+  assert export.main(['export', *flags]) == 0
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--run=nowhere', '--policy=sft', '--to=x'], "'nowhere' is not the work directory of a run"),
+    (['--run=damaged', '--policy=sft', '--to=x'], 'is damaged'),
+    (['--run=list', '--policy=sft', '--to=x'], 'is damaged'),
+    (['--run=damaged', '--config=nash_md', '--policy=sft', '--to=x'], 'leave them out'),
+  ],
+)
+def test_what_is_no_run_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  for name, text in {'damaged': '{', 'list': '[3]'}.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(text)
+  assert export.main(['export', *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1

@@ -30,7 +30,7 @@ def make(section: Mapping[str, Any]) -> Benchmark | None:
 
   Args:
     section: `tasks`, names of tasks or groups or paths of YAML files, separated by commas; `limit`,
-      the number of questions per task, 0 for all.
+      the number of questions per task, 0 for all; `trust_tasks`, whether YAML files may run code.
 
   Raises:
     UserError: if a setting cannot be used.
@@ -41,7 +41,7 @@ def make(section: Mapping[str, Any]) -> Benchmark | None:
   limit = section['limit']
   if limit < 0:
     raise UserError(f'config.harness.limit={limit} must be at least 0 (0: all questions).')
-  find = functools.cache(functools.partial(find_tasks, tasks))
+  find = functools.cache(functools.partial(find_tasks, tasks, section['trust_tasks']))
   return Benchmark(
     'harness',
     run=functools.partial(run, find, limit or None),
@@ -51,11 +51,11 @@ def make(section: Mapping[str, Any]) -> Benchmark | None:
   )
 
 
-def find_tasks(tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
+def find_tasks(tasks: Sequence[str], trust: bool) -> tuple[Any, Sequence[Any]]:
   """The harness's task manager and the pieces to run.
 
   Raises:
-    UserError: if the harness is not installed, or has no such task.
+    UserError: if the harness is not installed, has no such task, or may not run it.
   """
   try:
     from nlhf_jax.evaluation.benchmarks import lm_tasks
@@ -64,7 +64,7 @@ def find_tasks(tasks: Sequence[str]) -> tuple[Any, Sequence[Any]]:
       f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
       "'nlhf-jax[harness]'."
     ) from None
-  return lm_tasks.find_tasks(tasks)
+  return lm_tasks.find_tasks(tasks, trust)
 
 
 Find = Callable[[], tuple[Any, Sequence[Any]]]

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.generation import LoadedModel
+from nlhf_jax.evaluation.generation import LoadedModel, padded_length
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.scoring import MAX_LOGITS
 from nlhf_jax.sampling.rollout import make_rollout
@@ -123,7 +123,7 @@ class HarnessModel(TemplateLM):
   def _chunks(self, rows) -> Iterator[list]:
     """Batches of rows of similar length; their sizes are powers of two, except for the last one."""
     while rows:
-      width = _padded(max(len(body) + 1 for _, body in rows[: self.batch_size]))
+      width = self._width(max(len(body) + 1 for _, body in rows[: self.batch_size]))
       size = max(1, min(self.batch_size, MAX_LOGITS // (len(self.tokenizer) * width)))
       size = 1 << (size.bit_length() - 1)
       yield rows[:size]
@@ -135,9 +135,9 @@ class HarnessModel(TemplateLM):
       (self._truncate([*context, *body], self.max_length), min(len(body) + 1, self.max_length))
       for context, body in chunk
     ]
-    length = _padded(max(count for _, count in rows))
-    width = max(length, _padded(max(len(row) for row, _ in rows)))
-    size, candidates = _padded(len(rows), 1), _padded(max(map(len, lasts)), 1)
+    length = self._width(max(count for _, count in rows))
+    width = self._width(max(length, *(len(row) for row, _ in rows)))
+    size, candidates = _power(len(rows)), _power(max(map(len, lasts)))
     tokens, choices = np.zeros((size, width), np.int32), np.zeros((size, candidates), np.int32)
     mask, body_mask = np.zeros((size, width), bool), np.zeros((size, length), bool)
     mask[:, -1] = True  # rows that only fill the batch need one token
@@ -155,6 +155,10 @@ class HarnessModel(TemplateLM):
       ]
       for i, last in enumerate(lasts)
     ]
+
+  def _width(self, length, room=None) -> int:
+    """The padded length of rows, within the `room` that there is: the context by default."""
+    return padded_length(length, MIN_PADDED_LENGTH, room or self.max_length)
 
   def _truncate(self, row, room) -> list[int]:
     """The last `room` tokens of a row."""
@@ -224,8 +228,9 @@ class HarnessModel(TemplateLM):
         self._decoder, [{'policy': 1.0}], length=length, stop=self.eot_token_id, filters=filters
       )
     rollout = self._rollouts[filters, length]
-    filled = rows + rows[:1] * (_padded(len(rows), 1) - len(rows))
-    prompts = tokenizers.pad_prompts(self.tokenizer, filled, _padded(max(map(len, rows))))
+    filled = rows + rows[:1] * (_power(len(rows)) - len(rows))
+    width = self._width(max(map(len, rows)), room=self.max_length - length)
+    prompts = tokenizers.pad_prompts(self.tokenizer, filled, width)
     self._key, key = jax.random.split(self._key)
     (responses,) = jax.device_get(rollout({'policy': self._params}, prompts, key))
     return [responses.tokens[i, 0][responses.mask[i, 0]].tolist() for i in range(len(rows))]
@@ -259,9 +264,9 @@ def _read_settings(settings: Mapping, end: str, max_positions: int) -> Generatio
   return GenerationSettings(filters, tuple(until), length)
 
 
-def _padded(length: int, least: int = MIN_PADDED_LENGTH) -> int:
+def _power(count: int) -> int:
   """The next power of two, so that few programs are compiled."""
-  return max(least, 1 << (length - 1).bit_length())
+  return 1 << (count - 1).bit_length()
 
 
 def _make_score(decoder: Decoder):

@@ -10,10 +10,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jinja2
 import lm_eval
+import lm_eval.api.metrics
+import lm_eval.utils
 import yaml
+from jinja2.sandbox import SandboxedEnvironment
+from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -21,6 +26,27 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.evaluation.benchmarks.lm_harness import HarnessModel
 from nlhf_jax.storage import json_lines
+
+# Templates come with tasks, and the environment of the harness lets them call any Python.
+_SANDBOX = SandboxedEnvironment(
+  loader=jinja2.BaseLoader(), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+)
+_SANDBOX.filters.update(lm_eval.utils.env.filters)
+lm_eval.utils.env = _SANDBOX
+
+# What third-party code raises where a task is malformed.
+TASK_ERRORS = (
+  KeyError,
+  TypeError,
+  ValueError,
+  OSError,
+  AttributeError,
+  IndexError,
+  RecursionError,
+  ImportError,
+  jinja2.TemplateError,
+  yaml.YAMLError,
+)
 
 
 class Piece(NamedTuple):
@@ -33,26 +59,29 @@ class Piece(NamedTuple):
   settings: object
 
 
-def find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[Piece]]:
+def find_tasks(tasks: Sequence[str], trust: bool = False) -> tuple[TaskManager, list[Piece]]:
   """The harness's task manager, and the pieces of some tasks; no data are read.
 
   Args:
     tasks: names of tasks or of groups, such as `openllm`, or paths of YAML files.
+    trust: whether YAML files may run code of their own. The harness's tasks always may.
 
   Raises:
-    UserError: if there is no such task.
+    UserError: if there is no such task, or it runs code and is not trusted.
   """
   # The harness's own tasks are thousands of files; they are read only if one is named.
   manager = TaskManager(include_defaults=not all(map(os.path.isfile, tasks)))
   index, pieces = manager.task_index, []
   for task in tasks:
     try:
+      if os.path.isfile(task) and not trust:
+        _refuse_code(task, Path(task))
       settings = [lm_eval.__version__, task, _contents(task) if os.path.isfile(task) else {}]
       entry = TaskIndex.entry_from_path(Path(task)) if os.path.isfile(task) else index[task]
       index[task] = entry
       if entry.kind is Kind.GROUP:
         _keep_names(index, task)
-    except (KeyError, TypeError, ValueError, OSError, AttributeError, yaml.YAMLError) as error:
+    except TASK_ERRORS as error:
       raise _cannot_run(task, error) from None
     of_group = index[task].cfg if entry.kind is Kind.GROUP else {}
     if of_group and not of_group.get('aggregate_metric_list'):
@@ -70,6 +99,59 @@ def _cannot_run(task, error) -> UserError:
     f"the lm-evaluation-harness cannot run '{task}' ({type(error).__name__}: {first_line(error)}); "
     '`lm-eval ls tasks` lists what it has.'
   )
+
+
+class _Function(str):
+  """The name of a function in a task's file, written `!function module.name`."""
+
+
+class _Loader(yaml.SafeLoader):
+  """Reads a task's file without importing the functions that it names."""
+
+
+_Loader.add_constructor('!function', lambda loader, node: _Function(loader.construct_scalar(node)))
+
+
+def _refuse_code(task: str, path: Path, seen: tuple[Path, ...] = ()) -> None:
+  """Refuses a task that runs code which is not part of the harness.
+
+  Raises:
+    UserError: that names the code and the setting.
+  """
+  path = path.expanduser().resolve()
+  if path.is_relative_to(Path(lm_eval.__file__).parent) or path in seen:
+    return
+  content = yaml.load(path.read_bytes(), Loader=_Loader)
+  code = _find_code(content)
+  if code:
+    raise UserError(
+      f"config.harness.tasks: '{task}' runs {code} in {path}; set config.harness.trust_tasks=True "
+      'if you trust that code, or remove the task.'
+    )
+  included = content.get('include', []) if isinstance(content, Mapping) else []
+  for name in included if isinstance(included, list) else [included]:
+    _refuse_code(task, path.parent / name, (*seen, path))
+
+
+def _find_code(value: Any) -> str:
+  """What part of a task's settings is code, or an empty text."""
+  if isinstance(value, _Function):
+    return f"the function '{value}'"
+  if isinstance(value, list):
+    return next(filter(None, map(_find_code, value)), '')
+  if not isinstance(value, Mapping):
+    return ''
+  if 'class' in value:
+    return f"the class '{value['class']}'"
+  if 'use_prompt' in value:
+    return f"the prompt '{value['use_prompt']}'"
+  if value.get('dataset_path') == 'pandas':
+    return 'pickled data'
+  # Other metrics are programs, which the harness downloads or reads from a folder.
+  metric = value.get('metric')
+  if isinstance(metric, str) and (value.get('hf_evaluate') or metric not in metric_registry):
+    return f"the program of the metric '{metric}'"
+  return next(filter(None, map(_find_code, value.values())), '')
 
 
 def _contents(path) -> dict[str, str]:
@@ -139,7 +221,7 @@ def evaluate(
     found = lm_eval.simple_evaluate(
       policy, tasks=[piece.name], limit=limit, log_samples=False, task_manager=manager
     )
-  except (KeyError, ValueError, OSError) as error:
+  except TASK_ERRORS as error:
     raise _cannot_run(piece.name, error) from None
   except UserError as error:
     raise UserError(f"'{piece.name}' of the lm-evaluation-harness: {error}") from None

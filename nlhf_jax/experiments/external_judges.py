@@ -38,12 +38,12 @@ def record_usage(
   usage = {}
   for name, judge in judges.items():
     path, counts = workdir / f'{name}.json', Counter(judge.counts())
-    before = json_lines.read_json(path) if json_lines.exists(path) else {}
+    before = json_lines.read_sealed(path) or {}
     if before.get('about') == judge.about:
       counts.update(before['counts'])
     usage[name] = {'about': judge.about, 'counts': dict(counts)}
     if distributed.broadcast_from_first(bool(counts)):
-      json_lines.write_json(path, usage[name])
+      json_lines.write_sealed(path, usage[name])
   return usage
 
 

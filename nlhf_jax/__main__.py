@@ -14,7 +14,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from nlhf_jax import __version__, configs
+from nlhf_jax import __version__, command, configs
 
 MODULES = {'run': 'nlhf_jax.main', 'export': 'nlhf_jax.export', 'plan': 'nlhf_jax.plan'}
 
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if name in MODULES:
     return importlib.import_module(MODULES[name]).main([f'{program} {name}', *flags])
   if name == 'list' and not flags:
-    print(*list_configs(), sep='\n')
+    try:
+      print(*list_configs(), sep='\n', flush=True)
+    except BrokenPipeError:
+      return command.silence_output()
     return 0
   choices = f'must be one of {", ".join((*MODULES, "list"))}; nlhf --help explains them.'
   if not name:

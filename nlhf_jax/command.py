@@ -3,8 +3,10 @@
 import difflib
 import importlib
 import inspect
+import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
 from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.storage import disk
 
 # Type of a field -> what an error calls its values, and the function that parses one.
 _TYPES = {
@@ -62,7 +65,7 @@ def run_command(
     overrides = [argument for argument in arguments if argument.startswith('--config.')]
     settings = parse_flags([text for text in arguments if text not in overrides], FLAGS | more)
     if settings.help:
-      print(usage, settings.get_help(include_special_flags=False), sep='\n')
+      print(usage, settings.get_help(include_special_flags=False), sep='\n', flush=True)
       return 0
     if settings.version:
       print(f'nlhf_jax {__version__}')
@@ -71,12 +74,14 @@ def run_command(
     for override in overrides:
       apply_override(override, config, settings.config)
     if settings.print:
-      print(describe(config))
+      print(describe(config), flush=True)
       return 0
     if settings.cluster:
       # Imported late, so that a mistake in the flags does not wait for JAX.
       importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
-    work(config, settings)
+    with disk.writing(*_places(settings)):
+      work(config, settings)
+    sys.stdout.flush()  # a pipe that is closed shows here, and not when Python ends
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -88,7 +93,26 @@ def run_command(
       'Stopped at once. Run the same command again: it resumes from what was saved, if anything.'
     )
     return 130
+  except BrokenPipeError:
+    return silence_output()
   return 0
+
+
+def _places(settings: flags.FlagValues) -> list[Path]:
+  """The folders that a command writes to."""
+  given = settings['to'].value if 'to' in settings else None
+  _, *folders = run_paths(settings)
+  return [Path(given), *folders] if given else folders
+
+
+def silence_output() -> int:
+  """Sends what is still printed nowhere, once nobody reads it, as after `| head`.
+
+  Returns:
+    the exit status of a command that a closed pipe ends.
+  """
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return 128 + signal.SIGPIPE
 
 
 def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
@@ -211,7 +235,7 @@ def apply_override(override: str, config: ConfigDict, name: str) -> None:
   flag, given, text = override.partition('=')
   fields = dict(_fields(config, '--config.'))
   if flag not in fields:
-    nearest = difflib.get_close_matches(flag, fields, n=1, cutoff=0)[0]
+    nearest = max(fields, key=lambda field: _likeness(flag, field))
     raise UserError(f'{flag}: {name} has no such field; the nearest is {nearest}.')
   before = fields[flag]
   if isinstance(before, ConfigDict):
@@ -226,6 +250,13 @@ def apply_override(override: str, config: ConfigDict, name: str) -> None:
   except (KeyError, ValueError):
     raise UserError(f"{flag}: '{text}' is not {kind}; the default is {before}.") from None
   config.update_from_flattened_dict({flag.removeprefix('--config.'): value})
+
+
+def _likeness(wanted: str, field: str) -> float:
+  """How alike two fields are: their last parts, then all of them."""
+  ends, wholes = zip(wanted.rsplit('.', 1), field.rsplit('.', 1), strict=False), (wanted, field)
+  *_, last = ends
+  return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in (last, wholes))
 
 
 def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:

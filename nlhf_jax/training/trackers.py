@@ -35,14 +35,7 @@ def read_curve(folder: Path, steps: int = 1) -> list[dict]:
 
 def _read(folder, until=math.inf) -> list[dict]:
   """The records up to a step; those that the file lacks, or has otherwise, come from its copy."""
-  shown, kept = (
-    {
-      record['step']: record
-      for record in json_lines.read(folder / name)
-      if _has_step(record, until)
-    }
-    for name in (FILE, COPY)
-  )
+  shown, kept = (_by_step(folder / name, until) for name in (FILE, COPY))
   if len(kept) < len(shown):  # the copy is damaged, or not yet complete
     kept = shown | kept
   records = [kept[step] for step in sorted(kept)]
@@ -53,9 +46,9 @@ def _read(folder, until=math.inf) -> list[dict]:
   return records
 
 
-def _has_step(record, until) -> bool:
-  step = record.get('step')
-  return isinstance(step, int) and step <= until
+def _by_step(path, until) -> dict[int, dict]:
+  records = [it for it in json_lines.read(path) if isinstance(it.get('step'), int)]
+  return {record['step']: record for record in records if record['step'] <= until}
 
 
 class Metrics:

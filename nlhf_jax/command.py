@@ -65,17 +65,14 @@ def run_command(
     overrides = [argument for argument in arguments if argument.startswith('--config.')]
     settings = parse_flags([text for text in arguments if text not in overrides], FLAGS | more)
     if settings.help:
-      print(usage, settings.get_help(include_special_flags=False), sep='\n', flush=True)
-      return 0
+      return print_quietly(f'{usage}\n{settings.get_help(include_special_flags=False)}')
     if settings.version:
-      print(f'nlhf_jax {__version__}')
-      return 0
+      return print_quietly(f'nlhf_jax {__version__}')
     config = load_config(settings.config)
     for override in overrides:
       apply_override(override, config, settings.config)
     if settings.print:
-      print(describe(config), flush=True)
-      return 0
+      return print_quietly(describe(config))
     if settings.cluster:
       # Imported late, so that a mistake in the flags does not wait for JAX.
       importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
@@ -103,6 +100,15 @@ def _places(settings: flags.FlagValues) -> list[Path]:
   given = settings['to'].value if 'to' in settings else None
   _, *folders = run_paths(settings)
   return [Path(given), *folders] if given else folders
+
+
+def print_quietly(text: str) -> int:
+  """Prints a text, of which nobody need read the end; returns the exit status."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    return silence_output()
+  return 0
 
 
 def silence_output() -> int:

@@ -288,7 +288,10 @@ def test_an_unwritable_work_directory_is_named(complaint, tmp_path):
 
 def test_an_unwritable_parent_directory_is_named(complaint):
   sentence = complaint('--config=tabular', '--config.only=mwu', '--workdir=/proc/none/run')
-  assert sentence == "cannot write to '/proc/none': No such file or directory."
+  assert sentence == (
+    "cannot write to '/proc/none': No such file or directory (0 bytes free); make it writable, or "
+    'give another folder, and run the same command again: it continues from what was saved.'
+  )
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
       dropped[problem.reason] += 1
 
     for chunk in _chunks(
-      tqdm(_readable(entries), desc='tokenising', unit='row', mininterval=0.5, delay=2)
+      iter(tqdm(_readable(entries), desc='tokenising', unit='row', mininterval=0.5, delay=2))
     ):
       total += len(chunk)
       kept = []
@@ -258,8 +258,7 @@ def _readable(entries) -> Iterator[Entry]:
     raise _unreadable(error) from None
 
 
-def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-  entries = iter(entries)
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
   while chunk := list(itertools.islice(entries, CHUNK)):
     yield chunk
 

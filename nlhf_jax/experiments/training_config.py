@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, StepRule, always
@@ -60,11 +60,11 @@ def count_updates(rule: StepRule, steps: int) -> int:
   """How many of the first `steps` steps the policy takes."""
   if rule is always:
     return steps
-  chunks = (
-    np.arange(first, min(first + CHUNK, steps + 1), dtype=np.int64)
-    for first in range(1, steps + 1, CHUNK)
-  )
-  return sum(int(np.sum(rule(numbers))) for numbers in chunks)
+  total = 0
+  for first in range(1, steps + 1, CHUNK):
+    numbers = jnp.arange(first, min(first + CHUNK, steps + 1), dtype=jnp.uint32)
+    total += int(jnp.sum(rule(numbers)))
+  return total
 
 
 def check_accumulation(row: ConfigDict, algorithm: Algorithm, field: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import Interrupted, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of the medium, not of a name that a user gave.
@@ -34,6 +34,8 @@ def writing(*places: Path) -> Iterator[None]:
   """
   try:
     yield
+  except (UserError, Interrupted):
+    raise
   except Exception as error:
     for one in _chain(error):
       if found := _find_refusal(one, places):
@@ -71,7 +73,7 @@ def _chain(error) -> Iterator[BaseException]:
   while error is not None and error not in seen:
     yield error
     seen.append(error)
-    error = error.__cause__ or error.__context__
+    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _find_refusal(error, places) -> tuple[int, str | Path] | None:

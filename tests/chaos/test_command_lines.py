@@ -38,9 +38,9 @@ def check(lines, capsys):
   return found
 
 
-def test_a_hundred_command_lines_give_sentences(capsys):
-  found = check(command_lines.generate(100, seed=0), capsys)
-  assert found[True] > 50
+def test_some_command_lines_give_sentences(capsys):
+  found = check(command_lines.generate(60, seed=0), capsys)
+  assert found[True] > 30
   assert found[False] > 3
 
 
@@ -85,7 +85,7 @@ def test_sizes_are_refused_before_memory_is_asked_for(capsys, line, expected):
 def test_many_steps_are_counted_at_once(capsys):
   start = time.monotonic()
   for name in ('nash_md', 'egpo'):
-    line = [f'--config={name}', f'--config.policies.{name}.steps=100000000']
+    line = [f'--config={name}', f'--config.policies.{name}.steps=20000000']
     assert command_lines.run(line, capsys).status in ACCEPTED
   assert time.monotonic() - start < FIRST_SENTENCE
 

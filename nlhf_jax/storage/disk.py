@@ -11,8 +11,9 @@ from pathlib import Path
 from nlhf_jax.errors import Interrupted, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (*FULL, errno.EROFS)  # by writes only
 # Errors of the medium, not of a name that a user gave.
-FAILED = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
+FAILED = (*REFUSED, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
 MORE_ROOM = 'make room there'
 OTHER_FOLDER = 'make it writable, or give another folder'
 RESUME = 'and run the same command again: it continues from what was saved'
@@ -82,8 +83,10 @@ def _find_refusal(error, places) -> tuple[int, str | Path] | None:
     return int(found['number']), found['path']
   if not isinstance(error, OSError) or error.errno is None:
     return None
+  if error.errno in REFUSED or (error.filename is None and error.errno in FAILED):
+    return error.errno, error.filename or places[0]
   if error.filename is None:
-    return (error.errno, places[0]) if error.errno in FAILED else None
+    return None
   path = Path(os.fsdecode(error.filename)).absolute()
   # The error may name a parent that is missing.
   ours = (path.is_relative_to(it) or it.is_relative_to(path) for it in map(Path.absolute, places))

@@ -52,7 +52,8 @@ def _replace(path) -> Iterator[Path]:
       os.fsync(written.fileno())
     os.replace(draft, path)
   finally:
-    draft.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      draft.unlink()
 
 
 def exists(path: Path) -> bool:

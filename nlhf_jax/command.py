@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
-from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.errors import Interrupted, UserError, first_line
 from nlhf_jax.storage import disk
 
 # Type of a field -> what an error calls its values, and the function that parses one.
@@ -92,7 +92,23 @@ def run_command(
     return 130
   except BrokenPipeError:
     return silence_output()
+  except Exception as error:
+    if not _is_out_of_memory(error):
+      raise
+    print(
+      f'error: there is not enough memory ({first_line(error)}); lower the sizes of the model, of '
+      'batches or of texts (`nlhf plan` says what fits), and run again: what was saved is safe.',
+      file=sys.stderr,
+    )
+    return 2
   return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  text = str(error)
+  return isinstance(error, MemoryError) or (
+    'RESOURCE_EXHAUSTED' in text and 'memory' in text.lower()
+  )
 
 
 def _places(settings: flags.FlagValues) -> list[Path]:

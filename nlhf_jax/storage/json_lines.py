@@ -177,8 +177,12 @@ def write_sealed(path: Path, value: Mapping) -> None:
     draft.write_text(_lines([value], sealed=True))
 
 
-def read_json(path: Path) -> dict:
-  """Reads the value of a file."""
+def read_json(path: Path) -> Any:
+  """Reads the value of a file, as `write_json` wrote it.
+
+  Raises:
+    ValueError: if it is damaged.
+  """
   return json.loads(path.read_text())
 
 

@@ -80,6 +80,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   trained |= {'exploiter': exploiter} if exploiter else {}
   trained = {field: training for field, training in trained.items() if training.steps}
   check_mesh(trained)
+  external = {name: make_external(config, name, folder) for name in EXTERNAL if name in used}
   corpus = make_corpus(config, folder)
   held_out = len(corpus.held_out.prompts.tokens)
   if config.tournament.prompts > held_out:
@@ -109,7 +110,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
-    external={name: make_external(config, name, folder) for name in EXTERNAL if name in used},
+    external=external,
   )
 
 

@@ -22,23 +22,17 @@ def open_run(run: Path, beside: Path, stages: str | Path | None = None) -> Langu
     UserError: if there is no config, it cannot be read, or it trains no language models.
   """
   path = run / 'config.json'
-  try:
-    settings = json_lines.read_json(path)
-  except FileNotFoundError:
-    raise UserError(f"'{run}' is not the folder of a run: it has no config.json.") from None
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"'{path}' is damaged ({first_line(error)}); run nlhf_jax.main with the same config and "
-      '--workdir, which writes it again and trains nothing twice.'
-    ) from None
-  kind = settings.get('experiment') if isinstance(settings, dict) else None
-  if kind != 'language':
-    raise UserError(f"'{run}' is not a run that trains language models, but of kind {kind}.")
+  if not path.is_file():
+    raise UserError(f"'{run}' is not the folder of a run: it has no config.json.")
   own = run / 'stages'
   folder = Path(stages or (own if own.is_dir() else beside))
   try:
-    return make_experiment(ConfigDict(settings), run.name, folder)
+    settings = ConfigDict(json_lines.read_json(path))
+    if settings.experiment != 'language':
+      raise UserError(f"'{run}' is a run of kind {settings.experiment}, which has no policies.")
+    return make_experiment(settings, run.name, folder)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f"'{path}' is damaged or of another version of nlhf_jax ({first_line(error)}); train again."
+      f"'{path}' is damaged or from another version of nlhf_jax ({first_line(error)}); run "
+      'nlhf_jax.main again with its config and --workdir, which trains nothing twice.'
     ) from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
@@ -76,6 +76,7 @@ def run_command(
     if settings.cluster:
       # Imported late, so that a mistake in the flags does not wait for JAX.
       importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
+    logging.set_verbosity('fatal')  # Orbax logs the tracebacks of errors that it also raises
     with disk.writing(*_places(settings)):
       work(config, settings)
     sys.stdout.flush()  # a pipe that is closed shows here, and not when Python ends
@@ -124,6 +125,10 @@ def print_quietly(text: str) -> int:
     print(text, flush=True)
   except BrokenPipeError:
     return silence_output()
+  except OSError as error:
+    silence_output()
+    print(f'error: cannot print: {error.strerror}; send the output elsewhere.', file=sys.stderr)
+    return 2
   return 0
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.start import describe_changes, move_other_results
+from nlhf_jax.experiments.start import describe_changes, make_experiment, move_other_results
 from nlhf_jax.storage import json_lines
 
 CONFIG = {'experiment': 'language', 'sft': {'steps': 4, 'batch': 2}, 'seed': 0}
@@ -86,3 +86,12 @@ def test_differences_are_named_up_to_five():
     *(f'field {number}=null, now {number}' for number in range(5)),
     'and 2 more',
   ]
+
+
+def test_fewer_prompts_than_wanted_are_said(config_named, tmp_path, capsys):
+  config = config_named('nash_md')
+  config.tournament.prompts = 99_999
+  make_experiment(config, 'nash_md', tmp_path)
+  assert capsys.readouterr().out == (
+    'config.tournament.prompts=99999: only 8 prompts are held out, and the tournament has these.\n'
+  )

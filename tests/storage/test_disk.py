@@ -12,6 +12,7 @@ import pytest
 
 from nlhf_jax.data import token_store
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.start import start
 from nlhf_jax.storage import disk, json_lines, locks
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -91,6 +92,20 @@ def test_a_full_disk_keeps_the_records_before(small):
   json_lines.append(path, [BIG])
   assert json_lines.read(path) == [{'step': 1}, BIG]
   assert not list(small.glob('*.damaged'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kilobytes', [150, 300, 450])
+def test_a_run_on_a_full_disk_goes_on_with_room(small, kilobytes, toy_run):
+  mount(small, f'size={kilobytes}k,remount')
+  config = toy_run.make_config()
+  with pytest.raises(UserError, match=FULL):
+    start(config, 'nash_md', small / 'run', small / 'stages')
+  assert not (small / 'run' / 'results.json').exists()
+  mount(small, 'size=64m,remount')
+  start(config, 'nash_md', small / 'run', small / 'stages')
+  for name in ('results.json', 'samples.jsonl'):
+    assert (small / 'run' / name).read_bytes() == (toy_run.folder / 'run' / name).read_bytes()
 
 
 def test_a_read_only_disk_is_not_full(small):

@@ -71,7 +71,9 @@ def read(path: Path) -> list[dict]:
   """
   if not path.exists():
     return []
-  lines = path.read_bytes().split(b'\n')[:-1]
+  *lines, rest = path.read_bytes().split(b'\n')
+  if rest and not rest.startswith(b'{'):  # no line that was cut
+    lines.append(rest)
   found = [_parse(line) for line in lines]
   sealed = any(CHECK in record for record in found if record)
   if sealed:  # then every line was
@@ -123,7 +125,9 @@ def append(path: Path, records: Iterable[Mapping]) -> None:
   with disk.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _takes_more(path):
-      write(path, read(path), sealed=True)
+      known = _lines(read(path), sealed=True)
+      with _replace(path) as draft:
+        draft.write_text(known)
     with path.open('a') as lines:
       lines.write(text)
 
@@ -152,14 +156,13 @@ def _parse(text) -> dict | None:
 
 
 def _seal(value) -> dict:
-  written = json.dumps(value)
-  return {**json.loads(written), CHECK: f'{zlib.crc32(written.encode()):08x}'}
+  return {**value, CHECK: f'{zlib.crc32(json.dumps(value).encode()):08x}'}
 
 
 def _unseal(value) -> dict | None:
   """A value without its checksum; None if it is damaged."""
   inner = {name: item for name, item in (value or {}).items() if name != CHECK}
-  return inner if value == _seal(inner) else None
+  return inner if value and value.get(CHECK) == _seal(inner)[CHECK] else None
 
 
 # --- One value ---

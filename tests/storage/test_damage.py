@@ -62,6 +62,22 @@ def test_any_flipped_bit_of_a_value_is_found(tmp_path, capsys):
   assert json_lines.read_sealed(path)['seconds'] == math.inf
 
 
+def test_missing_numbers_are_no_damage(tmp_path):
+  path = tmp_path / 'value.json'
+  json_lines.write_sealed(path, {'ratio': math.nan, 'pair': (1, 2)})
+  value = json_lines.read_sealed(path)
+  assert math.isnan(value['ratio'])
+  assert value['pair'] == [1, 2]
+
+
+@pytest.mark.parametrize('content', [b'\0' * 99, b'\xff' * 9, b'[1, 2', b'text'])
+def test_content_that_is_no_record_is_set_aside(tmp_path, content):
+  path = tmp_path / 'lines.jsonl'
+  path.write_bytes(content)
+  assert json_lines.read(path) == []
+  assert (tmp_path / 'lines.jsonl.damaged').read_bytes() == content
+
+
 @pytest.mark.parametrize('content', [b'', b'\0' * 40, b'\xff\xfe', b'[1]', b'3', b'{"a": 1}'])
 def test_a_replaced_value_is_found(tmp_path, content):
   path = tmp_path / 'value.json'

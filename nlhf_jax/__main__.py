@@ -14,7 +14,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from nlhf_jax import __version__, configs
+from nlhf_jax import __version__, command, configs
 
 MODULES = {'run': 'nlhf_jax.main', 'export': 'nlhf_jax.export', 'plan': 'nlhf_jax.plan'}
 
@@ -28,17 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """
   program, *rest = sys.argv if arguments is None else arguments
   name, *flags = rest or ['']
-  if name in ('help', '--help', '-h'):
-    print(__doc__)
-    return 0
-  if name == '--version':
-    print(f'nlhf_jax {__version__}')
-    return 0
   if name in MODULES:
     return importlib.import_module(MODULES[name]).main([f'{program} {name}', *flags])
+  if name in ('help', '--help', '-h'):
+    return command.print_quietly(__doc__)
+  if name == '--version':
+    return command.print_quietly(f'nlhf_jax {__version__}')
   if name == 'list' and not flags:
-    print(*list_configs(), sep='\n')
-    return 0
+    return command.print_quietly('\n'.join(list_configs()))
   choices = f'must be one of {", ".join((*MODULES, "list"))}; nlhf --help explains them.'
   if not name:
     problem = f'the first argument {choices}'

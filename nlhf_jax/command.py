@@ -4,19 +4,22 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
-from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.errors import Interrupted, UserError, first_line
 from nlhf_jax.judges.keys import check_section
+from nlhf_jax.storage import disk
 from nlhf_jax.storage.texts import printable
 
 # Type of a field -> what an error calls its values, and the function that parses one.
@@ -67,23 +70,23 @@ def run_command(
     overrides = [argument for argument in arguments if argument.startswith('--config.')]
     settings = parse_flags([text for text in arguments if text not in overrides], FLAGS | more)
     if settings.help:
-      print(usage, settings.get_help(include_special_flags=False), sep='\n')
-      return 0
+      return print_quietly(f'{usage}\n{settings.get_help(include_special_flags=False)}')
     if settings.version:
-      print(f'nlhf_jax {__version__}')
-      return 0
+      return print_quietly(f'nlhf_jax {__version__}')
     config = load_config(settings.config)
     for override in overrides:
       apply_override(override, config, settings.config)
     if 'remote' in config:
       check_section(config.remote.to_dict())
     if settings.print:
-      print(describe(config))
-      return 0
+      return print_quietly(describe(config))
     if settings.cluster:
       # Imported late, so that a mistake in the flags does not wait for JAX.
       importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
-    work(config, settings)
+    logging.set_verbosity('fatal')  # Orbax logs the tracebacks of errors that it also raises
+    with disk.writing(*_places(settings)):
+      work(config, settings)
+    sys.stdout.flush()  # a pipe that is closed shows here, and not when Python ends
   except UserError as error:
     print(f'error: {printable(str(error))}', file=sys.stderr)
     return 2
@@ -95,7 +98,55 @@ def run_command(
       'Stopped at once. Run the same command again: it resumes from what was saved, if anything.'
     )
     return 130
+  except BrokenPipeError:
+    return silence_output()
+  except Exception as error:
+    if not _is_out_of_memory(error):
+      raise
+    print(
+      f'error: there is not enough memory ({first_line(error)}); lower the sizes of the model, of '
+      'batches or of texts (`nlhf plan` says what fits), and run again: what was saved is safe.',
+      file=sys.stderr,
+    )
+    return 2
   return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  text = str(error)
+  return isinstance(error, MemoryError) or (
+    'RESOURCE_EXHAUSTED' in text and 'memory' in text.lower()
+  )
+
+
+def _places(settings: flags.FlagValues) -> list[Path]:
+  """The folders that a command writes to."""
+  given = settings['to'].value if 'to' in settings else None
+  _, *folders = run_paths(settings)
+  return [Path(given), *folders] if given else folders
+
+
+def print_quietly(text: str) -> int:
+  """Prints a text, of which nobody need read the end; returns the exit status."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    return silence_output()
+  except OSError as error:
+    silence_output()
+    print(f'error: cannot print: {error.strerror}; send the output elsewhere.', file=sys.stderr)
+    return 2
+  return 0
+
+
+def silence_output() -> int:
+  """Sends what is still printed nowhere, once nobody reads it, as after `| head`.
+
+  Returns:
+    the exit status of a command that a closed pipe ends.
+  """
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  return 128 + signal.SIGPIPE
 
 
 def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:
@@ -237,7 +288,7 @@ def apply_override(override: str, config: ConfigDict, name: str) -> None:
   flag, given, text = override.partition('=')
   fields = dict(_fields(config, '--config.'))
   if flag not in fields:
-    nearest = difflib.get_close_matches(flag, fields, n=1, cutoff=0)[0]
+    nearest = max(fields, key=lambda field: _likeness(flag, field))
     raise UserError(f'{flag}: {name} has no such field; the nearest is {nearest}.')
   before = fields[flag]
   if isinstance(before, ConfigDict):
@@ -252,6 +303,13 @@ def apply_override(override: str, config: ConfigDict, name: str) -> None:
   except (KeyError, ValueError):
     raise UserError(f"{flag}: '{text}' is not {kind}; the default is {before}.") from None
   config.update_from_flattened_dict({flag.removeprefix('--config.'): value})
+
+
+def _likeness(wanted: str, field: str) -> float:
+  """How alike two fields are: their last parts, then all of them."""
+  ends, wholes = zip(wanted.rsplit('.', 1), field.rsplit('.', 1), strict=False), (wanted, field)
+  *_, last = ends
+  return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in (last, wholes))
 
 
 def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:

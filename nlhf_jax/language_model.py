@@ -7,20 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.data import tokenizers
-from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.generation import LoadedModel, make_respond
-from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
+from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import Numerics, make_decoder
-from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
 # A question, or the messages {'role', 'content'} of a conversation that ends with the user's.
@@ -103,20 +102,7 @@ def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) 
     UserError: if there is no such run or policy, or its training is not finished.
   """
   folder = Path(folder)
-  path = folder / 'config.json'
-  if not path.is_file():
-    raise UserError(f"'{folder}' is not the folder of a run: it has no config.json.")
-  if stages is None:
-    stages = next((path for path in [folder / 'stages'] if path.is_dir()), folder.parent / 'stages')
-  try:
-    settings = ConfigDict(json_lines.read_json(path))
-    if settings.experiment != 'language':
-      raise UserError(f"'{folder}' is a run of kind {settings.experiment}, which has no policies.")
-    experiment = make_experiment(settings, folder.name, Path(stages))
-  except (AttributeError, KeyError, ValueError) as error:
-    raise UserError(
-      f"'{path}' is damaged or from another version of nlhf_jax ({first_line(error)}); train again."
-    ) from None
+  experiment = open_run(folder, folder.parent / 'stages', stages)
   model = experiment.model
   params = load_entry(experiment, policy)
   tokenizer = experiment.corpus.tokenizer

@@ -14,8 +14,15 @@ from ml_collections import ConfigDict
 from nlhf_jax import command
 from nlhf_jax.errors import UserError
 
-# The kinds of experiments, each a folder in nlhf_jax/experiments.
-KINDS = ('evaluate', 'judges', 'language', 'sample_complexity', 'tabular', 'token_game')
+# The kinds of experiments, each a folder in nlhf_jax/experiments, and a shipped config of the kind.
+KINDS = {
+  'evaluate': 'evaluate',
+  'judges': 'preferences',
+  'language': 'nash_md',
+  'sample_complexity': 'sample_complexity',
+  'tabular': 'tabular',
+  'token_game': 'token_game',
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,11 +34,19 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   """Starts the experiment that the config describes, by its kind.
 
   Raises:
-    UserError: if there is no such kind of experiment, or the work directory cannot be written to.
+    UserError: if there is no such kind of experiment, the config lacks a part of it, or a setting
+      or the data cannot be used.
   """
   if config.get('experiment') not in KINDS:
     raise UserError(
       f"config.experiment='{config.get('experiment')}' must be one of {', '.join(KINDS)}."
+    )
+  example = KINDS[config.experiment]
+  missing = [name for name in command.load_config(example) if name not in config]
+  if missing:
+    raise UserError(
+      f"config.experiment='{config.experiment}' needs {', '.join(missing)}, which "
+      f'--config={settings.config} lacks; start from --config={example}.'
     )
   if settings.cluster and config.experiment != 'language':
     raise UserError(
@@ -42,16 +57,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.run_paths(settings)
   compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
-  try:
-    experiment.start(config, name, workdir, stages)
-  except OSError as error:
-    # The error names the first parent that is missing, which may be above our folders.
-    path = error.filename and Path(error.filename)
-    if not path or not any(
-      path.is_relative_to(folder) or folder.is_relative_to(path) for folder in (workdir, stages)
-    ):
-      raise
-    raise UserError(f"cannot write to '{error.filename}': {error.strerror}.") from None
+  experiment.start(config, name, workdir, stages)
   print(f'\nReport: {workdir / "report.html"}')
 
 

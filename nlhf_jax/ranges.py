@@ -23,9 +23,10 @@ class Range(NamedTuple):
   contains: Callable[[Any], bool]
 
 
-AT_LEAST_ONE = Range('at least 1', lambda value: 1 <= value < math.inf)
-AT_LEAST_TWO = Range('at least 2', lambda value: 2 <= value < math.inf)
-COUNT = Range('at least 0', lambda value: 0 <= value < math.inf)
+MOST = 2**31  # indices on devices have 32 bits
+AT_LEAST_ONE = Range('at least 1, and below 2^31', lambda value: 1 <= value < MOST)
+AT_LEAST_TWO = Range('at least 2, and below 2^31', lambda value: 2 <= value < MOST)
+COUNT = Range('at least 0, and below 2^31', lambda value: 0 <= value < MOST)
 FINITE = Range('finite', lambda value: -math.inf < value < math.inf)
 NON_NEGATIVE = Range('at least 0, and finite', lambda value: 0 <= value < math.inf)
 POSITIVE = Range('above 0, and finite', lambda value: 0 < value < math.inf)

@@ -1,5 +1,6 @@
 """The commands: each mistake in their arguments gives one sentence and exit status 2."""
 
+import errno
 import json
 import os
 import subprocess
@@ -269,6 +270,31 @@ def test_an_interrupted_run_explains_how_to_resume(monkeypatch, capsys):
   assert 'Stopped in sft, step 3 of 5.' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  'error',
+  [
+    MemoryError('Unable to allocate 9 GiB'),
+    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes'),
+  ],
+)
+def test_too_little_memory_gives_one_sentence(complaint, monkeypatch, error):
+  def run(*_):
+    raise error
+
+  monkeypatch.setattr(main, 'run', run)
+  assert complaint(CONFIG).startswith(f'there is not enough memory ({error}); lower the sizes')
+
+
+def test_a_full_disk_gives_one_sentence(complaint, monkeypatch, tmp_path):
+  def run(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(main, 'run', run)
+  sentence = complaint(CONFIG, f'--workdir={tmp_path}')
+  assert sentence.startswith(f"cannot write to '{tmp_path}': No space left on device (")
+  assert 'bytes free); make room there, and run the same command again' in sentence
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
   def run(*_):
     raise ValueError('a bug')
@@ -288,7 +314,10 @@ def test_an_unwritable_work_directory_is_named(complaint, tmp_path):
 
 def test_an_unwritable_parent_directory_is_named(complaint):
   sentence = complaint('--config=tabular', '--config.only=mwu', '--workdir=/proc/none/run')
-  assert sentence == "cannot write to '/proc/none': No such file or directory."
+  assert sentence == (
+    "cannot write to '/proc/none': No such file or directory (0 bytes free); make it writable, or "
+    'give another folder, and run the same command again: it continues from what was saved.'
+  )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.storage import json_lines, locks
+from nlhf_jax.storage import disk, json_lines, locks
 
 # One example: its file and row, and its texts as rows of `prompts` and `responses`, -1 for none.
 COLUMNS = np.dtype(
@@ -45,6 +45,7 @@ COLUMNS = np.dtype(
 TEXTS = ('demonstration', 'left', 'right')
 CHUNK = 1024  # examples whose texts are in memory
 ACCOUNT = 'account.json'
+DIGESTS = 'digests.json'  # of all other files; written last
 
 OTHER_TEMPLATE = 'change it, name a model whose chat template accepts it in config.model.hf'
 
@@ -98,14 +99,15 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> None:
   Of several processes the first one writes; of several runs one writes and the others wait.
 
   Raises:
-    UserError: if `write` raises one, or the disk is full.
+    UserError: if `write` raises one, or files cannot be read or written.
   """
   problem = None
   if distributed.is_first():
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
       with locks.wait_for_lock(folder.with_name(f'.{folder.name}.lock')):
-        if not is_complete(folder):
+        if folder.exists() and not is_complete(folder):
+          json_lines.set_aside(folder, 'is made again')
+        if not folder.exists():
           _fill(folder, write)
     except UserError as error:
       problem = error
@@ -116,27 +118,42 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> None:
 def _fill(folder, write) -> None:
   draft = folder.with_name(f'.{folder.name}.draft')
   shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
-  draft.mkdir()
   try:
-    write(draft)
-    for file in draft.iterdir():
-      with file.open('rb') as written:
-        os.fsync(written.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # exists only if it is not complete
-    os.replace(draft, folder)
-  except OSError as error:
-    reason = error.strerror or first_line(error)
-    raise UserError(f"cannot write to '{draft}': {reason}; make room for it.") from None
+    with disk.writing(draft):
+      draft.mkdir()
+      write(draft)
+      digests = {file.name: _sync(file) for file in sorted(draft.iterdir())}
+      json_lines.write_sealed(draft / DIGESTS, digests)
+      os.replace(draft, folder)
+  except OSError as error:  # of a file that `write` reads
+    raise _unreadable(error) from None
   finally:
     shutil.rmtree(draft, ignore_errors=True)
 
 
+def _sync(file) -> str:
+  """The digest of a file, which is then on the disk."""
+  with file.open('rb') as written:
+    os.fsync(written.fileno())
+    return hashlib.file_digest(written, 'sha256').hexdigest()
+
+
+def _unreadable(error) -> UserError:
+  place = f"'{error.filename}'" if error.filename else 'the data'
+  return UserError(
+    f'cannot read {place}: {error.strerror or first_line(error)}; make it readable, or give '
+    'another path.'
+  )
+
+
 def is_complete(folder: Path) -> bool:
-  """Whether all files exist with the sizes that were written."""
+  """Whether all files are as they were written."""
+  digests = json_lines.read_sealed(folder / DIGESTS)
   try:
-    sizes = json_lines.read_json(folder / ACCOUNT)['sizes']
-    return all((folder / name).stat().st_size == size for name, size in sizes.items())
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return digests is not None and digests == {
+      file.name: _sync(file) for file in folder.iterdir() if file.name != DIGESTS
+    }
+  except OSError:
     return False
 
 
@@ -160,7 +177,7 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
       dropped[problem.reason] += 1
 
     for chunk in _chunks(
-      iter(tqdm(entries, desc='tokenising', unit='row', mininterval=0.5, delay=2))
+      iter(tqdm(_readable(entries), desc='tokenising', unit='row', mininterval=0.5, delay=2))
     ):
       total += len(chunk)
       kept = []
@@ -184,10 +201,9 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
     'prompts.ranks': known.ranks(),
   }
   for name, values in arrays.items():
-    np.asarray(values, np.int64).tofile(folder / name)
-  sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-  account = {'rows': total, 'dropped': dropped, 'spelled': spelled, 'sizes': sizes}
-  (folder / ACCOUNT).write_text(json.dumps(account))  # last: without it no folder is complete
+    (folder / name).write_bytes(np.asarray(values, np.int64))
+  account = {'rows': total, 'dropped': dropped, 'spelled': spelled}
+  (folder / ACCOUNT).write_text(json.dumps(account))
 
 
 def _spelled_parts(tokenizer: Any, example: Example) -> set[str]:
@@ -209,7 +225,7 @@ def _write_records(table, responses, tokenizer, tokenised) -> None:
     (file, number, prompt, next(rows), next(rows), next(rows), example.preference)
     for file, number, example, prompt in tokenised
   ]
-  np.array(records, COLUMNS).tofile(table)
+  table.write(np.array(records, COLUMNS).tobytes())  # `tofile` would not say why it failed
 
 
 class _RowWriter:
@@ -249,6 +265,14 @@ class _KnownPrompts:
     return ranks
 
 
+def _readable(entries) -> Iterator[Entry]:
+  """The entries; an error of the disk that they are read from is none of the one written to."""
+  try:
+    yield from entries
+  except OSError as error:
+    raise _unreadable(error) from None
+
+
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
   while chunk := list(itertools.islice(entries, CHUNK)):
     yield chunk
@@ -284,12 +308,10 @@ def read(folder: Path) -> Tokenised:
     path = folder / name
     return np.asarray(np.memmap(path, kind, 'r')) if path.stat().st_size else np.empty(0, kind)
 
-  account = json_lines.read_json(folder / ACCOUNT)
-  del account['sizes']
   return Tokenised(
     ragged('prompts'),
     ragged('responses'),
     np.array(mapped('prompts.ranks', np.int64)),
     np.array(mapped('records', COLUMNS)),
-    account,
+    json_lines.read_json(folder / ACCOUNT),
   )

@@ -39,7 +39,7 @@ def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
   Judgements are written before they are returned. A question without a verdict (NaN) is not cached,
   and is judged again in the next run. The file is read once: only one process may use it at a time.
   """
-  cached = {(row['prompt'], row['responses']): row['preference'] for row in json_lines.read(path)}
+  cached = read_judgements(path)
 
   def ask(questions):
     keys = [_key(question) for question in questions]
@@ -64,6 +64,26 @@ def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
     )
 
   return ask
+
+
+def read_judgements(path: Path) -> dict[tuple[str, str], float]:
+  """The cached judgements, by the digests of their texts; none without a file.
+
+  If some are no judgements, the file is set aside, and only the others are used.
+  """
+  rows = json_lines.read(path)
+  sound = [row for row in rows if _is_judgement(row)]
+  if len(sound) < len(rows):
+    problem = f'{len(rows) - len(sound)} of {len(rows)} judgements are no probabilities'
+    json_lines.replace_damaged(path, sound, problem)
+  return {(row['prompt'], row['responses']): row['preference'] for row in sound}
+
+
+def _is_judgement(row) -> bool:
+  value = row.get('preference')
+  texts = (row.get('prompt'), row.get('responses'))
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and 0 <= value <= 1 and all(isinstance(text, str) for text in texts)
 
 
 def _key(question) -> tuple[str, str]:

@@ -46,7 +46,7 @@ def record_usage(
   for name, judge in judges.items():
     path, counts = workdir / f'{name}.json', Counter(judge.counts())
     failure = judge.last_failure()
-    before = json_lines.read_json(path) if json_lines.exists(path) else {}
+    before = json_lines.read_sealed(path) or {}
     if before.get('about') == judge.about:
       counts.update(before['counts'])
       failure = failure or before.get('last_failure', '')
@@ -54,7 +54,7 @@ def record_usage(
     if failure:
       usage[name]['last_failure'] = failure
     if distributed.broadcast_from_first(bool(counts)):
-      json_lines.write_json(path, usage[name])
+      json_lines.write_sealed(path, usage[name])
   return usage
 
 

@@ -48,11 +48,29 @@ def make_model(config: ConfigDict, vocabulary: int, files: Sequence[str] = hub.W
   else:
     sizes = architectures.small(vocabulary, **{name: section[name] for name in SIZES})
   check_fit(config, sizes, vocabulary)
-  if adapter and not sizes.gated and adapter.targets == ('gate',):
-    raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
+  check_adapter(sizes, adapter)
   decoder = make_decoder(sizes, numerics, adapter)
   begin = make_loader(decoder, source) if source else make_sharded_init(decoder.init)
   return Model(decoder, sizes, numerics, adapter, begin, make_trains(adapter), source)
+
+
+def check_before_data(config: ConfigDict) -> None:
+  """Checks the section `model`, and the lengths of texts, without a tokenizer.
+
+  Raises:
+    UserError: if a setting is wrong.
+  """
+  make_numerics(config.model)
+  adapter = make_lora(config.model.lora)
+  if config.model.hf:
+    folder = hub.locate(config.model.hf, ['config.json'])
+    _, sizes = architectures.read_architecture(folder)
+  else:
+    sizes = architectures.small(
+      config.data.vocabulary, **{name: config.model[name] for name in SIZES}
+    )
+  check_fit(config, sizes, 1)
+  check_adapter(sizes, adapter)
 
 
 def make_model_without_tokenizer(config: ConfigDict) -> Model:
@@ -137,6 +155,12 @@ def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Para
     return trees.merge(base, new(key))
 
   return begin
+
+
+def check_adapter(sizes: Architecture, adapter: Lora | None) -> None:
+  """Refuses an adapter that would be on no layer."""
+  if adapter and not sizes.gated and adapter.targets == ('gate',):
+    raise UserError("config.model.lora.targets='gate': this model has no gates; name other layers.")
 
 
 def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:

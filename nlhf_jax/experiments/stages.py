@@ -208,8 +208,8 @@ def respond(
 
 def is_done(stage: Stage) -> bool:
   """Whether the stage is finished."""
-  path = stage.folder / 'stage.json'
-  return json_lines.exists(path) and json_lines.read_json(path)['done']
+  note = json_lines.read_sealed(stage.folder / 'stage.json')
+  return note is not None and note['done']
 
 
 def print_status(stage: Stage) -> None:
@@ -233,11 +233,12 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
   with lock_folder(stage.folder):
-    if json_lines.exists(path):
-      facts = json_lines.read_json(path)
+    known = json_lines.read_sealed(path)
+    if known:
+      facts = known
       print_status(stage)
     else:
-      json_lines.write_json(path, facts)
+      json_lines.write_sealed(path, facts)
     start, done = time.monotonic(), facts['done']
     try:
       yield
@@ -245,4 +246,4 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
     finally:
       if not done:
         facts['seconds'] += time.monotonic() - start
-        json_lines.write_json(path, facts)
+        json_lines.write_sealed(path, facts)

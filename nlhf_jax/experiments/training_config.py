@@ -3,14 +3,17 @@
 import inspect
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import Algorithm
+from nlhf_jax.algorithms.algorithm import Algorithm, StepRule, always
 from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.models import sharding
 from nlhf_jax.training import optimizers
+
+CHUNK = 2**22  # steps that are counted at once
 
 
 def make_training(row: ConfigDict, field: str) -> Training:
@@ -38,7 +41,7 @@ def make_training(row: ConfigDict, field: str) -> Training:
   except UserError as error:
     raise UserError(f'{field}.arguments: {error}') from None
   check_accumulation(row, algorithm, field)
-  taken = sum(bool(algorithm.step(number)) for number in range(1, row.steps + 1))
+  taken = count_updates(algorithm.step, row.steps)
   try:
     optimizer = optimizers.make_optimizer(steps=max(taken, 1), **row.optimizer)
   except UserError as error:
@@ -51,6 +54,17 @@ def make_training(row: ConfigDict, field: str) -> Training:
     accumulate=row.accumulate,
     evaluate_every=row.evaluate_every,
   )
+
+
+def count_updates(rule: StepRule, steps: int) -> int:
+  """How many of the first `steps` steps the policy takes."""
+  if rule is always:
+    return steps
+  total = 0
+  for first in range(1, steps + 1, CHUNK):
+    numbers = jnp.arange(first, min(first + CHUNK, steps + 1), dtype=jnp.uint32)
+    total += int(jnp.sum(rule(numbers)))
+  return total
 
 
 def check_accumulation(row: ConfigDict, algorithm: Algorithm, field: str) -> None:

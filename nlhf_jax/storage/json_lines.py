@@ -1,33 +1,59 @@
-"""JSON and JSON lines, written so that a killed process leaves each file complete or unchanged."""
+"""JSON and JSON lines, written so that a killed process leaves each file complete or unchanged.
+
+Files that a run reads again have a checksum: each of their lines, or the file as a whole. What was
+damaged since it was written is found, set aside beside the file as NAME.damaged, and said.
+"""
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nlhf_jax import distributed
+from nlhf_jax.storage import disk
+
+CHECK = 'crc32'  # the last field of a value with a checksum, which is that of all other fields
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
   """Yields a draft to write to, which replaces `path` when the block ends without an error.
 
+  The draft is on the disk before it replaces the file, so that a power cut leaves one of the two.
   Of several processes, only the first one's draft is kept; all continue together.
+
+  Raises:
+    UserError: if the disk refuses the file.
   """
   with distributed.first_process_only(str(path)) as mine:
     if mine:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      draft = path.with_name(f'.{path.name}.draft')
-      yield draft
-      os.replace(draft, path)
+      with disk.writing(path), _replace(path) as draft:
+        yield draft
     else:
       with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / path.name
+
+
+@contextlib.contextmanager
+def _replace(path) -> Iterator[Path]:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f'.{path.name}.draft')
+  try:
+    yield draft
+    with draft.open('rb') as written:
+      os.fsync(written.fileno())
+    os.replace(draft, path)
+  finally:
+    with contextlib.suppress(OSError):
+      draft.unlink()
 
 
 def exists(path: Path) -> bool:
@@ -35,32 +61,111 @@ def exists(path: Path) -> bool:
   return distributed.broadcast_from_first(path.exists())
 
 
+# --- Records, one a line ---
+
+
 def read(path: Path) -> list[dict]:
-  """The records of a file, or none without a file; an incomplete last line is dropped."""
+  """The records of a file, or none without a file; an incomplete last line is dropped.
+
+  If lines are damaged, the file is set aside and replaced by one with all others.
+  """
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().split('\n')[:-1]]
+  *lines, rest = path.read_bytes().split(b'\n')
+  if rest and not rest.startswith(b'{'):  # no line that was cut
+    lines.append(rest)
+  found = [_parse(line) for line in lines]
+  sealed = any(CHECK in record for record in found if record)
+  if sealed:  # then every line was
+    found = [_unseal(record) for record in found]
+  records = [record for record in found if record is not None]
+  if len(records) < len(lines):
+    problem = f'{len(lines) - len(records)} of {len(lines)} lines are damaged'
+    replace_damaged(path, records, problem, sealed)
+  return records
 
 
-def write(path: Path, records: Iterable[Mapping]) -> None:
-  """Writes records to a file, one a line."""
+def replace_damaged(
+  path: Path, records: Iterable[Mapping], problem: str, sealed: bool = True
+) -> None:
+  """Sets a file aside, if it is there, writes the records that can be used, and says so.
+
+  Of several processes the first one does it, and the others do not wait.
+
+  Args:
+    path: of the file.
+    records: the good ones.
+    problem: what is wrong, for the sentence.
+    sealed: whether the records get checksums.
+  """
+  if distributed.is_first():
+    kept = ''
+    with disk.writing(path):
+      if path.exists():
+        aside = _aside(path)
+        shutil.copyfile(path, aside)
+        kept = f', and the file is kept as {aside.name}'
+      with _replace(path) as draft:
+        draft.write_text(_lines(records, sealed))
+    print(f'{path}: {problem}; the others are used{kept}.', flush=True)
+
+
+def write(path: Path, records: Iterable[Mapping], sealed: bool = False) -> None:
+  """Writes records to a file, one a line; with checksums if it is `sealed`."""
   with atomic_write(path) as draft:
-    draft.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    draft.write_text(_lines(records, sealed))
 
 
 def append(path: Path, records: Iterable[Mapping]) -> None:
-  """Appends records to a file, which is created if need be; an incomplete last line is dropped.
+  """Appends records with checksums to a file, which is created if need be.
 
-  For a run of one process.
+  An incomplete last line is dropped. For a run of one process.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('ab+') as file:
-    if file.tell():
-      file.seek(-1, os.SEEK_END)
-      if file.read() != b'\n':
-        write(path, read(path))
-  with path.open('a') as lines:
-    lines.writelines(json.dumps(record) + '\n' for record in records)
+  text = _lines(records, sealed=True)
+  with disk.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not _takes_more(path):
+      known = _lines(read(path), sealed=True)
+      with _replace(path) as draft:
+        draft.write_text(known)
+    with path.open('a') as lines:
+      lines.write(text)
+
+
+def _takes_more(path) -> bool:
+  """Whether the file is empty, or all of its lines are complete and have checksums."""
+  with path.open('rb') as file:
+    first = file.readline()
+    if not first:
+      return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b'\n' and CHECK in (_parse(first) or ())
+
+
+def _lines(records, sealed) -> str:
+  return ''.join(json.dumps(_seal(record) if sealed else record) + '\n' for record in records)
+
+
+def _parse(text) -> dict | None:
+  """The JSON object of a text, or None if it is none."""
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError):
+    return None
+  return value if isinstance(value, dict) else None
+
+
+def _seal(value) -> dict:
+  return {**value, CHECK: f'{zlib.crc32(json.dumps(value).encode()):08x}'}
+
+
+def _unseal(value) -> dict | None:
+  """A value without its checksum; None if it is damaged."""
+  inner = {name: item for name, item in (value or {}).items() if name != CHECK}
+  return inner if value and value.get(CHECK) == _seal(inner)[CHECK] else None
+
+
+# --- One value ---
 
 
 def write_json(path: Path, value: Mapping) -> None:
@@ -69,9 +174,54 @@ def write_json(path: Path, value: Mapping) -> None:
     draft.write_text(json.dumps(to_json(value), indent=2, allow_nan=False) + '\n')
 
 
-def read_json(path: Path) -> dict:
-  """Reads the value of a file."""
+def write_sealed(path: Path, value: Mapping) -> None:
+  """Writes one value with a checksum, for `read_sealed`; it may have non-finite numbers."""
+  with atomic_write(path) as draft:
+    draft.write_text(_lines([value], sealed=True))
+
+
+def read_json(path: Path) -> Any:
+  """Reads the value of a file, as `write_json` wrote it.
+
+  Raises:
+    ValueError: if it is damaged.
+  """
   return json.loads(path.read_text())
+
+
+def read_sealed(path: Path) -> dict | None:
+  """The value that `write_sealed` wrote; None without a file.
+
+  A damaged file is set aside, which is printed, as if there were none. Every process gets the same
+  answer.
+  """
+  value = None
+  with contextlib.suppress(FileNotFoundError):
+    value = _unseal(_parse(path.read_bytes()))
+    if value is None:
+      set_aside(path, 'is made again')
+  return value if distributed.broadcast_from_first(value is not None) else None
+
+
+def set_aside(path: Path, consequence: str) -> None:
+  """Renames a damaged file or folder to NAME.damaged, and says so.
+
+  Args:
+    path: of the file or folder.
+    consequence: what happens to its content, for the sentence.
+  """
+  if distributed.is_first():
+    aside = _aside(path)
+    with disk.writing(path):
+      os.replace(path, aside)
+    print(f'{path} is damaged and {consequence}; it is kept as {aside.name}.', flush=True)
+
+
+def _aside(path) -> Path:
+  """The first of NAME.damaged, NAME.damaged2, ... that is not taken."""
+  names = itertools.chain([''], itertools.count(2))
+  places = (path.with_name(f'{path.name}.damaged{number}') for number in names)
+  return next(place for place in places if not place.exists())
 
 
 def to_json(value: Any) -> Any:

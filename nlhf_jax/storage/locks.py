@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage import disk
 
 
 @contextlib.contextmanager
@@ -20,16 +21,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
   Of several processes of a run, the first takes the lock for all.
 
   Raises:
-    UserError: in all processes, if another run holds the lock.
+    UserError: in all processes, if another run holds the lock; or if the disk refuses the file.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as held:
     taken = False
-    if distributed.is_first():
-      try:
-        held.enter_context(FileLock(folder / '.lock', blocking=False))
-      except Timeout:
-        taken = True
+    with disk.writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      if distributed.is_first():
+        try:
+          held.enter_context(FileLock(folder / '.lock', blocking=False))
+        except Timeout:
+          taken = True
     if distributed.any_process(taken):
       raise UserError(
         f'another run is at work in {folder}, and nothing was changed; wait for it to end, or '
@@ -38,6 +40,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
     yield
 
 
-def wait_for_lock(path: Path) -> FileLock:
-  """A context that waits until no other process holds the lock on the file `path`, and holds it."""
-  return FileLock(path)
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+  """Waits until no other process holds the lock on the file `path`, and holds it.
+
+  Raises:
+    UserError: if the disk refuses the file.
+  """
+  with disk.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path).acquire()
+  with held:
+    yield

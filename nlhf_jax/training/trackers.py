@@ -1,42 +1,101 @@
 """Metrics as JSON lines and TensorBoard events."""
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from nlhf_jax import distributed
-from nlhf_jax.storage import json_lines
+from nlhf_jax.errors import UserError
+from nlhf_jax.storage import disk, json_lines
+
+FILE = 'metrics.jsonl'
+COPY = 'metrics.copy.jsonl'  # with checksums: a learning curve is not computed again
+
+
+def read_curve(folder: Path, steps: int = 1) -> list[dict]:
+  """The metrics of a finished stage of that many steps, in the order of the steps.
+
+  Raises:
+    UserError: if there are steps, but no metrics.
+  """
+  records = _read(folder)
+  if steps and not records:
+    raise UserError(
+      f"the learning curve in '{folder}' is lost; its parameters are safe: delete the folder to "
+      f'train the stage again, or put the file {FILE} back.'
+    )
+  return records
+
+
+def _read(folder, until=math.inf) -> list[dict]:
+  """The records up to a step; those that the file lacks, or has otherwise, come from its copy."""
+  shown, kept = (_by_step(folder / name, until) for name in (FILE, COPY))
+  if len(kept) < len(shown):  # the copy is damaged, or not yet complete
+    kept = shown | kept
+  records = [kept[step] for step in sorted(kept)]
+  wrong = sum(shown.get(step) != record for step, record in kept.items())
+  if wrong:
+    problem = f'{wrong} of {len(kept)} records were lost or damaged, and come from {COPY}'
+    json_lines.replace_damaged(folder / FILE, records, problem, sealed=False)
+  return records
+
+
+def _by_step(path, until) -> dict[int, dict]:
+  records = [it for it in json_lines.read(path) if isinstance(it.get('step'), int)]
+  return {record['step']: record for record in records if record['step'] <= until}
 
 
 class Metrics:
-  """Writes records to `metrics.jsonl` and to TensorBoard, starting after `step`.
+  """Writes records to `metrics.jsonl`, its copy, and TensorBoard, starting after `step`.
 
   Records of later steps, written before an interruption, are removed: those steps are repeated.
   """
 
   def __init__(self, folder: Path, stage: str, step: int):
-    path = folder / 'metrics.jsonl'
-    json_lines.write(path, [record for record in json_lines.read(path) if record['step'] <= step])
-    self._stage = stage
+    records = _read(folder, until=step)
+    if step and (not records or records[-1]['step'] < step):
+      last = records[-1]['step'] if records else 0
+      print(f'{folder / FILE}: the learning curve from step {last + 1} to {step} is lost.')
+    json_lines.write(folder / COPY, records, sealed=True)
+    json_lines.write(folder / FILE, records)
+    self._stage, self._folder = stage, folder
     self._writes = distributed.is_first()
     if self._writes:
-      self._lines = path.open('a')
-      self._board = SummaryWriter(str(folder), purge_step=step + 1)
+      with disk.writing(folder):
+        # Written at once: the writer with a thread of its own waits for ever on a full disk.
+        self._board = EventsWriter(str(folder / 'events'))
+        purge = SessionLog(status=SessionLog.START)
+        self._add(Event(step=step + 1, session_log=purge))
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes the record of step `step`, the number of updates done."""
+    """Writes the record of step `step`, the number of updates done.
+
+    Raises:
+      UserError: if the disk refuses it.
+    """
     if not self._writes:
       return
     record = json_lines.to_json({'stage': self._stage, 'step': step, **values})
-    self._lines.write(json.dumps(record, allow_nan=False) + '\n')
-    self._lines.flush()
-    for name, value in values.items():
-      self._board.add_scalar(f'{self._stage}/{name}', value, step)
+    json_lines.append(self._folder / COPY, [record])
+    with disk.writing(self._folder):
+      with (self._folder / FILE).open('a') as lines:
+        lines.write(json.dumps(record, allow_nan=False) + '\n')
+      for name, value in values.items():
+        self._add(Event(step=step, summary=scalar(f'{self._stage}/{name}', value)))
+      self._board.flush()
+
+  def _add(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._board.write_event(event)
 
   def close(self) -> None:
-    """Flushes both files."""
+    """Closes the file of TensorBoard."""
     if self._writes:
-      self._lines.close()
-      self._board.close()
+      with disk.writing(self._folder):
+        self._board.close()

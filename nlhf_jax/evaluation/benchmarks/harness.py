@@ -99,8 +99,8 @@ def answer(find: Find, limit: int | None, policy: EvaluatedPolicy, folder: Path)
   manager, pieces = find()
   for piece in pieces:
     path = outcome_path(folder, policy, piece, limit)
-    if not path.exists():
-      json_lines.write_json(path, lm_tasks.evaluate(model(), manager, piece, limit))
+    if json_lines.read_sealed(path) is None:
+      json_lines.write_sealed(path, lm_tasks.evaluate(model(), manager, piece, limit))
 
 
 def run(
@@ -120,7 +120,7 @@ def run(
   _, pieces = find()
   outcomes = {
     name: lm_tasks.merge(
-      [json_lines.read_json(outcome_path(folder, policy, piece, limit)) for piece in pieces]
+      [json_lines.read_sealed(outcome_path(folder, policy, piece, limit)) for piece in pieces]
     )
     for name, policy in policies.items()
     if policy.load

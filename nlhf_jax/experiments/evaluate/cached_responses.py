@@ -64,7 +64,7 @@ def cached_respond(
     UserError: from the function, for a conversation that the policy cannot respond to.
   """
   path = folder / 'responses.jsonl'
-  cached = {row['batch']: row['texts'] for row in json_lines.read(path)}
+  cached = read_responses(path)
 
   @functools.cache
   def sampler():
@@ -81,7 +81,7 @@ def cached_respond(
         rows = order[start : start + experiment.batch]
         batch = [conversations[row] for row in rows]
         batch_key = json_lines.json_digest([key, batch, temperature, seed, number])
-        if batch_key not in cached:
+        if len(cached.get(batch_key, ())) != len(rows):
           # Each batch of each seed has a random key of its own.
           entropy = np.random.SeedSequence([experiment.seed, seed, number])
           try:
@@ -95,6 +95,25 @@ def cached_respond(
     return texts
 
   return respond
+
+
+def read_responses(path: Path) -> dict[str, list[str]]:
+  """Batch -> its cached responses; none without a file.
+
+  If some are no responses, the file is set aside, and only the others are used.
+  """
+  rows = json_lines.read(path)
+  sound = [row for row in rows if _is_batch(row)]
+  if len(sound) < len(rows):
+    problem = f'{len(rows) - len(sound)} of {len(rows)} lines are no batches of responses'
+    json_lines.replace_damaged(path, sound, problem)
+  return {row['batch']: row['texts'] for row in sound}
+
+
+def _is_batch(row) -> bool:
+  texts = row.get('texts')
+  listed = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+  return listed and isinstance(row.get('batch'), str)
 
 
 def respond_to_prompts(

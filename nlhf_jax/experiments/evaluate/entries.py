@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import response_files
-from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import make_loader, make_numerics
 from nlhf_jax.experiments.specs import (
   Entry,
@@ -22,7 +22,7 @@ from nlhf_jax.experiments.specs import (
 )
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.storage import hub, json_lines
+from nlhf_jax.storage import hub
 from nlhf_jax.storage.hub import fingerprint
 from nlhf_jax.storage.texts import printable
 
@@ -101,19 +101,9 @@ def make_entry(
 def read_run(run: Path, folder: Path) -> LanguageExperiment:
   """The experiment of a work directory; its stages are there or, if not, in `folder`."""
   try:
-    settings = json_lines.read_json(run / 'config.json')
-  except ValueError as error:
-    raise UserError(f"{FIELD}: '{run}/config.json' is damaged ({first_line(error)}).") from None
-  if settings.get('experiment') != 'language':
-    raise UserError(f"{FIELD}: '{run}' is not a run that trains language models.")
-  own = run / 'stages'
-  stages = own if own.is_dir() else folder
-  try:
-    return language_config.make_experiment(ConfigDict(settings), run.name, stages)
-  except (AttributeError, KeyError) as error:
-    raise UserError(
-      f"{FIELD}: '{run}/config.json' is of another version ({first_line(error)}); train it again."
-    ) from None
+    return open_run(run, folder)
+  except UserError as error:
+    raise UserError(f'{FIELD}: {error}') from None
 
 
 def make_pretrained(config: ConfigDict, name: str) -> PretrainedModel:

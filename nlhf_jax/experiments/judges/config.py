@@ -30,6 +30,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
     )
   if not config.sizes:
     raise UserError('config.sizes is empty; name at least one size to train.')
+  tests = make_tests(config.tests)  # before data are tokenised, which takes longer
   sizes = {}
   for label, changes in config.sizes.items():
     unknown = sorted(set(changes) - set(SIZES))
@@ -44,7 +45,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
     if not stages_of_judges(language_config.make_panel(sized)):
       sized.sft.steps = 0  # no judge is trained from the SFT policy
     sizes[label] = language_config.make_experiment(sized, name, folder)
-  experiment = JudgeExperiment(name, sizes, make_tests(config.tests))
+  experiment = JudgeExperiment(name, sizes, tests)
   account = experiment.first.corpus.account
   if not all(account[split]['comparisons'] for split in ('train', 'held_out')):
     raise UserError(

@@ -35,6 +35,7 @@ from nlhf_jax.reporting import formatting, judge_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
+from nlhf_jax.training.trackers import read_curve
 
 HELD_OUT = 'held out'
 MIN_RESPONSES = 3  # to a prompt: the fewest that can form a cycle
@@ -82,7 +83,7 @@ def compare(
     for stage in sized.judges:
       network, params = make_judge_network(sized, stage), train_judge(sized, stage, reference)
       label = stage.replace('_', ' ') + (f', {size}' if len(experiment.sizes) > 1 else '')
-      logged = json_lines.read(sized.stages[stage].folder / 'metrics.jsonl')
+      logged = read_curve(sized.stages[stage].folder, sized.judges[stage].steps)
       curves += [record | {'stage': label} for record in logged]
       judges[label] = describe_training(sized, stage, params, logged)
       for name, test in tests.items():

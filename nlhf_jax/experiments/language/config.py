@@ -18,7 +18,8 @@ from nlhf_jax.experiments.language.stage_settings import (
   stage_settings,
   stages_of_judges,
 )
-from nlhf_jax.experiments.model_config import make_model
+from nlhf_jax.experiments.memory_limits import check_language
+from nlhf_jax.experiments.model_config import check_before_data, make_model
 from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage
 from nlhf_jax.experiments.training_config import check_mesh, make_training
@@ -41,6 +42,8 @@ def check(config: ConfigDict) -> None:
   """
   sections.check(sections.language_sections(config))
   check_heads(config.model)
+  check_language(config)
+  check_before_data(config)
 
 
 def check_heads(model: ConfigDict) -> None:
@@ -87,7 +90,14 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   trained |= {'exploiter': exploiter} if exploiter else {}
   trained = {field: training for field, training in trained.items() if training.steps}
   check_mesh(trained)
+  external = {name: make_external(config, name, folder) for name in EXTERNAL if name in used}
   corpus = make_corpus(config, folder)
+  held_out = len(corpus.held_out.prompts.tokens)
+  if config.tournament.prompts > held_out:
+    print(
+      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
+      'out, and the tournament has these.'
+    )
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
   return LanguageExperiment(
@@ -110,7 +120,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
-    external={name: make_external(config, name, folder) for name in EXTERNAL if name in used},
+    external=external,
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, trainings, folder),
     unfinished_loses=config.unfinished == 'loses',

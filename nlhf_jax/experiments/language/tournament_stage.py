@@ -18,6 +18,7 @@ from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import interrupts
+from nlhf_jax.training.trackers import read_curve
 
 
 def run_tournament(
@@ -25,11 +26,11 @@ def run_tournament(
 ) -> list[dict]:
   """The records of the tournament between the entries, one for each held-out prompt."""
   stage = experiment.stages['tournament']
-  path = stage.folder / 'samples.jsonl'
+  path = stage.folder / 'samples.json'
   with work_on(stage):
-    if not json_lines.exists(path):
-      json_lines.write(path, make_samples(experiment, entries, panel))
-  return json_lines.read(path)
+    if json_lines.read_sealed(path) is None:
+      json_lines.write_sealed(path, {'lines': make_samples(experiment, entries, panel)})
+    return json_lines.read_sealed(path)['lines']
 
 
 def make_samples(
@@ -117,12 +118,15 @@ def publish(
     results['task'] = experiment.corpus.annotator.summarise(lines)
   if exploited:
     results['exploitability'] = tournament.exploitability(exploited)
-  folders = [stage.folder for stage in experiment.stages.values()]
-  curves = [record for folder in folders for record in json_lines.read(folder / 'metrics.jsonl')]
   notes = {
     name: json_lines.read_json(stage.folder / 'stage.json')
     for name, stage in experiment.stages.items()
   }
+  curves = [
+    record
+    for name, stage in experiment.stages.items()
+    for record in read_curve(stage.folder, notes[name].get('steps', 0))
+  ]
   stages = {
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.memory_limits import check_table
 from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.ranges import Finite
@@ -68,6 +69,7 @@ def make_part(settings: ConfigDict, field: str) -> Measurement:
   arguments = settings.to_dict()
   described = arguments.pop('world')
   name = described.pop('name')
+  check_table(described['actions'], described.get('count', 1), f'{field}.world: actions, count')
   world = call_by_name(WORLDS, name, described, f'{field}.world.name', f'{field}.world')
   log_reference = geometric_reference(described['actions'], arguments.pop('reference'))
   taus = parse_positive(arguments.pop('taus'), f'{field}.taus')

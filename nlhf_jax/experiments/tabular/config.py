@@ -1,7 +1,8 @@
 """The config of the experiments that solve a game over a few actions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.memory_limits import check_table, count_sequences
 from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import exact, files, matrices, solvers
@@ -25,6 +27,9 @@ REGULARISED = (
   *('nash_md', 'nash_md_decreasing', 'mmd', 'mpo', 'mmd_ema', 'inpo', 'comal'),
   *('newton', 'anderson'),
 )
+
+
+MOST_PLACEMENTS = 10_000_000  # of soldiers on fields, which are listed one by one
 
 
 def make_experiment(config: ConfigDict, name: str, folder: Path | None = None) -> TabularExperiment:
@@ -82,8 +87,28 @@ def make_table(settings: ConfigDict) -> Table:
     return files.read(**arguments)
   if 'rewards' in arguments:
     arguments['rewards'] = parse_numbers(arguments['rewards'], 'config.game.rewards')
+  check_size(arguments)
   payoff = call_by_name(GAMES, name, arguments, 'config.game.name', 'config.game')
   return Table(tuple(str(action + 1) for action in range(payoff.shape[-1])), payoff, ())
+
+
+def check_size(arguments: Mapping[str, Any]) -> None:
+  """Refuses arguments of a game that has too many actions for a table of payoffs.
+
+  Raises:
+    UserError: names the arguments.
+  """
+  fields = f'config.game: {", ".join(arguments)}'
+  actions = arguments.get('actions', 1)
+  copies = arguments.get('raters', 1) * arguments.get('count', 1)
+  if 'fingers' in arguments:
+    actions = arguments['fingers'] ** 2
+  if 'soldiers' in arguments:
+    soldiers, places = arguments['soldiers'], arguments.get('fields', 1)
+    tried = count_sequences(soldiers + 1, places, MOST_PLACEMENTS)
+    if min(soldiers, places) >= 0 and tried > MOST_PLACEMENTS:
+      raise UserError(f'{fields} make more than {MOST_PLACEMENTS:,} placements; lower them.')
+  check_table(actions, copies, fields)
 
 
 def make_runs(config: ConfigDict) -> dict[str, SolverRun]:

@@ -45,7 +45,8 @@ def run(experiment: TabularExperiment, workdir: Path) -> dict:
   results = {'name': experiment.name, **facts, 'solvers': outcomes}
   figures = draw_game_figures(experiment, results, paths, target)
   for title, figure in figures.items():
-    (workdir / f'{title}.png').write_bytes(figure)
+    with json_lines.atomic_write(workdir / f'{title}.png') as draft:
+      draft.write_bytes(figure)
   game_page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
   print_game_results(results)

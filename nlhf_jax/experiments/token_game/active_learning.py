@@ -5,12 +5,15 @@ start of each round votes are sampled on the pairs of responses that its algorit
 estimate is that of `sample_complexity.unstructured`, which assumes nothing about preferences.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, Algorithm
+from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Learner
 from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.judge import vote
@@ -55,13 +58,13 @@ def make_active_steps(
   def wins_until(number, slots, batch, key) -> Float[np.ndarray, 'X R R']:
     """Wins in all votes up to this round; samples those of this round unless they are stored."""
     path = learner.stage.folder / f'votes_{number}.json'
-    if not json_lines.exists(path):
+    if json_lines.read_sealed(path) is None:
       before = np.zeros_like(game.payoff)
       if number:
-        before = np.array(json_lines.read_json(path.with_name(f'votes_{number - 1}.json'))['wins'])
+        before = read_wins(path.with_name(f'votes_{number - 1}.json'))
       wins = before + sample_round(slots, estimate(before), batch, jax.random.fold_in(key, 4))
-      json_lines.write_json(path, {'wins': wins.tolist()})
-    return np.array(json_lines.read_json(path)['wins'])
+      json_lines.write_sealed(path, {'wins': wins.tolist()})
+    return read_wins(path)
 
   def step(state, batch, key):
     number = int(state.step) // training.evaluate_every
@@ -73,6 +76,21 @@ def make_active_steps(
     return update(state, comparison, jax.random.fold_in(key, 2))
 
   return Steps(step)
+
+
+def read_wins(path: Path) -> Float[np.ndarray, 'X R R']:
+  """The wins that a round stored.
+
+  Raises:
+    UserError: if there are none, because the file was damaged or lost.
+  """
+  stored = json_lines.read_sealed(path)
+  if stored is None:
+    raise UserError(
+      f"the votes of an earlier round in '{path}' are lost; delete the folder '{path.parent}' to "
+      'train the stage again.'
+    )
+  return np.array(stored['wins'])
 
 
 def count_judged_pairs(algorithm: Algorithm) -> int:

@@ -11,6 +11,7 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
+from nlhf_jax.experiments.memory_limits import check_model, check_table, count_sequences
 from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
 from nlhf_jax.experiments.specs import (
   Learner,
@@ -75,13 +76,15 @@ def check(config: ConfigDict) -> None:
   sections.check(token_game_sections(config))
   language_config.check_heads(config.model)
   game = config.game
-  responses = sum(game.symbols**size for size in range(game.response_length + 1))
+  responses = count_sequences(game.symbols, game.response_length, MOST_RESPONSES)
   if responses > MOST_RESPONSES:
     raise UserError(
       f'config.game.symbols={game.symbols} and config.game.response_length='
-      f'{game.response_length} make {responses} responses, but at most {MOST_RESPONSES} can be '
-      'listed; lower one of them.'
+      f'{game.response_length} make {responses} responses or more, but at most {MOST_RESPONSES} '
+      'can be listed; lower one of them.'
     )
+  check_table(responses, game.raters + game.prompts, 'config.game: raters, prompts')
+  check_model(config.model, game.symbols + 1)
   if not config.methods:
     raise UserError('config.methods is empty; name at least one algorithm.')
 

@@ -32,6 +32,7 @@ from nlhf_jax.tasks.token_game import page as page
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import MakeRollout, make_rollout_step
+from nlhf_jax.training.trackers import read_curve
 
 TOLERANCE = 1e-20  # exploitability of the equilibrium
 POINTS = 201  # of the curve of a tabular solver
@@ -61,9 +62,10 @@ def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
   results = summarise(experiment, policies_of, listed, measured)
   figures = page.draw(results, experiment.game.payoff[results['shown']])
   for name, figure in figures.items():
-    (workdir / f'{name}.png').write_bytes(figure)
+    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
+      draft.write_bytes(figure)
   stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
-  curves = [record for stage in stages for record in read_metrics(stage)]
+  curves = [record for stage in stages for record in read_curve(stage.folder)]
   json_lines.write(workdir / 'metrics.jsonl', curves)
   page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
@@ -199,14 +201,9 @@ def train_on_prompts(
   return fit(stage, training, params, steps, examples, evaluate)['policy']
 
 
-def read_metrics(stage: Stage) -> list[dict]:
-  """The logged metrics of a stage."""
-  return json_lines.read(stage.folder / 'metrics.jsonl')
-
-
 def read_evaluations(stage: Stage) -> list[dict]:
   """The records of the metrics of a stage that contain evaluations."""
-  return [record for record in read_metrics(stage) if 'worst_gap' in record]
+  return [record for record in read_curve(stage.folder) if 'worst_gap' in record]
 
 
 def summarise(
@@ -242,7 +239,7 @@ def summarise(
       **course,
       'solved': first_solved(at, course['gap'], experiment.target),
       'judged': [step * training.batch * count_judged_pairs(training.algorithm) for step in at],
-      'seconds': [0.0, *seconds_at(at[1:], read_metrics(stage))],
+      'seconds': [0.0, *seconds_at(at[1:], read_curve(stage.folder))],
       'styles': described(listed(params))['styles'],
       'tabular': run_tabular_solver(experiment.methods[label], measured),
     }

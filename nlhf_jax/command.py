@@ -1,5 +1,6 @@
 """What the commands share: flags, configs and changes to them, and how a command ends."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -67,16 +68,14 @@ def run_command(
     if settings.version:
       print(f'nlhf_jax {__version__}')
       return 0
-    config = load_config(settings.config)
-    for override in overrides:
-      apply_override(override, config, settings.config)
-    if settings.print:
-      print(describe(config))
-      return 0
-    if settings.cluster:
-      # Imported late, so that a mistake in the flags does not wait for JAX.
-      importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
-    work(config, settings)
+    with _joined(settings):
+      config = load_config(settings.config)
+      for override in overrides:
+        apply_override(override, config, settings.config)
+      if settings.print:
+        print(describe(config))
+      else:
+        work(config, settings)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
@@ -89,6 +88,17 @@ def run_command(
     )
     return 130
   return 0
+
+
+def _joined(settings: flags.FlagValues) -> contextlib.AbstractContextManager[None]:
+  """A context within which the processes of a run are joined, if there are several.
+
+  It begins before the config is read, so that a mistake there in one process ends all.
+  """
+  if not settings.cluster or settings.print:
+    return contextlib.nullcontext()
+  # Imported late, so that a single process that was started by mistake does not wait for JAX.
+  return importlib.import_module('nlhf_jax.distributed').joined(settings.cluster)
 
 
 def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from nlhf_jax import distributed
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.storage import json_lines
 from nlhf_jax.storage.locks import lock_folder
@@ -33,6 +34,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     Interrupted: if the user asked to stop; starting again resumes.
     UserError: if a setting or the data cannot be used, or another run uses the work directory.
   """
+  distributed.check_alike(json_lines.json_digest(config.to_dict()), (workdir, stages))
   kind = f'nlhf_jax.experiments.{config.experiment}'
   make_experiment = importlib.import_module(f'{kind}.config').make_experiment
   run = importlib.import_module(f'{kind}.run').run

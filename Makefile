@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test test-slow lint format bench clean
+.PHONY: run test test-slow lint format bench chaos clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
@@ -30,6 +30,10 @@ bench: $(VENV)/installed
 	for name in training optimisations growth startup quality tabular; do \
 	  $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done
+
+# Kills, damaged files and full disks, up to 90 minutes; Linux, and root for the disks.
+chaos: $(VENV)/installed-test
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix-only --quiet .

@@ -29,9 +29,15 @@ LOST = (
   'error: another process of this run ended or cannot be reached (its own message says why, if it '
   'could print one); start all of them again, and they resume from what was saved.'
 )
+NOT_STARTED = (
+  f'error: --cluster: not all processes of this run started within {START_SECONDS} s; start each '
+  'with its own number, and all with the same address and count.'
+)
 # What errors of collectives contain if another process is gone. A collective on a GPU waits instead
 # until the heartbeat is missed.
 _LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'barrier')
+
+_before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
 
 
 def join(cluster: str) -> None:
@@ -64,10 +70,8 @@ def join(cluster: str) -> None:
       shutdown_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as error:
-    raise UserError(
-      f"--cluster='{cluster}': {first_line(error)}; all processes must start within "
-      f'{START_SECONDS} s, each with its own number and the same address.'
-    ) from None
+    raise UserError(f"--cluster='{cluster}': {first_line(error)}.") from None
+  _before_abort[0] = LOST
   if not is_first():
     os.environ['TQDM_DISABLE'] = '1'  # before tqdm is imported, which reads it
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - stays open until the process ends
@@ -75,7 +79,7 @@ def join(cluster: str) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
-  os.write(2, f'{LOST}\n'.encode())
+  os.write(2, f'{_before_abort[0]}\n'.encode())
   os._exit(LOST_STATUS)
 
 

@@ -158,6 +158,11 @@ def work(config, settings):
 arguments = ['main', '--config=tabular', sys.argv[2]]
 sys.exit(command.run_command(arguments, '', {}, work))
 """
+IMPATIENT = """
+import sys
+from nlhf_jax import distributed
+distributed.START_SECONDS = 5
+"""
 
 
 @pytest.mark.parametrize('number', [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -168,6 +173,17 @@ def test_a_user_error_in_one_process_ends_both(number):
   assert programs[number].returncode == 2
   assert printed[1 - number] == distributed.LOST
   assert programs[1 - number].returncode == distributed.LOST_STATUS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_process_does_not_wait_for_ever_for_the_others_to_start(number):
+  program = start_two([sys.executable, '-c', FAILING.replace('import sys', IMPATIENT), '0'])
+  program[1 - number].kill()
+  program[1 - number].communicate()
+  _, printed = program[number].communicate(timeout=60)
+  assert program[number].returncode == distributed.LOST_STATUS
+  assert printed.splitlines()[-1] == distributed.NOT_STARTED
 
 
 TRAINING = [sys.executable, '-m', 'nlhf_jax.main', *TOY.split(), '--config.sft.steps=3000']

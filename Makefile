@@ -9,7 +9,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 ALPACA_EVAL ?= $(NLHF_SHARED)/data/alpaca_eval
 
-.PHONY: run real test test-slow lint format bench clean
+.PHONY: run real test test-slow lint format bench chaos clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
@@ -46,6 +46,10 @@ bench: $(VENV)/installed
 	for name in training optimisations growth startup quality tabular; do \
 	  $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done
+
+# Kills, damaged files and full disks, up to 90 minutes; Linux, and root for the disks.
+chaos: $(VENV)/installed-test
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix-only --quiet .

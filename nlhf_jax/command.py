@@ -1,5 +1,6 @@
 """What the commands share: flags, configs and changes to them, and how a command ends."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -73,19 +74,17 @@ def run_command(
       return print_quietly(f'{usage}\n{settings.get_help(include_special_flags=False)}')
     if settings.version:
       return print_quietly(f'nlhf_jax {__version__}')
-    config = load_config(settings.config)
-    for override in overrides:
-      apply_override(override, config, settings.config)
-    if 'remote' in config:
-      check_section(config.remote.to_dict())
-    if settings.print:
-      return print_quietly(describe(config))
-    if settings.cluster:
-      # Imported late, so that a mistake in the flags does not wait for JAX.
-      importlib.import_module('nlhf_jax.distributed').join(settings.cluster)
-    logging.set_verbosity('fatal')  # Orbax logs the tracebacks of errors that it also raises
-    with disk.writing(*_places(settings)):
-      work(config, settings)
+    with _joined(settings):
+      config = load_config(settings.config)
+      for override in overrides:
+        apply_override(override, config, settings.config)
+      if 'remote' in config:
+        check_section(config.remote.to_dict())
+      if settings.print:
+        return print_quietly(describe(config))
+      logging.set_verbosity('fatal')  # Orbax logs the tracebacks of errors that it also raises
+      with disk.writing(*_places(settings)):
+        work(config, settings)
     sys.stdout.flush()  # a pipe that is closed shows here, and not when Python ends
   except UserError as error:
     print(f'error: {printable(str(error))}', file=sys.stderr)
@@ -147,6 +146,17 @@ def silence_output() -> int:
   """
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 128 + signal.SIGPIPE
+
+
+def _joined(settings: flags.FlagValues) -> contextlib.AbstractContextManager[None]:
+  """A context within which the processes of a run are joined, if there are several.
+
+  It begins before the config is read, so that a mistake there in one process ends all.
+  """
+  if not settings.cluster or settings.print:
+    return contextlib.nullcontext()
+  # Imported late, so that a single process that was started by mistake does not wait for JAX.
+  return importlib.import_module('nlhf_jax.distributed').joined(settings.cluster)
 
 
 def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.FlagValues:

@@ -6,16 +6,38 @@ and never waits.
 """
 
 import contextlib
+import ctypes
 import os
+import secrets
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from nlhf_jax.errors import Interrupted, UserError, first_line
+
+START_SECONDS = 60  # within which all processes must have started
+HEARTBEAT_SECONDS = 10  # without a sign of life, after which a process counts as lost
+LOST_STATUS = 75  # exit status where another process is lost: start all again (EX_TEMPFAIL)
+LOST = (
+  'error: another process of this run ended or cannot be reached (its own message says why, if it '
+  'could print one); start all of them again, and they resume from what was saved.'
+)
+NOT_STARTED = (
+  f'error: --cluster: not all processes of this run started within {START_SECONDS} s; start each '
+  'with its own number, and all with the same address and count.'
+)
+# What errors of collectives contain if another process is gone. A collective on a GPU waits instead
+# until the heartbeat is missed.
+_LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'barrier')
+
+_before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
 
 
 def join(cluster: str) -> None:
@@ -37,13 +59,146 @@ def join(cluster: str) -> None:
       raise UserError(
         f"--cluster='{cluster}' is neither auto nor HOST:PORT,COUNT,NUMBER, as 10.0.0.1:1234,4,0."
       ) from None
+  _exit_on_abort()
+  # Its handler would swallow a SIGTERM that comes before our own is installed.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(*arguments)
+    jax.distributed.initialize(
+      *arguments,
+      initialization_timeout=START_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
   except (ValueError, RuntimeError) as error:
     raise UserError(f"--cluster='{cluster}': {first_line(error)}.") from None
+  _before_abort[0] = LOST
   if not is_first():
     os.environ['TQDM_DISABLE'] = '1'  # before tqdm is imported, which reads it
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - stays open until the process ends
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+  os.write(2, f'{_before_abort[0]}\n'.encode())
+  os._exit(LOST_STATUS)
+
+
+def _exit_on_abort() -> None:
+  """Replaces the abort with which JAX ends a process that lost the others by a sentence.
+
+  A handler of Python's module `signal` would never run, because the abort comes from another
+  thread, which does not return to the interpreter.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+@contextlib.contextmanager
+def joined(cluster: str) -> Iterator[None]:
+  """Joins the other processes; within this context, an error in any of them ends them all.
+
+  A process that fails exits at once, without waiting for the others, which notice within
+  `HEARTBEAT_SECONDS` and exit with `LOST_STATUS`. Only `Interrupted`, on which all processes agree,
+  leaves the context.
+
+  Raises:
+    UserError: if the other processes cannot be joined.
+    Interrupted: in all processes.
+  """
+  join(cluster)
+  try:
+    try:
+      yield
+    except Interrupted:
+      _wait_for_all('the stop')
+      raise
+    _wait_for_all('the end')  # or those that are done would wait for too short a time at exit
+  except Interrupted:
+    raise
+  except BaseException as error:
+    _exit(error)
+
+
+def _exit(error: BaseException) -> NoReturn:
+  """Prints what ended this process, and exits without waiting for the other processes."""
+  text = str(error).lower()
+  if isinstance(error, UserError):
+    message, status = f'error: {error}', 2
+  elif isinstance(error, KeyboardInterrupt):
+    message, status = 'error: interrupted; run the same command again to resume.', 130
+  elif any(sign in text for sign in _LOST_SIGNS):
+    message, status = LOST, LOST_STATUS
+  else:
+    message, status = ''.join(traceback.format_exception(error)).rstrip('\n'), 1
+  sys.stdout.flush()
+  print(message, file=sys.stderr, flush=True)
+  os._exit(status)
+
+
+def _leave_the_others_out() -> None:
+  """Raises the error that is being handled, if there is one that the other processes lack.
+
+  They are elsewhere in the program, and would never take part in what this one is about to wait
+  for, such as the last write of a block that an error ends.
+  """
+  error = sys.exception()
+  if error is not None and not isinstance(error, Interrupted):
+    raise error
+
+
+def _wait_for_all(place: str) -> None:
+  if jax.process_count() > 1:
+    _leave_the_others_out()
+    multihost_utils.sync_global_devices(place)
+
+
+def _gather(value: Any) -> np.ndarray:
+  """The arrays of all processes, in their order."""
+  _leave_the_others_out()
+  return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+
+
+def _broadcast(value: Any) -> np.ndarray:
+  """The first process's array."""
+  _leave_the_others_out()
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
+  """Checks that all processes have the same config, and see the same files in these folders.
+
+  Args:
+    config_digest: at most 8 bytes in hexadecimal digits.
+    folders: are made if need be.
+
+  Raises:
+    UserError: in all processes, if one differs from the first.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = np.frombuffer(bytes.fromhex(config_digest).ljust(8), np.uint32)
+  digests = _gather(digest)
+  _require(np.all(digests == digests[0], axis=1), 'another config than', 'the same flags')
+  for folder in folders:
+    mark = folder / f'.started-{int(_broadcast(np.uint32(secrets.randbits(32))))}'
+    if is_first():
+      folder.mkdir(parents=True, exist_ok=True)
+      mark.touch()
+    _wait_for_all('the mark')
+    seen = _gather(mark.exists())
+    if is_first():
+      mark.unlink()
+    remedy = 'the same --workdir and --stages, on a file system that all of them share'
+    _require(seen, f"other files in '{folder}' than", remedy)
+
+
+def _require(alike: np.ndarray, difference: str, remedy: str) -> None:
+  """Raises a UserError that names the first process that is not like process 0."""
+  if not alike.all():
+    raise UserError(
+      f'process {int(np.argmin(alike))} has {difference} process 0; start all with {remedy}.'
+    )
 
 
 def is_first() -> bool:
@@ -55,14 +210,14 @@ def broadcast_from_first(answer: bool) -> bool:
   """The first process's answer, in all processes."""
   if jax.process_count() == 1:
     return answer
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+  return bool(_broadcast(answer))
 
 
 def any_process(answer: bool) -> bool:
   """Whether the answer of any process is true; the same in all processes."""
   if jax.process_count() == 1:
     return answer
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(answer))))
+  return bool(_gather(answer).any())
 
 
 def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -86,10 +241,10 @@ def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> 
     except (UserError, Interrupted) as error:
       problem = error
   kinds = (type(None), UserError, Interrupted)
-  kind = int(multihost_utils.broadcast_one_to_all(np.asarray(kinds.index(type(problem)))))
+  kind = int(_broadcast(kinds.index(type(problem))))
   if kind:
     raise problem or kinds[kind]('the first process stopped; its message says why')
-  return np.asarray(multihost_utils.broadcast_one_to_all(result))
+  return _broadcast(result)
 
 
 @contextlib.contextmanager
@@ -100,8 +255,7 @@ def first_process_only(place: str):
     place: a name for this point, the same in all processes.
   """
   yield is_first()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(place)
+  _wait_for_all(place)
 
 
 def fetch(tree: Any) -> Any:

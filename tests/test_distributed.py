@@ -1,5 +1,9 @@
-"""Law: several processes, started as on several machines, are the same run as one."""
+"""Law: several processes, started as on several machines, are the same run as one.
 
+If one of them ends early, for whatever reason, all end within `LIMIT` seconds.
+"""
+
+import contextlib
 import json
 import os
 import signal
@@ -11,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from nlhf_jax import main
+from nlhf_jax import distributed, main
+from tests.chaos.small_disk import can_mount, small_disk
 
+LIMIT = 15  # seconds
 ROOT = Path(__file__).parents[1]
 TOY = """
   --config=configs/dpo.py --config.data.posts=64 --config.data.held_out=16
@@ -95,7 +101,7 @@ import sys
 import numpy as np
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
-distributed.join(sys.argv[1])
+distributed.join(sys.argv[1].partition('=')[2])
 mine = 0.5 if distributed.is_first() else 7.5
 found = [distributed.compute_on_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
 for kind in (UserError, Interrupted):
@@ -109,24 +115,157 @@ print(found, file=sys.stderr)
 """
 
 
-def test_what_the_first_process_computes_reaches_all():
+def start_two(command, *more):
+  """Starts two processes without a launcher; `more` are flags of the second one."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  programs = [
+  gloo = {'JAX_PLATFORMS': 'cpu', 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo'}
+  return [
     subprocess.Popen(
-      [sys.executable, '-c', PROGRAM, f'{address},2,{number}'],
+      [*command, f'--cluster={address},2,{number}', *(more if number else ())],
       cwd=ROOT,
-      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | gloo,
       stderr=subprocess.PIPE,
       text=True,
     )
     for number in range(2)
   ]
-  for program in programs:
+
+
+def test_what_the_first_process_computes_reaches_all():
+  for program in start_two([sys.executable, '-c', PROGRAM]):
     _, printed = program.communicate(timeout=300)
     assert program.returncode == 0, printed
     assert printed.splitlines()[-1] == "[[0.5, nan], 'UserError', 'Interrupted']"
+
+
+FAILING = """
+import sys
+from nlhf_jax import command, distributed
+from nlhf_jax.errors import UserError
+
+def work(config, settings):
+  distributed.any_process(False)  # or the other would wait for the first connection
+  try:
+    if distributed.is_first() == (sys.argv[1] == '0'):
+      raise UserError('no luck')
+  finally:
+    distributed.any_process(False)  # the others are here; the one that fails must not join them
+  while True:
+    distributed.any_process(False)
+
+arguments = ['main', '--config=tabular', sys.argv[2]]
+sys.exit(command.run_command(arguments, '', {}, work))
+"""
+IMPATIENT = """
+import sys
+from nlhf_jax import distributed
+distributed.START_SECONDS = 5
+"""
+
+
+@pytest.mark.parametrize('number', [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_user_error_in_one_process_ends_both(number):
+  programs = start_two([sys.executable, '-c', FAILING, str(number)])
+  printed = [program.communicate(timeout=60)[1].splitlines()[-1] for program in programs]
+  assert printed[number] == 'error: no luck'
+  assert programs[number].returncode == 2
+  assert printed[1 - number] == distributed.LOST
+  assert programs[1 - number].returncode == distributed.LOST_STATUS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_process_does_not_wait_for_ever_for_the_others_to_start(number):
+  program = start_two([sys.executable, '-c', FAILING.replace('import sys', IMPATIENT), '0'])
+  program[1 - number].kill()
+  program[1 - number].communicate()
+  _, printed = program[number].communicate(timeout=60)
+  assert program[number].returncode == distributed.LOST_STATUS
+  assert printed.splitlines()[-1] == distributed.NOT_STARTED
+
+
+TRAINING = [sys.executable, '-m', 'nlhf_jax.main', *TOY.split(), '--config.sft.steps=3000']
+
+
+def wait_for_training(programs, folder):
+  deadline = time.monotonic() + 300
+  while not list(folder.glob('stages/sft-*/metrics.jsonl')):
+    assert all(program.poll() is None for program in programs)
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def assert_all_end(programs, since):
+  """All end in time, with a status that is not 0; what each printed last."""
+  printed = [program.communicate(timeout=LIMIT)[1].splitlines() for program in programs]
+  assert time.monotonic() - since < LIMIT
+  assert all(program.returncode for program in programs)
+  return [lines[-1] if lines else '' for lines in printed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+@pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_other(number, kill, tmp_path):
+  programs = start_two([*TRAINING, f'--workdir={tmp_path}'])
+  wait_for_training(programs, tmp_path)
+  programs[number].send_signal(kill)
+  printed = assert_all_end(programs[1 - number :][:1], time.monotonic())
+  assert printed == [distributed.LOST]
+  programs[number].kill()
+  programs[number].communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_killed_process_ends_all_of_a_launch(number, tmp_path):
+  program = begin(2, tmp_path, '--config.sft.steps=3000')
+  wait_for_training([program], tmp_path)
+  children = Path(f'/proc/{program.pid}/task/{program.pid}/children').read_text().split()
+  os.kill(int(children[number]), signal.SIGKILL)
+  since = time.monotonic()
+  printed, _ = program.communicate(timeout=LIMIT)
+  assert time.monotonic() - since < LIMIT
+  assert program.returncode in (128 + signal.SIGKILL, distributed.LOST_STATUS)
+  assert sum(line.startswith('error: ') for line in printed.splitlines()) in (1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('change', 'expected'),
+  [
+    ('--workdir=elsewhere', "process 1 has other files in '"),
+    ('--stages=elsewhere', "process 1 has other files in '"),
+    ('--config.sft.steps=7', 'process 1 has another config than process 0'),
+    ('--config.sft.stepz=7', 'has no such field'),
+  ],
+)
+def test_processes_that_are_not_alike_end(change, expected, tmp_path):
+  elsewhere = change.replace('elsewhere', str(tmp_path / 'elsewhere'))
+  command = [*TRAINING, f'--workdir={tmp_path / "run"}', f'--stages={tmp_path / "run" / "stages"}']
+  programs = start_two(command, elsewhere)
+  printed = [program.communicate(timeout=60)[1].splitlines()[-1] for program in programs]
+  assert any(expected in line for line in printed)
+  assert {program.returncode for program in programs} <= {2, distributed.LOST_STATUS}
+  for line in printed:
+    assert line == distributed.LOST or expected in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason='only root can mount a small disk')
+def test_a_full_disk_in_the_first_process_ends_both(tmp_path):
+  with small_disk(tmp_path / 'disk', 8 << 20):
+    workdir = tmp_path / 'disk' / 'run'
+    programs = start_two([*TRAINING, f'--workdir={workdir}', '--config.sft.evaluate_every=50'])
+    wait_for_training(programs, workdir)
+    with (tmp_path / 'disk' / 'filler').open('wb') as filler, contextlib.suppress(OSError):
+      filler.write(bytes(8 << 20))
+    _, printed = programs[0].communicate(timeout=60)  # at its next record
+    assert programs[0].returncode
+    assert 'No space left on device' in printed
+    assert assert_all_end(programs[1:], time.monotonic()) == [distributed.LOST]
 
 
 @pytest.mark.parametrize('cluster', ['somewhere', '127.0.0.1:1,two,0', '127.0.0.1:1,2'])

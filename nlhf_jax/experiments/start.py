@@ -52,6 +52,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
   """
   if 'remote' in config:
     check_section(config.remote.to_dict())
+  distributed.check_alike(json_lines.json_digest(config.to_dict()), (workdir, stages))
   exact = config.experiment in EXACT
   with (
     disk.writing(workdir, stages),

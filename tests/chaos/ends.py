@@ -1,0 +1,79 @@
+"""What a run leaves that must not depend on interruptions, as digests."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as orbax
+
+# Fields that measure time or count compiled programs, or tell the version of the code.
+TIMES = ('seconds', 'compile_seconds', 'seconds_per_step', 'tokens_per_second')
+UNSTABLE = (*TIMES, 'compiled_programs', 'code')
+# Files of a finished run that are compared; pages and figures are drawn from these.
+WHOLE = ('data.json', 'config.json', 'samples.jsonl', 'results.json')
+CURVES = 'metrics.jsonl'
+
+_one_at_a_time = threading.Lock()
+
+
+def read_end(workdir: Path) -> dict[str, str]:
+  """Name of a file or checkpoint in the work directory -> digest of what is in it.
+
+  Learning curves are `metrics.jsonl`; everything else is results, records, data and parameters.
+  """
+  found = {}
+  paths = [workdir / name for name in WHOLE]
+  paths += workdir.glob(f'**/{CURVES}')
+  paths += workdir.glob('stages/*/stage.json')
+  paths += workdir.glob('policies/**/*.json*')
+  for path in paths:
+    if path.is_file():
+      found[str(path.relative_to(workdir))] = _digest_of_json(path)
+  for folder in workdir.glob('stages/data-*'):
+    for path in folder.iterdir():
+      found[str(path.relative_to(workdir))] = _digest(path.read_bytes())
+  for folder in workdir.glob('stages/*/checkpoints'):
+    found[str(folder.relative_to(workdir))] = _digest_of_checkpoint(folder)
+  return found
+
+
+def without_curves(end: dict[str, str]) -> dict[str, str]:
+  """The end without learning curves, whose points lie elsewhere if a run was asked to stop."""
+  return {name: value for name, value in end.items() if not name.endswith(CURVES)}
+
+
+def _digest_of_json(path: Path) -> str:
+  """Of the stable fields or, if the file is damaged, of its bytes."""
+  try:
+    text = path.read_text()
+    lines = text.splitlines() if path.suffix == '.jsonl' else [text]
+    return _digest(json.dumps([_stable(json.loads(line)) for line in lines], sort_keys=True))
+  except ValueError:
+    return _digest(path.read_bytes())
+
+
+def _stable(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _stable(item) for name, item in value.items() if name not in UNSTABLE}
+  return [_stable(item) for item in value] if isinstance(value, list) else value
+
+
+def _digest_of_checkpoint(folder: Path) -> str:
+  with _one_at_a_time, orbax.training.Checkpointer(folder.absolute()) as checkpointer:
+    latest = checkpointer.latest
+    tree = None if latest is None else checkpointer.load(latest.step)
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.asarray(leaf)
+    digest.update(f'{path} {array.dtype} {array.shape}'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
+
+
+def _digest(content: str | bytes) -> str:
+  content = content.encode() if isinstance(content, str) else content
+  return hashlib.sha256(content).hexdigest()

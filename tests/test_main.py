@@ -59,7 +59,7 @@ def configured(monkeypatch):
     ([], ['--config is missing', '--config=nash_md', 'nlhf list']),
     (['--config='], ['--config is missing']),
     (['--config'], ['Missing value', 'config']),
-    (['--config=configs/none.py'], ["'configs/none.py'", 'No such file', 'nash_md, nash_md_model']),
+    (['--config=configs/none.py'], ["'configs/none.py'", 'No such file', 'nash_md, nash_md_group']),
     (
       ['--config=nash_mb'],
       ["no shipped config 'nash_mb'", 'nearest is nash_md;', 'tabular'],

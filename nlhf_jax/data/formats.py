@@ -91,5 +91,7 @@ def _start(path: Path) -> tuple[bytes, bool]:
 
 def row_noun(path: Path) -> str:
   """The noun for a row of a file in messages."""
-  lines = _find_reader(path) is json_rows.json_rows and json_rows.layout(path) == 'lines'
-  return 'line' if lines else 'row'
+  if _find_reader(path) is not json_rows.json_rows:
+    return 'row'
+  by_line = ('lines', 'objects') if file_kind(path) == '.jsonl' else ('lines',)
+  return 'line' if json_rows.layout(path) in by_line else 'row'

@@ -86,8 +86,8 @@ class Slice:
     return shape if self._transposed else shape[::-1]
 
   def get_dtype(self) -> str:
-    """The name of the type in the file, such as Q4_1."""
-    return self._tensor.tensor_type.name
+    """The type of the values once they are dequantised, by its name in safetensors files."""
+    return 'F32'
 
   def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
     return self._values[index]

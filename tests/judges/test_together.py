@@ -32,7 +32,7 @@ from nlhf_jax.models import pairrm_encoder as networks, sharding
 from nlhf_jax.judges import pairrm_scoring
 from nlhf_jax.judges.endpoint import Endpoint
 from nlhf_jax.judges.remote import make_remote_judge
-from nlhf_jax.judges.verdicts import SUMMARIES
+from nlhf_jax.judges.judge_prompts import SUMMARIES
 folder, texts = Path(folder), json.loads(texts)
 with jax.set_mesh(sharding.make_mesh(2, 2, 1)):
   ranker, params, lengths = networks.load_ranker(folder)

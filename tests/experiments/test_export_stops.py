@@ -30,7 +30,12 @@ def write_model(folder, template):
   (newline,), (first,), (last,) = (tokenizer.encode(text) for text in ('\n', 'a', 'b'))
   chain = [newline, first, last, tokenizer.convert_tokens_to_ids('<|im_end|>'), first]
   model = families.save(
-    'llama', folder, vocab_size=512, num_hidden_layers=1, eos_token_id=tokenizer.eos_token_id
+    'llama',
+    folder,
+    vocab_size=512,
+    num_hidden_layers=1,
+    max_position_embeddings=512,
+    eos_token_id=tokenizer.eos_token_id,
   )
   with torch.no_grad():  # logits depend on the last token alone
     for name, parameter in model.named_parameters():
@@ -54,6 +59,7 @@ def exported(request, toy, tmp_path_factory):
   write_model(folder / 'model', request.param)
   pretrained.write_comparisons(folder / 'comparisons.jsonl')
   config = pretrained.config(folder, toy, write=False)
+  config.data.prompt_length = 200
   for rank in (2, 0):
     config.model.lora.rank = rank
     experiment = make_experiment(config, 'stops', folder / 'stages')
@@ -87,7 +93,7 @@ def test_transformers_stops(exported, kind):
     experiment.corpus.tokenizer.eos_token_id
   )
   if kind == 'whole':  # the program itself responds alike
-    loaded = LoadedModel(experiment.model.decoder, params, experiment.corpus.tokenizer, 64)
+    loaded = LoadedModel(experiment.model.decoder, params, experiment.corpus.tokenizer, 512)
     assert make_respond(loaded, length=8)([QUESTION], 0.0, 0) == ['ab']
 
 

@@ -105,10 +105,8 @@ def test_whole_file_precedes_shards_of_an_older_save(whole, capsys):
 
 
 def test_shards_of_an_older_save_are_named(whole, capsys):
-  old = lambda folder: save_file(
-    {'old': torch.ones(3)}, folder / 'model-00004-of-00004.safetensors'
-  )
-  with changed(whole, old) as folder:
+  older = 'model-00004-of-00004.safetensors'
+  with changed(whole, lambda folder: save_file({'old': torch.ones(3)}, folder / older)) as folder:
     load(folder)
   assert f'and not {older}.' in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,7 @@ def main() -> int:
   """Runs all parts, prints the table, and stores it; the status is 1 if there are faults."""
   chosen, since = parse_arguments(), time.monotonic()
   os.environ |= runs.environment(ROOT / '.cache' / 'chaos')
+  warnings.filterwarnings('ignore', message='Sharding info not provided')
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     runs.run_uncut(folder / 'first', tuple(KINDS))  # compiles, which shifts moments

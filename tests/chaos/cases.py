@@ -104,9 +104,9 @@ def disk_case(seed: int, number: int, folder: Path, uncut: Mapping[str, Uncut]) 
   random_, kind = draw('disks', seed, number)
   blocks = [path.stat().st_blocks for path in uncut[kind].folder.rglob('*') if path.is_file()]
   used = 512 * sum(blocks)
-  disk, share = folder / 'disk', random_.uniform(0.02, 0.9)
-  with small_disk(disk, max(4096, int(share * used))) as resize:
-    workdir = disk / 'run'
+  # What the run prints goes to a file beside its work directory, which must have room.
+  workdir, share = folder / 'disk', random_.uniform(0.02, 0.9)
+  with small_disk(workdir, max(4096, int(share * used))) as resize:
     ended = run(kind, workdir, uncut)
     what = f'room for {share:.2f} of {used >> 10} KiB'
     if ended.status == 0:

@@ -63,9 +63,12 @@ def _stable(value: Any) -> Any:
 
 
 def _digest_of_checkpoint(folder: Path) -> str:
-  with _one_at_a_time, orbax.training.Checkpointer(folder.absolute()) as checkpointer:
-    latest = checkpointer.latest
-    tree = None if latest is None else checkpointer.load(latest.step)
+  try:
+    with _one_at_a_time, orbax.training.Checkpointer(folder.absolute()) as checkpointer:
+      latest = checkpointer.latest
+      tree = None if latest is None else checkpointer.load(latest.step)
+  except Exception as error:  # whatever a damaged file makes of the many that orbax raises
+    return f'unreadable: {type(error).__name__}'
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.asarray(leaf)

@@ -23,11 +23,12 @@ from nlhf_jax.experiments.stages import (
 )
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
-from nlhf_jax.judges.registry import STAGES, gives_rewards
+from nlhf_jax.judges.registry import EXTERNAL, STAGES, gives_rewards
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.divergence import require_verdicts
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
 
@@ -83,6 +84,7 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
     training.optimizer,
     step_metrics.demonstration_metrics,
     training.accumulate,
+    skip=training.skip,
   )
   examples = make_batches(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
@@ -112,6 +114,7 @@ def make_evaluate(
   The last judge of `panel` measures the win rate, and the metric is named after it.
   """
   name, judge = list(panel.items())[-1]
+  judge = judge if name in EXTERNAL else require_verdicts(judge)
   score = scoring.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
   prompts = take(experiment.corpus.held_out.prompts, slice(WATCHED))

@@ -64,7 +64,7 @@ def make_active_steps(
     return np.array(json_lines.read_json(path)['wins'])
 
   def step(state, batch, key):
-    number = int(state.step) // training.evaluate_every
+    number = int(state.step) // training.schedule.evaluate_every
     if number not in estimates:
       estimates.clear()
       estimates[number] = estimate(wins_until(number, state.slots, batch, key))

@@ -47,7 +47,7 @@ def folders(config, tmp_path):
       ('sft', 'preference_model', 'ema1', 'dpo', ('oracle', 'dpo')),
     ),
     ('policies.dpo.steps', 3, ('sft', 'preference_model', 'ema1', ('learned', 'ema1'))),
-    ('preference_model.steps', 3, ('sft', 'dpo')),
+    ('preference_model.steps', 3, ('sft', 'dpo', ('oracle', 'sft'), ('oracle', 'dpo'))),
     ('sft.steps', 3, ()),
     ('seed', 1, ()),
   ],

@@ -168,7 +168,7 @@ def test_state_before_the_failure_is_kept(toys, tmp_path):
 
 
 def test_skipping_leaves_out_and_counts_updates(toys, tmp_path):
-  """Without its last update, a run has the policy and the optimiser of one that is a step shorter."""
+  """Without its last update, a run has the policy of one that is a step shorter."""
   last, toy = STEPS - 1, toys['skipping']
   skipped, _ = train(toy, tmp_path / 'whole', with_payoff(np.inf), at=(last,))
   shorter, _ = train(toy, tmp_path / 'shorter', schedule=loop.Schedule(last, last))

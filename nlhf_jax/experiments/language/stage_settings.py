@@ -69,7 +69,8 @@ def exploiter_settings(
   return {
     (judge, entry): {
       'exploiter': plain['exploiter'],
-      'judge': [judge, trained_by.get(judge)],
+      'judge': judge,
+      'trained_by': trained_by.get(judge),
       'player': settings[name],
       'slot': slot,
     }

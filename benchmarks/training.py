@@ -43,6 +43,7 @@ from nlhf_jax.models.transformer import Numerics, make_decoder
 from nlhf_jax.sampling import rollout, sampler
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.loop import Schedule
 from nlhf_jax.training.optimizers import make_optimizer
 from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
@@ -191,7 +192,10 @@ def step_parts(settings, decoder, prompts, judge, stop) -> dict[str, Callable]:
   both, alone = make([*algorithm.left, *algorithm.right]), make([*algorithm.left, *algorithm.left])
   comparison = Comparison(prompts, *both(state.slots, prompts, key))
   comparison = comparison._replace(payoff=judge(comparison))
-  score, training = scoring.make_score(decoder), Training(algorithm, optimizer, 1, 1, 1, 1)
+  score, training = (
+    scoring.make_score(decoder),
+    Training(algorithm, optimizer, 1, 1, Schedule(1, 1)),
+  )
   update = make_update(algorithm, score, optimizer, step_metrics.make_rollout_metrics(algorithm))
   rollout_step = make_rollout_step(algorithm, make, lambda comparison, key: judge(comparison))
   step = make_policy_update(training, score, rollout_step)

@@ -17,6 +17,9 @@ def training(
       batch=batch,
       accumulate=1,  # parts that a batch is split into, one gradient each, to save memory
       evaluate_every=evaluate_every,
+      checkpoint_minutes=15.0,  # after which a checkpoint is saved before the next evaluation
+      on_divergence='stop',  # or skip: leave out updates whose loss or gradient is not finite
+      missing_verdicts=0.5,  # share of a judge's missing verdicts above which training stops
       optimizer=dict(
         name='adamw',  # or adafactor, rmsprop: with b1=0
         learning_rate=learning_rate,

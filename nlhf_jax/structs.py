@@ -59,7 +59,9 @@ class TrainState(NamedTuple):
 
   `fixed` has the slots that are not trained; they are neither copied nor saved. One of them may be
   `base`: leaves that all slots share, such as pretrained weights under adapters. `in_flight` is the
-  comparison that an asynchronous judge is judging, None without one.
+  comparison that an asynchronous judge is judging, None without one. `nonfinite` is 0 until an
+  update computes a number that is not finite; from then on updates change nothing
+  (`training.divergence`).
   """
 
   step: Int[Array, '']
@@ -67,6 +69,7 @@ class TrainState(NamedTuple):
   optimizer: Any
   fixed: Mapping[str, Params]
   in_flight: Comparison | None = None
+  nonfinite: Int[Array, ''] | int | None = 0
 
   @property
   def slots(self) -> Mapping[str, Params]:

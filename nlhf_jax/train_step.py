@@ -21,7 +21,7 @@ from nlhf_jax.language_model import LanguageModel, Prompt
 from nlhf_jax.models import lora, scoring, sharding
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
-from nlhf_jax.training import step_metrics
+from nlhf_jax.training import divergence, step_metrics
 from nlhf_jax.training.rollout_step import make_rollout_step
 from nlhf_jax.training.update import initial_state, make_update
 
@@ -38,6 +38,8 @@ class TrainStep(NamedTuple):
   demonstrations; or triples (prompt, chosen, rejected) of comparisons; or, for `kto`, either these
   or triples (prompt, response, whether it is good). The arrays of the state
   passed in are donated. Batches of other sizes, and prompts of other lengths, are compiled anew.
+  If a loss, gradient, parameter or metric is not finite, its step leaves the state as it is, and
+  the next call raises `UserError`.
   """
 
   init: Callable[[Array], TrainState]
@@ -104,6 +106,8 @@ def make_train_step(
     tokens = sharding.put_rows(encode(model, batch, response_length))
     # The rollout takes the key folded with 0, the judge with 1.
     comparison = play(state.slots, tokens, key)
+    if int(state.nonfinite):  # of the update before, which may run until here
+      raise UserError(divergence.describe_state(state))
     return update(state, comparison, jax.random.fold_in(key, 2))
 
   return TrainStep(init, step)

@@ -121,3 +121,32 @@ def test_a_killed_run_with_asynchronous_judging_resumes(tmp_path):
   uncut, cut = tmp_path / 'uncut', tmp_path / 'cut'
   stop(cut, ASYNCHRONOUS, signal.SIGKILL, 'nash_md')
   assert_same(run_to_end(cut, ASYNCHRONOUS), run_to_end(uncut, ASYNCHRONOUS))
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_of_a_finished_stage_is_trained_again(tmp_path):
+  before = run_to_end(tmp_path, DPO)
+  (folder,) = tmp_path.glob('stages/preference_model-*/checkpoints/30')
+  largest = max(
+    (path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  status, printed = finish(start(tmp_path, DPO))
+  assert status == 0, printed
+  assert 'going on from that of step 28' in printed
+  assert_same(outcome(tmp_path), before)
+
+
+@pytest.mark.slow
+def test_diverging_stage_stops_and_is_never_done(tmp_path):
+  status, printed = finish(start(tmp_path, [*DPO, '--config.sft.optimizer.learning_rate=5e6']))
+  assert status == 2, printed
+  error = printed.splitlines()[-1]
+  assert error.startswith('error: sft, step ')
+  assert 'learning rate' in error
+  (note,) = tmp_path.glob('stages/sft-*/stage.json')
+  assert '"done": false' in note.read_text()
+  assert not (tmp_path / 'results.json').exists()
+  assert len(list(tmp_path.glob('stages/*'))) <= 2  # SFT and perhaps tokenised data

@@ -22,7 +22,7 @@ from nlhf_jax.judges.gpm import make_general_preference_network
 from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.ranges import AtLeastOne, Count, NonNegative, Range, Seed
+from nlhf_jax.ranges import AtLeastOne, Count, Fraction, NonNegative, Range, Seed
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.tasks.summaries.corpus import SyntheticData
 from nlhf_jax.training.optimizers import make_optimizer
@@ -49,6 +49,8 @@ class TrainingSettings(NamedTuple):
   batch: AtLeastOne
   accumulate: AtLeastOne
   evaluate_every: AtLeastOne
+  checkpoint_minutes: NonNegative
+  missing_verdicts: Fraction
 
 
 class TournamentSettings(NamedTuple):

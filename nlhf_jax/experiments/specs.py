@@ -31,19 +31,28 @@ from nlhf_jax.sample_complexity.worlds import World
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
+from nlhf_jax.training.loop import Schedule
 
 # --- Stages and what they train ---
 
 
 class Training(NamedTuple):
-  """The training of one stage; `batch` is in examples, `evaluate_every` in updates."""
+  """The training of one stage; `batch` is in examples, `schedule` in updates.
+
+  With `skip`, updates whose loss or gradient is not finite are left out; otherwise they end it.
+  """
 
   algorithm: Algorithm
   optimizer: optax.GradientTransformation
-  steps: int
   batch: int
   accumulate: int  # equal parts that a batch is split into, to save memory
-  evaluate_every: int
+  schedule: Schedule
+  skip: bool = False
+
+  @property
+  def steps(self) -> int:
+    """The number of updates."""
+    return self.schedule.steps
 
 
 class Policy(NamedTuple):
@@ -72,14 +81,16 @@ class Stage(NamedTuple):
   """A piece of work whose outcome is stored on disk: its name, its key and its folder.
 
   The folder's name contains a digest of the settings that determine the outcome, including those
-  of the stages that it builds on, so that any run that needs the same outcome finds it. `code` is
-  a digest of this package's source.
+  of the stages that it builds on, so that any run that needs the same outcome finds it. Others
+  change no number, such as how often to evaluate: they are `incidental`. `code` is a digest of this
+  package's source.
   """
 
   name: str
   key: jax.Array
   folder: Path
   settings: Mapping[str, Any]
+  incidental: Mapping[str, Any]
   code: str
 
 
@@ -137,6 +148,7 @@ class LanguageExperiment(NamedTuple):
   panel: Sequence[str]  # the judges of the tournament; the last one measures learning curves
   policies: Mapping[str, Policy]
   exploiter: Training | None
+  exploiter_wins: str  # the file, in an exploiter's folder, of its win rates under this panel
   tournament_prompts: int
   tournament_batch: int  # prompts responded to at once
   filters: Filters
@@ -284,7 +296,7 @@ class Method(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """An algorithm that also learns the preferences; a round is `training.evaluate_every` updates.
+  """An algorithm that also learns the preferences, in rounds of `schedule.evaluate_every` updates.
 
   A round starts with votes on `batches` batches of pairs that the algorithm selects. Its judge is
   the estimate from all votes so far, with `ridge` additional votes for a tie on each pair.

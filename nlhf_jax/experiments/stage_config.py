@@ -12,13 +12,43 @@ import jax
 from nlhf_jax.experiments.specs import Stage
 from nlhf_jax.storage import json_lines
 
+# Settings that change no number of a stage, or no more than how its numbers are rounded.
+INCIDENTAL = (
+  'accumulate',
+  'checkpoint_minutes',
+  'evaluate_every',
+  'missing_verdicts',
+  'on_divergence',
+  'remat',
+)
+
 
 def make_stage(name: str, settings: Mapping[str, Any], seed: int, folder: Path) -> Stage:
-  """Makes a stage, whose folder is named after a digest of its settings."""
+  """Makes a stage, whose folder is named after a digest of the settings that determine it."""
+  settings, incidental = split_settings(settings)
   digest = json_lines.json_digest(settings)
   return Stage(
-    name, key_from_name(seed, name), folder / f'{name}-{digest}', settings, code_digest()
+    name,
+    key_from_name(seed, name),
+    folder / f'{name}-{digest}',
+    settings,
+    incidental,
+    code_digest(),
   )
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The settings without those that are incidental at any depth; and these, by their path."""
+  kept, incidental = {}, {}
+  for name, value in settings.items():
+    if name in INCIDENTAL:
+      incidental[name] = value
+    elif isinstance(value, Mapping):
+      kept[name], below = split_settings(value)
+      incidental |= {f'{name}.{path}': found for path, found in below.items()}
+    else:
+      kept[name] = value
+  return kept, incidental
 
 
 def key_from_name(seed: int, name: str) -> jax.Array:

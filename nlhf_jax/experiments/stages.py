@@ -15,6 +15,7 @@ from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, with_feedback
+from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
@@ -22,9 +23,10 @@ from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
-from nlhf_jax.training import interrupts, loop, step_metrics
+from nlhf_jax.training import checkpoints, interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import make_async_judge
 from nlhf_jax.training.checkpoints import load_slots
+from nlhf_jax.training.divergence import require_verdicts
 from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import RolloutStep, make_rollout_step, make_sample
 from nlhf_jax.training.update import Score, Update, initial_state, make_update, moving_slots
@@ -60,11 +62,13 @@ def fit(
 
   Raises:
     Interrupted: if the user asked to stop; a checkpoint is saved first.
-    UserError: if another process is training the stage.
+    UserError: if another process is training the stage; or as `loop.train` does.
   """
   if is_done(stage):
-    print_status(stage)
-    return load(stage, training, params, trains)
+    if not describe_loss(stage, training):
+      print_status(stage)
+      return load(stage, training, params, trains)
+    mark_undone(stage)
   own, base = trees.split(params, trains)
   state = initial_state(training.algorithm, own, training.optimizer, base)
   # Fixed slots are sharded already, and are not copied.
@@ -82,10 +86,9 @@ def fit(
       placed,
       stage.key,
       stage=stage.name,
-      steps=training.steps,
       folder=stage.folder,
       evaluate=lambda slots: evaluate(merge_base(slots)),
-      evaluate_every=training.evaluate_every,
+      schedule=training.schedule,
     )
   return merge_base(state.slots)
 
@@ -102,12 +105,17 @@ def load(
     trains: as in `fit`.
 
   Raises:
-    UserError: if the stage is not done.
+    UserError: if the stage is not done, or its last checkpoint is damaged.
   """
   if not is_done(stage):
     raise UserError(
       f"the stage '{stage.name}' is not done in {stage.folder}; run nlhf_jax.main with the same "
       'config, and the same --workdir or --stages, first.'
+    )
+  lost = describe_loss(stage, training)
+  if lost:
+    raise UserError(
+      f"{lost} run nlhf_jax.main again, which trains the stage '{stage.name}' to its end."
     )
   own, base = trees.split(params, trains)
   own, algorithm = sharding.put_parameters(own), training.algorithm
@@ -139,13 +147,15 @@ def make_policy_update(
   algorithm = training.algorithm
   measure = step_metrics.make_rollout_metrics(algorithm, stop)
   return make_update(
-    algorithm, score, training.optimizer, measure, training.accumulate, rollout_step
+    algorithm, score, training.optimizer, measure, training.accumulate, rollout_step, training.skip
   )
 
 
 def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Judge | None) -> Steps:
   """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
   training, make = policy.training, partial(make_rollout, experiment)
+  if judge and policy.judge not in EXTERNAL:
+    judge = require_verdicts(judge)
   score = scoring.make_score(experiment.model.decoder)
   stop = experiment.corpus.tokenizer.eos_token_id
   if not policy.async_judge:
@@ -212,12 +222,33 @@ def is_done(stage: Stage) -> bool:
   return note is not None and note['done']
 
 
+def describe_loss(stage: Stage, training: Training) -> str | None:
+  """What is wrong with the last checkpoint of a finished stage; None if nothing is."""
+  folder = stage.folder / 'checkpoints'
+  damage = checkpoints.find_damage(folder, training.steps) if training.steps else None
+  return damage and f'the checkpoint of step {training.steps} in {folder} {damage};'
+
+
+def mark_undone(stage: Stage) -> None:
+  """Notes that a finished stage has lost its last checkpoint, so that it is trained to its end."""
+  path = stage.folder / 'stage.json'
+  json_lines.write_json(path, json_lines.read_json(path) | {'done': False})
+
+
 def print_status(stage: Stage) -> None:
-  """Prints that the stage exists already, and whether another version of the code started it."""
+  """Prints that the stage exists already, and what differs from how it would be made now."""
   note = json_lines.read_json(stage.folder / 'stage.json')
   print(f'{stage.name}: {"found" if note["done"] else "resuming"} in {stage.folder}')
   if note['code'] != stage.code:
     print('  started with another version of the code; delete the folder to train it again')
+  before = note.get('incidental', {})
+  for name, value in stage.incidental.items():
+    if before.get(name, value) != value:
+      print(f'  started with {name}={before[name]}, now {value}, which determines no result')
+  logged = json_lines.read(stage.folder / 'metrics.jsonl')
+  skipped = sum(record.get('skipped_updates', 0) for record in logged)
+  if skipped:
+    print(f'  {skipped} of its updates were not finite and left out (on_divergence=skip)')
 
 
 @contextlib.contextmanager
@@ -231,7 +262,8 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
     UserError: if another process is training the stage.
   """
   path = stage.folder / 'stage.json'
-  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code, 'settings': stage.settings}
+  facts |= {'done': False, 'seconds': 0.0, 'code': stage.code}
+  facts |= {'settings': stage.settings, 'incidental': stage.incidental}
   with lock_folder(stage.folder):
     known = json_lines.read_sealed(path)
     if known:

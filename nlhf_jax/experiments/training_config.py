@@ -12,6 +12,9 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Training
 from nlhf_jax.models import sharding
 from nlhf_jax.training import optimizers
+from nlhf_jax.training.loop import Schedule
+
+ON_DIVERGENCE = ('stop', 'skip')
 
 CHUNK = 2**22  # steps that are counted at once
 
@@ -46,14 +49,18 @@ def make_training(row: ConfigDict, field: str) -> Training:
     optimizer = optimizers.make_optimizer(steps=max(taken, 1), **row.optimizer)
   except UserError as error:
     raise UserError(f'{field}.optimizer.{error}') from None
-  return Training(
-    algorithm=algorithm,
-    optimizer=optimizer,
+  if row.on_divergence not in ON_DIVERGENCE:
+    raise UserError(
+      f"{field}.on_divergence='{row.on_divergence}' must be one of {', '.join(ON_DIVERGENCE)}."
+    )
+  schedule = Schedule(
     steps=row.steps,
-    batch=row.batch,
-    accumulate=row.accumulate,
     evaluate_every=row.evaluate_every,
+    checkpoint_minutes=row.checkpoint_minutes,
+    missing_verdicts=row.missing_verdicts,
   )
+  skip = row.on_divergence == 'skip'
+  return Training(algorithm, optimizer, row.batch, row.accumulate, schedule, skip)
 
 
 def count_updates(rule: StepRule, steps: int) -> int:

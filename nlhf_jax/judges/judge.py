@@ -195,10 +195,10 @@ def probability(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K 
 def vote(payoff: Float[Array, 'B K J'], key: Array) -> Float[Array, 'B K J']:
   """One sampled vote on each pair, +1/2 or -1/2, whose mean is the payoff: model-free feedback.
 
-  Pairs without a verdict, NaN, have no vote either.
+  Pairs without a verdict, NaN, have no vote either, and an infinite payoff remains one.
   """
   sampled = (jax.random.uniform(key, payoff.shape) < payoff + 0.5) - 0.5
-  return jnp.where(jnp.isnan(payoff), payoff, sampled)
+  return jnp.where(jnp.isfinite(payoff), sampled, payoff)
 
 
 def with_feedback(

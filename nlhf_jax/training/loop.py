@@ -1,8 +1,9 @@
 """The training loop, which every stage runs."""
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,28 +13,47 @@ import numpy as np
 from tqdm import tqdm
 
 from nlhf_jax import compilation, distributed
-from nlhf_jax.errors import Interrupted
+from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.structs import TrainState
-from nlhf_jax.training import interrupts
+from nlhf_jax.training import divergence, interrupts
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.trackers import Metrics
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]
 Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
+MOST_SKIPPED = 10  # updates in a row that are left out before training stops all the same
+PERCENTILES = (50, 90, 100)  # of the norm of the gradient, between two logs
+
 
 class Steps(NamedTuple):
   """The steps of a stage: `step(state, batch, key)` returns the next state and metrics.
 
-  A step may donate the state, unless it raises `Interrupted`. Its metric `tokens`, if there is one,
-  is logged as `tokens_per_second`. `begin(state, batch, key)`, if there is one, prepares the first
-  state from the first batch; step n then receives batch n + 1. `close` releases resources of
-  the steps.
+  A step may donate the state, unless it raises `Interrupted` or `UserError`. Its metric `tokens`,
+  if there is one, is logged as `tokens_per_second`. `begin(state, batch, key)`, if there is one,
+  prepares the first state from the first batch; step n then receives batch n + 1. `close` releases
+  resources of the steps.
   """
 
   step: Step
   begin: Callable[[TrainState, Any, jax.Array], TrainState] | None = None
   close: Callable[[], None] = lambda: None
+
+
+class Schedule(NamedTuple):
+  """How long a stage trains, and when it is looked at.
+
+  Mean metrics are written every `log_every` steps. Every `evaluate_every` steps, and at the end,
+  the slots are evaluated and a checkpoint is saved; another one is saved at the first log that
+  comes `checkpoint_minutes` after the last, unless they are 0. Training stops if a judge gives no
+  verdict on more than the share `missing_verdicts` of the pairs since the last log.
+  """
+
+  steps: int
+  evaluate_every: int
+  log_every: int = 10
+  checkpoint_minutes: float = 0.0
+  missing_verdicts: float = 1.0
 
 
 def train(
@@ -43,52 +63,55 @@ def train(
   key: jax.Array,
   *,
   stage: str,
-  steps: int,
   folder: Path,
   evaluate: Evaluate,
-  evaluate_every: int,
-  log_every: int = 10,
+  schedule: Schedule,
 ) -> TrainState:
-  """Trains until `steps` updates are done, from the checkpoint in `folder` if there is one.
+  """Trains until all steps are done, from the checkpoint in `folder` if there is one.
 
   Step n uses `batches[n]` and `fold_in(key, n)`, so a resumed run equals an uninterrupted one bit
-  for bit. Mean metrics are written every `log_every` steps. Every `evaluate_every` steps, and at
-  the end, `evaluate(slots)` is added to them and a checkpoint is saved.
+  for bit. `evaluate(slots)` is added to the metrics.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM, or if a step raises it; a checkpoint is saved first.
+    UserError: if a number is not finite that is no missing verdict, or too many verdicts are
+      missing, at the first log after it; or if a step raises it. The last state that was finite is
+      saved first; with several processes, which may not all be at the same step, only where all of
+      them find the same.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(folder / 'checkpoints')
+  checkpoints, steps = Checkpoints(folder / 'checkpoints'), schedule.steps
   with contextlib.closing(checkpoints):
     state = checkpoints.restore(state)
     first = int(state.step)
     if first >= steps:
       return state
-    means, metrics = _Means(), Metrics(folder, stage, first)
+    metrics = Metrics(folder, stage, first)
+    recorder = _Recorder(stage, schedule, checkpoints, metrics, batches)
     progress = tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5)
     with contextlib.closing(metrics), progress as bar:
       for number in range(first, steps):
         try:
           state, values = step(state, batches[number], jax.random.fold_in(key, number))
-        except Interrupted:
+        except (Interrupted, UserError) as error:
           # Raised while waiting for a judge, before the update began: the state is unchanged.
-          _save(state, checkpoints, metrics, means, number)
+          if isinstance(error, Interrupted) or jax.process_count() == 1:
+            recorder.record(state, number)
+            recorder.save(state)
           raise
-        means.add(values)
+        recorder.means.add(values)
         bar.update()
         done = number + 1
-        evaluated = done % evaluate_every == 0 or done == steps
-        logged = evaluated or done % log_every == 0
-        if evaluated:
-          record = _save(state, checkpoints, metrics, means, done, evaluate)
-        elif logged:
-          record = means.take()
-          metrics.write(done, record)
+        evaluated = done % schedule.evaluate_every == 0 or done == steps
+        logged = evaluated or done % schedule.log_every == 0
         if logged:
+          record = recorder.record(state, done, evaluate if evaluated else None)
           bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
+        if evaluated or (logged and recorder.is_save_due()):
+          recorder.save(state)
         if done < steps and _stop_requested(logged):
-          _save(state, checkpoints, metrics, means, done)
+          recorder.record(state, done)
+          recorder.save(state)
           interrupts.check(f'{stage}, step {done} of {steps}')
     return state
 
@@ -100,27 +123,97 @@ def _stop_requested(synchronised: bool) -> bool:
   return distributed.any_process(interrupts.requested())
 
 
-def _save(
-  state: TrainState,
-  checkpoints: Checkpoints,
-  metrics: Metrics,
-  means: '_Means',
-  done: int,
-  evaluate: Evaluate = lambda slots: {},
-) -> dict[str, float]:
-  """Writes the metrics after `done` steps, then the checkpoint; returns the metrics.
+class _Recorder:
+  """Checks the steps of a stage, writes their metrics, and saves checkpoints.
 
-  In this order, because metrics without a checkpoint are dropped on resume, while a checkpoint
-  without its metrics would leave a gap.
+  Metrics are written before the checkpoint of the same step, because metrics without a checkpoint
+  are dropped on resume, while a checkpoint without its metrics would leave a gap.
   """
-  record = {}
-  if means.pending:
-    record = means.take()
-    record |= evaluate(state.slots)
-    metrics.write(done, record)
-  checkpoints.save(state)
-  means.restart_clock()
-  return record
+
+  def __init__(
+    self,
+    stage: str,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    batches: grain.MapDataset,
+  ):
+    self._stage, self._schedule, self._batches = stage, schedule, batches
+    self._checkpoints, self._metrics = checkpoints, metrics
+    self.means, self._saved = _Means(), time.monotonic()
+
+  def record(
+    self, state: TrainState, done: int, evaluate: Evaluate | None = None
+  ) -> dict[str, float]:
+    """Writes and returns the metrics after `done` steps, if there are any since the last call.
+
+    Raises:
+      UserError: if a step since the last call failed, or the evaluation did. If the state was
+        finite before, it is saved first.
+    """
+    if not self.means.pending:
+      return {}
+    if int(state.nonfinite):  # waits for the device
+      self._stop(state, done)
+    record = self.means.take()
+    self._check_verdicts(record, done)
+    if evaluate:
+      measured = evaluate(state.slots)
+      for name, value in measured.items():
+        if not math.isfinite(value):
+          self._fail(done, f'the metric {name} is {value:g}; {divergence.DIVERGED}')
+      record |= measured
+    self._metrics.write(done, record)
+    return record
+
+  def save(self, state: TrainState) -> None:
+    """Saves a checkpoint."""
+    self._checkpoints.save(state)
+    self._saved = time.monotonic()
+    self.means.restart_clock()
+
+  def is_save_due(self) -> bool:
+    """Whether the last checkpoint is too old; the same in every process."""
+    age, minutes = time.monotonic() - self._saved, self._schedule.checkpoint_minutes
+    return bool(minutes) and distributed.broadcast_from_first(age > 60 * minutes)
+
+  def _stop(self, state: TrainState, done: int) -> None:
+    """Raises the error of the first step that failed, after which the state did not change."""
+    finished = int(state.step)
+    pending = self.means.pending
+    number = finished - (done - len(pending))  # of the failed step in `pending`
+    values = {name: float(value) for name, value in distributed.fetch(pending[number]).items()}
+    problem = divergence.describe_failure(state, values, self._batches[finished])
+    if state.in_flight is None and not divergence.is_state_failed(state):
+      self.means.pending = pending[:number]
+      if number:
+        self._metrics.write(finished, self.means.take())
+      self.save(state)
+    self._fail(finished + 1, problem)
+
+  def _check_verdicts(self, record: Mapping[str, float], done: int) -> None:
+    """Refuses too many missing verdicts, and too many updates that were left out in a row."""
+    missing, most = record.get('missing_verdicts', 0.0), self._schedule.missing_verdicts
+    if missing > most:
+      self._fail(
+        done,
+        f'the judge gave no verdict on {missing:.0%} of the pairs since the last log, and more '
+        f'than missing_verdicts={most:g} stop the stage; look at what the judge answers, or raise '
+        'that setting',
+      )
+    if self.means.skipped_in_a_row >= MOST_SKIPPED:
+      self._fail(
+        done,
+        f'{self.means.skipped_in_a_row} updates in a row had a loss or a gradient that is not '
+        f'finite, and {MOST_SKIPPED} stop the stage, on_divergence=skip or not; lower '
+        'learning_rate, or look for a bad row in the data',
+      )
+
+  def _fail(self, step: int, problem: str) -> None:
+    raise UserError(
+      f'{self._stage}, step {step} of {self._schedule.steps}: {problem}; the stage is not done, '
+      f'and resumes from {self._checkpoints.describe_latest()}.'
+    )
 
 
 class _Means:
@@ -132,6 +225,7 @@ class _Means:
 
   def __init__(self):
     self.pending: list[Mapping[str, jax.Array]] = []
+    self.skipped_in_a_row = 0  # updates that were left out, up to the last one taken
     self.restart_clock()
 
   def restart_clock(self) -> None:
@@ -143,20 +237,33 @@ class _Means:
     self.pending.append(values)
 
   def take(self) -> dict[str, float]:
-    """Means of the metrics added since the last call; waits for the device."""
+    """Means of the metrics added since the last call; waits for the device.
+
+    Of `gradient_norm` also percentiles; of `skipped_updates` the number. Steps whose update was
+    left out have no part in the other means.
+    """
     records, self.pending = self.pending, []
-    columns = {name: [np.asarray(record[name]) for record in records] for name in records[0]}
-    means = {name: _mean(column) for name, column in columns.items()}
+    columns = {
+      name: np.array([np.asarray(record[name]) for record in records], float) for name in records[0]
+    }
     # Read only now, when the device has finished.
     seconds = (time.monotonic() - self._since) / len(records)
     self.restart_clock()
+    skipped = columns.pop('skipped_updates', np.zeros(len(records))) > 0
+    for left_out in skipped:
+      self.skipped_in_a_row = self.skipped_in_a_row + 1 if left_out else 0
+    means = {name: _mean(name, column[~skipped]) for name, column in columns.items()}
+    if 'gradient_norm' in columns and not skipped.all():
+      norms = columns['gradient_norm'][~skipped]
+      means |= {f'gradient_norm_p{p}': float(np.percentile(norms, p)) for p in PERCENTILES}
+    if 'skipped_updates' in records[0]:
+      means['skipped_updates'] = int(skipped.sum())
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
     return means | {'seconds_per_step': seconds, 'compiled_programs': compilation.count_programs()}
 
 
-def _mean(column: Sequence[np.ndarray]) -> float:
-  """The mean of the values that are not NaN, which stands for a missing judgement."""
-  column = np.asarray(column, float)
-  known = column[~np.isnan(column)]
-  return float(known.mean()) if len(known) else float('nan')
+def _mean(name: str, column: np.ndarray) -> float:
+  """The mean of a metric; of one of a judge, over the steps on which it had a verdict."""
+  known = column[~np.isnan(column)] if name in divergence.ABSTAINING else column
+  return float(known.mean()) if len(known) else math.nan

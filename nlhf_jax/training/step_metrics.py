@@ -40,9 +40,10 @@ def _accuracy(comparison, logit):
 def make_rollout_metrics(algorithm: Algorithm, stop: int | None = None) -> Measure:
   """Payoff, entropy and length of the left responses.
 
-  `payoff` is the mean over the pairs that have one, where a judge compares two sides; `entropy` is
-  in nats per token, of sampled responses; `response_length` in tokens; `unfinished` the share of
-  responses without a `stop` token, if there is one.
+  `payoff` is the mean over the pairs that have one, where a judge compares two sides, and
+  `missing_verdicts` the share of pairs that have none; `entropy` is in nats per token, of sampled
+  responses; `response_length` in tokens; `unfinished` the share of responses without a `stop`
+  token, if there is one.
   """
 
   def measure(comparison, scores):
@@ -58,6 +59,8 @@ def make_rollout_metrics(algorithm: Algorithm, stop: int | None = None) -> Measu
       values['tokens'] += jnp.sum(right.mask)
       if needs_judge(algorithm):
         values['payoff'] = jnp.nanmean(comparison.payoff)
+    if needs_judge(algorithm):
+      values['missing_verdicts'] = jnp.mean(jnp.isnan(comparison.payoff))
     return values
 
   return measure

@@ -15,7 +15,7 @@ from nlhf_jax.algorithms.algorithm import Algorithm
 from nlhf_jax.algorithms.selection import drop_unjudged
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
-from nlhf_jax.training import optimizers
+from nlhf_jax.training import divergence, optimizers
 from nlhf_jax.training.rollout_step import RolloutStep
 
 Score = Callable[[Params, Comparison], object]
@@ -44,7 +44,9 @@ def initial_state(
   slots = {slot: jax.tree.map(jnp.copy, params) for slot in moving}
   if base:
     fixed['base'] = base
-  return TrainState(jnp.zeros((), jnp.int32), slots, optimizer.init(slots['policy']), fixed)
+  # Two arrays, since an update donates both.
+  step, nonfinite = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+  return TrainState(step, slots, optimizer.init(slots['policy']), fixed, nonfinite=nonfinite)
 
 
 def moving_slots(algorithm: Algorithm) -> list[str]:
@@ -64,12 +66,33 @@ def advance(
     if slot in state.params
   }
   taken = algorithm.step(updates)
-  params['policy'], optimizer_state = jax.tree.map(
-    lambda new, old: jnp.where(taken, new, old),
-    (policy, optimizer_state),
-    (state.params['policy'], state.optimizer),
-  )
-  return TrainState(updates, params, optimizer_state, state.fixed)
+  old = state.params['policy'], state.optimizer
+  params['policy'], optimizer_state = choose(taken, (policy, optimizer_state), old)
+  return TrainState(updates, params, optimizer_state, state.fixed, nonfinite=state.nonfinite)
+
+
+def advance_unless(bits: Array, state: TrainState, proposed: TrainState) -> TrainState:
+  """The proposed state, or the one before, if `bits` or earlier updates say that it failed.
+
+  The numbers of the proposed state itself are checked last, when they have replaced those before:
+  a choice that waited for them would need memory for both.
+  """
+  failed = (state.nonfinite != 0) | (bits != 0)
+  optimizer = choose(failed, state.optimizer, proposed.optimizer)
+  if len(state.params) == 1:
+    params = choose(failed, state.params, proposed.params)
+  else:
+    # Fused with a choice by `where`, averages of the policy would be rounded otherwise.
+    params = lax.cond(failed, lambda: state.params, lambda: proposed.params)
+  after = proposed._replace(params=params, optimizer=optimizer)
+  nonfinite = jnp.where(state.nonfinite != 0, state.nonfinite, bits | divergence.check_state(after))
+  step = jnp.where(nonfinite != 0, state.step, proposed.step)
+  return after._replace(step=step, nonfinite=nonfinite)
+
+
+def choose(condition: Array | bool, if_true: Any, if_false: Any) -> Any:
+  """One of two trees."""
+  return jax.tree.map(partial(jnp.where, condition), if_true, if_false)
 
 
 def accumulate_gradient(
@@ -126,11 +149,14 @@ def make_update(
   measure: Measure,
   accumulate: int = 1,
   rollout_step: RolloutStep | None = None,
+  skip: bool = False,
 ) -> Update:
   """An update: one gradient step of the policy, then every reference moves by its rule.
 
-  Prompts whose payoff is NaN are left out: the mean loss is that of the other prompts. The gradient
-  and all that follows are one compiled program; `rollout_step` runs before it.
+  Prompts whose payoff a judge leaves at NaN are left out: the mean loss is that of the other
+  prompts. If anything else is not finite, neither this update nor a later one changes the state,
+  whose `nonfinite` says what it was. The gradient and all that follows are one compiled program;
+  `rollout_step` runs before it.
 
   Args:
     algorithm: its loss receives the scores of every slot.
@@ -139,6 +165,8 @@ def make_update(
     measure: (comparison, slot -> scores of the selected part) -> metrics.
     accumulate: number of equal parts that the gradient is computed in; needs a per-example loss.
     rollout_step: (slots, batch, key) -> comparison; without it, batches are comparisons.
+    skip: whether the policy stays as it is where a loss or gradient is not finite, and training
+      goes on; the metric `skipped_updates` is then 1.
 
   Returns:
     (state, batch, key) -> (state, metrics). The moving part of the state passed in is donated.
@@ -167,7 +195,14 @@ def make_update(
     change, optimizer_state = optimizer.update(gradient, state.optimizer, policy)
     metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(optimizers.widen(gradient))}
     metrics |= measure(comparison, scores)
-    state = advance(algorithm, state, optax.apply_updates(policy, change), optimizer_state)
+    bits = divergence.check_step(algorithm, comparison, metrics)
+    policy = optax.apply_updates(policy, change)
+    if skip:
+      old = state.params['policy'], state.optimizer
+      policy, optimizer_state = choose(bits != 0, old, (policy, optimizer_state))
+      metrics['skipped_updates'] = (bits != 0).astype(jnp.float32)
+      bits = jnp.zeros_like(bits)
+    state = advance_unless(bits, state, advance(algorithm, state, policy, optimizer_state))
     return sharding.shard_parameters(state._replace(fixed={})), metrics
 
   def update(state, batch, key):

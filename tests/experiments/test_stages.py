@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import stages
 from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 
 ROOT = Path(__file__).parents[2]
+EXPLOITERS = [
+  (judge, entry)
+  for judge in ('oracle', 'learned')
+  for entry in ('sft', 'ema1', 'ema1_average', 'dpo')
+]
 
 
 @pytest.fixture
@@ -33,7 +39,7 @@ def folders(config, tmp_path):
 @pytest.mark.parametrize(
   ('field', 'value', 'kept'),
   [
-    ('tournament.prompts', 4, ('sft', 'preference_model', 'ema1', 'dpo')),
+    ('tournament.prompts', 4, ('sft', 'preference_model', 'ema1', 'dpo', *EXPLOITERS)),
     ('exploiter.steps', 3, ('sft', 'preference_model', 'ema1', 'dpo', 'tournament')),
     (
       'policies.ema1.entries',
@@ -41,7 +47,7 @@ def folders(config, tmp_path):
       ('sft', 'preference_model', 'ema1', 'dpo', ('oracle', 'dpo')),
     ),
     ('policies.dpo.steps', 3, ('sft', 'preference_model', 'ema1', ('learned', 'ema1'))),
-    ('preference_model.steps', 3, ('sft', 'dpo')),
+    ('preference_model.steps', 3, ('sft', 'dpo', ('oracle', 'sft'), ('oracle', 'dpo'))),
     ('sft.steps', 3, ()),
     ('seed', 1, ()),
   ],
@@ -65,12 +71,58 @@ def test_stage_changes_with_what_it_builds_on(config, tmp_path, field, value, ke
     assert found == set(kept)
 
 
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('model.remat', 'layers'),
+    *[
+      (f'{row}.{name}', value)
+      for row in ('sft', 'preference_model', 'policies.ema1', 'exploiter')
+      for name, value in (
+        ('accumulate', 2),
+        ('checkpoint_minutes', 1.0),
+        ('evaluate_every', 1),
+        ('missing_verdicts', 0.1),
+        ('on_divergence', 'skip'),
+      )
+    ],
+  ],
+)
+def test_settings_that_change_no_number_find_all_stages(config, tmp_path, field, value):
+  before = make_experiment(config, 'x', tmp_path)
+  config.update_from_flattened_dict({field: value})
+  after = make_experiment(config, 'x', tmp_path)
+  for one, other in ((before.stages, after.stages), (before.exploiters, after.exploiters)):
+    assert {name: stage.folder for name, stage in one.items()} == {
+      name: stage.folder for name, stage in other.items()
+    }
+  assert before.exploiter_wins == after.exploiter_wins
+
+
+def test_settings_that_differ_are_printed(config, tmp_path, capsys):
+  stage = make_experiment(config, 'x', tmp_path).stages['ema1']
+  with stages.work_on(stage):
+    pass
+  config.policies.ema1.evaluate_every = 1
+  stage = make_experiment(config, 'x', tmp_path).stages['ema1']
+  stages.print_status(stage)
+  printed = capsys.readouterr().out
+  assert f'ema1: found in {stage.folder}' in printed
+  assert 'started with policy.evaluate_every=2, now 1, which determines no result' in printed
+
+
+def test_tournament_measures_exploiters_anew(config, tmp_path):
+  before = make_experiment(config, 'x', tmp_path).exploiter_wins
+  config.tournament.prompts = 4
+  assert make_experiment(config, 'x', tmp_path).exploiter_wins != before
+
+
 @pytest.mark.slow
 def test_exploiters_are_trained_once_and_fully_measured(config, toy_run, tmp_path, capsys):
   toy_run.copy_to(tmp_path)  # with the SFT model and the judge
   run = lambda: language.run(make_experiment(config, 'x', tmp_path / 'stages'), tmp_path)
   first = run()
-  wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins.json'))
+  wins = sorted((tmp_path / 'stages').glob('exploiter-*/wins-*.json'))
   assert len(wins) == 2 * 4
   for path in wins:
     record = json_lines.read_json(path)
@@ -78,11 +130,10 @@ def test_exploiters_are_trained_once_and_fully_measured(config, toy_run, tmp_pat
     for judge in ('oracle', 'learned'):
       assert len(record[judge]) == config.tournament.prompts
       assert found[judge]['win_rate'] == pytest.approx(sum(record[judge]) / len(record[judge]))
-  gone = wins[0].parent
   stamps = {path: path.stat().st_mtime_ns for path in wins[1:]}
   wins[0].unlink()  # as if killed before it was measured
   assert run() == first
-  assert (gone / 'wins.json').exists()
+  assert wins[0].exists()
   assert {path: path.stat().st_mtime_ns for path in wins[1:]} == stamps
   assert 'Win rate of an exploiter' in capsys.readouterr().out
 

@@ -19,6 +19,7 @@ from nlhf_jax.training import checkpoints, interrupts, loop, optimizers, step_me
 from nlhf_jax.training.update import initial_state, make_update
 
 STEPS, EVERY = 12, 4
+SCHEDULE = loop.Schedule(STEPS, EVERY, log_every=2)
 ALGORITHM = catalogue.nash_ema_pg(rate=0.1, tau=0.05)
 
 
@@ -65,11 +66,9 @@ def run(folder, cut=None):
     grain.MapDataset.range(STEPS).map(fetch),
     jax.random.key(1),
     stage='toy',
-    steps=STEPS,
     folder=folder,
     evaluate=lambda params: {'largest': float(jnp.max(params['policy']['logits']))},
-    evaluate_every=EVERY,
-    log_every=2,
+    schedule=SCHEDULE,
   )
 
 
@@ -131,11 +130,9 @@ def test_interrupted_step_is_repeated_first(uncut, tmp_path):
       grain.MapDataset.range(STEPS),
       jax.random.key(1),
       stage='toy',
-      steps=STEPS,
       folder=tmp_path,
       evaluate=lambda params: {},
-      evaluate_every=EVERY,
-      log_every=2,
+      schedule=SCHEDULE,
     )
   assert [record['step'] for record in records(tmp_path)] == [2, 4, 6, 7]
   resumed_at = []

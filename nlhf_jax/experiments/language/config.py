@@ -14,6 +14,7 @@ from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
 from nlhf_jax.experiments.judge_config import make_external, network_sections
 from nlhf_jax.experiments.language.stage_settings import (
+  exploiter_measurement,
   exploiter_settings,
   stage_settings,
   stages_of_judges,
@@ -21,11 +22,12 @@ from nlhf_jax.experiments.language.stage_settings import (
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
 from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
-from nlhf_jax.experiments.stage_config import make_stage
+from nlhf_jax.experiments.stage_config import make_stage, split_settings
 from nlhf_jax.experiments.training_config import check_mesh, make_training
 from nlhf_jax.judges.judge import probability, vote
 from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, STAGES, gives_rewards
 from nlhf_jax.sampling.token import Filters
+from nlhf_jax.storage import json_lines
 
 JUDGES = (*NAMES, 'oracle')
 HELD_APART = 'held_apart'
@@ -100,6 +102,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     )
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
+  measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
   return LanguageExperiment(
     name=name,
     corpus=corpus,
@@ -117,6 +120,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     panel=panel,
     policies=policies,
     exploiter=exploiter,
+    exploiter_wins=f'wins-{json_lines.json_digest(measurement)}.json',
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),

@@ -73,6 +73,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
     training.optimizer,
     METRICS[BY_STAGE[kind_of(experiment, name)].payoff],
     training.accumulate,
+    skip=training.skip,
   )
   examples = swap_sides(make_batches(train, training, experiment.seed))
   init, trains = network.init(reference), experiment.model.trains

@@ -23,12 +23,13 @@ from nlhf_jax.experiments.stages import (
 )
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
-from nlhf_jax.judges.registry import STAGES, gives_rewards
+from nlhf_jax.judges.registry import EXTERNAL, STAGES, gives_rewards
 from nlhf_jax.judges.unfinished import unfinished_costs, unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.divergence import require_verdicts
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
 
@@ -91,6 +92,7 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
     training.optimizer,
     step_metrics.demonstration_metrics,
     training.accumulate,
+    skip=training.skip,
   )
   examples = make_batches(experiment.corpus.train.demonstrations, training, experiment.seed)
   params, trains = experiment.model.begin(stage.key), experiment.model.trains
@@ -127,7 +129,7 @@ def make_evaluate(
   """
   last = list(panel)[-1]
   measured = {
-    name: judge
+    name: judge if name in EXTERNAL else require_verdicts(judge)
     for name, judge in panel.items()
     if name == last or (experiment.held_apart and name in STAGES)
   }

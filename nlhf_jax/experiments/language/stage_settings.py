@@ -76,14 +76,26 @@ def exploiter_settings(
   if not config.exploiter:
     return {}
   plain = json.loads(config.to_json_best_effort())
-  shared = {field: plain[field] for field in ('exploiter', 'unfinished')}
-  shared |= {field: plain['tournament'][field] for field in ('prompts', 'batch')}
-  measured_by = panel_settings(config, panel, settings)
+  trained_by = panel_settings(config, panel, settings)
   return {
-    (judge, entry): shared
-    | {'judge': judge, 'measured_by': measured_by}
-    | {'player': settings[name], 'slot': slot}
+    (judge, entry): {
+      'exploiter': plain['exploiter'],
+      'unfinished': config.unfinished,
+      'judge': judge,
+      'trained_by': trained_by.get(judge),
+      'player': settings[name],
+      'slot': slot,
+    }
     for judge in panel
     if judge != 'held_apart'
     for entry, (name, slot) in entry_slots(policies).items()
   }
+
+
+def exploiter_measurement(
+  config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
+) -> dict[str, object]:
+  """The settings that determine the win rates of a trained exploiter."""
+  plain = json.loads(config.to_json_best_effort())
+  measured = {field: plain['tournament'][field] for field in ('prompts', 'batch')}
+  return measured | {'panel': list(panel), 'judges': panel_settings(config, panel, settings)}

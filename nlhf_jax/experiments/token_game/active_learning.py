@@ -67,7 +67,7 @@ def make_active_steps(
     return read_wins(path)
 
   def step(state, batch, key):
-    number = int(state.step) // training.evaluate_every
+    number = int(state.step) // training.schedule.evaluate_every
     if number not in estimates:
       estimates.clear()
       estimates[number] = estimate(wins_until(number, state.slots, batch, key))

@@ -157,6 +157,7 @@ def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
   for label, section in config.votes.learners.items():
     training = make_self_play_training(config, section, f'config.votes.learners.{label}')
     stage_settings = shared | vote_settings | {'training': plain['votes']['learners'][label]}
+    stage_settings['round'] = training.schedule.evaluate_every  # which determines the votes
     stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
     learners[label] = Learner(training, stage, **vote_settings)
   return learners

@@ -135,8 +135,8 @@ def load(
 ) -> Params:
   """The parameters in the safetensors files of a folder.
 
-  One file is open at a time, and each device's part of each tensor is read separately, so that the
-  host never holds more than one part.
+  One file is open at a time, and each device's part of each parameter is read separately, so that
+  the host never holds more than one part.
 
   Args:
     folder: contains `model.safetensors`, or several files and their index.
@@ -150,26 +150,38 @@ def load(
   files, found = _found(folder)
   if 'head' not in shapes:  # tied to the embedding
     found.pop('lm_head.weight', None)
-  stacked, shapes = layers.is_stacked(shapes), layers.unstack(shapes)
-  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
+  numbered = trees.flatten(layers.unstack(shapes))
+  flat = {path: (leaf, tensor(path, family)) for path, leaf in numbered.items()}
   flat = {
     path: (leaf, at._replace(name=_stored_name(at.name, found)))
     for path, (leaf, at) in flat.items()
   }
   _check(folder, flat, found)
-  params = {}
-  for path in sorted(set(files.values())):
-    with _open(path) as file:
-      for name, (leaf, at) in flat.items():
-        if files[at.name] == path:
-          source = file.get_slice(at.name)
-          params[name] = jax.make_array_from_callback(
-            leaf.shape,
-            place(name, leaf),
-            lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
-          )
-  ordered = {path: params.pop(path) for path in flat}
-  return layers.stack(ordered) if stacked else trees.unflatten(ordered)
+
+  def read(path, index):
+    leaf, at = flat[path]
+    with _open(files[at.name]) as file:
+      return _read(file.get_slice(at.name), at, index, leaf)
+
+  def read_layers(path, index, count):
+    numbers = range(*index[0].indices(count))
+    first = read(layers.numbered_path(path, numbers[0]), index[1:])
+    rows = np.empty((len(numbers), *first.shape), first.dtype)
+    rows[0] = first
+    for row, number in enumerate(numbers[1:], 1):
+      rows[row] = read(layers.numbered_path(path, number), index[1:])
+    return rows
+
+  def load_one(path, leaf):
+    def part(index):
+      stacked = layers.in_stacked(path)
+      return read_layers(path, index, leaf.shape[0]) if stacked else read(path, index)
+
+    return jax.make_array_from_callback(leaf.shape, place(path, leaf), part)
+
+  return trees.unflatten(
+    {path: load_one(path, leaf) for path, leaf in trees.flatten(shapes).items()}
+  )
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:
@@ -308,7 +320,7 @@ def _found(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, ...]]]:
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
   if path.name == gguf_files.NAME:
-    yield gguf_files.Tensors(path)
+    yield gguf_files.read_tensors(path)
     return
   try:
     with safetensors.safe_open(path, framework='numpy') as file:

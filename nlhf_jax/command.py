@@ -175,7 +175,10 @@ def parse_flags(arguments: Sequence[str], known: Mapping[str, str]) -> flags.Fla
   except flags.Error as error:
     raise UserError(f'{error} (--help lists the flags)') from None
   if rest:
-    raise UserError(f"'{rest[0]}' is not a flag; flags start with --.")
+    # A long word may be a key that was meant as the value of a field.
+    hidden = re.fullmatch(r'[\w-]{16,}', rest[0])
+    shown = f'an argument of {len(rest[0])} characters' if hidden else f"'{rest[0]}'"
+    raise UserError(f'{shown} is not a flag; flags start with --, and are written --FLAG=VALUE.')
   if not (settings.config or settings.help or settings.version):
     raise UserError(
       '--config is missing; try --config=nash_md. `nlhf list` lists the shipped configs.'

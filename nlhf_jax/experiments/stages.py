@@ -232,12 +232,12 @@ def describe_loss(stage: Stage, training: Training) -> str | None:
 def mark_undone(stage: Stage) -> None:
   """Notes that a finished stage has lost its last checkpoint, so that it is trained to its end."""
   path = stage.folder / 'stage.json'
-  json_lines.write_json(path, json_lines.read_json(path) | {'done': False})
+  json_lines.write_sealed(path, json_lines.read_sealed(path) | {'done': False})
 
 
 def print_status(stage: Stage) -> None:
   """Prints that the stage exists already, and what differs from how it would be made now."""
-  note = json_lines.read_json(stage.folder / 'stage.json')
+  note = json_lines.read_sealed(stage.folder / 'stage.json')
   print(f'{stage.name}: {"found" if note["done"] else "resuming"} in {stage.folder}')
   if note['code'] != stage.code:
     print('  started with another version of the code; delete the folder to train it again')

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from nlhf_jax import trees
-from nlhf_jax.models import sharding
 from nlhf_jax.structs import Params
 
 GROUPS = (
@@ -31,11 +30,6 @@ def split(params: Params) -> tuple[dict, dict]:
   return trees.split(params, lambda path: path.split('/')[0] in GROUPS)
 
 
-def is_stacked(params: Params) -> bool:
-  """Whether the layers are stacked."""
-  return GROUPS[1] in params
-
-
 def in_stacked(path: str) -> bool:
   """Whether the parameter at this path is that of all layers, [L, ...]."""
   return any(name in GROUPS for name in path.split('/'))
@@ -48,9 +42,8 @@ def unstack(params: Params) -> dict:
   """
   numbered = {}
   for path, leaf in trees.flatten(params).items():
-    group, _, rest = path.partition('/')
-    if group in GROUPS:
-      numbered |= {f'{group}_{number}/{rest}': row for number, row in enumerate(_rows(leaf))}
+    if path.split('/')[0] in GROUPS:
+      numbered |= {numbered_path(path, number): row for number, row in enumerate(_rows(leaf))}
     else:
       numbered[path] = leaf
   return trees.unflatten(numbered)
@@ -62,27 +55,24 @@ def _rows(leaf: Any) -> Iterator[Any]:
   return iter(leaf)
 
 
-def stack(leaves: dict[str, Any]) -> dict:
-  """The parameters with stacked layers, sharded by the table, from those of numbered layers.
-
-  Takes the leaves, by path, out of the dict, so that there is never more than one group twice.
-  """
+def stack(params: Params) -> dict:
+  """The parameters with stacked layers, from those with numbered ones."""
   rows, stacked = {}, {}
-  for path in list(leaves):
-    leaf = leaves.pop(path)
+  for path, leaf in trees.flatten(params).items():
     if match := re.fullmatch(rf'({"|".join(GROUPS)})_(\d+)(/.*)', path):
       group, number, rest = match.groups()
       rows.setdefault(f'{group}{rest}', {})[int(number)] = leaf
     else:
       stacked[path] = leaf
-    del leaf
   for path, numbered in rows.items():
-    stacked[path] = _stack_rows(path, [numbered.pop(number) for number in sorted(numbered)])
+    stacked[path] = jnp.stack([numbered[number] for number in sorted(numbered)])
   return trees.unflatten(stacked)
 
 
-def _stack_rows(path: str, rows: list[Any]) -> Any:
-  return jax.jit(lambda rows: sharding.shard_parameters({path: jnp.stack(rows)}))(rows)[path]
+def numbered_path(path: str, number: int) -> str:
+  """Where a layer's part of a stacked parameter is among numbered layers."""
+  group, _, rest = path.partition('/')
+  return f'{group}_{number}/{rest}'
 
 
 def one(params: Params, number: int) -> dict:

@@ -116,7 +116,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
   if path.name == gguf_files.NAME:
-    yield gguf_files.Tensors(path)
+    yield gguf_files.read_tensors(path)
     return
   try:
     with safetensors.safe_open(path, framework='numpy') as file:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from nlhf_jax import masks, trees
+from nlhf_jax import masks
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import layers, sharding
 from nlhf_jax.models.architectures import Architecture
@@ -277,7 +277,7 @@ class Transformer(NamedTuple):
       attention = params[f'attentions_{number}']
       same = attention['key']['kernel'][:, : sizes.head_size]
       attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
-    return layers.stack(trees.flatten(params))
+    return layers.stack(params)
 
   def prefill(self, params: Params, tokens: Array, mask: Array) -> tuple[Array, PrefillCache]:
     """Hidden states of whole sequences, and their cache."""

@@ -139,8 +139,8 @@ def load(
 ) -> Params:
   """The parameters in the safetensors files of a folder.
 
-  One file is open at a time, and each device's part of each tensor is read separately, so that the
-  host never holds more than one part.
+  One file is open at a time, and each device's part of each parameter is read separately, so that
+  the host never holds more than one part.
 
   Args:
     folder: contains `model.safetensors`, or several files and their index.
@@ -154,27 +154,39 @@ def load(
   found = find_tensors(folder)
   if 'head' not in shapes:  # tied to the embedding
     _remove_tied_head(folder, family, found)
-  stacked, shapes = layers.is_stacked(shapes), layers.unstack(shapes)
-  flat = {path: (leaf, tensor(path, family)) for path, leaf in trees.flatten(shapes).items()}
+  numbered = trees.flatten(layers.unstack(shapes))
+  flat = {path: (leaf, tensor(path, family)) for path, leaf in numbered.items()}
   flat = {
     path: (leaf, at._replace(name=_stored_name(at.name, found)))
     for path, (leaf, at) in flat.items()
   }
   _check(folder, flat, found)
   print_unread(folder, found)
-  params = {}
-  for path in sorted({stored.file for stored in found.values()}):
-    with open_tensors(path) as file:
-      for name, (leaf, at) in flat.items():
-        if found[at.name].file == path:
-          source = file.get_slice(at.name)
-          params[name] = jax.make_array_from_callback(
-            leaf.shape,
-            place(name, leaf),
-            lambda index, leaf=leaf, at=at, source=source: _read(source, at, index, leaf),
-          )
-  ordered = {path: params.pop(path) for path in flat}
-  return layers.stack(ordered) if stacked else trees.unflatten(ordered)
+
+  def read(path, index):
+    leaf, at = flat[path]
+    with open_tensors(found[at.name].file) as file:
+      return _read(file.get_slice(at.name), at, index, leaf)
+
+  def read_layers(path, index, count):
+    numbers = range(*index[0].indices(count))
+    first = read(layers.numbered_path(path, numbers[0]), index[1:])
+    rows = np.empty((len(numbers), *first.shape), first.dtype)
+    rows[0] = first
+    for row, number in enumerate(numbers[1:], 1):
+      rows[row] = read(layers.numbered_path(path, number), index[1:])
+    return rows
+
+  def load_one(path, leaf):
+    def part(index):
+      stacked = layers.in_stacked(path)
+      return read_layers(path, index, leaf.shape[0]) if stacked else read(path, index)
+
+    return jax.make_array_from_callback(leaf.shape, place(path, leaf), part)
+
+  return trees.unflatten(
+    {path: load_one(path, leaf) for path, leaf in trees.flatten(shapes).items()}
+  )
 
 
 def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHARD) -> None:

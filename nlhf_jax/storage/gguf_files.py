@@ -141,6 +141,12 @@ class Tensors:
     return Slice(self._path, tensor, self._architecture, heads)
 
 
+@functools.lru_cache(maxsize=1)
+def read_tensors(path: Path) -> Tensors:
+  """The tensors of the file at the end of a link that `unpack` made."""
+  return Tensors(path)
+
+
 class Metadata:
   """The metadata of a GGUF file, by key."""
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +96,7 @@ def train(
         except (Interrupted, UserError) as error:
           # Raised while waiting for a judge, before the update began: the state is unchanged.
           if isinstance(error, Interrupted) or jax.process_count() == 1:
-            recorder.record(state, number)
-            recorder.save(state)
+            recorder.pause(state, number)
           raise
         recorder.means.add(values)
         bar.update()
@@ -110,8 +109,7 @@ def train(
         if evaluated or (logged and recorder.is_save_due()):
           recorder.save(state)
         if done < steps and _stop_requested(logged):
-          recorder.record(state, done)
-          recorder.save(state)
+          recorder.pause(state, done)
           interrupts.check(f'{stage}, step {done} of {steps}')
     return state
 
@@ -140,21 +138,18 @@ class _Recorder:
   ):
     self._stage, self._schedule, self._batches = stage, schedule, batches
     self._checkpoints, self._metrics = checkpoints, metrics
-    self.means, self._saved = _Means(), time.monotonic()
+    self.means, self._saved = _Means(metrics.pending), time.monotonic()
 
   def record(
     self, state: TrainState, done: int, evaluate: Evaluate | None = None
   ) -> dict[str, float]:
-    """Writes and returns the metrics after `done` steps, if there are any since the last call.
+    """Writes and returns the metrics after `done` steps, since the last call.
 
     Raises:
       UserError: if a step since the last call failed, or the evaluation did. If the state was
         finite before, it is saved first.
     """
-    if not self.means.pending:
-      return {}
-    if int(state.nonfinite):  # waits for the device
-      self._stop(state, done)
+    self._check_finite(state, done)
     record = self.means.take()
     self._check_verdicts(record, done)
     if evaluate:
@@ -165,6 +160,22 @@ class _Recorder:
       record |= measured
     self._metrics.write(done, record)
     return record
+
+  def pause(self, state: TrainState, done: int) -> None:
+    """Saves a checkpoint, and the metrics of which no mean is taken yet.
+
+    So the learning curve of a run that stopped here, and resumes, is that of an uninterrupted one.
+
+    Raises:
+      UserError: if a step since the last record failed.
+    """
+    self._check_finite(state, done)
+    self._metrics.write_pending(done, self.means.fetch())
+    self.save(state)
+
+  def _check_finite(self, state: TrainState, done: int) -> None:
+    if self.means.pending and int(state.nonfinite):  # waits for the device
+      self._stop(state, done)
 
   def save(self, state: TrainState) -> None:
     """Saves a checkpoint."""
@@ -223,8 +234,8 @@ class _Means:
   shape, and every compilation takes time.
   """
 
-  def __init__(self):
-    self.pending: list[Mapping[str, jax.Array]] = []
+  def __init__(self, pending: Sequence[Mapping[str, float]]):
+    self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
     self.skipped_in_a_row = 0  # updates that were left out, up to the last one taken
     self.restart_clock()
 
@@ -235,6 +246,12 @@ class _Means:
   def add(self, values: Mapping[str, jax.Array]) -> None:
     """Adds the metrics of a step, without waiting for the device."""
     self.pending.append(values)
+
+  def fetch(self) -> list[dict[str, float]]:
+    """The metrics added since they were last taken; waits for the device."""
+    return [
+      {name: float(np.asarray(value)) for name, value in record.items()} for record in self.pending
+    ]
 
   def take(self) -> dict[str, float]:
     """Means of the metrics added since the last call; waits for the device.

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -16,6 +16,7 @@ from nlhf_jax.storage import disk, json_lines
 
 FILE = 'metrics.jsonl'
 COPY = 'metrics.copy.jsonl'  # with checksums: a learning curve is not computed again
+PENDING = 'metrics.pending.json'  # of steps since the last record, where training stopped
 
 
 def read_curve(folder: Path, steps: int = 1) -> list[dict]:
@@ -59,8 +60,11 @@ class Metrics:
 
   def __init__(self, folder: Path, stage: str, step: int):
     records = _read(folder, until=step)
-    if step and (not records or records[-1]['step'] < step):
-      last = records[-1]['step'] if records else 0
+    paused = json_lines.read_sealed(folder / PENDING) or {}
+    # Of each step after the last record, if training stopped after `step`.
+    self.pending: list[dict[str, float]] = paused['values'] if paused.get('step') == step else []
+    last = records[-1]['step'] if records else 0
+    if last + len(self.pending) < step:
       print(f'{folder / FILE}: the learning curve from step {last + 1} to {step} is lost.')
     json_lines.write(folder / COPY, records, sealed=True)
     json_lines.write(folder / FILE, records)
@@ -89,6 +93,15 @@ class Metrics:
       for name, value in values.items():
         self._add(Event(step=step, summary=scalar(f'{self._stage}/{name}', value)))
       self._board.flush()
+
+  def write_pending(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
+    """Keeps the metrics of the steps since the last record, of which no mean is taken yet.
+
+    Raises:
+      UserError: if the disk refuses it.
+    """
+    with disk.writing(self._folder):
+      json_lines.write_sealed(self._folder / PENDING, {'step': step, 'values': list(values)})
 
   def _add(self, event: Event) -> None:
     event.wall_time = time.time()

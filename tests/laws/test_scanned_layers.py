@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import trees
 from nlhf_jax.models import architectures, layers, transformer
 from nlhf_jax.models.architectures import Layer, Rotary
 from nlhf_jax.models.decoder import make_cache
@@ -92,4 +91,4 @@ def test_stacking_and_numbering_are_inverse():
     numbered['attentions_3']['query']['lora_a'], params['attentions']['query']['lora_a'][3]
   )
   assert layers.unstack(numbered) == numbered
-  jax.tree.map(np.testing.assert_array_equal, layers.stack(trees.flatten(numbered)), params)
+  jax.tree.map(np.testing.assert_array_equal, layers.stack(numbered), params)

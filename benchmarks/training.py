@@ -38,8 +38,9 @@ from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.judges.reward import make_reward_network
 from nlhf_jax.models import architectures, lora, scoring
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.blocks import Numerics
 from nlhf_jax.models.lora import TARGETS, Lora
-from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import rollout, sampler
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics

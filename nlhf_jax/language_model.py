@@ -16,9 +16,10 @@ from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
+from nlhf_jax.models.blocks import Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 

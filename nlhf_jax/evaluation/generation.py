@@ -68,14 +68,7 @@ def make_respond(
   def respond(conversations, temperature, seed):
     # A tokenizer without a chat template can still encode a single question.
     texts = [turns[0]['content'] if len(turns) == 1 else turns for turns in conversations]
-    rows = encode_conversations(tokenizer, texts)
-    truncated = sum(len(row) > room for row in rows)
-    if truncated:
-      print(
-        f'{truncated} of {len(rows)} conversations are longer than the {room} tokens that fit '
-        'beside a response; their first tokens are removed.'
-      )
-      rows = [row[-room:] for row in rows]
+    rows = truncate_rows(encode_conversations(tokenizer, texts), room)
     width = padded_length(max(map(len, rows)), MIN_PADDED_LENGTH, room)
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
     sample, key = rollout_at(temperature), jax.random.key(seed)
@@ -96,6 +89,17 @@ def make_respond(
     return tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
 
   return respond
+
+
+def truncate_rows(rows: list[list[int]], room: int) -> list[list[int]]:
+  """The last `room` tokens of each row; prints how many rows are longer."""
+  truncated = sum(len(row) > room for row in rows)
+  if truncated:
+    print(
+      f'{truncated} of {len(rows)} conversations are longer than the {room} tokens that fit beside '
+      'a response; their first tokens are removed.'
+    )
+  return [row[-room:] for row in rows]
 
 
 def padded_length(length: int, least: int, most: int) -> int:

@@ -15,9 +15,10 @@ from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.judges.registry import TRAINED
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.blocks import REMAT, Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import REMAT, Numerics, make_decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 

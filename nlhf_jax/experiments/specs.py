@@ -21,9 +21,9 @@ from nlhf_jax.games.tables import Table
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.models.architectures import Architecture
+from nlhf_jax.models.blocks import Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import Numerics
 from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Positive, Seed
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting

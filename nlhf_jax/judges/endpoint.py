@@ -81,26 +81,7 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
   openai = _openai()
   check_url(endpoint.url)
   secret = read_key(endpoint.key)
-  wait_for_turn = make_rate_limiter(endpoint.per_minute)
-
-  async def before_request(request):
-    await wait_for_turn()
-    counts['requests'] += 1
-
-  async def on_response(response):
-    await read_body(response, endpoint.timeout)
-
-  def connect():
-    return openai.AsyncOpenAI(
-      base_url=endpoint.url,
-      api_key=secret or 'none',
-      timeout=endpoint.timeout,
-      max_retries=endpoint.retries,
-      http_client=openai.DefaultAsyncHttpxClient(
-        event_hooks={'request': [before_request], 'response': [on_response]},
-        follow_redirects=False,
-      ),
-    )
+  connect = _make_connect(openai, endpoint, secret, counts)
 
   async def query_all(requests, usable, receive, ending):
     requests = [_clean(request) for request in requests]
@@ -129,6 +110,29 @@ def make_query(endpoint: Endpoint, counts: Counter) -> Query:
         await wait_for_all(workers, ending)
 
   return lambda *arguments: asyncio.run(query_all(*arguments))
+
+
+def _make_connect(openai, endpoint: Endpoint, secret: str, counts: Counter) -> Callable[[], Any]:
+  """A function that opens a client, whose requests are counted and wait for their turn."""
+  wait_for_turn = make_rate_limiter(endpoint.per_minute)
+
+  async def before_request(request):
+    await wait_for_turn()
+    counts['requests'] += 1
+
+  async def on_response(response):
+    await read_body(response, endpoint.timeout)
+
+  return lambda: openai.AsyncOpenAI(
+    base_url=endpoint.url,
+    api_key=secret or 'none',
+    timeout=endpoint.timeout,
+    max_retries=endpoint.retries,
+    http_client=openai.DefaultAsyncHttpxClient(
+      event_hooks={'request': [before_request], 'response': [on_response]},
+      follow_redirects=False,
+    ),
+  )
 
 
 def _clean(value: Any) -> Any:

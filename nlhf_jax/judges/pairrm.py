@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section
-from nlhf_jax.models.transformer import Numerics
+from nlhf_jax.models.blocks import Numerics
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 

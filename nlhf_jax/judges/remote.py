@@ -110,8 +110,7 @@ def make_remote_judge(
 ) -> RemoteJudge:
   """A judge that queries an endpoint with a template.
 
-  A pair of equal texts is a tie, for which no request is sent. If there are several
-  processes, the first one sends the requests of all.
+  Equal texts are a tie, for which no request is sent. The first of several processes sends all.
 
   Args:
     endpoint: receives the requests.
@@ -126,24 +125,22 @@ def make_remote_judge(
     Interrupted: from `preference`, if the user asked to stop. All answers so far are stored.
   """
   usage = make_usage()
-  query = make_query(endpoint, usage.counts)
+  query, count_orders = make_query(endpoint, usage.counts), _make_order_counter(usage.counts)
   fields = update_request(template.sampling, sampling or {})
   read = _make_reader(endpoint, template, tolerated, usage)
-  count_orders = _make_order_counter(usage.counts)
   usable = lambda _, answer: template.read(answer) is not None
-  # A thread of its own, since a notebook runs an event loop in its thread.
-  thread = ThreadPoolExecutor(1, 'judge')
+  thread = ThreadPoolExecutor(1, 'judge')  # a notebook runs an event loop in its own
+
+  def request(pair: Pair) -> Request:
+    return {'model': endpoint.model, 'messages': template.messages(*pair), **fields}
 
   def query_pairs(pairs: Sequence[Pair], ending) -> dict[Pair, float]:
-    requests = [
-      {'model': endpoint.model, 'messages': template.messages(*pair), **fields} for pair in pairs
-    ]
     found: dict[int, float] = {}
 
     def receive(index, outcome, cached):
       found[index] = read(outcome, cached)
 
-    _query_with_bar(query, requests, usable, receive, ending)
+    _query_with_bar(query, [*map(request, pairs)], usable, receive, ending)
     if len(found) < len(pairs):
       raise Interrupted(
         f"querying the judge '{printable(endpoint.model)}', {len(found)} of {len(pairs)} questions"

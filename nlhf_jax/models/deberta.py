@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.attention import MASKED, platform
-from nlhf_jax.models.transformer import ACTIVATIONS, FLOAT32, Numerics
+from nlhf_jax.models.blocks import ACTIVATIONS, FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
 ACTIVATE = {'tanh': jnp.tanh} | {

@@ -18,7 +18,7 @@ from transformers import DebertaV2Config
 
 from nlhf_jax.errors import UserError, first_line
 from nlhf_jax.models import deberta, safetensors_files, sharding, weights
-from nlhf_jax.models.transformer import FLOAT32, Numerics
+from nlhf_jax.models.blocks import FLOAT32, Numerics
 from nlhf_jax.structs import Params
 
 FAMILY = 'pairrm'

@@ -142,6 +142,21 @@ def accumulate_gradient(
   return (loss, jax.tree.map(merge, scores)), gradient
 
 
+def make_objective(
+  algorithm: Algorithm, score: Score
+) -> Callable[[Params, TrainState, Comparison, Array], tuple[Array, dict[str, Any]]]:
+  """(policy, state, comparison, weight of each example) -> (mean loss, slot -> scores)."""
+
+  def objective(policy, state, selected, weight):
+    slots = {**state.slots, 'policy': policy}
+    names = ('policy', *algorithm.references)
+    scores = {slot: score(trees.slot_params(slots, slot), selected) for slot in names}
+    loss = algorithm.loss(scores, selected)
+    return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
+
+  return objective
+
+
 def make_update(
   algorithm: Algorithm,
   score: Score,
@@ -153,10 +168,9 @@ def make_update(
 ) -> Update:
   """An update: one gradient step of the policy, then every reference moves by its rule.
 
-  Prompts whose payoff a judge leaves at NaN are left out: the mean loss is that of the other
-  prompts. If anything else is not finite, neither this update nor a later one changes the state,
-  whose `nonfinite` says what it was. The gradient and all that follows are one compiled program;
-  `rollout_step` runs before it.
+  Prompts whose payoff a judge leaves at NaN have no part in the mean loss. If anything else is not
+  finite, neither this update nor a later one changes the state, whose `nonfinite` has its bit. The
+  gradient and all that follows are one compiled program; `rollout_step` runs before it.
 
   Args:
     algorithm: its loss receives the scores of every slot.
@@ -165,22 +179,12 @@ def make_update(
     measure: (comparison, slot -> scores of the selected part) -> metrics.
     accumulate: number of equal parts that the gradient is computed in; needs a per-example loss.
     rollout_step: (slots, batch, key) -> comparison; without it, batches are comparisons.
-    skip: whether the policy stays as it is where a loss or gradient is not finite, and training
-      goes on; the metric `skipped_updates` is then 1.
+    skip: leave such an update out, and count it in the metric `skipped_updates`.
 
   Returns:
     (state, batch, key) -> (state, metrics). The moving part of the state passed in is donated.
   """
-
-  def objective(policy, state, selected, weight):
-    """(mean loss, slot -> scores)."""
-    slots = {**state.slots, 'policy': policy}
-    names = ('policy', *algorithm.references)
-    scores = {slot: score(trees.slot_params(slots, slot), selected) for slot in names}
-    loss = algorithm.loss(scores, selected)
-    return jnp.mean(loss * jnp.expand_dims(weight, range(1, loss.ndim))), scores
-
-  differentiate = jax.value_and_grad(objective, has_aux=True)
+  differentiate = jax.value_and_grad(make_objective(algorithm, score), has_aux=True)
 
   @partial(jax.jit, donate_argnums=0)
   def apply(moving, fixed, comparison, key):

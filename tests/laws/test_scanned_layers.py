@@ -7,6 +7,7 @@ import pytest
 
 from nlhf_jax.models import architectures, layers, transformer
 from nlhf_jax.models.architectures import Layer, Rotary
+from nlhf_jax.models.blocks import FLOAT32
 from nlhf_jax.models.decoder import make_cache
 from nlhf_jax.models.lora import Lora
 from tests.laws import tiny
@@ -46,7 +47,7 @@ def test_scanned_equals_unrolled(kinds, monkeypatch):
   results = {}
   for unrolled, remat in ((0, 'nothing'), (0, 'layers'), (DEPTH, 'nothing')):
     monkeypatch.setattr(transformer, 'UNROLLED', unrolled)
-    numerics = transformer.FLOAT32._replace(remat=remat)
+    numerics = FLOAT32._replace(remat=remat)
     decoder = transformer.make_decoder(sizes, numerics, Lora(2, 4.0, ('query', 'up')))
     params = tiny.parameters(decoder, 0)
     both = jax.value_and_grad(lambda p, decoder=decoder: loss(decoder, p, tokens, mask))
@@ -74,7 +75,7 @@ def test_decoding_takes_stacked_and_numbered_layers(kinds):
 
 def test_programs_do_not_grow_with_depth():
   def length(depth):
-    numerics = transformer.FLOAT32._replace(remat='layers')
+    numerics = FLOAT32._replace(remat='layers')
     decoder = transformer.make_decoder(make_sizes((FAR,) * depth), numerics)
     shapes = jax.eval_shape(lambda: tiny.parameters(decoder, 0))
     gradient = jax.jit(jax.grad(lambda params: loss(decoder, params, *make_rows())))

@@ -11,7 +11,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from nlhf_jax.models import architectures, attention
 from nlhf_jax.models.attention import AttentionMask
-from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.transformer import make_decoder
 
 ROWS, HEADS, GROUPS, SIZE = 2, 4, 2, 128
 SPLASH = partial(attention.attend_splash, interpret=True)

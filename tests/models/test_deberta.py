@@ -10,7 +10,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import deberta, weights
-from nlhf_jax.models.transformer import Numerics
+from nlhf_jax.models.blocks import Numerics
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 SIZES = dict(

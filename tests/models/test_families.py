@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from nlhf_jax.models import architectures, weights
+from nlhf_jax.models.blocks import FLOAT32, Numerics
 from nlhf_jax.models.decoder import grow_cache, make_cache
-from nlhf_jax.models.transformer import FLOAT32, Numerics, make_decoder
+from nlhf_jax.models.transformer import make_decoder
 from tests.models import families
 
 NAMES = list(families.FAMILIES)

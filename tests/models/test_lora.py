@@ -11,8 +11,9 @@ import pytest
 
 from nlhf_jax import trees
 from nlhf_jax.models import architectures, lora, weights
+from nlhf_jax.models.blocks import FLOAT32
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.models.transformer import FLOAT32, make_decoder
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Prompts

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nlhf_jax.models import architectures, scoring
-from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Prompts, Responses
 
 

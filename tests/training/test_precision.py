@@ -10,7 +10,8 @@ from nlhf_jax.algorithms import catalogue
 from nlhf_jax.judges.judge import judge_from_network
 from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import architectures, scoring
-from nlhf_jax.models.transformer import Numerics, make_decoder
+from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import optimizers, step_metrics
 from nlhf_jax.training.update import initial_state, make_update

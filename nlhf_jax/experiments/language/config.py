@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import needs_judge
-from nlhf_jax.data.dataset import parse_part
+from nlhf_jax.data.dataset import Corpus, parse_part
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
@@ -78,11 +78,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
       raise UserError(f'config.{field}.algorithm={config[field].algorithm} must be {row}.')
   trainings = {field: make_training(config[field], f'config.{field}') for field in LEARNED}
   config, other_half = halve(config)
-  policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
-  entries = [entry for policy in policies.values() for entry in policy.entries]
-  for entry in entries:
-    if entries.count(entry) > 1 or entry == 'sft':
-      raise UserError(f"config.policies: two entries would be named '{entry}'; rename a policy.")
+  policies = make_policies(config)
   exploiter = make_exploiter(config)
   panel, sft = make_panel(config), trainings.pop('sft')
   used = {*panel, *(policy.judge for policy in policies.values())}
@@ -94,12 +90,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   check_mesh(trained)
   external = {name: make_external(config, name, folder) for name in EXTERNAL if name in used}
   corpus = make_corpus(config, folder)
-  held_out = len(corpus.held_out.prompts.tokens)
-  if config.tournament.prompts > held_out:
-    print(
-      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
-      'out, and the tournament has these.'
-    )
+  print_clamped(config, corpus)
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
@@ -129,6 +120,30 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     held_apart=other_half and make_held_apart(other_half, trainings, folder),
     unfinished_loses=config.unfinished == 'loses',
   )
+
+
+def make_policies(config: ConfigDict) -> dict[str, Policy]:
+  """The policies of the config, by name.
+
+  Raises:
+    UserError: if a setting is wrong, or two entries of the tournament would have one name.
+  """
+  policies = {name: make_policy(row, name, config) for name, row in config.policies.items()}
+  entries = [entry for policy in policies.values() for entry in policy.entries]
+  for entry in entries:
+    if entries.count(entry) > 1 or entry == 'sft':
+      raise UserError(f"config.policies: two entries would be named '{entry}'; rename a policy.")
+  return policies
+
+
+def print_clamped(config: ConfigDict, corpus: Corpus) -> None:
+  """Prints that there are fewer held-out prompts than the config wants, if so."""
+  held_out = len(corpus.held_out.prompts.tokens)
+  if config.tournament.prompts > held_out:
+    print(
+      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
+      'out, and the tournament has these.'
+    )
 
 
 def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:

@@ -86,7 +86,7 @@ def configured(monkeypatch):
     ([CONFIG, '--config.sft.steps', '3'], ["'3' is not a flag"]),
     (
       [CONFIG, '--config.remote.key', 'sk-0123456789abcdef'],
-      ['error: an argument of 19 characters is not a flag', 'written --FLAG=VALUE'],
+      ['an argument of 19 characters is not a flag', 'written --FLAG=VALUE'],
     ),
     ([CONFIG, '--config.sft.steps='], ["'' is not a whole number", '700']),
     ([CONFIG, '--config.sft.steps=many'], ['--config.sft.steps', "'many' is not a whole number"]),

@@ -113,6 +113,7 @@ def test_signal_saves_a_checkpoint_and_names_the_step(number, uncut, tmp_path):
   resumed_at = []
   chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
   assert resumed_at[0] == 7
+  assert records(tmp_path) == uncut[1]  # no mean is split where it stopped
 
 
 def test_interrupted_step_is_repeated_first(uncut, tmp_path):
@@ -134,10 +135,11 @@ def test_interrupted_step_is_repeated_first(uncut, tmp_path):
       evaluate=lambda params: {},
       schedule=SCHEDULE,
     )
-  assert [record['step'] for record in records(tmp_path)] == [2, 4, 6, 7]
+  assert [record['step'] for record in records(tmp_path)] == [2, 4, 6]
   resumed_at = []
   chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
   assert resumed_at[0] == 7
+  assert records(tmp_path)[3:] == uncut[1][3:]
 
 
 def test_finished_stage_is_not_repeated(tmp_path):

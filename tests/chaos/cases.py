@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos import damage
-from tests.chaos.ends import read_end, without_curves
+from tests.chaos.ends import read_end
 from tests.chaos.runs import HANG, Ended, Uncut, differing, run
 from tests.chaos.small_disk import small_disk
 from tests.chaos.toy import KINDS
@@ -65,8 +65,7 @@ def kill_case(seed: int, number: int, folder: Path, uncut: Mapping[str, Uncut]) 
       return Case(kind, ', '.join(done), fault, len(done), tail(ended))
   what = ', '.join(done)
   ended = run(kind, workdir, uncut)
-  curves = all(name.startswith('SIGKILL') for name in done)
-  outcome, detail = compare(ended, workdir, uncut[kind], curves)
+  outcome, detail = compare(ended, workdir, uncut[kind])
   if outcome == SENTENCE:  # nothing was damaged
     outcome = CRASH
   return Case(kind, what, outcome, len(done), detail)
@@ -95,7 +94,7 @@ def damage_case(seed: int, number: int, folder: Path, uncut: Mapping[str, Uncut]
     shutil.copytree(uncut[kind].folder, workdir)
     state = 'finished'
   what = f'{damage.damage_one(random_, workdir)} of a {state} run'
-  outcome, detail = compare(run(kind, workdir, uncut), workdir, uncut[kind], curves=True)
+  outcome, detail = compare(run(kind, workdir, uncut), workdir, uncut[kind])
   return Case(kind, what, outcome, 0, detail)
 
 
@@ -113,7 +112,7 @@ def disk_case(seed: int, number: int, folder: Path, uncut: Mapping[str, Uncut]) 
       return Case(kind, f'{what}, which was enough', IDENTICAL)
     first = CRASH if ended.status is None else outcome_of_failure(ended)
     resize(16 * used + (16 << 20))
-    outcome, detail = compare(run(kind, workdir, uncut), workdir, uncut[kind], curves=True)
+    outcome, detail = compare(run(kind, workdir, uncut), workdir, uncut[kind])
   if first != SENTENCE:
     return Case(kind, what, first, 0, tail(ended))
   if 'space' not in ended.printed.lower():
@@ -128,22 +127,20 @@ PARTS: Mapping[str, Callable[[int, int, Path, Mapping[str, Uncut]], Case]] = {
 }
 
 
-def compare(ended: Ended, workdir: Path, uncut: Uncut, curves: bool) -> tuple[str, str]:
+def compare(ended: Ended, workdir: Path, uncut: Uncut) -> tuple[str, str]:
   """The outcome of a run that was to end like an uninterrupted one, and what shows a fault.
 
   Args:
     ended: how it ended.
     workdir: what it left.
     uncut: the other one.
-    curves: whether learning curves are compared, too.
   """
   if ended.status != 0:
     outcome = outcome_of_failure(ended)
     return outcome, tail(ended)
-  chosen = dict if curves else without_curves
   end = read_end(workdir)
   kept = {name: digest for name, digest in end.items() if name in uncut.end}
-  differences = differing(chosen(kept), chosen(dict(uncut.end)))
+  differences = differing(kept, dict(uncut.end))
   if not differences:
     return IDENTICAL, ''
   outcome = REPORTED if 'damaged' in ended.printed else SILENT

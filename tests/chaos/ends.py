@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
-# Fields that measure time or count compiled programs, or tell the version of the code.
+from nlhf_jax.storage import json_lines
+
+# Times, the number of compiled programs, the version of the code, and checksums of these.
 TIMES = ('seconds', 'compile_seconds', 'seconds_per_step', 'tokens_per_second')
-UNSTABLE = (*TIMES, 'compiled_programs', 'code')
+UNSTABLE = (*TIMES, 'compiled_programs', 'code', json_lines.CHECK)
 # Files of a finished run that are compared; pages and figures are drawn from these.
 WHOLE = ('data.json', 'config.json', 'samples.jsonl', 'results.json')
 CURVES = 'metrics.jsonl'
@@ -39,11 +41,6 @@ def read_end(workdir: Path) -> dict[str, str]:
   for folder in workdir.glob('stages/*/checkpoints'):
     found[str(folder.relative_to(workdir))] = _digest_of_checkpoint(folder)
   return found
-
-
-def without_curves(end: dict[str, str]) -> dict[str, str]:
-  """The end without learning curves, whose points lie elsewhere if a run was asked to stop."""
-  return {name: value for name, value in end.items() if not name.endswith(CURVES)}
 
 
 def _digest_of_json(path: Path) -> str:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.chaos import cases, damage, runs
-from tests.chaos.ends import read_end, without_curves
+from tests.chaos.ends import read_end
 from tests.chaos.runs import Ended
 from tests.chaos.small_disk import can_mount
 
@@ -61,7 +61,6 @@ def test_only_seconds_are_left_out_of_a_comparison(tmp_path):
   (tmp_path / 'two' / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
   one, two = read_end(tmp_path / 'one'), read_end(tmp_path / 'two')
   assert runs.differing(one, two) == ['metrics.jsonl', 'results.json']
-  assert runs.differing(without_curves(one), without_curves(two)) == ['results.json']
 
 
 @pytest.mark.parametrize('how', damage.HOW)

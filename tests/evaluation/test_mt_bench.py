@@ -368,10 +368,10 @@ def section(shared):
 )
 @pytest.mark.parametrize('mode', ['single', 'pair'])
 def test_field_files_are_refused_before_anyone_answers(section, mode, setting, name, message):
-  assert mt_bench.make(section | {'mode': mode}).name == 'mt_bench'
+  mt_bench.make(section | {'mode': mode}).prepare()
   path = str(mt_bench.Path(section[setting]).with_name(name))
   with pytest.raises(UserError, match=message):
-    mt_bench.make(section | {'mode': mode, setting: path})
+    mt_bench.make(section | {'mode': mode, setting: path}).prepare()
 
 
 def test_other_settings_are_refused(section):

@@ -132,7 +132,7 @@ def test_malformed_files_are_refused_in_one_sentence(section, tmp_path, every):
   for name, content in inputs:
     path = tmp_path / f'{name}.jsonl'
     path.write_bytes(content)
-    sentence = sentence_of(lambda: mt_bench.make(section))
+    sentence = sentence_of(lambda: mt_bench.make(section).prepare())
     refused += [(name, sentence)] * bool(sentence)
     accepted += not sentence
     if not sentence and accepted % 12 == 0:  # each takes 30 ms

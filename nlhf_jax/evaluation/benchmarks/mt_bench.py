@@ -57,11 +57,11 @@ def make(section: Mapping[str, str]) -> Benchmark | None:
     verdicts.READINGS[section['reading']],
     section['references'],
   )
-  mt_bench_judge.check_materials(materials, mode)
   return Benchmark(
     'mt_bench',
     run=functools.partial(run, materials, mode),
     answer=functools.partial(answer, materials),
+    prepare=functools.partial(mt_bench_judge.check_materials, materials, mode),
     min_generators=2 if mode == 'pair' else 1,
     needs_chat_judge=True,
   )

@@ -156,7 +156,7 @@ def _parse(text) -> dict | None:
 
 
 def _seal(value) -> dict:
-  return {**value, CHECK: f'{zlib.crc32(json.dumps(value).encode()):08x}'}
+  return {**value, CHECK: f'{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}'}
 
 
 def _unseal(value) -> dict | None:

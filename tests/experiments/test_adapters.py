@@ -41,7 +41,7 @@ def test_exploiters_save_adapters_only(trained):
   experiment, results = trained
   assert set(results['exploitability']) == {'sft', 'nash_md'}
   for stage in experiment.exploiters.values():
-    assert len(json.loads((stage.folder / 'wins.json').read_text())['learned']) > 0
+    assert len(json.loads((stage.folder / experiment.exploiter_wins).read_text())['learned']) > 0
     saved = list(stage.folder.rglob('checkpoints/*'))
     assert sum(path.stat().st_size for path in stage.folder.rglob('*') if path.is_file()) < 10**6
     assert saved

@@ -78,17 +78,17 @@ def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch,
 
     with interrupts.deferred(), pytest.raises(Interrupted):
       run()
-    first = json_lines.read_json(tmp_path / 'remote.json')['counts']
+    first = json_lines.read_sealed(tmp_path / 'remote.json')['counts']
     assert 0 < first['requests'] <= 12 + 2
     results = run()
     output = capsys.readouterr().out
     assert output.count(f'The remote judge is m at {served.url}') == 1
     assert "unreadable, the answer 'Who knows'" in output
-    usage = json_lines.read_json(tmp_path / 'remote.json')
+    usage = json_lines.read_sealed(tmp_path / 'remote.json')
     seen = len(served.seen)
     run()  # finds all stages done
     assert len(served.seen) == seen
-    assert json_lines.read_json(tmp_path / 'remote.json') == usage
+    assert json_lines.read_sealed(tmp_path / 'remote.json') == usage
 
   # The requests and the cost of both runs together.
   counts = usage['counts']

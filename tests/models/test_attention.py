@@ -146,7 +146,7 @@ def test_transformer_with_splash_attention_is_the_same(monkeypatch):
   decoder = make_decoder(sizes._replace(layers=(layer,)), Numerics(remat='layers'))
   params = jax.jit(decoder.init)(jax.random.key(0))
   real = some_rows(130)
-  tokens = np.random.default_rng(2).integers(11, size=real.shape)
+  tokens = jnp.asarray(np.random.default_rng(2).integers(11, size=real.shape))
 
   @jax.jit
   def hidden_states(params):

@@ -46,6 +46,7 @@ def test_own_judge_trains_a_pretrained_model(run, tmp_path):
   assert responses.startswith('[')
 
 
+@pytest.mark.slow
 def test_own_model_trains_a_recurrent_network(run):
   *steps, responses = run('own_model.py').splitlines()
   assert len(steps) == 10

@@ -260,6 +260,7 @@ def test_greedy_continuation_is_recognised(backends):
   assert [greedy for _, greedy in ours._loglikelihood_tokens(asked)] == [True, False]
 
 
+@pytest.mark.slow
 def test_generations_stop_at_the_same_place(backends):
   rows = [
     ('The baker', {'until': ['zz'], 'max_gen_toks': 40}),

@@ -98,6 +98,7 @@ def test_own_comparisons_and_test_sets(config_of, tmp_path):
   assert results['transitivity']['preference model']['prompts'] == 6
 
 
+@pytest.mark.slow
 def test_external_judges_are_compared(config_of, tmp_path, capsys):
   """The remote judge prefers the longer response, without a verdict if the left begins red."""
   pytest.importorskip('openai', reason='the remote judge needs the extra remote')

@@ -22,6 +22,7 @@ def at_the_root(monkeypatch):
   monkeypatch.syspath_prepend(str(root))
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_its_report(tmp_path, capsys):
   small = [
     *('seeds=4', 'offline.updates=3', 'online.rounds=3'),

@@ -96,6 +96,7 @@ def test_games_of_other_sizes_run(solved, game):
   assert results['solvers']['newton']['gap_tau'][-1] < 1e-11
 
 
+@pytest.mark.slow
 def test_every_game_of_the_config_can_be_built():
   config = command.load_config('configs/tabular.py')
   for game, arguments in runpy.run_path('configs/tabular.py')['GAMES'].items():

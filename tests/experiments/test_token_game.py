@@ -177,6 +177,7 @@ def test_running_again_changes_nothing(toy, tmp_path, capsys):
   assert after == before
 
 
+@pytest.mark.slow
 def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   """A run cut in its second round ends as the uncut one; votes are on the selected pairs."""
   toy.game.response_length = 2

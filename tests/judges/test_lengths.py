@@ -27,6 +27,7 @@ def test_more_characters_win_and_equally_many_tie():
   np.testing.assert_array_equal(probability, [1, 0, 0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_policy_and_tournament_use_lengths(toy, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
   config = toy(importlib.import_module('nlhf_jax.configs.sppo').get_config())

@@ -117,6 +117,7 @@ def wait_for(port, process, log):
       time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_verdicts_are_the_models_and_outlive_the_server(served, tmp_path):
   url, model, answers, lengths, process = served
   site = Endpoint(url, model, '', tmp_path / 'answers.sqlite', concurrency=4, retries=1)

@@ -60,7 +60,7 @@ def teacher_forced(decoder, params, mixture, prompts, responses):
   return np.asarray(jax.nn.log_softmax(forced))
 
 
-@pytest.mark.parametrize('drafts', [1, 3])
+@pytest.mark.parametrize('drafts', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_rollout_log_probs_equal_teacher_forcing(decoder, params, prompts, drafts, monkeypatch):
   opposite, beyond = {'policy': 0.2, 'reference': 0.8}, {'policy': 1.5, 'reference': -0.5}
   mixtures = [POLICY, MIXTURE, opposite, beyond] if drafts == 1 else [MIXTURE, opposite, beyond]

@@ -58,6 +58,7 @@ def test_log_probabilities_equal_the_published_ones(model):
     assert float(row.sum()) == pytest.approx(case['sum_logprob'], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_model_distribution(model):
   folder, _ = model
   decoder, params = load(folder)

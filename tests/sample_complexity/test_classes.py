@@ -247,6 +247,7 @@ def test_worst_member_equals_a_numerical_search(looks, name):
     assert ((found == 0) | (found == 1)).any()  # the box matters here
 
 
+@pytest.mark.slow
 def test_coverage_is_the_worst_ratio_of_errors():
   """max_b sum_a p_a^2 / mu_ab for one prompt; for the others the sup over members and corners."""
   setting, link, log_p, preference = contexts(), probability(), log_policies(5), preferences(3)
@@ -306,6 +307,7 @@ def test_regressions_equal_scipy(looks, name):
   np.testing.assert_allclose(pairs(look['estimate']), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_confidence_sets_contain_the_truth():
   """In 1,000 draws at delta = 0.1: at least 900, less three standard errors (28).
 
@@ -343,6 +345,7 @@ def test_the_sets_of_all_classes_shrink_with_data():
     assert few / 3.2 < many < few / 2.5
 
 
+@pytest.mark.slow
 def test_equilibrium_needs_the_least_coverage():
   """If only pairs with the winner are compared, only its policy is covered well."""
   setting, link = contexts(0.05), probability()

@@ -69,6 +69,7 @@ def test_error_bounds_and_eluder_sum_hold(anything, tau):
       assert course.width.max() < 1e-12  # a policy against itself is not informative
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [worlds.bilinear, worlds.listed])
 def test_error_bounds_hold_for_the_other_classes(make):
   run = played(make(5), 5)

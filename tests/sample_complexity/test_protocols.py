@@ -80,6 +80,7 @@ def test_bradley_terry_equilibrium_has_the_best_reward():
   assert (ends(found.fitted)[1] < ends(found.tabular)[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [partial(worlds.bilinear, rank=3), worlds.listed])
 def test_small_classes_need_fewer_votes(make):
   """The plug-in identity holds for every class; three numbers, or one of fifty, need fewer votes

@@ -94,6 +94,7 @@ def test_slope_is_one_half_for_few_votes():
   assert (mean < predicted / 3)[:3].all()
 
 
+@pytest.mark.slow
 def test_leading_constant_for_log_odds_and_prompts():
   random = np.random.default_rng(5)
   prompts, reference = jnp.array([0.2, 0.5, 0.3]), jnp.log(random.dirichlet(np.ones(4), 3))

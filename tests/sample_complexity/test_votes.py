@@ -47,6 +47,7 @@ def test_designs_sum_to_one():
   np.testing.assert_allclose(sum_over_pairs(design), setting.prompts * (1 - wasted), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_votes_have_the_right_mean_and_variance():
   """20,000 draws of each way to ask: means within 5 standard errors, variances of theirs."""
   setting = contexts()

@@ -38,7 +38,9 @@ def begun():
   )
 
 
-@pytest.mark.parametrize('slot', ROWS)
+@pytest.mark.parametrize(
+  'slot', [pytest.param(slot, marks=() if slot == 'average' else pytest.mark.slow) for slot in ROWS]
+)
 def test_slots_move_and_the_base_does_not(slot, begun, tmp_path):
   row, (own, base) = ROWS[slot], begun
   update = make_update(row, scoring.make_score(DECODER), OPTIMIZER, lambda *_: {})
@@ -68,6 +70,7 @@ def test_slots_move_and_the_base_does_not(slot, begun, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, done, resumed)
 
 
+@pytest.mark.slow
 def test_shared_base_gives_the_update_of_whole_parameters(begun):
   own, base = begun
   row, score = ROWS['average'], scoring.make_score(DECODER)

@@ -84,15 +84,21 @@ def graded(row: Mapping) -> Example:
   return _make_comparison(prompt, *sides, read_number(row, 'preference', 0, 1), votes)
 
 
-@reads('prompt', 'response', 'completion', 'messages')
+@reads('prompt', 'response', 'completion', 'messages', 'label')
 def demonstrations(row: Mapping) -> Example:
   """`{"prompt", "response"}`, as in `comparisons`; also `"completion"` in place of `"response"`.
 
-  Or `{"messages"}`, a conversation, of which the last message is the response.
+  Or `{"messages"}`, a conversation, of which the last message is the response. A completion with a
+  label may be a bad one, and is refused.
   """
   field = next((name for name in ('response', 'completion', 'messages') if name in row), 'response')
   if field == 'messages':
     row = {'messages': row['messages']}  # what else the row has is a part of the conversation
+  if field == 'completion' and row.get('label') is not None:
+    raise Problem(
+      "field 'label' tells good completions from bad ones, and demonstrations are all good",
+      '; set config.data.schema=unpaired',
+    )
   prompt, (response,) = _read_answers(row, field)
   return Example(prompt, demonstration=response)
 

@@ -384,3 +384,12 @@ def test_auto_j_has_ties(shared):
   counts = Counter(record.preference for record in records)
   assert set(counts) == {0.0, 0.5, 1.0}
   assert 500 < counts.total() <= 512
+
+
+def test_completions_with_a_label_are_no_demonstrations():
+  row = {'prompt': 'a', 'completion': 'b'}
+  assert schemas.SCHEMAS['demonstrations'](row).demonstration == 'b'
+  assert schemas.SCHEMAS['demonstrations'](row | {'label': None}).demonstration == 'b'
+  for label in (True, False):
+    with pytest.raises(Problem, match=r'set config\.data\.schema=unpaired'):
+      schemas.SCHEMAS['demonstrations'](row | {'label': label})

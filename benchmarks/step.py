@@ -5,14 +5,20 @@ python benchmarks/step.py --config=configs/nash_md.py
 Measures the last policy of the config at random parameters, whose responses mostly have the maximum
 length. Times are medians over 20 runs after compilation. Tokens are those of the responses on both
 sides; in the update only of the left side, as the right one is not scored.
+
+With --checks, what it costs to look for numbers that are not finite: the update takes turns with
+one that does not look.
 """
 
 import argparse
 import statistics
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 from timing import timed
 
 from nlhf_jax import command
@@ -26,12 +32,12 @@ from nlhf_jax.judges.learned import make_preference_network
 from nlhf_jax.models import scoring
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison
-from nlhf_jax.training import step_metrics
+from nlhf_jax.training import divergence, step_metrics
 from nlhf_jax.training.update import initial_state, make_update
 
 
-def measure(config) -> dict[str, tuple[float, float]]:
-  """part of the step -> (seconds, tokens a second)."""
+def measure(config, checks: bool) -> dict[str, tuple[float, float]]:
+  """part of the step -> (seconds, tokens a second); or the seconds of updates with and without."""
   check(config)
   corpus = make_corpus(config, Path('runs') / 'stages')
   decoder = make_model(config, len(corpus.tokenizer)).decoder
@@ -50,7 +56,10 @@ def measure(config) -> dict[str, tuple[float, float]]:
   )
   score = scoring.make_score(decoder)
   measure = step_metrics.make_rollout_metrics(algorithm)
-  update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
+  make_update_now = lambda: make_update(
+    algorithm, score, training.optimizer, measure, training.accumulate
+  )
+  update = make_update_now()
   prompts = batches(corpus.train.prompts, training.batch, 0)[0]
   comparison = Comparison(prompts, *rollout(state.slots, prompts, jax.random.key(1)))
   judged = comparison._replace(payoff=judge(comparison))
@@ -61,6 +70,8 @@ def measure(config) -> dict[str, tuple[float, float]]:
     state, metrics = update(state, judged, jax.random.key(2))
     return metrics
 
+  if checks:
+    return {'with checks, without': measure_checks(make_update_now, state, judged)}
   parts = {
     'rollout': (lambda: rollout(state.slots, prompts, jax.random.key(1)), left + right),
     'judge': (lambda: judge(comparison), left + right),
@@ -72,10 +83,32 @@ def measure(config) -> dict[str, tuple[float, float]]:
   return {name: (time, tokens / time) for name, (time, tokens) in measured.items()}
 
 
+def measure_checks(make_update_now, state, judged) -> tuple[float, float]:
+  """Median seconds of an update with and without the checks, in 200 turns."""
+  states, updates = [jax.tree.map(jnp.copy, state) for _ in range(2)], [make_update_now()]
+  nothing = lambda *_: jnp.int32(0)
+  with mock.patch.multiple(divergence, check_step=nothing, check_state=nothing):
+    updates.append(make_update_now())
+    states[1], _ = updates[1](states[1], judged, jax.random.key(2))  # compiles
+  states[0], _ = updates[0](states[0], judged, jax.random.key(2))
+  taken = [], []
+  for _ in range(200):
+    for which, update in enumerate(updates):
+      start = time.perf_counter()
+      states[which], metrics = update(states[which], judged, jax.random.key(2))
+      jax.block_until_ready((states[which].params, metrics))
+      taken[which].append(time.perf_counter() - start)
+  return statistics.median(taken[0]), statistics.median(taken[1])
+
+
 if __name__ == '__main__':
   sys.path.insert(0, str(Path(__file__).parents[1]))
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--config', default='configs/nash_md.py')
+  parser.add_argument('--checks', action='store_true')
+  arguments = parser.parse_args()
   print(f'jax {jax.__version__}, {jax.devices()[0].device_kind}')
-  for name, (time_taken, rate) in measure(command.load_config(parser.parse_args().config)).items():
-    print(f'{name:<8} {1e3 * time_taken:7.1f} ms {rate:10,.0f} tokens/s')
+  found = measure(command.load_config(arguments.config), arguments.checks)
+  for name, (seconds, other) in found.items():
+    shown = f'{1e3 * other:7.2f} ms' if arguments.checks else f'{other:10,.0f} tokens/s'
+    print(f'{name:<8} {1e3 * seconds:7.2f} ms {shown}')

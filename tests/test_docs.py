@@ -1,0 +1,158 @@
+"""The documentation: links, commands and names are right, and the site builds without a warning."""
+
+import ast
+import functools
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlhf_jax
+from docs import generate
+from nlhf_jax import command, configs
+from nlhf_jax.algorithms.catalogue import ALGORITHMS
+from nlhf_jax.data.schemas import SCHEMAS
+from nlhf_jax.judges.registry import NAMES
+from nlhf_jax.storage import json_lines
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / 'README.md'
+PAGES = [
+  *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY', 'CHANGELOG')),
+  *sorted((ROOT / 'docs').rglob('*.md')),
+]
+MAX_LINES, MAX_ROWS = 180, 8
+
+
+@functools.cache
+def generated():
+  """The files that are made while the site is built."""
+  return {ROOT / 'docs' / path for path in [*generate.pages(), *generate.pictures()]}
+
+
+def name(path):
+  return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+  """The code blocks of a page in a language."""
+  return re.findall(rf'^```{language}\n(.*?)^```', path.read_text(), re.S | re.M)
+
+
+def without_code(path):
+  return re.sub(r'^```.*?^```', '', path.read_text(), flags=re.S | re.M)
+
+
+def commands(path):
+  """The command lines of this package on a page, without comments."""
+  lines = ''.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
+  found = [shlex.split(line, comments=True) for line in lines]
+  starts = {('nlhf', 'run'), ('nlhf', 'plan'), ('nlhf', 'export')}
+  return [words for words in found if tuple(words[:2]) in starts]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_relative_links_lead_to_files(page):
+  for target in re.findall(r'\]\(([^)#\s]+)', without_code(page)):
+    if not target.startswith('https://'):
+      file = (page.parent / target).resolve()
+      assert file.exists() or file in generated(), target
+
+
+def test_anchors_in_links_are_headings():
+  for page in PAGES:
+    for target, anchor in re.findall(r'\]\(([^)#\s]*)#([^)]+)\)', without_code(page)):
+      file = (page.parent / target).resolve() if target else page
+      if file.exists() and not target.startswith('https://'):
+        headings = re.findall(r'^#+ (.*)$', without_code(file), re.M)
+        found = {re.sub(r'[^\w-]', '', heading.lower().replace(' ', '-')) for heading in headings}
+        assert anchor in found, f'{name(page)}: {target}#{anchor}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_commands_name_configs_and_fields_that_exist(page):
+  for words in commands(page):
+    flags = dict(word.partition('=')[::2] for word in words[2:])
+    if words[1] == 'export':
+      assert flags.keys() == {'--run', '--policy', '--to'}, words
+      continue
+    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory'}
+    config = command.load_config(flags['--config'])
+    for word in words[2:]:
+      if word.startswith('--config.'):
+        command.apply_override(re.sub(r'\$\w', '1', word), config, flags['--config'])
+      else:
+        assert word.partition('=')[0] in known, word
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_python_on_pages_parses_and_uses_what_is_exported(page):
+  for text in blocks(page, 'python'):
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        assert node.value.id != 'nlhf' or node.attr in nlhf_jax.__all__, node.attr
+
+
+def test_readme_is_short_and_names_every_package():
+  lines = README.read_text().splitlines()
+  assert len(lines) <= MAX_LINES
+  tables = re.findall(r'(?:^\|.*\n)+', README.read_text(), re.M)
+  assert max(table.count('\n') for table in tables) <= MAX_ROWS + 2
+  tree = next(block for block in blocks(README, 'text') if block.startswith('nlhf_jax/'))
+  packages = {path.parent.name for path in (ROOT / 'nlhf_jax').glob('*/__init__.py')}
+  named = set(re.findall(r'^  (\w+)/', tree, re.M))
+  assert named == packages
+  folders = re.findall(r'^(?:(\w+)/ )?(\w+)/', tree, re.M)
+  assert all((ROOT / folder).is_dir() for pair in folders for folder in pair if folder)
+  assert f'all {len(ALGORITHMS)} algorithms' in README.read_text()
+
+
+def test_every_algorithm_is_in_the_catalogue_with_its_configs():
+  page = generate.algorithms_page()
+  assert re.findall(r'^### (\w+)$', page, re.M) == list(ALGORITHMS)
+  trained = generate.configs_by_algorithm()
+  language = {
+    config for config in configs.names() if command.load_config(config).experiment == 'language'
+  }
+  assert language <= {config for names in trained.values() for config in names}
+  assert all(f'`{config}`' in page for config in language)
+  assert all(generate.tests_by_algorithm().values())
+
+
+def test_every_setting_is_described_once():
+  fields = {generate.described(field) for field in generate.base_fields()}
+  assert fields == generate.DESCRIPTIONS['settings'].keys()
+  page = generate.settings_page()
+  for field in generate.base_fields():
+    shown = generate.training_field(field) or field
+    assert f'`{shown}`' in page or f'`{field}`' in page, field
+
+
+def test_every_metric_of_a_run_is_described(toy_run):
+  records = json_lines.read(toy_run.folder / 'run' / 'metrics.jsonl')
+  logged = {re.sub(r'_by_\w+$', '_by_JUDGE', name) for record in records for name in record}
+  results = json_lines.read_json(toy_run.folder / 'run' / 'results.json')
+  described = {name for table in generate.DESCRIPTIONS['metrics'].values() for name in table}
+  described |= {name.partition('.')[0] for name in described}
+  assert logged | results.keys() <= described
+
+
+@pytest.mark.parametrize(
+  ('page', 'names'),
+  [('own_data', list(SCHEMAS)), ('own_judge', [*NAMES, 'oracle'])],
+)
+def test_guides_name_every_choice(page, names):
+  text = (ROOT / 'docs' / 'guides' / f'{page}.md').read_text()
+  assert [choice for choice in names if f'`{choice}`' not in text] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mkdocs') is None, reason='needs the extra [docs]')
+def test_the_site_builds_without_a_warning(tmp_path):
+  build = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path)]
+  ended = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert ended.returncode == 0, ended.stderr
+  assert (tmp_path / 'settings' / 'index.html').exists()

@@ -25,6 +25,8 @@ TRAININGS = ('sft', 'preference_model', 'reward_model', 'general_preference_mode
 OTHERS = ('evaluate', 'preferences', 'tabular', 'token_game', 'sample_complexity')
 # The modules that users import, page by page; the pages of `ROOMS` have every module of a folder.
 LIBRARY = ('language_model', 'train_step', 'judges.function', 'games', 'structs', 'errors')
+# The search puts these pages after the guides.
+LAST = '---\nsearch:\n  boost: 0.1\n---\n\n'
 ROOMS = ('algorithms', 'games', 'judges', 'sampling', 'data', 'models', 'training', 'evaluation')
 
 
@@ -112,13 +114,13 @@ def settings_page() -> str:
     name = described(field)
     if name.startswith('TRAINING'):
       continue
-    row = [f'`{field}`', kind(value), shown(value), allowed.get(field, ''), texts[name]]
+    row = [f'`{field}`', shown(value), meaning(value, allowed.get(field), texts[name])]
     group = field.split('.')[1] if field.count('.') > 1 else 'general'
     groups.setdefault(group, []).append(line(row))
   parts = [DESCRIPTIONS['intro']['settings']]
   for group, rows in groups.items():
     parts.append(f'## {group}\n')
-    parts.append('\n'.join([line(['field', 'type', 'default', 'range', 'meaning']), SPLIT, *rows]))
+    parts.append('\n'.join([line(['field', 'default', 'meaning']), '|---|---|---|', *rows]))
     parts.append('')
   return '\n'.join([*parts, trainings_part(fields, allowed), other_configs()])
 
@@ -132,10 +134,10 @@ def trainings_part(fields: Mapping[str, object], allowed: Mapping[str, str]) -> 
       shown(fields[f'config.{part}.{name}'])
       for part in ('sft', 'preference_model', 'policies.NAME')
     ]
-    meaning = DESCRIPTIONS['settings'][f'TRAINING.{name}']
-    where = allowed.get(f'config.sft.{name}', '')
-    rows.append(line([f'`{name}`', kind(fields[f'config.sft.{name}']), *defaults, where, meaning]))
-  head = ['field', 'type', 'sft', 'judges', 'policies', 'range', 'meaning']
+    text = DESCRIPTIONS['settings'][f'TRAINING.{name}']
+    about = meaning(fields[f'config.sft.{name}'], allowed.get(f'config.sft.{name}'), text)
+    rows.append(line([f'`{name}`', *defaults, about]))
+  head = ['field', 'sft', 'judges', 'policies', 'meaning']
   table = [line(head), line(['---'] * len(head)), *rows]
   return '\n'.join([DESCRIPTIONS['intro']['trainings'], *table, ''])
 
@@ -149,17 +151,15 @@ def other_configs() -> str:
   return '\n'.join(parts)
 
 
-SPLIT = '|---|---|---|---|---|'
-
-
 def line(cells: list[str]) -> str:
   """A row of a table."""
   return f'| {" | ".join(str(cell).replace("|", chr(92) + "|") for cell in cells)} |'
 
 
-def kind(value: object) -> str:
-  """The type of a setting in words."""
-  return {bool: 'True or False', int: 'integer', float: 'number', str: 'text'}[type(value)]
+def meaning(value: object, allowed: str | None, text: str) -> str:
+  """What a setting means, with its type and its range."""
+  kind = {bool: 'True or False', int: 'integer', float: 'number', str: 'text'}[type(value)]
+  return f'{text}. *{kind}{f", {allowed}" if allowed else ""}*'
 
 
 def shown(value: object) -> str:
@@ -246,7 +246,7 @@ def metrics_page() -> str:
 def library_page() -> str:
   """The functions that users import."""
   names = [f'::: nlhf_jax.{name}' for name in LIBRARY]
-  return '\n\n'.join([DESCRIPTIONS['intro']['library'], *names])
+  return '\n\n'.join([LAST + DESCRIPTIONS['intro']['library'].lstrip(), *names])
 
 
 def room_page(room: str) -> str:
@@ -258,4 +258,4 @@ def room_page(room: str) -> str:
     if not path.stem.startswith('__')
   ]
   names = [name for name in names if name.removeprefix('nlhf_jax.') not in LIBRARY]
-  return '\n\n'.join([f'# nlhf_jax.{room}', *(f'::: {name}' for name in names)])
+  return '\n\n'.join([f'{LAST}# nlhf_jax.{room}', *(f'::: {name}' for name in names)])

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.schemas import SCHEMAS
 from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.storage import json_lines
+from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -26,6 +28,20 @@ PAGES = [
   *sorted((ROOT / 'docs').rglob('*.md')),
 ]
 MAX_LINES, MAX_ROWS = 180, 8
+# Changes that let a command of a page end within a minute.
+TOY = {
+  **{
+    f'{stage}.steps': 2 for stage in ('preference_model', 'policies.nash_md', 'policies.self_play')
+  },
+  **{
+    f'{stage}.batch': 4 for stage in ('preference_model', 'policies.nash_md', 'policies.self_play')
+  },
+  **{'sft.steps': 2, 'sft.batch': 4, 'tournament.prompts': 8},
+}
+TOY_DATA = {
+  'synthetic': {'data.posts': 32, 'data.held_out': 8},
+  'file': {'data.prompt_length': 40, 'data.response_length': 8},
+}
 
 
 @functools.cache
@@ -148,6 +164,48 @@ def test_every_metric_of_a_run_is_described(toy_run):
 def test_guides_name_every_choice(page, names):
   text = (ROOT / 'docs' / 'guides' / f'{page}.md').read_text()
   assert [choice for choice in names if f'`{choice}`' not in text] == []
+
+
+def toy_command(words):
+  """A command of a page at toy size; what it says itself goes before."""
+  if words[1] != 'run':
+    return words
+  source = 'file' if ':file' in words[2] else 'synthetic'
+  changes = [f'--config.{field}={value}' for field, value in (TOY | TOY_DATA[source]).items()]
+  return [*words[:3], *changes, *words[3:]]
+
+
+@pytest.mark.slow
+def test_readme_commands_and_program_run_at_toy_size(tmp_path):
+  model = tmp_path / 'MODEL'
+  pretrained.save(model)
+  sizes = json_lines.read_json(model / 'config.json') | {'max_position_embeddings': 512}
+  json_lines.write_json(model / 'config.json', sizes)  # room for the default length
+  rows = [
+    {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}
+    for number in range(12)
+  ]
+  json_lines.write(tmp_path / 'FILE.jsonl', rows)
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+
+  def run(*arguments):
+    ended = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=tmp_path,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+  for words in commands(README):
+    run('-m', 'nlhf_jax', *toy_command(words)[1:])
+  assert (tmp_path / 'runs' / 'nash_md' / 'report.html').exists()
+  assert (tmp_path / 'NEW_DIR' / 'adapter_model.safetensors').exists()
+  (program,) = blocks(README, 'python')
+  (tmp_path / 'program.py').write_text(f"batches_of_texts = [['say red', 'tell 1']] * 2\n{program}")
+  run('program.py')
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mkdocs') is None, reason='needs the extra [docs]')

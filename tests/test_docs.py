@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -166,6 +167,18 @@ def test_guides_name_every_choice(page, names):
   assert [choice for choice in names if f'`{choice}`' not in text] == []
 
 
+def test_rows_in_the_guide_to_data_are_read_by_their_schemas():
+  text = (ROOT / 'docs' / 'guides' / 'own_data.md').read_text()
+  examples = re.findall(r'^```json title="(\w+)"\n(.*?)^```', text, re.S | re.M)
+  ours = ['comparisons', 'graded', 'demonstrations', 'prompts', 'unpaired', 'implicit_prompt']
+  assert [schema for schema, _ in examples] == ours
+  for schema, rows in examples:
+    for row in rows.splitlines():
+      example = SCHEMAS[schema](json.loads(row))
+      prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]['content']
+      assert prompt.strip() == 'What is tea?', schema
+
+
 def toy_command(words):
   """A command of a page at toy size; what it says itself goes before."""
   if words[1] != 'run':
@@ -176,7 +189,7 @@ def toy_command(words):
 
 
 @pytest.mark.slow
-def test_readme_commands_and_program_run_at_toy_size(tmp_path):
+def test_commands_of_the_readme_and_programs_run(tmp_path):
   model = tmp_path / 'MODEL'
   pretrained.save(model)
   sizes = json_lines.read_json(model / 'config.json') | {'max_position_embeddings': 512}
@@ -198,6 +211,7 @@ def test_readme_commands_and_program_run_at_toy_size(tmp_path):
       check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
   for words in commands(README):
     run('-m', 'nlhf_jax', *toy_command(words)[1:])
@@ -206,6 +220,9 @@ def test_readme_commands_and_program_run_at_toy_size(tmp_path):
   (program,) = blocks(README, 'python')
   (tmp_path / 'program.py').write_text(f"batches_of_texts = [['say red', 'tell 1']] * 2\n{program}")
   run('program.py')
+  (game,) = blocks(ROOT / 'docs' / 'guides' / 'matrix_games.md', 'python')
+  (tmp_path / 'game.py').write_text(game)
+  assert 2e-5 < float(run('game.py')) < 4e-5
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mkdocs') is None, reason='needs the extra [docs]')

@@ -106,6 +106,27 @@ def test_commands_name_configs_and_fields_that_exist(page):
         assert word.partition('=')[0] in known, word
 
 
+@functools.cache
+def config_fields():
+  """The fields and sections of all shipped configs, with one policy called NAME."""
+  shipped = [command.load_config(config) for config in configs.names()]
+  flat = {f'config.{field}' for config in shipped for field, _ in generate.flatten(config)}
+  flat |= generate.base_fields().keys() | {'config.exploiter.steps'}
+  return flat | {part.rpartition('.')[0] for part in flat}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_names_in_sentences_exist(page):
+  text, makefile = page.read_text(), (ROOT / 'Makefile').read_text()
+  for target in re.findall(r'(?:`|^)make ([a-z][\w-]*)', text, re.M):
+    assert re.search(rf'^{target}:', makefile, re.M), target
+  for config in re.findall(r'--config=([a-z]\w*)', text):
+    assert config in configs.names(), config
+  for field in re.findall(r'`(?:--)?(config(?:\.\w+)+)(?==|`)', text):
+    placeholder = field in ('config.json', 'config.FIELD') or '.arguments' in field
+    assert placeholder or field in config_fields(), field
+
+
 @pytest.mark.parametrize('page', PAGES, ids=name)
 def test_python_on_pages_parses_and_uses_what_is_exported(page):
   for text in blocks(page, 'python'):

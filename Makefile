@@ -4,12 +4,12 @@ CONFIG ?= configs/nash_md.py
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Huge pages spare XLA's larger buffers page faults; see the README for what they are worth.
+# Huge pages spare XLA's larger buffers page faults; see docs/results.md for what they are worth.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 ALPACA_EVAL ?= $(NLHF_SHARED)/data/alpaca_eval
 
-.PHONY: run real test test-slow lint format bench chaos clean
+.PHONY: run real test test-slow lint format docs bench chaos clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
@@ -40,6 +40,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+# The documentation, as a site in .cache/site; a warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[docs]
+	$(BIN)/python -m mkdocs build --strict
 
 # On an idle machine; a GPU has a line of its own in benchmarks/README.md.
 bench: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""The README's claims about the token game, on the command that it names, at full size."""
+"""The claims of docs/results.md about the token game, on its command at full size."""
 
 import json
 import os

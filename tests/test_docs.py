@@ -1,0 +1,254 @@
+"""The documentation: links, commands and names are right, and the site builds without a warning."""
+
+import ast
+import functools
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlhf_jax
+from docs import generate
+from nlhf_jax import command, configs
+from nlhf_jax.algorithms.catalogue import ALGORITHMS
+from nlhf_jax.data.schemas import SCHEMAS
+from nlhf_jax.judges.registry import NAMES
+from nlhf_jax.storage import json_lines
+from tests.experiments import pretrained
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / 'README.md'
+PAGES = [
+  *(ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'SECURITY', 'CHANGELOG')),
+  *sorted((ROOT / 'docs').rglob('*.md')),
+]
+MAX_LINES, MAX_ROWS = 180, 8
+# Changes that let a command of a page end within a minute.
+TOY = {
+  **{
+    f'{stage}.steps': 2 for stage in ('preference_model', 'policies.nash_md', 'policies.self_play')
+  },
+  **{
+    f'{stage}.batch': 4 for stage in ('preference_model', 'policies.nash_md', 'policies.self_play')
+  },
+  **{'sft.steps': 2, 'sft.batch': 4, 'tournament.prompts': 8},
+}
+TOY_DATA = {
+  'synthetic': {'data.posts': 32, 'data.held_out': 8},
+  'file': {'data.prompt_length': 40, 'data.response_length': 8},
+}
+
+
+@functools.cache
+def generated():
+  """The files that are made while the site is built."""
+  return {ROOT / 'docs' / path for path in [*generate.pages(), *generate.pictures()]}
+
+
+def name(path):
+  return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+  """The code blocks of a page in a language."""
+  return re.findall(rf'^```{language}\n(.*?)^```', path.read_text(), re.S | re.M)
+
+
+def without_code(path):
+  return re.sub(r'^```.*?^```', '', path.read_text(), flags=re.S | re.M)
+
+
+def commands(path):
+  """The command lines of this package on a page, without comments."""
+  lines = ''.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
+  found = [shlex.split(line, comments=True) for line in lines]
+  starts = {('nlhf', 'run'), ('nlhf', 'plan'), ('nlhf', 'export')}
+  return [words for words in found if tuple(words[:2]) in starts]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_relative_links_lead_to_files(page):
+  for target in re.findall(r'\]\(([^)#\s]+)', without_code(page)):
+    if not target.startswith('https://'):
+      file = (page.parent / target).resolve()
+      assert file.exists() or file in generated(), target
+
+
+def test_anchors_in_links_are_headings():
+  for page in PAGES:
+    for target, anchor in re.findall(r'\]\(([^)#\s]*)#([^)]+)\)', without_code(page)):
+      file = (page.parent / target).resolve() if target else page
+      if file.exists() and not target.startswith('https://'):
+        headings = re.findall(r'^#+ (.*)$', without_code(file), re.M)
+        found = {re.sub(r'[^\w-]', '', heading.lower().replace(' ', '-')) for heading in headings}
+        assert anchor in found, f'{name(page)}: {target}#{anchor}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_commands_name_configs_and_fields_that_exist(page):
+  for words in commands(page):
+    flags = dict(word.partition('=')[::2] for word in words[2:])
+    if words[1] == 'export':
+      assert flags.keys() == {'--run', '--policy', '--to'}, words
+      continue
+    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory'}
+    config = command.load_config(flags['--config'])
+    for word in words[2:]:
+      if word.startswith('--config.'):
+        command.apply_override(re.sub(r'\$\w', '1', word), config, flags['--config'])
+      else:
+        assert word.partition('=')[0] in known, word
+
+
+@functools.cache
+def config_fields():
+  """The fields and sections of all shipped configs, with one policy called NAME."""
+  shipped = [command.load_config(config) for config in configs.names()]
+  flat = {f'config.{field}' for config in shipped for field, _ in generate.flatten(config)}
+  flat |= generate.base_fields().keys() | {'config.exploiter.steps'}
+  return flat | {part.rpartition('.')[0] for part in flat}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_names_in_sentences_exist(page):
+  text, makefile = page.read_text(), (ROOT / 'Makefile').read_text()
+  for target in re.findall(r'(?:`|^)make ([a-z][\w-]*)', text, re.M):
+    assert re.search(rf'^{target}:', makefile, re.M), target
+  for config in re.findall(r'--config=([a-z]\w*)', text):
+    assert config in configs.names(), config
+  for field in re.findall(r'`(?:--)?(config(?:\.\w+)+)(?==|`)', text):
+    placeholder = field in ('config.json', 'config.FIELD') or '.arguments' in field
+    assert placeholder or field in config_fields(), field
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
+def test_python_on_pages_parses_and_uses_what_is_exported(page):
+  for text in blocks(page, 'python'):
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        assert node.value.id != 'nlhf' or node.attr in nlhf_jax.__all__, node.attr
+
+
+def test_readme_is_short_and_names_every_package():
+  lines = README.read_text().splitlines()
+  assert len(lines) <= MAX_LINES
+  tables = re.findall(r'(?:^\|.*\n)+', README.read_text(), re.M)
+  assert max(table.count('\n') for table in tables) <= MAX_ROWS + 2
+  tree = next(block for block in blocks(README, 'text') if block.startswith('nlhf_jax/'))
+  packages = {path.parent.name for path in (ROOT / 'nlhf_jax').glob('*/__init__.py')}
+  named = set(re.findall(r'^  (\w+)/', tree, re.M))
+  assert named == packages
+  folders = re.findall(r'^(?:(\w+)/ )?(\w+)/', tree, re.M)
+  assert all((ROOT / folder).is_dir() for pair in folders for folder in pair if folder)
+  assert f'all {len(ALGORITHMS)} algorithms' in README.read_text()
+
+
+def test_every_algorithm_is_in_the_catalogue_with_its_configs():
+  page = generate.algorithms_page()
+  assert re.findall(r'^### (\w+)$', page, re.M) == list(ALGORITHMS)
+  trained = generate.configs_by_algorithm()
+  language = {
+    config for config in configs.names() if command.load_config(config).experiment == 'language'
+  }
+  assert language <= {config for names in trained.values() for config in names}
+  assert all(f'`{config}`' in page for config in language)
+  assert all(generate.tests_by_algorithm().values())
+
+
+def test_every_setting_is_described_once():
+  fields = {generate.described(field) for field in generate.base_fields()}
+  assert fields == generate.DESCRIPTIONS['settings'].keys()
+  page = generate.settings_page()
+  for field in generate.base_fields():
+    shown = generate.training_field(field) or field
+    assert f'`{shown}`' in page or f'`{field}`' in page, field
+
+
+def test_every_metric_of_a_run_is_described(toy_run):
+  records = json_lines.read(toy_run.folder / 'run' / 'metrics.jsonl')
+  logged = {re.sub(r'_by_\w+$', '_by_JUDGE', name) for record in records for name in record}
+  results = json_lines.read_json(toy_run.folder / 'run' / 'results.json')
+  described = {name for table in generate.DESCRIPTIONS['metrics'].values() for name in table}
+  described |= {name.partition('.')[0] for name in described}
+  assert logged | results.keys() <= described
+
+
+@pytest.mark.parametrize(
+  ('page', 'names'),
+  [('own_data', list(SCHEMAS)), ('own_judge', [*NAMES, 'oracle'])],
+)
+def test_guides_name_every_choice(page, names):
+  text = (ROOT / 'docs' / 'guides' / f'{page}.md').read_text()
+  assert [choice for choice in names if f'`{choice}`' not in text] == []
+
+
+def test_rows_in_the_guide_to_data_are_read_by_their_schemas():
+  text = (ROOT / 'docs' / 'guides' / 'own_data.md').read_text()
+  examples = re.findall(r'^```json title="(\w+)"\n(.*?)^```', text, re.S | re.M)
+  ours = ['comparisons', 'graded', 'demonstrations', 'prompts', 'unpaired', 'implicit_prompt']
+  assert [schema for schema, _ in examples] == ours
+  for schema, rows in examples:
+    for row in rows.splitlines():
+      example = SCHEMAS[schema](json.loads(row))
+      prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]['content']
+      assert prompt.strip() == 'What is tea?', schema
+
+
+def toy_command(words):
+  """A command of a page at toy size; what it says itself goes before."""
+  if words[1] != 'run':
+    return words
+  source = 'file' if ':file' in words[2] else 'synthetic'
+  changes = [f'--config.{field}={value}' for field, value in (TOY | TOY_DATA[source]).items()]
+  return [*words[:3], *changes, *words[3:]]
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_and_programs_run(tmp_path):
+  model = tmp_path / 'MODEL'
+  pretrained.save(model)
+  sizes = json_lines.read_json(model / 'config.json') | {'max_position_embeddings': 512}
+  json_lines.write_json(model / 'config.json', sizes)  # room for the default length
+  rows = [
+    {'prompt': f'say {number}', 'chosen': f'{number} it is', 'rejected': 'no'}
+    for number in range(12)
+  ]
+  json_lines.write(tmp_path / 'FILE.jsonl', rows)
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+
+  def run(*arguments):
+    ended = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=tmp_path,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+  for words in commands(README):
+    run('-m', 'nlhf_jax', *toy_command(words)[1:])
+  assert (tmp_path / 'runs' / 'nash_md' / 'report.html').exists()
+  assert (tmp_path / 'NEW_DIR' / 'adapter_model.safetensors').exists()
+  (program,) = blocks(README, 'python')
+  (tmp_path / 'program.py').write_text(f"batches_of_texts = [['say red', 'tell 1']] * 2\n{program}")
+  run('program.py')
+  (game,) = blocks(ROOT / 'docs' / 'guides' / 'matrix_games.md', 'python')
+  (tmp_path / 'game.py').write_text(game)
+  assert 2e-5 < float(run('game.py')) < 4e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mkdocs') is None, reason='needs the extra [docs]')
+def test_the_site_builds_without_a_warning(tmp_path):
+  build = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path)]
+  ended = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert ended.returncode == 0, ended.stderr
+  assert (tmp_path / 'settings' / 'index.html').exists()

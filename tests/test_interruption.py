@@ -149,4 +149,4 @@ def test_diverging_stage_stops_and_is_never_done(tmp_path):
   (note,) = tmp_path.glob('stages/sft-*/stage.json')
   assert '"done": false' in note.read_text()
   assert not (tmp_path / 'results.json').exists()
-  assert len(list(tmp_path.glob('stages/*'))) <= 2  # SFT and perhaps tokenised data
+  assert len(list(tmp_path.glob('stages/[!.]*'))) <= 2  # SFT and tokenised data

@@ -123,7 +123,9 @@ def _fill(folder, write) -> None:
       draft.mkdir()
       write(draft)
       digests = {file.name: _sync(file) for file in sorted(draft.iterdir())}
-      json_lines.write_sealed(draft / DIGESTS, digests)
+      # The first process alone is here, and must not wait for the others.
+      (draft / DIGESTS).write_text(json_lines.to_sealed_text(digests))
+      _sync(draft / DIGESTS)
       os.replace(draft, folder)
   except OSError as error:  # of a file that `write` reads
     raise _unreadable(error) from None
@@ -148,8 +150,8 @@ def _unreadable(error) -> UserError:
 
 def is_complete(folder: Path) -> bool:
   """Whether all files are as they were written."""
-  digests = json_lines.read_sealed(folder / DIGESTS)
   try:
+    digests = json_lines.from_sealed_text((folder / DIGESTS).read_bytes())
     return digests is not None and digests == {
       file.name: _sync(file) for file in folder.iterdir() if file.name != DIGESTS
     }

@@ -155,6 +155,16 @@ def _parse(text) -> dict | None:
   return value if isinstance(value, dict) else None
 
 
+def to_sealed_text(value: Mapping) -> str:
+  """The text of a value with a checksum, for `from_sealed_text`."""
+  return _lines([value], sealed=True)
+
+
+def from_sealed_text(text: str | bytes) -> dict | None:
+  """The value of such a text; None if it is damaged."""
+  return _unseal(_parse(text))
+
+
 def _seal(value) -> dict:
   return {**value, CHECK: f'{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}'}
 
@@ -177,7 +187,7 @@ def write_json(path: Path, value: Mapping) -> None:
 def write_sealed(path: Path, value: Mapping) -> None:
   """Writes one value with a checksum, for `read_sealed`; it may have non-finite numbers."""
   with atomic_write(path) as draft:
-    draft.write_text(_lines([value], sealed=True))
+    draft.write_text(to_sealed_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -197,7 +207,7 @@ def read_sealed(path: Path) -> dict | None:
   """
   value = None
   with contextlib.suppress(FileNotFoundError):
-    value = _unseal(_parse(path.read_bytes()))
+    value = from_sealed_text(path.read_bytes())
     if value is None:
       set_aside(path, 'is made again')
   return value if distributed.broadcast_from_first(value is not None) else None

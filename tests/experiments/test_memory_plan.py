@@ -80,7 +80,8 @@ def test_advised_settings_reduce_memory(config):
     '--config.policies.online_ipo.batch=4',
   )
   shares = [low / high for low, high in zip(after, before, strict=True)]
-  for share, most in zip(shares, (0.6, 0.1, 0.1, 0.5, 0.7, 0.6), strict=True):
+  # A rollout holds the layers' weights once more, one by one, whatever the batch is.
+  for share, most in zip(shares, (0.6, 0.1, 0.1, 0.5, 0.85, 0.6), strict=True):
     assert share < most
 
 

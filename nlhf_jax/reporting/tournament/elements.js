@@ -56,8 +56,8 @@ function joined(items) {
 
 const TITLES = {
   oracle: 'Oracle', learned: 'Learned judge', reward: 'Reward model',
-  embedding: 'General preference model', gpm: 'General preference model',
-  pairrm: 'PairRM', remote: 'Remote judge',
+  gpm: 'General preference model', pairrm: 'PairRM', remote: 'Remote judge',
+  held_apart: 'Judge held apart', lengths: 'Longer response',
 };
 const title = (judge) => TITLES[judge] || judge;
 const inSentence = (judge) => judge === 'pairrm' ? TITLES[judge]

@@ -105,15 +105,17 @@ function policyTable() {
   };
   const number = (record, digits) => (p) => fixed(record[p], digits);
   const judge = judges.includes('held_apart') ? 'held_apart' : judges[0];
+  const equal = has(results.equal_length) ? 'Win rates at equal length are fitted to those of ' +
+    `${inSentence(judge)}.` : '';
   const evenly = Object.fromEntries(Object.entries((results.equal_length || {})[judge] || {})
     .map(([p, row]) => [p, row.win_rate]));
   const columns = [
     [results.kl_to_reference, 'KL to reference', 'nats per response',
       number(results.kl_to_reference || {}, 2)],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
-    [results.unfinished, 'Unfinished', 'share of responses that were cut',
+    [results.unfinished, 'Unfinished', 'share cut',
       number(results.unfinished || {}, 2)],
-    [evenly, `At equal length`, `wins against ${policies[0]}, ${judge} judge`,
+    [evenly, `At equal length`, `beats ${policies[0]}`,
       number(evenly, 3)],
     [results.characters, 'Length', 'characters per response',
       number(results.characters || {}, 0)],
@@ -128,7 +130,7 @@ function policyTable() {
   const side = (label) => label === 'Styles' ? null : 'number';
   section('policies', 'Policies', 'Policies', has(task.counter) ?
     'The best counter-style is the style with the highest win rate against the policy under the ' +
-    'oracle: the higher its win rate, the more exploitable the policy.' : '',
+    'oracle: the higher its win rate, the more exploitable the policy. ' + equal : equal,
   el('div', {class: 'scroll', role: 'group', 'aria-label': 'Policies',
     style: 'margin-top: 1.5rem'},
   el('table', {class: has(task.shares) ? 'list wide' : 'list'},

@@ -52,7 +52,11 @@ def write_model(folder, template):
   ).save_pretrained(folder)
 
 
-@pytest.fixture(scope='module', params=[chats.CHATML, ENDING], ids=['plain', 'with eos_token'])
+@pytest.fixture(
+  scope='module',
+  params=[chats.CHATML, pytest.param(ENDING, marks=pytest.mark.slow)],
+  ids=['plain', 'with eos_token'],
+)
 def exported(request, toy, tmp_path_factory):
   """The experiment, and the folder with the exports `adapter`, `merged` and `whole`."""
   folder = tmp_path_factory.mktemp('stops')

@@ -71,12 +71,8 @@ def read_judgements(path: Path) -> dict[tuple[str, str], float]:
 
   If some are no judgements, the file is set aside, and only the others are used.
   """
-  rows = json_lines.read(path)
-  sound = [row for row in rows if _is_judgement(row)]
-  if len(sound) < len(rows):
-    problem = f'{len(rows) - len(sound)} of {len(rows)} judgements are no probabilities'
-    json_lines.replace_damaged(path, sound, problem)
-  return {(row['prompt'], row['responses']): row['preference'] for row in sound}
+  rows = json_lines.read_valid(path, _is_judgement, 'judgements are no probabilities')
+  return {(row['prompt'], row['responses']): row['preference'] for row in rows}
 
 
 def _is_judgement(row) -> bool:

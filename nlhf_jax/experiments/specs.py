@@ -122,13 +122,12 @@ class Model(NamedTuple):
 
 
 class HeldApart(NamedTuple):
-  """A judge that only evaluates: the stage of its kind, its training, and its comparisons.
+  """Of the judge that only evaluates: the stage of its kind, and its comparisons.
 
   No prompt of the comparisons is one that anything else is trained on.
   """
 
   kind: str
-  training: Training
   comparisons: Examples
 
 

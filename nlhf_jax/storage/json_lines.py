@@ -1,7 +1,7 @@
 """JSON and JSON lines, written so that a killed process leaves each file complete or unchanged.
 
 Files that a run reads again have a checksum: each of their lines, or the file as a whole. What was
-damaged since it was written is found, set aside beside the file as NAME.damaged, and said.
+damaged since it was written is found, set aside as NAME.damaged beside the file, and reported.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,27 @@ def read(path: Path) -> list[dict]:
   return records
 
 
+def read_valid(path: Path, is_valid: Callable[[Mapping], bool], problem: str) -> list[dict]:
+  """The records of a file that are valid; none without a file.
+
+  If some are not, the file is set aside, and replaced by one with the others.
+
+  Args:
+    path: of a file whose records have checksums.
+    is_valid: whether a record can be used.
+    problem: with the others, for the sentence: `2 of 5` is put before it.
+  """
+  records = read(path)
+  valid = [record for record in records if is_valid(record)]
+  if len(valid) < len(records):
+    replace_damaged(path, valid, f'{len(records) - len(valid)} of {len(records)} {problem}')
+  return valid
+
+
 def replace_damaged(
   path: Path, records: Iterable[Mapping], problem: str, sealed: bool = True
 ) -> None:
-  """Sets a file aside, if it is there, writes the records that can be used, and says so.
+  """Sets a file aside, if it is there, writes the records that can be used, and prints it.
 
   Of several processes the first one does it, and the others do not wait.
 
@@ -214,7 +231,7 @@ def read_sealed(path: Path) -> dict | None:
 
 
 def set_aside(path: Path, consequence: str) -> None:
-  """Renames a damaged file or folder to NAME.damaged, and says so.
+  """Renames a damaged file or folder to NAME.damaged, and prints it.
 
   Args:
     path: of the file or folder.

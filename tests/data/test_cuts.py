@@ -1,4 +1,4 @@
-"""Pairs that are equal once they are cut are dropped; texts that spell special tokens are said."""
+"""Pairs that are equal once they are cut are dropped, and special tokens in texts are reported."""
 
 import json
 

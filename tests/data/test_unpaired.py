@@ -145,5 +145,5 @@ def test_kto_learns_from_unpaired_responses(kto, tmp_path):
   losses = [row['loss'] for row in rows if 'loss' in row]
   # w_D (1 - sigmoid) and w_U (1 - sigmoid) are 1/2 at the start.
   assert losses[-1] < 0.45
-  said = [json.loads(line)['responses'] for line in (tmp_path / 'samples.jsonl').open()]
-  assert any('good' in responses['kto'] for responses in said)
+  sampled = [json.loads(line)['responses'] for line in (tmp_path / 'samples.jsonl').open()]
+  assert any('good' in responses['kto'] for responses in sampled)

@@ -1,4 +1,4 @@
-"""A run whose files are damaged says so, and ends with the same results."""
+"""A run whose files are damaged reports it, and ends with the same results."""
 
 import pytest
 
@@ -21,8 +21,8 @@ def empty(path):
   path.write_bytes(b'')
 
 
-# Files of a finished run, all damaged at once, and whether it is said: the copy of a learning curve
-# that is empty or cut short is written again from the curve.
+# Files of a finished run, all damaged at once, and whether it is reported: the copy of a learning
+# curve that is empty or cut short is written again from the curve.
 DAMAGED = {
   'sft-*/stage.json': True,
   'nash_md-*/stage.json': True,
@@ -45,9 +45,9 @@ def test_damaged_files_change_no_result(damage, toy_run, tmp_path, capsys):
   start(config, 'nash_md', folder / 'run', folder / 'stages')
   assert {file: (folder / 'run' / file).read_bytes() for file in RESULTS} == before
   printed = capsys.readouterr().out
-  for pattern, said in DAMAGED.items():
+  for pattern, reported in DAMAGED.items():
     place = found[pattern].parent if pattern.startswith('data') else found[pattern]
-    assert not said or f'{place}' in printed, pattern
+    assert not reported or f'{place}' in printed, pattern
 
 
 @pytest.mark.slow

@@ -143,10 +143,10 @@ def test_groups_that_never_met_are_not_compared(solved, tmp_path, capsys):
   )
   assert results['maximal_lottery_is_unique'] == [False]
   np.testing.assert_allclose(results['maximal_lottery'][0], [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-9)
-  said = 'The actions fall into 2 groups that never met: a, b; c, d.'
+  sentence = 'The actions fall into 2 groups that never met: a, b; c, d.'
   printed, page = capsys.readouterr().out, (tmp_path / 'report.html').read_text()
-  assert said in printed
-  assert said in page
+  assert sentence in printed
+  assert sentence in page
   assert 'Nash (not unique)' in printed
   assert 'Borda winner none' in printed
 

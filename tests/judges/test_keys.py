@@ -70,11 +70,11 @@ def run(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize('name', SERVERS)
 def test_echoed_key_is_redacted(name, run):
-  reply, said = SERVERS[name]
+  reply, sentence = SERVERS[name]
   with serve(lambda content, before: reply) as served:
     output = run('--config.remote.key=JUDGE_KEY', f'--config.remote.url={served.url}')
     assert {it.headers['authorization'] for it in served.seen} == {f'Bearer {KEY}'}
-  assert said in output
+  assert sentence in output
   assert 'Traceback' not in output
 
 

@@ -1,4 +1,4 @@
-"""Damage is found, set aside and said; what remains is exactly what was written."""
+"""Damage is found, set aside and reported; what remains is exactly what was written."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def test_any_flipped_bit_of_a_line_is_found(tmp_path, capsys):
     if len(read) < len(RECORDS) and place < len(whole) - 1:
       assert 'damaged; the others are used, and the file is kept as lines.jsonl.damaged' in printed
     assert json_lines.read(path) == read
-    assert not capsys.readouterr().out  # it is said once
+    assert not capsys.readouterr().out  # it is reported once
     for name in set_aside(tmp_path):
       (tmp_path / name).unlink()
 

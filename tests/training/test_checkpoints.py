@@ -93,7 +93,7 @@ def test_damaged_newest_falls_back(kind, saved, tmp_path, capsys):
   assert 'going on from that of step 8' in printed
   assert (tmp_path / '12.damaged').is_dir()
   restore(folder)
-  assert capsys.readouterr().out == ''  # said once
+  assert capsys.readouterr().out == ''  # reported once
 
 
 @pytest.mark.parametrize('kind', DAMAGES)

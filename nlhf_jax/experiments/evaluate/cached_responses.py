@@ -102,12 +102,8 @@ def read_responses(path: Path) -> dict[str, list[str]]:
 
   If some are no responses, the file is set aside, and only the others are used.
   """
-  rows = json_lines.read(path)
-  sound = [row for row in rows if _is_batch(row)]
-  if len(sound) < len(rows):
-    problem = f'{len(rows) - len(sound)} of {len(rows)} lines are no batches of responses'
-    json_lines.replace_damaged(path, sound, problem)
-  return {row['batch']: row['texts'] for row in sound}
+  rows = json_lines.read_valid(path, _is_batch, 'lines are no batches of responses')
+  return {row['batch']: row['texts'] for row in rows}
 
 
 def _is_batch(row) -> bool:

@@ -83,6 +83,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   panel, sft = make_panel(config), trainings.pop('sft')
   used = {*panel, *(policy.judge for policy in policies.values())}
   judges = {stage: trainings[stage] for stage in stages_of_judges(used)}
+  judges |= {HELD_APART: trainings[STAGES[config.held_apart]]} if config.held_apart else {}
   trained = {'sft': sft} | judges
   trained |= {f'policies.{name}': policy.training for name, policy in policies.items()}
   trained |= {'exploiter': exploiter} if exploiter else {}
@@ -117,7 +118,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     filters=Filters(**config.tournament.filters),
     external=external,
     curve_prompts=config.curves.prompts,
-    held_apart=other_half and make_held_apart(other_half, trainings, folder),
+    held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
   )
 
@@ -172,19 +173,15 @@ def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:
   return halves
 
 
-def make_held_apart(
-  config: ConfigDict, trainings: Mapping[str, Training], folder: Path
-) -> HeldApart:
+def make_held_apart(config: ConfigDict, judges: Mapping[str, Training], folder: Path) -> HeldApart:
   """The judge that is held apart, from the config with its half of the prompts.
 
   Raises:
     UserError: if there are too few comparisons.
   """
-  kind = STAGES[config.held_apart]
-  training = trainings[kind]
   corpus = make_corpus(config, folder)
-  check_enough(config, corpus, {'held_apart': training.algorithm})
-  return HeldApart(kind, training, corpus.train.comparisons)
+  check_enough(config, corpus, {HELD_APART: judges[HELD_APART].algorithm})
+  return HeldApart(STAGES[config.held_apart], corpus.train.comparisons)
 
 
 def make_panel(config: ConfigDict) -> list[str]:

@@ -48,11 +48,9 @@ def kind_of(experiment: LanguageExperiment, stage: str) -> str:
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
   """The parameters of the judge of a stage, trained from those of the SFT policy, `reference`."""
-  stage, apart = experiment.stages[name], experiment.held_apart
-  if name == 'held_apart':
-    training, train = apart.training, apart.comparisons
-  else:
-    training, train = experiment.judges[name], experiment.corpus.train.comparisons
+  training, stage = experiment.judges[name], experiment.stages[name]
+  source = experiment.held_apart if name == 'held_apart' else experiment.corpus.train
+  train = source.comparisons
   held_out = experiment.corpus.held_out.comparisons
   network, annotator = make_judge_network(experiment, name), experiment.corpus.annotator
 

@@ -131,8 +131,7 @@ def publish(
     name: {fact: note[fact] for fact in ('steps', 'seconds') if fact in note}
     for name, note in notes.items()
   }
-  apart = ['held_apart'] * bool(experiment.held_apart)
-  judges = {stage: last_evaluation(curves, stage) for stage in (*experiment.judges, *apart)}
+  judges = {stage: last_evaluation(curves, stage) for stage in experiment.judges}
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)

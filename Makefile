@@ -26,7 +26,7 @@ real: .cache/smollm2/model.gguf .cache/smollm2/comparisons.jsonl
 
 .cache/smollm2/comparisons.jsonl: $(VENV)/installed
 	mkdir -p $(@D)
-	$(BIN)/python benchmarks/alpaca_comparisons.py --alpaca-eval $(ALPACA_EVAL) --count 2000 --out $@
+	$(BIN)/python benchmarks/alpaca_comparisons.py --alpaca-eval $(ALPACA_EVAL) --count 2000 --out $@ --prompts $(@D)/prompts.jsonl
 
 # What a change is likely to break: under ten minutes on two cores.
 test: lint $(VENV)/installed-test

@@ -1,6 +1,6 @@
 """Writes AlpacaEval's judgements as comparisons that a run can train on, in the form `graded`.
 
-python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --out FILE [--count 2000]
+python benchmarks/alpaca_comparisons.py --alpaca-eval DIR --out FILE [--count 2000] [--prompts FILE]
 python -m nlhf_jax.main --config=configs/preferences.py:file --config.data.path=FILE \\
     --config.data.schema=graded --config.data.skip_bad=True
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from nlhf_jax.storage import json_lines
 
 CHEATS = ('NullModel', 'gpt4_gamed')
+BASELINE = 'baseline_gpt4_1106_preview.jsonl.gz'
 
 
 def comparisons(folder: Path, count: int | None) -> list[dict]:
@@ -31,7 +32,7 @@ def comparisons(folder: Path, count: int | None) -> list[dict]:
   Raises:
     ValueError: if there are fewer.
   """
-  questions = list(_lines(folder / 'baseline_gpt4_1106_preview.jsonl.gz'))
+  questions = list(_lines(folder / BASELINE))
   found = []
   for path in sorted(folder.glob('models/*.jsonl.gz')):
     if path.name.removesuffix('.jsonl.gz') in CHEATS:
@@ -62,9 +63,13 @@ def main() -> None:
   parser.add_argument('--alpaca-eval', type=Path, required=True, help='folder of the judgements')
   parser.add_argument('--count', type=int, help='number of comparisons, shortest first')
   parser.add_argument('--out', type=Path, required=True, help='the file to write')
+  parser.add_argument('--prompts', type=Path, help='a file for all instructions alone')
   arguments = parser.parse_args()
   rows = comparisons(arguments.alpaca_eval, arguments.count)
   json_lines.write(arguments.out, rows)
+  if arguments.prompts:
+    questions = _lines(arguments.alpaca_eval / BASELINE)
+    json_lines.write(arguments.prompts, [{'prompt': row['instruction']} for row in questions])
   most = max(map(longest, rows))
   print(f'{arguments.out}: {len(rows)} comparisons, of texts of up to {most} characters')
 

@@ -95,7 +95,7 @@ def get_config(source='synthetic'):
       path='',  # files, folders or hub names, separated by commas
       schema='comparisons',  # of nlhf_jax.data.schemas: one for all sources, or one for each
       split='',  # the split to read of a source that has several
-      part='1/1',  # 2/3: the second of three disjoint parts of the prompts
+      part='1/1',  # 2/3: the second of three disjoint parts of the training prompts
       skip_bad=False,
       held_out=0.1,
       prompt_length=128,
@@ -175,7 +175,7 @@ def get_config(source='synthetic'):
       # Some of learned, reward, gpm, lengths, pairrm, remote.
       judges='learned',
       # One of learned, reward, gpm: a judge of this kind that only evaluates. It is trained on half
-      # of the prompts, and everything else on the other half.
+      # of the training prompts, and everything else on the other half.
       held_apart='',
       # How responses that the limit cut are judged: as they are, or loses: against one that ended
       # (by rewards: they have 5 less).

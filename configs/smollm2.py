@@ -8,7 +8,7 @@ responses judged at each step: sixteen.
 from nlhf_jax.configs import base
 
 MODEL = '.cache/smollm2/model.gguf'
-DATA = '.cache/smollm2/comparisons.jsonl'
+DATA = '.cache/smollm2/comparisons.jsonl,.cache/smollm2/prompts.jsonl'
 
 
 def policy(algorithm, *, batch=8, judge='gpm', **arguments):
@@ -27,11 +27,11 @@ def get_config():
   config.model.lora.update(rank=16, alpha=32.0)
   config.data.update(
     path=DATA,
-    schema='graded',
+    schema='graded,prompts',
     skip_bad=True,
-    prompt_length=64,
+    prompt_length=96,
     response_length=64,
-    held_out=0.3,
+    held_out=0.37,
   )
   config.sft.steps = 0  # the model follows instructions already
   for judge in (config.general_preference_model, config.reward_model):
@@ -43,6 +43,9 @@ def get_config():
   config.policies.update(
     nash_md=policy('nash_md_pg', beta=0.125, tau=0.05),
     self_play=policy('self_play', tau=0.05),
+    # Other seeds: the random numbers of a policy depend on its name.
+    nash_md_again=policy('nash_md_pg', beta=0.125, tau=0.05),
+    self_play_again=policy('self_play', tau=0.05),
     nash_ema=policy('nash_ema_pg', rate=0.05, tau=0.05),
     online_ipo=policy('online_ipo', tau=0.05),
     sppo=policy('sppo', batch=4, eta=5.0, samples=4, every=10, log_z=0.5),

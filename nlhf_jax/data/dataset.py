@@ -84,7 +84,8 @@ class FileData(NamedTuple):
     path: files, folders and names on the hub, as `sources.locate` takes them, separated by commas.
     schema: of the rows, a name in `schemas.SCHEMAS`; one for all sources, or one for each.
     split: which of a source's own splits to read; one for all sources, or one for each.
-    part: which of some disjoint parts of the prompts to use, as `1/3`.
+    part: which of some disjoint parts of the training prompts to use, as `1/3`; all parts have the
+      same held-out prompts.
     skip_bad: skip and count rows that cannot be used.
     held_out: share of the prompts kept for testing, with all their responses.
     prompt_length: maximum number of tokens in a prompt.
@@ -143,9 +144,10 @@ def make_file_corpus(data: FileData, seed: int, pretrained: str, folder: Path) -
   fit = _select_fitting(located, tokenised, data.prompt_length, data.skip_bad)
   fit = _drop_equal(tokenised, fit, data.response_length)
   examples.print_skipped(data.path, fit.dropped)
-  prompts = _select_part(tokenised, fit.records, data.part)
+  prompts = _order_prompts(tokenised, fit.records)
   tested = _select_tested(data.path, prompts, data.held_out, seed)
-  rows = fit.records[np.isin(fit.records['prompt'], prompts)]
+  trained = _select_part(prompts[~np.isin(prompts, tested)], data.part)
+  rows = fit.records[np.isin(fit.records['prompt'], np.concatenate([trained, tested]))]
   corpus = make_splits(
     tokenizer,
     tokenised,
@@ -273,15 +275,25 @@ def _print_spelled(path: str, account: Mapping[str, Any]) -> None:
     )
 
 
-def _select_part(tokenised: Tokenised, records: np.ndarray, part: str) -> np.ndarray:
-  """The prompts of a part, in an order that does not depend on that of the records.
+def _order_prompts(tokenised: Tokenised, records: np.ndarray) -> np.ndarray:
+  """The different prompts, in an order that does not depend on that of the records."""
+  prompts = np.unique(records['prompt'])
+  return prompts[np.argsort(tokenised.ranks[prompts])]
+
+
+def _select_part(prompts: np.ndarray, part: str) -> np.ndarray:
+  """The prompts of a part.
 
   Raises:
-    UserError: if `part` is not like 1/3.
+    UserError: if `part` is not like 1/3, or there are fewer prompts than parts.
   """
   number, count = parse_part(part)
-  prompts = np.unique(records['prompt'])
-  return prompts[np.argsort(tokenised.ranks[prompts])][number - 1 :: count]
+  if len(prompts) < count:
+    raise UserError(
+      f"config.data.part='{part}': only {len(prompts)} prompts are there to train on; use fewer "
+      'parts.'
+    )
+  return prompts[number - 1 :: count]
 
 
 def parse_part(part: str) -> tuple[int, int]:

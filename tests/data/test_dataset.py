@@ -205,16 +205,18 @@ def test_thirds_are_disjoint_and_independent_of_line_order(make):
 
   def third(number, rows):
     corpus = make(rows, part=f'{number}/3')
-    by_split = [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
-    return by_split[0] | by_split[1]
+    return [set(prompts(corpus, split.prompts)) for split in (corpus.train, corpus.held_out)]
 
-  thirds = [third(number, rows) for number in (1, 2, 3)]
-  assert [len(part) for part in thirds] == [10, 10, 10]
-  assert len(set.union(*thirds)) == 30
-  assert third(2, rows[::-1]) == thirds[1]
+  thirds, (held_out, *others) = zip(*(third(number, rows) for number in (1, 2, 3)), strict=True)
+  assert held_out == others[0] == others[1]
+  assert sum(map(len, (*thirds, held_out))) == len(set().union(*thirds, held_out)) == 30
+  assert max(map(len, thirds)) - min(map(len, thirds)) <= 1
+  assert third(2, rows[::-1]) == [thirds[1], held_out]
   for part in ('0/3', '4/3', '1', 'a/b', '1/0'):
     with pytest.raises(UserError, match=f"^config.data.part='{part}' must be like 1/3"):
       make(rows, part=part)
+  with pytest.raises(UserError, match='are there to train on; use fewer parts'):
+    make(rows, part='1/30')
 
 
 def test_tokenised_texts_are_reused_until_a_setting_changes(make, tmp_path, monkeypatch):

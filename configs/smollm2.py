@@ -23,7 +23,7 @@ def policy(algorithm, *, batch=8, judge='gpm', **arguments):
 def get_config():
   """The whole experiment; on two CPU cores it takes about three hours."""
   config = base.get_config('file')
-  config.model.update(hf=MODEL)
+  config.model.update(hf=MODEL, remat='layers')
   config.model.lora.update(rank=16, alpha=32.0)
   config.data.update(
     path=DATA,

@@ -52,7 +52,7 @@ bench: $(VENV)/installed
 	  $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done
 
-# Kills, damaged files and full disks, up to 90 minutes; Linux, and root for the disks.
+# Kills, damaged files, full disks, mistyped commands, planted keys: up to 90 minutes; Linux, and root for the disks.
 chaos: $(VENV)/installed-test
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
 

@@ -1,7 +1,9 @@
 """Random command lines, most of them wrong: each must end in a sentence, or be accepted."""
 
 import contextlib
+import io
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +60,25 @@ WRONG = (
 )
 
 
+REFUSED, ACCEPTED = 2, (0, 130)  # statuses; 130 because accepted runs are interrupted
+FIRST_SENTENCE = 20.0  # seconds
+
+
 class Ending(NamedTuple):
-  """How a command line ended: its exit status, and what it printed to stderr."""
+  """How a command line ended: its exit status, what it printed to stderr, and after how long."""
 
   status: int
   error: str
+  seconds: float
+
+  def fault(self) -> str:
+    """What is wrong with it; empty if it was accepted, or refused in one sentence, and soon."""
+    if self.seconds > FIRST_SENTENCE:
+      return f'{self.seconds:.0f} s'
+    if self.status == REFUSED:
+      one = self.error.startswith('error: ') and self.error.count('\n') == 1
+      return '' if one else 'not one sentence'
+    return '' if self.status in ACCEPTED else f'status {self.status}'
 
 
 def generate(count: int, seed: int) -> Iterator[list[str]]:
@@ -98,16 +114,12 @@ def _misspell(field: str, chosen: random.Random) -> str:
   return field[:place] + chosen.choice('xyz_.') + field[place + chosen.randrange(2) :]
 
 
-def run(program: Sequence[str], capture) -> Ending:
-  """Ends a command line in this process, as the command would before it reads data.
-
-  Args:
-    program: the command line.
-    capture: pytest's `capsys`.
-  """
-  with reading_only():
+def run(program: Sequence[str]) -> Ending:
+  """Ends a command line in this process, as the command would before it reads data."""
+  error, since = io.StringIO(), time.monotonic()
+  with reading_only(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
     status = main.main(['nlhf run', *program])
-  return Ending(status, capture.readouterr().err)
+  return Ending(status, error.getvalue(), time.monotonic() - since)
 
 
 @contextlib.contextmanager

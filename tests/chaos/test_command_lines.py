@@ -11,42 +11,34 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import command_lines
+from tests.chaos.command_lines import ACCEPTED, FIRST_SENTENCE, REFUSED
 
 ROOT = Path(__file__).parents[2]
-REFUSED, ACCEPTED = 2, (0, 130)  # statuses
-FIRST_SENTENCE = 20.0  # seconds
-
-
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)
   monkeypatch.setenv('COLUMNS', '80')
 
 
-def check(lines, capsys):
+def check(lines):
   """Ends all lines in this process; how many were refused and accepted."""
   found = Counter()
   for line in lines:
-    start = time.monotonic()
-    ending = command_lines.run(line, capsys)  # a traceback would be an error of this test
-    assert time.monotonic() - start < FIRST_SENTENCE, line
-    assert ending.status in (REFUSED, *ACCEPTED), line
-    if ending.status == REFUSED:
-      assert ending.error.startswith('error: '), line
-      assert ending.error.count('\n') == 1, line
+    ending = command_lines.run(line)  # a traceback would be an error of this test
+    assert not ending.fault(), line
     found[ending.status == REFUSED] += 1
   return found
 
 
-def test_some_command_lines_give_sentences(capsys):
-  found = check(command_lines.generate(100, seed=0), capsys)
+def test_some_command_lines_give_sentences():
+  found = check(command_lines.generate(100, seed=0))
   assert found[True] > 70
   assert found[False] > 3
 
 
 @pytest.mark.slow
-def test_thousand_command_lines_give_sentences(capsys):
-  found = check(command_lines.generate(1_000, seed=1), capsys)
+def test_thousand_command_lines_give_sentences():
+  found = check(command_lines.generate(1_000, seed=1))
   assert found[True] > 500
   assert found[False] > 50
 
@@ -75,19 +67,19 @@ def test_thousand_command_lines_give_sentences(capsys):
     (['sample_complexity', 'rates.world.actions=2147483647'], 'payoffs of all pairs of actions'),
   ],
 )
-def test_sizes_are_refused_before_memory_is_asked_for(capsys, line, expected):
+def test_sizes_are_refused_before_memory_is_asked_for(line, expected):
   name, *changes = line
-  ending = command_lines.run([f'--config={name}', *(f'--config.{it}' for it in changes)], capsys)
+  ending = command_lines.run([f'--config={name}', *(f'--config.{it}' for it in changes)])
   assert ending.status == REFUSED
   assert expected in ending.error
 
 
-def test_many_steps_are_counted_at_once(capsys):
-  start = time.monotonic()
+def test_many_steps_are_counted_at_once():
   for name in ('nash_md', 'egpo'):
     line = [f'--config={name}', f'--config.policies.{name}.steps=20000000']
-    assert command_lines.run(line, capsys).status in ACCEPTED
-  assert time.monotonic() - start < FIRST_SENTENCE
+    ending = command_lines.run(line)
+    assert ending.status in ACCEPTED
+    assert not ending.fault()
 
 
 @pytest.mark.parametrize(

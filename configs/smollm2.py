@@ -20,8 +20,10 @@ def policy(algorithm, *, batch=8, judge='gpm', **arguments):
   return row
 
 
-def get_config():
-  """The whole experiment; on two CPU cores it takes about three hours."""
+def get_config(part=''):
+  """The whole experiment, or its part `start`: Nash-MD alone, to measure how a run starts."""
+  if part not in ('', 'start'):
+    raise ValueError(f"there is no part '{part}'; leave it out, or use start.")
   config = base.get_config('file')
   config.model.update(hf=MODEL, remat='layers')
   config.model.lora.update(rank=16, alpha=32.0)
@@ -35,7 +37,7 @@ def get_config():
   )
   config.sft.steps = 0  # the model follows instructions already
   for judge in (config.general_preference_model, config.reward_model):
-    judge.update(steps=150, batch=8, evaluate_every=50)
+    judge.update(steps=150, batch=8, evaluate_every=150)
     judge.optimizer.learning_rate = 3e-4
   config.update(judges='gpm', held_apart='gpm', unfinished='loses')
   config.curves.prompts = 16
@@ -52,4 +54,8 @@ def get_config():
     dpo=policy('dpo', beta=0.1),
     rlhf=policy('rlhf_pg', tau=0.5, judge='reward'),
   )
+  if part:
+    config.update(judges='lengths', held_apart='')
+    config.policies = {'nash_md': policy('nash_md_pg', beta=0.125, tau=0.05, judge='lengths')}
+    config.tournament.prompts = 32
   return config

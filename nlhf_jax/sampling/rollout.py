@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nlhf_jax.models import sharding
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling.decode import decode_and_compact, grow_caches, scatter_back
 from nlhf_jax.sampling.prefill import prefill
@@ -55,7 +54,7 @@ def rollout(
   leaves = jax.tree.leaves((params, prompts, key))
   on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
   state, finished = prefill(sampler, params, prompts, key), None
-  params = for_decoding(sampler.decoder, params)
+  params = {slot: sampler.decoder.for_decoding(own) for slot, own in params.items()}
   limits = cache_limits(sampler)
   for limit in limits:
     if limit != limits[0]:
@@ -66,14 +65,6 @@ def rollout(
     if on_host and limit != sampler.length and int(unfinished) == 0:
       break
   return split_mixtures(sampler, scatter_back(finished, state))
-
-
-@partial(jax.jit, static_argnames='decoder')
-def for_decoding(decoder: Decoder, params: Mapping[str, Params]) -> dict[str, Params]:
-  """slot -> parameters in the layout that decoding reads fastest, once for all its programs."""
-  return {
-    slot: sharding.shard_parameters(decoder.for_decoding(own)) for slot, own in params.items()
-  }
 
 
 @partial(jax.jit, static_argnames='sampler')

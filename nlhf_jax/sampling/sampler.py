@@ -11,7 +11,7 @@ from nlhf_jax.models.decoder import Cache, Decoder
 from nlhf_jax.sampling.token import Filters, SampledToken, take_entry
 from nlhf_jax.structs import Mixture, Responses
 
-FIRST_ROOM = 32  # tokens that the first caches have room for
+FIRST_ROOM = 64  # tokens that the first caches have room for
 GROWTH = 4  # factor by which caches grow and batches shrink; a large one keeps programs few
 MIN_BATCH = 8  # prompts in the smallest batch that compaction makes
 DRAFT_LENGTH = 4  # tokens that speculative decoding drafts on accelerators

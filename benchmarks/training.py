@@ -78,6 +78,17 @@ MODELS = {
     max_position_embeddings=512,
     tie_word_embeddings=False,
   ),
+  # The sizes of SmolLM2-135M.
+  'smollm2': dict(
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=2048,
+    tie_word_embeddings=True,
+  ),
   # The sizes of Llama 3.2 1B.
   '1b': dict(
     vocab_size=128_256,

@@ -43,8 +43,8 @@ class Steps(NamedTuple):
 class Schedule(NamedTuple):
   """How long a stage trains, and when it is looked at.
 
-  Mean metrics are written every `log_every` steps. Every `evaluate_every` steps, and at the end,
-  the slots are evaluated and a checkpoint is saved; another one is saved at the first log that
+  Mean metrics are written every `log_every` steps. The slots are evaluated before the first step,
+  and every `evaluate_every` steps and at the end, when a checkpoint is saved too; another one is saved at the first log that
   comes `checkpoint_minutes` after the last, unless they are 0. Training stops if a judge gives no
   verdict on more than the share `missing_verdicts` of the pairs since the last log.
   """
@@ -90,6 +90,8 @@ def train(
     recorder = _Recorder(stage, schedule, checkpoints, metrics, batches)
     progress = tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5)
     with contextlib.closing(metrics), progress as bar:
+      if not first:
+        recorder.record_start(state, evaluate)
       for number in range(first, steps):
         try:
           state, values = step(state, batches[number], jax.random.fold_in(key, number))
@@ -153,13 +155,22 @@ class _Recorder:
     record = self.means.take()
     self._check_verdicts(record, done)
     if evaluate:
-      measured = evaluate(state.slots)
-      for name, value in measured.items():
-        if not math.isfinite(value):
-          self._fail(done, f'the metric {name} is {value:g}; {divergence.DIVERGED}')
-      record |= measured
+      record |= self._measure(state, done, evaluate)
     self._metrics.write(done, record)
     return record
+
+  def record_start(self, state: TrainState, evaluate: Evaluate) -> None:
+    """Writes what is measured before the first step, if the stage measures anything."""
+    if measured := self._measure(state, 0, evaluate):
+      self._metrics.write(0, measured)
+    self.means.restart_clock()
+
+  def _measure(self, state, done, evaluate) -> Mapping[str, float]:
+    measured = evaluate(state.slots)
+    for name, value in measured.items():
+      if not math.isfinite(value):
+        self._fail(done, f'the metric {name} is {value:g}; {divergence.DIVERGED}')
+    return measured
 
   def pause(self, state: TrainState, done: int) -> None:
     """Saves a checkpoint, and the metrics of which no mean is taken yet.

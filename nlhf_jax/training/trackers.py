@@ -59,7 +59,8 @@ class Metrics:
   """
 
   def __init__(self, folder: Path, stage: str, step: int):
-    records = _read(folder, until=step)
+    # What is measured before the first step is measured again.
+    records = _read(folder, until=step) if step else []
     paused = json_lines.read_sealed(folder / PENDING) or {}
     # Of each step after the last record, if training stopped after `step`.
     self.pending: list[dict[str, float]] = paused['values'] if paused.get('step') == step else []

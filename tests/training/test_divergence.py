@@ -194,6 +194,7 @@ def test_percentiles_of_the_gradient_are_logged(toys, tmp_path):
 
 def test_evaluation_that_is_not_finite_stops(toys, tmp_path):
   update, first = toys['online']
+  measured = iter((0.5, float('nan')))  # before the first step, and after the last
   with pytest.raises(UserError, match='step 30 of 30: the metric win_rate is nan'):
     loop.train(
       first(),
@@ -202,7 +203,7 @@ def test_evaluation_that_is_not_finite_stops(toys, tmp_path):
       jax.random.key(1),
       stage='toy',
       folder=tmp_path,
-      evaluate=lambda slots: {'win_rate': float('nan')},
+      evaluate=lambda slots: {'win_rate': next(measured)},
       schedule=SCHEDULE,
     )
 

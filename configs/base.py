@@ -69,6 +69,13 @@ def policy(
   return row
 
 
+def exploiter(algorithm, *, exploited='', **settings):
+  """Exploiters of the entries that `exploited` names, separated by commas; of all without any."""
+  row = training(algorithm, **settings)
+  row.exploited = exploited
+  return row
+
+
 def offline(algorithm, *, steps=600, learning_rate=5e-4, **arguments):
   """A policy that trains on a fixed set of comparisons or demonstrations."""
   return policy(algorithm, steps=steps, learning_rate=learning_rate, b1=0.9, **arguments)

@@ -28,7 +28,7 @@ def get_config(source='synthetic'):
     config.policies.update(neighbour.get_config().policies)
   config.policies.sp_oracle = base.policy('self_play', judge='oracle', tau=TAU)
   config.policies.md1_oracle = base.policy('nash_md_pg', judge='oracle', beta=BETAS[0], tau=TAU)
-  config.exploiter = base.training(
+  config.exploiter = base.exploiter(
     'best_response',
     steps=200,
     batch=32,

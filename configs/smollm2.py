@@ -54,8 +54,20 @@ def get_config(part=''):
     dpo=policy('dpo', beta=0.1),
     rlhf=policy('rlhf_pg', tau=0.5, judge='reward'),
   )
-  if part:
+  if part == 'start':
     config.update(judges='lengths', held_apart='')
     config.policies = {'nash_md': policy('nash_md_pg', beta=0.125, tau=0.05, judge='lengths')}
     config.tournament.prompts = 32
+    return config
+  config.exploiter = base.exploiter(
+    'best_response',
+    exploited='nash_md, sft',
+    steps=40,
+    batch=8,
+    learning_rate=3e-4,
+    b1=0.9,
+    warmup=10,
+    evaluate_every=40,
+    tau=0.0,
+  )
   return config

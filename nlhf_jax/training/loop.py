@@ -44,9 +44,10 @@ class Schedule(NamedTuple):
   """How long a stage trains, and when it is looked at.
 
   Mean metrics are written every `log_every` steps. The slots are evaluated before the first step,
-  and every `evaluate_every` steps and at the end, when a checkpoint is saved too; another one is saved at the first log that
-  comes `checkpoint_minutes` after the last, unless they are 0. Training stops if a judge gives no
-  verdict on more than the share `missing_verdicts` of the pairs since the last log.
+  every `evaluate_every` steps and at the end; except for the first time a checkpoint is saved with
+  it. Another one is saved at the first log that comes `checkpoint_minutes` after the last, unless
+  they are 0. Training stops if a judge gives no verdict on more than the share `missing_verdicts`
+  of the pairs since the last log.
   """
 
   steps: int

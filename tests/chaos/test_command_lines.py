@@ -14,6 +14,8 @@ from tests.chaos import command_lines
 from tests.chaos.command_lines import ACCEPTED, FIRST_SENTENCE, REFUSED
 
 ROOT = Path(__file__).parents[2]
+
+
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch):
   monkeypatch.chdir(ROOT)

@@ -37,7 +37,7 @@ def _language():
 
 def _exploiter():
   config = _small(dpo.get_config())
-  config.exploiter = base.training(
+  config.exploiter = base.exploiter(
     'best_response', steps=6, batch=8, learning_rate=1e-3, evaluate_every=3, b1=0.0, tau=0.0
   )
   return config

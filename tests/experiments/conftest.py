@@ -34,6 +34,7 @@ def adapter_run(toy, session_folder) -> AdapterRun:
     config = pretrained.config(folder, toy, write=not begun)
     config.sft.optimizer.update(learning_rate=0.05, warmup=0)
     config.exploiter = copy.deepcopy(config.policies.nash_md)
+    config.exploiter.exploited = ''
     config.exploiter.algorithm = 'best_response'
     del config.exploiter.arguments['beta']
     config.exploiter.arguments.tau = 0.0

@@ -117,6 +117,17 @@ def test_tournament_measures_exploiters_anew(config, tmp_path):
   assert make_experiment(config, 'x', tmp_path).exploiter_wins != before
 
 
+def test_entries_to_exploit_are_chosen(config, tmp_path):
+  every = make_experiment(config, 'x', tmp_path).exploiters
+  config.exploiter.exploited = 'dpo, sft'
+  some = make_experiment(config, 'x', tmp_path).exploiters
+  assert {entry for _, entry in some} == {'dpo', 'sft'}
+  assert all(stage.folder == every[pair].folder for pair, stage in some.items())
+  config.exploiter.exploited = 'dpo, best'
+  with pytest.raises(UserError, match="there is no entry 'best'; name some of sft, ema1"):
+    make_experiment(config, 'x', tmp_path)
+
+
 @pytest.mark.slow
 def test_exploiters_are_trained_once_and_fully_measured(config, toy_run, tmp_path, capsys):
   toy_run.copy_to(tmp_path)  # with the SFT model and the judge

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
+from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.judge_config import external_settings
 from nlhf_jax.experiments.specs import Policy, entry_slots
 from nlhf_jax.judges.registry import EXTERNAL, STAGES
@@ -75,11 +76,12 @@ def exploiter_settings(
   """(judge, entry) -> the settings that determine the exploiter of that entry under that judge."""
   if not config.exploiter:
     return {}
-  plain = json.loads(config.to_json_best_effort())
+  plain = json.loads(config.exploiter.to_json_best_effort())
+  exploited = exploited_entries(plain.pop('exploited'), policies)
   trained_by = panel_settings(config, panel, settings)
   return {
     (judge, entry): {
-      'exploiter': plain['exploiter'],
+      'exploiter': plain,
       'unfinished': config.unfinished,
       'judge': judge,
       'trained_by': trained_by.get(judge),
@@ -88,8 +90,25 @@ def exploiter_settings(
     }
     for judge in panel
     if judge != 'held_apart'
-    for entry, (name, slot) in entry_slots(policies).items()
+    for entry, (name, slot) in exploited.items()
   }
+
+
+def exploited_entries(names: str, policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:
+  """The entries that are exploited, as `entry_slots`; names are separated by commas.
+
+  Raises:
+    UserError: if a name is none of the entries.
+  """
+  entries = entry_slots(policies)
+  wanted = [name.strip() for name in names.split(',')] if names else list(entries)
+  for name in wanted:
+    if name not in entries:
+      raise UserError(
+        f"config.exploiter.exploited='{names}': there is no entry '{name}'; name some of "
+        f'{", ".join(entries)}, or leave it empty for all.'
+      )
+  return {name: entries[name] for name in wanted}
 
 
 def exploiter_measurement(

@@ -16,7 +16,7 @@ from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
-from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.blocks import REMAT, Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
@@ -53,7 +53,11 @@ class LanguageModel(NamedTuple):
 
 
 def from_pretrained(
-  name: str | Path, lora_rank: int = 0, lora_alpha: float = 16.0, dtype: str = 'float32'
+  name: str | Path,
+  lora_rank: int = 0,
+  lora_alpha: float = 16.0,
+  dtype: str = 'float32',
+  remat: str = 'nothing',
 ) -> LanguageModel:
   """A pretrained model with its weights and its tokenizer.
 
@@ -64,12 +68,16 @@ def from_pretrained(
       train all weights.
     lora_alpha: adapters are scaled by lora_alpha / lora_rank.
     dtype: float32 or bfloat16, of the weights and of what is computed with them.
+    remat: what the backward pass computes again, to save memory: nothing, dots (all but products
+      of matrices) or layers (all but their inputs).
 
   Raises:
     UserError: if an argument or the model cannot be used.
   """
   if dtype not in DTYPES:
     raise UserError(f"dtype='{dtype}' must be one of {', '.join(DTYPES)}.")
+  if remat not in ('nothing', *REMAT):
+    raise UserError(f"remat='{remat}' must be one of nothing, {', '.join(REMAT)}.")
   if lora_rank < 0 or lora_alpha <= 0:
     raise UserError(
       f'lora_rank={lora_rank} must be at least 0, and lora_alpha={lora_alpha} above 0.'
@@ -83,7 +91,7 @@ def from_pretrained(
       f'{sizes.vocabulary}; they do not belong together.'
     )
   adapters = Lora(lora_rank, lora_alpha, lora.TARGETS) if lora_rank else None
-  decoder = make_decoder(sizes, Numerics(DTYPES[dtype], DTYPES[dtype]), adapters)
+  decoder = make_decoder(sizes, Numerics(DTYPES[dtype], DTYPES[dtype], remat), adapters)
   shapes = jax.eval_shape(decoder.init, jax.random.key(0))
   _, base = trees.split(shapes, lora.is_adapter)
   params = weights.load(folder, family, base, sharding.parameter_sharding)

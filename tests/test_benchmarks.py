@@ -84,3 +84,12 @@ def test_slope_is_the_exponent_of_a_power(training):
   assert changed.model['hidden_size'] == 64
   assert math.isclose(changed.model['intermediate_size'], 688 / 4, rel_tol=0.05)
   assert growth.settings_at('response_length', 32).response_length == 32
+
+
+@pytest.mark.slow
+def test_drafts_have_the_distribution_of_plain_decoding(training):
+  import kernels
+
+  found = kernels.check_drafts('float32')
+  assert found['passed']
+  assert found['responses'] > 50

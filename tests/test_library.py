@@ -151,6 +151,7 @@ def test_new_adapters_depend_on_key_and_add_nothing(folder):
   [
     ({'name': 'no/such folder'}, "name='no/such folder' is no folder"),
     ({'dtype': 'float16'}, "dtype='float16' must be one of float32, bfloat16"),
+    ({'remat': 'all'}, "remat='all' must be one of nothing, layers, dots"),
     ({'lora_rank': -1}, 'lora_rank=-1 must be at least 0'),
     ({'lora_alpha': 0.0}, r'lora_alpha=0\.0 above 0'),
   ],

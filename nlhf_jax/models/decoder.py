@@ -4,7 +4,7 @@
 any causal network into one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -40,9 +40,9 @@ class Cache(NamedTuple):
   length: Int[Array, 'N']
 
 
-def unchanged(params: Params) -> Params:
+def unchanged(slots: Mapping[str, Params]) -> Mapping[str, Params]:
   """The layout of parameters that have only one."""
-  return params
+  return slots
 
 
 class Decoder(NamedTuple):
@@ -55,14 +55,14 @@ class Decoder(NamedTuple):
     [N, T, D] and the longer cache. Tokens beyond the cache's room are dropped, and their hidden
     states are meaningless.
   - `logits(params, hidden [..., D])` returns float32 logits [..., V].
-  - `for_decoding(params)` returns the parameters in the layout that `decode` reads fastest.
+  - `for_decoding(slots)` returns slot -> parameters in the layout that `decode` reads fastest.
   """
 
   init: Callable[[Array], Params]
   prefill: Callable[[Params, Array, Array], tuple[Array, PrefillCache]]
   decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]
   logits: Callable[[Params, Array], Array]
-  for_decoding: Callable[[Params], Params] = unchanged
+  for_decoding: Callable[[Mapping[str, Params]], Mapping[str, Params]] = unchanged
 
 
 def make_cache(prompts: PrefillCache, rows: int, room: int) -> Cache:

@@ -6,7 +6,7 @@ Training, scoring and judging scan over stacked layers, so that programs do not 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,21 +51,25 @@ def unstack(params: Params) -> dict:
   return trees.unflatten(numbered)
 
 
-def unstack_on_device(params: Params) -> dict:
-  """`unstack` for arrays of the device, by one small program for all layers.
+def unstack_slots(slots: Mapping[str, Params]) -> dict[str, dict]:
+  """Slot -> its parameters with numbered layers; arrays that slots share are taken apart once.
 
-  A program that takes all layers apart at once has hundreds of results, and compiles for as long as
-  a decoding program.
+  Each layer is a call of one small program: a program that takes all layers apart has hundreds of
+  results, and compiles for as long as a decoding program.
   """
-  stacked, rest = split(params)
-  if not stacked:
-    return params
-  depth = len(jax.tree.leaves(stacked)[0])
-  numbered = trees.flatten(rest)
-  for number in range(depth):
-    for path, leaf in trees.flatten(_take_layer(stacked, number)).items():
-      numbered[numbered_path(path, number)] = leaf
-  return trees.unflatten(numbered)
+  rows, numbered = {}, {}  # id of a stacked array -> its part in each layer; slot -> path -> leaf
+  for slot, params in slots.items():
+    stacked, rest = map(trees.flatten, split(params))
+    new = {path: leaf for path, leaf in stacked.items() if id(leaf) not in rows}
+    if new:
+      taken = [_take_layer(new, number) for number in range(len(next(iter(new.values()))))]
+      rows |= {id(leaf): [layer[path] for layer in taken] for path, leaf in new.items()}
+    numbered[slot] = rest | {
+      numbered_path(path, number): row
+      for path, leaf in stacked.items()
+      for number, row in enumerate(rows[id(leaf)])
+    }
+  return {slot: trees.unflatten(leaves) for slot, leaves in numbered.items()}
 
 
 @jax.jit

@@ -191,4 +191,4 @@ def make_decoder(
   parameters without adapters: those of the base.
   """
   model = Transformer(sizes, numerics, lora)
-  return Decoder(model.init, model.prefill, model.decode, model.logits, layers.unstack_on_device)
+  return Decoder(model.init, model.prefill, model.decode, model.logits, layers.unstack_slots)

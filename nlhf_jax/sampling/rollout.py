@@ -54,7 +54,7 @@ def rollout(
   leaves = jax.tree.leaves((params, prompts, key))
   on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
   state, finished = prefill(sampler, params, prompts, key), None
-  params = {slot: sampler.decoder.for_decoding(own) for slot, own in params.items()}
+  params = sampler.decoder.for_decoding(params)
   limits = cache_limits(sampler)
   for limit in limits:
     if limit != limits[0]:

@@ -68,9 +68,19 @@ def test_decoding_takes_stacked_and_numbered_layers(kinds):
   whole, _ = tiny.jit(decoder.prefill)(params, tokens, mask)
   _, prompts = tiny.jit(decoder.prefill)(params, tokens[:, :6], mask[:, :6])
   decode = tiny.jit(decoder.decode)
-  for layout in (params, decoder.for_decoding(params)):
+  for layout in (params, decoder.for_decoding({'policy': params})['policy']):
     hidden, _ = decode(layout, tokens[:, 6:], make_cache(prompts, 3, 3))
     np.testing.assert_allclose(hidden, whole[:, 6:], rtol=1e-4, atol=1e-5)
+
+
+def test_arrays_that_slots_share_are_taken_apart_once():
+  decoder = transformer.make_decoder(make_sizes(KINDS['one kind']))
+  params = tiny.parameters(decoder, 0)
+  other = params | {'attentions': jax.tree.map(jnp.copy, params['attentions'])}
+  slots = decoder.for_decoding({'policy': params, 'reference': other})
+  for group, shared in (('feed_forwards', True), ('attentions', False)):
+    one, two = (jax.tree.leaves(slots[slot][f'{group}_1']) for slot in ('policy', 'reference'))
+    assert all((x is y) == shared for x, y in zip(one, two, strict=True))
 
 
 def test_programs_do_not_grow_with_depth():

@@ -61,7 +61,14 @@ class ConfiguredJudges(NamedTuple):
 
 def split_judges(text: str) -> list[str]:
   """The judges of a list, as they are written; commas within parentheses do not part them."""
-  return [part.strip() for part in re.split(r',(?![^()]*\))', text)]
+  parts, depth = [''], 0
+  for letter in text:
+    depth += (letter == '(') - (letter == ')')
+    if letter == ',' and depth <= 0:
+      parts.append('')
+    else:
+      parts[-1] += letter
+  return [part.strip() for part in parts]
 
 
 def judge_name(written: str) -> str:

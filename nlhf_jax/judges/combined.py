@@ -12,13 +12,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.ranges import NonNegative, Positive
 
+Payoffs = Float[Array | np.ndarray, 'M *shape']
+Payoff = Float[Array | np.ndarray, '*shape']
 
-def mean(payoffs: Float[Array, 'M *shape']) -> Float[Array, '*shape']:
+
+def mean(payoffs: Payoffs) -> Payoff:
   """The mean payoff: the win probability under a judge drawn at random.
 
   It does not protect the minority: a policy may lose under one judge always if it wins under the
@@ -27,7 +31,7 @@ def mean(payoffs: Float[Array, 'M *shape']) -> Float[Array, '*shape']:
   return payoffs.mean(axis=0)
 
 
-def midrange(payoffs: Float[Array, 'M *shape']) -> Float[Array, '*shape']:
+def midrange(payoffs: Payoffs) -> Payoff:
   """(least + largest) / 2: the centre of what the judges think of each pair.
 
   It does not bound the loss under the worst judge: the most extreme judge on either side decides,
@@ -36,7 +40,7 @@ def midrange(payoffs: Float[Array, 'M *shape']) -> Float[Array, '*shape']:
   return (payoffs.min(axis=0) + payoffs.max(axis=0)) / 2
 
 
-def shrink(payoffs: Float[Array, 'M *shape'], spreads: float) -> Float[Array, '*shape']:
+def shrink(payoffs: Payoffs, spreads: float) -> Payoff:
   """sign(A) max(|A| - spreads sd, 0): the mean A, less some standard deviations (over M) of it.
 
   Pairs on which the judges differ by more than they prefer are ties. It does not penalise a policy
@@ -47,7 +51,7 @@ def shrink(payoffs: Float[Array, 'M *shape'], spreads: float) -> Float[Array, '*
   return jnp.sign(average) * jnp.maximum(margin, 0)
 
 
-def agree(payoffs: Float[Array, 'M *shape']) -> Float[Array, '*shape']:
+def agree(payoffs: Payoffs) -> Payoff:
   """max(least, 0) + min(largest, 0): the payoff that all judges grant; 0 where signs differ.
 
   It does not avoid pairs on which the judges differ: a policy that wins where all agree may lose

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
@@ -212,7 +211,7 @@ def make_ask(
         judged = {row: value for row, value in found.items() if value == value}
         with answer_cache.transaction(connection):
           for row, value in judged.items():
-            stored = answer_cache.put(connection, key(row), Answer(repr(value)))
+            stored = answer_cache.put(connection, key(row), Answer(repr(value), {}))
             found[row] = float(stored.text)  # another process may have been first
         counts['asked'] += len(found)
         counts['without_verdict'] += len(found) - len(judged)
@@ -223,9 +222,10 @@ def make_ask(
 
 
 def make_kind(function: OwnFunction) -> ExternalKind:
-  """The kind of judge that a user's function is; by rewards P(left > right) = 1 / (1 + e^(r' - r)).
+  """The kind of judge that a user's function is.
 
-  Equal responses, and equal rewards, are a tie.
+  Of two rewards the higher one wins, whatever their scale; equal ones are a tie, as equal responses
+  are. Algorithms that learn from rewards take the difference.
   """
 
   def make(section, folder, stop):
@@ -254,7 +254,7 @@ def make_kind(function: OwnFunction) -> ExternalKind:
     if not function.rewards:
       return judge_by_texts(about, on_first(probabilities), used)
     rewards = on_first(differences)
-    judge = judge_by_texts(about, lambda *texts: special.expit(rewards(*texts)), used)
+    judge = judge_by_texts(about, lambda *texts: 0.5 + np.sign(rewards(*texts)) / 2, used)
     return judge._replace(
       make_rewards=lambda tokenizer: judge_from_texts(rewards, tokenizer, tie=0.0)
     )

@@ -139,6 +139,8 @@ def compete(
   }
   if experiment.early_stopping and judged.one_order:
     results['early_stopping'] = apply_early_stopping(experiment, results, lines)
+    if 'by_judge' in results:  # whose intervals are those of the tables
+      results['by_judge'] = tournament.compare_judges(results['policies'], results['tables'])
   return results, lines
 
 

@@ -2,11 +2,12 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
-from nlhf_jax.errors import UserError
+from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.experiments.evaluate.run import run as evaluate
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.run import run
@@ -99,7 +100,7 @@ def test_functions_and_combinations_judge_a_run(toy_run, judges, tmp_path, capsy
   assert same == {'sft', 'preference_model'}
 
 
-def test_groups_get_weights_that_resume(toy_run, judges, tmp_path):
+def test_weights_of_groups_move(toy_run, judges, tmp_path):
   config, folder = toy_run.copy_to(tmp_path / 'copy')
   own = f'{judges}:words', f'{judges}:vowels'
   config.judges = ','.join(own)
@@ -117,6 +118,36 @@ def test_groups_get_weights_that_resume(toy_run, judges, tmp_path):
     mixed = sum(row[f'weight_of_{name}'] * row[f'payoff_of_{name}'] for name in ('words', 'vowels'))
     assert row['payoff'] == pytest.approx(mixed, abs=0.05)  # means over two steps
   assert rows[0]['weight_of_words'] != rows[1]['weight_of_words']
+
+
+@pytest.mark.slow
+def test_a_run_on_groups_that_is_cut_ends_with_the_same_weights(config_named, judges, tmp_path):
+  config = config_named('nash_md')
+  own = f'{judges}:words', f'{judges}:vowels'
+  config.judges = ','.join(own)
+  del config.policies.self_play
+  policy = config.policies.nash_md
+  policy.algorithm, policy.judge = 'best_response', f'maxmin({own[0]},{own[1]})'
+  del policy.arguments['beta']
+  policy.steps, policy.evaluate_every, config.combined.step = 6, 2, 2.0
+  uncut = make_experiment(config, 'uncut', tmp_path / 'uncut')
+  run(uncut, tmp_path / 'uncut')
+  experiment = make_experiment(config, 'cut', tmp_path / 'cut')
+  checks = iter([False] * 9 + [True] + [False] * 10_000)  # a stop within the training of the policy
+  make = experiment.external['words']
+  stopping = partial(make.func, *make.args[:-1], lambda: next(checks))
+  cut = experiment._replace(external={**experiment.external, 'words': stopping})
+  with pytest.raises(Interrupted):
+    run(cut, tmp_path / 'cut')
+  assert not json_lines.read_sealed(experiment.stages['nash_md'].folder / 'stage.json')['done']
+  run(experiment, tmp_path / 'cut')
+  names = ('weight_of_words', 'payoff_of_vowels', 'gradient_norm')
+  ends = []
+  for folder in ('uncut', 'cut'):
+    rows = json_lines.read(tmp_path / folder / 'metrics.jsonl')
+    last = [row for row in rows if row['stage'] == 'nash_md'][-1]
+    ends.append([last[name] for name in names])
+  assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(

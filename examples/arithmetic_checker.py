@@ -11,6 +11,7 @@ def right(prompts, responses):  # rewards: two right answers, or two wrong ones,
 
 
 if __name__ == '__main__':  # demonstrations, of which a third are right
+  random.seed(0)
   for _ in range(4_000):
     word, one, two = random.choice(['add', 'sum', 'total']), *random.choices(range(10), k=2)
     row = {'prompt': f'{word} {one} + {two}', 'response': str(one + two + random.choice([0, 1, 2]))}

@@ -44,7 +44,7 @@ def test_own_game_finds_the_equilibrium(run):
 
 @pytest.mark.slow
 def test_arithmetic_checker_teaches_a_small_transformer(run, tmp_path):
-  """Of held-out prompts, 0.28 are answered rightly after SFT and 0.60 after 200 updates."""
+  """Of held-out prompts, 0.20 are answered rightly after SFT and 0.87 after 200 updates."""
   data = tmp_path / 'sums.jsonl'
   data.write_text(run('arithmetic_checker.py'))
   config = nash_md.get_config('file')
@@ -63,7 +63,8 @@ def test_arithmetic_checker_teaches_a_small_transformer(run, tmp_path):
     for name in ('sft', 'self_play')
   }
   print(f'share of right answers: {shares}, {len(prompts)} held-out prompts')
-  assert shares['self_play'] > shares['sft'] + 0.15
+  assert shares['sft'] < 0.4
+  assert shares['self_play'] > 0.65
   table = json_lines.read_json(tmp_path / 'run' / 'results.json')['tables']['right']
   lead = (shares['self_play'] - shares['sft']) / 2  # as equal rewards are ties
   assert table['win_rate'][1][0] == pytest.approx(0.5 + lead, abs=1e-6)

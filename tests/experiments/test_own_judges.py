@@ -133,7 +133,7 @@ def test_a_run_on_groups_that_is_cut_ends_with_the_same_weights(config_named, ju
   uncut = make_experiment(config, 'uncut', tmp_path / 'uncut')
   run(uncut, tmp_path / 'uncut')
   experiment = make_experiment(config, 'cut', tmp_path / 'cut')
-  checks = iter([False] * 9 + [True] + [False] * 10_000)  # a stop within the training of the policy
+  checks = iter([False] * 4 + [True] + [False] * 10_000)  # a stop within the training of the policy
   make = experiment.external['words']
   stopping = partial(make.func, *make.args[:-1], lambda: next(checks))
   cut = experiment._replace(external={**experiment.external, 'words': stopping})

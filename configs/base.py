@@ -50,9 +50,10 @@ def policy(
 ):
   """A policy. By default there is no momentum, because it makes the last iterate orbit a cycle.
 
-  `judge` is learned, reward, gpm, lengths, pairrm, remote or oracle; `feedback` probability or
-  vote; `entries` the slots that enter the tournament, separated by commas. With `async_judge`,
-  responses are judged while the policy trains on the previous ones, one update late.
+  `judge` is learned, reward, gpm, lengths, pairrm, remote, oracle, FILE.py:function, or several as
+  mean(learned,gpm); `feedback` probability or vote; `entries` the slots that enter the tournament,
+  separated by commas. With `async_judge`, responses are judged while the policy trains on the
+  previous ones, one update late.
   """
   row = training(
     algorithm,
@@ -178,8 +179,12 @@ def get_config(source='synthetic'):
         request='{}',  # fields that replace those of the template: {"max_tokens": 1}
         prices=dict(prompt=0.0, response=0.0),  # per million tokens, to report the cost
       ),
+      # Judges that are combined: standard deviations that `shrink` subtracts, and the step of the
+      # weights of the groups in `maxmin`.
+      combined=dict(spreads=1.0, step=0.1),
       # The judges of the tournament, separated by commas; the last one measures learning curves.
-      # Some of learned, reward, gpm, lengths, pairrm, remote.
+      # Some of learned, reward, gpm, lengths, pairrm, remote; functions, as FILE.py:function or
+      # module:function; and combinations, as mean(learned,gpm), midrange, shrink or agree.
       judges='learned',
       # One of learned, reward, gpm: a judge of this kind that only evaluates. It is trained on half
       # of the training prompts, and everything else on the other half.

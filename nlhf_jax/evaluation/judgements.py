@@ -66,6 +66,30 @@ def make_cached_judge(path: Path, judge: TextPreference) -> CachedJudge:
   return ask
 
 
+def combine_judgements(
+  judges: Mapping[str, CachedJudge],
+  combine: Mapping[str, CombineOrders],
+  rule: Callable[[np.ndarray], np.ndarray],
+) -> CachedJudge:
+  """The judge that a rule combines from others, each of which is asked in both orders.
+
+  Args:
+    judges: by name.
+    combine: both orders of a judge, by name; the mean of those that have no entry.
+    rule: payoffs P - 1/2, [M, n] -> payoff, [n]; antisymmetric.
+  """
+
+  def ask(questions):
+    swapped = [Question(it.prompt, it.right, it.left, it.names[::-1]) for it in questions]
+    chances = [
+      combine.get(name, mean_of_orders)(judge(questions), judge(swapped))
+      for name, judge in judges.items()
+    ]
+    return 0.5 + np.asarray(rule(np.stack(chances) - 0.5), float)
+
+  return ask
+
+
 def read_judgements(path: Path) -> dict[tuple[str, str], float]:
   """The cached judgements, by the digests of their texts; none without a file.
 

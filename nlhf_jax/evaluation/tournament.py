@@ -133,9 +133,9 @@ def summarise(records: Sequence[Mapping]) -> dict:
     `policies` in order; `comparisons`, the number of prompts; `tables[judge]`, see `tabulate`;
     `ranking[judge]`, see `ranking.rank`; `lottery_is_unique[judge]`, of the maximal lottery;
     `cycles[judge]`, see `ranking.cycles`; `equal_length[judge]`, by policy, its win rate against
-    the first at equal length; and, if the records have them, the means by policy of
-    `kl_to_reference` (nats per response), `length` (tokens), `unfinished` (share of responses that
-    were cut) and `characters`.
+    the first at equal length; `by_judge`, of several judges, see `compare_judges`; and, if the
+    records have them, the means by policy of `kl_to_reference` (nats per response), `length`
+    (tokens), `unfinished` (share of responses that were cut) and `characters`.
   """
   policies = list(records[0]['responses'])
   tables, rankings, unique, cycles = {}, {}, {}, {}
@@ -153,6 +153,7 @@ def summarise(records: Sequence[Mapping]) -> dict:
     'lottery_is_unique': unique,
     'cycles': cycles,
     'equal_length': against_first(policies, records),
+    **({'by_judge': compare_judges(policies, tables)} if len(tables) > 1 else {}),
     **{
       name: {
         policy: float(np.mean([record[field][policy] for record in records])) for policy in policies
@@ -161,6 +162,27 @@ def summarise(records: Sequence[Mapping]) -> dict:
       if field in records[0]
     },
   }
+
+
+def compare_judges(policies: Sequence[str], tables: Mapping[str, Mapping]) -> dict[str, dict]:
+  """Win rates of each policy against the first under each judge, who may be a group of raters.
+
+  Args:
+    policies: their names.
+    tables: judge -> its table, of `tabulate`.
+
+  Returns:
+    policy -> `judges`, by judge: `win_rate`, and its interval `low` and `high`; and `worst`, the
+    judge under which it wins least often.
+  """
+  found = {}
+  for row, policy in enumerate(policies[1:], start=1):
+    rates = {
+      judge: {field: table[field][row][0] for field in ('win_rate', 'low', 'high')}
+      for judge, table in tables.items()
+    }
+    found[policy] = {'judges': rates, 'worst': min(rates, key=lambda it: rates[it]['win_rate'])}
+  return found
 
 
 def against_first(policies: Sequence[str], records: Sequence[Mapping]) -> dict[str, dict]:

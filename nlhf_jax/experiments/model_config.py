@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import judge_config
 from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.judges.registry import TRAINED
 from nlhf_jax.models import architectures, lora, sharding, weights
@@ -176,8 +177,7 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
       f'embedding only {sizes.vocabulary}; they do not belong together.'
     )
   data = config.data
-  judges = {name.strip() for name in config.judges.split(',')}
-  judges |= {policy.judge for policy in config.policies.values()}
+  judges = judge_config.used_judges(config)
   longest, what = data.prompt_length + data.response_length, 'a response'
   if 'learned' in judges:  # which reads both responses, each with a token that marks its end
     longest, what = data.prompt_length + 2 * (data.response_length + 1), 'two responses'

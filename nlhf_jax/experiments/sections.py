@@ -17,6 +17,7 @@ from nlhf_jax import ranges
 from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.dataset import FileData
 from nlhf_jax.errors import UserError
+from nlhf_jax.judges.combined import CombinedSettings
 from nlhf_jax.judges.endpoint import Endpoint
 from nlhf_jax.judges.gpm import make_general_preference_network
 from nlhf_jax.judges.remote import make_remote_judge
@@ -128,6 +129,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   for declaration in (Endpoint, make_remote_judge, RemoteSettings):
     yield Section(declaration, config.remote, 'config.remote')
   yield Section(Prices, config.remote.prices, 'config.remote.prices')
+  yield Section(CombinedSettings, config.combined, 'config.combined')
   yield Section(CurveSettings, config.curves, 'config.curves')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')
   yield Section(Filters, config.tournament.filters, 'config.tournament.filters')

@@ -18,6 +18,7 @@ from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.games.game import Game
 from nlhf_jax.games.solvers import Solver
 from nlhf_jax.games.tables import Table
+from nlhf_jax.judges.combined import Combination
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.remote import ChatClient
 from nlhf_jax.models.architectures import Architecture
@@ -152,9 +153,15 @@ class LanguageExperiment(NamedTuple):
   tournament_batch: int  # prompts responded to at once
   filters: Filters
   external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
+  combined: Mapping[str, Combination]
   curve_prompts: int  # held-out prompts that learning curves are measured on
   held_apart: HeldApart | None
   unfinished_loses: bool  # whether a response that was cut loses to one that ended
+
+  def may_abstain(self, judge: str) -> bool:
+    """Whether a judge, or one that it is combined from, may have no verdict on a pair."""
+    combination = self.combined.get(judge)
+    return any(name in self.external for name in (combination.judges if combination else [judge]))
 
 
 class PretrainedModel(NamedTuple):
@@ -193,6 +200,8 @@ class EvaluateExperiment(NamedTuple):
     trained: the experiment that trains the learned judges, if there are any.
     oracle: of the embedded task, if the data are its.
     external: name -> factory of an external judge.
+    panel: the judges of the tournament and of benchmarks; the others are only parts of these.
+    combined: name -> combination of judges.
     length: maximum number of tokens in a response.
     batch: prompts per batch.
     filters: of sampling.
@@ -210,6 +219,8 @@ class EvaluateExperiment(NamedTuple):
   trained: LanguageExperiment | None
   oracle: Oracle | None
   external: Mapping[str, Callable[[], ExternalJudge]]
+  panel: Sequence[str]
+  combined: Mapping[str, Combination]
   length: int
   batch: int
   filters: Filters

@@ -15,7 +15,6 @@ from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, with_feedback
-from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
@@ -27,6 +26,7 @@ from nlhf_jax.training import checkpoints, interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import make_async_judge
 from nlhf_jax.training.checkpoints import load_slots
 from nlhf_jax.training.divergence import require_verdicts
+from nlhf_jax.training.group_weights import Groups, make_group_steps
 from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import RolloutStep, make_rollout_step, make_sample
 from nlhf_jax.training.update import Score, Update, initial_state, make_update, moving_slots
@@ -151,10 +151,14 @@ def make_policy_update(
   )
 
 
-def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Judge | None) -> Steps:
+def make_policy_steps(
+  experiment: LanguageExperiment, policy: Policy, judge: Judge | Groups | None
+) -> Steps:
   """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
   training, make = policy.training, partial(make_rollout, experiment)
-  if judge and policy.judge not in EXTERNAL:
+  if isinstance(judge, Groups):
+    return make_group_policy_steps(experiment, policy, judge)
+  if judge and not experiment.may_abstain(policy.judge):
     judge = require_verdicts(judge)
   score = scoring.make_score(experiment.model.decoder)
   stop = experiment.corpus.tokenizer.eos_token_id
@@ -169,6 +173,23 @@ def make_policy_steps(experiment: LanguageExperiment, policy: Policy, judge: Jud
     make_policy_update(training, score, stop=stop),
     steps=training.steps,
     prompt_length=experiment.corpus.held_out.prompts.tokens.shape[1],
+  )
+
+
+def make_group_policy_steps(
+  experiment: LanguageExperiment, policy: Policy, groups: Groups
+) -> Steps:
+  """The steps of a policy whose judge weighs groups of raters."""
+  if not experiment.may_abstain(policy.judge):
+    judges = {name: require_verdicts(judge) for name, judge in groups.judges.items()}
+    groups = groups._replace(judges=judges)
+  score = scoring.make_score(experiment.model.decoder)
+  stop = experiment.corpus.tokenizer.eos_token_id
+  return make_group_steps(
+    make_sample(policy.training.algorithm, partial(make_rollout, experiment)),
+    groups,
+    policy.feedback,
+    make_policy_update(policy.training, score, stop=stop),
   )
 
 

@@ -1,8 +1,8 @@
-"""Answers of an endpoint, stored on disk by request, so that no request is sent or paid for twice.
+"""Answers of a judge, stored on disk by request, so that no request is sent or paid for twice.
 
-SQLite in its default mode: an answer is on disk once `put` returns, a kill leaves the file intact,
-and several processes may use it at the same time, on one machine or on several that share a file
-system with locks.
+SQLite in its default mode: an answer is on disk once `put` returns, or the `transaction` around it
+ends; a kill leaves the file intact, and several processes may use it at the same time, on one
+machine or on several that share a file system with locks.
 """
 
 import contextlib
@@ -82,6 +82,16 @@ def put(connection: sqlite3.Connection, name: str, answer: Answer) -> Answer:
   row = (name, json.dumps([*answer, _digest(list(answer))]))
   connection.execute('INSERT INTO answers VALUES (?, ?) ON CONFLICT DO NOTHING', row)
   return get(connection, name) or answer
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+  """Everything that the block stores is on disk when it ends, by one write instead of many."""
+  connection.execute('BEGIN IMMEDIATE')
+  try:
+    yield
+  finally:
+    connection.execute('COMMIT')
 
 
 def _digest(fields: list) -> str:

@@ -2,7 +2,7 @@
 
 A new judge is a module of this folder with a record `KIND`, and a line in `registry`. Its settings,
 if it has any, are the section of the config that the record names, passed as a plain mapping. A
-record sees its own section alone: judges that are combined from other judges are not made here.
+record sees its own section alone: judges that are combined from other judges are in `combined`.
 """
 
 from collections.abc import Callable, Mapping
@@ -89,6 +89,7 @@ class ExternalJudge(NamedTuple):
     make_judge: from a tokenizer to the same judge of tokenised responses.
     counts: the counters of this process so far, such as requests.
     last_failure: why it last had no verdict; empty if it always had one.
+    make_rewards: from a tokenizer to the judge r(y) - r(y'), of a judge that gives rewards.
   """
 
   about: str
@@ -97,6 +98,7 @@ class ExternalJudge(NamedTuple):
   make_judge: Callable[[Any], Judge]
   counts: Callable[[], Mapping[str, float]] = dict
   last_failure: Callable[[], str] = str
+  make_rewards: Callable[[Any], Judge] | None = None
 
 
 def judge_by_texts(
@@ -121,6 +123,7 @@ class ExternalKind(NamedTuple):
       identify stages that use the judge.
     section: the name of the section; None if the judge has no settings.
     shapes: from the section to the shapes of the parameters, if the judge has any.
+    rewards: whether it gives rewards, which algorithms may learn from, besides probabilities.
 
   Both `make` and `settings` raise `UserError` for settings that cannot be used.
   """
@@ -130,3 +133,4 @@ class ExternalKind(NamedTuple):
   settings: Callable[[Section], object]
   section: str | None = None
   shapes: Callable[[Section], Params] | None = None
+  rewards: bool = False

@@ -15,11 +15,15 @@ from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_b
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.evaluate.entries import FIELD, make_entries
-from nlhf_jax.experiments.judge_config import external_settings, make_external
+from nlhf_jax.experiments.judge_config import (
+  external_settings,
+  find_judges,
+  make_external,
+)
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.sections import Section, check, language_sections
 from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, LanguageExperiment
-from nlhf_jax.judges.registry import EXTERNAL, STAGES
+from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import configure_chat_client, require_model
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
 from nlhf_jax.sampling.token import Filters
@@ -61,9 +65,10 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   prompts = limit_prompts(make_prompts(config, entries, benchmarks), section.prompts)
   check_generators(benchmarks, entries)
   judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
-  judges = make_judges(config) if prompts or judging else []
+  panel, known = make_judges(config) if prompts or judging else [], find_judges(config)
+  judges = [*dict.fromkeys(part for name in panel for part in known.parts(name))]
   lacking = [one.name for one in benchmarks if one.needs_judges and not one.has_verdicts]
-  if lacking and not judges:
+  if lacking and not panel:
     raise UserError(
       f'config.judges is empty, but config.{lacking[0]} evaluates judges; name some, as '
       'learned,pairrm.'
@@ -83,7 +88,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     judges={judge: judge_digest(config, judge, trained) for judge in judges},
     trained=trained,
     oracle=find_oracle(config),
-    external={judge: make_external(config, judge, folder) for judge in judges if judge in EXTERNAL},
+    external={
+      judge: make_external(config, judge, folder) for judge in judges if judge in known.external
+    },
+    panel=panel,
+    combined=known.combined,
     length=section.length,
     batch=section.batch,
     filters=Filters(**section.filters),
@@ -144,7 +153,8 @@ def judge_digest(config: ConfigDict, judge: str, trained: LanguageExperiment | N
   """A digest of everything that determines the preferences of a judge."""
   if judge in STAGES:
     return trained.stages[STAGES[judge]].folder.name.rpartition('-')[2]
-  settings = external_settings(config, judge) if judge in EXTERNAL else 'the embedded task'
+  external = judge in find_judges(config).external
+  settings = external_settings(config, judge) if external else 'the embedded task'
   return json_lines.json_digest(settings)
 
 

@@ -88,11 +88,11 @@ def evaluate(
   workdir: Path,
 ) -> tuple[dict, list[dict]]:
   """The results, and one record per prompt of the tournament."""
+  combine = {name: judge.combine for name, judge in external.items()}
+  preferences = {name: judge.preference for name, judge in external.items()}
   judges = Judges(
-    make_pairwise(
-      experiment, {name: judge.preference for name, judge in external.items()}, workdir
-    ),
-    {name: judge.combine for name, judge in external.items()},
+    make_pairwise(experiment, preferences, combine, workdir),
+    combine,
     chat.generate if chat else None,
     experiment.chat_judge,
   )
@@ -139,13 +139,18 @@ def compete(
   }
   if experiment.early_stopping and judged.one_order:
     results['early_stopping'] = apply_early_stopping(experiment, results, lines)
+    if 'by_judge' in results:  # whose intervals are those of the tables
+      results['by_judge'] = tournament.compare_judges(results['policies'], results['tables'])
   return results, lines
 
 
 def make_pairwise(
-  experiment: EvaluateExperiment, external: Mapping[str, TextPreference], workdir: Path
+  experiment: EvaluateExperiment,
+  external: Mapping[str, TextPreference],
+  combine: Mapping[str, CombineOrders],
+  workdir: Path,
 ) -> dict[str, CachedJudge]:
-  """The judges of pairs of texts; their judgements are cached."""
+  """The judges of pairs of texts; their judgements are cached. `combine` is that of `Judges`."""
   judges = dict(external)
   if 'oracle' in experiment.judges:
     judges['oracle'] = experiment.oracle
@@ -154,11 +159,21 @@ def make_pairwise(
     for name in experiment.judges:
       if name in STAGES:
         judges[name] = make_trained_judge(experiment, STAGES[name], reference)
-  return {
+  cached = {
     name: judgements.make_cached_judge(
       workdir / 'judgements' / f'{name}-{key}.jsonl', interruptible(name, judges[name])
     )
     for name, key in experiment.judges.items()
+  }
+  return {
+    name: cached[name]
+    if name in cached
+    else judgements.combine_judgements(
+      {part: cached[part] for part in experiment.combined[name].judges},
+      combine,
+      experiment.combined[name].rule,
+    )
+    for name in experiment.panel
   }
 
 

@@ -9,6 +9,7 @@ from nlhf_jax.data import examples
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.data.sources import one_per_source
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.judge_config import find_judges
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import stages_of_judges
 from nlhf_jax.experiments.model_config import SIZES
@@ -30,6 +31,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> JudgeExperim
     )
   if not config.sizes:
     raise UserError('config.sizes is empty; name at least one size to train.')
+  if find_judges(config).combined:
+    raise UserError(
+      f"config.judges='{config.judges}': combinations are for policies and tournaments; name the "
+      'judges that they are made of.'
+    )
   tests = make_tests(config.tests)  # before data are tokenised, which takes longer
   sizes = {}
   for label, changes in config.sizes.items():

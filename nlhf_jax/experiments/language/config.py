@@ -7,12 +7,19 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import needs_judge
+from nlhf_jax.algorithms.algorithm import LEFT, needs_judge
+from nlhf_jax.algorithms.selection import unchanged
 from nlhf_jax.data.dataset import Corpus, parse_part
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
-from nlhf_jax.experiments.judge_config import make_external, network_sections
+from nlhf_jax.experiments.judge_config import (
+  find_judges,
+  judge_name,
+  make_external,
+  network_sections,
+  split_judges,
+)
 from nlhf_jax.experiments.language.stage_settings import (
   exploiter_measurement,
   exploiter_settings,
@@ -24,8 +31,10 @@ from nlhf_jax.experiments.model_config import check_before_data, make_model
 from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage, split_settings
 from nlhf_jax.experiments.training_config import check_mesh, make_training
+from nlhf_jax.judges.combined import MAXMIN, Combination
 from nlhf_jax.judges.judge import probability, vote
-from nlhf_jax.judges.registry import BY_STAGE, EXTERNAL, NAMES, STAGES, gives_rewards
+from nlhf_jax.judges.own_function import WRITTEN
+from nlhf_jax.judges.registry import BY_STAGE, NAMES, STAGES, gives_rewards
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.storage import json_lines
 
@@ -80,8 +89,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   config, other_half = halve(config)
   policies = make_policies(config)
   exploiter = make_exploiter(config)
-  panel, sft = make_panel(config), trainings.pop('sft')
-  used = {*panel, *(policy.judge for policy in policies.values())}
+  panel, sft, known = make_panel(config), trainings.pop('sft'), find_judges(config)
+  used = known.members({*panel, *(policy.judge for policy in policies.values())})
   judges = {stage: trainings[stage] for stage in stages_of_judges(used)}
   judges |= {HELD_APART: trainings[STAGES[config.held_apart]]} if config.held_apart else {}
   trained = {'sft': sft} | judges
@@ -89,7 +98,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   trained |= {'exploiter': exploiter} if exploiter else {}
   trained = {field: training for field, training in trained.items() if training.steps}
   check_mesh(trained)
-  external = {name: make_external(config, name, folder) for name in EXTERNAL if name in used}
+  external = {name: make_external(config, name, folder) for name in known.external if name in used}
   corpus = make_corpus(config, folder)
   print_clamped(config, corpus)
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
@@ -117,6 +126,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     tournament_batch=config.tournament.batch,
     filters=Filters(**config.tournament.filters),
     external=external,
+    combined=known.combined,
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
@@ -185,18 +195,36 @@ def make_held_apart(config: ConfigDict, judges: Mapping[str, Training], folder: 
 
 
 def make_panel(config: ConfigDict) -> list[str]:
-  """The judges of the tournament: those of `config.judges`, an oracle, and one held apart."""
-  panel = [name.strip() for name in config.judges.split(',')]
+  """The judges of the tournament: those of `config.judges`, an oracle, and one held apart.
+
+  Raises:
+    UserError: if one is unknown, named twice, or weighs groups while a policy trains.
+  """
+  known = find_judges(config)
+  panel = [judge_name(written) for written in split_judges(config.judges)]
   for name in panel:
-    if name not in NAMES:
+    if name not in known.names:
       raise UserError(
-        f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}; an oracle takes part "
-        'wherever there is one.'
+        f"config.judges='{config.judges}' must be some of {', '.join(NAMES)}, or {WRITTEN}; an "
+        'oracle takes part wherever there is one.'
       )
+    if name in known.combined:
+      check_combination(config, known.combined[name], f"config.judges='{config.judges}'")
+      if known.combined[name].by == MAXMIN:
+        raise UserError(
+          f"config.judges='{config.judges}': '{MAXMIN}' weighs groups while a policy trains; name "
+          'the groups instead, whose win rates the page then has.'
+        )
     if panel.count(name) > 1:
       raise UserError(f"config.judges='{config.judges}' names '{name}' twice; name it once.")
   oracle, apart = ['oracle'] * bool(find_oracle(config)), [HELD_APART] * bool(config.held_apart)
   return [*oracle, *panel, *apart]
+
+
+def check_combination(config: ConfigDict, combination: Combination, field: str) -> None:
+  """Refuses a combination with an oracle where there is none."""
+  if 'oracle' in combination.judges and not find_oracle(config):
+    raise UserError(f'{field}: only the embedded task has an oracle; combine other judges.')
 
 
 def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
@@ -211,25 +239,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
   training = make_training(row, field)
-  if row.judge not in JUDGES:
-    raise UserError(f"{field}.judge='{row.judge}' must be one of {', '.join(JUDGES)}.")
-  if row.judge == 'oracle' and not find_oracle(config):
-    raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
-  if row.feedback not in FEEDBACK:
-    raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
-  payoffs = training.algorithm.payoffs
-  given = {'reward'} if gives_rewards(row.judge) else {'probability', 'log_odds'}
-  if not given.intersection(payoffs):
-    raise UserError(
-      f"{field}.judge='{row.judge}' cannot train '{row.algorithm}', which learns from payoffs "
-      f'of the kind {" or ".join(payoffs)}; use another judge.'
-    )
-  if row.feedback == 'vote' and gives_rewards(row.judge):
-    raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
-  if row.feedback == 'vote' and 'log_odds' in payoffs:
-    raise UserError(
-      f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, which are infinite for a vote."
-    )
+  judge = make_policy_judge(row, field, training, config)
   averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
     raise UserError(
@@ -244,7 +254,6 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
         f"{field}.entries: '{slot}' is not a slot of the algorithm; choose from {known}."
       )
   entries = {name if slot == 'policy' else f'{name}_{slot}': slot for slot in slots}
-  judge = row.judge if needs_judge(training.algorithm) else None
   if row.async_judge and not judge:
     raise UserError(
       f"{field}.async_judge=True: '{row.algorithm}' uses no judge; leave it at False."
@@ -252,6 +261,66 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.async_judge and jax.process_count() > 1:
     raise UserError(f'{field}.async_judge=True works in one process only; leave it at False.')
   return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge)
+
+
+def make_policy_judge(
+  row: ConfigDict, field: str, training: Training, config: ConfigDict
+) -> str | None:
+  """The name of the judge of a policy; None where the algorithm uses none.
+
+  Raises:
+    UserError: if there is no such judge, or it does not go with the algorithm.
+  """
+  known, judge = find_judges(config), judge_name(row.judge)
+  if judge not in (*known.names, 'oracle'):
+    raise UserError(
+      f"{field}.judge='{row.judge}' must be one of {', '.join(JUDGES)}, or {WRITTEN}."
+    )
+  combination = known.combined.get(judge)
+  if combination:
+    check_combination(config, combination, f"{field}.judge='{row.judge}'")
+  if row.judge == 'oracle' and not find_oracle(config):
+    raise UserError(f"{field}.judge='oracle': only the embedded task has one; use 'learned'.")
+  if row.feedback not in FEEDBACK:
+    raise UserError(f"{field}.feedback='{row.feedback}' must be one of {', '.join(FEEDBACK)}.")
+  payoffs = training.algorithm.payoffs
+  given = {'reward'} if gives_rewards(judge) else {'probability', 'log_odds'}
+  if judge in known.external and known.external[judge].rewards:
+    given |= {'reward'}
+  if not given.intersection(payoffs):
+    raise UserError(
+      f"{field}.judge='{row.judge}' cannot train '{row.algorithm}', which learns from payoffs "
+      f'of the kind {" or ".join(payoffs)}; use another judge.'
+    )
+  if row.feedback == 'vote' and 'reward' in given.intersection(payoffs):
+    raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
+  if row.feedback == 'vote' and 'log_odds' in payoffs:
+    raise UserError(
+      f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, which are infinite for a vote."
+    )
+  if not needs_judge(training.algorithm):
+    return None
+  if combination and combination.by == MAXMIN:
+    check_groups(training, row, field)
+  return judge
+
+
+def check_groups(training: Training, row: ConfigDict, field: str) -> None:
+  """Refuses `maxmin` unless all opponents are fixed, and the weights can move with the updates."""
+  rules = training.algorithm.references
+  sides = [] if training.algorithm.right == LEFT else training.algorithm.right
+  slots = {slot for mixture in sides for slot in mixture}
+  fixed = sides and all(slot in rules and rules[slot].kind == 'frozen' for slot in slots)
+  if not fixed or training.algorithm.select is not unchanged:
+    raise UserError(
+      f"{field}.judge='{row.judge}' needs a fixed opponent, because in self-play every group wins "
+      'half of the time, so that the weights of the groups get no signal; use the algorithm '
+      'best_response, whose opponent is the SFT policy.'
+    )
+  if row.async_judge or jax.process_count() > 1:
+    raise UserError(
+      f"{field}.judge='{row.judge}' works in one process, and without {field}.async_judge."
+    )
 
 
 def make_exploiter(config: ConfigDict) -> Training | None:

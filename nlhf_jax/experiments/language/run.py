@@ -21,15 +21,17 @@ from nlhf_jax.experiments.stages import (
   make_policy_steps,
   make_rollout,
 )
+from nlhf_jax.judges.combined import MAXMIN, combine_judges
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
 from nlhf_jax.judges.kinds import ExternalJudge
-from nlhf_jax.judges.registry import EXTERNAL, STAGES, gives_rewards
+from nlhf_jax.judges.registry import STAGES, gives_rewards
 from nlhf_jax.judges.unfinished import unfinished_costs, unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.divergence import require_verdicts
+from nlhf_jax.training.group_weights import Groups
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
 
@@ -46,20 +48,14 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
   with recorded_usage(workdir, external) as accounts:
     reference = fine_tune(experiment)
-    judges = make_judges(experiment, reference, external)
+    judges, rewards = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
-    panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
-    if experiment.unfinished_loses:
-      stop = experiment.corpus.tokenizer.eos_token_id
-      panel = {name: unfinished_loses(judge, stop) for name, judge in panel.items()}
-      judges = {
-        name: (unfinished_costs if gives_rewards(name) else unfinished_loses)(judge, stop)
-        for name, judge in judges.items()
-      }
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
-      steps = make_policy_steps(experiment, policy, judges.get(policy.judge))
+      learns_rewards = 'reward' in policy.training.algorithm.payoffs and policy.judge in rewards
+      judge = (rewards if learns_rewards else judges).get(policy.judge)
+      steps = make_policy_steps(experiment, policy, judge)
       data = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
       examples = make_batches(data, policy.training, experiment.seed)
       stage, trains = experiment.stages[name], experiment.model.trains
@@ -101,22 +97,40 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
 
 def make_judges(
   experiment: LanguageExperiment, reference: Params, external: Mapping[str, ExternalJudge]
-) -> dict[str, Judge]:
-  """Name -> judge: external judges, the oracle if there is one, and trained judges."""
+) -> tuple[dict[str, Judge | Groups], dict[str, Judge]]:
+  """Name -> judge P - 1/2, and name -> judge r - r' of those that give rewards.
+
+  They are external judges, the oracle if there is one, trained judges, and combinations.
+  """
   tokenizer = experiment.corpus.tokenizer
   judges = {name: judge.make_judge(tokenizer) for name, judge in external.items()}
+  rewards = {
+    name: judge.make_rewards(tokenizer) for name, judge in external.items() if judge.make_rewards
+  }
   if experiment.corpus.oracle:
     judges['oracle'] = judge_from_texts(experiment.corpus.oracle, tokenizer)
   for name, stage in STAGES.items():
     if stage in experiment.judges:
       network = make_judge_network(experiment, stage)
-      judges[name] = network.judge(train_judge(experiment, stage, reference))
+      judge = network.judge(train_judge(experiment, stage, reference))
+      judges[name] = bradley_terry_judge(judge) if gives_rewards(name) else judge
+      rewards |= {name: judge} if gives_rewards(name) else {}
   if experiment.held_apart:
     network = make_judge_network(experiment, 'held_apart')
     judges['held_apart'] = network.probability_judge(
       train_judge(experiment, 'held_apart', reference)
     )
-  return judges
+  if experiment.unfinished_loses:
+    stop = tokenizer.eos_token_id
+    judges = {name: unfinished_loses(judge, stop) for name, judge in judges.items()}
+    rewards = {name: unfinished_costs(judge, stop) for name, judge in rewards.items()}
+  for name, combination in experiment.combined.items():
+    parts = {part: judges[part] for part in combination.judges}
+    if combination.by == MAXMIN:
+      judges[name] = Groups(parts, combination.parameter)
+    else:
+      judges[name] = combine_judges(list(parts.values()), combination.rule)
+  return judges, rewards
 
 
 def make_evaluate(
@@ -129,7 +143,7 @@ def make_evaluate(
   """
   last = list(panel)[-1]
   measured = {
-    name: judge if name in EXTERNAL else require_verdicts(judge)
+    name: judge if experiment.may_abstain(name) else require_verdicts(judge)
     for name, judge in panel.items()
     if name == last or (experiment.held_apart and name in STAGES)
   }

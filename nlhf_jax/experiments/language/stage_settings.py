@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.judge_config import external_settings
+from nlhf_jax.experiments.judge_config import find_judges, judge_name, judge_settings
 from nlhf_jax.experiments.specs import Policy, entry_slots
-from nlhf_jax.judges.registry import EXTERNAL, STAGES
+from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.storage.hub import fingerprint
 
 
@@ -34,16 +34,22 @@ def stage_settings(
   if config.model.hf:
     shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}
-  for model in stages_of_judges({*panel, *(policy.judge for policy in policies.values())}):
+  known = find_judges(config)
+  used = known.members({*panel, *(policy.judge for policy in policies.values())})
+  for model in stages_of_judges(used):
     settings[model] = settings['sft'] | {model: plain[model]}
   if config.held_apart:
     section = STAGES[config.held_apart]
     settings['held_apart'] = settings['sft'] | {'held_apart': {section: plain[section]}}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
-    settings[name] = settings[STAGES.get(policy.judge, 'sft')] | {'policy': row}
-    if policy.judge in EXTERNAL:
-      settings[name] |= {policy.judge: external_settings(config, policy.judge)}
+    row['judge'] = judge_name(row['judge'])  # a function counts, not its location
+    settings[name] = {**settings['sft']}
+    for model in stages_of_judges(known.members({policy.judge})):
+      settings[name] |= settings[model]
+    settings[name] |= {'policy': row}
+    if policy.judge in known.external or policy.judge in known.combined:
+      settings[name] |= judge_settings(config, [policy.judge], trained_settings(settings))
     if policy.judge:
       settings[name] |= {'unfinished': config.unfinished}
   compared = panel_settings(config, panel, settings)
@@ -61,10 +67,13 @@ def panel_settings(
   config: ConfigDict, panel: Sequence[str], settings: Mapping[str, dict]
 ) -> dict[str, object]:
   """Judge of the tournament -> the settings that determine its preferences."""
-  trained = {
-    judge: settings[STAGES.get(judge, judge)] for judge in panel if judge in (*STAGES, 'held_apart')
-  }
-  return trained | {judge: external_settings(config, judge) for judge in panel if judge in EXTERNAL}
+  return judge_settings(config, panel, trained_settings(settings))
+
+
+def trained_settings(settings: Mapping[str, dict]) -> dict[str, dict]:
+  """Judge -> the settings of the stage that trains it."""
+  stages = {**STAGES, 'held_apart': 'held_apart'}
+  return {judge: settings[stage] for judge, stage in stages.items() if stage in settings}
 
 
 def exploiter_settings(

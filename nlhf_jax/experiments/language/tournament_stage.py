@@ -216,6 +216,7 @@ def print_tables(results: Mapping) -> None:
       round_about = ' > '.join([*cycle['policies'], cycle['policies'][0]])
       sure = '' if cycle['significant'] else ', not significant'
       print(f'  a cycle: {round_about}, its weakest link {cycle["weakest"]:.3f}{sure}')
+  print_by_judge(results)
   for name, ranked in results['ranking'].items():
     cells = [
       [
@@ -231,6 +232,26 @@ def print_tables(results: Mapping) -> None:
     print(as_text(title, [row['policy'] for row in ranked], heads, cells))
     if not results['lottery_is_unique'][name]:
       print('  The maximal lottery is not unique; this is the one of the largest entropy.')
+
+
+def print_by_judge(results: Mapping) -> None:
+  """Prints the win rates against the first policy under each of several judges."""
+  found = results.get('by_judge')
+  if not found:
+    return
+  judges = list(next(iter(found.values()))['judges'])
+  cells = [
+    [
+      *(
+        f'{rate["win_rate"]:.3f} [{rate["low"]:.3f}, {rate["high"]:.3f}]'
+        for rate in row['judges'].values()
+      ),
+      row['worst'],
+    ]
+    for row in found.values()
+  ]
+  title = f'\nWin rate over {results["policies"][0]} by judge:'
+  print(formatting.format_text(title, list(found), [*judges, 'worst under'], cells))
 
 
 def print_exploiters(found: Mapping) -> None:

@@ -80,6 +80,28 @@ function exploiters() {
           })))))));
 }
 
+// Under every judge, or group of raters, the win rate against the first policy.
+function byJudge() {
+  const found = Object.entries(results.by_judge || {});
+  if (!found.length) return;
+  const names = ordered(found[0][1].judges);
+  const show = (row, judge) => {
+    const rate = row.judges[judge];
+    const text = [fixed(rate.win_rate, 3),
+      el('span', {class: 'unit'}, `${fixed(rate.low, 3)} to ${fixed(rate.high, 3)}`)];
+    return el('td', {class: 'number'}, judge === row.worst ? el('strong', null, text) : text);
+  };
+  section('by-judge', 'By judge', 'Win rates by judge',
+    `How often each policy beats ${policies[0]} under each judge or group of raters, with ${sure} ` +
+    'intervals; in bold, the judge under which it wins least often.',
+    el('div', {class: 'scroll', role: 'group', 'aria-label': 'Win rates by judge'},
+      el('table', {class: 'list'},
+        el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Policy'),
+          names.map((judge) => el('th', {scope: 'col', class: 'number'}, title(judge))))),
+        el('tbody', null, found.map(([policy, row]) => el('tr', null,
+          el('th', {scope: 'row'}, code(policy)), names.map((judge) => show(row, judge))))))));
+}
+
 function tint(style, i, n) {
   if (style === 'none') return 'var(--line)';
   const share = n < 2 ? 100 : 100 - 60 * i / (n - 1);

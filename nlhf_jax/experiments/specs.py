@@ -177,7 +177,19 @@ class RunPolicy(NamedTuple):
   policy: str
 
 
-Entry = FiledResponses | PretrainedModel | RunPolicy
+class BestOf(NamedTuple):
+  """The best of n responses of a model, selected by a judge.
+
+  `rule` is one of `games.best_of_n.RULES`.
+  """
+
+  n: int
+  base: PretrainedModel | RunPolicy
+  judge: str
+  rule: str
+
+
+Entry = FiledResponses | PretrainedModel | RunPolicy | BestOf
 
 
 class EvaluateExperiment(NamedTuple):
@@ -189,7 +201,8 @@ class EvaluateExperiment(NamedTuple):
     entries: name -> policy.
     prompts: of the tournament; every file of responses has a response to each. Without any there
       is no tournament.
-    judges: name -> digest of everything that determines the judge's preferences.
+    judges: of the tournament: name -> digest of everything that determines the preferences.
+    selectors: the same for the judges that select responses of `BestOf` entries.
     trained: the experiment that trains the learned judges, if there are any.
     oracle: of the embedded task, if the data are its.
     external: name -> factory of an external judge.
@@ -207,6 +220,7 @@ class EvaluateExperiment(NamedTuple):
   entries: Mapping[str, Entry]
   prompts: Sequence[str]
   judges: Mapping[str, str]
+  selectors: Mapping[str, str]
   trained: LanguageExperiment | None
   oracle: Oracle | None
   external: Mapping[str, Callable[[], ExternalJudge]]

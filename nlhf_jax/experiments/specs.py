@@ -150,6 +150,8 @@ class LanguageExperiment(NamedTuple):
   exploiter_wins: str  # the file, in an exploiter's folder, of its win rates under this panel
   tournament_prompts: int
   tournament_batch: int  # prompts responded to at once
+  best_of: int  # responses of SFT, of which the tournament has the best; 0 for no such entry
+  best_of_judge: str  # which selects it
   filters: Filters
   external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
   curve_prompts: int  # held-out prompts that learning curves are measured on

@@ -59,7 +59,7 @@ def test_best_of_four_beats_the_model(config_of, model, tmp_path, monkeypatch, c
   assert results['tables'].keys() == {'lengths'}
   rates = np.array(results['tables']['lengths']['win_rate'])[:, 0]
   assert rates[1] > rates[3] > rates[2]
-  assert rates[1] > 0.7 > 0.3 > rates[2]
+  assert rates[1] > 0.6 > 0.45 > rates[2]
   best = results['best_of']
   assert best['long'] | {'kl': 0} == {
     'n': 4,

@@ -49,6 +49,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   """
   check(evaluate_sections(config))
   section = config.tournament
+  if section.best_of:
+    raise UserError(
+      f'config.tournament.best_of={section.best_of} is for runs that train; name an entry '
+      f'best_of({section.best_of}, DIR, judge={section.best_of_judge}) in {FIELD}.'
+    )
   if config.policies:
     raise UserError('config.policies must be empty: an evaluation trains nothing but judges.')
   benchmarks = make_benchmarks({benchmark: config[benchmark].to_dict() for benchmark in BENCHMARKS})

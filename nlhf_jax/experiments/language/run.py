@@ -47,11 +47,12 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
   with recorded_usage(workdir, external) as accounts:
     reference = fine_tune(experiment)
     judges = make_judges(experiment, reference, external)
-    panel = {name: judges[name] for name in experiment.panel}
-    panel |= {name: bradley_terry_judge(panel[name]) for name in panel if gives_rewards(name)}
+    panel = {name: comparing_judge(experiment, judges, name) for name in experiment.panel}
+    select = None
+    if experiment.best_of:
+      select = comparing_judge(experiment, judges, experiment.best_of_judge)
     if experiment.unfinished_loses:
       stop = experiment.corpus.tokenizer.eos_token_id
-      panel = {name: unfinished_loses(judge, stop) for name, judge in panel.items()}
       judges = {
         name: (unfinished_costs if gives_rewards(name) else unfinished_loses)(judge, stop)
         for name, judge in judges.items()
@@ -65,11 +66,21 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       stage, trains = experiment.stages[name], experiment.model.trains
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
-    samples = run_tournament(experiment, entries, panel)
+    samples = run_tournament(experiment, entries, panel, select)
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   results = publish(experiment, workdir, samples, exploited, accounts)
   print_usage(accounts)
   return results
+
+
+def comparing_judge(
+  experiment: LanguageExperiment, judges: Mapping[str, Judge], name: str
+) -> Judge:
+  """A judge of `make_judges` as the tournament uses it: of probabilities, whatever it gives."""
+  judge = bradley_terry_judge(judges[name]) if gives_rewards(name) else judges[name]
+  if experiment.unfinished_loses:
+    judge = unfinished_loses(judge, experiment.corpus.tokenizer.eos_token_id)
+  return judge
 
 
 def fine_tune(experiment: LanguageExperiment) -> Params:

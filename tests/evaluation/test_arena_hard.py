@@ -1,11 +1,11 @@
-"""Arena-Hard: small files in the published layout, verdicts, figures, and runs with a fake judge."""
+"""Arena-Hard: small files in the published layout, verdicts, figures, a made-up judge."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
 
+from nlhf_jax import command
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import arena_hard
 from nlhf_jax.evaluation.benchmarks import arena_hard_scores as scores
@@ -249,8 +249,5 @@ def test_settings_are_explained(changes, message, section, tmp_path, monkeypatch
     arena_hard.make(section | changes)
 
 
-def test_section_of_the_config_is_complete(tmp_path):
-  from nlhf_jax import command
-
+def test_section_of_the_config_is_complete():
   assert command.load_config('evaluate').arena_hard.to_dict() == EMPTY
-  json.dumps(QUESTIONS)

@@ -196,7 +196,11 @@ def get_config(source='synthetic'):
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),
       tournament=dict(
-        prompts=1_024, batch=1_024, filters=dict(temperature=1.0, top_k=0, top_p=1.0)
+        prompts=1_024,
+        batch=1_024,
+        filters=dict(temperature=1.0, top_k=0, top_p=1.0),
+        best_of=0,  # the best of this many responses of SFT competes, too; 0: it does not
+        best_of_judge='learned',  # selects it; should be another judge than the one that scores
       ),
     ),
     sort_keys=False,

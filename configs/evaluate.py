@@ -41,6 +41,15 @@ def get_config(source='file'):
       reading='last',
     )
   )
+  # Arena-Hard's files; the judge is the language model of the section `remote`.
+  config.arena_hard = ConfigDict(
+    dict(
+      questions='',
+      baselines='',  # answers of the baseline: FILE, or CATEGORY=FILE,CATEGORY=FILE
+      judge_prompts='',  # like FastChat's; named as the category, or default
+      judgments='',  # published model_judgment files or folders, whose figures are shown, too
+    )
+  )
   # The lm-evaluation-harness: tasks, groups such as openllm, or YAML files, separated by commas.
   config.harness = ConfigDict(
     dict(

@@ -241,7 +241,9 @@ def test_commands_of_the_readme_and_programs_run(tmp_path):
   (program,) = blocks(README, 'python')
   (tmp_path / 'program.py').write_text(f"batches_of_texts = [['say red', 'tell 1']] * 2\n{program}")
   run('program.py')
-  (game,) = blocks(ROOT / 'docs' / 'guides' / 'matrix_games.md', 'python')
+  game, others = blocks(ROOT / 'docs' / 'guides' / 'matrix_games.md', 'python')
+  (tmp_path / 'others.py').write_text(others)
+  run('others.py')
   (tmp_path / 'game.py').write_text(game)
   assert 2e-5 < float(run('game.py')) < 4e-5
 

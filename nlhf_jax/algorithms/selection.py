@@ -4,7 +4,6 @@ The mean payoff of a response is averaged over the right side: u(y) = P(y > oppo
 """
 
 from collections.abc import Callable
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.algorithms.described import described
 from nlhf_jax.errors import UserError
-from nlhf_jax.ranges import Range
+from nlhf_jax.games import payoff_maps
 from nlhf_jax.structs import Comparison, Responses
 
 Select = Callable[[Comparison, Array], Comparison]
@@ -168,37 +167,38 @@ def choose_one(comparison: Comparison, key: Array) -> Comparison:
   return comparison._replace(payoff=chance - 1 / comparison.payoff.shape[1])
 
 
-def log_odds(probability: Float[Array, '...']) -> Float[Array, '...']:
-  """log P / (1 - P), with P cut to [1e-4, 1 - 1e-4]: at most 9.2."""
-  probability = jnp.clip(probability, 1e-4, 1 - 1e-4)
-  return jnp.log(probability) - jnp.log1p(-probability)
+@described
+def map_payoff(name: str) -> Select:
+  """Replaces P = payoff + 1/2 by (psi(P) - psi(1 - P)) / 2, with psi from `PAYOFF_MAPS`."""
+  return lambda comparison, key: comparison._replace(
+    payoff=payoff_maps.map_odd_part(name, comparison.payoff)
+  )
 
 
-# Maps of win probabilities, of which a selection takes the odd part.
-PAYOFF_MAPS = {
-  'identity': lambda probability: probability,
-  'log_odds': log_odds,
-  'sign': lambda probability: jnp.sign(probability - 0.5),
-  'square': jnp.square,
-  'log': lambda probability: jnp.log(jnp.maximum(probability, 1e-4)),
-}
-PayoffMap = Annotated[str, Range(f'one of {", ".join(PAYOFF_MAPS)}', PAYOFF_MAPS.__contains__)]
+# Comparison -> how alike the responses of each pair are, in [0, 1] and symmetric.
+Similarity = Callable[[Comparison], Float[Array, 'B K J']]
+
+
+def token_overlap(comparison: Comparison) -> Float[Array, 'B K J']:
+  """The cosine between the counts of the tokens of two responses; 0 for an empty response."""
+
+  def products(one, other):
+    equal = one.tokens[:, :, None, :, None] == other.tokens[:, None, :, None, :]
+    kept = one.mask[:, :, None, :, None] & other.mask[:, None, :, None, :]
+    return jnp.sum(equal & kept, axis=(3, 4), dtype=jnp.float32)
+
+  left, right = comparison.left, comparison.right
+  squared = [jnp.diagonal(products(side, side), axis1=1, axis2=2) for side in (left, right)]
+  norms = jnp.sqrt(squared[0][:, :, None] * squared[1][:, None, :])
+  return products(left, right) / jnp.maximum(norms, 1)
 
 
 @described
-def map_payoff(name: str) -> Select:
-  """Replaces P = payoff + 1/2 by (psi(P) - psi(1 - P)) / 2, with psi from `PAYOFF_MAPS`.
-
-  The odd part of psi, so that the payoff stays antisymmetric, and what is played a game.
-  """
-  psi = PAYOFF_MAPS[name]
-
-  def select(comparison, key):
-    del key
-    payoff = (psi(0.5 + comparison.payoff) - psi(0.5 - comparison.payoff)) / 2
-    return comparison._replace(payoff=payoff)
-
-  return select
+def gate_payoff(similarity: Similarity) -> Select:
+  """Multiplies payoffs by 1 - similarity, the semantic gate of S-SPPO (arXiv 2606.01561)."""
+  return lambda comparison, key: comparison._replace(
+    payoff=payoff_maps.gate(comparison.payoff, similarity(comparison))
+  )
 
 
 def pair_with_best(comparison: Comparison, key: Array) -> Comparison:
@@ -254,7 +254,7 @@ def add_mismatches(comparison: Comparison, key: Array) -> Comparison:
 def payoff_to_log_odds(comparison: Comparison, key: Array) -> Comparison:
   """Replaces payoffs by log-odds, log P(y > y') / P(y' > y), cut to 9.2 (P = .9999)."""
   del key
-  return comparison._replace(payoff=log_odds(comparison.payoff + 0.5))
+  return comparison._replace(payoff=payoff_maps.log_odds(comparison.payoff + 0.5))
 
 
 @described

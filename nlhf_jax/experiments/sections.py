@@ -55,10 +55,11 @@ class TrainingSettings(NamedTuple):
 
 
 class TournamentSettings(NamedTuple):
-  """The number of prompts of the tournament, and how many of them are sampled at once."""
+  """The prompts of the tournament, how many are sampled at once, and the responses of best of n."""
 
   prompts: AtLeastOne
   batch: AtLeastOne
+  best_of: Count
 
 
 class CurveSettings(NamedTuple):

@@ -151,6 +151,8 @@ class LanguageExperiment(NamedTuple):
   exploiter_wins: str  # the file, in an exploiter's folder, of its win rates under this panel
   tournament_prompts: int
   tournament_batch: int  # prompts responded to at once
+  best_of: int  # responses of SFT, of which the tournament has the best; 0 for no such entry
+  best_of_judge: str  # which selects it
   filters: Filters
   external: Mapping[str, Callable[[], ExternalJudge]]  # those that are used
   combined: Mapping[str, Combination]
@@ -184,7 +186,19 @@ class RunPolicy(NamedTuple):
   policy: str
 
 
-Entry = FiledResponses | PretrainedModel | RunPolicy
+class BestOf(NamedTuple):
+  """The best of n responses of a model, selected by a judge.
+
+  `rule` is one of `games.best_of_n.RULES`.
+  """
+
+  n: int
+  base: PretrainedModel | RunPolicy
+  judge: str
+  rule: str
+
+
+Entry = FiledResponses | PretrainedModel | RunPolicy | BestOf
 
 
 class EvaluateExperiment(NamedTuple):
@@ -196,7 +210,8 @@ class EvaluateExperiment(NamedTuple):
     entries: name -> policy.
     prompts: of the tournament; every file of responses has a response to each. Without any there
       is no tournament.
-    judges: name -> digest of everything that determines the judge's preferences.
+    judges: of the tournament: name -> digest of everything that determines the preferences.
+    selectors: the same for the judges that select responses of `BestOf` entries.
     trained: the experiment that trains the learned judges, if there are any.
     oracle: of the embedded task, if the data are its.
     external: name -> factory of an external judge.
@@ -216,6 +231,7 @@ class EvaluateExperiment(NamedTuple):
   entries: Mapping[str, Entry]
   prompts: Sequence[str]
   judges: Mapping[str, str]
+  selectors: Mapping[str, str]
   trained: LanguageExperiment | None
   oracle: Oracle | None
   external: Mapping[str, Callable[[], ExternalJudge]]

@@ -23,6 +23,7 @@ from nlhf_jax.algorithms.selection import (
   split_pairs,
   subtract_constant,
   subtract_log_partition,
+  token_overlap,
   unchanged,
 )
 from nlhf_jax.errors import UserError
@@ -115,6 +116,18 @@ def test_pair_with_best_ranks_candidates_among_themselves():
   assert_are(pair.left, [[3]])
   assert_are(pair.right, [[6]])
   np.testing.assert_allclose(pair.payoff, [[[0.2 - 0.3]]], rtol=1e-6)
+
+
+def test_token_overlap_is_the_cosine_of_counts():
+  tokens = np.array([[[1, 2, 2], [2, 2, 1], [3, 4, 9], [1, 3, 9], [9, 9, 9]]])
+  mask = np.array([[[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 0], [0, 0, 0]]], bool)
+  side = Responses(jnp.asarray(tokens), jnp.asarray(mask))
+  found = token_overlap(Comparison(None, side, side, None))[0]
+  part = 1 / 10**0.5
+  rows = [[1, 1, 0, part, 0], [1, 1, 0, part, 0], [0, 0, 1, 0.5, 0], [part, part, 0.5, 1, 0]]
+  np.testing.assert_allclose(found, [*rows, [0] * 5], rtol=0, atol=1e-6)
+  one = jax.tree.map(lambda leaf: leaf[:, :2], side)
+  np.testing.assert_array_equal(token_overlap(Comparison(None, one, side, None))[0], found[:2])
 
 
 def test_split_pairs_gives_a_winner_and_loser():

@@ -15,7 +15,7 @@ from scipy.special import log_softmax, softmax
 
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.algorithm import Algorithm
-from nlhf_jax.algorithms.selection import standardise, unchanged
+from nlhf_jax.algorithms.selection import chain, gate_payoff, standardise, unchanged
 from nlhf_jax.structs import Comparison, Responses, Scores
 from tests.laws import exact, theory
 from tests.laws.exact import natural
@@ -271,6 +271,38 @@ def test_the_odd_part_of_a_square_is_played():
   find = rest(catalogue.psi_self_play(0.02, 'square'), natural(0.5), 20000)
   expected = (0.3244556852, 0.3244556852, 0.3244556852, 0.0266329445)
   np.testing.assert_allclose(find(preference, np.full(4, 0.25)), expected, rtol=0, atol=6e-10)
+
+
+# --- The semantic gate of S-SPPO ---
+
+SIMILAR = np.array([[1, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 1]])
+
+
+def alike(comparison):
+  """How alike two actions of the cycle are."""
+  return jnp.asarray(SIMILAR)[comparison.left.tokens, comparison.right.tokens.swapaxes(1, 2)]
+
+
+def test_the_semantic_gate_rests_at_another_equilibrium():
+  preference, mu = GAMES['cycle']
+  gated = catalogue.self_play(0.1)._replace(select=gate_payoff(alike))
+  found = rest(gated, natural(0.3))(preference, mu)
+  expected = (0.3193781093, 0.3283583786, 0.3522635121)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=6e-11)
+
+
+def test_a_gated_round_is_that_of_the_gated_game():
+  preference, mu = GAMES['cycle']
+  plain, gated = (make(2.0, 2, 10**9, 0.5) for make in (catalogue.sppo, catalogue.sppo_gated))
+  by_table = gated._replace(select=chain(gate_payoff(alike), plain.select))
+  find = rest(plain, natural(0.1), 3000)
+  weaker = find(0.5 + (1 - SIMILAR) * (preference - 0.5), mu)
+  found = rest(by_table, natural(0.1), 3000)(preference, mu)
+  np.testing.assert_allclose(found, weaker, rtol=0, atol=1e-9)
+  # Two actions of one token have no token in common.
+  ungated = find(preference, mu)
+  np.testing.assert_allclose(rest(gated, natural(0.1), 3000)(preference, mu), ungated, atol=1e-9)
+  assert abs(found - ungated).max() > 0.01
 
 
 # --- Nash rejection sampling ---

@@ -175,6 +175,7 @@ def test_ipo_per_token_scales_with_length():
 ELSEWHERE = {
   'preference_model': 'test_offline_algorithms.py',
   'sppo_estimated': 'test_rounds.py',
+  'sppo_gated': 'test_further_methods.py',
   'gpo': 'test_rounds.py',
   'rso_hinge': 'test_rejection.py',
   'apo_zero': 'test_further_methods.py',

@@ -66,6 +66,7 @@ from nlhf_jax.algorithms.catalogue.rounds import (
   spin,
   sppo,
   sppo_estimated,
+  sppo_gated,
   sppo_pair,
 )
 
@@ -99,7 +100,8 @@ ALGORITHMS = {
     *(nash_md_pg, self_play, best_response, rlhf_pg, nash_ema_pg, spo, mpo, nash_prox),
     *(nash_md_group, self_play_group, standardised_self_play, psi_self_play),
     *(nash_rejection, best_of_k),
-    *(spin, sppo, sppo_estimated, sppo_pair, gpo, rspo, rebel, dno, inpo, comal, mnpo, onpo, omwu),
+    *(spin, sppo, sppo_estimated, sppo_pair, sppo_gated, gpo, rspo, rebel, dno, inpo, comal),
+    *(mnpo, onpo, omwu),
     *(online_dpo, online_ipo, ipo_md, xpo, egpo, oelhf, chi_self_play),
   )
 }

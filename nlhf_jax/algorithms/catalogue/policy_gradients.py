@@ -4,13 +4,13 @@ from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, SNAPSHOT, Alg
 from nlhf_jax.algorithms.losses import policy_gradient
 from nlhf_jax.algorithms.references import ema, frozen, history, snapshot
 from nlhf_jax.algorithms.selection import (
-  PayoffMap,
   choose_one,
   leave_out_self,
   map_payoff,
   standardise,
   weigh_by_strength,
 )
+from nlhf_jax.games.payoff_maps import PayoffMap
 from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Fraction, NonNegative, Positive
 
 

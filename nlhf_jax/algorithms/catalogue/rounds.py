@@ -19,12 +19,14 @@ from nlhf_jax.algorithms.selection import (
   best_against_worst,
   best_and_worst,
   chain,
+  gate_payoff,
   pair_by_mean_payoff,
   pair_by_predicted_payoff,
   payoff_to_log_odds,
   split_pairs,
   subtract_constant,
   subtract_log_partition,
+  token_overlap,
 )
 from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Fraction, NonNegative, Positive
 
@@ -63,6 +65,18 @@ def sppo_pair(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorith
   """
   select = chain(best_against_worst, split_pairs)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
+
+
+def sppo_gated(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction) -> Algorithm:
+  """SPPO with the semantic gate of S-SPPO: payoffs times 1 - similarity (arXiv 2606.01561).
+
+  Win rates of two responses come nearer to 1/2 the more alike they are. The paper's embedding is
+  not published: here similarity is the cosine between the counts of tokens. The gate is symmetric,
+  so that a game is played, with a lottery of its own; the paper's repulsion of hidden states is
+  left out.
+  """
+  algorithm = sppo(eta, samples, every, log_z)
+  return algorithm._replace(select=chain(gate_payoff(token_overlap), algorithm.select))
 
 
 def gpo(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:

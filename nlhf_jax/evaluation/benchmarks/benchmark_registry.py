@@ -3,13 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nlhf_jax.evaluation.benchmarks import agreement, alpaca_eval, harness, mt_bench
+from nlhf_jax.evaluation.benchmarks import (
+  agreement,
+  alpaca_eval,
+  arena_hard,
+  harness,
+  mt_bench,
+)
 from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark
 
 # `make(section)` returns the benchmark, or None if the section requests nothing.
 BENCHMARKS = {
   'alpaca_eval': alpaca_eval.make,
   'mt_bench': mt_bench.make,
+  'arena_hard': arena_hard.make,
   'harness': harness.make,
   'agreement': agreement.make,
 }

@@ -10,10 +10,12 @@ from tqdm import tqdm
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval
 from nlhf_jax.evaluation.benchmarks.benchmark import EvaluatedPolicy
+from nlhf_jax.evaluation.best_of_responses import Compare, Selection
 from nlhf_jax.evaluation.generation import LoadedModel, Respond, make_respond
 from nlhf_jax.evaluation.response_files import FiledResponses
+from nlhf_jax.experiments.evaluate.best_of_entries import respond_with_best
 from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
-from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, PretrainedModel
+from nlhf_jax.experiments.specs import BestOf, Entry, EvaluateExperiment, PretrainedModel
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 
@@ -45,6 +47,8 @@ def make_policy(experiment: EvaluateExperiment, name: str, folder: Path) -> Eval
   common = {'batch': experiment.batch, 'seed': experiment.seed}
   if isinstance(entry, FiledResponses):
     return EvaluatedPolicy(name, annotations=entry.annotations, **common)
+  if isinstance(entry, BestOf):
+    entry = entry.base
   read = functools.cache(lambda: make_model(entry))
   key = policy_key(experiment, entry)
   respond = cached_respond(experiment, name, key, read, folder)
@@ -113,17 +117,32 @@ def _is_batch(row) -> bool:
 
 
 def respond_to_prompts(
-  experiment: EvaluateExperiment, policy: EvaluatedPolicy, folder: Path
-) -> EvaluatedPolicy:
-  """The policy with its responses to the prompts, which are written to `model_outputs.json`."""
-  entry, prompts = experiment.entries[policy.name], experiment.prompts
+  experiment: EvaluateExperiment, policy: EvaluatedPolicy, compare: Compare | None, folder: Path
+) -> tuple[EvaluatedPolicy, Selection | None]:
+  """The policy with its responses to the prompts, which are written to `model_outputs.json`.
+
+  Args:
+    experiment: its entry of the policy's name, its prompts and filters.
+    policy: without responses yet.
+    compare: the judge that selects, of a `BestOf` entry; such an entry has no answers to anything
+      but these prompts, and loses its functions.
+    folder: of the policy.
+
+  Returns:
+    The policy, and how its responses were selected, if they were.
+  """
+  entry, prompts, selection = experiment.entries[policy.name], experiment.prompts, None
+  temperature = experiment.filters.temperature
   if isinstance(entry, FiledResponses):
     texts = [entry.responses[prompt] for prompt in prompts]
+  elif isinstance(entry, BestOf):
+    selection = respond_with_best(entry, policy, compare, list(prompts), temperature)
+    texts, policy = selection.responses, policy._replace(respond=None, load=None)
   else:
     conversations = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
-    texts = list(policy.respond(conversations, experiment.filters.temperature, 0))
+    texts = list(policy.respond(conversations, temperature, 0))
   known = {row['instruction']: row for row in experiment.references}
   questions = [known.get(prompt, {'instruction': prompt}) for prompt in prompts]
   outputs = alpaca_eval.make_outputs(questions, texts, policy.name)
   alpaca_eval.write(folder / 'model_outputs.json', outputs)
-  return policy._replace(responses=dict(zip(prompts, texts, strict=True)))
+  return policy._replace(responses=dict(zip(prompts, texts, strict=True))), selection

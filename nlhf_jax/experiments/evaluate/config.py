@@ -14,6 +14,7 @@ from nlhf_jax.evaluation.benchmarks.benchmark import Benchmark, find_references
 from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
 from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.data_config import find_oracle
+from nlhf_jax.experiments.evaluate.best_of_entries import selecting_judges
 from nlhf_jax.experiments.evaluate.entries import FIELD, make_entries
 from nlhf_jax.experiments.judge_config import (
   external_settings,
@@ -22,7 +23,7 @@ from nlhf_jax.experiments.judge_config import (
 )
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.sections import Section, check, language_sections
-from nlhf_jax.experiments.specs import Entry, EvaluateExperiment, LanguageExperiment
+from nlhf_jax.experiments.specs import BestOf, Entry, EvaluateExperiment, LanguageExperiment
 from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import configure_chat_client, require_model
 from nlhf_jax.ranges import AtLeastOne, BelowOne, Count
@@ -52,6 +53,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
   """
   check(evaluate_sections(config))
   section = config.tournament
+  if section.best_of:
+    raise UserError(
+      f'config.tournament.best_of={section.best_of} is for runs that train; name an entry '
+      f'best_of({section.best_of}, DIR, judge={section.best_of_judge}) in {FIELD}.'
+    )
   if config.policies:
     raise UserError('config.policies must be empty: an evaluation trains nothing but judges.')
   benchmarks = make_benchmarks({benchmark: config[benchmark].to_dict() for benchmark in BENCHMARKS})
@@ -63,6 +69,12 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
       'leave it at 0.'
     )
   prompts = limit_prompts(make_prompts(config, entries, benchmarks), section.prompts)
+  selectors = selecting_judges(entries)
+  if selectors and not prompts:
+    raise UserError(
+      f'{FIELD}: best_of selects responses to the prompts of a tournament, and there are none; '
+      'name a file in config.prompts.path.'
+    )
   check_generators(benchmarks, entries)
   judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]
   panel, known = make_judges(config) if prompts or judging else [], find_judges(config)
@@ -73,7 +85,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
       f'config.judges is empty, but config.{lacking[0]} evaluates judges; name some, as '
       'learned,pairrm.'
     )
-  trained = make_trained(config, judges, name, folder)
+  used = list(dict.fromkeys([*judges, *selectors]))
+  trained = make_trained(config, used, name, folder)
   chat = any(benchmark.needs_chat_judge for benchmark in benchmarks)
   if chat:
     require_model(config.remote.to_dict())
@@ -86,10 +99,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     entries=entries,
     prompts=prompts,
     judges={judge: judge_digest(config, judge, trained) for judge in judges},
+    selectors={judge: judge_digest(config, judge, trained) for judge in selectors},
     trained=trained,
     oracle=find_oracle(config),
     external={
-      judge: make_external(config, judge, folder) for judge in judges if judge in known.external
+      judge: make_external(config, judge, folder) for judge in used if judge in known.external
     },
     panel=panel,
     combined=known.combined,
@@ -112,12 +126,13 @@ def evaluate_sections(config: ConfigDict) -> Iterator[Section]:
 
 def check_generators(benchmarks: Sequence[Benchmark], entries: Mapping[str, Entry]) -> None:
   """Raises `UserError` if fewer entries can generate answers than a benchmark needs."""
-  count = sum(not isinstance(entry, FiledResponses) for entry in entries.values())
+  count = sum(not isinstance(entry, FiledResponses | BestOf) for entry in entries.values())
   for benchmark in benchmarks:
     if count < benchmark.min_generators:
       raise UserError(
         f'config.{benchmark.name}: {count} entries of {FIELD} are models, which can answer its '
-        f'questions (files of responses cannot); name at least {benchmark.min_generators}.'
+        'questions (files of responses cannot, nor can best_of); name at least '
+        f'{benchmark.min_generators}.'
       )
 
 

@@ -10,9 +10,17 @@ from ml_collections import ConfigDict
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import response_files
+from nlhf_jax.evaluation.response_files import FiledResponses
+from nlhf_jax.experiments.evaluate.best_of_entries import (
+  BestOfCall,
+  check_selecting_judge,
+  parse_best_of,
+  split_entries,
+)
 from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import make_loader, make_numerics
 from nlhf_jax.experiments.specs import (
+  BestOf,
   Entry,
   LanguageExperiment,
   ModelSource,
@@ -45,9 +53,14 @@ def make_entries(
     UserError: if there is none, two have the same name, or one cannot be found or read.
   """
   entries: dict[str, Entry] = {}
-  for item in filter(None, map(str.strip, config.entries.split(','))):
-    name, _, what = ('', '', item) if Path(item).exists() else item.rpartition('=')
-    for label, entry in make_entry(config, name, what, references, folder).items():
+  for item in split_entries(config.entries):
+    found = None if Path(item).exists() else parse_best_of(item, FIELD)
+    if found:
+      what, made = item, make_best_of(config, *found, folder)
+    else:
+      name, _, what = ('', '', item) if Path(item).exists() else item.rpartition('=')
+      made = make_entry(config, name, what, references, folder)
+    for label, entry in made.items():
       label = check_label(label, what)
       if label in entries:
         raise UserError(f"{FIELD}: two are called '{label}'; name one of them, as NAME={what}.")
@@ -57,6 +70,24 @@ def make_entries(
       f'{FIELD} is empty; name models or files of responses, as mine=DIR,theirs=FILE.json.'
     )
   return entries
+
+
+def make_best_of(
+  config: ConfigDict, name: str, call: BestOfCall, folder: Path
+) -> dict[str, BestOf]:
+  """The entry of a call `best_of(...)`, under its name.
+
+  Raises:
+    UserError: if its judge or its model cannot be used.
+  """
+  check_selecting_judge(config, call.judge, FIELD)
+  ((label, base),) = make_entry(config, '', call.what, (), folder).items()
+  if isinstance(base, FiledResponses):
+    raise UserError(
+      f"{FIELD}: best_of({call.n}, {call.what}, ...): '{call.what}' is a file, which has one "
+      'response to a prompt; give a model, or FOLDER:POLICY of a run.'
+    )
+  return {name or f'best_of_{call.n}_{label}': BestOf(call.n, base, call.judge, call.rule)}
 
 
 def check_label(label: str, what: str) -> str:

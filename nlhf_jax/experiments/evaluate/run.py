@@ -15,7 +15,9 @@ from tqdm import tqdm
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
 from nlhf_jax.evaluation.benchmarks.benchmark import EvaluatedPolicy, Judges
-from nlhf_jax.evaluation.judgements import CachedJudge
+from nlhf_jax.evaluation.best_of_responses import Compare, Selection
+from nlhf_jax.evaluation.judgements import CachedJudge, Question
+from nlhf_jax.experiments.evaluate.best_of_entries import describe_best_of, print_best_of
 from nlhf_jax.experiments.evaluate.cached_responses import make_policy, respond_to_prompts
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.judge_stage import (
@@ -26,7 +28,7 @@ from nlhf_jax.experiments.language.judge_stage import (
 )
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.tournament_stage import print_tables
-from nlhf_jax.experiments.specs import EvaluateExperiment
+from nlhf_jax.experiments.specs import BestOf, EvaluateExperiment
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES
@@ -65,6 +67,8 @@ def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
     results, lines = evaluate(experiment, external, chat, workdir)
   results['external_judges'] = accounts
   publish(workdir, results, lines)
+  if 'best_of' in results:
+    print_best_of(results['best_of'], experiment.judges)
   print_usage(accounts)
   return results
 
@@ -90,16 +94,23 @@ def evaluate(
   """The results, and one record per prompt of the tournament."""
   combine = {name: judge.combine for name, judge in external.items()}
   preferences = {name: judge.preference for name, judge in external.items()}
+  pairwise = make_pairwise(experiment, preferences, combine, workdir)
   judges = Judges(
-    make_pairwise(experiment, preferences, combine, workdir),
+    {name: pairwise[name] for name in experiment.panel},
     combine,
     chat.generate if chat else None,
     experiment.chat_judge,
   )
-  policies = collect_responses(experiment, workdir)
+  selectors = {
+    name: make_compare(pairwise[name], judges.combine.get(name, mean_of_orders))
+    for name in experiment.selectors
+  }
+  policies, selections = collect_responses(experiment, selectors, workdir)
   results, lines = {'policies': list(policies)}, []
   if experiment.prompts:
     results, lines = compete(experiment, judges, policies)
+  if selections:
+    results['best_of'] = describe_best_of(experiment.entries, selections)
   found = [
     table._asdict()
     for benchmark in experiment.benchmarks
@@ -108,19 +119,41 @@ def evaluate(
   return {'name': experiment.name, **results, 'benchmarks': found}, lines
 
 
-def collect_responses(experiment: EvaluateExperiment, workdir: Path) -> dict[str, EvaluatedPolicy]:
-  """All policies with their responses; one network at a time is in memory."""
-  policies = {}
-  for name in experiment.entries:
+def make_compare(judge: CachedJudge, combine: CombineOrders) -> Compare:
+  """P(left > right) from both orders, by a cached judge."""
+
+  def compare(prompts, left, right):
+    names = ('candidate', 'candidate')
+    both = [
+      judge([Question(*texts, names) for texts in zip(prompts, *sides, strict=True)])
+      for sides in ((left, right), (right, left))
+    ]
+    return combine(*both)
+
+  return compare
+
+
+def collect_responses(
+  experiment: EvaluateExperiment, selectors: Mapping[str, Compare], workdir: Path
+) -> tuple[dict[str, EvaluatedPolicy], dict[str, Selection]]:
+  """All policies with their responses, and how those of `BestOf` entries were selected.
+
+  One network at a time is in memory.
+  """
+  policies, selections = {}, {}
+  for name, entry in experiment.entries.items():
     folder = workdir / 'policies' / name
     policy = make_policy(experiment, name, folder)
     if experiment.prompts:
-      policy = respond_to_prompts(experiment, policy, folder)
+      compare = selectors[entry.judge] if isinstance(entry, BestOf) else None
+      policy, selection = respond_to_prompts(experiment, policy, compare, folder)
+      if selection:
+        selections[name] = selection
     if policy.load:
       for benchmark in experiment.benchmarks:
         benchmark.answer(policy, workdir)
     policies[name] = policy
-  return policies
+  return policies, selections
 
 
 def compete(
@@ -152,18 +185,19 @@ def make_pairwise(
 ) -> dict[str, CachedJudge]:
   """The judges of pairs of texts; their judgements are cached. `combine` is that of `Judges`."""
   judges = dict(external)
-  if 'oracle' in experiment.judges:
+  used = {**experiment.judges, **experiment.selectors}
+  if 'oracle' in used:
     judges['oracle'] = experiment.oracle
   if experiment.trained:
     reference = fine_tune(experiment.trained)
-    for name in experiment.judges:
+    for name in used:
       if name in STAGES:
         judges[name] = make_trained_judge(experiment, STAGES[name], reference)
   cached = {
     name: judgements.make_cached_judge(
       workdir / 'judgements' / f'{name}-{key}.jsonl', interruptible(name, judges[name])
     )
-    for name, key in experiment.judges.items()
+    for name, key in used.items()
   }
   return {
     name: cached[name]
@@ -173,7 +207,7 @@ def make_pairwise(
       combine,
       experiment.combined[name].rule,
     )
-    for name in experiment.panel
+    for name in dict.fromkeys([*experiment.panel, *experiment.selectors])
   }
 
 

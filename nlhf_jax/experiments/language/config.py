@@ -23,6 +23,7 @@ from nlhf_jax.experiments.judge_config import (
 from nlhf_jax.experiments.language.stage_settings import (
   exploiter_measurement,
   exploiter_settings,
+  selecting_judge,
   stage_settings,
   stages_of_judges,
 )
@@ -90,7 +91,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   policies = make_policies(config)
   exploiter = make_exploiter(config)
   panel, sft, known = make_panel(config), trainings.pop('sft'), find_judges(config)
-  used = known.members({*panel, *(policy.judge for policy in policies.values())})
+  check_best_of(config, policies)
+  used = {*panel, *(policy.judge for policy in policies.values()), *selecting_judge(config)}
+  used = known.members(used)
   judges = {stage: trainings[stage] for stage in stages_of_judges(used)}
   judges |= {HELD_APART: trainings[STAGES[config.held_apart]]} if config.held_apart else {}
   trained = {'sft': sft} | judges
@@ -124,6 +127,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     exploiter_wins=f'wins-{json_lines.json_digest(measurement)}.json',
     tournament_prompts=config.tournament.prompts,
     tournament_batch=config.tournament.batch,
+    best_of=config.tournament.best_of,
+    best_of_judge=config.tournament.best_of_judge,
     filters=Filters(**config.tournament.filters),
     external=external,
     combined=known.combined,
@@ -145,6 +150,28 @@ def make_policies(config: ConfigDict) -> dict[str, Policy]:
     if entries.count(entry) > 1 or entry == 'sft':
       raise UserError(f"config.policies: two entries would be named '{entry}'; rename a policy.")
   return policies
+
+
+def check_best_of(config: ConfigDict, policies: Mapping[str, Policy]) -> None:
+  """Raises `UserError` if the tournament cannot have the best of n responses of SFT."""
+  section, field = config.tournament, 'config.tournament.best_of'
+  if not section.best_of:
+    return
+  if section.best_of == 1 or section.filters.top_k == 1:
+    raise UserError(
+      f'{field}={section.best_of} needs two responses or more that differ; raise it, and leave '
+      'config.tournament.filters.top_k at 0.'
+    )
+  if section.best_of_judge not in JUDGES or (
+    section.best_of_judge == 'oracle' and not find_oracle(config)
+  ):
+    raise UserError(
+      f"{field}_judge='{section.best_of_judge}' must be one of {', '.join(NAMES)}, or the oracle "
+      'of the embedded task.'
+    )
+  name = f'best_of_{section.best_of}'
+  if any(name in policy.entries for policy in policies.values()):
+    raise UserError(f"{field}: a policy is named '{name}', as its entry is; rename the policy.")
 
 
 def print_clamped(config: ConfigDict, corpus: Corpus) -> None:

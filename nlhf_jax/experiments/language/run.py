@@ -50,6 +50,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     reference = fine_tune(experiment)
     judges, rewards = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
+    select = judges[experiment.best_of_judge] if experiment.best_of else None
     evaluate = make_evaluate(experiment, reference, panel)
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
@@ -61,7 +62,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       stage, trains = experiment.stages[name], experiment.model.trains
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
-    samples = run_tournament(experiment, entries, panel)
+    samples = run_tournament(experiment, entries, panel, select)
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   results = publish(experiment, workdir, samples, exploited, accounts)
   print_usage(accounts)

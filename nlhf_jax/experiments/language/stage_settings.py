@@ -18,6 +18,11 @@ def stages_of_judges(used: Collection[str | None]) -> list[str]:
   return [stage for judge, stage in STAGES.items() if judge in used]
 
 
+def selecting_judge(config: ConfigDict) -> list[str]:
+  """The judge that selects the best of n responses of SFT, if the tournament has such an entry."""
+  return [config.tournament.best_of_judge] if config.tournament.best_of else []
+
+
 def stage_settings(
   config: ConfigDict, policies: Mapping[str, Policy], panel: Sequence[str]
 ) -> dict[str, dict]:
@@ -34,9 +39,9 @@ def stage_settings(
   if config.model.hf:
     shared['model']['hf'] = fingerprint(config.model.hf)
   settings = {'sft': shared | {'sft': plain['sft']}}
+  used = {*panel, *(policy.judge for policy in policies.values()), *selecting_judge(config)}
   known = find_judges(config)
-  used = known.members({*panel, *(policy.judge for policy in policies.values())})
-  for model in stages_of_judges(used):
+  for model in stages_of_judges(known.members(used)):
     settings[model] = settings['sft'] | {model: plain[model]}
   if config.held_apart:
     section = STAGES[config.held_apart]
@@ -54,9 +59,15 @@ def stage_settings(
       settings[name] |= {'unfinished': config.unfinished}
   compared = panel_settings(config, panel, settings)
   compared |= {name: settings[name] for name in policies}
+  tournament = plain['tournament']
+  if not config.tournament.best_of:  # as before there was such an entry
+    tournament = {
+      name: value for name, value in tournament.items() if not name.startswith('best_of')
+    }
+  compared |= panel_settings(config, selecting_judge(config), settings)
   entered = {name: row['entries'] for name, row in plain['policies'].items()}
   settings['tournament'] = compared | {
-    'tournament': plain['tournament'],
+    'tournament': tournament,
     'entered': entered,
     'unfinished': config.unfinished,
   }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.evaluation import tournament
+from nlhf_jax.evaluation.best_of_responses import describe_selection, kl_of_win_rate
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
@@ -22,19 +24,32 @@ from nlhf_jax.training.trackers import read_curve
 
 
 def run_tournament(
-  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment,
+  entries: Mapping[str, Params],
+  panel: Mapping[str, Judge],
+  select: Judge | None,
 ) -> list[dict]:
-  """The records of the tournament between the entries, one for each held-out prompt."""
+  """The records of the tournament between the entries, one for each held-out prompt.
+
+  Args:
+    experiment: whose stages are trained.
+    entries: name -> parameters.
+    panel: the judges that compare.
+    select: the judge that selects the best of n responses of SFT, if there is such an entry.
+  """
   stage = experiment.stages['tournament']
   path = stage.folder / 'samples.json'
   with work_on(stage):
     if json_lines.read_sealed(path) is None:
-      json_lines.write_sealed(path, {'lines': make_samples(experiment, entries, panel)})
+      json_lines.write_sealed(path, {'lines': make_samples(experiment, entries, panel, select)})
     return json_lines.read_sealed(path)['lines']
 
 
 def make_samples(
-  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment,
+  entries: Mapping[str, Params],
+  panel: Mapping[str, Judge],
+  select: Judge | None,
 ) -> list[dict]:
   """Samples responses of every entry to the held-out prompts, and has every judge compare them."""
   tokenizer, stage = experiment.corpus.tokenizer, experiment.stages['tournament']
@@ -52,6 +67,13 @@ def make_samples(
     sides[name] = side
     others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
     ratios[name] = (own - reference).sum(axis=(1, 2))
+  among = []
+  if select:
+    name = f'best_of_{experiment.best_of}'
+    key = jax.random.fold_in(stage.key, len(entries))
+    best = sample_best(experiment, entries['sft'], select, prompts, key)
+    (sides[name], other), ratios[name], among = best
+    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
   preferences = {
     name: tournament.compare_policies(
       make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
@@ -65,7 +87,55 @@ def make_samples(
     for row, line in enumerate(lines):
       line |= annotator.annotate(line, {name: texts[row] for name, texts in others.items()})
       line['perfect'] = {name: matrix[row].tolist() for name, matrix in matrices.items()}
-  return tournament.drop_unjudged_prompts(lines, [*preferences.values(), *matrices.values()])
+  return tournament.drop_unjudged_prompts(
+    lines, [*preferences.values(), *matrices.values(), *among]
+  )
+
+
+class BestResponses(NamedTuple):
+  """Two responses of the best of n to each prompt, from n candidates each.
+
+  `kl` [m] estimates KL(best of n, SFT) on each prompt, nats; `payoffs` are those among the
+  candidates of the first and of the second, [m, n, n] each.
+  """
+
+  sides: tuple[Responses, Responses]
+  kl: np.ndarray
+  payoffs: list[np.ndarray]
+
+
+def sample_best(
+  experiment: LanguageExperiment, params: Params, select: Judge, prompts: Prompts, key: jax.Array
+) -> BestResponses:
+  """The best of n responses, by the mean win rate of each against the others.
+
+  Args:
+    experiment: with the number n.
+    params: of the policy that responds.
+    select: the judge that selects.
+    prompts: m of them.
+    key: of sampling.
+  """
+  n, label = experiment.best_of, f'{experiment.stages["tournament"].name}, best of n'
+  rollout = make_rollout(experiment, [{'policy': 1.0}], count=2 * n, filters=experiment.filters)
+  batch = max(experiment.tournament_batch // n, 1)  # as many responses at once as of other entries
+  (drawn,) = respond(rollout, {'policy': params}, prompts, key, label, batch)
+  judge = make_interruptible(select, 'best of n')
+  sides, payoffs, random = [], [], np.random.default_rng(experiment.seed)
+  for part in (slice(0, n), slice(n, 2 * n)):
+    candidates = jax.tree.map(lambda leaf, part=part: leaf[:, part], drawn)
+    payoff = map_chunks(
+      lambda chunk, _: judge(Comparison(*chunk, chunk[1])), (prompts, candidates), batch
+    )
+    best = np.where(np.isnan(payoff), -np.inf, payoff).mean(axis=2).argmax(axis=1)
+    rows = best[:, None, None]
+    chosen = jax.tree.map(lambda leaf, rows=rows: np.take_along_axis(leaf, rows, 1), candidates)
+    sides.append(chosen)
+    payoffs.append(payoff)
+  texts = tokenizers.response_texts(experiment.corpus.tokenizer, drawn.tokens, drawn.mask)
+  texts = np.reshape(np.array(texts, object), drawn.tokens.shape[:2])[:, :n].tolist()
+  kl = [kl_of_win_rate(*row, random) for row in zip(np.nan_to_num(payoffs[0]), texts, strict=True)]
+  return BestResponses(tuple(sides), np.array(kl), payoffs)
 
 
 def make_log_prob(
@@ -114,6 +184,11 @@ def publish(
     accounts: usage of the external judges.
   """
   results = tournament.summarise(lines)
+  if experiment.best_of:
+    name = f'best_of_{experiment.best_of}'
+    kl = results['kl_to_reference'][name]
+    of_best = describe_selection(experiment.best_of, experiment.best_of_judge, 'win_rate', kl)
+    results['best_of'] = {name: of_best}
   if experiment.corpus.annotator:
     results['task'] = experiment.corpus.annotator.summarise(lines)
   if exploited:
@@ -189,6 +264,13 @@ def print_results(
     [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in entries
   ]
   print(as_text('\nPolicies:', entries, list(columns), cells))
+  for name, row in results.get('best_of', {}).items():
+    print(
+      f"  '{name}', selected by the {row['judge']} judge: its KL is estimated from the candidates, "
+      f'and at most {row["kl_bound"]:.2f}.'
+    )
+    if row['judge'] in experiment.panel:
+      print(f'  Its win rate under the {row["judge"]} judge includes the errors of that judge.')
   if judges:
     print()
   for name, row in judges.items():

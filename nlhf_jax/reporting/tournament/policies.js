@@ -134,6 +134,11 @@ function policyTable() {
   const columns = [
     [results.kl_to_reference, 'KL to reference', 'nats per response',
       number(results.kl_to_reference || {}, 2)],
+    [results.best_of, 'Best of n', 'KL in nats, and at most', (p) => {
+      const best = results.best_of[p];
+      return best ? [isNumber(best.kl) ? fixed(best.kl, 2) : 'n/a', ' \u2264 ',
+        fixed(best.kl_bound, 2), el('br'), `selected by ${best.judge}`] : '';
+    }],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
     [results.unfinished, 'Unfinished', 'share cut',
       number(results.unfinished || {}, 2)],

@@ -32,6 +32,7 @@ WHOLE = (
   'kto',  # comparisons one response at a time, by a loss of the whole batch
   'spin',  # demonstrations against a snapshot
   'sppo',  # several samples of a snapshot against each other, by regression
+  'sppo_tempered',  # tempered samples of a snapshot
   'egpo',  # tempered samples, two half-steps, and a reference that follows the policy
   'nash_ema',  # an average, which enters the tournament as well
   'mnpo',  # a history of snapshots, by a squared margin
@@ -40,8 +41,13 @@ WHOLE = (
   'rlhf',  # a reward model
 )
 
-# Losses that read and return what DPO's does; their formulas have tests of their own.
-LIKE_DPO = ('forward_preference', 'anchored_zero', 'anchored_down')
+# Losses that read and return what another one does; their formulas have tests of their own.
+LIKE_OTHERS = {
+  'forward_preference': 'pairwise_loss(softplus',
+  'anchored_zero': 'pairwise_loss(softplus',
+  'anchored_down': 'pairwise_loss(softplus',
+  'clipped_policy_gradient': 'policy_gradient',
+}
 
 
 def run(config, name, folder, stages=None):
@@ -82,7 +88,7 @@ def kinds(algorithm):
     )
   # A loss of pairs by its link: `name(link, ...)`.
   loss = re.match(r'[a-z_]+([(][a-z_]+(?=,))?', describe(algorithm.loss))[0]
-  found.add(f'loss: {"pairwise_loss(softplus" if loss in LIKE_DPO else loss}')
+  found.add(f'loss: {LIKE_OTHERS.get(loss, loss)}')
   return found | {f'reference: {rule.kind}' for rule in algorithm.references.values()}
 
 

@@ -13,7 +13,7 @@ ARGUMENTS = {
   **{'tau': 0.06, 'beta': 0.125, 'eta': 0.18, 'rate': 0.02, 'ratio': 0.25, 'temperature': 2.0},
   **{'every': 25, 'reset': 150, 'samples': 5, 'queue': 4, 'rounds': 2, 'candidates': 7, 'keep': 4},
   **{'epsilon': 0.1, 'delta': 1.0, 'weight': 0.1, 'desirable': 1.0, 'undesirable': 1.0},
-  **{'r_max': 2.0, 'responses': 2, 'opponents': 4, 'k': 4, 'psi': 'log_odds'},
+  **{'r_max': 2.0, 'responses': 2, 'opponents': 4, 'k': 4, 'psi': 'log_odds', 'clip': 0.2},
   **{'gamma': 0.5, 'log_z': 0.5, 'forward': 0.1, 'reverse': 0.1, 'alpha': 0.001},
 }
 

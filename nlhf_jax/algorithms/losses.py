@@ -64,6 +64,32 @@ def policy_gradient(**kl_coefficients: float) -> Loss:
   return loss
 
 
+@described
+def clipped_policy_gradient(clip: float, **kl_coefficients: float) -> Loss:
+  """Minus min(r A, clip(r, 1 - `clip`, 1 + `clip`) A), r = pi / snapshot of the whole response.
+
+  A is the payoff less the price tau_m log(pi / pi_m) of the slots of `kl_coefficients`, a constant
+  of the gradient (arXiv 1707.06347, eq. 7). The slot `snapshot` is the policy that sampled. At that
+  policy nothing is clipped, so that the fixed point is that of the policy gradient; away from it
+  the gradient is biased, and a term of it may change its sign.
+
+  Returns:
+    [B, K, J].
+  """
+  kl_coefficients = mixture(**kl_coefficients)
+
+  def loss(scores, comparison):
+    ratio = jnp.exp(rho(scores, 'left', {'snapshot': 1.0}))[:, :, None]
+    price = sum(
+      coefficient * rho(scores, 'left', {slot: 1.0})[:, :, None]
+      for slot, coefficient in kl_coefficients.items()
+    )
+    advantage = lax.stop_gradient(comparison.payoff - price)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+  return loss
+
+
 def likelihood(scores, comparison) -> Float[Array, 'B K']:
   """-log pi(y|x) of the left responses, in nats per response."""
   del comparison

@@ -184,6 +184,8 @@ ELSEWHERE = {
   'psi_self_play': 'test_further_methods.py',
   'nash_rejection': 'test_further_methods.py',
   'best_of_k': 'test_further_methods.py',
+  'clipped_self_play': 'test_groups_of_samples.py',
+  'sppo_tempered': 'test_tempered_samples.py',
 }
 
 

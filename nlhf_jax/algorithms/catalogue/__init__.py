@@ -40,6 +40,7 @@ from nlhf_jax.algorithms.catalogue.online_pairs import (
 from nlhf_jax.algorithms.catalogue.policy_gradients import (
   best_of_k,
   best_response,
+  clipped_self_play,
   mpo,
   nash_ema_pg,
   nash_md_group,
@@ -68,6 +69,7 @@ from nlhf_jax.algorithms.catalogue.rounds import (
   sppo_estimated,
   sppo_gated,
   sppo_pair,
+  sppo_tempered,
 )
 
 # Name -> factory, in the order in which they are printed.
@@ -99,9 +101,9 @@ ALGORITHMS = {
     ),
     *(nash_md_pg, self_play, best_response, rlhf_pg, nash_ema_pg, spo, mpo, nash_prox),
     *(nash_md_group, self_play_group, standardised_self_play, psi_self_play),
-    *(nash_rejection, best_of_k),
-    *(spin, sppo, sppo_estimated, sppo_pair, sppo_gated, gpo, rspo, rebel, dno, inpo, comal),
-    *(mnpo, onpo, omwu),
+    *(clipped_self_play, nash_rejection, best_of_k),
+    *(spin, sppo, sppo_estimated, sppo_pair, sppo_gated, sppo_tempered),
+    *(gpo, rspo, rebel, dno, inpo, comal, mnpo, onpo, omwu),
     *(online_dpo, online_ipo, ipo_md, xpo, egpo, oelhf, chi_self_play),
   )
 }

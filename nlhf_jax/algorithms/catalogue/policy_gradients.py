@@ -1,7 +1,7 @@
 """Policy-gradient algorithms: REINFORCE on the payoff with KL penalties."""
 
 from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, SNAPSHOT, Algorithm, mixture
-from nlhf_jax.algorithms.losses import policy_gradient
+from nlhf_jax.algorithms.losses import clipped_policy_gradient, policy_gradient
 from nlhf_jax.algorithms.references import ema, frozen, history, snapshot
 from nlhf_jax.algorithms.selection import (
   choose_one,
@@ -125,6 +125,22 @@ def standardised_self_play(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
   """
   return self_play(tau)._replace(
     left=[POLICY] * samples, right=LEFT, select=standardise(1e-4), payoffs=('probability', 'reward')
+  )
+
+
+def clipped_self_play(tau: NonNegative, clip: Positive, every: AtLeastOne) -> Algorithm:
+  """Self-play of pi_t with clipped ratios pi / pi_t to it (PPO, arXiv 1707.06347, eq. 7).
+
+  `every` updates follow from samples of one policy pi_t, both sides. Its fixed point is self-play's
+  for every `clip`, since nothing is clipped at pi_t; the path to it is biased: of a response whose
+  ratio has left 1 +- `clip` the gradient vanishes. Many updates a round approach undamped best
+  replies, which need not converge; `mpo` and `nash_prox` penalise the distance to pi_t instead.
+  """
+  return Algorithm(
+    [SNAPSHOT],
+    [SNAPSHOT],
+    clipped_policy_gradient(clip, reference=tau),
+    {'reference': frozen, 'snapshot': snapshot(every)},
   )
 
 

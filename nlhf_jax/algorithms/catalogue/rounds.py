@@ -58,6 +58,18 @@ def sppo_estimated(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Alg
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
+def sppo_tempered(
+  eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction, temperature: Positive
+) -> Algorithm:
+  """SPPO on samples of tempered tokens, pi_t^(1 / T), whose fit is scored at temperature 1.
+
+  What SPPO's released code does at T = .7, without its nucleus of .9. For responses of one token
+  the *tempered* policy ends at the lottery, and pi, which is its power T, does not.
+  """
+  sampler = mixture(snapshot=1 / temperature)
+  return sppo(eta, samples, every, log_z)._replace(left=[sampler] * samples)
+
+
 def sppo_pair(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:
   """SPPO with P(y_w > y_l) as P^ of the winner, and 1 - P(y_w > y_l) as that of the loser.
 

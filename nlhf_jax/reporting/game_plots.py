@@ -209,7 +209,7 @@ def policy_bars(
     places = np.arange(actions) + (i - (count - 1) / 2) * thickness
     drawn = axes.barh(places, row, 0.9 * thickness, color=style['color'], label=policy)
     texts = ['0' if p == 0 else f'{p:.3f}' if p >= 5e-4 else '< 0.001' for p in row]
-    axes.bar_label(drawn, texts, padding=2, fontsize=7, color=GREY)
+    axes.bar_label(drawn, texts, padding=2, fontsize=7.5, color=GREY)
   axes.set_yticks(range(actions), _literal(names))
   axes.set(xlim=(0, 1.12 * table.max()), ylim=(actions - 0.45, -0.55), xlabel='probability')
   axes.tick_params(axis='y', length=0)
@@ -269,8 +269,8 @@ def style_axes(axes: Axes, title: str) -> Axes:
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(GREY)
-  axes.tick_params(labelsize=8.5, labelcolor=INK, length=3)
-  axes.tick_params(which='both', color=GREY)
+  axes.tick_params(length=3)
+  axes.tick_params(which='both', labelsize=8.5, labelcolor=INK, color=GREY)
   for axis in (axes.xaxis, axes.yaxis):
     axis.label.set(fontsize=9.5, color=INK)
   axes.set_axisbelow(True)
@@ -331,7 +331,7 @@ def _literal(names: Sequence[str]) -> list[str]:
   return [name.replace('$', r'\$') for name in names]
 
 
-def name_curve(name: str, values: ArrayLike) -> str:
+def name_curve(name: str, values: Sequence | np.ndarray) -> str:
   """The id of a curve, with what a page shows when it is pointed at."""
   values = np.asarray(values, float)
   last = f', at the end {values[-1]:.3g}' if len(values) and np.isfinite(values[-1]) else ''

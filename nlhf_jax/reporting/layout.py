@@ -61,9 +61,12 @@ def write_page(
     sections: in their order on the page.
     seconds: stage -> the seconds it took.
   """
-  page = render(
-    'sections.html', head=head, sections=sections, made=provenance.describe(path.parent, seconds)
-  )
+  write_made(path, head, sections, provenance.describe(path.parent, seconds))
+
+
+def write_made(path: Path, head: Head, sections: Sequence[Section], made: provenance.Made) -> None:
+  """Writes a page; `made` says how."""
+  page = render('sections.html', head=head, sections=sections, made=made)
   with json_lines.atomic_write(path) as draft:
     draft.write_text(page, encoding='utf-8')
 
@@ -95,17 +98,18 @@ def table(
   return _part('table', label, head, rows, groups)
 
 
-def figure(name: str, picture: Figure, caption: str) -> Markup:
-  """A figure as SVG in the colours of the page, with its caption and the name of its file."""
+def figure(name: str, picture: Figure, caption: str, saved: bool = True) -> Markup:
+  """A figure as SVG in the colours of the page, with its caption and, if saved, its file."""
   drawn, keys = svg.render_narrow(picture, name)
-  return _part('figure', name, Markup(drawn), keys, caption)
+  return _part('figure', name, Markup(drawn), keys, caption, saved)
 
 
 def matrix(data: Mapping[str, Any], name: str = '', caption: str = '') -> Markup:
   """A matrix of win rates and the graph of who beats whom, drawn in the browser.
 
   Args:
-    data: `names` in the order of the rows, and `win_rate` [K, K].
+    data: `names` in the order of the rows, and `win_rate` [K, K]; if `graph` is false, the graph is
+      left out.
     name: anchor, and the file of the figure without `.png`; empty if it is in no file.
     caption: of the figure.
   """
@@ -115,6 +119,11 @@ def matrix(data: Mapping[str, Any], name: str = '', caption: str = '') -> Markup
 def example(prompt: str, responses: Mapping[str, str]) -> Markup:
   """A prompt, and responses to it by what they are examples of."""
   return _part('example', prompt, responses)
+
+
+def side_by_side(pairs: Sequence[tuple[str, Sequence[tuple[str, Markup]]]]) -> Markup:
+  """Prompts, each with responses by name beside one another, and a field that filters them."""
+  return _part('side_by_side', pairs)
 
 
 def sort_by_share(

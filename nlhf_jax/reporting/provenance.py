@@ -57,6 +57,12 @@ def describe(workdir: Path, seconds: Mapping[str, float]) -> Made:
   return Made({name: fact for name, fact in facts.items() if fact}, source, changed, seconds)
 
 
+def describe_comparison(command: str) -> Made:
+  """How a page on several runs was made, by a command."""
+  facts = {'Command': command, 'Version': f'nlhf_jax {nlhf_jax.__version__}', 'Commit': _commit()}
+  return Made({name: fact for name, fact in facts.items() if fact}, '', [], {})
+
+
 def read_config(workdir: Path) -> dict[str, Any]:
   """The config of a run; empty without a readable one."""
   try:

@@ -23,17 +23,17 @@ _VARIABLES = {
   INK: '--ink',
   '#000000': '--ink',
 }
-_LINES = {'-': 'solid', '--': 'dashed', ':': 'dotted'}
-NARROW = 4.7  # inches
+_DASHES = {'-': '', '--': '6 3', ':': '1.5 2.5', '-.': '6 2 1.5 2'}
+NARROW = 3.9  # inches
 _SPACE = re.compile(r'\{[^}]*\}')
 
 
 class Key(NamedTuple):
-  """An entry of a legend: its label, its colour as CSS, and its style of lines."""
+  """An entry of a legend: its label, its colour as CSS, and the lengths of its dashes, if any."""
 
   label: str
   colour: str
-  line: str
+  dashes: str
 
 
 def render_narrow(figure: Figure, name: str) -> tuple[str, list[Key]]:
@@ -44,16 +44,15 @@ def render_narrow(figure: Figure, name: str) -> tuple[str, list[Key]]:
   if len(figure.axes) != 1 or not figure.legends:
     return render(figure, name), []
   size = figure.get_size_inches().copy()
-  keys = [key for legend in figure.legends for key in _keys(legend)]
+  legends = figure.legends
+  keys = [key for legend in legends for key in _keys(legend)]
   try:
     figure.set_size_inches(NARROW, size[1] if size[1] > size[0] else min(size[1], 0.72 * NARROW))
-    for legend in figure.legends:
-      legend.set(visible=False, in_layout=False)
+    figure.legends = []
     return render(figure, name), keys
   finally:
     figure.set_size_inches(size)
-    for legend in figure.legends:
-      legend.set(visible=True, in_layout=True)
+    figure.legends = legends
 
 
 def _keys(legend: Legend) -> Iterator[Key]:
@@ -61,9 +60,9 @@ def _keys(legend: Legend) -> Iterator[Key]:
     is_line = isinstance(handle, Line2D)
     colour = to_hex(handle.get_color() if is_line else handle.get_facecolor())
     variable = _VARIABLES.get(colour)
-    style = _LINES.get(handle.get_linestyle(), 'dashed') if is_line else 'solid'
+    dashes = _DASHES.get(handle.get_linestyle(), '4 3') if is_line else ''
     label = text.get_text().replace(r'\$', '$')
-    yield Key(label, f'var({variable})' if variable else colour, style)
+    yield Key(label, f'var({variable})' if variable else colour, dashes)
 
 
 def render(figure: Figure, name: str) -> str:
@@ -79,7 +78,7 @@ def render(figure: Figure, name: str) -> str:
   root = ElementTree.fromstring(drawn.getvalue())
   for parent in list(root.iter()):
     for child in list(parent):
-      if _SPACE.sub('', str(child.tag)) == 'metadata':
+      if _SPACE.sub('', str(child.tag)) in ('metadata', 'style'):
         parent.remove(child)
   for element in root.iter():
     _adapt(element, name)
@@ -112,8 +111,6 @@ def _adapt(element: ElementTree.Element, name: str) -> None:
       element.attrib[key] = value.replace('url(#', f'url(#{name}-')
     elif key == 'style':
       element.attrib[key] = '; '.join(_declarations(value, element.tag))
-  if element.tag == 'style':
-    element.text = ''
 
 
 def _declarations(style: str, tag: str) -> Iterator[str]:

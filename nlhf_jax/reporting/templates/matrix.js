@@ -82,6 +82,7 @@ function graph(names, table, order) {
     const angle = 2 * Math.PI * n / rows.length - Math.PI / 2;
     return [centre + 125 * Math.cos(angle), centre + 125 * Math.sin(angle)];
   });
+  const high = Math.max(...place.map(([, y]) => y)) + 20;
   const links = [];
   let cyclic = 0;
   rows.forEach((i, a) => rows.forEach((j, b) => {
@@ -116,7 +117,7 @@ function graph(names, table, order) {
     el('figcaption', null, el('h4', null, 'Who beats whom'), el('p', {class: 'quiet small'},
       `An arrow leads from the winner to the loser; arrows of cycles are drawn in the colour of ` +
       `losses${bounded ? ', and broken arrows are not significant' : ''}. ${about}${more}`)),
-    el('svg', {viewBox: `0 0 ${size} ${size}`, role: 'img', 'aria-label': `Who beats whom. ${
+    el('svg', {viewBox: `0 0 ${size} ${high.toFixed(0)}`, role: 'img', 'aria-label': `Who beats whom. ${
       links.map((link) => link.getAttribute('data-tip')).join('. ')}`}, links, nodes),
     el('ol', {class: 'names'}, rows.map((i) => el('li', null, code(names[i])))));
 }
@@ -124,7 +125,20 @@ function drawMatrices() {
   for (const place of document.querySelectorAll('[data-matrix]')) {
     const data = JSON.parse(place.getAttribute('data-matrix'));
     place.append(el('div', {class: data.names.length > 6 ? 'stack' : 'pair'},
-      heat(data.names, data, '', 'Row beats column'), graph(data.names, data)));
+      heat(data.names, data, '', 'Row beats column'), data.graph === false ? '' : graph(data.names, data)));
     if (data.names.length > NUMBERED) place.append(legend('Win rate of the row, in percent.'));
+  }
+}
+function filterSamples() {
+  for (const field of document.querySelectorAll('[data-filters]')) {
+    const name = field.getAttribute('data-filters');
+    const rows = [...byId(name).children];
+    const texts = rows.map((row) => row.textContent.toLowerCase());
+    field.addEventListener('input', () => {
+      const query = field.value.trim().toLowerCase();
+      rows.forEach((row, i) => { row.hidden = !texts[i].includes(query); });
+      document.querySelector(`[data-count=${name}]`).textContent =
+        `${rows.filter((row) => !row.hidden).length} of ${rows.length} prompts`;
+    });
   }
 }

@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, Figure]:
     label: [row['styles'][name][results['shown']] for name in names]
     for label, row in shares.items()
   }
-  order = sorted(range(len(payoff)), key=lambda place: results['responses'][place])
+  order = sort_by_style(results)
   sorted_names = [results['responses'][place] for place in order]
   learners = results['learners']
   return {
@@ -59,6 +59,11 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, Figure]:
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
     ),
   }
+
+
+def sort_by_style(results: Mapping[str, Any]) -> list[int]:
+  """The places of the responses, sorted by their symbols, the first of which is the style."""
+  return sorted(range(len(results['responses'])), key=results['responses'].__getitem__)
 
 
 def draw_methods(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
@@ -254,7 +259,16 @@ def write(
     name: layout.figure(name, figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures
   }
   lede = 'Point at a curve to see its name and its last value.'
-  styles = [parts.pop('styles'), parts.pop('preferences')]
+  matrix = parts.pop('preferences')
+  if len(payoff) <= layout.MAX_MATRIX:
+    order = sort_by_style(results)
+    data = {
+      'names': [results['responses'][place] for place in order],
+      'win_rate': (payoff[np.ix_(order, order)] + 0.5).tolist(),
+      'graph': False,
+    }
+    matrix = layout.matrix(data, 'preferences', CAPTIONS['preferences'])
+  styles = [parts.pop('styles'), matrix]
   sections = [
     Section('figures', 'Exploitability', lede, list(parts.values())),
     _describe_game(results, payoff, styles),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ POLICIES = ('sft', 'nash_md', 'self_play', 'a_policy_with_a_rather_long_name')
 STEPS = [5, 10, 15, 20]
 
 
+@cache
 def tournament_lines(policies: tuple[str, ...] = POLICIES, prompts: int = 12) -> list[dict]:
   """Records of a tournament under two judges, one of which prefers the first three in a circle."""
   random = np.random.default_rng(0)
@@ -55,9 +57,14 @@ def curves(stages: tuple[str, ...] = ('sft', 'nash_md')) -> list[dict]:
   ]
 
 
+@cache
+def summarised(policies: tuple[str, ...] = POLICIES) -> dict:
+  return tournament.summarise(tournament_lines(policies))
+
+
 def write_language(path: Path, policies: tuple[str, ...] = POLICIES) -> None:
   lines = tournament_lines(policies)
-  results = tournament.summarise(lines)
+  results = summarised(policies)
   facts = {'name': 'language', 'stages': {'sft': {'steps': 20, 'seconds': 1.5}}, **results}
   example = ('A post about boats.', {'report': 'Boats are fast.', 'list': 'Boats, fast.'})
   tournament_page.write(path, facts, curves(), lines, example)
@@ -77,9 +84,7 @@ def write_evaluate(path: Path) -> None:
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   counts = {'about': 'm at a server', 'counts': {'requests': 12}}
   facts = {'benchmarks': [table], 'external_judges': {'remote': counts}}
-  tournament_page.write(
-    path, {'name': 'evaluate', **tournament.summarise(lines), **facts}, [], lines
-  )
+  tournament_page.write(path, {'name': 'evaluate', **summarised(), **facts}, [], lines)
 
 
 def write_judges(path: Path) -> None:

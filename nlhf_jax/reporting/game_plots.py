@@ -209,7 +209,7 @@ def policy_bars(
     places = np.arange(actions) + (i - (count - 1) / 2) * thickness
     drawn = axes.barh(places, row, 0.9 * thickness, color=style['color'], label=policy)
     texts = ['0' if p == 0 else f'{p:.3f}' if p >= 5e-4 else '< 0.001' for p in row]
-    axes.bar_label(drawn, texts, padding=2, fontsize=7.5, color=GREY)
+    axes.bar_label(drawn, texts, padding=2, fontsize=7, color=GREY)
   axes.set_yticks(range(actions), _literal(names))
   axes.set(xlim=(0, 1.12 * table.max()), ylim=(actions - 0.45, -0.55), xlabel='probability')
   axes.tick_params(axis='y', length=0)

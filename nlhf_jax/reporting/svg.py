@@ -47,7 +47,9 @@ def render_narrow(figure: Figure, name: str) -> tuple[str, list[Key]]:
   legends = figure.legends
   keys = [key for legend in legends for key in _keys(legend)]
   try:
-    figure.set_size_inches(NARROW, size[1] if size[1] > size[0] else min(size[1], 0.72 * NARROW))
+    # The height of bars is that of the numbers beside them.
+    fixed = figure.axes[0].containers or size[1] > size[0]
+    figure.set_size_inches(NARROW, size[1] if fixed else min(size[1], 0.72 * NARROW))
     figure.legends = []
     return render(figure, name), keys
   finally:

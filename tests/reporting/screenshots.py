@@ -22,12 +22,14 @@ def main(folder: Path) -> None:
   pages = {f'report_{kind}': folder / kind / 'report.html' for kind in KINDS}
   if (folder / 'site').exists():
     pages['docs'] = folder / 'site' / 'index.html'
-  with tempfile.TemporaryDirectory() as profile:
-    browser = Browser(Path(profile))
-    for name, page in pages.items():
-      for width in HEIGHTS:
-        for dark in (False, True):
+  for dark in (False, True):
+    # A profile of its own: the site remembers the first scheme it was seen in.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+      browser = Browser(Path(profile))
+      for name, page in pages.items():
+        for width in HEIGHTS:
           browser.open(page, width, dark)
+          browser.evaluate('new Promise((done) => setTimeout(done, 300))')  # colours fade in
           clip = {'x': 0, 'y': 0, 'width': width, 'height': HEIGHTS[width]}
           shot = browser.call(
             'Page.captureScreenshot',
@@ -36,7 +38,7 @@ def main(folder: Path) -> None:
           )
           path = IMAGES / f'{name}_{width}_{"dark" if dark else "light"}.webp'
           path.write_bytes(base64.b64decode(shot['data']))
-    browser.close()
+      browser.close()
 
 
 if __name__ == '__main__':

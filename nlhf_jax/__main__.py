@@ -4,6 +4,7 @@ Commands:
   run     runs an experiment: nlhf run --config=nash_md
   export  writes a trained policy in the Hugging Face layout
   plan    prints the memory that training needs on a number of devices
+  compare writes a page that compares two runs: nlhf compare RUN RUN
   list    lists the shipped configs
 
 `nlhf COMMAND --help` lists the flags of a command; `nlhf --version` prints the version.
@@ -16,7 +17,12 @@ from collections.abc import Iterator, Sequence
 
 from nlhf_jax import __version__, command, configs
 
-MODULES = {'run': 'nlhf_jax.main', 'export': 'nlhf_jax.export', 'plan': 'nlhf_jax.plan'}
+MODULES = {
+  'run': 'nlhf_jax.main',
+  'export': 'nlhf_jax.export',
+  'plan': 'nlhf_jax.plan',
+  'compare': 'nlhf_jax.compare',
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

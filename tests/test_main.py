@@ -241,8 +241,8 @@ def test_program_help_names_every_command(capsys):
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    ([], 'the first argument must be one of run, export, plan, list'),
-    (['walk'], "the command 'walk' must be one of run, export, plan, list"),
+    ([], 'the first argument must be one of run, export, plan, compare, list'),
+    (['walk'], "the command 'walk' must be one of run, export, plan, compare, list"),
     (['list', 'all'], "nlhf list takes no arguments; leave 'all' out."),
     (['run', '--config=nosuch'], "no shipped config 'nosuch'"),
     (['export', '--config=tabular'], 'trains no language models to export'),

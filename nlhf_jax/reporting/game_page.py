@@ -1,17 +1,19 @@
-"""The HTML report of a tabular run: one page with its tables and figures."""
+"""The HTML report of a tabular run: one page with its figures and tables."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting import formatting
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from nlhf_jax.reporting import layout
+from nlhf_jax.reporting.layout import Head, Section, markup
 
 # Name of the figure -> caption, in the order of the page.
 CAPTIONS = {
-  'preferences': 'How often the action of the row is preferred to the action of the column.',
+  'preferences': 'How often the action of the row is preferred to the action of the column; sorted '
+  'by the share of the maximal lottery.',
   'policies': 'The reference, the equilibria, and the policy of RLHF.',
   'simplex': 'Each corner is an action, and each point a policy. Solvers start at the ring; the '
   'colour darkens with the number of updates.',
@@ -27,35 +29,27 @@ CAPTIONS = {
 }
 
 
-def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  parts = [_head(results), _solvers(results), render_figures(figures, CAPTIONS), _rlhf(results)]
-  write_page(path, results['name'], chain.from_iterable(parts))
+def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+  """Writes the page to `path`, from the contents of `results.json` and figures by name."""
+  sections = [*_figures(results, figures), _solvers(results), *_rlhf(results)]
+  seconds = {
+    label: row['seconds'] + row['compile_seconds'] for label, row in results['solvers'].items()
+  }
+  layout.write_page(path, _head(results), sections, seconds)
 
 
-def write_page(path: Path, title: str, content: Iterable[str]) -> None:
-  """Writes a page with this markup to `path`."""
-  template = (
-    resources.files('nlhf_jax.reporting').joinpath('game_page.html').read_text(encoding='utf-8')
-  )
-  page = template.replace('<!--TITLE-->', html.escape(title))
-  path.write_text(page.replace('<!--CONTENT-->', ''.join(content)), encoding='utf-8')
-
-
-def _head(results: Mapping[str, Any]) -> Iterable[str]:
+def _head(results: Mapping[str, Any]) -> Head:
   names, choice = results['actions'], results['choice'][0]
-  prompts = len(results['reference'])
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
-  yield f'The game <b>{html.escape(results["game"])}</b> of {_count(len(names), "action")}'
-  yield f' on {prompts} prompts, of which the first is shown' if prompts > 1 else ''
-  groups = results['groups'][0]
-  yield '. ' + (
-    html.escape(describe_groups(groups))
+  prompts, groups = len(results['reference']), results['groups'][0]
+  lede = markup(
+    'The game <b>{}</b> of {}{}. {}',
+    results['game'],
+    _count(len(names), 'action'),
+    f' on {prompts} prompts, of which the first is shown' if prompts > 1 else '',
+    describe_groups(groups)
     if len(groups) > 1
-    else _summary(choice, results['maximal_lottery'][0], names)
+    else _summary(choice, results['maximal_lottery'][0], names),
   )
-  yield '</p>'
-  yield ''.join(f'<p class="note">{html.escape(note)}</p>' for note in results['notes'])
   facts = {
     'τ, KL coefficient': f'{results["tau"]:g}',
     'Condorcet winner': choice['condorcet'] or 'none',
@@ -67,10 +61,7 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
     facts['sigma at the equilibrium'] = f'{results["sigma"]:.3g}'
     facts['self-play is stable for'] = f'eta < {results["stable_steps"]["self_play"]:.3g}'
     facts['Newton steps'] = str(max(results['newton_steps']))
-  items = (
-    f'<div><dt>{name}</dt><dd>{html.escape(fact)}</dd></div>' for name, fact in facts.items()
-  )
-  yield f'<dl>{"".join(items)}</dl>'
+  return Head('Tabular game', results['name'], lede, results['notes'], facts)
 
 
 def describe_groups(groups: Sequence[Sequence[str]]) -> str:
@@ -83,23 +74,54 @@ def describe_groups(groups: Sequence[Sequence[str]]) -> str:
   )
 
 
-def _summary(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> str:
+def _summary(choice: Mapping[str, Any], lottery: Sequence[float], names: Sequence[str]) -> Markup:
   support = [name for name, share in zip(names, lottery, strict=True) if share > 1e-9]
   if choice['condorcet']:
-    return (
-      f'<b>{html.escape(choice["condorcet"])}</b> beats every other action: always playing it is '
-      'the equilibrium.'
+    return markup(
+      '<b>{}</b> beats every other action: always playing it is the equilibrium.',
+      choice['condorcet'],
     )
   if choice['undefeated']:
-    several = ' and '.join(f'<b>{html.escape(name)}</b>' for name in choice['undefeated'])
-    return f'No action beats {several}: always playing it is an equilibrium.'
-  return (
+    several = Markup(' and ').join(markup('<b>{}</b>', name) for name in choice['undefeated'])
+    return markup('No action beats {}: always playing it is an equilibrium.', several)
+  return markup(
     'No action beats every other one: every single action loses to another one, and the '
-    f'equilibrium mixes {_count(len(support), "action")}.'
+    'equilibrium mixes {}.',
+    _count(len(support), 'action'),
   )
 
 
-def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
+def _figures(results: Mapping[str, Any], figures: Mapping[str, Figure]) -> Iterator[Section]:
+  """The game with its policies, then the convergence of the solvers."""
+  game = ('preferences', 'policies', 'simplex')
+  parts = [] if len(results['actions']) > layout.MAX_MATRIX else [_preferences(results)]
+  seen = ('preferences',) if parts else ()
+  parts += [
+    layout.figure(name, figures[name], CAPTIONS[name])
+    for name in game
+    if name in figures and name not in seen
+  ]
+  yield Section('game', 'The game', '', parts)
+  rest = [name for name in CAPTIONS if name in figures and name not in game]
+  lede = 'Point at a curve to see its name and its last value.'
+  curves = [layout.figure(name, figures[name], CAPTIONS[name]) for name in rest]
+  yield Section('convergence', 'Convergence', lede, curves)
+
+
+def _preferences(results: Mapping[str, Any]) -> Markup:
+  payoff = results['payoff'][0]
+  names, shares = results['actions'], results['maximal_lottery'][0]
+  most = max(abs(value) for row in payoff for value in row)
+  if most > 0.5:  # payoffs that are no probabilities: 100 % stands for the largest
+    payoff = [[value / (2 * most) for value in row] for row in payoff]
+  win_rate = [[value + 0.5 for value in row] for row in payoff]
+  caption = CAPTIONS['preferences']
+  if most > 0.5:
+    caption += f' Payoffs are no probabilities here: 100 % stands for a payoff of {most:g}.'
+  return layout.matrix(layout.sort_by_share(names, win_rate, shares), 'preferences', caption)
+
+
+def _solvers(results: Mapping[str, Any]) -> Section:
   at_tau = results['tau'] > 0
   columns = {'gap': 'last iterate', 'average_gap': 'average', 'distance': 'distance to Nash'}
   if at_tau:
@@ -116,24 +138,24 @@ def _solvers(results: Mapping[str, Any]) -> Iterable[str]:
   ]
   head = ['solver', *columns.values(), 'updates', 'seconds', 'to compile']
   groups = [('', 1), *([(f'gap at τ = {results["tau"]:g}', 3)] if at_tau else [])]
-  yield '<h2>Solvers</h2><p>Duality gaps in win probability after all updates: what best responses '
-  yield 'of both players could gain. Zero is an equilibrium.'
+  groups += [('gap, unregularised', 3), ('', 3)]
+  lede = (
+    'Duality gaps in win probability after all updates: what best responses of both players could '
+    'gain. Zero is an equilibrium.'
+  )
   prompts = len(results['reference'])
-  yield f' All are means over {prompts} prompts.</p>' if prompts > 1 else '</p>'
-  yield render_table([*groups, ('gap, unregularised', 3), ('', 3)], head, rows)
+  if prompts > 1:
+    lede += f' All are means over {prompts} prompts.'
   if not all(results['maximal_lottery_is_unique']):
-    yield '<p>The unregularised game has several equilibria: the one shown here, to which '
-    yield 'distances are measured, is that of the largest entropy.</p>'
+    lede += (
+      ' The unregularised game has several equilibria: the one shown here, to which distances are '
+      'measured, is that of the largest entropy.'
+    )
+  label = f'Table of {_count(len(rows), "solver")}'
+  return Section('solvers', 'Solvers', lede, [layout.table(label, head, rows, groups)])
 
 
-def render_figures(figures: Mapping[str, bytes], captions: Mapping[str, str]) -> Iterable[str]:
-  """Markup with the figures inside, in the order of the captions."""
-  yield '<h2>Figures</h2>'
-  for name in sorted(figures, key=list(captions).index):
-    yield formatting.format_figure(name, figures[name], captions[name])
-
-
-def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
+def _rlhf(results: Mapping[str, Any]) -> Iterator[Section]:
   if 'rlhf' not in results:
     return
   rows = []
@@ -149,36 +171,18 @@ def _rlhf(results: Mapping[str, Any]) -> Iterable[str]:
         f'{outcome["nash_exploitability"][0]:.3f}',
       ]
     )
-  yield '<h2>RLHF against Nash</h2><p>A Bradley-Terry reward is fitted to the same preferences, on '
-  yield 'pairs of actions drawn from a sampling policy, and maximised at the same τ. The reward, '
-  yield 'and with it the policy, depends on the sampling; the equilibrium does not. The gains are '
-  yield 'the win probability of the best counter-action minus one half. RLHF weighs the KL against '
-  yield 'rewards and the equilibrium against win probability, so the same τ keeps them at '
-  yield 'different distances from the reference.'
-  yield ' The first prompt is shown.</p>' if len(results['reference']) > 1 else '</p>'
+  lede = (
+    'A Bradley-Terry reward is fitted to the same preferences, on pairs of actions drawn from a '
+    'sampling policy, and maximised at the same τ. The reward, and with it the policy, depends on '
+    'the sampling; the equilibrium does not. The gains are the win probability of the best '
+    'counter-action minus one half. RLHF weighs the KL against rewards and the equilibrium against '
+    'win probability, so the same τ keeps them at different distances from the reference.'
+  )
+  if len(results['reference']) > 1:
+    lede += ' The first prompt is shown.'
   head = ['pairs sampled from', 'RLHF plays most', 'probability', 'Nash at τ wins']
-  yield render_table([], [*head, 'gain on RLHF', 'gain on Nash'], rows)
-
-
-def render_table(
-  groups: Sequence[tuple[str, int]], head: Sequence[str], rows: Iterable[Sequence[str]]
-) -> str:
-  """Markup of a table; `groups` are headings above `head`, with the number of columns of each."""
-  above = ''.join(
-    f'<th colspan="{span}" scope="colgroup" class="group">{name}</th>' for name, span in groups
-  )
-  below = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-  lines = (
-    f'<tr><th scope="row">{html.escape(label)}</th>'
-    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
-    + '</tr>'
-    for label, *cells in rows
-  )
-  head_rows = (f'<tr>{above}</tr>' if above else '') + f'<tr>{below}</tr>'
-  return (
-    '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
-    f'<thead>{head_rows}</thead><tbody>{"".join(lines)}</tbody></table></div>'
-  )
+  head += ['gain on RLHF', 'gain on Nash']
+  yield Section('rlhf', 'RLHF against Nash', lede, [layout.table('Table of RLHF', head, rows)])
 
 
 def _count(number: int, thing: str) -> str:

@@ -8,6 +8,7 @@ mapping, and can be told apart by colour-blind readers.
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, cycle, product
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,11 +21,14 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from nlhf_jax.storage import json_lines
+
 # Okabe and Ito's palette, without yellow, which is hard to see on white.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#222222', '#8c8c8c')
 LINES = ('-', '--', ':')
 MARKS = ('*', 'D', 's', 'P', 'X', '^')
 INK, GREY, PALE = '#222222', '#6e6e6e', '#e4e4e4'
+CURVE = 'curve: '  # begins the id of an artist that a page names when it is pointed at
 CORNERS = np.array([[0, 0], [1, 0], [0.5, np.sqrt(3) / 2]])
 
 
@@ -61,7 +65,8 @@ def convergence(
     seen = (x > 0) & np.isfinite(y)
     x, y = x[seen], np.maximum(y[seen], floor)
     marker = 'o' if len(x) <= 12 else None
-    handles += axes.plot(x, y, label=name, marker=marker, markersize=3.5, **style)
+    gid = name_curve(name, y)
+    handles += axes.plot(x, y, label=name, marker=marker, markersize=3.5, gid=gid, **style)
     if bands and name in bands:
       low, high = (np.maximum(np.asarray(end, float)[seen], floor) for end in bands[name])
       axes.fill_between(x, low, high, color=style['color'], alpha=0.18, linewidth=0)
@@ -155,7 +160,7 @@ def payoff_heatmap(payoff: ArrayLike, names: Sequence[str], title: str) -> Figur
   heading = 0.5 if fits else longest + 0.4
   figure = Figure(figsize=(size + longest + 1.3, size + heading), layout='constrained')
   axes = figure.add_subplot()
-  shades = ListedColormap(colormaps['RdBu'](np.linspace(0.1, 0.9, 256)))
+  shades = ListedColormap(_fade(colormaps['RdBu'](np.linspace(0.1, 0.9, 256))))
   image = axes.imshow(payoff + centre, cmap=shades, vmin=centre - limit, vmax=centre + limit)
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.set_xticks(range(actions), _literal(names), rotation=0 if fits else 90)
@@ -264,8 +269,8 @@ def style_axes(axes: Axes, title: str) -> Axes:
   axes.set_title(title, fontsize=11, color=INK, loc='left', pad=8)
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(GREY)
-  axes.tick_params(labelsize=8.5, labelcolor=INK, length=3)
-  axes.tick_params(which='both', color=GREY)
+  axes.tick_params(length=3)
+  axes.tick_params(which='both', labelsize=8.5, labelcolor=INK, color=GREY)
   for axis in (axes.xaxis, axes.yaxis):
     axis.label.set(fontsize=9.5, color=INK)
   axes.set_axisbelow(True)
@@ -324,6 +329,27 @@ def _legend(figure: Figure, handles: Sequence, place: str, ncols: int = 1) -> No
 def _literal(names: Sequence[str]) -> list[str]:
   """The names with escaped dollar signs, which would begin a formula."""
   return [name.replace('$', r'\$') for name in names]
+
+
+def name_curve(name: str, values: Sequence | np.ndarray) -> str:
+  """The id of a curve, with what a page shows when it is pointed at."""
+  values = np.asarray(values, float)
+  last = f', at the end {values[-1]:.3g}' if len(values) and np.isfinite(values[-1]) else ''
+  return f'{CURVE}{name}{last}'
+
+
+def _fade(colours: np.ndarray) -> np.ndarray:
+  """Colours [N, RGBA] that look the same on white, as transparent as they can be."""
+  alpha = 1 - colours[:, :3].min(axis=1, keepdims=True)
+  clear = np.where(alpha > 0, 1 - (1 - colours[:, :3]) / np.maximum(alpha, 1e-9), 0)
+  return np.hstack([clear, alpha])
+
+
+def write_png(workdir: Path, figures: Mapping[str, Figure]) -> None:
+  """Writes each figure to `NAME.png` in a folder."""
+  for name, figure in figures.items():
+    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
+      draft.write_bytes(render_png(figure))
 
 
 def render_png(figure: Figure) -> bytes:

@@ -1,15 +1,14 @@
 """The report that compares judges: its figures, its tables and its page."""
 
-import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from nlhf_jax.reporting import formatting, game_page, game_plots
-from nlhf_jax.storage import json_lines
+from nlhf_jax.reporting import game_plots, layout
+from nlhf_jax.reporting.layout import Head, Section
 
 HEADS = (
   'accuracy',
@@ -32,15 +31,15 @@ CAPTIONS = {
 }
 
 
-def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
-  """File name -> figure of a run, as PNG."""
+def draw(results: Mapping[str, Any]) -> dict[str, Figure]:
+  """Name -> figure of a run."""
   judges, first = results['judges'], next(iter(results['sets']))
   figures = {'calibration': calibration(results['sets'][first])}
   if judges:
     figures = {'learning': learning(judges), 'loss': losses(results, first)} | figures
   if len({row['parameters'] for row in judges.values()}) > 1:
     figures['sizes'] = sizes(judges)
-  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
+  return figures
 
 
 def learning(judges: Mapping[str, Any]) -> Figure:
@@ -51,7 +50,9 @@ def learning(judges: Mapping[str, Any]) -> Figure:
   for (name, row), colour in zip(judges.items(), cycle(game_plots.COLOURS), strict=False):
     curve = row['curve']
     axes.plot(curve['at'], curve['train_accuracy'], color=colour, linewidth=0.8, alpha=0.6)
-    axes.plot(curve['at'], curve['accuracy'], color=colour, linewidth=2, marker='o', label=name)
+    gid = game_plots.name_curve(name, curve['accuracy'])
+    line = {'color': colour, 'linewidth': 2, 'marker': 'o', 'gid': gid}
+    axes.plot(curve['at'], curve['accuracy'], label=name, **line)
   axes.axhline(0.5, color=game_plots.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   axes.grid(color=game_plots.PALE, linewidth=0.6)
   figure.legend(loc='outside right center', frameon=False, fontsize=9, labelcolor=game_plots.INK)
@@ -67,7 +68,9 @@ def losses(results: Mapping[str, Any], test: str) -> Figure:
     results['judges'].items(), cycle(game_plots.COLOURS), strict=False
   ):
     curve = row['curve']
-    axes.plot(curve['at'], curve['log_loss'], color=colour, linewidth=2, marker='o', label=name)
+    gid = game_plots.name_curve(name, curve['log_loss'])
+    line = {'color': colour, 'linewidth': 2, 'marker': 'o', 'gid': gid}
+    axes.plot(curve['at'], curve['log_loss'], label=name, **line)
   constant = [name for name in results['sets'][test] if name not in results['judges']]
   for name, line in zip(constant, cycle(('--', ':', '-.')), strict=False):
     loss = results['sets'][test][name]['log_loss']
@@ -165,34 +168,67 @@ def describe_judges(usage: Mapping[str, Mapping]) -> list[str]:
   return sentences
 
 
-def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-  """Writes the page to `path` from the contents of `results.json` and the figures."""
-  content = [*_content(results), *game_page.render_figures(figures, CAPTIONS)]
-  with json_lines.atomic_write(path) as draft:
-    game_page.write_page(draft, results['name'], content)
+def write(
+  path: Path,
+  results: Mapping[str, Any],
+  figures: Mapping[str, Figure],
+  example: tuple[str, Mapping[str, str]] | None = None,
+) -> None:
+  """Writes the page to `path`.
+
+  Args:
+    path: of the page.
+    results: contents of `results.json`.
+    figures: by name.
+    example: a prompt, and style -> a response to it, which describe the task.
+  """
+  seconds = {name: row['seconds'] for name, row in results['judges'].items()}
+  sections = [*_figures(figures, example), *_tables(results)]
+  layout.write_page(path, _head(results), sections, seconds)
 
 
-def _content(results: Mapping[str, Any]) -> Iterable[str]:
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">'
+def _head(results: Mapping[str, Any]) -> Head:
+  lede = ' '.join(describe_judges(results['external_judges']))
   if results['judges']:
-    yield f'{len(results["judges"])} judges are trained on the same '
-    yield f'{results["comparisons"]:,} comparisons. '
-  yield html.escape(' '.join(describe_judges(results['external_judges'])))
-  yield '</p>'
-  for test, metrics in results['sets'].items():
-    yield f'<h2>{html.escape(test)}</h2><p>{count(metrics):,} comparisons. Log-loss in nats. '
-    yield '&ldquo;First place&rdquo; is what being shown first adds to the probability of a '
-    yield 'response; the last columns are how often the judge and people prefer the longer '
-    yield 'response.</p>'
-    yield formatting.format_html(list(metrics), HEADS, cells(metrics))
-    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in describe_unusable(metrics))
+    trained = f'{len(results["judges"])} judges are trained on the same '
+    lede = f'{trained}{results["comparisons"]:,} comparisons. {lede}'
+  best = {
+    f'Most accurate, {test}': max(metrics, key=lambda name: metrics[name]['accuracy'])
+    for test, metrics in results['sets'].items()
+  }
+  return Head('Comparison of judges', results['name'], lede, (), best)
+
+
+def _figures(
+  figures: Mapping[str, Figure], example: tuple[str, Mapping[str, str]] | None
+) -> Iterator[Section]:
+  parts = [
+    layout.figure(name, figures[name], caption)
+    for name, caption in CAPTIONS.items()
+    if name in figures
+  ]
+  lede = 'Point at a curve to see its name and its last value.'
+  yield Section('figures', 'Figures', lede, parts)
+  if example:
+    lede = 'One prompt of the task, and one response of each style, which judges compare.'
+    yield Section('task', 'The task', lede, [layout.example(*example)])
+
+
+def _tables(results: Mapping[str, Any]) -> Iterator[Section]:
+  for number, (test, metrics) in enumerate(results['sets'].items(), 1):
+    lede = ' '.join([f'{count(metrics):,} comparisons.', *describe_unusable(metrics)])
+    rows = [[name, *row] for name, row in zip(metrics, cells(metrics), strict=True)]
+    table = layout.table(f'Table of {len(rows)} judges', ['judge', *HEADS], rows)
+    yield Section(f'set-{number}', test.capitalize(), lede, [table])
   if results['transitivity']:
-    yield '<h2>Cycles</h2><p>All responses to a prompt against each other: the share of triples in '
-    yield 'which each beats the next, the share of squared payoffs that no scores can represent, '
-    yield 'and how often one response beats all others.</p>'
-    heads = ['triples that are cycles', 'cyclic energy', 'Condorcet winners']
+    lede = (
+      'All responses to a prompt against each other: the share of triples in which each beats the '
+      'next, the share of squared payoffs that no scores can represent, and how often one response '
+      'beats all others.'
+    )
+    heads = ['judge', 'triples that are cycles', 'cyclic energy', 'Condorcet winners']
     rows = [
-      [f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet')]
-      for row in results['transitivity'].values()
+      [label, *(f'{row[name]:.3f}' for name in ('three_cycles', 'cyclic_energy', 'condorcet'))]
+      for label, row in results['transitivity'].items()
     ]
-    yield formatting.format_html(list(results['transitivity']), heads, rows)
+    yield Section('cycles', 'Cycles', lede, [layout.table('Table of cycles', heads, rows)])

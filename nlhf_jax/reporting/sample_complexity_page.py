@@ -1,11 +1,13 @@
 """The HTML report of learning from votes: one page with its tables and figures."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting.game_page import render_figures, render_table, write_page
+from matplotlib.figure import Figure
+
+from nlhf_jax.reporting import layout
+from nlhf_jax.reporting.layout import Head, Section
 
 _OFFLINE = (
   'Learning from given votes. Plug-in plays the equilibrium of the estimate; the bonus subtracts '
@@ -31,13 +33,18 @@ CAPTIONS = {
 COLUMNS = 8  # the most of a table
 
 
-def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [*_head(results), *_tables(results), *render_figures(figures, CAPTIONS)]
-  write_page(path, results['name'], content)
+def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, Figure]) -> None:
+  """Writes the page to `path`, from the contents of `results.json` and figures by name."""
+  parts = [
+    layout.figure(name, figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures
+  ]
+  lede = 'Point at a curve to see its name and its last value.'
+  sections = [Section('figures', 'Figures', lede, parts), *_tables(results)]
+  seconds = {field: results[field]['seconds'] for field in results['worlds']}
+  layout.write_page(path, _head(results), sections, seconds)
 
 
-def result_tables(results: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def result_tables(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """(title, name -> curve) of every table."""
   yield 'Rates: gap of the plug-in equilibrium, by votes', results['rates']['curves']
   for field in ('offline', 'online'):
@@ -57,43 +64,46 @@ def format_cells(row: Mapping[str, Any], points: Sequence[int]) -> list[str]:
   return [f'{row["mean"][i]:.1e} ± {row["half"][i]:.0e}' for i in points]
 
 
-def _head(results: Mapping[str, Any]) -> Iterable[str]:
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">Preferences are known from '
-  yield 'votes only. How far is the learned policy from the equilibrium, and which pairs should be '
-  yield 'compared? Gaps are '
-  yield f'what a best response gains, with payoffs in {results["payoff"].replace("_", "-")}; means '
-  yield f'over {results["seeds"]} seeds with their 95 % intervals.</p>'
+def _head(results: Mapping[str, Any]) -> Head:
+  lede = (
+    'Preferences are known from votes only. How far is the learned policy from the equilibrium, '
+    'and which pairs should be compared? Gaps are what a best response gains, with payoffs in '
+    f'{results["payoff"].replace("_", "-")}; means over {results["seeds"]} seeds with their 95 % '
+    'intervals.'
+  )
   facts = {
     field: f'{name.replace("_", " ")}, {results[field]["seconds"]:.0f} s'
     for field, name in results['worlds'].items()
   }
-  items = (f'<div><dt>{field}</dt><dd>{fact}</dd></div>' for field, fact in facts.items())
-  yield f'<dl>{"".join(items)}</dl>'
+  return Head('Sample complexity', results['name'], lede, (), facts)
 
 
-def _tables(results: Mapping[str, Any]) -> Iterable[str]:
+def _tables(results: Mapping[str, Any]) -> Iterator[Section]:
+  gaps = []
   for title, rows in result_tables(results):
     at = next(iter(rows.values()))['at']
     points = printed_points(at)
     head = ['', *(f'{at[i]:g}' for i in points)]
-    yield f'<h2>{html.escape(title)}</h2>'
-    yield render_table(
-      [], head, [[label, *format_cells(row, points)] for label, row in rows.items()]
-    )
+    cells = [[label, *format_cells(row, points)] for label, row in rows.items()]
+    gaps.append(layout.table(title, head, cells))
+  yield Section('gaps', 'Gaps', 'Means with half of their 95 % intervals, by votes.', gaps)
+  slopes = []
   for field in ('rates', 'rewards'):
     rows = results[field]['curves']
     at = next(iter(rows.values()))['at']
-    yield f'<h2>{field.capitalize()}: slopes of log gap in log votes</h2>'
-    cut = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
-    yield render_table([], ['up to', *(f'{n:g}' for n in at[1:])], cut)
-  yield f'<h2>Solvers</h2><p>{describe_solvers(results)}</p>'
-  for rows in unsolved(results).values():
+    cells = [[label, *(f'{slope:.2f}' for slope in row['slopes'])] for label, row in rows.items()]
+    slopes.append(
+      layout.table(f'{field.capitalize()}: slopes', ['up to', *(f'{n:g}' for n in at[1:])], cells)
+    )
+  yield Section('slopes', 'Slopes', 'Slopes of the log gap in log votes.', slopes)
+  left = []
+  for field, rows in unsolved(results).items():
     at = next(iter(rows.values()))['at']
     points = printed_points(at)
-    cut = [[label, *(f'{row["left"][i]:.1e}' for i in points)] for label, row in rows.items()]
-    yield render_table(
-      [], ['remaining gap, maximum over seeds', *(f'{at[i]:g}' for i in points)], cut
-    )
+    cells = [[label, *(f'{row["left"][i]:.1e}' for i in points)] for label, row in rows.items()]
+    head = ['remaining gap, maximum over seeds', *(f'{at[i]:g}' for i in points)]
+    left.append(layout.table(f'{field.capitalize()}: remaining gaps', head, cells))
+  yield Section('inner-solvers', 'Solvers', describe_solvers(results), left)
 
 
 def unsolved(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,24 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from nlhf_jax.reporting import layout, provenance
 from nlhf_jax.storage import json_lines
 
 MAX_SAMPLE_BYTES = 5_000_000  # of samples on a page; browsers search that many at each keystroke
 MAX_POINTS = 400  # of a learning curve
-
-_TEMPLATES = jinja2.Environment(
-  loader=jinja2.PackageLoader('nlhf_jax', 'reporting'), autoescape=True, keep_trailing_newline=True
-)
-# `tojson` escapes <, > and &, so that no response can end the element that holds the data.
-_TEMPLATES.policies['json.dumps_kwargs'] = {'allow_nan': False, 'separators': (',', ':')}
 
 
 def render(
   results: Mapping[str, Any],
   metrics: Sequence[Mapping[str, Any]],
   samples: Sequence[Mapping[str, Any]],
+  workdir: Path = Path(),
+  example: tuple[str, Mapping[str, str]] | None = None,
 ) -> str:
   """The page as HTML, with thinned learning curves and the first `MAX_SAMPLE_BYTES` of samples.
 
@@ -31,6 +26,8 @@ def render(
     results: contents of `results.json`; the page shows the parts that exist.
     metrics: rows with `stage`, `step` and numbers.
     samples: records of the tournament.
+    workdir: the folder with the config of the run.
+    example: a prompt, and style -> a response to it, which describe the task.
   """
   content = {
     'results': results,
@@ -38,8 +35,12 @@ def render(
     'samples': _limit(samples),
     'samples_total': len(samples),
   }
-  template = _TEMPLATES.get_template('tournament_page.html')
-  return template.render(content=json_lines.to_json(content))
+  if example:
+    content['example'] = {'prompt': example[0], 'responses': example[1]}
+  stages = results.get('stages', {})
+  seconds = {name: row['seconds'] for name, row in stages.items() if 'seconds' in row}
+  made = provenance.describe(workdir, seconds)
+  return layout.render('tournament.html', content=json_lines.to_json(content), made=made)
 
 
 def write(
@@ -47,10 +48,12 @@ def write(
   results: Mapping[str, Any],
   metrics: Sequence[Mapping[str, Any]],
   samples: Sequence[Mapping[str, Any]],
+  example: tuple[str, Mapping[str, str]] | None = None,
 ) -> None:
   """Writes the page to `path`; see `render`."""
+  page = render(results, metrics, samples, Path(path).parent, example)
   with json_lines.atomic_write(Path(path)) as draft:
-    draft.write_text(render(results, metrics, samples), encoding='utf-8')
+    draft.write_text(page, encoding='utf-8')
 
 
 def _limit(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

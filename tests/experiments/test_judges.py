@@ -65,7 +65,8 @@ def test_judges_of_two_sizes_and_baselines_are_compared(config_of, tmp_path, cap
   assert results['transitivity'][labels[0]]['responses'] == len(generator.STYLES)
   assert json.loads((tmp_path / 'results.json').read_text()).keys() == results.keys()
   page = (tmp_path / 'report.html').read_text()
-  assert page.count('<img') == 4
+  assert page.count('class="plot"') == page.count('<figure id=') == 4
+  assert all(f'<h3>{style}</h3>' in page for style in generator.STYLES)
   assert 'bag of words' in page
   assert 'always the longer' in capsys.readouterr().out
   before = (tmp_path / 'results.json').read_bytes()

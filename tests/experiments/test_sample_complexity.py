@@ -49,7 +49,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   others = {'.lock', 'config.json', 'results.json', 'report.html'}
   assert {path.name for path in tmp_path.iterdir()} == figures | others
   page = (tmp_path / 'report.html').read_text()
-  assert page.count('<img') == len(figures)
+  assert page.count('class="plot"') == page.count('<figure id=') == len(figures)
   printed = capsys.readouterr().out
   for text in (page, printed):
     assert 'The inner games of version space were not solved to nine digits' in text

@@ -73,7 +73,9 @@ def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
   assert all((tmp_path / name).read_bytes().startswith(SIGNATURE) for name in figures)
   assert files - figures == {'.lock', 'config.json', 'results.json', 'report.html'}
   page = (tmp_path / 'report.html').read_text()
-  assert page.count('<img') == len(figures)
+  assert page.count('<figure id=') == page.count('<figcaption>') == len(figures)
+  assert page.count('class="plot"') == len(figures) - 1  # the matrix is drawn by the page
+  assert '<img' not in page
   printed = capsys.readouterr().out
   for label in results['solvers']:
     assert f'>{label}<' in page

@@ -165,7 +165,9 @@ def test_running_again_changes_nothing(toy, tmp_path, capsys):
   )
   assert json.loads((tmp_path / 'results.json').read_text())['tau'] == toy.tau
   assert (tmp_path / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
-  assert (tmp_path / 'report.html').read_text().count('<img') == 6
+  page = (tmp_path / 'report.html').read_text()
+  assert page.count('class="plot"') == 5  # the matrix is drawn by the page
+  assert page.count('<figure id=') == 6
   assert results['methods']['nash_md_pg']['judged'] == [0, 2 * 10]
   for label, row in results['learners'].items():
     assert row['judged'] == [0, 5 * 10, 2 * 5 * 10]

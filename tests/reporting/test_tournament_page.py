@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -142,16 +140,3 @@ def test_samples_are_limited_and_counted():
     tournament_page.render(results(), [], samples(2, 'x' * tournament_page.MAX_SAMPLE_BYTES))
   )['samples']
   assert len(whole['responses']['nash_md']) == tournament_page.MAX_SAMPLE_BYTES
-
-
-def test_page_loads_no_other_resource():
-  folder = resources.files('nlhf_jax.reporting')
-  parts = [folder.joinpath('tournament_page.html'), *folder.joinpath('tournament').iterdir()]
-  assert len(parts) == 8
-  for part in parts:
-    text = part.read_text('utf-8')
-    assert text.count('{{') == (part.name == 'tournament_page.html')
-    assert not re.search(r'https?:|src\s*=|<link|@import|url\(|fetch\(|innerHTML', text)
-  page = tournament_page.render(results(), [], [])
-  assert '{%' not in page
-  assert page.count('<script>') == page.count('<style>') == 1

@@ -27,6 +27,7 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
+from nlhf_jax.experiments.language.task_example import task_example
 from nlhf_jax.experiments.language.tournament_stage import print_tables
 from nlhf_jax.experiments.specs import BestOf, EvaluateExperiment
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
@@ -66,7 +67,7 @@ def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   with recorded_usage(workdir, merge_remote(external, chat)) as accounts:
     results, lines = evaluate(experiment, external, chat, workdir)
   results['external_judges'] = accounts
-  publish(workdir, results, lines)
+  publish(experiment, workdir, results, lines)
   if 'best_of' in results:
     print_best_of(results['best_of'], experiment.judges)
   print_usage(accounts)
@@ -341,11 +342,14 @@ def apply_early_stopping(
   }
 
 
-def publish(workdir: Path, results: Mapping, lines: Sequence[Mapping]) -> None:
+def publish(
+  experiment: EvaluateExperiment, workdir: Path, results: Mapping, lines: Sequence[Mapping]
+) -> None:
   """Writes results, samples and the report, and prints the tables."""
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write_json(workdir / 'results.json', results)
-  tournament_page.write(workdir / 'report.html', results, [], lines)
+  example = task_example(experiment.trained.corpus) if experiment.trained else None
+  tournament_page.write(workdir / 'report.html', results, [], lines, example)
   if lines:
     print_tables(results)
   for judge, row in results.get('order_consistency', {}).items():

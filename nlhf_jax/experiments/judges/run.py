@@ -27,11 +27,12 @@ from nlhf_jax.experiments.language.judge_stage import (
   train_judge,
 )
 from nlhf_jax.experiments.language.run import fine_tune
+from nlhf_jax.experiments.language.task_example import task_example
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
 from nlhf_jax.experiments.specs import JudgeExperiment, LanguageExperiment
 from nlhf_jax.judges.judge import BothOrders, Judge, judge_both_orders, swap_sides
 from nlhf_jax.judges.kinds import ExternalJudge, JudgeNetwork
-from nlhf_jax.reporting import formatting, judge_page
+from nlhf_jax.reporting import formatting, game_plots, judge_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
 from nlhf_jax.training import interrupts
@@ -61,7 +62,7 @@ def run(experiment: JudgeExperiment, workdir: Path) -> dict:
   with recorded_usage(workdir, external) as usage:
     results, curves = compare(experiment, external)
   results['external_judges'] = usage
-  publish(workdir, results, curves)
+  publish(experiment, workdir, results, curves)
   print_usage(usage)
   return results
 
@@ -253,15 +254,16 @@ def curve(logged: Sequence[Mapping]) -> dict[str, list]:
   return found
 
 
-def publish(workdir: Path, results: Mapping, curves: Sequence[Mapping]) -> None:
+def publish(
+  experiment: JudgeExperiment, workdir: Path, results: Mapping, curves: Sequence[Mapping]
+) -> None:
   """Writes results, metrics, plots and the report, and prints the tables."""
   figures = judge_page.draw(results)
-  for name, figure in figures.items():
-    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
-      draft.write_bytes(figure)
+  game_plots.write_png(workdir, figures)
   json_lines.write(workdir / 'metrics.jsonl', curves)
   json_lines.write_json(workdir / 'results.json', results)
-  judge_page.write(workdir / 'report.html', results, figures)
+  example = task_example(experiment.first.corpus)
+  judge_page.write(workdir / 'report.html', results, figures, example)
   for test, metrics in results['sets'].items():
     count = judge_page.count(metrics)
     title = f'\n{test}, {count:,} comparisons; log-loss in nats:'

@@ -11,6 +11,7 @@ from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.evaluation.best_of_responses import describe_selection, kl_of_win_rate
+from nlhf_jax.experiments.language.task_example import task_example
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
@@ -213,7 +214,8 @@ def publish(
   page = {'name': experiment.name, 'judges': judges, 'stages': stages, 'external_judges': accounts}
   requested = min(experiment.tournament_prompts, len(experiment.corpus.held_out.prompts.tokens))
   page |= {'dropped_prompts': requested - len(lines), **results}
-  tournament_page.write(workdir / 'report.html', page, curves, lines)
+  example = task_example(experiment.corpus)
+  tournament_page.write(workdir / 'report.html', page, curves, lines, example)
   print_results(experiment, results, judges)
   return results
 

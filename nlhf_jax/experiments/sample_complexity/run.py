@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
@@ -50,8 +51,7 @@ def run(experiment: SampleComplexityExperiment, workdir: Path) -> dict:
       results[field]['seconds'] = time.perf_counter() - began
   json_lines.write_json(workdir / 'results.json', results)
   figures = draw_vote_figures(results)
-  for title, figure in figures.items():
-    (workdir / f'{title}.png').write_bytes(figure)
+  game_plots.write_png(workdir, figures)
   sample_complexity_page.write(workdir / 'report.html', results, figures)
   print_vote_results(results)
   return results
@@ -171,8 +171,8 @@ def measure_rewards(
   return {'curves': curves}
 
 
-def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
-  """Name of the file -> PNG of each figure."""
+def draw_vote_figures(results: Mapping) -> dict[str, Figure]:
+  """Name -> figure."""
   unit = 'win probability' if results['payoff'] == 'probability' else 'log-odds'
   figures = {}
 
@@ -187,8 +187,8 @@ def draw_vote_figures(results: Mapping) -> dict[str, bytes]:
     theory = {
       label: (row['at'], row['predicted']) for label, row in rows.items() if 'predicted' in row
     }
-    figures[name] = game_plots.render_png(
-      game_plots.convergence(curves, title, label, 'votes', lowest / 10, bands, theory)
+    figures[name] = game_plots.convergence(
+      curves, title, label, 'votes', lowest / 10, bands, theory
     )
 
   add('rates', results['rates']['curves'], 'The equilibrium of the estimate', f'gap, {unit}')

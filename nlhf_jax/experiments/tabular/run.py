@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
@@ -44,9 +45,7 @@ def run(experiment: TabularExperiment, workdir: Path) -> dict:
       outcomes[label], paths[label] = run_solver(run, game, experiment.start, target)
   results = {'name': experiment.name, **facts, 'solvers': outcomes}
   figures = draw_game_figures(experiment, results, paths, target)
-  for title, figure in figures.items():
-    with json_lines.atomic_write(workdir / f'{title}.png') as draft:
-      draft.write_bytes(figure)
+  game_plots.write_png(workdir, figures)
   game_page.write(workdir / 'report.html', results, figures)
   json_lines.write_json(workdir / 'results.json', results)
   print_game_results(results)
@@ -193,8 +192,8 @@ def draw_game_figures(
   results: Mapping,
   paths: Mapping[str, np.ndarray],
   target: Equilibria,
-) -> dict[str, bytes]:
-  """Name of the file -> PNG of each figure."""
+) -> dict[str, Figure]:
+  """Name -> figure."""
   names, solvers = experiment.table.names, results['solvers']
 
   def curves(name):
@@ -229,7 +228,7 @@ def draw_game_figures(
   for sampling, outcome in results.get('rlhf', {}).items():
     marks[f'RLHF, pairs from {sampling}'] = np.array(outcome['rlhf'][0])
   figures['policies'] = game_plots.policy_bars(marks, names, 'Policies')
-  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
+  return figures
 
 
 def print_game_results(results: Mapping) -> None:

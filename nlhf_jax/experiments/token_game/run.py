@@ -24,7 +24,7 @@ from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
 from nlhf_jax.models import scoring
-from nlhf_jax.reporting import formatting
+from nlhf_jax.reporting import formatting, game_plots
 from nlhf_jax.sampling import rollout
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Params
@@ -60,14 +60,13 @@ def run(experiment: TokenGameExperiment, workdir: Path) -> dict:
   for label in experiment.learners:
     train_learner(experiment, label, params, listed, measured)
   results = summarise(experiment, policies_of, listed, measured)
-  figures = page.draw(results, experiment.game.payoff[results['shown']])
-  for name, figure in figures.items():
-    with json_lines.atomic_write(workdir / f'{name}.png') as draft:
-      draft.write_bytes(figure)
+  payoff = experiment.game.payoff[results['shown']]
+  figures = page.draw(results, payoff)
+  game_plots.write_png(workdir, figures)
   stages = [*experiment.stages.values(), *(row.stage for row in experiment.learners.values())]
   curves = [record for stage in stages for record in read_curve(stage.folder)]
   json_lines.write(workdir / 'metrics.jsonl', curves)
-  page.write(workdir / 'report.html', results, figures)
+  page.write(workdir / 'report.html', results, figures, payoff)
   json_lines.write_json(workdir / 'results.json', results)
   print_token_game_results(results)
   return results

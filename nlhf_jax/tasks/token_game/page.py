@@ -1,18 +1,19 @@
 """The figures and the page of the exact language-model game."""
 
-import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nlhf_jax.reporting import formatting, game_page, game_plots
+from nlhf_jax.reporting import game_plots, layout
+from nlhf_jax.reporting.layout import Head, Section
 
 GAP = 'exploitability at τ, win probability'
 CAPTIONS = {
@@ -36,8 +37,8 @@ CAPTIONS = {
 }
 
 
-def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
-  """The figures of a run, by file name; `payoff` is that of the prompt that is shown."""
+def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, Figure]:
+  """The figures of a run, by name; `payoff` is that of the prompt that is shown."""
   methods, prompt = results['methods'], results['prompts'][results['shown']]
   shares = {'reference': results['reference'], 'equilibrium': results['equilibrium'], **methods}
   names = list(results['reference']['styles'])
@@ -45,10 +46,10 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
     label: [row['styles'][name][results['shown']] for name in names]
     for label, row in shares.items()
   }
-  order = sorted(range(len(payoff)), key=lambda place: results['responses'][place])
+  order = sort_by_style(results)
   sorted_names = [results['responses'][place] for place in order]
   learners = results['learners']
-  figures = {
+  return {
     'exploitability': draw_methods(methods, results['target'], 'at', 'training steps'),
     'time': draw_methods(methods, results['target'], 'seconds', 'seconds of training'),
     'tabular': draw_with_solvers(methods, results['target']),
@@ -58,7 +59,11 @@ def draw(results: Mapping[str, Any], payoff: np.ndarray) -> dict[str, bytes]:
       payoff[np.ix_(order, order)], sorted_names, f'Win rate of row over column, prompt {prompt}'
     ),
   }
-  return {name: game_plots.render_png(figure) for name, figure in figures.items()}
+
+
+def sort_by_style(results: Mapping[str, Any]) -> list[int]:
+  """The places of the responses, sorted by their symbols, the first of which is the style."""
+  return sorted(range(len(results['responses'])), key=results['responses'].__getitem__)
 
 
 def draw_methods(methods: Mapping[str, Any], target: float, along: str, label: str) -> Figure:
@@ -68,7 +73,8 @@ def draw_methods(methods: Mapping[str, Any], target: float, along: str, label: s
   axes.set(xlabel=label, ylabel=GAP)
   handles = []
   for (name, row), colour in zip(methods.items(), cycle(game_plots.COLOURS), strict=False):
-    handles += axes.plot(row[along], row['gap'], color=colour, linewidth=1.8, label=name)
+    line = {'color': colour, 'linewidth': 1.8, 'gid': game_plots.name_curve(name, row['gap'])}
+    handles += axes.plot(row[along], row['gap'], label=name, **line)
   _rule(axes, target)
   axes.set_ylim(*_limits(methods, target))
   handles.sort(key=lambda line: -line.get_ydata()[-1])
@@ -238,27 +244,52 @@ def budgets(results: Mapping[str, Any]) -> tuple[list[str], list[str], list[list
   return list(rows), [f'{number:,}' for number in numbers], cells
 
 
-def write(path: Path, results: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
-  """Writes the page to `path`, from the contents of `results.json` and PNG figures by name."""
-  content = [
-    *_head(results),
-    *_table(results),
+def write(
+  path: Path, results: Mapping[str, Any], figures: Mapping[str, Figure], payoff: np.ndarray
+) -> None:
+  """Writes the page to `path`.
+
+  Args:
+    path: of the page.
+    results: contents of `results.json`.
+    figures: by name.
+    payoff: of the prompt that is shown, [R, R].
+  """
+  parts = {
+    name: layout.figure(name, figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures
+  }
+  lede = 'Point at a curve to see its name and its last value.'
+  matrix = parts.pop('preferences')
+  if len(payoff) <= layout.MAX_MATRIX:
+    order = sort_by_style(results)
+    data = {
+      'names': [results['responses'][place] for place in order],
+      'win_rate': (payoff[np.ix_(order, order)] + 0.5).tolist(),
+      'graph': False,
+    }
+    matrix = layout.matrix(data, 'preferences', CAPTIONS['preferences'])
+  styles = [parts.pop('styles'), matrix]
+  sections = [
+    Section('figures', 'Exploitability', lede, list(parts.values())),
+    _describe_game(results, payoff, styles),
+    _table(results),
     *_budgets(results),
-    *game_page.render_figures(figures, CAPTIONS),
   ]
-  game_page.write_page(path, results['name'], content)
+  seconds = {label: row['seconds'][-1] for label, row in results['methods'].items()}
+  layout.write_page(path, _head(results), sections, seconds)
 
 
-def _head(results: Mapping[str, Any]) -> Iterable[str]:
+def _head(results: Mapping[str, Any]) -> Head:
   methods, target = results['methods'], results['target']
   solved = [label for label, row in methods.items() if row['gap'][-1] < target]
   rest = [label for label in methods if label not in solved]
-  yield f'<h1>{html.escape(results["name"])}</h1><p class="lede">A transformer learns to respond '
-  yield f'to {len(results["prompts"])} prompts from samples of games. There are only '
-  yield f'{len(results["responses"])} responses to each, so that its distance from the equilibrium '
-  yield 'is computed rather than estimated. '
-  yield f'Exploitability below {target:g} at the end: {_list_names(solved)}. '
-  yield f'Above: {_list_names(rest)}.</p>'
+  lede = layout.markup(
+    'A transformer learns to respond to {} prompts from samples of games. There are only {} '
+    'responses to each, so that its distance from the equilibrium is computed rather than '
+    'estimated. Exploitability below {} at the end: {}. Above: {}.',
+    *(len(results['prompts']), len(results['responses']), f'{target:g}'),
+    *(_list_names(solved), _list_names(rest)),
+  )
   facts = {
     'τ, KL coefficient': f'{results["tau"]:g}',
     'gap of the reference': f'{results["reference"]["gap"]:.3f}',
@@ -266,28 +297,55 @@ def _head(results: Mapping[str, Any]) -> Iterable[str]:
     'of the equilibrium': f'{results["equilibrium"]["gap"]:.0e}',
     'its KL to the reference': f'{results["equilibrium"]["kl_to_reference"]:.2f} nats',
   }
-  items = (f'<div><dt>{name}</dt><dd>{fact}</dd></div>' for name, fact in facts.items())
-  yield f'<dl>{"".join(items)}</dl>'
+  return Head('Token game', results['name'], lede, (), facts)
 
 
-def _list_names(labels: list[str]) -> str:
-  bold = [f'<b>{html.escape(label)}</b>' for label in labels] or ['none']
-  return ' and '.join(filter(None, [', '.join(bold[:-1]), bold[-1]]))
+def _list_names(labels: list[str]) -> Markup:
+  bold = [layout.markup('<b>{}</b>', label) for label in labels] or [Markup('none')]
+  return Markup(' and ').join(filter(None, [Markup(', ').join(bold[:-1]), bold[-1]]))
 
 
-def _table(results: Mapping[str, Any]) -> Iterable[str]:
+def _describe_game(
+  results: Mapping[str, Any], payoff: np.ndarray, figures: list[Markup]
+) -> Section:
+  """The prompt that is shown, with the response of each style that wins the most."""
+  best: dict[str, int] = {}
+  for place in np.argsort(-payoff.mean(axis=1), kind='stable').tolist():
+    best.setdefault(results['responses'][place][0], place)
+  places = [best[style] for style in sorted(best)]
+  texts = [results['responses'][place] for place in places]
+  prompt = results['prompts'][results['shown']]
+  among = {'names': texts, 'win_rate': (payoff[np.ix_(places, places)] + 0.5).tolist()}
+  lede = (
+    'A prompt, and of each style (the first symbol) the response that wins the most against all '
+    'others. The prompt is the one on which the best response to the reference is the most '
+    'exploitable.'
+  )
+  example = layout.example(prompt, dict(zip(sorted(best), texts, strict=True)))
+  return Section('game', 'The game', lede, [example, layout.matrix(among), *figures])
+
+
+def _table(results: Mapping[str, Any]) -> Section:
   heads, cells = columns(results)
-  yield '<h2>Methods</h2><p>Gaps are exploitabilities, in win probability, with KL coefficient τ: '
-  yield 'means over the prompts, except in the column of the worst. KL is in nats. A method has '
-  yield 'solved the game at the first evaluation after which its gap stays below '
-  yield f'{results["target"]:g}.</p>'
-  yield formatting.format_html(list(results['methods']), heads, cells)
+  lede = (
+    'Gaps are exploitabilities, in win probability, with KL coefficient τ: means over the prompts, '
+    'except in the column of the worst. KL is in nats. A method has solved the game at the first '
+    f'evaluation after which its gap stays below {results["target"]:g}.'
+  )
+  rows = [[name, *row] for name, row in zip(results['methods'], cells, strict=True)]
+  table = layout.table(f'Table of {len(rows)} methods', ['method', *heads], rows)
+  return Section('methods', 'Methods', lede, [table])
 
 
-def _budgets(results: Mapping[str, Any]) -> Iterable[str]:
-  if results['learners']:
-    yield '<h2>Judged comparisons</h2><p>Gaps by the number of judged comparisons. By votes: the '
-    yield 'preference is learned as well, from one vote a pair. By probabilities: as above, the '
-    yield 'judge gives a probability for every pair that is played; blank where the gap was not '
-    yield 'measured at that number.</p>'
-    yield formatting.format_html(*budgets(results))
+def _budgets(results: Mapping[str, Any]) -> Iterator[Section]:
+  if not results['learners']:
+    return
+  lede = (
+    'Gaps by the number of judged comparisons. By votes: the preference is learned as well, from '
+    'one vote a pair. By probabilities: as above, the judge gives a probability for every pair '
+    'that is played; blank where the gap was not measured at that number.'
+  )
+  names, heads, cells = budgets(results)
+  rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
+  table = layout.table('Table of gaps by comparisons', ['learner', *heads], rows)
+  yield Section('judged', 'Judged comparisons', lede, [table])

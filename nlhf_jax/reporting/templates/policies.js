@@ -14,6 +14,14 @@ function frontier() {
   const x = (v) => box.left + v / right * (box.width - box.left - box.right);
   const y = (v) => box.height - box.bottom -
     (v - low) / (high - low || 1) * (box.height - box.top - box.bottom);
+  // Labels move down until they are clear of those before them.
+  const labels = points.map((p) => ({left: x(p.x) < box.width / 2, y: y(p.y) + 3.5, point: p}))
+    .sort((a, b) => a.y - b.y);
+  labels.forEach((label, i) => {
+    for (const other of labels.slice(0, i)) {
+      if (other.left === label.left && label.y - other.y < 13) label.y = other.y + 13;
+    }
+  });
   section('frontier', 'Frontier', 'KL against win rate',
     `The KL of each policy to the reference, and its mean win rate against the others under ` +
     `${inSentence(judges[0])}, \u00b1 two standard errors. At the same win rate, a smaller KL is ` +
@@ -31,10 +39,10 @@ function frontier() {
       points.map((p) => el('g', null,
         el('line', {class: 'spread', x1: x(p.x), x2: x(p.x), y1: y(p.y - 2 * p.error),
           y2: y(p.y + 2 * p.error)}),
-        el('circle', {cx: x(p.x), cy: y(p.y), r: 3.5}),
-        x(p.x) < box.width / 2
-          ? el('text', {x: x(p.x) + 7, y: y(p.y) + 3.5}, p.name)
-          : el('text', {x: x(p.x) - 7, y: y(p.y) + 3.5, 'text-anchor': 'end'}, p.name))))));
+        el('circle', {cx: x(p.x), cy: y(p.y), r: 3.5, 'data-tip': `${p.name}: KL ${brief(p.x)} ` +
+          `nats, win rate ${tenth(p.y)} %`}))),
+      labels.map(({left, y: at, point: p}) => el('text', {x: x(p.x) + (left ? 7 : -7), y: at,
+        'text-anchor': left ? 'start' : 'end'}, p.name)))));
 }
 
 function benchmarks() {
@@ -50,7 +58,7 @@ function benchmarks() {
         el('table', {class: 'list wide'},
           el('thead', null, el('tr', null, el('th', {scope: 'col'}, ''),
             table.columns.map((name, i) => el('th', {scope: 'col',
-              class: table.rows.length ? side(table.rows[0][i + 1]) : null}, words(name))))),
+              class: table.rows.length ? side(table.rows[0][i + 1]) : null}, term(words(name)))))),
           el('tbody', null, table.rows.map(([name, ...cells]) => el('tr', null,
             el('th', {scope: 'row'}, code(name)),
             cells.map((x) => el('td', {class: side(x)}, value(x))))))))))));
@@ -162,7 +170,7 @@ function policyTable() {
     style: 'margin-top: 1.5rem'},
   el('table', {class: has(task.shares) ? 'list wide' : 'list'},
     el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Policy'),
-      columns.map(([, label, unit]) => el('th', {scope: 'col', class: side(label)}, label,
+      columns.map(([, label, unit]) => el('th', {scope: 'col', class: side(label)}, term(label),
         el('span', {class: 'unit'}, unit))))),
     el('tbody', null, policies.map((p) => el('tr', null, el('th', {scope: 'row'}, code(p)),
       columns.map(([, label, , show]) => el('td', {class: side(label)}, show(p)))))))));
@@ -189,12 +197,14 @@ function judgeSection() {
     results.judge && 'accuracy' in results.judge ?
       'Accuracy is the share of held-out labels that the learned judge predicts correctly.' : '',
     numbers.length > 0 && el('dl', {class: 'facts'}, numbers.map(([key, x]) => el('div', null,
-      el('dt', null, words(key)),
+      el('dt', null, term(words(key))),
       el('dd', null, key === 'accuracy' ? `${tenth(x)}\u00a0%` : brief(x))))) || null,
     Object.keys(matrices).length > 0 && [
       el('h3', {style: 'margin-top: 2rem'}, 'Preference between perfect summaries of each style'),
-      el('div', {class: 'pair'}, ordered(matrices).map((judge) => heat(styles,
-        {win_rate: matrices[judge]}, [el('h4', null, title(judge)),
-          el('p', {class: 'quiet small'}, verdict(matrices[judge]))], 'Row beats column'))),
+      ordered(matrices).map((judge) => el('div', {class: 'judged'}, el('h4', null, title(judge)),
+        el('p', {class: 'quiet small'}, verdict(matrices[judge])),
+        el('div', {class: 'pair'},
+          heat(styles, {win_rate: matrices[judge]}, '', 'Row beats column'),
+          graph(styles, {win_rate: matrices[judge]})))),
     ] || null);
 }

@@ -11,7 +11,8 @@ function stageTable() {
   const heading = (label) => el('th', {scope: 'col', class: 'number'}, label);
   const value = (x) => el('td', {class: 'number'}, x);
   section('stages', 'Stages', 'Stages', '',
-    el('div', {class: 'scroll', role: 'group', 'aria-label': 'Stages', style: 'margin-top: 1.5rem'},
+    foldable('Table of the stages', 9, el('div', {class: 'scroll', role: 'group',
+      'aria-label': 'Stages'},
       el('table', {class: 'list'},
         el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Stage'),
           ['Steps', 'Time', 'Time per step', ...extra.map(words)].map(heading))),
@@ -21,7 +22,7 @@ function stageTable() {
           value(isNumber(s.seconds) ? duration(s.seconds) : '\u2013'), value(pace(s)),
           extra.map((key) => value(shown(key in s ? s[key] : '\u2013')))))),
         el('tfoot', null, el('tr', null, el('th', {scope: 'row'}, 'Total'), el('td'),
-          value(duration(total)), el('td'), extra.map(() => el('td')))))));
+          value(duration(total)), el('td'), extra.map(() => el('td'))))))));
 }
 
 function externalJudgeTable() {
@@ -34,8 +35,8 @@ function externalJudgeTable() {
     'configured prices. Unusable answers are counted, and enter no other figure.' +
     (dropped > 0 ? ` Because of them, ${count(dropped)} prompts were dropped from the tournament.`
       : ''),
-    el('div', {class: 'scroll', role: 'group', 'aria-label': 'External judges',
-      style: 'margin-top: 1.5rem'},
+    foldable('Table of the judges', 9, el('div', {class: 'scroll', role: 'group',
+      'aria-label': 'External judges'},
       el('table', {class: 'list'},
         el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Judge'),
           found.map(([name]) => el('th', {scope: 'col', class: 'number'}, title(name))))),
@@ -47,14 +48,5 @@ function externalJudgeTable() {
               what in row.counts ? brief(row.counts[what]) : '\u2013')))),
           found.some(([, row]) => row.last_failure)
             ? el('tr', null, el('th', {scope: 'row'}, 'last unusable answer'),
-              found.map(([, row]) => el('td', null, row.last_failure || '\u2013'))) : null))));
-}
-
-// Only boxes that scroll can be reached with the tab key.
-function reachable() {
-  for (const box of document.querySelectorAll('.scroll, .text')) {
-    const scrolls = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1;
-    if (scrolls) box.setAttribute('tabindex', '0');
-    else box.removeAttribute('tabindex');
-  }
+              found.map(([, row]) => el('td', null, row.last_failure || '\u2013'))) : null)))));
 }

@@ -13,9 +13,38 @@ function marked(text, query) {
   }
   return [...parts, text.slice(from)];
 }
+
+// The words of two texts, in order: [word, whether the other text lacks it here]. Texts of more than
+// LONGEST words are not compared, which would take too long.
+const LONGEST = 600;
+function wordDifferences(text, other) {
+  const split = (s) => s.match(/\s+|[^\s]+/g) || [];
+  const [a, b] = [split(text), split(other)];
+  if (a.length > LONGEST || b.length > LONGEST) return null;
+  const common = Array.from({length: a.length + 1}, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      common[i][j] = a[i] === b[j] ? common[i + 1][j + 1] + 1
+        : Math.max(common[i + 1][j], common[i][j + 1]);
+    }
+  }
+  const found = [];
+  let [i, j] = [0, 0];
+  while (i < a.length) {
+    if (j < b.length && a[i] === b[j]) { found.push([a[i], false]); i++; j++; }
+    else if (j < b.length && common[i][j + 1] >= common[i + 1][j]) j++;
+    else { found.push([a[i], a[i].trim() !== '']); i++; }
+  }
+  return found;
+}
+function compared(text, base) {
+  const found = wordDifferences(text, base);
+  if (!found) return [text, el('span', {class: 'tag'}, ' (too long to mark differences)')];
+  return found.map(([word, differs]) => differs ? el('ins', null, word) : word);
+}
 const shown = (x) => isNumber(x) ? brief(x) : x === null ? 'n/a' : String(x);
 
-function card(sample, i, query) {
+function card(sample, i, query, base) {
   const policy = policies[i];
   const response = (sample.responses || {})[policy];
   const verdicts = sample.preferences || {};
@@ -30,7 +59,9 @@ function card(sample, i, query) {
   el('header', null, el('h3', null, code(policy)), liked.length > 0 && policies.length > 1 &&
     el('span', {class: 'preferred-by'},
       `Preferred by ${liked.map(inSentence).join(' and ')}`) || null),
-  el('p', {class: 'text'}, response ? marked(String(response), query)
+  el('p', {class: 'text'}, response ? base !== null && base !== policy
+    ? compared(String(response), String((sample.responses || {})[base] || ''))
+    : marked(String(response), query)
     : el('span', {class: 'quiet'}, response === '' ? 'Empty response' : 'No response')),
   extras.map(([key, x]) => el('p', {class: 'tag'}, `${words(key)}: ${shown(x[policy])}`)),
   named.length > 0 && others.length > 0 && el('table', null,
@@ -64,6 +95,9 @@ function browser() {
     'aria-label': 'Search prompts and responses', oninput: () => filter()});
   const select = el('select', {'aria-label': 'Which prompts', onchange: () => filter()},
     filters.map(([label], i) => el('option', {value: i}, label)));
+  const against = el('select', {'aria-label': 'Mark differences', onchange: () => draw()},
+    el('option', {value: ''}, 'Mark no differences'), policies.map((name) =>
+      el('option', {value: name}, `Mark differences from ${name}`)));
   const previous = el('button', {type: 'button', onclick: () => move(-1)}, 'Previous');
   const next = el('button', {type: 'button', onclick: () => move(1)}, 'Next');
   const position = el('output', {'aria-live': 'polite'});
@@ -90,7 +124,7 @@ function browser() {
         about.map(([key, x]) => el('p', {class: 'tag'}, `${words(key)}: ${shown(x)}`)),
         cyclic.length > 0 && el('p', {class: 'tag'},
           `The preferences of ${cyclic.map(inSentence).join(' and ')} are cyclic here.`) || null),
-      el('div', {class: 'cards'}, policies.map((_, i) => card(sample, i, query))));
+      el('div', {class: 'cards'}, policies.map((_, i) => card(sample, i, query, against.value || null))));
     reachable();
   };
   const filter = () => {
@@ -119,8 +153,23 @@ function browser() {
     'of all other policies.',
     el('div', {onkeydown: press},
       el('div', {class: 'tools'}, search, filters.length > 1 && select || null,
+        policies.length > 1 && against || null,
         el('div', {class: 'steps'}, previous, position, next)),
       view));
   select.value = '0';
+  against.value = '';
   filter();
+}
+
+// ---- The task: one prompt, and one response of each style
+
+function taskExample() {
+  if (!example) return;
+  section('task', 'Task', 'The task',
+    'One prompt of the task, and one response of each style. Policies learn which response to give.',
+    el('div', {class: 'prompt'}, el('p', {class: 'tag'}, 'Prompt'),
+      el('p', {class: 'text'}, example.prompt)),
+    el('div', {class: 'cards'}, Object.entries(example.responses).map(([style, text]) =>
+      el('article', {class: 'card'}, el('header', null, el('h3', null, code(style))),
+        el('p', {class: 'text'}, text)))));
 }

@@ -82,7 +82,7 @@ function head() {
   const times = Object.values(results.stages || {}).map((s) => s.seconds).filter(isNumber);
   if (times.length) facts.push(['Time', duration(times.reduce((a, b) => a + b, 0))]);
   byId('facts').append(...facts.map(
-    ([key, value]) => el('div', null, el('dt', null, key), el('dd', null, value))));
+    ([key, value]) => el('div', null, el('dt', null, term(key)), el('dd', null, value))));
 }
 
 function winRates() {
@@ -98,16 +98,17 @@ function winRates() {
   };
   section('win-rates', 'Win rates', 'Win rates',
     'How often the response of the row\u2019s policy beats that of the column\u2019s policy, in ' +
-    (judges.some((j) => results.tables[j].low) ? `percent, with ${sure} intervals below.`
-      : 'percent.'),
+    (judges.some((j) => results.tables[j].low) ? `percent, with ${sure} intervals below. `
+      : 'percent. ') + 'Policies are sorted by their share of the maximal lottery.',
     !hasOracle && judges.length > 0 && el('p', {class: 'note'},
       'There is no oracle for these data. A policy can win under the judge that it was trained ' +
       'on by exploiting errors of that judge.') || null,
-    el('div', {class: policies.length > 6 ? 'stack' : 'pair'}, judges.map((judge) => heat(policies,
-      results.tables[judge],
-      [el('h3', null, title(judge)), el('p', {class: 'quiet small'}, about[judge],
-        about[judge] ? ' ' : '', significantPairs(results.tables[judge].pairs), bothOrders(judge))],
-      'Row beats column'))),
+    judges.map((judge) => el('div', {class: 'judged'}, el('h3', null, title(judge)),
+      el('p', {class: 'quiet small'}, about[judge], about[judge] ? ' ' : '',
+        significantPairs(results.tables[judge].pairs), bothOrders(judge)),
+      el('div', {class: policies.length > 6 ? 'stack' : 'pair'},
+        heat(policies, results.tables[judge], '', 'Row beats column', byLottery(judge)),
+        graph(policies, results.tables[judge], byLottery(judge))))),
     legend('Win rate of the row, in percent. 50 is even; the diagonal is 50 by definition.'),
     stoppingNote());
 }
@@ -147,17 +148,18 @@ function rankings() {
     el('div', {class: hasScores ? 'stack' : 'pair'}, found.map((judge) => el('div', null,
       el('h3', null, title(judge)),
       isAmbiguous(judge) ? el('p', {class: 'quiet small'}, NOT_UNIQUE) : null,
+      foldable('Table of the ranking', results.ranking[judge].length,
       el('div', {class: 'scroll', role: 'group', 'aria-label': 'Ranking'},
       el('table', {class: 'list'},
         el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Policy'),
-          el('th', {scope: 'col', class: 'number'}, 'Share',
+          el('th', {scope: 'col', class: 'number'}, term('Share'),
             el('span', {class: 'unit'}, 'percent, 95\u00a0%')),
           el('th', {scope: 'col', class: 'number'}, 'Win rate',
             el('span', {class: 'unit'}, 'against the lottery')),
           hasScores && [
-            el('th', {scope: 'col', class: 'number'}, 'Borda',
+            el('th', {scope: 'col', class: 'number'}, term('Borda'),
               el('span', {class: 'unit'}, 'win rate \u00b1 standard error')),
-            el('th', {scope: 'col', class: 'number'}, 'Bradley\u2013Terry',
+            el('th', {scope: 'col', class: 'number'}, term('Bradley\u2013Terry'),
               el('span', {class: 'unit'}, 'log-odds \u00b1 standard error'))] || null)),
         el('tbody', null, results.ranking[judge].map((r) => el('tr', null,
           el('th', {scope: 'row'}, code(r.policy)),
@@ -167,7 +169,7 @@ function rankings() {
           hasScores && [
             el('td', {class: 'number'}, `${tenth(r.borda)} \u00b1 ${tenth(r.borda_error)}`),
             el('td', {class: 'number'}, `${fixed(r.bradley_terry, 2)} \u00b1 ` +
-              fixed(r.bradley_terry_error, 2))] || null))))),
+              fixed(r.bradley_terry_error, 2))] || null)))))),
       cycles(judge)))));
 }
 function cycles(judge) {

@@ -32,7 +32,7 @@ function ticks(low, high, wanted) {
 function panel(curve) {
   const {metric, steps, values} = curve;
   const finite = values.filter(isNumber);
-  const name = [el('b', null, words(metric)), unit(metric) && ` (${unit(metric)})`];
+  const name = [el('b', null, term(words(metric))), unit(metric) && ` (${unit(metric)})`];
   const readout = el('span');
   const caption = el('figcaption', null, el('span', null, name), readout);
   if (!finite.length) {

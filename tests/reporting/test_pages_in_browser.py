@@ -1,0 +1,96 @@
+"""Every page as a reader sees it, wide and narrow, light and dark; skipped without Chromium."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.reporting import chromium
+from tests.reporting.pages import PAGES
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(chromium.PROGRAM is None, reason=chromium.MISSING),
+]
+LEGIBILITY = (Path(__file__).parent / 'legibility.js').read_text(encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+  opened = chromium.Browser(tmp_path_factory.mktemp('browser'))
+  yield opened
+  opened.close()
+
+
+@pytest.fixture(scope='module')
+def pages(tmp_path_factory):
+  written = {}
+  for name, write in PAGES.items():
+    written[name] = tmp_path_factory.mktemp(name) / 'report.html'
+    write(written[name])
+  return written
+
+
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+@pytest.mark.parametrize('width', [1400, 390])
+@pytest.mark.parametrize('name', PAGES)
+def test_page_is_legible(browser, pages, name, width, dark):
+  browser.messages.clear()
+  browser.open(pages[name], width, dark)
+  seen = browser.evaluate(LEGIBILITY)
+  assert browser.messages == []
+  assert seen['texts'] > 50
+  assert seen['overlaps'] == []
+  assert seen['faint'] == []
+  assert seen['small'] == []
+  assert seen['scroll'] <= 0
+
+
+def test_first_column_stays_in_view(browser, pages):
+  browser.open(pages['language'], 390)
+  moved = browser.evaluate("""(() => {
+    for (const box of document.querySelectorAll('details')) box.open = true;
+    const boxes = [...document.querySelectorAll('.scroll')].filter(
+      (box) => box.querySelector('th[scope=row]') && box.scrollWidth > box.clientWidth);
+    return boxes.map((box) => {
+      box.scrollLeft = 60;
+      return box.querySelector('th[scope=row]').getBoundingClientRect().left -
+        box.getBoundingClientRect().left;
+    });
+  })()""")
+  assert len(moved) > 1
+  assert max(map(abs, moved)) < 5
+
+
+def test_what_is_pointed_at_is_explained(browser, pages):
+  browser.open(pages['language'])
+  shown = browser.evaluate("""['.heat td.cell.win', '.link.cyclic', '.term'].map((selector) => {
+    const target = document.querySelector(selector);
+    target.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));
+    const tip = document.getElementById('tip');
+    return tip.hidden ? '' : tip.textContent;
+  })""")
+  cell, link, term = shown
+  assert ' beats ' in cell
+  assert 'interval' in cell
+  assert link.endswith('part of a cycle') or 'part of a cycle;' in link
+  assert len(term) > 20
+
+
+def test_samples_are_filtered_and_compared(browser, pages):
+  browser.open(pages['language'])
+  cards = browser.evaluate("""(() => {
+    const pick = document.querySelector('select[aria-label="Mark differences"]');
+    pick.value = 'sft';
+    pick.dispatchEvent(new Event('change'));
+    return [...document.querySelectorAll('#responses .card')].map(
+      (card) => [...card.querySelectorAll('ins')].map((word) => word.textContent));
+  })()""")
+  assert cards == [[], ['nash_md'], ['self_play'], ['a_policy_with_a_rather_long_name']]
+  browser.open(pages['comparison'])
+  left = browser.evaluate("""(() => {
+    const field = document.querySelector('[data-filters=pairs]');
+    field.value = 'question 11';
+    field.dispatchEvent(new Event('input'));
+    return [...document.getElementById('pairs').children].filter((row) => !row.hidden).length;
+  })()""")
+  assert left == 1

@@ -1,4 +1,4 @@
-"""Compiled programs: counts them, and keeps them for the next run."""
+"""Compiled programs: counts them and their seconds, and keeps them for the next run."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import jax
 
 _COMPILED = '/jax/core/compile/backend_compile_duration'
-_count = [0]
+_durations: list[float] = []
 
 
 def _on_event(event: str, duration: float, **details) -> None:
-  del duration, details
-  _count[0] += event == _COMPILED
+  del details
+  if event == _COMPILED:
+    _durations.append(duration)
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_event)
@@ -19,7 +20,12 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 def count_programs() -> int:
   """Number of programs that this process has compiled so far, or found compiled."""
-  return _count[0]
+  return len(_durations)
+
+
+def compile_seconds() -> float:
+  """Seconds that this process has spent so far on compiling programs, or reading compiled ones."""
+  return sum(_durations)
 
 
 def keep_programs(folder: Path) -> None:

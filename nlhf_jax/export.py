@@ -2,11 +2,14 @@
 
 Takes the work directory of the run, or the flags with which the policy was trained, and writes it
 as a folder in the Hugging Face layout: a whole model or, where adapters were trained, the adapter;
-`--merged=True` adds the adapter to the weights. `python -m nlhf_jax.export` does the same.
+`--merged=True` adds the adapter to the weights. `--push=ORG/NAME` prints what would be uploaded to
+the Hugging Face hub, and `--yes=True` uploads it. `python -m nlhf_jax.export` does the same.
 """
 
+import contextlib
 import importlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +24,8 @@ FLAGS = {
   'policy': 'the policy to write, by its name in the tournament: sft, or a policy of the config',
   'to': 'the folder to write; it must be new or empty',
   'merged': 'True to add an adapter to the weights of the model under it; default False',
+  'push': 'ORG/NAME on the Hugging Face hub: prints what would be uploaded; --to may be left out',
+  'yes': 'True to upload to --push; default False',
 }
 
 
@@ -50,18 +55,30 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(
       f"--config: '{settings.config}' trains no language models to export; give one that does."
     )
-  for flag in ('policy', 'to'):
+  for flag in ('policy',) if settings.push else ('policy', 'to'):
     if not settings[flag].value:
       raise UserError(f'--{flag} is missing: {FLAGS[flag]}.')
-  merged = (settings.merged or 'False').lower()
-  if merged not in ('true', 'false'):
-    raise UserError(f"--merged: '{settings.merged}' is not True or False.")
+  merged, yes = (read_switch(flag, settings) for flag in ('merged', 'yes'))
+  if yes and not settings.push:
+    raise UserError('--yes is for --push=ORG/NAME, which is missing.')
   name, workdir, stages = find_paths(settings)
   # Imported late, so that a mistake in the flags does not wait for JAX.
   experiment = importlib.import_module('nlhf_jax.experiments.export_policy')
   results = experiment.read_results(config, workdir, settings.policy)
-  export = experiment.Export(settings.policy, Path(settings.to), merged == 'true', results)
-  experiment.start(config, name, stages, export)
+  with contextlib.ExitStack() as stack:
+    to = settings.to or f'{stack.enter_context(tempfile.TemporaryDirectory())}/{settings.policy}'
+    export = experiment.Export(
+      settings.policy, Path(to), merged, results, settings.push or '', confirmed=yes
+    )
+    experiment.start(config, name, stages, export)
+
+
+def read_switch(flag: str, settings: flags.FlagValues) -> bool:
+  """The value of a flag that is True or False, and False if it is not given."""
+  text = (settings[flag].value or 'False').lower()
+  if text not in ('true', 'false'):
+    raise UserError(f"--{flag}: '{settings[flag].value}' is not True or False.")
+  return text == 'true'
 
 
 def find_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import command
 from nlhf_jax.errors import UserError
+from nlhf_jax.progress import is_on_terminal
 
 # The kinds of experiments, each a folder in nlhf_jax/experiments, and a shipped config of the kind.
 KINDS = {
@@ -24,10 +26,15 @@ KINDS = {
   'token_game': 'token_game',
 }
 
+FLAGS = {
+  'tracker': 'where the learning curves are plotted, besides metrics.jsonl: none, tensorboard, '
+  'wandb or trackio; default tensorboard. It changes no result',
+}
+
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the experiment that the arguments describe; returns the exit status."""
-  return command.run_command(arguments, __doc__, {}, run)
+  return command.run_command(arguments, __doc__, FLAGS, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -52,12 +59,16 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(
       f'--cluster: the experiment {config.experiment} runs in one process; leave --cluster out.'
     )
+  if not is_on_terminal():  # the hub's own bars, which it reads when it is imported
+    os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
   # Imported late, so that a mistake in the flags does not wait for all of JAX.
   compilation = importlib.import_module('nlhf_jax.compilation')
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.run_paths(settings)
+  dashboards = importlib.import_module('nlhf_jax.training.dashboards')
   compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
-  experiment.start(config, name, workdir, stages)
+  with dashboards.chosen(settings.tracker or dashboards.DEFAULT):
+    experiment.start(config, name, workdir, stages)
   print(f'\nReport: {workdir / "report.html"}')
 
 

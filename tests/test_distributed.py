@@ -69,6 +69,8 @@ def run_one_and_two(folder, *more):
       'tokens_per_second',
       'seconds_per_step',
       'compiled_programs',
+      'stage_programs',
+      'compile_seconds',
     }:
       assert together[name] == pytest.approx(alone[name], abs=1e-4), name
 

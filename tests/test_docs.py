@@ -95,9 +95,10 @@ def test_commands_name_configs_and_fields_that_exist(page):
   for words in commands(page):
     flags = dict(word.partition('=')[::2] for word in words[2:])
     if words[1] == 'export':
-      assert flags.keys() == {'--run', '--policy', '--to'}, words
+      places = flags.keys() - {'--run', '--policy', '--yes'}
+      assert places in ({'--to'}, {'--push'}), words
       continue
-    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory'}
+    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory', '--tracker'}
     config = command.load_config(flags['--config'])
     for word in words[2:]:
       if word.startswith('--config.'):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.data import tokenizers
@@ -28,6 +27,7 @@ from nlhf_jax.data.examples import Entry
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.progress import progress
 from nlhf_jax.storage import disk, json_lines, locks
 
 # One example: its file and row, and its texts as rows of `prompts` and `responses`, -1 for none.
@@ -178,10 +178,10 @@ def write(folder: Path, entries: Iterable[Entry], tokenizer: Any, refuse: Refuse
       refuse(file, number, problem, remedy)
       dropped[problem.reason] += 1
 
-    for chunk in _chunks(
-      iter(tqdm(_readable(entries), desc='tokenising', unit='row', mininterval=0.5, delay=2))
-    ):
+    bar = stack.enter_context(progress(None, 'tokenising', 'row', delay=2.0))
+    for chunk in _chunks(_readable(entries)):
       total += len(chunk)
+      bar.update(len(chunk))
       kept = []
       for file, number, example in chunk:
         if isinstance(example, Problem):

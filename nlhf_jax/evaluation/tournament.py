@@ -9,12 +9,12 @@ from itertools import combinations, compress
 
 import numpy as np
 from scipy import special
-from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import equal_length, intervals, ranking
+from nlhf_jax.progress import progress
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
 # Name in the results -> field of the records whose mean it is.
@@ -50,11 +50,13 @@ def compare_policies(
   """
   table = np.full((len(prompts.tokens), len(sides), len(sides)), 0.5)
   pairs = list(combinations(range(len(sides)), 2))
-  for j, i in tqdm(pairs, desc=label, unit='pair', disable=label is None, mininterval=0.5):
-    matches = Comparison(prompts, sides[i], sides[j])
-    payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
-    table[:, i, j] += payoff
-    table[:, j, i] -= payoff
+  with progress(len(pairs), label or '', 'pair', hidden=label is None) as bar:
+    for j, i in pairs:
+      matches = Comparison(prompts, sides[i], sides[j])
+      payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
+      table[:, i, j] += payoff
+      table[:, j, i] -= payoff
+      bar.update()
   return table
 
 

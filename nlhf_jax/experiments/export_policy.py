@@ -13,9 +13,10 @@ from transformers import LlamaConfig
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import export_files
+from nlhf_jax.experiments.export_push import check_name, push
 from nlhf_jax.experiments.language.config import check, make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
-from nlhf_jax.experiments.model_card import make_card
+from nlhf_jax.experiments.model_card import FOLDER, make_card
 from nlhf_jax.experiments.model_config import DTYPES, make_mesh
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.models import lora, weights
@@ -29,13 +30,16 @@ from nlhf_jax.training import interrupts
 class Export(NamedTuple):
   """What to write of a run, and where: `results` is None if the run has no tournament.
 
-  With `merged`, an adapter is merged into the weights, instead of being written on its own.
+  With `merged`, an adapter is merged into the weights, instead of being written on its own. With
+  `push`, the folder is also uploaded to the hub if that is `confirmed`, and its files are printed.
   """
 
   policy: str  # its name in the tournament
   to: Path
   merged: bool
   results: Mapping[str, Any] | None
+  push: str = ''
+  confirmed: bool = False
 
 
 def start(config: ConfigDict, name: str, stages: Path, export: Export) -> None:
@@ -50,6 +54,8 @@ def start(config: ConfigDict, name: str, stages: Path, export: Export) -> None:
   Raises:
     UserError: if the policy is unknown or not trained, or the folder cannot be written.
   """
+  if export.push:
+    check_name(export.push)
   check(config)
   with draft_folder(export.to) as draft, interrupts.deferred(), make_mesh(config):
     experiment = make_experiment(config, name, stages)
@@ -57,9 +63,13 @@ def start(config: ConfigDict, name: str, stages: Path, export: Export) -> None:
     adapter = bool(experiment.model.lora) and not export.merged
     if distributed.is_first():
       card = make_card(config, experiment, export.policy, adapter, export.results)
+      if export.push:
+        card = card.replace(FOLDER, f"folder = '{export.push}'")
       (draft / 'README.md').write_text(card)
   what = f'Adapter of {experiment.model.source.name}' if adapter else 'Model'
   print(f'\n{what}: {export.to}')
+  if export.push and distributed.is_first():
+    push(export.to, export.push, export.confirmed)
 
 
 def read_results(config: ConfigDict, workdir: Path, policy: str) -> dict | None:

@@ -12,10 +12,11 @@ from nlhf_jax.data.chat_templates import PLAIN
 from nlhf_jax.experiments.language.finished_run import find_entry
 from nlhf_jax.experiments.specs import LanguageExperiment
 
-USE = """```python
+FOLDER = "folder = 'FOLDER'  # this one"
+USE = f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-folder = 'FOLDER'  # this one
+{FOLDER}
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 PROMPT

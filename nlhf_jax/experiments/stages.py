@@ -8,14 +8,14 @@ from typing import Any
 
 import grain
 import jax
-from tqdm import tqdm
 
-from nlhf_jax import trees
+from nlhf_jax import compilation, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, with_feedback
 from nlhf_jax.models import scoring, sharding
+from nlhf_jax.progress import progress
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
@@ -223,12 +223,13 @@ def respond(
   Raises:
     Interrupted: between batches, if the user asked to stop.
   """
-  with tqdm(total=len(prompts.tokens), desc=label, unit='prompt', mininterval=0.5) as bar:
+  count = len(prompts.tokens)
+  with progress(count, label, 'prompt') as bar:
 
     def one_chunk(chunk, number):
       interrupts.check(label)
       responses = rollout(params, chunk, jax.random.fold_in(key, number))
-      bar.update(min(len(chunk.tokens), bar.total - bar.n))
+      bar.update(min(len(chunk.tokens), count - bar.done))
       return responses
 
     return map_chunks(one_chunk, prompts, batch)
@@ -284,6 +285,7 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
   """
   path = stage.folder / 'stage.json'
   facts |= {'done': False, 'seconds': 0.0, 'code': stage.code}
+  facts |= {'compile_seconds': 0.0, 'compiled_programs': 0}
   facts |= {'settings': stage.settings, 'incidental': stage.incidental}
   with lock_folder(stage.folder):
     known = json_lines.read_sealed(path)
@@ -293,10 +295,16 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
     else:
       json_lines.write_sealed(path, facts)
     start, done = time.monotonic(), facts['done']
+    programs, compiling = compilation.count_programs(), compilation.compile_seconds()
     try:
       yield
       facts['done'] = True
     finally:
       if not done:
         facts['seconds'] += time.monotonic() - start
+        for name, value in (
+          ('compile_seconds', compilation.compile_seconds() - compiling),
+          ('compiled_programs', compilation.count_programs() - programs),
+        ):
+          facts[name] = facts.get(name, 0) + value  # stages of earlier versions lack them
         json_lines.write_sealed(path, facts)

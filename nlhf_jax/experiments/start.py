@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.model_config import make_mesh
+from nlhf_jax.experiments.run_log import announced, timed_run
 from nlhf_jax.judges.keys import check_section
 from nlhf_jax.storage import disk, json_lines
 from nlhf_jax.storage.locks import lock_folder
@@ -59,7 +60,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     jax.enable_x64(True) if exact else interrupts.deferred(),
     make_mesh(config) if 'mesh' in config else contextlib.nullcontext(),
   ):
-    experiment = make_experiment(config, name, stages)
+    experiment = announced(lambda: make_experiment(config, name, stages), workdir)
     with lock_folder(workdir):
       if distributed.is_first():
         move_other_results(workdir, json_lines.to_json(config.to_dict()))
@@ -67,7 +68,8 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
       if not exact:
         stages.mkdir(parents=True, exist_ok=True)
       run = importlib.import_module(f'nlhf_jax.experiments.{config.experiment}.run').run
-      run(experiment, workdir)
+      with timed_run(experiment):
+        run(experiment, workdir)
 
 
 def make_experiment(config: ConfigDict, name: str, stages: Path) -> Any:

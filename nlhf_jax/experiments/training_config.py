@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -58,6 +59,12 @@ def make_training(row: ConfigDict, field: str) -> Training:
     evaluate_every=row.evaluate_every,
     checkpoint_minutes=row.checkpoint_minutes,
     missing_verdicts=row.missing_verdicts,
+    learning_rate=partial(
+      optimizers.learning_rate_at,
+      peak=row.optimizer.learning_rate,
+      steps=max(taken, 1),
+      warmup=row.optimizer.warmup,
+    ),
   )
   skip = row.on_divergence == 'skip'
   return Training(algorithm, optimizer, row.batch, row.accumulate, schedule, skip)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError
@@ -28,6 +27,7 @@ from nlhf_jax.judges.keys import check_section
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section, judge_by_texts
 from nlhf_jax.judges.response_body import Failure
 from nlhf_jax.judges.verdicts import Answer
+from nlhf_jax.progress import progress
 from nlhf_jax.ranges import Fraction
 from nlhf_jax.storage.texts import printable
 
@@ -165,14 +165,8 @@ def _query_with_bar(
   query: Query, requests: Sequence[Request], usable: Usable, receive: Receive, ending
 ) -> None:
   """Queries; slow queries show a progress bar."""
-  with tqdm(
-    total=len(requests),
-    desc=printable(requests[0]['model']) if requests else None,
-    unit='answer',
-    mininterval=0.5,
-    delay=BAR_DELAY,
-    leave=False,
-  ) as bar:
+  label = printable(requests[0]['model']) if requests else ''
+  with progress(len(requests), label, 'answer', delay=BAR_DELAY, leave=False) as bar:
 
     def receive_and_show(index, outcome, cached):
       receive(index, outcome, cached)

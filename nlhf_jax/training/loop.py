@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from nlhf_jax import compilation, distributed
 from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.progress import progress
 from nlhf_jax.structs import TrainState
-from nlhf_jax.training import divergence, interrupts
+from nlhf_jax.training import divergence, interrupts, optimizers
 from nlhf_jax.training.checkpoints import Checkpoints
+from nlhf_jax.training.dashboards import Value
 from nlhf_jax.training.trackers import Metrics
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]
-Evaluate = Callable[[Mapping[str, Any]], Mapping[str, float]]
+# Slots -> metrics and, for the tracker alone, texts and values of histograms.
+Evaluate = Callable[[Mapping[str, Any]], Mapping[str, Value]]
 
 MOST_SKIPPED = 10  # updates in a row that are left out before training stops all the same
 PERCENTILES = (50, 90, 100)  # of the norm of the gradient, between two logs
@@ -47,7 +49,8 @@ class Schedule(NamedTuple):
   every `evaluate_every` steps and at the end; except for the first time a checkpoint is saved with
   it. Another one is saved at the first log that comes `checkpoint_minutes` after the last, unless
   they are 0. Training stops if a judge gives no verdict on more than the share `missing_verdicts`
-  of the pairs since the last log.
+  of the pairs since the last log. `learning_rate(n)`, if there is one, is that of the optimiser's
+  update n.
   """
 
   steps: int
@@ -55,6 +58,7 @@ class Schedule(NamedTuple):
   log_every: int = 10
   checkpoint_minutes: float = 0.0
   missing_verdicts: float = 1.0
+  learning_rate: Callable[[int], float] | None = None
 
 
 def train(
@@ -89,8 +93,7 @@ def train(
       return state
     metrics = Metrics(folder, stage, first)
     recorder = _Recorder(stage, schedule, checkpoints, metrics, batches)
-    progress = tqdm(total=steps, initial=first, desc=stage, unit='step', mininterval=0.5)
-    with contextlib.closing(metrics), progress as bar:
+    with contextlib.closing(metrics), progress(steps, stage, 'step', done=first) as bar:
       if not first:
         recorder.record_start(state, evaluate)
       for number in range(first, steps):
@@ -102,13 +105,13 @@ def train(
             recorder.pause(state, number)
           raise
         recorder.means.add(values)
-        bar.update()
         done = number + 1
         evaluated = done % schedule.evaluate_every == 0 or done == steps
         logged = evaluated or done % schedule.log_every == 0
         if logged:
           record = recorder.record(state, done, evaluate if evaluated else None)
-          bar.set_postfix({name: f'{value:.3g}' for name, value in record.items()})
+          bar.set_metrics(record)
+        bar.update()
         if evaluated or (logged and recorder.is_save_due()):
           recorder.save(state)
         if done < steps and _stop_requested(logged):
@@ -145,7 +148,7 @@ class _Recorder:
 
   def record(
     self, state: TrainState, done: int, evaluate: Evaluate | None = None
-  ) -> dict[str, float]:
+  ) -> dict[str, Value]:
     """Writes and returns the metrics after `done` steps, since the last call.
 
     Raises:
@@ -155,6 +158,9 @@ class _Recorder:
     self._check_finite(state, done)
     record = self.means.take()
     self._check_verdicts(record, done)
+    if self._schedule.learning_rate:
+      taken = optimizers.updates_taken(state.optimizer)
+      record['learning_rate'] = self._schedule.learning_rate(max(taken - 1, 0))
     if evaluate:
       record |= self._measure(state, done, evaluate)
     self._metrics.write(done, record)
@@ -169,7 +175,7 @@ class _Recorder:
   def _measure(self, state, done, evaluate) -> Mapping[str, float]:
     measured = evaluate(state.slots)
     for name, value in measured.items():
-      if not math.isfinite(value):
+      if not isinstance(value, str | np.ndarray) and not math.isfinite(value):
         self._fail(done, f'the metric {name} is {value:g}; {divergence.DIVERGED}')
     return measured
 
@@ -243,12 +249,14 @@ class _Means:
   """Means of metrics since they were last taken, and the time per step.
 
   `compiled_programs` counts the programs compiled so far. If it keeps growing, batches differ in
-  shape, and every compilation takes time.
+  shape, and every compilation takes time. `stage_programs` and `compile_seconds` count from the
+  start of the loop.
   """
 
   def __init__(self, pending: Sequence[Mapping[str, float]]):
     self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
     self.skipped_in_a_row = 0  # updates that were left out, up to the last one taken
+    self._before = compilation.count_programs(), compilation.compile_seconds()
     self.restart_clock()
 
   def restart_clock(self) -> None:
@@ -289,7 +297,13 @@ class _Means:
       means['skipped_updates'] = int(skipped.sum())
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
-    return means | {'seconds_per_step': seconds, 'compiled_programs': compilation.count_programs()}
+    programs, compiling = self._before
+    return means | {
+      'seconds_per_step': seconds,
+      'compiled_programs': compilation.count_programs(),
+      'stage_programs': compilation.count_programs() - programs,
+      'compile_seconds': compilation.compile_seconds() - compiling,
+    }
 
 
 def _mean(name: str, column: np.ndarray) -> float:

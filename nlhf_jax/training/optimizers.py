@@ -65,6 +65,22 @@ def make_optimizer(
   return optax.chain(compute_in_float32(inner), ROUNDINGS[rounding]())
 
 
+def learning_rate_at(update: int, peak: float, steps: int, warmup: int) -> float:
+  """The learning rate of update `update`, counted from 0, of `make_optimizer`."""
+  warmup = min(warmup, steps)
+  if update < warmup:
+    return peak * update / warmup
+  left = max(steps - warmup, 1)
+  return peak * (1 - 0.9 * min(update - warmup, left) / left)
+
+
+def updates_taken(state: optax.OptState) -> int:
+  """The number of updates of an optimiser of `make_optimizer`, by its state."""
+  scheduled = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  (found,) = filter(scheduled, jax.tree.leaves(state, is_leaf=scheduled))
+  return int(found.count)
+
+
 def adafactor(b1: float, b2: float) -> optax.GradientTransformation:
   """Scales by factored root mean squares, and clips each layer's tensors to a mean square of 1.
 

@@ -1,18 +1,16 @@
-"""Metrics as JSON lines and TensorBoard events."""
+"""Learning curves: metrics as JSON lines, which also go to a tracker."""
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+import numpy as np
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.storage import disk, json_lines
+from nlhf_jax.training.dashboards import SafeTracker, Value
 
 FILE = 'metrics.jsonl'
 COPY = 'metrics.copy.jsonl'  # with checksums: a learning curve is not computed again
@@ -53,7 +51,7 @@ def _by_step(path, until) -> dict[int, dict]:
 
 
 class Metrics:
-  """Writes records to `metrics.jsonl`, its copy, and TensorBoard, starting after `step`.
+  """Writes records to `metrics.jsonl`, its copy and the tracker, starting after `step`.
 
   Records of later steps, written before an interruption, are removed: those steps are repeated.
   """
@@ -71,29 +69,26 @@ class Metrics:
     json_lines.write(folder / FILE, records)
     self._stage, self._folder = stage, folder
     self._writes = distributed.is_first()
-    if self._writes:
-      with disk.writing(folder):
-        # Written at once: the writer with a thread of its own waits for ever on a full disk.
-        self._board = EventsWriter(str(folder / 'events'))
-        purge = SessionLog(status=SessionLog.START)
-        self._add(Event(step=step + 1, session_log=purge))
+    self._tracker = SafeTracker(folder, step)
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
     """Writes the record of step `step`, the number of updates done.
+
+    Texts and arrays go to the tracker alone, as samples and histograms.
 
     Raises:
       UserError: if the disk refuses it.
     """
     if not self._writes:
       return
-    record = json_lines.to_json({'stage': self._stage, 'step': step, **values})
+    numbers = {
+      name: value for name, value in values.items() if not isinstance(value, str | np.ndarray)
+    }
+    record = json_lines.to_json({'stage': self._stage, 'step': step, **numbers})
     json_lines.append(self._folder / COPY, [record])
-    with disk.writing(self._folder):
-      with (self._folder / FILE).open('a') as lines:
-        lines.write(json.dumps(record, allow_nan=False) + '\n')
-      for name, value in values.items():
-        self._add(Event(step=step, summary=scalar(f'{self._stage}/{name}', value)))
-      self._board.flush()
+    with disk.writing(self._folder), (self._folder / FILE).open('a') as lines:
+      lines.write(json.dumps(record, allow_nan=False) + '\n')
+    self._tracker.log(step, values)
 
   def write_pending(self, step: int, values: Sequence[Mapping[str, float]]) -> None:
     """Keeps the metrics of the steps since the last record, of which no mean is taken yet.
@@ -104,12 +99,6 @@ class Metrics:
     with disk.writing(self._folder):
       json_lines.write_sealed(self._folder / PENDING, {'step': step, 'values': list(values)})
 
-  def _add(self, event: Event) -> None:
-    event.wall_time = time.time()
-    self._board.write_event(event)
-
   def close(self) -> None:
-    """Closes the file of TensorBoard."""
-    if self._writes:
-      with disk.writing(self._folder):
-        self._board.close()
+    """Ends the run of the tracker."""
+    self._tracker.close()

@@ -14,7 +14,7 @@ from nlhf_jax.storage import json_lines
 
 # Times, the number of compiled programs, the version of the code, and checksums of these.
 TIMES = ('seconds', 'compile_seconds', 'seconds_per_step', 'tokens_per_second')
-UNSTABLE = (*TIMES, 'compiled_programs', 'code', json_lines.CHECK)
+UNSTABLE = (*TIMES, 'compiled_programs', 'stage_programs', 'code', json_lines.CHECK)
 # Files of a finished run that are compared; pages and figures are drawn from these.
 WHOLE = ('data.json', 'config.json', 'samples.jsonl', 'results.json')
 CURVES = 'metrics.jsonl'

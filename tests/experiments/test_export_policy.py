@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ import yaml
 
 from nlhf_jax import export
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments import export_push
 from nlhf_jax.experiments.export_policy import write_policy
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.experiments.language.finished_run import load_entry
@@ -157,6 +159,8 @@ def test_texts_need_room_for_what_reads_them(trained, toy):
     (['--policy=nash_md', '--to=there'], "the stage 'sft' is not done"),
     (['--policy=nash_md', '--to=.'], 'is not empty'),
     (['--policy=nash_md', '--to=there', '--merged=perhaps'], 'is not True or False'),
+    (['--policy=nash_md', '--push=us/nash', '--yes=perhaps'], 'is not True or False'),
+    (['--policy=nash_md', '--to=there', '--yes=True'], '--push=ORG/NAME, which is missing'),
   ],
 )
 def test_user_errors_print_one_line(arguments, message, tmp_path, monkeypatch, capsys):
@@ -200,6 +204,70 @@ def test_run_is_exported_with_a_card(run_folder, tmp_path, capsys):
   # A second export does not replace the first.
   assert export.main(['export', *flags]) == 2
   assert 'is not empty' in capsys.readouterr().err
+
+
+class StandIn:
+  """Of the client of the hub: it records what it would upload."""
+
+  calls: ClassVar[list] = []
+  error: ClassVar[Exception | None] = None
+
+  def create_repo(self, name, **options):
+    self.calls.append(('create', name, options))
+    if self.error:
+      raise self.error
+
+  def upload_folder(self, *, repo_id, folder_path, commit_message):
+    files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+    self.calls.append(('upload', repo_id, files))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+  """A stand-in for the hub."""
+  monkeypatch.setattr(export_push, 'HfApi', StandIn)
+  monkeypatch.setattr(StandIn, 'calls', [])
+  return StandIn
+
+
+def test_push_uploads_nothing_until_confirmed(run_folder, hub, tmp_path, capsys):
+  flags = [f'--run={run_folder}', '--policy=nash_md', '--push=us/nash']
+  assert export.main(['export', *flags]) == 0
+  printed = capsys.readouterr().out
+  assert 'Would upload to https://huggingface.co/us/nash:' in printed
+  assert re.search(r'^  adapter_model\.safetensors  [\d,]+ bytes$', printed, re.M)
+  assert 'Nothing was uploaded; add --yes=True' in printed
+  assert hub.calls == []
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['run', 'stages']
+
+
+def test_push_uploads_the_folder_with_its_card(run_folder, hub, tmp_path, capsys):
+  to = tmp_path / 'out'
+  flags = [f'--run={run_folder}', '--policy=nash_md', '--push=us/nash', '--yes=True', f'--to={to}']
+  assert export.main(['export', *flags]) == 0
+  created, (what, name, files) = hub.calls
+  assert created == ('create', 'us/nash', {'private': True, 'exist_ok': True})
+  assert (what, name) == ('upload', 'us/nash')
+  assert files == {path.name: path.read_bytes() for path in to.iterdir()}
+  assert b"folder = 'us/nash'\n" in files['README.md']
+  assert 'Uploaded: https://huggingface.co/us/nash' in capsys.readouterr().out
+
+
+def test_a_refused_push_is_a_sentence_without_the_token(run_folder, hub, monkeypatch, capsys):
+  monkeypatch.setattr(hub, 'error', OSError('401 for the token hf_abcDEF123'))
+  flags = [f'--run={run_folder}', '--policy=nash_md', '--push=us/nash', '--yes=True']
+  assert export.main(['export', *flags]) == 2
+  printed = ''.join(capsys.readouterr())
+  assert 'error: --push=us/nash: the upload failed (401 for the token hf_...); log in' in printed
+  assert 'abcDEF' not in printed
+
+
+@pytest.mark.parametrize('name', ['nash', 'us/nash/2', 'us/', '/nash', 'us/na sh', '-/x', '../x'])
+def test_push_needs_the_name_of_a_repository(name, run_folder, hub, capsys):
+  flags = [f'--run={run_folder}', '--policy=nash_md', f'--push={name}', '--yes=True']
+  assert export.main(['export', *flags]) == 2
+  assert 'is no name on the hub; write ORG/NAME.' in capsys.readouterr().err
+  assert hub.calls == []
 
 
 def test_full_disk_leaves_no_export(run_folder, tmp_path, capsys):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from nlhf_jax import progress
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.judges import remote
@@ -311,6 +312,7 @@ def test_interruption_waits_only_briefly(tmp_path, monkeypatch):
 
 def test_slow_queries_show_a_progress_bar(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(remote, 'BAR_DELAY', 0.0)
+  monkeypatch.setattr(progress, 'is_on_terminal', lambda: True)
   with serve(prefer_longer) as served:
     make(served, tmp_path).preference(*MANY)
   assert 'm:   0%' in capsys.readouterr().err

@@ -17,6 +17,7 @@ from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.structs import Comparison, Prompts, Responses, Scores, TrainState
 from nlhf_jax.training import checkpoints, interrupts, loop, optimizers, step_metrics
 from nlhf_jax.training.update import initial_state, make_update
+from tests.chaos import ends
 
 STEPS, EVERY = 12, 4
 SCHEDULE = loop.Schedule(STEPS, EVERY, log_every=2)
@@ -75,11 +76,7 @@ def run(folder, cut=None):
 def records(folder):
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return [
-    {
-      name: value
-      for name, value in json.loads(line).items()
-      if name not in ('tokens_per_second', 'seconds_per_step', 'compiled_programs')
-    }
+    {name: value for name, value in json.loads(line).items() if name not in ends.UNSTABLE}
     for line in lines
   ]
 

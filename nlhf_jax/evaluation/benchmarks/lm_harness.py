@@ -22,13 +22,13 @@ from lm_eval.models.utils import (
   postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.generation import LoadedModel, padded_length
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.scoring import MAX_LOGITS
+from nlhf_jax.progress import progress
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.sampling.token import Filters
 
@@ -107,7 +107,7 @@ class HarnessModel(TemplateLM):
       groups.setdefault((tuple(context), tuple(continuation[:-1])), []).append(number)
     rows = sorted(groups, key=lambda row: -len(row[0]) - len(row[1]))
     answers: list = [None] * len(requests)
-    with tqdm(total=len(requests), desc='log-likelihoods', disable=disable_tqdm) as bar:
+    with progress(len(requests), 'log-likelihoods', 'request', hidden=disable_tqdm) as bar:
       for chunk in self._chunks(rows):
         self._before_batch()
         numbers = [groups[row] for row in chunk]
@@ -190,7 +190,7 @@ class HarnessModel(TemplateLM):
     for number, request in enumerate(requests):
       groups.setdefault(_read_settings(request.args[1], end, self.max_length), []).append(number)
     answers: list = [None] * len(requests)
-    with tqdm(total=len(requests), desc='generations', disable=disable_tqdm) as bar:
+    with progress(len(requests), 'generations', 'request', hidden=disable_tqdm) as bar:
       for settings, numbers in groups.items():
         room = self.max_length - settings.length
         contexts = {n: self._truncate(self.tok_encode(requests[n].args[0]), room) for n in numbers}

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval
@@ -16,6 +15,7 @@ from nlhf_jax.evaluation.response_files import FiledResponses
 from nlhf_jax.experiments.evaluate.best_of_entries import respond_with_best
 from nlhf_jax.experiments.language.finished_run import find_entry, load_entry
 from nlhf_jax.experiments.specs import BestOf, Entry, EvaluateExperiment, PretrainedModel
+from nlhf_jax.progress import progress
 from nlhf_jax.storage import json_lines
 from nlhf_jax.training import interrupts
 
@@ -79,7 +79,7 @@ def cached_respond(
   def respond(conversations, temperature, seed):
     lengths = [sum(len(turn['content']) for turn in turns) for turns in conversations]
     order, texts = np.argsort(np.negative(lengths), kind='stable'), [''] * len(lengths)
-    with tqdm(total=len(order), desc=name, unit='response', mininterval=0.5) as bar:
+    with progress(len(order), name, 'response') as bar:
       for number, start in enumerate(range(0, len(order), experiment.batch)):
         interrupts.check(f'the responses of {name}')
         rows = order[start : start + experiment.batch]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.evaluation import early_stopping, judgements, ranking, tournament
@@ -34,6 +33,7 @@ from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
 from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.judges.remote import ChatClient
+from nlhf_jax.progress import progress
 from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params
@@ -253,7 +253,7 @@ def judge_pairs(
     order = np.random.default_rng(experiment.seed).permutation(count)
   parts: dict[str, list[np.ndarray]] = {name: [] for name in pairwise}
   done = count
-  with tqdm(total=count, desc='tournament', unit='prompt', disable=not pairwise) as bar:
+  with progress(count, 'tournament', 'prompt', hidden=not pairwise) as bar:
     for begin in range(0, count, size) if pairwise else ():
       rows = order[begin : begin + size]
       prompts = [experiment.prompts[row] for row in rows]

@@ -9,6 +9,7 @@ import numpy as np
 
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import training_data
+from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
@@ -28,12 +29,14 @@ from nlhf_jax.judges.registry import STAGES, gives_rewards
 from nlhf_jax.judges.unfinished import unfinished_costs, unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
-from nlhf_jax.structs import Comparison, Params
+from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.divergence import require_verdicts
 from nlhf_jax.training.group_weights import Groups
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
+
+SAMPLES = 4  # responses of each evaluation that a tracker shows
 
 
 def run(experiment: LanguageExperiment, workdir: Path) -> dict:
@@ -134,6 +137,15 @@ def make_judges(
   return judges, rewards
 
 
+def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Responses) -> str:
+  """The first few prompts and responses, as one text."""
+  tokenizer, first = experiment.corpus.tokenizer, slice(SAMPLES)
+  asked = tokenizers.prompt_texts(tokenizer, prompts.tokens[first], prompts.mask[first])
+  given = tokenizers.response_texts(tokenizer, responses.tokens[first], responses.mask[first])
+  pairs = zip(asked, given, strict=True)
+  return '\n\n'.join(f'prompt: {prompt}\nresponse: {response}' for prompt, response in pairs)
+
+
 def make_evaluate(
   experiment: LanguageExperiment, reference: Params, panel: Mapping[str, Judge]
 ) -> Evaluate:
@@ -166,12 +178,17 @@ def make_evaluate(
         reference, Comparison(chunk, left)
       )
       comparison = Comparison(chunk, left, right)
-      return {name: judge(comparison) for name, judge in measured.items()}, log_ratio
+      return {name: judge(comparison) for name, judge in measured.items()}, log_ratio, left
 
-    payoffs, log_ratio = map_chunks(compare, prompts, experiment.tournament_batch)
+    payoffs, log_ratio, left = map_chunks(compare, prompts, experiment.tournament_batch)
     return {
-      f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5
-      for name, payoff in payoffs.items()
-    } | {'kl_to_reference': float(log_ratio.mean())}
+      **{
+        f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5
+        for name, payoff in payoffs.items()
+      },
+      'kl_to_reference': float(log_ratio.mean()),
+      'samples': show_samples(experiment, prompts, left),
+      'response_lengths': left.mask.sum(axis=-1).ravel(),
+    }
 
   return evaluate

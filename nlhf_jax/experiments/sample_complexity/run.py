@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
+from nlhf_jax.progress import progress
 from nlhf_jax.reporting import formatting, game_plots, sample_complexity_page
 from nlhf_jax.sample_complexity import protocols, rates, votes
 from nlhf_jax.sample_complexity.setting import equilibrium
@@ -43,12 +43,14 @@ def run(experiment: SampleComplexityExperiment, workdir: Path) -> dict:
     'rewards': measure_rewards,
   }
   keys = jax.random.split(jax.random.key(experiment.seed), experiment.seeds)
-  with tqdm(measurements.items(), unit='measurement') as bar:
-    for field, measure in bar:
-      bar.set_description(field)
+  with progress(len(measurements), 'measurements', 'measurement') as bar:
+    for field, measure in measurements.items():
+      bar.set_label(field)
       began = time.perf_counter()
       results[field] = measure(experiment, getattr(experiment, field), keys)
       results[field]['seconds'] = time.perf_counter() - began
+      bar.update()
+    bar.set_label('measurements')
   json_lines.write_json(workdir / 'results.json', results)
   figures = draw_vote_figures(results)
   game_plots.write_png(workdir, figures)

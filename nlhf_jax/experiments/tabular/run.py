@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import log_spaced_updates, solve
+from nlhf_jax.progress import progress
 from nlhf_jax.reporting import formatting, game_page, game_plots
 from nlhf_jax.storage import json_lines
 
@@ -39,10 +39,12 @@ def run(experiment: TabularExperiment, workdir: Path) -> dict:
     (workdir / old).unlink(missing_ok=True)  # these may be of another game
   target, facts = analyse_game(experiment)
   outcomes, paths = {}, {}
-  with tqdm(experiment.runs.items(), unit='solver') as bar:
-    for label, run in bar:
-      bar.set_description(label)
+  with progress(len(experiment.runs), 'solvers', 'solver') as bar:
+    for label, run in experiment.runs.items():
+      bar.set_label(label)
       outcomes[label], paths[label] = run_solver(run, game, experiment.start, target)
+      bar.update()
+    bar.set_label('solvers')
   results = {'name': experiment.name, **facts, 'solvers': outcomes}
   figures = draw_game_figures(experiment, results, paths, target)
   game_plots.write_png(workdir, figures)

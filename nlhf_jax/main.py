@@ -24,10 +24,16 @@ KINDS = {
   'token_game': 'token_game',
 }
 
+# The flag of this command alone.
+STORE = {
+  'store': 'gs://BUCKET/FOLDER or s3://BUCKET/FOLDER, to which work directory and stages are '
+  'copied after each checkpoint, and from which a run resumes on another machine'
+}
+
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the experiment that the arguments describe; returns the exit status."""
-  return command.run_command(arguments, __doc__, {}, run)
+  return command.run_command(arguments, __doc__, STORE, run)
 
 
 def run(config: ConfigDict, settings: flags.FlagValues) -> None:
@@ -57,7 +63,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.run_paths(settings)
   compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
-  experiment.start(config, name, workdir, stages)
+  experiment.start(config, name, workdir, stages, settings.store)
   print(f'\nReport: {workdir / "report.html"}')
 
 

@@ -20,7 +20,7 @@ from nlhf_jax.models import scoring, sharding
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, store
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training import checkpoints, interrupts, loop, step_metrics
@@ -279,3 +279,4 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
       if not done:
         facts['seconds'] += time.monotonic() - start
         json_lines.write_sealed(path, facts)
+    store.push()

@@ -331,6 +331,11 @@ def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:
   name = '_'.join(filter(None, (Path(source).stem, argument)))
   workdir = Path(settings.workdir or Path('runs') / name)
   stages = Path(settings.stages or (workdir if settings.workdir else Path('runs')) / 'stages')
+  for flag, folder in {'workdir': settings.workdir, 'stages': settings.stages}.items():
+    if '://' in (folder or ''):
+      raise UserError(
+        f"--{flag}='{folder}' must be a local folder; add --store={folder} to keep a copy there."
+      )
   return name, workdir, stages
 
 

@@ -26,9 +26,12 @@ KINDS = {
   'token_game': 'token_game',
 }
 
+# The flags of this command alone.
 FLAGS = {
   'tracker': 'where the learning curves are plotted, besides metrics.jsonl: none, tensorboard, '
   'wandb or trackio; default tensorboard. It changes no result',
+  'store': 'gs://BUCKET/FOLDER or s3://BUCKET/FOLDER, to which work directory and stages are '
+  'copied after each checkpoint, and from which a run resumes on another machine',
 }
 
 
@@ -68,7 +71,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   dashboards = importlib.import_module('nlhf_jax.training.dashboards')
   compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
   with dashboards.chosen(settings.tracker or dashboards.DEFAULT):
-    experiment.start(config, name, workdir, stages)
+    experiment.start(config, name, workdir, stages, settings.store)
   print(f'\nReport: {workdir / "report.html"}')
 
 

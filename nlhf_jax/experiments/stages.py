@@ -19,7 +19,7 @@ from nlhf_jax.progress import progress
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, store
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training import checkpoints, interrupts, loop, step_metrics
@@ -308,3 +308,4 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
         ):
           facts[name] = facts.get(name, 0) + value  # stages of earlier versions lack them
         json_lines.write_sealed(path, facts)
+    store.push()

@@ -16,7 +16,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.run_log import announced, timed_run
 from nlhf_jax.judges.keys import check_section
-from nlhf_jax.storage import disk, json_lines
+from nlhf_jax.storage import disk, json_lines, store
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.training import interrupts
 
@@ -33,7 +33,9 @@ RESULTS = (
 SHOWN = 5  # differences between configs
 
 
-def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
+def start(
+  config: ConfigDict, name: str, workdir: Path, stages: Path, store_url: str | None = None
+) -> None:
   """Runs the experiment that a config describes, or resumes it.
 
   The kind `config.experiment` names a folder beside this file, with a config reader
@@ -45,6 +47,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     name: of the experiment, for its report.
     workdir: for results.
     stages: for trained stages, which runs may share.
+    store_url: where both are copied to, and fetched from at the start; None leaves them local.
 
   Raises:
     Interrupted: if the user asked to stop; starting again resumes.
@@ -59,6 +62,7 @@ def start(config: ConfigDict, name: str, workdir: Path, stages: Path) -> None:
     disk.writing(workdir, stages),
     jax.enable_x64(True) if exact else interrupts.deferred(),
     make_mesh(config) if 'mesh' in config else contextlib.nullcontext(),
+    store.mirrored(store_url, workdir, stages),  # before anything is read from the folders
   ):
     experiment = announced(lambda: make_experiment(config, name, stages), workdir)
     with lock_folder(workdir):

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as orbax
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
+from nlhf_jax.storage import store
 from nlhf_jax.structs import Params, TrainState
 
 KEPT = 2
@@ -62,6 +63,7 @@ class Checkpoints:
       write_manifest(self._folder, step)
       for old in saved_steps(self._folder)[KEPT:]:
         _delete(self._folder, old)
+      store.push()
 
   def _wait(self) -> None:
     writing, self._writing = self._writing, None

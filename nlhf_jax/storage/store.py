@@ -1,0 +1,219 @@
+"""A copy of the folders of a run in a store, from which the run resumes on another machine.
+
+The run itself works on local folders; finished files are copied after each checkpoint, at the end
+of each stage and when the run ends. What says that others are complete is copied last, so that the
+copy can be resumed from whenever it is cut short.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlhf_jax import distributed
+from nlhf_jax.errors import Interrupted, UserError, first_line
+from nlhf_jax.storage import disk
+
+EXTRAS = {'gs': 'gcs', 's3': 's3', 'file': None}  # scheme -> the extra that it needs
+MARK = '.store.json'  # which copy the folder and the store agree on; written last
+NOT_COPIED = ('programs',)  # compiled programs are of one kind of machine
+
+_mirrors: list['Mirror'] = []  # those of the run of this process
+
+
+@contextlib.contextmanager
+def mirrored(url: str | None, workdir: Path, stages: Path) -> Iterator[None]:
+  """Fetches the folders from a store, if one is given, and copies them there when the block ends.
+
+  An error that ends the block copies nothing more: the last checkpoint is in the store already.
+
+  Args:
+    url: `gs://...`, `s3://...` or `file://...`; None leaves everything local.
+    workdir: is kept at `url`.
+    stages: are kept at `url/stages`.
+
+  Raises:
+    UserError: in all processes, if the store cannot be used, or folder and store have different
+      states of the run.
+  """
+  if url:
+    places = {url: workdir}
+    if not stages.resolve().is_relative_to(workdir.resolve()):
+      places[f'{url.rstrip("/")}/stages'] = stages
+
+    def fetch():
+      for place, folder in places.items():
+        # Opened by one process: the others read what it fetched.
+        _mirrors.append(Mirror(folder, place, () if len(places) == 1 else ('stages',)))
+        _mirrors[-1].fetch()
+      return np.zeros(())
+
+    distributed.compute_on_first(fetch, ())
+  try:
+    yield
+    push()
+  except Interrupted:
+    push()
+    raise
+  finally:
+    _mirrors.clear()
+
+
+def push() -> None:
+  """Copies what has changed since the last copy to the store of the run, if there is one.
+
+  Raises:
+    UserError: if the store cannot be written, or another run has written to it.
+  """
+  for mirror in _mirrors:
+    mirror.push()
+
+
+class Mirror:
+  """A folder and its copy in a store.
+
+  Raises:
+    UserError: if the URL has an unknown scheme, or its package is not installed.
+  """
+
+  def __init__(self, folder: Path, url: str, left_out: tuple[str, ...] = ()):
+    self._folder, self._url, self._left_out = folder, url, (*NOT_COPIED, *left_out)
+    self._fs, self._root = _open(url)
+    self._copied: dict[str, tuple[int, int]] = {}  # name -> size and time of change
+    self._mark: dict[str, Any] = {}
+    self._lock = threading.Lock()  # checkpoints are copied by a thread of their own
+
+  def fetch(self) -> None:
+    """Fills an empty folder with the files of the store.
+
+    A folder that agrees with the store, or was about to be copied, keeps its files.
+
+    Raises:
+      UserError: if the store cannot be read, or has another state of the run than the folder.
+    """
+    path = self._folder / MARK
+    with _talking_to(self._url):
+      there = self._read_mark()
+      self._mark = there
+      here = json.loads(path.read_bytes()) if path.exists() else {}
+      if not there or there.get('copy') in (here.get('copy'), here.get('before')):
+        return
+      if self._local() and not here.get('fetching'):
+        raise UserError(
+          f"'{self._folder}' and '{self._url}' hold different states of the run; delete the folder "
+          'to continue from the store, or give another --workdir or --store.'
+        )
+      self._write_mark({'fetching': True})
+      for remote in self._fs.find(self._root):
+        name = os.path.relpath(remote, self._root)
+        if self._is_copied(name):
+          self._get(remote, name)
+      self._write_mark(there)
+    print(f'Fetched {len(self._copied)} files of {self._url} into {self._folder}.')
+
+  def push(self) -> None:
+    """Copies files that have changed; removes from the store what this run has deleted."""
+    with self._lock, _talking_to(self._url):
+      if self._read_mark() != self._mark:
+        raise UserError(
+          f"another run writes to '{self._url}'; nothing more is copied there: end one of the two, "
+          'and give each run its own --store.'
+        )
+      files = self._local()
+      changed = [name for name in files if files[name] != self._copied.get(name)]
+      gone = sorted(self._copied.keys() - files.keys(), key=_order, reverse=True)
+      if not changed and not gone:
+        return
+      mark = {'copy': secrets.token_hex(8), 'before': self._mark.get('copy')}
+      self._write_mark(mark)  # first: the folder is never behind the store
+      for name in sorted(changed, key=_order):
+        with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+          if (self._folder / name).stat():
+            self._fs.put_file(str(self._folder / name), f'{self._root}/{name}')
+            self._copied[name] = files[name]
+      for name in gone:
+        with contextlib.suppress(FileNotFoundError):
+          self._fs.rm_file(f'{self._root}/{name}')
+        del self._copied[name]
+      self._fs.pipe_file(f'{self._root}/{MARK}', json.dumps(mark).encode())
+      self._mark = mark
+
+  def _local(self) -> dict[str, tuple[int, int]]:
+    """The files of the folder that are copied: name -> size and time of change."""
+    found = {}
+    for path in self._folder.rglob('*'):
+      name = path.relative_to(self._folder).as_posix()
+      with contextlib.suppress(FileNotFoundError):
+        if self._is_copied(name) and path.is_file():
+          found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return found
+
+  def _is_copied(self, name: str) -> bool:
+    parts = name.split('/')
+    hidden = any(part.startswith('.') or '.orbax-checkpoint-tmp' in part for part in parts)
+    return not hidden and parts[0] not in self._left_out
+
+  def _get(self, remote: str, name: str) -> None:
+    path = self._folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f'.{path.name}.draft')
+    self._fs.get_file(remote, str(draft))
+    os.replace(draft, path)
+    self._copied[name] = (path.stat().st_size, path.stat().st_mtime_ns)
+
+  def _read_mark(self) -> dict[str, Any]:
+    try:
+      return json.loads(self._fs.cat_file(f'{self._root}/{MARK}'))
+    except FileNotFoundError:
+      return {}
+
+  def _write_mark(self, mark: dict[str, Any]) -> None:
+    self._folder.mkdir(parents=True, exist_ok=True)
+    draft = self._folder / f'{MARK}.draft'
+    draft.write_text(json.dumps(mark))
+    os.replace(draft, self._folder / MARK)
+
+
+def _order(name: str) -> tuple[int, str]:
+  """Sorts what says that other files are complete after them."""
+  last = name.rsplit('/', 1)[-1]
+  return (2 if last == 'stage.json' else int(bool(re.match(r'manifest-\d+\.json$', last)))), name
+
+
+def _open(url: str) -> tuple[Any, str]:
+  scheme = url.partition('://')[0]
+  if '://' not in url or scheme not in EXTRAS:
+    raise UserError(f"--store='{url}' must start with gs://, s3:// or file://.")
+  import fsspec  # late: runs without a store do not need it
+
+  more = {'auto_mkdir': True} if scheme == 'file' else {}
+  try:
+    return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
+  except ImportError:
+    raise UserError(
+      f"--store='{url}' needs the packages of the extra {EXTRAS[scheme]}; install them, as with "
+      f"pip install '.[{EXTRAS[scheme]}]' in a checkout."
+    ) from None
+
+
+@contextlib.contextmanager
+def _talking_to(url: str) -> Iterator[None]:
+  """Raises what a store refused as a `UserError`."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # each store has its own kinds
+    if isinstance(error, OSError) and error.errno in disk.FAILED:
+      raise  # of the local disk
+    raise UserError(
+      f"the store '{url}' cannot be used ({first_line(error)}); check its name, your rights and "
+      'the network, and run the same command again: what was saved is safe.'
+    ) from None

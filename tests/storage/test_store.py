@@ -1,0 +1,180 @@
+"""Law: a run whose folder is lost resumes from its store, and ends with the same bits."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import pytest
+
+from nlhf_jax import main
+from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.storage import store
+from tests.test_distributed import ROOT, TOY
+
+
+@pytest.fixture
+def memory(monkeypatch):
+  """The URL of an empty store in memory."""
+  monkeypatch.setitem(store.EXTRAS, 'memory', None)
+  fs = fsspec.filesystem('memory')
+  fs.store.clear()
+  return 'memory://bucket/run'
+
+
+def write(folder, files):
+  for name, text in files.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def visible(folder):
+  return {
+    path.relative_to(folder).as_posix(): path.read_text()
+    for path in folder.rglob('*')
+    if path.is_file() and not path.name.startswith('.')
+  }
+
+
+FILES = {'results.json': '{}', 'stages/sft/stage.json': '1', 'stages/sft/checkpoints/4/a': 'x'}
+
+
+def opened(folder, url):
+  mirror = store.Mirror(folder, url)
+  mirror.fetch()
+  return mirror
+
+
+def test_a_lost_folder_comes_back(memory, tmp_path):
+  write(tmp_path / 'a', FILES | {'programs/big': 'not copied', '.lock': ''})
+  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b') == FILES
+
+
+def test_only_changes_are_copied_notes_last(memory, tmp_path, monkeypatch):
+  write(tmp_path / 'a', FILES)
+  mirror, copied = opened(tmp_path / 'a', memory), []
+  put = mirror._fs.put_file
+  monkeypatch.setattr(
+    mirror._fs, 'put_file', lambda path, to: (copied.append(to.split('run/')[1]), put(path, to))
+  )
+  mirror.push()
+  assert copied[-1] == 'stages/sft/stage.json'
+  copied.clear()
+  write(tmp_path / 'a', {'results.json': '{"new": 1}'})
+  mirror.push()
+  assert copied == ['results.json']
+
+
+def test_deleted_checkpoints_leave_the_store(memory, tmp_path):
+  write(tmp_path / 'a', FILES)
+  mirror = opened(tmp_path / 'a', memory)
+  mirror.push()
+  shutil.rmtree(tmp_path / 'a/stages/sft/checkpoints')
+  mirror.push()
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b').keys() == {'results.json', 'stages/sft/stage.json'}
+
+
+def test_the_same_machine_keeps_its_newer_files(memory, tmp_path):
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', memory).push()
+  write(tmp_path / 'a', {'results.json': 'newer'})
+  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b')['results.json'] == 'newer'
+
+
+def test_a_folder_of_another_state_is_refused(memory, tmp_path):
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', memory).push()
+  write(tmp_path / 'b', {'results.json': 'of another run'})
+  with pytest.raises(UserError, match='different states'):
+    opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b') == {'results.json': 'of another run'}
+
+
+def test_a_second_writer_is_noticed(memory, tmp_path):
+  write(tmp_path / 'a', FILES)
+  first = opened(tmp_path / 'a', memory)
+  first.push()
+  second = opened(tmp_path / 'b', memory)
+  write(tmp_path / 'b', {'more.json': '1'})
+  second.push()
+  write(tmp_path / 'a', {'more.json': '2'})
+  with pytest.raises(UserError, match='another run writes'):
+    first.push()
+
+
+def test_a_fetch_cut_short_is_done_again(memory, tmp_path, monkeypatch):
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', memory).push()
+  cut = store.Mirror(tmp_path / 'b', memory)
+
+  def fail(remote, name):
+    write(tmp_path / 'b', {'results.json': '{}'})
+    raise OSError('network is gone')
+
+  monkeypatch.setattr(cut, '_get', fail)
+  with pytest.raises(UserError, match='network is gone'):
+    cut.fetch()
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b') == FILES
+
+
+@pytest.mark.parametrize(('error', 'copied'), [(Interrupted, True), (UserError, False)])
+def test_a_stop_is_copied_and_an_error_is_not(error, copied, memory, tmp_path):
+
+  def run():
+    with store.mirrored(memory, tmp_path / 'a', tmp_path / 'stages'):
+      write(tmp_path / 'a', {'results.json': '{}'})
+      write(tmp_path / 'stages', {'sft/stage.json': '1'})
+      raise error('why')
+
+  with pytest.raises(error):
+    run()
+  with store.mirrored(memory, tmp_path / 'b', tmp_path / 'more'):
+    assert (visible(tmp_path / 'b') == {'results.json': '{}'}) == copied
+    assert (visible(tmp_path / 'more') == {'sft/stage.json': '1'}) == copied
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--workdir=gs://bucket/run'], 'add --store=gs://bucket/run'),
+    (['--stages=s3://bucket/run'], 'must be a local folder'),
+    (['--store=ftp://bucket/run'], 'must start with gs://, s3:// or file://'),
+    (['--store=bucket/run'], 'must start with gs://, s3:// or file://'),
+  ],
+)
+def test_urls_that_are_no_stores_are_refused(flags, expected, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert main.main(['main', '--config=tabular', *flags]) == 2
+  assert expected in capsys.readouterr().err
+
+
+RUN = [sys.executable, '-m', 'nlhf_jax.main', *TOY.split()]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_from_its_store(tmp_path):
+  command = [*RUN, '--config.sft.evaluate_every=5']
+  subprocess.run([*command, f'--workdir={tmp_path / "whole"}'], cwd=ROOT, check=True)
+  stored = [*command, f'--workdir={tmp_path / "run"}', f'--store=file://{tmp_path / "store"}']
+  program = subprocess.Popen(stored, cwd=ROOT)
+  deadline = time.monotonic() + 300
+  while not list((tmp_path / 'store').glob('stages/sft-*/checkpoints/manifest-*.json')):
+    assert program.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  os.kill(program.pid, signal.SIGKILL)
+  program.wait()
+  shutil.rmtree(tmp_path / 'run')
+  done = subprocess.run(stored, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+  assert 'sft: resuming in' in done.stdout
+  for name in ('results.json', 'samples.jsonl'):
+    assert (tmp_path / 'run' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()

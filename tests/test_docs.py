@@ -97,7 +97,7 @@ def test_commands_name_configs_and_fields_that_exist(page):
     if words[1] == 'export':
       assert flags.keys() == {'--run', '--policy', '--to'}, words
       continue
-    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory'}
+    known = {'--config', '--workdir', '--store', '--cluster', '--print', '--devices', '--memory'}
     config = command.load_config(flags['--config'])
     for word in words[2:]:
       if word.startswith('--config.'):

@@ -98,7 +98,8 @@ def test_commands_name_configs_and_fields_that_exist(page):
       places = flags.keys() - {'--run', '--policy', '--yes'}
       assert places in ({'--to'}, {'--push'}), words
       continue
-    known = {'--config', '--workdir', '--cluster', '--print', '--devices', '--memory', '--tracker'}
+    known = {'--config', '--workdir', '--store', '--cluster', '--print', '--devices', '--memory'}
+    known |= {'--tracker'}
     config = command.load_config(flags['--config'])
     for word in words[2:]:
       if word.startswith('--config.'):

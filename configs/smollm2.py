@@ -41,7 +41,7 @@ def get_config(part=''):
     judge.optimizer.learning_rate = 3e-4
   config.update(judges='gpm', held_apart='gpm', unfinished='loses')
   config.curves.prompts = 16
-  config.tournament.update(prompts=256, batch=32)
+  config.tournament.update(prompts=256, batch=32, best_of=8, best_of_judge='gpm')
   config.policies.update(
     nash_md=policy('nash_md_pg', beta=0.125, tau=0.05),
     self_play=policy('self_play', tau=0.05),

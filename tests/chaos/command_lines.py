@@ -129,8 +129,8 @@ def reading_only() -> Iterator[None]:
   def stop(*_):
     raise Interrupted('the reading of settings')
 
-  def read(config, name, workdir, stages):
-    del workdir
+  def read(config, name, workdir, stages, store):
+    del workdir, store
     with make_mesh(config) if 'mesh' in config else contextlib.nullcontext():
       start.make_experiment(config, name, Path(stages))
     stop()

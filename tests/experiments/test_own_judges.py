@@ -112,7 +112,7 @@ def test_weights_of_groups_move(toy_run, judges, tmp_path):
   experiment = make_experiment(config, 'groups', folder / 'stages')
   run(experiment, tmp_path / 'run')
   rows = [row for row in json_lines.read(tmp_path / 'run' / 'metrics.jsonl')]
-  rows = [row for row in rows if row['stage'] == 'nash_md']
+  rows = [row for row in rows if row['stage'] == 'nash_md' and row['step']]
   for row in rows:
     assert row['weight_of_words'] + row['weight_of_vowels'] == pytest.approx(1)
     mixed = sum(row[f'weight_of_{name}'] * row[f'payoff_of_{name}'] for name in ('words', 'vowels'))

@@ -200,9 +200,14 @@ def train_on_prompts(
   return fit(stage, training, params, steps, examples, evaluate)['policy']
 
 
+def read_training(stage: Stage) -> list[dict]:
+  """The records of the metrics of a stage without that of its start, which is known exactly."""
+  return [record for record in read_curve(stage.folder) if record['step']]
+
+
 def read_evaluations(stage: Stage) -> list[dict]:
-  """The records of the metrics of a stage that contain evaluations."""
-  return [record for record in read_curve(stage.folder) if 'worst_gap' in record]
+  """Those of them that contain evaluations."""
+  return [record for record in read_training(stage) if 'worst_gap' in record]
 
 
 def summarise(
@@ -238,7 +243,7 @@ def summarise(
       **course,
       'solved': first_solved(at, course['gap'], experiment.target),
       'judged': [step * training.batch * count_judged_pairs(training.algorithm) for step in at],
-      'seconds': [0.0, *seconds_at(at[1:], read_curve(stage.folder))],
+      'seconds': [0.0, *seconds_at(at[1:], read_training(stage))],
       'styles': described(listed(params))['styles'],
       'tabular': run_tabular_solver(experiment.methods[label], measured),
     }

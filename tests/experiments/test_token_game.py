@@ -199,7 +199,8 @@ def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   cut = learned(tmp_path / 'cut')
 
   def gaps(at):
-    return [row['gap'] for row in json_lines.read(at / 'metrics.jsonl') if 'gap' in row]
+    rows = json_lines.read(at / 'metrics.jsonl')
+    return [row['gap'] for row in rows if row['step'] and 'gap' in row]
 
   assert gaps(whole) == gaps(cut)
   assert len(gaps(whole)) == 2

@@ -48,7 +48,7 @@ def push(folder: Path, name: str, confirmed: bool) -> None:
     api = HfApi()
     api.create_repo(name, private=True, exist_ok=True)
     api.upload_folder(repo_id=name, folder_path=folder, commit_message='Upload from nlhf_jax')
-  except (errors.LocalTokenNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
+  except Exception as error:  # without a network those of the HTTP client, which are no OSError
     # An error of the client may repeat the request, with its token.
     reason = TOKEN.sub('hf_...', first_line(error))
     raise UserError(

@@ -24,9 +24,10 @@ from nlhf_jax.training import interrupts
 
 COMBINED = re.compile(r'(\w+)\((.*)\)', re.DOTALL)
 WORST = ('min', 'max', 'worst')
-# What results, files and stages are named by, besides judges.
+# What results, files, stages and the settings that determine a stage are named by, besides judges.
 RESERVED = (
   *('config', 'data', 'results', 'player', 'trained_by', 'sft', 'tournament', 'exploitability'),
+  *('seed', 'model', 'file', 'policy', 'unfinished', 'entered', 'by', 'parameter', 'judges'),
   *('held_apart', 'exploiter', *BY_STAGE),
 )
 
@@ -79,9 +80,18 @@ def judge_name(written: str) -> str:
   return written.strip().rpartition(':')[2]
 
 
+def selecting_judge(config: ConfigDict) -> list[str]:
+  """The judge that selects the best of n responses of SFT, if the tournament has such an entry."""
+  return [config.tournament.best_of_judge] if config.tournament.best_of else []
+
+
 def used_judges(config: ConfigDict) -> set[str]:
-  """The judges of the tournament and of the policies, and those that they are combined from."""
+  """The judges of the tournament and of the policies, and those that they are combined from.
+
+  The judge that selects the best of n, and the kind of one that is held apart, are among them.
+  """
   written = [*split_judges(config.judges), *(row.judge for row in config.policies.values())]
+  written += [*selecting_judge(config), *[config.held_apart] * bool(config.held_apart)]
   return find_judges(config).members(set(map(judge_name, written)))
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
-from nlhf_jax.experiments.judge_config import external_shapes, find_judges
+from nlhf_jax.experiments.judge_config import external_shapes, find_judges, selecting_judge
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import stages_of_judges
 from nlhf_jax.experiments.model_config import make_mesh, make_model_without_tokenizer
@@ -72,9 +72,9 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     policies = {
       name: language_config.make_policy(row, name, config) for name, row in config.policies.items()
     }
-    used = find_judges(config).members(
-      {*language_config.make_panel(config), *(policy.judge for policy in policies.values())}
-    )
+    used = {*language_config.make_panel(config), *selecting_judge(config)}
+    used |= {policy.judge for policy in policies.values()}
+    used = find_judges(config).members(used)
     # A judge has as many trained parameters as a policy; the base is shared.
     trained = len(stages_of_judges(used)) + bool(config.held_apart)
     kept = trained * bytes_per_device(own)

@@ -95,11 +95,13 @@ def timed_run(experiment: Any) -> Iterator[None]:
   programs, compiling = compilation.count_programs(), compilation.compile_seconds()
   began = time.monotonic()
   yield
-  rows = {}
-  for stage in find_stages(experiment):
+  rows: dict[str, list[int | float | None]] = {}
+  # Exploiters have one name, and so have the judges of several sizes: their figures are added.
+  for stage in {stage.folder: stage for stage in find_stages(experiment)}.values():
     note = json_lines.read_sealed(stage.folder / 'stage.json')
     if note:
-      rows[stage.name] = [note.get(name) for name in COLUMNS]
+      found, before = [note.get(name) for name in COLUMNS], rows.get(stage.name)
+      rows[stage.name] = [*map(_add, before, found)] if before else found
   rows[THIS_RUN] = [
     time.monotonic() - began,
     compilation.compile_seconds() - compiling,
@@ -109,3 +111,7 @@ def timed_run(experiment: Any) -> Iterator[None]:
   cells = [['' if it is None else f'{it:.0f}' for it in row] for row in rows.values()]
   title = '\nSeconds by stage, over all runs that worked on it:'
   print(formatting.format_text(title, list(rows), list(COLUMNS.values()), cells))
+
+
+def _add(one, other) -> int | float | None:
+  return None if one is None or other is None else one + other

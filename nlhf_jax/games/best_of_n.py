@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy import special
 
 from nlhf_jax.errors import UserError
-from nlhf_jax.games.choice import tie_margin
+from nlhf_jax.games.choice import TOLERANCE, tie_margin
 
 RULES = ('win_rate', 'score', 'knockout')
 MOST_SAMPLES = 200_000  # of n actions out of K that are listed, regardless of their order
@@ -75,8 +75,12 @@ def by_score(
 
   Actions of equal scores share that mass as in the reference. The score of a game is P(y > mu).
   """
-  levels, level = np.unique(scores, return_inverse=True)
-  mass = np.bincount(level, reference, len(levels))
+  order = np.argsort(scores)
+  # Scores that only rounding tells apart are equal.
+  higher = np.diff(scores[order]) > TOLERANCE * max(1.0, abs(scores).max())
+  level = np.empty(len(scores), int)
+  level[order] = np.append(0, np.cumsum(higher))
+  mass = np.bincount(level, reference)
   below = np.minimum(np.concatenate([[0.0], np.cumsum(mass)]), 1.0)
   below[-1] = 1.0
   played = np.diff(below**n)

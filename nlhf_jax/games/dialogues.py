@@ -180,14 +180,6 @@ def turn_values(game: DialogueGame, log_pi: DialoguePolicy, final: Float[Array, 
   return TurnValues(tuple(q[::-1]), tuple(v[::-1]))
 
 
-def dialogue_value(
-  game: DialogueGame, log_p: DialoguePolicy, log_q: DialoguePolicy
-) -> Float[Array, '']:
-  """P_tau(p > q) - 1/2."""
-  first = turn_values(game, log_p, conversation_gains(game, log_q)).v[0][0]
-  return first + game.tau * conversation_kl(game, log_q, game.log_reference)
-
-
 def soft_backward_induction(
   game: DialogueGame, final: Float[Array, 'Z']
 ) -> tuple[DialoguePolicy, Float[Array, '']]:

@@ -29,7 +29,7 @@ def check_values(
   try:
     raw = np.asarray(returned)
     values = np.asarray(returned, float) if raw.dtype.kind in 'biufO' else None
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, RuntimeError):  # the last: a tensor of torch with a gradient
     values = None
   if values is None:
     raise UserError(f"the judge '{name}' must return {count} numbers, not {returned!r:.80}.")

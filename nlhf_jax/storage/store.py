@@ -55,8 +55,9 @@ def mirrored(url: str | None, workdir: Path, stages: Path) -> Iterator[None]:
         _mirrors[-1].fetch()
       return np.zeros(())
 
-    distributed.compute_on_first(fetch, ())
   try:
+    if url:
+      distributed.compute_on_first(fetch, ())
     yield
     push()
   except Interrupted:

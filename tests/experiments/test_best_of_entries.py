@@ -111,6 +111,7 @@ def test_commas_between_parentheses_do_not_end_an_entry():
     ('best_of(1, DIR, judge=lengths)', 'the best of 1 selects nothing'),
     ('best_of(6, DIR, judge=lengths, by=knockout)', 'choose a power of two'),
     ('best_of(4, DIR, judge=nobody)', "judge=nobody: config.judges='nobody' must be some of"),
+    ('best_of(4, DIR, judge=mine.py:words)', 'judge=mine.py:words: a function cannot select'),
     ('best_of(4, DIR, judge=oracle)', 'only the embedded task has one'),
     ('best_of(4, one.jsonl, judge=lengths)', "'one.jsonl' is a file, which has one response"),
     ('best_of(4, nowhere, judge=lengths)', "config.entries='nowhere' is no folder"),

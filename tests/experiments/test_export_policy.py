@@ -148,6 +148,9 @@ def test_texts_need_room_for_what_reads_them(trained, toy):
   config.data.prompt_length = 57
   with pytest.raises(UserError, match='a response of 8 exceed the 64 positions'):
     make_model(config, 500)
+  config.tournament.update(best_of=2, best_of_judge='learned')
+  with pytest.raises(UserError, match='two responses of 8 exceed the 64 positions'):
+    make_model(config, 500)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +263,14 @@ def test_a_refused_push_is_a_sentence_without_the_token(run_folder, hub, monkeyp
   printed = ''.join(capsys.readouterr())
   assert 'error: --push=us/nash: the upload failed (401 for the token hf_...); log in' in printed
   assert 'abcDEF' not in printed
+
+
+def test_a_push_without_a_network_is_a_sentence(run_folder, hub, monkeypatch, capsys):
+  # As the client's: neither of the hub's errors, nor one of the system's.
+  monkeypatch.setattr(hub, 'error', type('ConnectError', (Exception,), {})('Connection refused'))
+  flags = [f'--run={run_folder}', '--policy=nash_md', '--push=us/nash', '--yes=True']
+  assert export.main(['export', *flags]) == 2
+  assert 'the upload failed (Connection refused)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['nash', 'us/nash/2', 'us/', '/nash', 'us/na sh', '-/x', '../x'])

@@ -162,6 +162,7 @@ def test_a_run_on_groups_that_is_cut_ends_with_the_same_weights(config_named, ju
     ({'judges': 'other.py:learned'}, "the function of 'other.py:learned' has a name that is taken"),
     ({'judges': 'other.py:results'}, "the function of 'other.py:results' has a name that is taken"),
     ({'judges': 'other.py:nash_md'}, "the function of 'other.py:nash_md' has a name that is taken"),
+    ({'judges': 'other.py:model'}, "the function of 'other.py:model' has a name that is taken"),
     ({'judges': 'min(learned,gpm)'}, 'taken pair by pair are not antisymmetric'),
     ({'judges': 'median(learned,gpm)'}, "there is no 'median'; combine judges by mean, midrange"),
     ({'judges': 'mean(learned)'}, "'mean' needs at least two judges, each of them once"),
@@ -180,7 +181,8 @@ def test_judges_that_cannot_be_used_are_refused(
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine.py').write_text(JUDGES)
   (tmp_path / 'other.py').write_text(
-    JUDGES + 'def learned(a, b): pass\ndef results(a, b): pass\ndef nash_md(a, b): pass\n'
+    JUDGES
+    + '\n'.join(f'def {name}(a, b): pass' for name in ('learned', 'results', 'nash_md', 'model'))
   )
   config = config_named('nash_md')
   config.update_from_flattened_dict(changes)

@@ -106,6 +106,9 @@ def test_equal_scores_share_as_in_the_reference():
     found,
     [*(1 - 0.4**3) * MU[[0]] / 0.6, 0.4**2 * 0.3, *(1 - 0.4**3) * MU[[2]] / 0.6, 0.4**2 * 0.1],
   )
+  # The win rates over the uniform policy are equal, and differ by rounding.
+  cycle, uniform = np.array([[0.5, 0.7, 0.3], [0.3, 0.5, 0.7], [0.7, 0.3, 0.5]]), np.full(3, 1 / 3)
+  np.testing.assert_allclose(best_of_n.best_of_n('score', cycle - 0.5, uniform, 8), uniform)
   zero = best_of_n.by_score(np.array([2.0, 1.0]), np.array([0.0, 1.0]), 4)
   np.testing.assert_array_equal(zero, [0, 1])
 

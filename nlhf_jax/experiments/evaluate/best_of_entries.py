@@ -20,6 +20,7 @@ from nlhf_jax.experiments.data_config import find_oracle
 from nlhf_jax.experiments.language.config import make_panel
 from nlhf_jax.experiments.specs import BestOf, Entry
 from nlhf_jax.games.best_of_n import RULES, check_knockout
+from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.reporting import formatting
 
 EXAMPLE = 'best_of(16, DIR, judge=pairrm)'
@@ -70,16 +71,19 @@ def parse_best_of(item: str, field: str) -> tuple[str, BestOfCall] | None:
 
 def check_selecting_judge(config: ConfigDict, judge: str, field: str) -> None:
   """Raises `UserError` if there is no such judge of pairs of texts, or sampling is greedy."""
-  filters = config.tournament.filters
-  if filters.temperature == 0 or filters.top_k == 1:
+  if config.tournament.filters.top_k == 1:
     raise UserError(
-      f'{field}: best_of needs responses that differ, and config.tournament.filters samples only '
-      'the most likely token; set temperature=1.0 and top_k=0.'
+      f'{field}: best_of needs responses that differ, and config.tournament.filters.top_k=1 '
+      'samples only the most likely token; leave it at 0.'
     )
   if judge == 'oracle':
     if not find_oracle(config):
       raise UserError(f"{field}: judge=oracle: only the embedded task has one; use 'learned'.")
     return
+  if ':' in judge:
+    raise UserError(
+      f'{field}: judge={judge}: a function cannot select; use one of {", ".join(NAMES)}.'
+    )
   one = copy.deepcopy(config)
   one.judges = judge
   try:

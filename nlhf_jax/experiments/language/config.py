@@ -18,12 +18,12 @@ from nlhf_jax.experiments.judge_config import (
   judge_name,
   make_external,
   network_sections,
+  selecting_judge,
   split_judges,
 )
 from nlhf_jax.experiments.language.stage_settings import (
   exploiter_measurement,
   exploiter_settings,
-  selecting_judge,
   stage_settings,
   stages_of_judges,
 )

@@ -7,7 +7,12 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.judge_config import find_judges, judge_name, judge_settings
+from nlhf_jax.experiments.judge_config import (
+  find_judges,
+  judge_name,
+  judge_settings,
+  selecting_judge,
+)
 from nlhf_jax.experiments.specs import Policy, entry_slots
 from nlhf_jax.judges.registry import STAGES
 from nlhf_jax.storage.hub import fingerprint
@@ -16,11 +21,6 @@ from nlhf_jax.storage.hub import fingerprint
 def stages_of_judges(used: Collection[str | None]) -> list[str]:
   """The stages that train those judges among `used` that are trained in the run."""
   return [stage for judge, stage in STAGES.items() if judge in used]
-
-
-def selecting_judge(config: ConfigDict) -> list[str]:
-  """The judge that selects the best of n responses of SFT, if the tournament has such an entry."""
-  return [config.tournament.best_of_judge] if config.tournament.best_of else []
 
 
 def stage_settings(

@@ -14,6 +14,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
 from nlhf_jax.experiments.judge_config import (
+  RESERVED,
   find_judges,
   judge_name,
   make_external,
@@ -261,7 +262,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     UserError: if a setting is wrong, or incompatible with another one.
   """
   field = f'config.policies.{name}'
-  if name in (*LEARNED, *JUDGES, HELD_APART, 'tournament', 'exploitability'):
+  if name in (*LEARNED, *JUDGES, *RESERVED):
     raise UserError(f'{field}: a stage or a judge has this name; choose another.')
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")

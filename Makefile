@@ -14,7 +14,7 @@ ALPACA_EVAL ?= $(NLHF_SHARED)/data/alpaca_eval
 run: $(VENV)/installed
 	$(BIN)/python -m nlhf_jax.main --config=$(CONFIG) $(ARGS)
 
-# SmolLM2-135M-Instruct on AlpacaEval's judgements, which lie in ALPACA_EVAL; about three hours on two cores.
+# SmolLM2-135M-Instruct on AlpacaEval's judgements, which lie in ALPACA_EVAL; several hours on two cores, in as many sittings as you like.
 real: .cache/smollm2/model.gguf .cache/smollm2/comparisons.jsonl
 	$(BIN)/python -m nlhf_jax.main --config=configs/smollm2.py $(ARGS)
 

@@ -326,11 +326,15 @@ def _likeness(wanted: str, field: str) -> float:
 
 
 def run_paths(settings: flags.FlagValues) -> tuple[str, Path, Path]:
-  """The name of the experiment, its work directory and the folder of its stages."""
+  """The name of the experiment, its work directory and the folder of its stages.
+
+  Without a work directory, runs share their stages; but a store keeps those of one run.
+  """
   source, argument = split_name(settings.config)
   name = '_'.join(filter(None, (Path(source).stem, argument)))
   workdir = Path(settings.workdir or Path('runs') / name)
-  stages = Path(settings.stages or (workdir if settings.workdir else Path('runs')) / 'stages')
+  own = settings.workdir or ('store' in settings and settings.store)
+  stages = Path(settings.stages or (workdir if own else Path('runs')) / 'stages')
   for flag, folder in {'workdir': settings.workdir, 'stages': settings.stages}.items():
     if '://' in (folder or ''):
       raise UserError(

@@ -13,6 +13,17 @@ FOLDER = next(path for path in (_HERE / 'configs', _HERE.parent / 'configs') if 
 __path__ = [str(FOLDER)]
 
 
+# The kinds of experiments, each a folder in nlhf_jax/experiments, and a shipped config of the kind.
+EXAMPLES = {
+  'evaluate': 'evaluate',
+  'judges': 'preferences',
+  'language': 'nash_md',
+  'sample_complexity': 'sample_complexity',
+  'tabular': 'tabular',
+  'token_game': 'token_game',
+}
+
+
 def names() -> list[str]:
   """The names of the shipped configs, without `base`, which the others are made of."""
   return sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != 'base')

@@ -12,19 +12,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from nlhf_jax import command
+from nlhf_jax import command, configs
 from nlhf_jax.errors import UserError
 from nlhf_jax.progress import is_on_terminal
-
-# The kinds of experiments, each a folder in nlhf_jax/experiments, and a shipped config of the kind.
-KINDS = {
-  'evaluate': 'evaluate',
-  'judges': 'preferences',
-  'language': 'nash_md',
-  'sample_complexity': 'sample_complexity',
-  'tabular': 'tabular',
-  'token_game': 'token_game',
-}
 
 # The flags of this command alone.
 FLAGS = {
@@ -47,11 +37,10 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     UserError: if there is no such kind of experiment, the config lacks a part of it, or a setting
       or the data cannot be used.
   """
-  if config.get('experiment') not in KINDS:
-    raise UserError(
-      f"config.experiment='{config.get('experiment')}' must be one of {', '.join(KINDS)}."
-    )
-  example = KINDS[config.experiment]
+  kind = config.get('experiment')
+  if kind not in configs.EXAMPLES:
+    raise UserError(f"config.experiment='{kind}' must be one of {', '.join(configs.EXAMPLES)}.")
+  example = configs.EXAMPLES[kind]
   missing = [name for name in command.load_config(example) if name not in config]
   if missing:
     raise UserError(

@@ -176,6 +176,11 @@ def test_a_shipped_config_is_found_from_any_folder(configured, monkeypatch, tmp_
   )
 
 
+def test_a_store_keeps_the_stages_of_one_run(configured):
+  _, settings = configured('--config=nash_md', '--store=gs://bucket/run')
+  assert command.run_paths(settings)[2] == Path('runs/nash_md/stages')
+
+
 @pytest.mark.parametrize('files', [[], ['__init__.py'], ['__init__.py', 'base.py', 'nash_md.py']])
 @pytest.mark.parametrize('name', ['nash_md', 'configs/mine.py', 'elsewhere/configs/mine.py'])
 def test_own_configs_folder_does_not_disturb_shipped_ones(tmp_path, files, name):

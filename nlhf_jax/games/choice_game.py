@@ -112,8 +112,10 @@ def choice_equilibrium(users: Rankings, k: int) -> Float[np.ndarray, 'K']:
   policy: their last iterate converges without a penalty, because a crowded action wins less.
 
   Raises:
-    UserError: if it does not converge.
+    UserError: if k is below 1, or it does not converge.
   """
+  if k < 1:
+    raise UserError(f'k={k} samples cannot be compared with one; choose 1 or more.')
   if k == 1:
     return maximal_lottery(users.payoff)
   choice, log_pi = choose_by_rankings(users), np.zeros(users.orders.shape[1])

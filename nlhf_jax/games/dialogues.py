@@ -85,6 +85,11 @@ def make_dialogue_game(
   for turn, (reference, reply) in enumerate(zip(references, replies, strict=True), start=1):
     reference = np.asarray(reference, float)
     check_reference(reference, reference.shape[-1] if reference.ndim else 0)
+    if reference.ndim > 2:
+      raise UserError(
+        f'the reference of turn {turn} must have the shape [states, actions] or [actions], not '
+        f'{list(reference.shape)}.'
+      )
     if reference.ndim == 2 and len(reference) != states:
       raise UserError(f'turn {turn} has {states} states; its reference has {len(reference)} rows.')
     reference = np.broadcast_to(reference, (states, reference.shape[-1]))

@@ -133,9 +133,13 @@ def maxmin(
     tolerance: largest gain of the weights that is left, in units of the rewards.
 
   Raises:
-    UserError: if it is not reached within a million steps.
+    UserError: if an argument cannot be used, or it is not reached within a million steps.
   """
   rewards, reference = np.asarray(rewards, float), np.asarray(reference, float)
+  if rewards.ndim != 2:
+    raise UserError(f'rewards must have the shape [groups, actions], not {list(rewards.shape)}.')
+  if not 0 <= tau < np.inf:
+    raise UserError(f'tau={tau} must be at least 0, and finite.')
   check_reference(reference, rewards.shape[1])
   if tau == 0:
     return MaxMin(*solve_zero_sum(rewards.T))

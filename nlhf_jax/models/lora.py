@@ -50,7 +50,7 @@ def _low_rank(x, a, b):
   """x A B.
 
   In JAX's own backward pass, XLA on CPUs transposes x and the gradient, the widest arrays;
-  without that a training step of 30 layers takes a quarter less time.
+  without that a layer of SmolLM2 takes a quarter less time (16 rows of 160 tokens, two cores).
   """
   return x @ a @ b
 

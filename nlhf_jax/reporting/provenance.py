@@ -17,16 +17,6 @@ import nlhf_jax
 from nlhf_jax import configs
 from nlhf_jax.storage import json_lines
 
-# The shipped config that a run of a kind is compared with if none bears its name.
-EXAMPLES = {
-  'evaluate': 'evaluate',
-  'judges': 'preferences',
-  'language': 'nash_md',
-  'sample_complexity': 'sample_complexity',
-  'tabular': 'tabular',
-  'token_game': 'token_game',
-}
-
 
 class Made(NamedTuple):
   """How a page was made: facts by name, settings as (name, default, value), seconds by stage."""
@@ -83,7 +73,7 @@ def find_defaults(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
       found[':'.join([name, *arguments])] = shipped
   if not found:
     return '', dict(config)
-  preferred = EXAMPLES.get(experiment, '')
+  preferred = configs.EXAMPLES.get(experiment, '')
   name = min(
     found,
     key=lambda one: (

@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
   """
   with distributed.first_process_only(str(path)) as mine:
     if mine:
-      with disk.writing(path), _replace(path) as draft:
+      with disk.writing(path), replace_file(path) as draft:
         yield draft
     else:
       with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _replace(path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
+  """As `atomic_write`, of this process alone, and with the disk's own errors."""
   path.parent.mkdir(parents=True, exist_ok=True)
   draft = path.with_name(f'.{path.name}.draft')
   try:
@@ -122,7 +123,7 @@ def replace_damaged(
         aside = _aside(path)
         shutil.copyfile(path, aside)
         kept = f', and the file is kept as {aside.name}'
-      with _replace(path) as draft:
+      with replace_file(path) as draft:
         draft.write_text(_lines(records, sealed))
     print(f'{path}: {problem}; the others are used{kept}.', flush=True)
 
@@ -143,7 +144,7 @@ def append(path: Path, records: Iterable[Mapping]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _takes_more(path):
       known = _lines(read(path), sealed=True)
-      with _replace(path) as draft:
+      with replace_file(path) as draft:
         draft.write_text(known)
     with path.open('a') as lines:
       lines.write(text)

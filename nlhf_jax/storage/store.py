@@ -19,7 +19,7 @@ import numpy as np
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError, first_line
-from nlhf_jax.storage import disk
+from nlhf_jax.storage import disk, json_lines
 
 EXTRAS = {'gs': 'gcs', 's3': 's3', 'file': None}  # scheme -> the extra that it needs
 MARK = '.store.json'  # which copy the folder and the store agree on; written last
@@ -163,10 +163,8 @@ class Mirror:
 
   def _get(self, remote: str, name: str) -> None:
     path = self._folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.name}.draft')
-    self._fs.get_file(remote, str(draft))
-    os.replace(draft, path)
+    with json_lines.replace_file(path) as draft:
+      self._fs.get_file(remote, str(draft))
     self._copied[name] = (path.stat().st_size, path.stat().st_mtime_ns)
 
   def _read_mark(self) -> dict[str, Any]:
@@ -176,10 +174,8 @@ class Mirror:
       return {}
 
   def _write_mark(self, mark: dict[str, Any]) -> None:
-    self._folder.mkdir(parents=True, exist_ok=True)
-    draft = self._folder / f'{MARK}.draft'
-    draft.write_text(json.dumps(mark))
-    os.replace(draft, self._folder / MARK)
+    with json_lines.replace_file(self._folder / MARK) as draft:
+      draft.write_text(json.dumps(mark))
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -100,15 +100,20 @@ def test_functions_and_combinations_judge_a_run(toy_run, judges, tmp_path, capsy
   assert same == {'sft', 'preference_model'}
 
 
-def test_weights_of_groups_move(toy_run, judges, tmp_path):
-  config, folder = toy_run.copy_to(tmp_path / 'copy')
+def train_on_groups(config, judges, steps):
+  """Leaves one policy, which two functions of a file judge as groups."""
   own = f'{judges}:words', f'{judges}:vowels'
   config.judges = ','.join(own)
   del config.policies.self_play
   policy = config.policies.nash_md
   policy.algorithm, policy.judge = 'best_response', f'maxmin({own[0]},{own[1]})'
   del policy.arguments['beta']
-  policy.steps, policy.evaluate_every, config.combined.step = 4, 2, 2.0
+  policy.steps, policy.evaluate_every, config.combined.step = steps, 2, 2.0
+
+
+def test_weights_of_groups_move(toy_run, judges, tmp_path):
+  config, folder = toy_run.copy_to(tmp_path / 'copy')
+  train_on_groups(config, judges, steps=4)
   experiment = make_experiment(config, 'groups', folder / 'stages')
   run(experiment, tmp_path / 'run')
   rows = [row for row in json_lines.read(tmp_path / 'run' / 'metrics.jsonl')]
@@ -123,13 +128,7 @@ def test_weights_of_groups_move(toy_run, judges, tmp_path):
 @pytest.mark.slow
 def test_a_run_on_groups_that_is_cut_ends_with_the_same_weights(config_named, judges, tmp_path):
   config = config_named('nash_md')
-  own = f'{judges}:words', f'{judges}:vowels'
-  config.judges = ','.join(own)
-  del config.policies.self_play
-  policy = config.policies.nash_md
-  policy.algorithm, policy.judge = 'best_response', f'maxmin({own[0]},{own[1]})'
-  del policy.arguments['beta']
-  policy.steps, policy.evaluate_every, config.combined.step = 6, 2, 2.0
+  train_on_groups(config, judges, steps=6)
   uncut = make_experiment(config, 'uncut', tmp_path / 'uncut')
   run(uncut, tmp_path / 'uncut')
   experiment = make_experiment(config, 'cut', tmp_path / 'cut')

@@ -262,3 +262,8 @@ def test_the_gate_moves_the_lottery(float64):
   np.testing.assert_allclose(exact.maximal_lottery(payoff), lottery, rtol=0, atol=6e-11)
   regularised = (0.3193781093, 0.3283583786, 0.3522635121)
   np.testing.assert_allclose(nash(payoff, 0.1, CYCLE_MU), regularised, rtol=0, atol=6e-11)
+
+
+def test_no_samples_are_refused():
+  with pytest.raises(UserError, match='k=0 samples cannot be compared with one'):
+    choice_game.choice_equilibrium(T1, 0)

@@ -330,6 +330,10 @@ def test_additive_payoff_makes_all_methods_agree(name):
       lambda: dialogues.make_dialogue_game(np.zeros((9, 9)), MU, [np.ones((3, 1)), None]),
       'turn 1 must have the shape',
     ),
+    (
+      lambda: dialogues.make_dialogue_game(np.zeros((9, 9)), ([[MU[0]]], MU[1]), [None] * 2),
+      'reference of turn 1 must have the shape',
+    ),
   ],
 )
 def test_wrong_games_are_refused(game, message):

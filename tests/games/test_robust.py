@@ -159,3 +159,15 @@ def test_robust_game_of_groups_and_a_lottery_of_their_mean():
 def test_in_self_play_no_group_wins():
   policy = np.array([0.1, 0.2, 0.3, 0.4])
   np.testing.assert_allclose(policy @ GROUPS @ policy, 0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+  ('rewards', 'tau', 'reason'),
+  [
+    ([[1.0, 0.0]], -0.1, 'tau=-0.1 must be at least 0, and finite'),
+    ([1.0, 0.0], 0.1, r'rewards must have the shape \[groups, actions\], not \[2\]'),
+  ],
+)
+def test_maxmin_refuses_what_it_cannot_use(rewards, tau, reason):
+  with pytest.raises(UserError, match=reason):
+    robust.maxmin(rewards, [0.5, 0.5], tau)

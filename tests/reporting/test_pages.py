@@ -42,16 +42,6 @@ class Nesting(HTMLParser):
     assert self.open.pop() == tag
 
 
-@pytest.fixture(scope='module')
-def pages(tmp_path_factory):
-  """Name -> path of a page of every kind."""
-  written = {}
-  for name, write in PAGES.items():
-    written[name] = tmp_path_factory.mktemp(name) / 'report.html'
-    write(written[name])
-  return written
-
-
 @pytest.mark.parametrize('name', PAGES)
 def test_page_is_well_formed(pages, name):
   page = pages[name].read_text(encoding='utf-8')

@@ -21,15 +21,6 @@ def browser(tmp_path_factory):
   opened.close()
 
 
-@pytest.fixture(scope='module')
-def pages(tmp_path_factory):
-  written = {}
-  for name, write in PAGES.items():
-    written[name] = tmp_path_factory.mktemp(name) / 'report.html'
-    write(written[name])
-  return written
-
-
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
 @pytest.mark.parametrize('width', [1400, 390])
 @pytest.mark.parametrize('name', PAGES)

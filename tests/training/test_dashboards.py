@@ -80,8 +80,8 @@ def test_a_tracker_that_fails_loses_nothing(place, tmp_path, monkeypatch, capsys
   monkeypatch.setitem(dashboards.TRACKERS, 'none', open_failing)
   write_curve(tmp_path, 'none', steps=(2, 4))
   assert read_curve(tmp_path) == [RECORD, RECORD | {'step': 4}]
-  said = '--tracker=none failed (no route to host); training goes on without it.'
-  assert capsys.readouterr().out.splitlines() == [said]
+  message = '--tracker=none failed (no route to host); training goes on without it.'
+  assert capsys.readouterr().out.splitlines() == [message]
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

@@ -170,6 +170,7 @@ def compete(
   results['order_consistency'] = {
     judge: judgements.order_consistency(table, responses)
     for judge, table in judged.one_order.items()
+    if judge not in experiment.combined  # which have both orders averaged already
   }
   if experiment.early_stopping and judged.one_order:
     results['early_stopping'] = apply_early_stopping(experiment, results, lines)

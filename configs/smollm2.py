@@ -37,7 +37,7 @@ def get_config(part=''):
   )
   config.sft.steps = 0  # the model follows instructions already
   for judge in (config.general_preference_model, config.reward_model):
-    judge.update(steps=150, batch=8, evaluate_every=150)
+    judge.update(steps=100, batch=8, evaluate_every=100)
     judge.optimizer.learning_rate = 3e-4
   config.update(judges='gpm', held_apart='gpm', unfinished='loses')
   config.curves.prompts = 16

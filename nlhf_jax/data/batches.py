@@ -20,7 +20,7 @@ Tree = TypeVar('Tree')
 
 SHORTEST = 32  # tokens; no batch is padded to fewer
 WINDOW = 32  # batches whose examples are grouped by length
-CHUNK_ROWS, CHUNK_NUMBERS = 256, 2**18  # default limits of a chunk of `map_chunks`
+CHUNK_ROWS, CHUNK_NUMBERS = 256, 2**15  # default limits of a chunk of `map_chunks`
 
 
 class Examples(NamedTuple):
@@ -119,20 +119,28 @@ def swap_sides(comparisons: grain.MapDataset) -> grain.MapDataset:
   return comparisons.random_map(swap)
 
 
-def map_chunks(function: Callable, examples: Tree, size: int | None = None) -> Any:
+def map_chunks(
+  function: Callable,
+  examples: Tree,
+  size: int | None = None,
+  *,
+  update: Callable[[int], None] = lambda count: None,
+) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
   The default size is `CHUNK_ROWS`, or fewer so that a chunk holds at most `CHUNK_NUMBERS` numbers.
   The last chunk is filled up with the first rows, so that all calls have the same shapes, and their
-  results are dropped. Returns the results, concatenated as NumPy arrays.
+  results are dropped. `update(count)` is called when so many more rows are done. Returns the
+  results, concatenated as NumPy arrays.
   """
   leaves = jax.tree.leaves(examples)
   count = len(leaves[0])
   if size is None:
     size = max(min(CHUNK_ROWS, CHUNK_NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
   size = min(size, count)
-  results = [
-    distributed.fetch(function(take(examples, np.arange(start, start + size) % count), number))
-    for number, start in enumerate(range(0, count, size))
-  ]
+  results = []
+  for number, start in enumerate(range(0, count, size)):
+    rows = take(examples, np.arange(start, start + size) % count)
+    results.append(distributed.fetch(function(rows, number)))
+    update(min(size, count - start))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)

@@ -45,12 +45,12 @@ class Steps(NamedTuple):
 class Schedule(NamedTuple):
   """How long a stage trains, and when it is looked at.
 
-  Mean metrics are written every `log_every` steps. The slots are evaluated before the first step,
-  every `evaluate_every` steps and at the end; except for the first time a checkpoint is saved with
-  it. Another one is saved at the first log that comes `checkpoint_minutes` after the last, unless
-  they are 0. Training stops if a judge gives no verdict on more than the share `missing_verdicts`
-  of the pairs since the last log. `learning_rate(n)`, if there is one, is that of the optimiser's
-  update n.
+  Mean metrics are written every `log_every` steps. The slots are evaluated before the first step
+  if `measure_start`, every `evaluate_every` steps and at the end; except for the first time a
+  checkpoint is saved with it. Another one is saved at the first log that comes `checkpoint_minutes`
+  after the last, unless they are 0. Training stops if a judge gives no verdict on more than the
+  share `missing_verdicts` of the pairs since the last log. `learning_rate(n)`, if there is one, is
+  that of the optimiser's update n.
   """
 
   steps: int
@@ -59,6 +59,7 @@ class Schedule(NamedTuple):
   checkpoint_minutes: float = 0.0
   missing_verdicts: float = 1.0
   learning_rate: Callable[[int], float] | None = None
+  measure_start: bool = True
 
 
 def train(
@@ -94,7 +95,7 @@ def train(
     metrics = Metrics(folder, stage, first)
     recorder = _Recorder(stage, schedule, checkpoints, metrics, batches)
     with contextlib.closing(metrics), progress(steps, stage, 'step', done=first) as bar:
-      if not first:
+      if schedule.measure_start and not first:
         recorder.record_start(state, evaluate)
       for number in range(first, steps):
         try:

@@ -244,8 +244,6 @@ def curve(logged: Sequence[Mapping]) -> dict[str, list]:
   found = {'at': [], 'accuracy': [], 'log_loss': [], 'train_accuracy': []}
   since = []
   for record in logged:
-    if not record['step']:  # measured before any training
-      continue
     since.append(record['accuracy'])
     if 'held_out_accuracy' in record:
       found['at'].append(record['step'])

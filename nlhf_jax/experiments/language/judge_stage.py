@@ -17,6 +17,7 @@ from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
 from nlhf_jax.judges.registry import BY_STAGE
+from nlhf_jax.progress import progress
 from nlhf_jax.structs import Params, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.loop import Steps
@@ -56,7 +57,9 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
 
   def evaluate(slots):
     judge = network.probability_judge(slots['policy'])
-    payoff = map_chunks(lambda chunk, _: judge(chunk), held_out)
+    label = f'{stage.name}: held-out comparisons'
+    with progress(len(held_out.payoff), label, 'comparison', delay=5.0, leave=False) as bar:
+      payoff = map_chunks(lambda chunk, _: judge(chunk), held_out, update=bar.update)
     values = held_out_metrics(payoff, held_out.payoff)
     if annotator:
       matrices = perfect_matrices(
@@ -75,6 +78,8 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   )
   examples = swap_sides(make_batches(train, training, experiment.seed))
   init, trains = network.init(reference), experiment.model.trains
+  # Before the first step a judge is at chance, and all held-out comparisons are evaluated.
+  training = training._replace(schedule=training.schedule._replace(measure_start=False))
   return fit(stage, training, init, Steps(update), examples, evaluate, trains)['policy']
 
 

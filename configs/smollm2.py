@@ -25,7 +25,8 @@ def get_config(part=''):
   if part not in ('', 'start'):
     raise ValueError(f"there is no part '{part}'; leave it out, or use start.")
   config = base.get_config('file')
-  config.model.update(hf=MODEL, remat='layers')
+  # The weights in the file have 4 bits; adapters are trained in float32.
+  config.model.update(hf=MODEL, compute='bfloat16', weights='bfloat16', remat='layers')
   config.model.lora.update(rank=16, alpha=32.0)
   config.data.update(
     path=DATA,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from nlhf_jax.models import sharding
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.lora import Lora, delta
+from nlhf_jax.models.products import matmul
 
 
 class Numerics(NamedTuple):
@@ -53,7 +54,7 @@ class Linear(nn.Module):
     compute, weights, _ = self.numerics
     shape = (x.shape[-1], self.size)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape, weights)
-    y = x @ kernel.astype(compute)
+    y = matmul(x, kernel.astype(compute))
     if self.bias:
       y += self.param('bias', nn.initializers.zeros, (self.size,), weights).astype(compute)
     if self.lora and self.name in self.lora.targets:
@@ -225,7 +226,7 @@ class Ends(nn.Module):
   def logits(self, hidden):
     """Next-token logits in float32."""
     if self.sizes.tied:
-      logits = hidden @ self.embed.embedding.astype(hidden.dtype).T
+      logits = matmul(hidden, self.embed.embedding.astype(hidden.dtype).T, jnp.float32)
     else:
       logits = self.head(hidden)
     logits = logits.astype(jnp.float32)

@@ -1,0 +1,61 @@
+"""Products of activations and weights.
+
+XLA on CPUs multiplies matrices of bfloat16 at twice the rate of float32 if the result is float32,
+where the processor has instructions for it, but no faster than float32 if the result is bfloat16.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def matmul(x: Float[Array, '*N D'], w: Float[Array, 'D E'], dtype: Any = None) -> Array:
+  """x W, [*N, E], of this dtype, or else that of x; sums are in float32."""
+  if x.dtype == jnp.float32:
+    return x @ w
+  return _matmul(x, w, jnp.dtype(dtype or x.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x, w, dtype):
+  return _dot(x, w, (x.ndim - 1, 0), dtype)
+
+
+def _forward(x, w, dtype):
+  return _matmul(x, w, dtype), (x, w)
+
+
+def _backward(dtype, stored, gradient):
+  del dtype
+  x, w = stored
+  gradient = gradient.astype(x.dtype)
+  return _dot(gradient, w, (gradient.ndim - 1, 1), x.dtype), sum_over_rows(x, gradient)
+
+
+_matmul.defvjp(_forward, _backward)
+
+
+def sum_over_rows(x: Float[Array, '*N D'], y: Float[Array, '*N E']) -> Float[Array, 'D E']:
+  """x^T y, summed over all rows."""
+  x, y = (side.reshape(-1, side.shape[-1]) for side in (x, y))
+  return _dot(x, y, (0, 0), x.dtype)
+
+
+def _dot(x, y, axes, dtype):
+  """The product of x and y over one axis of each."""
+  numbers = (((axes[0],), (axes[1],)), ((), ()))
+  if x.dtype == jnp.float32:
+    return lax.dot_general(x, y, numbers)
+
+  def in_float32(x, y):
+    product = lax.dot_general(x, y, numbers, preferred_element_type=jnp.float32)
+    return product.astype(dtype)
+
+  def direct(x, y):
+    return lax.dot_general(x, y, numbers, preferred_element_type=dtype)
+
+  return lax.platform_dependent(x, y, cpu=in_float32, default=direct)

@@ -48,8 +48,8 @@ class LanguageModel(NamedTuple):
     """
     if self.lora is None or any(map(lora.is_adapter, trees.flatten(self.params))):
       return self.params
-    new = jax.jit(lambda key: trees.split(self.decoder.init(key), lora.is_adapter)[0])(key)
-    return trees.merge(self.params, sharding.put_parameters(new))
+    new = lora.initialise(jax.eval_shape(self.decoder.init, key), key)
+    return trees.merge(self.params, new)
 
 
 def from_pretrained(

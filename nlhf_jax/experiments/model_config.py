@@ -151,10 +151,7 @@ def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Para
     shapes = jax.eval_shape(decoder.init, key)
     adapters, base = trees.split(shapes, lora.is_adapter)
     base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
-    if not adapters:
-      return base
-    new = make_sharded_init(lambda key: trees.split(decoder.init(key), lora.is_adapter)[0])
-    return trees.merge(base, new(key))
+    return trees.merge(base, lora.initialise(adapters, key)) if adapters else base
 
   return begin
 

@@ -5,6 +5,7 @@ then rows use the adapters in turn, and slots that share the kernel read it once
 """
 
 import re
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nlhf_jax import trees
+from nlhf_jax.models import sharding
 from nlhf_jax.models.products import matmul, sum_over_rows
 from nlhf_jax.ranges import Count, Positive
 from nlhf_jax.structs import Params
@@ -35,6 +37,25 @@ class Lora(NamedTuple):
 def is_adapter(path: str) -> bool:
   """Whether a parameter belongs to an adapter."""
   return re.search(r'/lora_[ab]$', path) is not None
+
+
+def initialise(shapes: Params, key: Array) -> Params:
+  """New adapters, as PEFT's: A is uniform within +-1 / sqrt(inputs), and B is zero.
+
+  A small program for each shape: one program for all adapters of SmolLM2 compiles for 13 seconds.
+
+  Args:
+    shapes: arrays or their shapes, by path; leaves that are no adapters are left out.
+    key: samples A; its path makes each adapter another one.
+  """
+  new = {}
+  for path, leaf in trees.flatten(shapes).items():
+    if path.endswith('/lora_a'):
+      own, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), leaf.shape[-2] ** -0.5
+      new[path] = jax.random.uniform(own, leaf.shape, leaf.dtype, -bound, bound)
+    elif path.endswith('/lora_b'):
+      new[path] = jnp.zeros(leaf.shape, leaf.dtype)
+  return sharding.put_parameters(trees.unflatten(new))
 
 
 def delta(x: Array, a: Array, b: Array, scale: float) -> Array:

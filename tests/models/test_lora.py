@@ -184,3 +184,21 @@ def test_saved_adapter_agrees_with_peft(name, tmp_path):
     plain = theirs(adapted, tokens, mask)
   assert np.abs(expected - plain)[mask].max() > 0.1
   np.testing.assert_allclose(ours(decoder, loaded, tokens, mask)[mask], plain[mask], atol=1e-4)
+
+
+def test_new_adapters_are_those_of_peft():
+  shapes = {
+    'layer': {
+      'kernel': jnp.zeros((64, 32)),
+      'lora_a': jnp.zeros((64, 8)),
+      'lora_b': jnp.zeros((8, 32)),
+    },
+    'other': {'lora_a': jnp.zeros((64, 8)), 'lora_b': jnp.zeros((8, 32))},
+  }
+  new = lora.initialise(shapes, jax.random.key(0))
+  assert set(new['layer']) == {'lora_a', 'lora_b'}
+  a = np.stack([new[layer]['lora_a'] for layer in ('layer', 'other')])
+  assert np.abs(a).max() < 1 / 8
+  assert a.std() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
+  assert np.abs(a[0] - a[1]).max() > 0.1  # every adapter has its own
+  assert not np.any(new['layer']['lora_b'])

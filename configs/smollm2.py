@@ -5,6 +5,8 @@ learn from, and one that is held apart and only evaluates. Every policy that sam
 responses judged at each step: sixteen.
 """
 
+from ml_collections import ConfigDict
+
 from nlhf_jax.configs import base
 
 MODEL = '.cache/smollm2/model.gguf'
@@ -21,9 +23,13 @@ def policy(algorithm, *, batch=8, judge='gpm', **arguments):
 
 
 def get_config(part=''):
-  """The whole experiment, or its part `start`: Nash-MD alone, to measure how a run starts."""
-  if part not in ('', 'start'):
-    raise ValueError(f"there is no part '{part}'; leave it out, or use start.")
+  """The whole experiment, or a part of it.
+
+  The part `judges` trains three kinds of judges on all comparisons, and compares them. `start` is
+  Nash-MD alone, to measure how a run starts.
+  """
+  if part not in ('', 'judges', 'start'):
+    raise ValueError(f"there is no part '{part}'; leave it out, or use judges or start.")
   config = base.get_config('file')
   # The weights in the file have 4 bits; adapters are trained in float32.
   config.model.update(hf=MODEL, compute='bfloat16', weights='bfloat16', remat='layers')
@@ -37,10 +43,15 @@ def get_config(part=''):
     held_out=0.37,
   )
   config.sft.steps = 0  # the model follows instructions already
-  for judge in (config.general_preference_model, config.reward_model):
+  for judge in (config.general_preference_model, config.reward_model, config.preference_model):
     judge.update(steps=100, batch=8, evaluate_every=100)
     judge.optimizer.learning_rate = 3e-4
   config.update(judges='gpm', held_apart='gpm', unfinished='loses')
+  if part == 'judges':
+    config.update(experiment='judges', judges='learned,reward,gpm', held_apart='')
+    config.sizes = ConfigDict({'SmolLM2-135M': {}})
+    config.tests = dict(path='', schema='comparisons', split='', skip_bad=False)
+    return config
   config.curves.prompts = 16
   config.tournament.update(prompts=256, batch=32, best_of=8, best_of_judge='gpm')
   config.policies.update(

@@ -36,7 +36,7 @@ def summarise(workdir: Path) -> dict:
     judge: {
       policy: {
         'over_start': {field: table[field][row][0] for field in RATES},
-        'at_equal_length': results['equal_length'][judge][policy],
+        'at_equal_length': results['equal_length'][judge].get(policy),
       }
       for row, policy in enumerate(policies)
     }

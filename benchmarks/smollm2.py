@@ -93,9 +93,10 @@ def main(workdirs: list[Path]) -> None:
   found = {'machine': environments.machine(), 'config': CONFIG}
   found['runs'] = [summarise(workdir) for workdir in workdirs]
   found['curves'] = read_curves(workdirs[0])
+  stages = [folder for folder in (workdirs[0], workdirs[0].parent) if (folder / 'stages').exists()]
   found['seconds'] = {
     path.parent.name.rsplit('-', 1)[0]: json_lines.read_json(path).get('seconds')
-    for path in sorted(workdirs[0].glob('stages/*/stage.json'))
+    for path in sorted((stages[0] / 'stages').glob('*/stage.json'))
   }
   path = ROOT / 'benchmarks' / 'results' / 'smollm2.json'
   path.write_text(json.dumps(found, indent=1) + '\n')

@@ -5,11 +5,13 @@ import functools
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nlhf_jax
@@ -19,6 +21,7 @@ from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.schemas import SCHEMAS
 from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.storage import json_lines
+from nlhf_jax.structs import Comparison, Scores
 from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +219,19 @@ def test_rows_in_the_guide_to_data_are_read_by_their_schemas():
       example = SCHEMAS[schema](json.loads(row))
       prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]['content']
       assert prompt.strip() == 'What is tea?', schema
+
+
+def test_loss_in_the_guide_to_algorithms_is_what_it_says(tmp_path):
+  *_, program = blocks(ROOT / 'docs' / 'guides' / 'own_algorithm.md', 'python')
+  (tmp_path / 'program.py').write_text(program)
+  names = runpy.run_path(str(tmp_path / 'program.py'))
+  log_probs = {'policy': (-1.0, -3.0), 'reference': (-2.0, -3.5)}  # log-ratios of 1 and 0.5
+  scores = {
+    slot: Scores(*(np.full((1, 1, 1), value) for value in pair)) for slot, pair in log_probs.items()
+  }
+  for payoff, loss in ((0.25, 0.5), (-0.25, 1.5)):
+    comparison = Comparison(None, None, payoff=np.full((1, 1, 1), payoff))
+    np.testing.assert_allclose(names['my_algorithm'].loss(scores, comparison), [[[loss]]])
 
 
 def toy_command(words):

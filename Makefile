@@ -70,5 +70,5 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test]
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test,docs]
 	touch $@

@@ -6,6 +6,7 @@ mkdocs calls `on_files`. All other functions return a page as Markdown, and need
 import inspect
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,8 +26,8 @@ TRAININGS = ('sft', 'preference_model', 'reward_model', 'general_preference_mode
 OTHERS = ('evaluate', 'preferences', 'tabular', 'token_game', 'sample_complexity')
 # The modules that users import, page by page; the pages of `ROOMS` have every module of a folder.
 LIBRARY = ('language_model', 'train_step', 'judges.function', 'games', 'structs', 'errors')
-# The search puts these pages after the guides.
-LAST = '---\nsearch:\n  boost: 0.1\n---\n\n'
+# Weights in the search: a setting comes before guides that name it, and the API last.
+SETTINGS, LAST = (f'---\nsearch:\n  boost: {weight}\n---\n\n' for weight in (2.5, 0.005))
 ROOMS = ('algorithms', 'games', 'judges', 'sampling', 'data', 'models', 'training', 'evaluation')
 
 
@@ -114,13 +115,13 @@ def settings_page() -> str:
     name = described(field)
     if name.startswith('TRAINING'):
       continue
-    row = [f'`{field}`', shown(value), meaning(value, allowed.get(field), texts[name])]
+    row = [entry(field, meaning(value, allowed.get(field), texts[name])), shown(value)]
     group = field.split('.')[1] if field.count('.') > 1 else 'general'
     groups.setdefault(group, []).append(line(row))
-  parts = [DESCRIPTIONS['intro']['settings']]
+  parts = [SETTINGS + DESCRIPTIONS['intro']['settings'].lstrip()]
   for group, rows in groups.items():
     parts.append(f'## {group}\n')
-    parts.append('\n'.join([line(['field', 'default', 'meaning']), '|---|---|---|', *rows]))
+    parts.append('\n'.join([line(['field', 'default']), '|---|---|', *rows]))
     parts.append('')
   return '\n'.join([*parts, trainings_part(fields, allowed), other_configs()])
 
@@ -136,8 +137,8 @@ def trainings_part(fields: Mapping[str, object], allowed: Mapping[str, str]) -> 
     ]
     text = DESCRIPTIONS['settings'][f'TRAINING.{name}']
     about = meaning(fields[f'config.sft.{name}'], allowed.get(f'config.sft.{name}'), text)
-    rows.append(line([f'`{name}`', *defaults, about]))
-  head = ['field', 'sft', 'judges', 'policies', 'meaning']
+    rows.append(line([entry(name, about), *defaults]))
+  head = ['field', 'sft', 'judges', 'policies']
   table = [line(head), line(['---'] * len(head)), *rows]
   return '\n'.join([DESCRIPTIONS['intro']['trainings'], *table, ''])
 
@@ -154,6 +155,15 @@ def other_configs() -> str:
 def line(cells: list[str]) -> str:
   """A row of a table."""
   return f'| {" | ".join(str(cell).replace("|", chr(92) + "|") for cell in cells)} |'
+
+
+def entry(name: str, text: str, number: int = 0) -> str:
+  """A name and its meaning in a cell; the name is a heading, so that the search finds the cell.
+
+  `number` tells entries of one name apart.
+  """
+  anchor = re.sub(r'[^\w.]+', '-', name) + (f'_{number}' if number else '')
+  return f'<h4 id="{anchor}">`{name}`</h4> {text}'
 
 
 def meaning(value: object, allowed: str | None, text: str) -> str:
@@ -236,10 +246,13 @@ def tests_by_algorithm() -> dict[str, list[str]]:
 
 def metrics_page() -> str:
   """Every metric of the learning curves and of the result files."""
-  parts = [DESCRIPTIONS['intro']['metrics']]
+  parts, seen = [DESCRIPTIONS['intro']['metrics']], Counter()
   for title, rows in DESCRIPTIONS['metrics'].items():
-    table = [line([f'`{name}`', meaning]) for name, meaning in rows.items()]
-    parts.append('\n'.join([f'## {title}\n', '| name | meaning |', '|---|---|', *table, '']))
+    parts.append(f'## {title}\n\n| metric |\n|---|')
+    for name, text in rows.items():
+      parts.append(line([entry(name, text, seen[name])]))
+      seen[name] += 1
+    parts.append('')
   return '\n'.join(parts)
 
 

@@ -241,31 +241,20 @@ def print_results(
   experiment: LanguageExperiment, results: Mapping, judges: Mapping[str, Mapping]
 ) -> None:
   """Prints the tables of the results."""
-  as_text, entries, task = formatting.format_text, results['policies'], results.get('task')
+  task = results.get('task')
   if task:
     for name, matrix in task['judge_matrix'].items():
       cyclic = 'a cycle' if experiment.corpus.annotator.weakest_edge(matrix) > 0.5 else 'NO cycle'
       cells = [[f'{value:.3f}' for value in row] for row in matrix]
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
-      print(as_text(title, task['styles'], task['styles'], cells))
+      print(formatting.format_text(title, task['styles'], task['styles'], cells))
   print_tables(results)
   if not task:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   if 'exploitability' in results:
     print_exploiters(results['exploitability'])
 
-  columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
-  columns |= {'unfinished': results['unfinished']}
-  if task:
-    columns['quality'] = task['quality']
-    for style in (*task['styles'], 'none'):
-      columns[style] = {name: task['shares'][name][style] for name in entries}
-    columns['best counter wins'] = {name: task['counter'][name]['win_rate'] for name in entries}
-  # Adding zero to the rounded value avoids -0.00.
-  cells = [
-    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in entries
-  ]
-  print(as_text('\nPolicies:', entries, list(columns), cells))
+  print_policies(results)
   for name, row in results.get('best_of', {}).items():
     print(
       f"  '{name}', selected by the {row['judge']} judge: its KL is estimated from the candidates, "
@@ -280,12 +269,38 @@ def print_results(
     print(f'The {name} agrees with {row["accuracy"]:.1%} of the held-out judgements.')
 
 
+def print_policies(results: Mapping) -> None:
+  """Prints KL and lengths of the entries; on the embedded task also their quality and styles."""
+  columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
+  columns |= {'unfinished': results['unfinished']}
+  task = results.get('task')
+  if task:
+    columns['quality'] = task['quality']
+  _print_columns('Policies:', results['policies'], columns)
+  if task:
+    styles = {
+      style: {name: shares[style] for name, shares in task['shares'].items()}
+      for style in (*task['styles'], 'none')
+    }
+    styles['best counter wins'] = {name: row['win_rate'] for name, row in task['counter'].items()}
+    title = 'Shares of the styles, and win rate of the best counter-style:'
+    _print_columns(title, results['policies'], styles)
+
+
+def _print_columns(title, entries, columns) -> None:
+  # Adding zero to the rounded value avoids -0.00.
+  cells = [
+    [f'{round(column[name], 2) + 0.0:.2f}' for column in columns.values()] for name in entries
+  ]
+  print(formatting.format_text(f'\n{title}', entries, list(columns), cells))
+
+
 def print_tables(results: Mapping) -> None:
   """Prints win rates, rankings and cycles under every judge."""
   as_text, entries = formatting.format_text, results['policies']
   level = results['early_stopping']['level'] if 'early_stopping' in results else 0.05
   for name, table in results['tables'].items():
-    within = f'{1 - level:.0%} intervals within ±{tournament.widest_half_width(table):.3f}'
+    within = f'{100 * (1 - level):.0f} % within ±{tournament.widest_half_width(table):.3f}'
     title = (
       f'\nWin rate of row over column, {name} judge, {results["comparisons"]} prompts, {within}:'
     )

@@ -73,7 +73,6 @@ def gradients(algorithm, filters):
   steps = make_steps(algorithm, filters)
   prompts = Prompts(jnp.full((ROWS, 1), STOP), jnp.ones((ROWS, 1), bool))
   found = []
-
   for number in range(BATCHES):
     state = initial_state(algorithm, jnp.asarray(TABLES['policy']), REMEMBER)
     state = state._replace(fixed={'reference': jnp.asarray(TABLES['reference'])})

@@ -53,7 +53,8 @@ def policy(
   `judge` is learned, reward, gpm, lengths, pairrm, remote, oracle, FILE.py:function, or several as
   mean(learned,gpm); `feedback` probability or vote; `entries` the slots that enter the tournament,
   separated by commas. With `async_judge`, responses are judged while the policy trains on the
-  previous ones, one update late.
+  previous ones, one update late. `filters` are of all samples that it trains on: at a temperature,
+  the tempered policy is trained.
   """
   row = training(
     algorithm,
@@ -67,6 +68,7 @@ def policy(
     **arguments,
   )
   row.update(judge=judge, feedback=feedback, entries=entries, async_judge=async_judge)
+  row.filters = dict(temperature=1.0, top_k=0, top_p=1.0)
   return row
 
 

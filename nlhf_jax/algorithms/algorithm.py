@@ -48,7 +48,8 @@ class Algorithm(NamedTuple):
   kinds of payoff that the algorithm can learn from. `per_example` is False if the loss of an
   example depends on the rest of the batch, so that the batch cannot be split to save memory.
   `unpaired` algorithms learn from single responses that are good or bad, and from comparisons as
-  pairs of them.
+  pairs of them. Only `truncated` algorithms may learn from samples of top-k and top-p: what these
+  leave out is never sampled, so that the fixed point depends on the start.
   """
 
   left: Side
@@ -60,6 +61,7 @@ class Algorithm(NamedTuple):
   payoffs: tuple[Payoff, ...] = ('probability',)
   per_example: bool = True
   unpaired: bool = False
+  truncated: bool = False
 
 
 def mixture(**weights: float) -> Mixture:
@@ -81,6 +83,11 @@ def mixture(**weights: float) -> Mixture:
 POLICY, REFERENCE, SNAPSHOT = (
   mixture(**{slot: 1.0}) for slot in ('policy', 'reference', 'snapshot')
 )
+
+
+def samples_responses(algorithm: Algorithm) -> bool:
+  """Whether responses of one side, or of both, are sampled."""
+  return algorithm.right not in (None, DATA)
 
 
 def needs_judge(algorithm: Algorithm) -> bool:

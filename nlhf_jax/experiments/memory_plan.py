@@ -24,9 +24,10 @@ from nlhf_jax.experiments.judge_config import external_shapes, find_judges, sele
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import stages_of_judges
 from nlhf_jax.experiments.model_config import make_mesh, make_model_without_tokenizer
-from nlhf_jax.experiments.specs import Model, Training
+from nlhf_jax.experiments.specs import Model, Policy, Training
 from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
+from nlhf_jax.models.decoder import temper
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import formatting
 from nlhf_jax.sampling import rollout
@@ -83,7 +84,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     uses = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {len(model.sizes.layers)} layers ...', flush=True)
-      uses[name] = plan_policy(config, model, policy.training, kept)
+      uses[name] = plan_policy(config, model, policy, kept)
       kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
@@ -94,14 +95,14 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
   return uses
 
 
-def plan_policy(config: ConfigDict, model: Model, training: Training, kept: int) -> MemoryUse:
+def plan_policy(config: ConfigDict, model: Model, policy: Policy, kept: int) -> MemoryUse:
   """The memory use of a policy, in addition to `kept` bytes of models trained before."""
-  state = state_shapes(model, training)
+  state = state_shapes(model, policy.training)
   slots = bytes_per_device(state.params) + bytes_per_device(state.fixed)
   depth, width = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
-  update = width * measure_step(config, truncate_layers(model, depth), training).update()
+  update = width * measure_step(config, truncate_layers(model, depth), policy).update()
   low, high = (
-    measure_step(config, truncate_layers(model, depth), training).rollout() for depth in DEPTHS
+    measure_step(config, truncate_layers(model, depth), policy).rollout() for depth in DEPTHS
   )
   layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
   rollout = width * (low + max(layer, 0) * (depth - DEPTHS[0]))
@@ -161,14 +162,15 @@ class Measured(NamedTuple):
   rollout: Callable[[], int]
 
 
-def measure_step(config: ConfigDict, model: Model, training: Training) -> Measured:
+def measure_step(config: ConfigDict, model: Model, policy: Policy) -> Measured:
   """The parts of a step of this model."""
-  algorithm, decoder = training.algorithm, model.decoder
+  training, decoder = policy.training, model.decoder
+  algorithm, filters = training.algorithm, policy.filters
   state, key = state_shapes(model, training), jax.eval_shape(lambda: jax.random.key(0))
 
   def make_rollout(mixtures, **changes):
     return rollout.make_rollout(
-      decoder, mixtures, length=config.data.response_length, stop=0, **changes
+      decoder, mixtures, length=config.data.response_length, stop=0, filters=filters, **changes
     )
 
   def feedback(comparison, key):
@@ -177,7 +179,8 @@ def measure_step(config: ConfigDict, model: Model, training: Training) -> Measur
   rollout_step = make_rollout_step(algorithm, make_rollout, feedback)
   batch = shard_rows(batch_shapes(config, training))
   comparison = shard_rows(jax.eval_shape(rollout_step, state.slots, batch, key))
-  score, measure = scoring.make_score(decoder), step_metrics.make_rollout_metrics(algorithm)
+  score = scoring.make_score(temper(decoder, filters.temperature))
+  measure = step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, training.optimizer, measure, training.accumulate)
   return Measured(
     lambda: temporary_bytes(jax.jit(update, donate_argnums=0).lower(state, comparison, key)),

@@ -68,7 +68,7 @@ def make_card(
     'data': ', '.join(map(_public_name, sources)) or config.data.source,
     'algorithm': training.algorithm,
     **training.arguments,
-    **({} if stage == 'sft' else {'judge': training.judge, 'feedback': training.feedback}),
+    **({} if stage == 'sft' else _settings_of_policy(training)),
     **{name: training[name] for name in ('steps', 'batch')},
     **{name: training.optimizer[name] for name in ('name', 'learning_rate', 'warmup', 'b1', 'b2')},
     'adapters': f'rank {config.model.lora.rank}' if config.model.lora.rank else 'none',
@@ -92,6 +92,12 @@ def make_card(
     USE.replace('LENGTH', str(experiment.response_length)).replace('PROMPT', PROMPTS[has_template]),
   ]
   return '\n\n'.join(parts) + '\n'
+
+
+def _settings_of_policy(row: ConfigDict) -> dict[str, Any]:
+  """What only a policy has; the temperature is that at which it was trained, and should be used."""
+  kept = {'judge': row.judge, 'feedback': row.feedback}
+  return kept | {'temperature of its samples': row.filters.temperature}
 
 
 def _tables(policy: str, results: Mapping) -> Iterator[str]:

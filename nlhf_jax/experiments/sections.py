@@ -143,6 +143,8 @@ def training_sections(section: ConfigDict, field: str = 'config') -> Iterator[Se
     if section.algorithm in ALGORITHMS:
       yield Section(ALGORITHMS[section.algorithm], section.arguments, f'{field}.arguments')
     yield Section(make_optimizer, section.optimizer, f'{field}.optimizer')
+    if 'filters' in section:
+      yield Section(Filters, section.filters, f'{field}.filters')
     return
   for name, value in section.items():
     if isinstance(value, ConfigDict):

@@ -29,7 +29,7 @@ from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Positive, Seed
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.worlds import World
-from nlhf_jax.sampling.token import Filters
+from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
 from nlhf_jax.training.loop import Schedule
@@ -61,6 +61,7 @@ class Policy(NamedTuple):
 
   `judge` is a name, or None where the algorithm uses no judge; `feedback` turns its preference
   into the payoff. With `async_judge`, responses are judged during the update on the previous ones.
+  `filters` are those of all samples that it trains on.
   """
 
   training: Training
@@ -68,6 +69,7 @@ class Policy(NamedTuple):
   feedback: Callable[[jax.Array, jax.Array], jax.Array]
   entries: Mapping[str, str]  # name in the tournament -> slot
   async_judge: bool = False
+  filters: Filters = UNFILTERED
 
 
 def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:

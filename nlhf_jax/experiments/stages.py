@@ -15,6 +15,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, with_feedback
 from nlhf_jax.models import scoring, sharding
+from nlhf_jax.models.decoder import temper
 from nlhf_jax.progress import progress
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.rollout import Rollout
@@ -155,12 +156,12 @@ def make_policy_steps(
   experiment: LanguageExperiment, policy: Policy, judge: Judge | Groups | None
 ) -> Steps:
   """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
-  training, make = policy.training, partial(make_rollout, experiment)
+  training, make = policy.training, partial(make_rollout, experiment, filters=policy.filters)
   if isinstance(judge, Groups):
     return make_group_policy_steps(experiment, policy, judge)
   if judge and not experiment.may_abstain(policy.judge):
     judge = require_verdicts(judge)
-  score = scoring.make_score(experiment.model.decoder)
+  score = make_policy_score(experiment, policy)
   stop = experiment.corpus.tokenizer.eos_token_id
   if not policy.async_judge:
     feedback = judge and with_feedback(judge, policy.feedback)
@@ -183,14 +184,24 @@ def make_group_policy_steps(
   if not experiment.may_abstain(policy.judge):
     judges = {name: require_verdicts(judge) for name, judge in groups.judges.items()}
     groups = groups._replace(judges=judges)
-  score = scoring.make_score(experiment.model.decoder)
+  score = make_policy_score(experiment, policy)
   stop = experiment.corpus.tokenizer.eos_token_id
   return make_group_steps(
-    make_sample(policy.training.algorithm, partial(make_rollout, experiment)),
+    make_sample(
+      policy.training.algorithm, partial(make_rollout, experiment, filters=policy.filters)
+    ),
     groups,
     policy.feedback,
     make_policy_update(policy.training, score, stop=stop),
   )
+
+
+def make_policy_score(experiment: LanguageExperiment, policy: Policy) -> Score:
+  """(parameters, comparison) -> scores, at the temperature that the policy is sampled at.
+
+  All slots are scored at it, the reference among them: what is trained is the tempered policy.
+  """
+  return scoring.make_score(temper(experiment.model.decoder, policy.filters.temperature))
 
 
 def make_rollout(

@@ -4,6 +4,7 @@
 any causal network into one.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -63,6 +64,16 @@ class Decoder(NamedTuple):
   decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]
   logits: Callable[[Params, Array], Array]
   for_decoding: Callable[[Mapping[str, Params]], Mapping[str, Params]] = unchanged
+
+
+@functools.cache  # equal decoders share compiled programs
+def temper(decoder: Decoder, temperature: float) -> Decoder:
+  """The decoder whose next tokens have the distribution of `decoder` at a temperature."""
+  if temperature == 1:
+    return decoder
+  return decoder._replace(
+    logits=lambda params, hidden: decoder.logits(params, hidden) / temperature
+  )
 
 
 def make_cache(prompts: PrefillCache, rows: int, room: int) -> Cache:

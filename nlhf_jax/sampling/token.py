@@ -16,8 +16,8 @@ class Filters(NamedTuple):
   """Temperature, top-k and top-p, applied in this order to next-token logits after mixing.
 
   `top_k` keeps the k most likely tokens (0 keeps all), `top_p` the smallest set of tokens with at
-  least that probability. Training samples without filters: the policy gradient's score function is
-  that of the unfiltered policy.
+  least that probability. Training scores at the temperature that it samples at; top-k and top-p
+  change the fixed points of algorithms that learn from samples, and are refused there.
   """
 
   temperature: Positive = 1.0

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, Algorithm, needs_judge
+from nlhf_jax.algorithms.algorithm import (
+  DATA,
+  LEFT,
+  Algorithm,
+  needs_judge,
+  samples_responses,
+)
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.structs import Comparison, Mixture, Params, Responses
 
@@ -52,7 +58,7 @@ def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> RolloutStep:
     make_rollout: mixtures -> rollout.
   """
   left, right = algorithm.left, algorithm.right
-  if right is None or right == DATA:
+  if not samples_responses(algorithm):
     return lambda params, batch, key: batch
   ours = [] if left == DATA else left
   rollout = make_rollout([*ours, *([] if right == LEFT else right)])

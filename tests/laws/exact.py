@@ -197,12 +197,12 @@ def ascent_of(name):
   return make_ascent(POLICY_GRADIENTS[name][0])
 
 
-def make_run(algorithm, optimizer, steps, integrated=False):
+def make_run(algorithm, optimizer, steps, integrated=False, table=one_token):
   """(preference [V, V], start [V], shares) -> the policy after every update [steps, V], and slots.
 
   Both in log-probabilities. Every slot starts at `start`.
   """
-  update = make_exact_update(algorithm, optimizer, integrated=integrated)
+  update = make_exact_update(algorithm, optimizer, table, integrated)
 
   @tiny.jit
   def run(payoff, start, shares):
@@ -221,9 +221,9 @@ def make_run(algorithm, optimizer, steps, integrated=False):
   return on
 
 
-def make_find_fixed_point(algorithm, optimizer, steps, integrated=False):
+def make_find_fixed_point(algorithm, optimizer, steps, integrated=False, table=one_token):
   """As `make_run`, returning the slots only; fails if the last update still moved the policy."""
-  run = make_run(algorithm, optimizer, steps, integrated)
+  run = make_run(algorithm, optimizer, steps, integrated, table)
 
   def find_fixed_point(preference, start=MU, shares=None):
     path, slots = run(preference, start, shares)

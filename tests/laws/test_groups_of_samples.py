@@ -15,7 +15,7 @@ from scipy.special import softmax
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.algorithms.losses import clipped_policy_gradient
 from nlhf_jax.structs import Comparison, Responses, Scores
-from tests.laws import exact, theory
+from tests.laws import exact, theory, tiny
 from tests.laws.exact import natural
 from tests.laws.test_fixed_points import GAMES
 
@@ -187,15 +187,26 @@ def clipped_gradient(pi, clip, advantage=ADVANTAGE, old=OLD):
 
 
 @pytest.mark.parametrize(
-  ('pi', 'unclipped', 'clipped'),
+  ('pi', 'unclipped', 'clipped', 'fresh'),
   [
-    ((0.15, 0.45, 0.40), (-0.019725, -0.027675, 0.0474), (0.0027, -0.0099, 0.0072)),
-    ((0.25, 0.35, 0.40), (-0.031125, -0.019075, 0.0502), (-0.020625, 0.009625, 0.011)),
+    (
+      (0.15, 0.45, 0.40),
+      (-0.019725, -0.027675, 0.0474),
+      (0.0027, -0.0099, 0.0072),  # of the other sign than self-play, at the first action
+      (-0.009, -0.045, 0.054),
+    ),
+    (
+      (0.25, 0.35, 0.40),
+      (-0.031125, -0.019075, 0.0502),
+      (-0.020625, 0.009625, 0.011),
+      (-0.005, -0.021, 0.026),
+    ),
   ],
 )
-def test_clipping_changes_the_path(pi, unclipped, clipped):
+def test_clipping_changes_the_path(pi, unclipped, clipped, fresh):
   np.testing.assert_allclose(clipped_gradient(pi, 1e9), unclipped, rtol=0, atol=1e-12)
   np.testing.assert_allclose(clipped_gradient(pi, 0.2), clipped, rtol=0, atol=1e-12)
+  np.testing.assert_allclose(pi * (PAYOFF @ pi), fresh, rtol=0, atol=1e-12)
 
 
 def test_nothing_is_clipped_at_the_policy_that_sampled():
@@ -205,7 +216,9 @@ def test_nothing_is_clipped_at_the_policy_that_sampled():
 
 
 @pytest.mark.parametrize('clip', [0.2, 1e9])
-@pytest.mark.parametrize('every', [1, 4])
+@pytest.mark.parametrize(
+  'every', [1, 4, 16, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 8))]
+)
 def test_clipped_self_play_rests_at_the_regularised_nash(clip, every):
   algorithm = catalogue.clipped_self_play(TAU, clip, every)
   find = exact.make_find_fixed_point(algorithm, natural(0.3), 4000)
@@ -213,6 +226,51 @@ def test_clipped_self_play_rests_at_the_regularised_nash(clip, every):
     GAMES.values(), (NASH[0.1], (0.4302581344, 0.3546523917, 0.2150894739)), strict=True
   ):
     np.testing.assert_allclose(np.exp(find(preference, mu)['policy']), expected, rtol=0, atol=6e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('clip', 'a_round'), [(0.2, 0.058), (1e9, 0.6)])
+def test_many_long_steps_a_round_do_not_settle(clip, a_round):
+  """Without a price of the distance to the snapshot they approach undamped best replies."""
+  algorithm = catalogue.clipped_self_play(TAU, clip, 16)
+  path, _ = exact.make_run(algorithm, natural(1.0), 8000)(exact.CYCLE, MU)
+  rounds = np.exp(path[15::16])
+  moved = abs(np.diff(rounds[-100:], axis=0)).max(axis=1)
+  assert moved.min() > a_round / 4
+  np.testing.assert_allclose(moved.mean(), a_round, rtol=0.05)
+
+
+# --- Ratios of tokens, of sequences, and their geometric mean ---
+
+LOGITS, REWARDS = np.array([[1, 0], [0.5, 0], [0, 1]]), np.array([1, -0.5, 0.3, -0.8])
+
+
+def test_only_the_ratio_of_the_whole_sequence_is_unbiased():
+  """`clipped_policy_gradient` has the ratio of the sequence; two other ratios are published.
+
+  Gradients at the first symbol of each row of logits, for samples of uniform tokens.
+  """
+
+  def values(logits):
+    log_pi = exact.two_tokens(logits)
+    ratio = log_pi - jnp.log(0.5)
+    surrogates = (
+      jnp.exp(ratio.sum(axis=1)),
+      jnp.exp(ratio).sum(axis=1),
+      # GSPO's geometric mean divides the log-ratio by the length; this is its value times 2.
+      2 * jnp.exp(ratio.mean(axis=1)),
+    )
+    true = jnp.exp(log_pi.sum(axis=1)) @ REWARDS
+    return jnp.stack([true, *(jnp.mean(REWARDS * surrogate) for surrogate in surrogates)])
+
+  true, sequence, tokens, geometric = tiny.jit(jax.jacrev(values))(LOGITS)[:, :, 0]
+  expected = (0.1843931766, 0.2577022197, 0.0581648021)
+  np.testing.assert_allclose(true, expected, rtol=0, atol=6e-11)
+  np.testing.assert_allclose(sequence, expected, rtol=0, atol=6e-11)
+  expected = (0.0983059666, 0.1762527842, 0.1081365633)
+  np.testing.assert_allclose(tokens, expected, rtol=0, atol=6e-11)
+  expected = (0.1555595356, 0.2090941291, 0.0771922562)
+  np.testing.assert_allclose(geometric, expected, rtol=0, atol=6e-11)
 
 
 def test_signs_at_two_samples_are_a_lottery_of_signs():

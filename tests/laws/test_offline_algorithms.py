@@ -169,6 +169,33 @@ def test_ipo_per_token_scales_with_length():
     np.testing.assert_allclose(found[make], closed, rtol=0, atol=1e-9)
 
 
+# --- APO-down ---
+
+APO_DOWN_TOP = np.array([0.3592303782, 0.4050897712, 0.2356798506])
+
+
+def expected_loss(loss):
+  """Logits -> the mean loss on the pairs `UNEVEN` of the cycle, with its mu as the reference."""
+  left, right = (places.reshape(9, 1, 1) for places in np.indices((3, 3)))
+  sides = (Responses(places, np.ones((9, 1, 1), bool)) for places in (left, right))
+  data = Comparison(None, *sides, jnp.asarray(exact.CYCLE - 0.5)[left, right])
+  reference = exact.make_score()(jnp.log(exact.CYCLE_MU), data)
+
+  def value(logits):
+    scores = {'policy': exact.make_score()(logits, data), 'reference': reference}
+    return test_fixed_points.UNEVEN.ravel() @ loss(scores, data).ravel()
+
+  return value
+
+
+def test_apo_down_is_stationary_at_a_maximum_only():
+  value = expected_loss(catalogue.apo_down(0.5).loss)
+  slope, curvature = (tiny.jit(of(value))(np.log(APO_DOWN_TOP)) for of in (jax.grad, jax.hessian))
+  np.testing.assert_allclose(slope, 0, rtol=0, atol=6e-11)
+  flat = 0  # along a constant, which softmax does not see
+  np.testing.assert_allclose(np.linalg.eigvalsh(curvature), (-0.0523, -0.0303, flat), atol=6e-5)
+
+
 # --- No algorithm goes untested ---
 
 # Algorithms whose law is not in a table -> the file that has it.

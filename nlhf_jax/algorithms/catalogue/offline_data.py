@@ -137,7 +137,7 @@ def apo_zero(beta: Positive) -> Algorithm:
 def apo_down(beta: Positive) -> Algorithm:
   """APO-down: sigmoid(beta rho(y_w)) - sigmoid(beta (rho(y_w) - rho(y_l))) (2408.06266, eq. 8).
 
-  Its stationary point in the interior is a saddle: the policy ends at one response.
+  Its stationary point in the interior is a maximum of the loss: the policy ends at one response.
   """
   return dpo(beta)._replace(loss=anchored_down(beta, reference=1.0))
 

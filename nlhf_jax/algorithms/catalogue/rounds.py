@@ -63,11 +63,13 @@ def sppo_tempered(
 ) -> Algorithm:
   """SPPO on samples of tempered tokens, pi_t^(1 / T), whose fit is scored at temperature 1.
 
-  What SPPO's released code does at T = .7, without its nucleus of .9. For responses of one token
-  the *tempered* policy ends at the lottery, and pi, which is its power T, does not.
+  What SPPO's released code does at T = .7, and with `filters.top_p` at .9. For responses of one
+  token the *tempered* policy ends at the lottery, and pi, which is its power T, does not. With
+  top-k or top-p that is the lottery of the responses that they leave in, which depend on the start.
   """
   sampler = mixture(snapshot=1 / temperature)
-  return sppo(eta, samples, every, log_z)._replace(left=[sampler] * samples)
+  algorithm = sppo(eta, samples, every, log_z)
+  return algorithm._replace(left=[sampler] * samples, truncated=True)
 
 
 def sppo_pair(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:

@@ -30,6 +30,7 @@ from nlhf_jax.experiments.language.stage_settings import (
 )
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
+from nlhf_jax.experiments.sampling_config import make_filters, print_filtered
 from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage, split_settings
 from nlhf_jax.experiments.training_config import check_mesh, make_training
@@ -105,6 +106,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   external = {name: make_external(config, name, folder) for name in known.external if name in used}
   corpus = make_corpus(config, folder)
   print_clamped(config, corpus)
+  print_filtered(policies)
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
@@ -288,7 +290,8 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     )
   if row.async_judge and jax.process_count() > 1:
     raise UserError(f'{field}.async_judge=True works in one process only; leave it at False.')
-  return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge)
+  filters = make_filters(row, field, training.algorithm)
+  return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge, filters)
 
 
 def make_policy_judge(

@@ -15,6 +15,7 @@ from nlhf_jax.experiments.judge_config import (
 )
 from nlhf_jax.experiments.specs import Policy, entry_slots
 from nlhf_jax.judges.registry import STAGES
+from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage.hub import fingerprint
 
 
@@ -48,6 +49,8 @@ def stage_settings(
     settings['held_apart'] = settings['sft'] | {'held_apart': {section: plain[section]}}
   for name, policy in policies.items():
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
+    if Filters(**row['filters']) == UNFILTERED:  # as before there were any
+      del row['filters']
     row['judge'] = judge_name(row['judge'])  # a function counts, not its location
     settings[name] = {**settings['sft']}
     for model in stages_of_judges(known.members({policy.judge})):

@@ -16,7 +16,7 @@ from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
-from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.decoder import Decoder, temper
 from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
@@ -147,10 +147,7 @@ def make_log_prob(
   Both sides of a KL are measured at this temperature, and without top-k and top-p: a token that
   they leave to one side alone would make it infinite.
   """
-  tempered = decoder._replace(
-    logits=lambda params, hidden: decoder.logits(params, hidden) / temperature
-  )
-  score = jax.jit(scoring.make_score(tempered))
+  score = jax.jit(scoring.make_score(temper(decoder, temperature)))
 
   def log_prob(params, prompts, side):
     return map_chunks(lambda chunk, _: score(params, chunk).left, Comparison(prompts, side))

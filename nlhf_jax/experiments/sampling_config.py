@@ -1,0 +1,62 @@
+"""Reads how the samples that a policy trains on are drawn, and prints where training then ends."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from nlhf_jax.algorithms.algorithm import Algorithm, samples_responses
+from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.specs import Policy
+from nlhf_jax.sampling.token import UNFILTERED, Filters
+
+
+def make_filters(row: ConfigDict, field: str, algorithm: Algorithm) -> Filters:
+  """The filters of a policy, from its section `row` of the config, whose name is `field`.
+
+  Raises:
+    UserError: if nothing is sampled, the algorithm has a temperature of its own, or its fixed point
+      would be another one.
+  """
+  filters = Filters(**row.filters)
+  changed = {
+    name: f'{field}.filters.{name}={value}'
+    for name, value in filters._asdict().items()
+    if value != getattr(UNFILTERED, name)
+  }
+  if changed and not samples_responses(algorithm):
+    raise UserError(
+      f"{next(iter(changed.values()))}: '{row.algorithm}' trains on data, and samples nothing; "
+      'leave temperature and top_p at 1, and top_k at 0.'
+    )
+  if 'temperature' in changed and 'temperature' in row.arguments:
+    raise UserError(
+      f"{changed['temperature']}: '{row.algorithm}' has a temperature of its own for its samples; "
+      f'leave this at 1, and set {field}.arguments.temperature.'
+    )
+  cut = changed.get('top_k') or changed.get('top_p')
+  if cut and not algorithm.truncated:
+    raise UserError(
+      f"{cut}: '{row.algorithm}' learns from its samples, of which top-k and top-p leave some "
+      'responses out for ever, so that its fixed point would depend on the start; leave top_k at 0 '
+      'and top_p at 1, and set the temperature instead.'
+    )
+  return filters
+
+
+def print_filtered(policies: Mapping[str, Policy]) -> None:
+  """Prints where the training of a policy ends whose samples are tempered, or truncated."""
+  for name, policy in policies.items():
+    filters, field = policy.filters, f'config.policies.{name}.filters'
+    if filters.temperature != 1:
+      print(
+        f'{field}.temperature={filters.temperature:g}: samples, and all log-probabilities of '
+        f"'{name}' and of its reference, are those at this temperature; the fixed point of the "
+        'algorithm is reached by the tempered policy, so compare it at '
+        f'config.tournament.filters.temperature={filters.temperature:g}.'
+      )
+    if filters.top_k or filters.top_p < 1:
+      print(
+        f"{field}: '{name}' never samples what top_k={filters.top_k} and top_p={filters.top_p:g} "
+        'leave out; its samples, and not the policy, end at the lottery of the other responses, '
+        'which depend on the start.'
+      )

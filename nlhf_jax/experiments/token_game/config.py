@@ -11,7 +11,12 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.memory_limits import check_model, check_table, count_sequences
+from nlhf_jax.experiments.memory_limits import (
+  check_candidates,
+  check_model,
+  check_table,
+  count_sequences,
+)
 from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
 from nlhf_jax.experiments.specs import (
   Learner,
@@ -86,6 +91,8 @@ def check(config: ConfigDict) -> None:
       'can be listed; lower one of them.'
     )
   check_table(responses, game.raters + game.prompts, 'config.game: raters, prompts')
+  for label, row in config.votes.learners.items():
+    check_candidates(row.candidates, row.batch, f'config.votes.learners.{label}.candidates')
   check_model(config.model, game.symbols + 1)
   if not config.methods:
     raise UserError('config.methods is empty; name at least one algorithm.')

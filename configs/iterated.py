@@ -25,6 +25,7 @@ def iterated(judge, *, rounds, enhancer):
     enhancer=enhancer,  # none, best_of_n or uncertain: the response that a vote compares with
     candidates=4,  # responses of the policy that it chooses from
     ensemble=3,  # judges that are fitted, whose mean the policy learns from
+    # With all votes; earlier rounds make fewer steps, in proportion to their votes.
     training=base.training(
       'preference_model', steps=1_000, batch=32, learning_rate=2e-3, evaluate_every=500
     ),

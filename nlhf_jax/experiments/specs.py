@@ -61,7 +61,7 @@ class Voting(NamedTuple):
 
   At the start of each round `per_round` votes are asked on pairs of a response of the policy and
   the one that the `enhancer` chooses of `candidates` others. Then `ensemble` judges, whose mean the
-  policy learns from, are fitted to all votes so far.
+  policy learns from, are fitted to all votes so far, each by the training of that round.
   """
 
   rounds: int
@@ -69,7 +69,7 @@ class Voting(NamedTuple):
   enhancer: str
   candidates: int
   ensemble: int
-  training: Training  # of each judge
+  trainings: Sequence[Training]
 
 
 class Policy(NamedTuple):

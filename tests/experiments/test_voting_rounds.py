@@ -51,6 +51,12 @@ def voting(experiment):
   return lambda rounds, per_round: base._replace(rounds=rounds, per_round=per_round)
 
 
+def test_judges_see_each_vote_as_often_in_every_round(make_config, tmp_path):
+  config = make_config(**{'votes.rounds': 4, 'votes.total': 16, 'votes.training.steps': 10})
+  policy = make_experiment(config, 'iterated', tmp_path).policies[POLICY]
+  assert [training.steps for training in policy.voting.trainings] == [3, 5, 8, 10]
+
+
 def test_one_shot_learning_has_the_prompts_of_all_rounds(experiment, voting):
   rounds = [voting_rounds.voted_prompts(experiment, voting(4, 5), number) for number in range(4)]
   at_once = voting_rounds.voted_prompts(experiment, voting(1, 20), 0)

@@ -157,7 +157,7 @@ def make_policies(config: ConfigDict) -> dict[str, Policy]:
 def fitted_to_votes(policies: Mapping[str, Policy]) -> dict[str, Training]:
   """Field of the config -> the training of judges that are fitted to votes."""
   return {
-    f'policies.{name}.votes.training': policy.voting.training
+    f'policies.{name}.votes.training': policy.voting.trainings[-1]
     for name, policy in policies.items()
     if policy.voting
   }

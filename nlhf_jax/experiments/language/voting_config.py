@@ -1,5 +1,7 @@
 """Reads how the judge of a policy is learned in rounds of votes, from its section `votes`."""
 
+import copy
+
 import jax
 from ml_collections import ConfigDict
 
@@ -23,7 +25,7 @@ def make_voting(row: ConfigDict, field: str, training: Training) -> Voting:
     raise UserError(
       f"{where}.training.algorithm='{section.training.algorithm}' must be {ALGORITHM}."
     )
-  fitting = make_training(section.training, f'{where}.training')
+  batch = section.training.batch
   check_policy(row, field, training)
   check_enhancer(section, where)
   if section.total % section.rounds:
@@ -32,10 +34,10 @@ def make_voting(row: ConfigDict, field: str, training: Training) -> Voting:
       'round has as many votes.'
     )
   per_round = section.total // section.rounds
-  if per_round < fitting.batch:
+  if per_round < batch:
     raise UserError(
       f'{where}.total={section.total}: the first of {section.rounds} rounds has {per_round} votes, '
-      f'fewer than {where}.training.batch={fitting.batch}; raise the one or lower the other.'
+      f'fewer than {where}.training.batch={batch}; raise the one or lower the other.'
     )
   if training.steps < section.rounds:
     raise UserError(
@@ -48,8 +50,20 @@ def make_voting(row: ConfigDict, field: str, training: Training) -> Voting:
     enhancer=section.enhancer,
     candidates=section.candidates,
     ensemble=section.ensemble,
-    training=fitting,
+    trainings=make_trainings(section, f'{where}.training'),
   )
+
+
+def make_trainings(section: ConfigDict, field: str) -> list[Training]:
+  """The training of the judges of each round, whose length grows with the votes that there are.
+
+  So they see each vote as often in every round, and are not fitted to the noise of few votes. The
+  last one, and that of one-shot learning, is as the section says.
+  """
+  rows = [copy.deepcopy(section.training) for _ in range(section.rounds)]
+  for number, row in enumerate(rows, start=1):
+    row.steps = -(-row.steps * number // section.rounds)
+  return [make_training(row, field) for row in rows]
 
 
 def check_policy(row: ConfigDict, field: str, training: Training) -> None:

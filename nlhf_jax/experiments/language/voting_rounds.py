@@ -225,10 +225,11 @@ def fit_judges(
     ],
     int,
   )
-  if len(usable) < voting.training.batch:
+  training = voting.trainings[number]
+  if len(usable) < training.batch:
     raise UserError(
       f'{stage.name}, round {number + 1}: only {len(usable)} of {len(votes["payoff"])} votes have '
-      f'a verdict on two different responses, fewer than a batch of {voting.training.batch}; raise '
+      f'a verdict on two different responses, fewer than a batch of {training.batch}; raise '
       f'config.policies.{stage.name}.votes.total, or look at what the judge answers.'
     )
   judges = []
@@ -244,7 +245,7 @@ def fit_judges(
     )
     examples = make_examples(experiment, votes, places)
     with dashboards.chosen('none'):  # the policy's own run is open
-      params = fit_judge(experiment, own, KIND, voting.training, examples, reference)
+      params = fit_judge(experiment, own, KIND, training, examples, reference)
     judges.append(make_network(experiment, KIND, own.key).judge(params))
   if experiment.unfinished_loses:
     stop = experiment.corpus.tokenizer.eos_token_id

@@ -34,7 +34,8 @@ from nlhf_jax.training.loop import Steps
 from nlhf_jax.training.rollout_step import make_sample
 
 KIND = 'preference_model'  # of the judges that are fitted
-VOTES, JUDGES = (zlib.crc32(name) for name in (b'votes', b'judges'))  # folded into the stage's key
+# Folded into the stage's key, into which training folds step numbers: these are far smaller.
+VOTES, VERDICTS, JUDGES = (zlib.crc32(name) for name in (b'votes', b'verdicts', b'judges'))
 
 
 def make_voting_steps(
@@ -130,7 +131,8 @@ def sample_votes(
     choose = lambda chunk, _: choose_right(voting.enhancer, chunk, judge, spread).right
     comparison = comparison._replace(right=map_chunks(choose, comparison, policy.training.batch))
   ask = with_feedback(voter, policy.feedback)
-  payoff = ask_in_chunks(ask, comparison, policy.training.batch, jax.random.fold_in(key, 0), label)
+  key = jax.random.fold_in(key, VERDICTS)
+  payoff = ask_in_chunks(ask, comparison, policy.training.batch, key, label)
   left, right = (unpad(side) for side in (comparison.left, comparison.right))
   missing = int(np.isnan(payoff).sum())
   equal = sum(one == other for one, other in zip(left, right, strict=True))

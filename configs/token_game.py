@@ -31,7 +31,12 @@ def method(algorithm, solver, *, updates=100, steps=1_000, arguments, **tabular)
 
 def learner(algorithm, **arguments):
   """An algorithm judged by an estimate from the votes so far; a round is 60 updates."""
-  return playing(algorithm, steps=600, evaluate_every=60, **arguments)
+  row = playing(algorithm, steps=600, evaluate_every=60, **arguments)
+  # Votes are on pairs that the algorithm selects (none), or on a response and the one of some
+  # candidates that the enhancer chooses (best_of_n, uncertain). One-shot learning has all of its
+  # votes before the first update.
+  row.update(enhancer='none', candidates=4, one_shot=False)
+  return row
 
 
 def get_config():

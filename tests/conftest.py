@@ -75,6 +75,9 @@ def toy():
     exploiter = [config.exploiter] if config.exploiter else []
     for row in (config.sft, *judges, *config.policies.values(), *exploiter):
       row.update(steps=2, batch=4, evaluate_every=2)
+    for votes in (row.votes for row in config.policies.values() if 'votes' in row):
+      votes.update(total=16, rounds=min(votes.rounds, 2), ensemble=2)
+      votes.training.update(steps=2, batch=4, evaluate_every=2)
     config.tournament.prompts = 8
     if config.data.source == 'synthetic':
       config.data.update(posts=32, held_out=8)

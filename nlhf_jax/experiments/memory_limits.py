@@ -73,6 +73,11 @@ def check_language(config: ConfigDict) -> None:
     batch = min(batch, config.tournament.prompts) if field == 'config.tournament' else batch
     fields = f'{field}.batch, config.data.prompt_length and response_length'
     require(FLOAT * batch * lengths, most, 'a batch of tokens', fields)
+  for name, row in config.policies.items():
+    if 'votes' in row:
+      field = f'config.policies.{name}.votes'
+      require(FLOAT * row.votes.total * lengths, host, 'the votes', f'{field}.total')
+      check_candidates(row.votes.candidates, row.batch * lengths, f'{field}.candidates')
   if config.model.hf:
     return
   if 'vocabulary' in data:
@@ -93,6 +98,11 @@ def check_model(sizes: ConfigDict | dict, vocabulary: int, field: str = 'config.
   weights = sizes['width'] * vocabulary + sizes['layers'] * layer
   fields = f'{field}.width, layers, heads, head_size and hidden, and the vocabulary'
   require(2 * FLOAT * weights, available_memory(), 'the weights and their gradient', fields)
+
+
+def check_candidates(candidates: int, numbers: int, field: str) -> None:
+  """Refuses candidates of an enhancer whose pairs, of so many numbers each, cannot fit."""
+  require(FLOAT * candidates**2 * numbers, available_memory(), 'all pairs of candidates', field)
 
 
 def check_table(actions: int, copies: int, fields: str) -> None:

@@ -84,7 +84,9 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
     uses = {}
     for name, policy in policies.items():
       print(f'{name}: compiling {len(model.sizes.layers)} layers ...', flush=True)
-      uses[name] = plan_policy(config, model, policy, kept)
+      fitted = policy.voting.ensemble if policy.voting else 0  # judges, while it trains
+      beside = kept + fitted * bytes_per_device(own)
+      uses[name] = plan_policy(config, model, policy, beside)
       kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())

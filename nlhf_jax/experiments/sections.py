@@ -54,6 +54,15 @@ class TrainingSettings(NamedTuple):
   missing_verdicts: Fraction
 
 
+class VotingSettings(NamedTuple):
+  """The votes of a policy whose judge is learned in rounds, and the judges fitted to them."""
+
+  rounds: AtLeastOne
+  total: AtLeastOne
+  candidates: AtLeastOne
+  ensemble: AtLeastOne
+
+
 class TournamentSettings(NamedTuple):
   """The prompts of the tournament, how many are sampled at once, and the responses of best of n."""
 
@@ -124,6 +133,11 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
     yield Section(architectures.small, sizes, f'config.sizes.{name}')
   yield Section(Lora, config.model.lora, 'config.model.lora')
   yield from training_sections(config)
+  for name, row in config.policies.items():
+    if 'votes' in row:
+      field = f'config.policies.{name}.votes'
+      yield Section(VotingSettings, row.votes, field)
+      yield from training_sections(row.votes.training, f'{field}.training')
   gpm = 'general_preference_model'
   yield Section(make_general_preference_network, config[gpm], f'config.{gpm}')
   yield Section(PairRMSettings, config.pairrm, 'config.pairrm')

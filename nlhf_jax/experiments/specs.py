@@ -56,12 +56,29 @@ class Training(NamedTuple):
     return self.schedule.steps
 
 
+class Voting(NamedTuple):
+  """How the judge of a policy is learned while the policy trains, in `rounds` of equal length.
+
+  At the start of each round `per_round` votes are asked on pairs of a response of the policy and
+  the one that the `enhancer` chooses of `candidates` others. Then `ensemble` judges, whose mean the
+  policy learns from, are fitted to all votes so far, each by the training of that round.
+  """
+
+  rounds: int
+  per_round: int
+  enhancer: str
+  candidates: int
+  ensemble: int
+  trainings: Sequence[Training]
+
+
 class Policy(NamedTuple):
   """The training of a policy, and which of its slots enter the tournament.
 
   `judge` is a name, or None where the algorithm uses no judge; `feedback` turns its preference
   into the payoff. With `async_judge`, responses are judged during the update on the previous ones.
-  `filters` are those of all samples that it trains on.
+  `filters` are those of all samples that it trains on. With `voting`, the judge is asked for votes
+  alone, and the policy learns from judges that are fitted to them.
   """
 
   training: Training
@@ -70,6 +87,7 @@ class Policy(NamedTuple):
   entries: Mapping[str, str]  # name in the tournament -> slot
   async_judge: bool = False
   filters: Filters = UNFILTERED
+  voting: Voting | None = None
 
 
 def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:
@@ -326,14 +344,31 @@ class Method(NamedTuple):
 class Learner(NamedTuple):
   """An algorithm that also learns the preferences, in rounds of `schedule.evaluate_every` updates.
 
-  A round starts with votes on `batches` batches of pairs that the algorithm selects. Its judge is
-  the estimate from all votes so far, with `ridge` additional votes for a tie on each pair.
+  A round starts with votes on `batches` batches of pairs: those that the algorithm selects or, with
+  an `enhancer`, a response of the policy and one of `candidates` others. Its judge is the estimate
+  from all votes so far, with `ridge` additional votes for a tie on each pair. With `one_shot` there
+  is a single round, which has as many votes as all rounds would.
   """
 
   training: Training
   stage: Stage
   batches: AtLeastOne
   ridge: Positive
+  enhancer: str = 'none'
+  candidates: AtLeastOne = 1
+  one_shot: bool = False
+
+  @property
+  def round_length(self) -> int:
+    """The number of updates of a round."""
+    schedule = self.training.schedule
+    return schedule.steps if self.one_shot else schedule.evaluate_every
+
+  @property
+  def batches_per_round(self) -> int:
+    """The number of batches of votes at the start of a round."""
+    rounds = -(-self.training.schedule.steps // self.training.schedule.evaluate_every)
+    return self.batches * rounds if self.one_shot else self.batches
 
 
 class TokenGameExperiment(NamedTuple):

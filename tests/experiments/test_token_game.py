@@ -12,13 +12,15 @@ import pytest
 from nlhf_jax import command, main
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.data.batches import take
-from nlhf_jax.errors import Interrupted
-from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs
+from nlhf_jax.errors import Interrupted, UserError
+from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs, count_votes
 from nlhf_jax.experiments.token_game.config import make_experiment
 from nlhf_jax.experiments.token_game.run import (
+  course_of,
   first_solved,
   make_list_log_probs,
   make_reference,
+  make_rollouts,
   make_solved_game,
   measure_policy,
   run,
@@ -30,6 +32,7 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training import interrupts
+from nlhf_jax.training.rollout_step import make_sample
 
 CONFIG = 'configs/token_game.py'
 
@@ -215,6 +218,101 @@ def test_resumed_learner_reuses_its_votes(toy, tmp_path, monkeypatch):
   assert 60 <= second.sum() <= 100
 
 
+@pytest.fixture
+def iterated(toy):
+  """The learners of `configs/iterated.py` at toy size, two rounds each."""
+  config = command.load_config('configs/iterated.py:token_game')
+  config.model.update(toy.model)
+  config.game.response_length = 2
+  for row in (config.methods.online_ipo.training, *config.votes.learners.values()):
+    row.update(steps=4, batch=10, evaluate_every=2)
+  return config
+
+
+def test_one_shot_learning_has_as_many_votes(iterated, tmp_path):
+  iterated.votes.learners.one_shot.steps = iterated.votes.learners.iterated_none.steps = 5
+  learners = make_experiment(iterated, 'iterated', tmp_path).learners
+  shot, rounds = learners['one_shot'], learners['iterated_none']
+  assert (shot.round_length, rounds.round_length) == (5, 2)
+  assert count_votes(shot) == 3 * count_votes(rounds) == 3 * 5 * 10  # the third round is shorter
+
+
+@pytest.mark.parametrize(
+  ('row', 'pairs'),
+  [
+    (catalogue.online_ipo(0.1), 1),
+    (catalogue.egpo(0.1, 2.0), 1),
+    (catalogue.oelhf(0.1, 4), 1),
+    (catalogue.nash_md_group(0.1, 0.1, 3, 2), 6),
+  ],
+)
+def test_every_vote_on_the_selected_pairs_is_counted(row, pairs, iterated, tmp_path):
+  learner = make_experiment(iterated, 'iterated', tmp_path).learners['iterated_none']
+  learner = learner._replace(training=learner.training._replace(algorithm=row))
+  assert count_votes(learner) == 5 * 10 * pairs
+  assert count_votes(learner._replace(enhancer='uncertain')) == 5 * 10
+
+
+def test_single_responses_have_no_votes(iterated, tmp_path):
+  learner = make_experiment(iterated, 'iterated', tmp_path).learners['iterated_none']
+  row = catalogue.sppo_pair(1.0, 3, 2)
+  learner = learner._replace(training=learner.training._replace(algorithm=row))
+  with pytest.raises(UserError, match='there are no pairs to vote on'):
+    count_votes(learner)
+
+
+def test_learners_without_an_enhancer_keep_their_stages(toy, tmp_path):
+  learner = make_experiment(toy, 'token_game', tmp_path).learners['online_ipo']
+  assert learner.stage.settings.keys() == {
+    *('seed', 'tau', 'game', 'model', 'reference', 'batches', 'ridge', 'training', 'round')
+  }
+  assert 'enhancer' not in learner.stage.settings['training']
+  toy.votes.learners.online_ipo.enhancer = 'uncertain'
+  other = make_experiment(toy, 'token_game', tmp_path).learners['online_ipo']
+  assert other.stage.folder != learner.stage.folder
+
+
+def votes_of(learner):
+  return [
+    np.array(json_lines.read_json(learner.stage.folder / f'votes_{number}.json')['wins'])
+    for number in range(learner.training.steps // learner.round_length)
+  ]
+
+
+@pytest.mark.slow
+def test_rounds_of_votes_with_and_without_enhancers(iterated, tmp_path):
+  """Without an enhancer, votes are on the pairs that the algorithm selects."""
+  experiment = make_experiment(iterated, 'iterated', tmp_path)
+  params, listed = make_reference(experiment), make_list_log_probs(experiment)
+  measured, game = make_solved_game(experiment, listed(params)), experiment.game
+  for label in experiment.learners:
+    train_learner(experiment, label, params, listed, measured)
+  learners = experiment.learners
+
+  plain = learners['iterated_none']
+  sample = make_sample(plain.training.algorithm, make_rollouts(experiment))
+  batch, expected = take(game.prompts, np.tile(np.arange(5), 2)), np.zeros_like(game.payoff)
+  for number in range(5):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(plain.stage.key, 0), 4), number)
+    pair = sample({'policy': params, 'reference': params}, batch, key)
+    truth = responses.make_judge(game)(pair)[:, 0, 0]
+    left_wins = jax.random.uniform(jax.random.fold_in(key, 3), (10, 1, 1))[:, 0, 0] < truth + 0.5
+    rows = responses.make_find_rows(game)(pair)
+    for prompt, left, right, won in zip(*map(np.ravel, rows), left_wins, strict=True):
+      expected[(prompt, left, right) if won else (prompt, right, left)] += left != right
+  np.testing.assert_array_equal(votes_of(plain)[0], expected)
+
+  for label, learner in learners.items():
+    wins = votes_of(learner)
+    courses = course_of(learner, 0.3)['judged']
+    assert courses == ([0, 100, 100] if label == 'one_shot' else [0, 50, 100])
+    assert wins[-1].sum() <= 100
+  uncertain, others = votes_of(learners['iterated_uncertain'])[-1], votes_of(plain)[-1]
+  compared = [np.triu(wins + wins.swapaxes(1, 2) > 0).sum() for wins in (uncertain, others)]
+  assert uncertain.sum() > others.sum()  # it avoids votes between equal responses
+  assert compared[0] > compared[1]  # and looks at more pairs
+
+
 @pytest.mark.parametrize(
   ('row', 'expected'),
   [(catalogue.online_ipo(0.1), 1), (catalogue.egpo(0.1, 2.0), 2), (catalogue.oelhf(0.1, 4), 15)],
@@ -250,6 +348,9 @@ def test_one_tau_is_shared_by_all_methods(toy, tmp_path):
     ('methods.inpo.training.algorithm=sft', "'sft' takes []"),
     ('votes.batches=0', 'config.votes.batches=0 must be at least 1'),
     ('votes.learners.oelhf.algorithm=dpo', "'dpo' takes ['beta']"),
+    ('votes.learners.oelhf.enhancer=best', "enhancer='best' must be one of none, best_of_n, uncer"),
+    ('votes.learners.oelhf.candidates=0', 'config.votes.learners.oelhf.candidates=0 must be at le'),
+    ('votes.learners.oelhf.candidates=1000000', 'all pairs of candidates would need at least'),
     ('methods.inpo.tabular.solver=impo', "config.methods.inpo.tabular.solver: there is no 'impo'"),
     ('methods.egpo.tabular.arguments.eta=30', 'config.methods.egpo.tabular: a step of 30'),
   ],

@@ -28,6 +28,7 @@ from nlhf_jax.experiments.language.stage_settings import (
   stage_settings,
   stages_of_judges,
 )
+from nlhf_jax.experiments.language.voting_config import make_voting
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
 from nlhf_jax.experiments.sampling_config import make_filters, print_filtered
@@ -102,7 +103,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   trained |= {f'policies.{name}': policy.training for name, policy in policies.items()}
   trained |= {'exploiter': exploiter} if exploiter else {}
   trained = {field: training for field, training in trained.items() if training.steps}
-  check_mesh(trained)
+  check_mesh(trained | fitted_to_votes(policies))
   external = {name: make_external(config, name, folder) for name in known.external if name in used}
   corpus = make_corpus(config, folder)
   print_clamped(config, corpus)
@@ -153,6 +154,15 @@ def make_policies(config: ConfigDict) -> dict[str, Policy]:
     if entries.count(entry) > 1 or entry == 'sft':
       raise UserError(f"config.policies: two entries would be named '{entry}'; rename a policy.")
   return policies
+
+
+def fitted_to_votes(policies: Mapping[str, Policy]) -> dict[str, Training]:
+  """Field of the config -> the training of judges that are fitted to votes."""
+  return {
+    f'policies.{name}.votes.training': policy.voting.trainings[-1]
+    for name, policy in policies.items()
+    if policy.voting
+  }
 
 
 def check_best_of(config: ConfigDict, policies: Mapping[str, Policy]) -> None:
@@ -291,7 +301,8 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.async_judge and jax.process_count() > 1:
     raise UserError(f'{field}.async_judge=True works in one process only; leave it at False.')
   filters = make_filters(row, field, training.algorithm)
-  return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge, filters)
+  voting = make_voting(row, field, training) if 'votes' in row else None
+  return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge, filters, voting)
 
 
 def make_policy_judge(
@@ -325,7 +336,7 @@ def make_policy_judge(
     )
   if row.feedback == 'vote' and 'reward' in given.intersection(payoffs):
     raise UserError(f"{field}.feedback='vote' needs a judge that gives probabilities.")
-  if row.feedback == 'vote' and 'log_odds' in payoffs:
+  if row.feedback == 'vote' and 'log_odds' in payoffs and 'votes' not in row:
     raise UserError(
       f"{field}.feedback='vote': '{row.algorithm}' takes log-odds, which are infinite for a vote."
     )

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.batches import map_chunks, swap_sides, take
+from nlhf_jax.data.batches import Examples, map_chunks, swap_sides, take
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
 from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
-from nlhf_jax.experiments.specs import LanguageExperiment
+from nlhf_jax.experiments.specs import LanguageExperiment, Stage, Training
 from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
 from nlhf_jax.judges.registry import BY_STAGE
@@ -32,14 +32,19 @@ METRICS: dict[str, Measure] = {
 
 def make_judge_network(experiment: LanguageExperiment, stage: str) -> JudgeNetwork:
   """The network that a stage trains; `held_apart` is that of the judge held apart."""
+  return make_network(experiment, kind_of(experiment, stage), experiment.stages[stage].key)
+
+
+def make_network(experiment: LanguageExperiment, kind: str, key: jax.Array) -> JudgeNetwork:
+  """The network of a kind of judge, by the name of its stage, for a stage with this key."""
   backbone = Backbone(
     experiment.model.decoder,
     experiment.model.sizes.width,
     experiment.corpus.tokenizer.sep_token_id,
     experiment.response_length,
   )
-  key, kind = jax.random.fold_in(experiment.stages[stage].key, INIT), kind_of(experiment, stage)
-  return BY_STAGE[kind].make(backbone, experiment.judge_sections[kind], key)
+  section = experiment.judge_sections[kind]
+  return BY_STAGE[kind].make(backbone, section, jax.random.fold_in(key, INIT))
 
 
 def kind_of(experiment: LanguageExperiment, stage: str) -> str:
@@ -49,13 +54,41 @@ def kind_of(experiment: LanguageExperiment, stage: str) -> str:
 
 def train_judge(experiment: LanguageExperiment, name: str, reference: Params) -> Params:
   """The parameters of the judge of a stage, trained from those of the SFT policy, `reference`."""
-  training, stage = experiment.judges[name], experiment.stages[name]
   source = experiment.held_apart if name == 'held_apart' else experiment.corpus.train
-  train = source.comparisons
+  return fit_judge(
+    experiment,
+    experiment.stages[name],
+    kind_of(experiment, name),
+    experiment.judges[name],
+    source.comparisons,
+    reference,
+  )
+
+
+def fit_judge(
+  experiment: LanguageExperiment,
+  stage: Stage,
+  kind: str,
+  training: Training,
+  comparisons: Examples,
+  reference: Params,
+) -> Params:
+  """The parameters of a judge, trained on comparisons from those of the SFT policy, or loaded.
+
+  Args:
+    experiment: with the held-out comparisons that it is measured on, if there are any.
+    stage: of the judge.
+    kind: the stage of its kind of judge.
+    training: of the judge.
+    comparisons: to train on.
+    reference: the SFT policy.
+  """
   held_out = experiment.corpus.held_out.comparisons
-  network, annotator = make_judge_network(experiment, name), experiment.corpus.annotator
+  network, annotator = make_network(experiment, kind, stage.key), experiment.corpus.annotator
 
   def evaluate(slots):
+    if not len(held_out.payoff):
+      return {}
     judge = network.probability_judge(slots['policy'])
     label = f'{stage.name}: held-out comparisons'
     with progress(len(held_out.payoff), label, 'comparison', delay=5.0, leave=False) as bar:
@@ -72,11 +105,11 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
     training.algorithm,
     network.score,
     training.optimizer,
-    METRICS[BY_STAGE[kind_of(experiment, name)].payoff],
+    METRICS[BY_STAGE[kind].payoff],
     training.accumulate,
     skip=training.skip,
   )
-  examples = swap_sides(make_batches(train, training, experiment.seed))
+  examples = swap_sides(make_batches(comparisons, training, experiment.seed))
   init, trains = network.init(reference), experiment.model.trains
   # Before the first step a judge is at chance, and all held-out comparisons are evaluated.
   training = training._replace(schedule=training.schedule._replace(measure_start=False))

@@ -15,6 +15,7 @@ from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
+from nlhf_jax.experiments.language.voting_rounds import count_votes, make_voting_steps
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
   fit,
@@ -59,7 +60,10 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     for name, policy in experiment.policies.items():
       learns_rewards = 'reward' in policy.training.algorithm.payoffs and policy.judge in rewards
       judge = (rewards if learns_rewards else judges).get(policy.judge)
-      steps = make_policy_steps(experiment, policy, judge)
+      if policy.voting:
+        steps = make_voting_steps(experiment, name, judges[policy.judge], reference)
+      else:
+        steps = make_policy_steps(experiment, policy, judge)
       data = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
       examples = make_batches(data, policy.training, experiment.seed)
       stage, trains = experiment.stages[name], experiment.model.trains
@@ -67,7 +71,12 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
     samples = run_tournament(experiment, entries, panel, select)
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
-  results = publish(experiment, workdir, samples, exploited, accounts)
+  votes = {
+    name: count_votes(experiment.stages[name], policy.voting)
+    for name, policy in experiment.policies.items()
+    if policy.voting
+  }
+  results = publish(experiment, workdir, samples, exploited, accounts, votes)
   print_usage(accounts)
   return results
 

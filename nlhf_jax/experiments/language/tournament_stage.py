@@ -171,6 +171,7 @@ def publish(
   lines: Sequence[Mapping],
   exploited: Sequence[Mapping],
   accounts: Mapping[str, Mapping],
+  votes: Mapping[str, Mapping],
 ) -> dict:
   """Writes results, samples, metrics and the report, and prints the tables.
 
@@ -180,8 +181,11 @@ def publish(
     lines: records of the tournament.
     exploited: records of the exploiters.
     accounts: usage of the external judges.
+    votes: of the policies whose judge is learned in rounds.
   """
   results = tournament.summarise(lines)
+  if votes:
+    results['votes'] = votes
   if experiment.best_of:
     name = f'best_of_{experiment.best_of}'
     kl = results['kl_to_reference'][name]

@@ -11,7 +11,12 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.language import config as language_config
-from nlhf_jax.experiments.memory_limits import check_model, check_table, count_sequences
+from nlhf_jax.experiments.memory_limits import (
+  check_candidates,
+  check_model,
+  check_table,
+  count_sequences,
+)
 from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
 from nlhf_jax.experiments.specs import (
   Learner,
@@ -23,8 +28,10 @@ from nlhf_jax.experiments.specs import (
 )
 from nlhf_jax.experiments.stage_config import key_from_name, make_stage
 from nlhf_jax.experiments.tabular.config import SOLVERS
+from nlhf_jax.experiments.token_game.active_learning import count_votes
 from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.games.game import make_game
+from nlhf_jax.judges.enhancers import ENHANCERS, NONE
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import Positive, PositiveFraction
@@ -84,6 +91,8 @@ def check(config: ConfigDict) -> None:
       'can be listed; lower one of them.'
     )
   check_table(responses, game.raters + game.prompts, 'config.game: raters, prompts')
+  for label, row in config.votes.learners.items():
+    check_candidates(row.candidates, row.batch, f'config.votes.learners.{label}.candidates')
   check_model(config.model, game.symbols + 1)
   if not config.methods:
     raise UserError('config.methods is empty; name at least one algorithm.')
@@ -98,6 +107,8 @@ def token_game_sections(config: ConfigDict) -> Iterator[Section]:
   yield Section(ReferenceSettings, config.reference, 'config.reference')
   yield from training_sections(config)
   yield Section(Learner, config.votes, 'config.votes')
+  for label, learner in config.votes.learners.items():
+    yield Section(Learner, learner, f'config.votes.learners.{label}')
   for label, method in config.methods.items():
     section, field = method.tabular, f'config.methods.{label}.tabular'
     yield Section(SolverRun, section, field)
@@ -150,16 +161,35 @@ def make_stages(config: ConfigDict, folder: Path) -> dict[str, Stage]:
 
 
 def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
-  """The learners of the section `votes`."""
+  """The learners of the section `votes`.
+
+  Raises:
+    UserError: if a setting is wrong, or there are no pairs to vote on.
+  """
   plain, shared = shared_settings(config)
   vote_settings = {name: plain['votes'][name] for name in ('batches', 'ridge')}
   learners = {}
   for label, section in config.votes.learners.items():
-    training = make_self_play_training(config, section, f'config.votes.learners.{label}')
-    stage_settings = shared | vote_settings | {'training': plain['votes']['learners'][label]}
+    field = f'config.votes.learners.{label}'
+    training = make_self_play_training(config, section, field)
+    if section.enhancer not in ENHANCERS:
+      raise UserError(
+        f"{field}.enhancer='{section.enhancer}' must be one of {', '.join(ENHANCERS)}."
+      )
+    pairs = {name: section[name] for name in ('enhancer', 'candidates', 'one_shot')}
+    own = {name: it for name, it in plain['votes']['learners'][label].items() if name not in pairs}
+    stage_settings = shared | vote_settings | {'training': own}
     stage_settings['round'] = training.schedule.evaluate_every  # which determines the votes
+    if section.enhancer != NONE:  # without any, as before there were enhancers
+      stage_settings |= {name: section[name] for name in ('enhancer', 'candidates')}
+    if section.one_shot:
+      stage_settings['one_shot'] = True
     stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
-    learners[label] = Learner(training, stage, **vote_settings)
+    learners[label] = Learner(training, stage, **vote_settings, **pairs)
+    try:
+      count_votes(learners[label])
+    except UserError as error:
+      raise UserError(f'{field}: {error}') from None
   return learners
 
 

@@ -19,7 +19,11 @@ from jaxtyping import Array, Float
 from nlhf_jax.data.batches import take
 from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
 from nlhf_jax.experiments.stages import fit, make_policy_update
-from nlhf_jax.experiments.token_game.active_learning import count_judged_pairs, make_active_steps
+from nlhf_jax.experiments.token_game.active_learning import (
+  count_judged_pairs,
+  count_votes,
+  make_active_steps,
+)
 from nlhf_jax.games import exact
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response, make_game
 from nlhf_jax.games.solve import solve
@@ -265,13 +269,13 @@ def summarise(
 
 
 def course_of(learner: Learner, start: float) -> dict[str, list]:
-  """A learner's gap at the end of each round, by the number of votes it had used."""
-  seen = read_evaluations(learner.stage)
-  votes = learner.batches * learner.training.batch
-  return {
-    'judged': [votes * number for number in range(len(seen) + 1)],
-    'gap': [start, *(record['gap'] for record in seen)],
-  }
+  """A learner's gap at the end of each round, by the number of votes it had used.
+
+  With one-shot learning, its gap as often, and all of its votes each time.
+  """
+  seen, votes = read_evaluations(learner.stage), count_votes(learner)
+  used = [votes if learner.one_shot else votes * number for number in range(1, len(seen) + 1)]
+  return {'judged': [0, *used], 'gap': [start, *(record['gap'] for record in seen)]}
 
 
 def seconds_at(steps: Sequence[int], logged: Sequence[Mapping]) -> list[float]:

@@ -26,10 +26,11 @@ CAPTIONS = {
   'optimiser. The updates of the solver, on the upper axis, are scaled to the steps of training: '
   'shapes can be compared, speeds cannot. The pale lines are the other methods.',
   'votes': 'Exploitability against the number of judged comparisons. A learner collects one vote a '
-  'pair at the beginning of each round, and plays against the preference estimated from all votes '
-  'so far, which costs no votes; pairs that were never compared count as even. A method of the '
-  'same name (broken line) queries the judge for every pair it plays and uses each probability '
-  'once; a probability tells more than a vote.',
+  'pair at the beginning of each round (one-shot learning, all of them before the first update), '
+  'and plays against the preference estimated from all votes so far, which costs no votes; pairs '
+  'that were never compared count as even. A method of the same name (broken line) queries the '
+  'judge for every pair it plays and uses each probability once; a probability tells more than a '
+  'vote.',
   'styles': 'Probability of each first symbol in response to the prompt on which the best response '
   'to the reference is the most exploitable.',
   'preferences': 'The game on that prompt. Responses are sorted by style, their first symbol: each '

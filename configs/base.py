@@ -162,6 +162,8 @@ def get_config(source='synthetic'):
             evaluate_every=judge_steps // 10,
           ),
           planes=4,  # rotation planes of a response's embedding
+          # Of the initial embeddings; smaller for a pretrained model, whose judge else begins sure.
+          initial_scale=1.0,
         )
       ),
       # A published judge, by its folder or hub name.

@@ -19,7 +19,7 @@ from nlhf_jax.judges.networks import (
   response_rows,
 )
 from nlhf_jax.models.decoder import Decoder
-from nlhf_jax.ranges import AtLeastOne
+from nlhf_jax.ranges import AtLeastOne, Positive
 
 
 def make_general_preference_network(
@@ -30,6 +30,7 @@ def make_general_preference_network(
   *,
   planes: AtLeastOne,
   key: Array,
+  initial_scale: Positive = 1.0,
 ) -> PreferenceNetwork:
   """A network that embeds each response as a point v in `planes` planes.
 
@@ -44,11 +45,14 @@ def make_general_preference_network(
     response_length: the maximal number of tokens of a response.
     planes: 1 or more.
     key: samples the initial points.
+    initial_scale: of the initial points, whose logits are of its square. The hidden states of a
+      pretrained model are larger than those of a new one, and a judge that begins sure of itself
+      has to unlearn that first.
   """
 
   def init(backbone):
     # At zero an area has no gradient.
-    points = jax.random.normal(key, (width, 2 * planes)) / width**0.5
+    points = initial_scale * jax.random.normal(key, (width, 2 * planes)) / width**0.5
     return add_readouts(backbone, width, 2 * planes) | {'verdict': points}
 
   @jax.jit
@@ -70,7 +74,8 @@ def make_general_preference_network(
 
 
 def _make(backbone, section, key) -> JudgeNetwork:
-  network = make_general_preference_network(*backbone, planes=section['planes'], key=key)
+  settings = {name: section[name] for name in ('planes', 'initial_scale')}
+  network = make_general_preference_network(*backbone, **settings, key=key)
   judge = partial(judge_from_embeddings, network)
   left_first = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))
   return JudgeNetwork(network.init, network.logit, judge, judge, left_first)

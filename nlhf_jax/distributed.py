@@ -7,6 +7,7 @@ and never waits.
 
 import contextlib
 import ctypes
+import itertools
 import os
 import secrets
 import signal
@@ -18,13 +19,14 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from nlhf_jax.errors import Interrupted, UserError, first_line
 
 START_SECONDS = 60  # within which all processes must have started
 HEARTBEAT_SECONDS = 10  # without a sign of life, after which a process counts as lost
-LOST_STATUS = 75  # exit status where another process is lost: start all again (EX_TEMPFAIL)
+RESUME_STATUS = 75  # exit status that means: start all again, and they resume (EX_TEMPFAIL)
 LOST = (
   'error: another process of this run ended or cannot be reached (its own message says why, if it '
   'could print one); start all of them again, and they resume from what was saved.'
@@ -37,6 +39,10 @@ NOT_STARTED = (
 # until the heartbeat is missed.
 _LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'barrier')
 
+# JAX's own name for the message that a process got SIGTERM, which has no public reader.
+_STOP_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
+
+_stop_questions = itertools.count(1)  # one count for the whole program
 _before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
 
 
@@ -60,8 +66,6 @@ def join(cluster: str) -> None:
         f"--cluster='{cluster}' is neither auto nor HOST:PORT,COUNT,NUMBER, as 10.0.0.1:1234,4,0."
       ) from None
   _exit_on_abort()
-  # Its handler would swallow a SIGTERM that comes before our own is installed.
-  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       *arguments,
@@ -80,7 +84,7 @@ def join(cluster: str) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
   os.write(2, f'{_before_abort[0]}\n'.encode())
-  os._exit(LOST_STATUS)
+  os._exit(RESUME_STATUS)
 
 
 def _exit_on_abort() -> None:
@@ -99,8 +103,8 @@ def joined(cluster: str) -> Iterator[None]:
   """Joins the other processes; within this context, an error in any of them ends them all.
 
   A process that fails exits at once, without waiting for the others, which notice within
-  `HEARTBEAT_SECONDS` and exit with `LOST_STATUS`. Only `Interrupted`, on which all processes agree,
-  leaves the context.
+  `HEARTBEAT_SECONDS` and exit with `RESUME_STATUS`. Only `Interrupted`, on which all processes
+  agree, leaves the context.
 
   Raises:
     UserError: if the other processes cannot be joined.
@@ -128,7 +132,7 @@ def _exit(error: BaseException) -> NoReturn:
   elif isinstance(error, KeyboardInterrupt):
     message, status = 'error: interrupted; run the same command again to resume.', 130
   elif any(sign in text for sign in _LOST_SIGNS):
-    message, status = LOST, LOST_STATUS
+    message, status = LOST, RESUME_STATUS
   else:
     message, status = ''.join(traceback.format_exception(error)).rstrip('\n'), 1
   sys.stdout.flush()
@@ -245,6 +249,27 @@ def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> 
   if kind:
     raise problem or kinds[kind]('the first process stopped; its message says why')
   return _broadcast(result)
+
+
+def reached_stop() -> bool:
+  """Whether all processes stop here, because one of them got SIGTERM.
+
+  All must ask equally often. The answer is true once, at the same question in each; it takes tens
+  of microseconds, and waits for no device.
+  """
+  return multihost_utils.reached_preemption_sync_point(next(_stop_questions))
+
+
+def is_stop_announced() -> bool:
+  """Whether a process of the run got SIGTERM, as far as this one knows; not alike in all.
+
+  For one that works while the others wait for it, and cannot ask `reached_stop`.
+  """
+  try:
+    global_state.client.key_value_try_get(_STOP_NOTICE)
+  except jax.errors.JaxRuntimeError:  # there is no such message
+    return False
+  return True
 
 
 @contextlib.contextmanager

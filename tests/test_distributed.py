@@ -6,6 +6,7 @@ If one of them ends early, for whatever reason, all end within `LIMIT` seconds.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,7 +92,7 @@ def test_two_stopped_processes_resume(tmp_path):
     time.sleep(0.05)
   program.send_signal(signal.SIGTERM)
   printed, _ = program.communicate(timeout=120)
-  assert program.returncode == 130, printed[-3000:]
+  assert program.returncode == distributed.RESUME_STATUS, printed[-3000:]
   assert printed.count('run the same command again') == 1  # they stop together
   assert 'sft: resuming in' in launch(2, tmp_path / 'cut')
   for name in ('results.json', 'samples.jsonl'):
@@ -142,6 +143,78 @@ def test_what_the_first_process_computes_reaches_all():
     assert printed.splitlines()[-1] == "[[0.5, nan], 'UserError', 'Interrupted']"
 
 
+STOPPING = """
+import sys, time
+import numpy as np
+from nlhf_jax import command, distributed
+from nlhf_jax.errors import Interrupted
+from nlhf_jax.training import interrupts
+
+def judge():
+  print('at work', file=sys.stderr, flush=True)
+  while not interrupts.requested():
+    time.sleep(0.05)
+  raise Interrupted('the judge')
+
+def work(config, settings):
+  distributed.any_process(False)
+  with interrupts.deferred():
+    if sys.argv[1] == 'judge':
+      try:
+        distributed.compute_on_first(judge, ())
+      except Interrupted as stopped:
+        print('stopped', file=sys.stderr)
+        raise
+    for number in range(10**6):
+      if number == 5:
+        print('at work', file=sys.stderr, flush=True)
+      if interrupts.stop_reached():
+        print('stopped', number, file=sys.stderr)
+        interrupts.check('the toy')
+      time.sleep(0.05 if distributed.is_first() else 0.01)
+      if number % 10 == 9:
+        distributed.any_process(False)
+
+arguments = ['main', '--config=tabular', sys.argv[2]]
+sys.exit(command.run_command(arguments, '', {}, work))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('kind', 'number', 'kill'),
+  [
+    ('steps', 0, signal.SIGTERM),
+    ('steps', 1, signal.SIGTERM),
+    ('steps', 0, signal.SIGINT),
+    ('steps', 1, signal.SIGINT),
+    ('judge', 1, signal.SIGTERM),  # while the first process waits for the judge
+  ],
+)
+def test_a_signal_to_one_process_stops_both_at_one_step(kind, number, kill):
+  programs = start_two([sys.executable, '-c', STOPPING, kind])
+  while programs[0].stderr.readline() != 'at work\n':
+    assert programs[0].poll() is None
+  time.sleep(0.5)
+  programs[number].send_signal(kill)
+  printed = [program.communicate(timeout=LIMIT)[1] for program in programs]
+  assert [program.returncode for program in programs] == [distributed.RESUME_STATUS] * 2, printed
+  stopped = [re.search('^stopped.*$', text, re.MULTILINE)[0] for text in printed]
+  assert stopped[0] == stopped[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_signal_to_one_process_saves_a_step(number, tmp_path):
+  programs = start_two([*TRAINING, f'--workdir={tmp_path}'])
+  wait_for_training(programs, tmp_path)
+  programs[number].send_signal(signal.SIGTERM)
+  assert_all_end(programs, time.monotonic())
+  assert [program.returncode for program in programs] == [distributed.RESUME_STATUS] * 2
+  (manifest,) = tmp_path.glob('stages/sft-*/checkpoints/manifest-*.json')
+  assert 0 < int(re.search(r'\d+', manifest.name)[0]) < 3000
+
+
 FAILING = """
 import sys
 from nlhf_jax import command, distributed
@@ -174,7 +247,7 @@ def test_a_user_error_in_one_process_ends_both(number):
   assert printed[number] == 'error: no luck'
   assert programs[number].returncode == 2
   assert printed[1 - number] == distributed.LOST
-  assert programs[1 - number].returncode == distributed.LOST_STATUS
+  assert programs[1 - number].returncode == distributed.RESUME_STATUS
 
 
 @pytest.mark.slow
@@ -184,7 +257,7 @@ def test_a_process_does_not_wait_for_ever_for_the_others_to_start(number):
   program[1 - number].kill()
   program[1 - number].communicate()
   _, printed = program[number].communicate(timeout=60)
-  assert program[number].returncode == distributed.LOST_STATUS
+  assert program[number].returncode == distributed.RESUME_STATUS
   assert printed.splitlines()[-1] == distributed.NOT_STARTED
 
 
@@ -230,7 +303,7 @@ def test_a_killed_process_ends_all_of_a_launch(number, tmp_path):
   since = time.monotonic()
   printed, _ = program.communicate(timeout=LIMIT)
   assert time.monotonic() - since < LIMIT
-  assert program.returncode in (128 + signal.SIGKILL, distributed.LOST_STATUS)
+  assert program.returncode in (128 + signal.SIGKILL, distributed.RESUME_STATUS)
   assert sum(line.startswith('error: ') for line in printed.splitlines()) in (1, 2)
 
 
@@ -250,7 +323,7 @@ def test_processes_that_are_not_alike_end(change, expected, tmp_path):
   programs = start_two(command, elsewhere)
   printed = [program.communicate(timeout=60)[1].splitlines()[-1] for program in programs]
   assert any(expected in line for line in printed)
-  assert {program.returncode for program in programs} <= {2, distributed.LOST_STATUS}
+  assert {program.returncode for program in programs} <= {2, distributed.RESUME_STATUS}
   for line in printed:
     assert line == distributed.LOST or expected in line
 

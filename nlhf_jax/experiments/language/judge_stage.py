@@ -12,7 +12,7 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.language.tournament_stage import make_interruptible, perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
@@ -55,7 +55,7 @@ def train_judge(experiment: LanguageExperiment, name: str, reference: Params) ->
   network, annotator = make_judge_network(experiment, name), experiment.corpus.annotator
 
   def evaluate(slots):
-    judge = network.probability_judge(slots['policy'])
+    judge = make_interruptible(network.probability_judge(slots['policy']), 'held-out comparisons')
     payoff = map_chunks(lambda chunk, _: judge(chunk), held_out)
     values = held_out_metrics(payoff, held_out.payoff)
     if annotator:

@@ -181,9 +181,7 @@ def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
   """
   if jax.process_count() == 1:
     return
-  digest = np.frombuffer(bytes.fromhex(config_digest).ljust(8), np.uint32)
-  digests = _gather(digest)
-  _require(np.all(digests == digests[0], axis=1), 'another config than', 'the same flags')
+  require_same(config_digest, 'another config than', 'the same flags')
   for folder in folders:
     mark = folder / f'.started-{int(_broadcast(np.uint32(secrets.randbits(32))))}'
     if is_first():
@@ -195,6 +193,17 @@ def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
       mark.unlink()
     remedy = 'the same --workdir and --stages, on a file system that all of them share'
     _require(seen, f"other files in '{folder}' than", remedy)
+
+
+def require_same(digest: str, difference: str, remedy: str) -> None:
+  """Checks that all processes have the same digest, at most 8 bytes in hexadecimal digits.
+
+  Raises:
+    UserError: in all processes, if one differs from the first.
+  """
+  if jax.process_count() > 1:
+    digests = _gather(np.frombuffer(bytes.fromhex(digest).ljust(8), np.uint32))
+    _require(np.all(digests == digests[0], axis=1), difference, remedy)
 
 
 def _require(alike: np.ndarray, difference: str, remedy: str) -> None:

@@ -58,7 +58,9 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.run_paths(settings)
   dashboards = importlib.import_module('nlhf_jax.training.dashboards')
-  compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
+  common = Path(settings.workdir or 'runs')
+  compilation.keep_programs(common / 'programs')
+  importlib.import_module('nlhf_jax.storage.model_files').keep_digests(common)
   with dashboards.chosen(settings.tracker or dashboards.DEFAULT):
     experiment.start(config, name, workdir, stages, settings.store)
   print(f'\nReport: {workdir / "report.html"}')

@@ -120,19 +120,24 @@ print(found, file=sys.stderr)
 
 def start_two(command, *more):
   """Starts two processes without a launcher; `more` are flags of the second one."""
+  return start_processes(2, command, *more)
+
+
+def start_processes(count, command, *more):
+  """Starts processes without a launcher; `more` are flags of all but the first one."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
   gloo = {'JAX_PLATFORMS': 'cpu', 'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo'}
   return [
     subprocess.Popen(
-      [*command, f'--cluster={address},2,{number}', *(more if number else ())],
+      [*command, f'--cluster={address},{count},{number}', *(more if number else ())],
       cwd=ROOT,
       env=os.environ | gloo,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for number in range(2)
+    for number in range(count)
   ]
 
 

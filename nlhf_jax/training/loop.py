@@ -14,6 +14,7 @@ import numpy as np
 from nlhf_jax import compilation, distributed
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.progress import progress
+from nlhf_jax.storage import model_files
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import divergence, interrupts, optimizers
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -270,7 +271,8 @@ class _Recorder:
 class _Means:
   """Means of metrics since they were last taken, and the time per step.
 
-  `compiled_programs` counts the programs compiled so far. If it keeps growing, batches differ in
+  `model_bytes_read` counts what this process has read of pretrained models so far, and
+  `compiled_programs` the programs compiled so far. If it keeps growing, batches differ in
   shape, and every compilation takes time. `stage_programs` and `compile_seconds` count from the
   start of the loop.
   """
@@ -331,6 +333,8 @@ class _Means:
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
     programs, compiling = self._before
+    if read := model_files.bytes_read():
+      means['model_bytes_read'] = read
     return means | {
       'seconds_per_step': seconds,
       'compiled_programs': compilation.count_programs(),

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ _LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'ba
 _STOP_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
 
 _stop_questions = itertools.count(1)  # one count for the whole program
+_thread = threading.local()
 _before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
 
 
@@ -234,9 +236,9 @@ def any_process(answer: bool) -> bool:
 
 
 def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  """Runs `work` in the first process only, and returns its numbers in all, as float32.
+  """Runs `work` in the first process only, and returns its numbers in all, as float64.
 
-  A single process returns them unchanged.
+  A single process, and a thread that is `alone`, return them unchanged.
 
   Args:
     work: computes an array.
@@ -245,19 +247,33 @@ def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> 
   Raises:
     UserError, Interrupted: in all processes, if `work` raises one.
   """
-  if jax.process_count() == 1:
+  if jax.process_count() == 1 or getattr(_thread, 'alone', False):
     return work()
-  result, problem = np.zeros(shape, np.float32), None
+  result, problem = np.zeros(shape), None
   if is_first():
     try:
-      result = np.asarray(work(), np.float32)
+      result = np.asarray(work(), np.float64)
     except (UserError, Interrupted) as error:
       problem = error
   kinds = (type(None), UserError, Interrupted)
   kind = int(_broadcast(kinds.index(type(problem))))
   if kind:
     raise problem or kinds[kind]('the first process stopped; its message says why')
-  return _broadcast(result)
+  bits = _broadcast(np.frombuffer(result.tobytes(), np.uint32))  # JAX would round the numbers
+  return np.frombuffer(bits.tobytes()).reshape(shape)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Within this context, `compute_on_first` in this thread waits for no other process.
+
+  For work in the background of the first process, at which the others are not.
+  """
+  _thread.alone = True
+  try:
+    yield
+  finally:
+    _thread.alone = False
 
 
 def reached_stop() -> bool:

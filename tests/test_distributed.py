@@ -21,20 +21,22 @@ from tests.chaos.small_disk import can_mount, small_disk
 
 LIMIT = 15  # seconds
 ROOT = Path(__file__).parents[1]
-TOY = """
-  --config=configs/dpo.py --config.data.posts=64 --config.data.held_out=16
+SMALL = """
+  --config.data.posts=64 --config.data.held_out=16
   --config.model.width=16 --config.model.layers=1 --config.model.heads=2 --config.model.key_heads=1
   --config.model.head_size=8 --config.model.hidden=16 --config.sft.steps=40 --config.sft.batch=8
   --config.preference_model.steps=2 --config.preference_model.batch=8
-  --config.policies.dpo.steps=2 --config.policies.dpo.batch=8
   --config.tournament.prompts=16
+"""
+TOY = f"""
+  --config=configs/dpo.py {SMALL} --config.policies.dpo.steps=2 --config.policies.dpo.batch=8
 """
 
 
-def begin(count, folder, *more):
+def begin(count, folder, *more, toy=TOY):
   """Starts `launch/local.sh`."""
   return subprocess.Popen(
-    [ROOT / 'launch' / 'local.sh', str(count), *TOY.split(), f'--workdir={folder}', *more],
+    [ROOT / 'launch' / 'local.sh', str(count), *toy.split(), f'--workdir={folder}', *more],
     env=os.environ | {'PYTHON': sys.executable},
     cwd=ROOT,
     stdout=subprocess.PIPE,
@@ -43,9 +45,9 @@ def begin(count, folder, *more):
   )
 
 
-def launch(count, folder, *more):
+def launch(count, folder, *more, toy=TOY):
   """Runs it to its end; what it printed."""
-  program = begin(count, folder, *more)
+  program = begin(count, folder, *more, toy=toy)
   printed, _ = program.communicate()
   assert program.returncode == 0, printed[-3000:]
   return printed
@@ -55,10 +57,10 @@ def lines(folder, name):
   return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def run_one_and_two(folder, *more):
+def run_one_and_two(folder, *more, toy=TOY):
   """Runs one process, then two, and checks that they have the same responses and metrics."""
-  launch(1, folder / 'one', *more)
-  printed = launch(2, folder / 'two', *more)
+  launch(1, folder / 'one', *more, toy=toy)
+  printed = launch(2, folder / 'two', *more, toy=toy)
   assert printed.count('Report:') == 1  # only the first process writes and prints
   one, two = (lines(folder / name, 'samples.jsonl') for name in ('one', 'two'))
   assert [line['responses'] for line in one] == [line['responses'] for line in two]
@@ -79,6 +81,71 @@ def run_one_and_two(folder, *more):
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
   run_one_and_two(tmp_path, '--config.sft.steps=2')
+
+
+ASYNCHRONOUS = f"""
+  --config=configs/nash_md.py {SMALL} --config.data.prompt_length=64
+  --config.policies.self_play.steps=2 --config.policies.self_play.batch=8
+  --config.policies.nash_md.steps=4 --config.policies.nash_md.batch=8
+  --config.policies.nash_md.async_judge=True
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_judge_in_the_background_as_one(tmp_path):
+  by_length = '--config.policies.nash_md.judge=lengths'
+  run_one_and_two(tmp_path, '--config.sft.steps=2', by_length, toy=ASYNCHRONOUS)
+  program = begin(2, tmp_path / 'refused', toy=ASYNCHRONOUS)
+  printed, _ = program.communicate()
+  assert program.returncode == 2
+  assert "nash_md.async_judge=True: the judge 'learned' is a network" in printed
+
+
+def results(folder):
+  """The numbers of the results, but for times."""
+
+  def numbers(value, path=''):
+    match value:
+      case dict():
+        return {k: v for key in value for k, v in numbers(value[key], f'{path}/{key}').items()}
+      case list():
+        return {
+          k: v for i, item in enumerate(value) for k, v in numbers(item, f'{path}/{i}').items()
+        }
+    return {} if path.endswith('/seconds') else {path: value}
+
+  return numbers(json.loads((folder / 'results.json').read_text()))
+
+
+@pytest.mark.slow
+def test_two_processes_compare_judges_as_one(tmp_path):
+  toy = f"""
+    --config=configs/preferences.py {SMALL} --config.judges=learned,lengths
+    --config.preference_model.evaluate_every=1 --config.sft.steps=2
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+  launch(1, tmp_path / 'run', '--config.sft.steps=2')
+  toy = f"""
+    --config=configs/evaluate.py:synthetic {SMALL} --config.judges=learned,lengths
+    --config.sft.steps=2 --config.tournament.length=8 --config.tournament.batch=8
+    --config.entries=mine={tmp_path}/run:dpo,theirs={tmp_path}/run/samples.jsonl
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  one, two = (lines(tmp_path / str(count), 'samples.jsonl') for count in (1, 2))
+  assert [line['responses'] for line in one] == [line['responses'] for line in two]
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+  # What is cached is not computed again, and is the same in both processes.
+  before = sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
+  assert len(before) == 3
+  launch(2, tmp_path / '2', toy=toy)
+  assert before == sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
 
 
 @pytest.mark.slow

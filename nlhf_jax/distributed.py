@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from nlhf_jax.errors import Interrupted, UserError, first_line
@@ -290,6 +289,9 @@ def is_stop_announced() -> bool:
 
   For one that works while the others wait for it, and cannot ask `reached_stop`.
   """
+  # Imported here, as it is no public name, and nothing else needs it.
+  from jax._src.distributed import global_state
+
   try:
     global_state.client.key_value_try_get(_STOP_NOTICE)
   except jax.errors.JaxRuntimeError:  # there is no such message

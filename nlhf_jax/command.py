@@ -91,7 +91,9 @@ def run_command(
     return 2
   except Interrupted as stopped:
     print(f'Stopped in {stopped}. All work is saved: run the same command again to resume.')
-    return 130
+    if not settings.cluster:
+      return 130
+    return importlib.import_module('nlhf_jax.distributed').RESUME_STATUS  # for the launcher
   except KeyboardInterrupt:
     print(
       'Stopped at once. Run the same command again: it resumes from what was saved, if anything.'

@@ -7,10 +7,12 @@ and never waits.
 
 import contextlib
 import ctypes
+import itertools
 import os
 import secrets
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from nlhf_jax.errors import Interrupted, UserError, first_line
 
 START_SECONDS = 60  # within which all processes must have started
 HEARTBEAT_SECONDS = 10  # without a sign of life, after which a process counts as lost
-LOST_STATUS = 75  # exit status where another process is lost: start all again (EX_TEMPFAIL)
+RESUME_STATUS = 75  # exit status that means: start all again, and they resume (EX_TEMPFAIL)
 LOST = (
   'error: another process of this run ended or cannot be reached (its own message says why, if it '
   'could print one); start all of them again, and they resume from what was saved.'
@@ -37,6 +39,11 @@ NOT_STARTED = (
 # until the heartbeat is missed.
 _LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'barrier')
 
+# JAX's own name for the message that a process got SIGTERM, which has no public reader.
+_STOP_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
+
+_stop_questions = itertools.count(1)  # one count for the whole program
+_thread = threading.local()
 _before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
 
 
@@ -60,8 +67,6 @@ def join(cluster: str) -> None:
         f"--cluster='{cluster}' is neither auto nor HOST:PORT,COUNT,NUMBER, as 10.0.0.1:1234,4,0."
       ) from None
   _exit_on_abort()
-  # Its handler would swallow a SIGTERM that comes before our own is installed.
-  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       *arguments,
@@ -80,7 +85,7 @@ def join(cluster: str) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
   os.write(2, f'{_before_abort[0]}\n'.encode())
-  os._exit(LOST_STATUS)
+  os._exit(RESUME_STATUS)
 
 
 def _exit_on_abort() -> None:
@@ -99,8 +104,8 @@ def joined(cluster: str) -> Iterator[None]:
   """Joins the other processes; within this context, an error in any of them ends them all.
 
   A process that fails exits at once, without waiting for the others, which notice within
-  `HEARTBEAT_SECONDS` and exit with `LOST_STATUS`. Only `Interrupted`, on which all processes agree,
-  leaves the context.
+  `HEARTBEAT_SECONDS` and exit with `RESUME_STATUS`. Only `Interrupted`, on which all processes
+  agree, leaves the context.
 
   Raises:
     UserError: if the other processes cannot be joined.
@@ -128,7 +133,7 @@ def _exit(error: BaseException) -> NoReturn:
   elif isinstance(error, KeyboardInterrupt):
     message, status = 'error: interrupted; run the same command again to resume.', 130
   elif any(sign in text for sign in _LOST_SIGNS):
-    message, status = LOST, LOST_STATUS
+    message, status = LOST, RESUME_STATUS
   else:
     message, status = ''.join(traceback.format_exception(error)).rstrip('\n'), 1
   sys.stdout.flush()
@@ -177,9 +182,7 @@ def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
   """
   if jax.process_count() == 1:
     return
-  digest = np.frombuffer(bytes.fromhex(config_digest).ljust(8), np.uint32)
-  digests = _gather(digest)
-  _require(np.all(digests == digests[0], axis=1), 'another config than', 'the same flags')
+  require_same(config_digest, 'another config than', 'the same flags')
   for folder in folders:
     mark = folder / f'.started-{int(_broadcast(np.uint32(secrets.randbits(32))))}'
     if is_first():
@@ -191,6 +194,17 @@ def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
       mark.unlink()
     remedy = 'the same --workdir and --stages, on a file system that all of them share'
     _require(seen, f"other files in '{folder}' than", remedy)
+
+
+def require_same(digest: str, difference: str, remedy: str) -> None:
+  """Checks that all processes have the same digest, at most 8 bytes in hexadecimal digits.
+
+  Raises:
+    UserError: in all processes, if one differs from the first.
+  """
+  if jax.process_count() > 1:
+    digests = _gather(np.frombuffer(bytes.fromhex(digest).ljust(8), np.uint32))
+    _require(np.all(digests == digests[0], axis=1), difference, remedy)
 
 
 def _require(alike: np.ndarray, difference: str, remedy: str) -> None:
@@ -221,9 +235,9 @@ def any_process(answer: bool) -> bool:
 
 
 def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  """Runs `work` in the first process only, and returns its numbers in all, as float32.
+  """Runs `work` in the first process only, and returns its numbers in all, as float64.
 
-  A single process returns them unchanged.
+  A single process, and a thread that is `alone`, return them unchanged.
 
   Args:
     work: computes an array.
@@ -232,19 +246,57 @@ def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> 
   Raises:
     UserError, Interrupted: in all processes, if `work` raises one.
   """
-  if jax.process_count() == 1:
+  if jax.process_count() == 1 or getattr(_thread, 'alone', False):
     return work()
-  result, problem = np.zeros(shape, np.float32), None
+  result, problem = np.zeros(shape), None
   if is_first():
     try:
-      result = np.asarray(work(), np.float32)
+      result = np.asarray(work(), np.float64)
     except (UserError, Interrupted) as error:
       problem = error
   kinds = (type(None), UserError, Interrupted)
   kind = int(_broadcast(kinds.index(type(problem))))
   if kind:
     raise problem or kinds[kind]('the first process stopped; its message says why')
-  return _broadcast(result)
+  bits = _broadcast(np.frombuffer(result.tobytes(), np.uint32))  # JAX would round the numbers
+  return np.frombuffer(bits.tobytes()).reshape(shape)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Within this context, `compute_on_first` in this thread waits for no other process.
+
+  For work in the background of the first process, at which the others are not.
+  """
+  _thread.alone = True
+  try:
+    yield
+  finally:
+    _thread.alone = False
+
+
+def reached_stop() -> bool:
+  """Whether all processes stop here, because one of them got SIGTERM.
+
+  All must ask equally often. The answer is true once, at the same question in each; it takes tens
+  of microseconds, and waits for no device.
+  """
+  return multihost_utils.reached_preemption_sync_point(next(_stop_questions))
+
+
+def is_stop_announced() -> bool:
+  """Whether a process of the run got SIGTERM, as far as this one knows; not alike in all.
+
+  For one that works while the others wait for it, and cannot ask `reached_stop`.
+  """
+  # Imported here, as it is no public name, and nothing else needs it.
+  from jax._src.distributed import global_state
+
+  try:
+    global_state.client.key_value_try_get(_STOP_NOTICE)
+  except jax.errors.JaxRuntimeError:  # there is no such message
+    return False
+  return True
 
 
 @contextlib.contextmanager

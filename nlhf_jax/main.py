@@ -16,6 +16,8 @@ from nlhf_jax import command, configs
 from nlhf_jax.errors import UserError
 from nlhf_jax.progress import is_on_terminal
 
+# Kinds of experiments that several processes can run.
+IN_PROCESSES = ('language', 'judges', 'evaluate')
 # The flags of this command alone.
 FLAGS = {
   'tracker': 'where the learning curves are plotted, besides metrics.jsonl: none, tensorboard, '
@@ -47,7 +49,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f"config.experiment='{config.experiment}' needs {', '.join(missing)}, which "
       f'--config={settings.config} lacks; start from --config={example}.'
     )
-  if settings.cluster and config.experiment != 'language':
+  if settings.cluster and config.experiment not in IN_PROCESSES:
     raise UserError(
       f'--cluster: the experiment {config.experiment} runs in one process; leave --cluster out.'
     )
@@ -58,7 +60,9 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
   experiment = importlib.import_module('nlhf_jax.experiments.start')
   name, workdir, stages = command.run_paths(settings)
   dashboards = importlib.import_module('nlhf_jax.training.dashboards')
-  compilation.keep_programs(Path(settings.workdir or 'runs') / 'programs')
+  common = Path(settings.workdir or 'runs')
+  compilation.keep_programs(common / 'programs')
+  importlib.import_module('nlhf_jax.storage.model_files').keep_digests(common)
   with dashboards.chosen(settings.tracker or dashboards.DEFAULT):
     experiment.start(config, name, workdir, stages, settings.store)
   print(f'\nReport: {workdir / "report.html"}')

@@ -81,6 +81,8 @@ def fit(
     first, placed = placed, grain.MapDataset.range(1, training.steps + 1)
     placed = placed.map(lambda number: first[number])
   with work_on(stage, steps=training.steps), contextlib.closing(steps):
+    if undivided := sharding.describe_undivided(training.batch):
+      print(f'{stage.name}: {undivided}')
     state = loop.train(
       state,
       steps.step,
@@ -274,6 +276,12 @@ def print_status(stage: Stage) -> None:
   print(f'{stage.name}: {"found" if note["done"] else "resuming"} in {stage.folder}')
   if note['code'] != stage.code:
     print('  started with another version of the code; delete the folder to train it again')
+  machines = {name: note.get(name, now) for name, now in count_machines().items()}
+  if not note['done'] and machines != count_machines():
+    print(
+      f'  stopped on {_describe_machines(machines)}, now {_describe_machines(count_machines())}; '
+      'batches are the same, and numbers differ by rounding'
+    )
   before = note.get('incidental', {})
   for name, value in stage.incidental.items():
     if before.get(name, value) != value:
@@ -282,6 +290,16 @@ def print_status(stage: Stage) -> None:
   skipped = sum(record.get('skipped_updates', 0) for record in logged)
   if skipped:
     print(f'  {skipped} of its updates were not finite and left out (on_divergence=skip)')
+
+
+def count_machines() -> dict[str, int]:
+  """What a stage runs on, which determines no more than how its numbers are rounded."""
+  return {'devices': jax.device_count(), 'processes': jax.process_count()}
+
+
+def _describe_machines(counts: Mapping[str, int]) -> str:
+  devices, processes = counts['devices'], counts['processes']
+  return f'{devices} device{"s"[: devices > 1]} of {processes} process{"es"[: 2 * (processes > 1)]}'
 
 
 @contextlib.contextmanager
@@ -303,7 +321,8 @@ def work_on(stage: Stage, **facts: Any) -> Iterator[None]:
     if known:
       facts = known
       print_status(stage)
-    else:
+    if not facts['done']:
+      facts |= count_machines()
       json_lines.write_sealed(path, facts)
     start, done = time.monotonic(), facts['done']
     programs, compiling = compilation.count_programs(), compilation.compile_seconds()

@@ -62,10 +62,11 @@ def start(
     disk.writing(workdir, stages),
     jax.enable_x64(True) if exact else interrupts.deferred(),
     make_mesh(config) if 'mesh' in config else contextlib.nullcontext(),
+    lock_folder(workdir) if store_url else contextlib.nullcontext(),  # which is written to at once
     store.mirrored(store_url, workdir, stages),  # before anything is read from the folders
   ):
     experiment = announced(lambda: make_experiment(config, name, stages), workdir)
-    with lock_folder(workdir):
+    with contextlib.nullcontext() if store_url else lock_folder(workdir):
       if distributed.is_first():
         move_other_results(workdir, json_lines.to_json(config.to_dict()))
       json_lines.write_json(workdir / CONFIG, config.to_dict())

@@ -25,7 +25,7 @@ from nlhf_jax.models.safetensors_files import (
   print_unread,
   write_tensors,
 )
-from nlhf_jax.storage import json_lines
+from nlhf_jax.storage import json_lines, model_files
 from nlhf_jax.structs import Params
 
 SHARD = 5 * 10**9  # maximum bytes of a file that is written
@@ -139,8 +139,8 @@ def load(
 ) -> Params:
   """The parameters in the safetensors files of a folder.
 
-  One file is open at a time, and each device's part of each parameter is read separately, so that
-  the host never holds more than one part.
+  One file is open at a time, and each part of a parameter that a device of this process holds is
+  read once, so that the host never holds more than these parts of one parameter.
 
   Args:
     folder: contains `model.safetensors`, or several files and their index.
@@ -178,9 +178,14 @@ def load(
     return rows
 
   def load_one(path, leaf):
+    parts = {}  # devices may hold the same part
+
     def part(index):
-      stacked = layers.in_stacked(path)
-      return read_layers(path, index, leaf.shape[0]) if stacked else read(path, index)
+      key = str(index)
+      if key not in parts:
+        stacked = layers.in_stacked(path)
+        parts[key] = read_layers(path, index, leaf.shape[0]) if stacked else read(path, index)
+      return parts[key]
 
     return jax.make_array_from_callback(leaf.shape, place(path, leaf), part)
 
@@ -342,7 +347,9 @@ def _read(source, at: Tensor, index: tuple[slice, ...], leaf) -> np.ndarray:
   if at.part is not None:
     shift = at.part * leaf.shape[-1]
     index[-1] = slice(index[-1].start + shift, index[-1].stop + shift)
-  return _transpose(source[tuple(index[::-1] if at.transposed else index)], at).astype(leaf.dtype)
+  part = source[tuple(index[::-1] if at.transposed else index)]
+  model_files.count_read(part.nbytes)
+  return _transpose(part, at).astype(leaf.dtype)
 
 
 def _transpose(matrix: np.ndarray, at: Tensor) -> np.ndarray:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 
+from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.storage import gguf_files
+from nlhf_jax.storage import gguf_files, json_lines, model_files
 
 # Weights are read from safetensors only. Nothing is unpickled, and no code of a model is run.
 TEXTS = ('*.json', '*.jinja', '*.txt')
@@ -43,13 +45,25 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
 
 
 def fingerprint(name: str, field: str = 'config.model.hf') -> str:
-  """A digest of a pretrained model: of the contents of all files that are read from it."""
+  """A digest of a pretrained model: of the contents of all files that are read from it.
+
+  Of several processes the first one reads them, if their digests are not known already.
+
+  Raises:
+    UserError: if there is no such model, or processes have files of other names or sizes.
+  """
   folder = locate(name, field=field)
-  digest = hashlib.sha256()
   # An index may name files that a download would not find.
-  for path in sorted(
-    {path for pattern in (*TEXTS, '*.safetensors') for path in folder.glob(pattern)}
-  ):
-    with path.open('rb') as file:
-      digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()
+  paths = sorted({path for pattern in (*TEXTS, '*.safetensors') for path in folder.glob(pattern)})
+  sizes = json_lines.json_digest([[path.name, path.stat().st_size] for path in paths])
+  distributed.require_same(
+    sizes, f"other files of {field}='{name}' than", 'the same model in the same version'
+  )
+
+  def combined():
+    digest = hashlib.sha256()
+    for path in paths:
+      digest.update(model_files.sha256(path))
+    return np.frombuffer(digest.digest(), np.uint8)
+
+  return np.uint8(distributed.compute_on_first(combined, (32,))).tobytes().hex()

@@ -89,14 +89,16 @@ def read(path: Path) -> list[dict]:
 def read_valid(path: Path, is_valid: Callable[[Mapping], bool], problem: str) -> list[dict]:
   """The records of a file that are valid; none without a file.
 
-  If some are not, the file is set aside, and replaced by one with the others.
+  If some are not, the file is set aside, and replaced by one with the others. All processes get the
+  same records: none appends to the file before all have read it.
 
   Args:
     path: of a file whose records have checksums.
     is_valid: whether a record can be used.
     problem: with the others, for the sentence: `2 of 5` is put before it.
   """
-  records = read(path)
+  with distributed.first_process_only(str(path)):
+    records = read(path)
   valid = [record for record in records if is_valid(record)]
   if len(valid) < len(records):
     replace_damaged(path, valid, f'{len(records) - len(valid)} of {len(records)} {problem}')
@@ -137,8 +139,11 @@ def write(path: Path, records: Iterable[Mapping], sealed: bool = False) -> None:
 def append(path: Path, records: Iterable[Mapping]) -> None:
   """Appends records with checksums to a file, which is created if need be.
 
-  An incomplete last line is dropped. For a run of one process.
+  An incomplete last line is dropped. Of several processes the first one writes, and the others do
+  not wait.
   """
+  if not distributed.is_first():
+    return
   text = _lines(records, sealed=True)
   with disk.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ import json
 import os
 import re
 import secrets
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import numpy as np
 from nlhf_jax import distributed
 from nlhf_jax.errors import Interrupted, UserError, first_line
 from nlhf_jax.storage import disk, json_lines
+from nlhf_jax.storage.leases import Lease
 
 EXTRAS = {'gs': 'gcs', 's3': 's3', 'file': None}  # scheme -> the extra that it needs
 MARK = '.store.json'  # which copy the folder and the store agree on; written last
+HOLDER = '.holder'  # the name under which the folder holds leases
 NOT_COPIED = ('programs',)  # compiled programs are of one kind of machine
 
 _mirrors: list['Mirror'] = []  # those of the run of this process
@@ -40,18 +43,21 @@ def mirrored(url: str | None, workdir: Path, stages: Path) -> Iterator[None]:
     stages: are kept at `url/stages`.
 
   Raises:
-    UserError: in all processes, if the store cannot be used, or folder and store have different
-      states of the run.
+    UserError: in all processes, if the store cannot be used, another run writes to it, or folder
+      and store have different states of the run.
   """
+  held: list[Lease] = []
   if url:
     places = {url: workdir}
     if not stages.resolve().is_relative_to(workdir.resolve()):
       places[f'{url.rstrip("/")}/stages'] = stages
 
     def fetch():
+      held.append(take_lease(url, workdir))
       for place, folder in places.items():
         # Opened by one process: the others read what it fetched.
-        _mirrors.append(Mirror(folder, place, () if len(places) == 1 else ('stages',)))
+        left_out = () if len(places) == 1 else ('stages',)
+        _mirrors.append(Mirror(folder, place, left_out, held[0].check))
         _mirrors[-1].fetch()
       return np.zeros(())
 
@@ -65,6 +71,28 @@ def mirrored(url: str | None, workdir: Path, stages: Path) -> Iterator[None]:
     raise
   finally:
     _mirrors.clear()
+    for lease in held:
+      lease.release()
+
+
+def take_lease(url: str, workdir: Path) -> Lease:
+  """Takes the lease of a store, for the work directory, which this run has locked.
+
+  Raises:
+    UserError: if another run holds it, or the store cannot be used.
+  """
+  _check_scheme(url)
+  name = workdir / HOLDER
+  if not name.exists():
+    with json_lines.replace_file(name) as draft:
+      draft.write_text(secrets.token_hex(8))
+  try:
+    lease = Lease(url, f'{name.read_text()} on {socket.gethostname()}')
+  except ImportError:
+    raise _missing_extra(url) from None
+  with _talking_to(url):
+    lease.take()
+  return lease
 
 
 def push() -> None:
@@ -80,13 +108,26 @@ def push() -> None:
 class Mirror:
   """A folder and its copy in a store.
 
+  Args:
+    folder: whose files are copied.
+    url: of the copy.
+    left_out: names in the folder that are not copied.
+    check: called before each file is written; raises `UserError` if this run may no longer write.
+
   Raises:
     UserError: if the URL has an unknown scheme, or its package is not installed.
   """
 
-  def __init__(self, folder: Path, url: str, left_out: tuple[str, ...] = ()):
+  def __init__(
+    self,
+    folder: Path,
+    url: str,
+    left_out: tuple[str, ...] = (),
+    check: Callable[[], None] = lambda: None,
+  ):
     self._folder, self._url, self._left_out = folder, url, (*NOT_COPIED, *left_out)
     self._fs, self._root = _open(url)
+    self._check = check
     self._copied: dict[str, tuple[int, int]] = {}  # name -> size and time of change
     self._mark: dict[str, Any] = {}
     self._lock = threading.Lock()  # checkpoints are copied by a thread of their own
@@ -104,7 +145,10 @@ class Mirror:
       there = self._read_mark()
       self._mark = there
       here = json.loads(path.read_bytes()) if path.exists() else {}
-      if not there or there.get('copy') in (here.get('copy'), here.get('before')):
+      if not there:
+        return
+      if there['copy'] in (here.get('copy'), here.get('before')):
+        self._copied = self._known_copies(here.get('files', {}))
         return
       if self._local() and not here.get('fetching'):
         raise UserError(
@@ -112,16 +156,15 @@ class Mirror:
           'to continue from the store, or give another --workdir or --store.'
         )
       self._write_mark({'fetching': True})
-      for remote in self._fs.find(self._root):
-        name = os.path.relpath(remote, self._root)
-        if self._is_copied(name):
-          self._get(remote, name)
+      for name in self._stored():
+        self._get(f'{self._root}/{name}', name)
       self._write_mark(there)
     print(f'Fetched {len(self._copied)} files of {self._url} into {self._folder}.')
 
   def push(self) -> None:
     """Copies files that have changed; removes from the store what this run has deleted."""
     with self._lock, _talking_to(self._url):
+      self._check()
       if self._read_mark() != self._mark:
         raise UserError(
           f"another run writes to '{self._url}'; nothing more is copied there: end one of the two, "
@@ -137,14 +180,34 @@ class Mirror:
       for name in sorted(changed, key=_order):
         with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
           if (self._folder / name).stat():
+            self._check()
             self._fs.put_file(str(self._folder / name), f'{self._root}/{name}')
             self._copied[name] = files[name]
       for name in gone:
         with contextlib.suppress(FileNotFoundError):
           self._fs.rm_file(f'{self._root}/{name}')
         del self._copied[name]
+      self._check()
       self._fs.pipe_file(f'{self._root}/{MARK}', json.dumps(mark).encode())
       self._mark = mark
+      self._write_mark(mark)
+
+  def _stored(self) -> dict[str, int]:
+    """The files of the store: name -> bytes."""
+    found = self._fs.find(self._root, detail=True)
+    sizes = {os.path.relpath(path, self._root): info['size'] for path, info in found.items()}
+    return {name: size for name, size in sizes.items() if self._is_copied(name)}
+
+  def _known_copies(self, recorded: dict[str, list[int]]) -> dict[str, tuple[int, int]]:
+    """`_copied` after a restart: the files of the store, as they were when they were copied.
+
+    Those of which that is not known are copied again, or deleted.
+    """
+    known = {}
+    for name, size in self._stored().items():
+      entry = tuple(recorded.get(name, (-1, -1)))
+      known[name] = entry if entry[0] == size else (-1, -1)
+    return known
 
   def _local(self) -> dict[str, tuple[int, int]]:
     """The files of the folder that are copied: name -> size and time of change."""
@@ -174,8 +237,9 @@ class Mirror:
       return {}
 
   def _write_mark(self, mark: dict[str, Any]) -> None:
+    """Writes which copy the folder agrees with, and the files that the store has by now."""
     with json_lines.replace_file(self._folder / MARK) as draft:
-      draft.write_text(json.dumps(mark))
+      draft.write_text(json.dumps(mark | {'files': self._copied}))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -184,20 +248,30 @@ def _order(name: str) -> tuple[int, str]:
   return (2 if last == 'stage.json' else int(bool(re.match(r'manifest-\d+\.json$', last)))), name
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _check_scheme(url: str) -> str:
   scheme = url.partition('://')[0]
   if '://' not in url or scheme not in EXTRAS:
     raise UserError(f"--store='{url}' must start with gs://, s3:// or file://.")
+  return scheme
+
+
+def _open(url: str) -> tuple[Any, str]:
+  scheme = _check_scheme(url)
   import fsspec  # late: runs without a store do not need it
 
   more = {'auto_mkdir': True} if scheme == 'file' else {}
   try:
     return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
   except ImportError:
-    raise UserError(
-      f"--store='{url}' needs the packages of the extra {EXTRAS[scheme]}; install them, as with "
-      f"pip install '.[{EXTRAS[scheme]}]' in a checkout."
-    ) from None
+    raise _missing_extra(url) from None
+
+
+def _missing_extra(url: str) -> UserError:
+  extra = EXTRAS[_check_scheme(url)]
+  return UserError(
+    f"--store='{url}' needs the packages of the extra {extra}; install them, as with "
+    f"pip install '.[{extra}]' in a checkout."
+  )
 
 
 @contextlib.contextmanager

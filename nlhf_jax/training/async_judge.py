@@ -4,7 +4,8 @@ Step n samples responses and sends them to the judge, then trains on those sampl
 Training is therefore one update late: responses were sampled by the policy before the last update,
 but are trained on as if the current policy had sampled them. The comparison in flight is part of
 the state; a resumed run sends it to the judge again, and equals an uninterrupted one if the judge
-gives the same answers.
+gives the same answers. Of several processes the first one calls the judge, with texts alone: a
+network would work on the devices of all, which are at other work.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nlhf_jax import distributed
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Prompts
 from nlhf_jax.training.loop import Steps
@@ -33,7 +35,7 @@ def make_async_judge(
   steps: int,
   prompt_length: int,
 ) -> Steps:
-  """Steps that train on the comparison sampled one step before; for a single process.
+  """Steps that train on the comparison sampled one step before.
 
   `begin` samples the first comparison. The batch given to `step` is the one that the next step
   trains on; `close` waits for the judge.
@@ -51,11 +53,21 @@ def make_async_judge(
   mesh = jax.sharding.get_mesh()
 
   def submit(comparison):
-    def payoff():
-      with sharding.use_mesh(mesh):  # threads do not inherit the mesh
-        return np.asarray(judge(_restore_right(comparison)))
+    several = jax.process_count() > 1
+    judged = distributed.fetch(comparison) if several else comparison
 
-    in_flight.update(comparison=comparison, payoff=thread.submit(payoff))
+    def payoff():
+      # Threads do not inherit the mesh.
+      with distributed.alone() if several else sharding.use_mesh(mesh):
+        return np.asarray(judge(_restore_right(judged)))
+
+    future = thread.submit(payoff) if distributed.is_first() else None
+    in_flight.update(comparison=comparison, payoff=future)
+
+  def receive(comparison):
+    left, right = comparison.left, _restore_right(comparison).right
+    shape = (*left.tokens.shape[:2], right.tokens.shape[1])
+    return distributed.compute_on_first(lambda: in_flight['payoff'].result(), shape)
 
   def sample_padded(state, batch, key):
     prompts = Prompts(*(_pad_left(leaf, prompt_length) for leaf in batch))
@@ -71,7 +83,7 @@ def make_async_judge(
     if in_flight.get('comparison') is not previous:  # the first step, or the first after a restart
       submit(previous)
     comparison = sample_padded(state, batch, key)
-    payoff = in_flight['payoff'].result()
+    payoff = receive(previous)
     if int(state.step) + 1 < steps:
       submit(comparison)
     judged = _restore_right(previous)

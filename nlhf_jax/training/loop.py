@@ -14,11 +14,12 @@ import numpy as np
 from nlhf_jax import compilation, distributed
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.progress import progress
+from nlhf_jax.storage import model_files
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import divergence, interrupts, optimizers
 from nlhf_jax.training.checkpoints import Checkpoints
 from nlhf_jax.training.dashboards import Value
-from nlhf_jax.training.trackers import Metrics
+from nlhf_jax.training.trackers import Metrics, read_pending
 
 Step = Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, jax.Array]]]
 # Slots -> metrics and, for the tracker alone, texts and values of histograms.
@@ -26,6 +27,7 @@ Evaluate = Callable[[Mapping[str, Any]], Mapping[str, Value]]
 
 MOST_SKIPPED = 10  # updates in a row that are left out before training stops all the same
 PERCENTILES = (50, 90, 100)  # of the norm of the gradient, between two logs
+LONG_STEP = 1.0  # seconds
 
 
 class Steps(NamedTuple):
@@ -61,6 +63,14 @@ class Schedule(NamedTuple):
   learning_rate: Callable[[int], float] | None = None
   measure_start: bool = True
 
+  def is_evaluated(self, done: int) -> bool:
+    """Whether the slots are evaluated after `done` steps."""
+    return done % self.evaluate_every == 0 or done == self.steps
+
+  def is_logged(self, done: int) -> bool:
+    """Whether metrics are written after `done` steps."""
+    return self.is_evaluated(done) or done % self.log_every == 0
+
 
 def train(
   state: TrainState,
@@ -79,7 +89,8 @@ def train(
   for bit. `evaluate(slots)` is added to the metrics.
 
   Raises:
-    Interrupted: on Ctrl-C or SIGTERM, or if a step raises it; a checkpoint is saved first.
+    Interrupted: on Ctrl-C or SIGTERM, or if a step or `evaluate` raises it; a checkpoint is saved
+      first.
     UserError: if a number is not finite that is no missing verdict, or too many verdicts are
       missing, at the first log after it; or if a step raises it. The last state that was finite is
       saved first; with several processes, which may not all be at the same step, only where all of
@@ -90,13 +101,15 @@ def train(
   with contextlib.closing(checkpoints):
     state = checkpoints.restore(state)
     first = int(state.step)
-    if first >= steps:
+    if first >= steps and not read_pending(folder, first):
       return state
     metrics = Metrics(folder, stage, first)
-    recorder = _Recorder(stage, schedule, checkpoints, metrics, batches)
+    recorder = _Recorder(stage, schedule, checkpoints, metrics, batches, evaluate)
     with contextlib.closing(metrics), progress(steps, stage, 'step', done=first) as bar:
       if schedule.measure_start and not first:
-        recorder.record_start(state, evaluate)
+        recorder.record_start(state)
+      elif metrics.pending:  # if it was stopped in an evaluation, that is made now
+        recorder.finish_step(state, first)
       for number in range(first, steps):
         try:
           state, values = step(state, batches[number], jax.random.fold_in(key, number))
@@ -106,26 +119,15 @@ def train(
             recorder.pause(state, number)
           raise
         recorder.means.add(values)
+        recorder.means.limit_work_ahead()
         done = number + 1
-        evaluated = done % schedule.evaluate_every == 0 or done == steps
-        logged = evaluated or done % schedule.log_every == 0
-        if logged:
-          record = recorder.record(state, done, evaluate if evaluated else None)
+        if record := recorder.finish_step(state, done):
           bar.set_metrics(record)
         bar.update()
-        if evaluated or (logged and recorder.is_save_due()):
-          recorder.save(state)
-        if done < steps and _stop_requested(logged):
+        if done < steps and interrupts.stop_reached():
           recorder.pause(state, done)
           interrupts.check(f'{stage}, step {done} of {steps}')
     return state
-
-
-def _stop_requested(synchronised: bool) -> bool:
-  """Whether to stop. Several processes agree only at steps that wait for the device anyway."""
-  if jax.process_count() > 1 and not synchronised:
-    return False
-  return distributed.any_process(interrupts.requested())
 
 
 class _Recorder:
@@ -142,39 +144,60 @@ class _Recorder:
     checkpoints: Checkpoints,
     metrics: Metrics,
     batches: grain.MapDataset,
+    evaluate: Evaluate,
   ):
     self._stage, self._schedule, self._batches = stage, schedule, batches
+    self._evaluate = evaluate
     self._checkpoints, self._metrics = checkpoints, metrics
     self.means, self._saved = _Means(metrics.pending), time.monotonic()
 
-  def record(
-    self, state: TrainState, done: int, evaluate: Evaluate | None = None
-  ) -> dict[str, Value]:
-    """Writes and returns the metrics after `done` steps, since the last call.
+  def finish_step(self, state: TrainState, done: int) -> dict[str, Value] | None:
+    """Writes and returns the metrics since the last call, and saves a checkpoint, if they are due.
 
     Raises:
+      Interrupted: if the evaluation raises it. The state is saved first, and a resumed run begins
+        with the evaluation.
       UserError: if a step since the last call failed, or the evaluation did. If the state was
         finite before, it is saved first.
     """
+    if not self._schedule.is_logged(done):
+      return None
+    evaluated = self._schedule.is_evaluated(done)
     self._check_finite(state, done)
+    pending = self.means.pending
+    try:
+      record = self._record(state, done, evaluated)
+    except Interrupted:
+      self.means.pending = pending
+      self.pause(state, done)
+      raise
+    if evaluated or self.is_save_due():
+      self.save(state)
+    return record
+
+  def _record(self, state: TrainState, done: int, evaluated: bool) -> dict[str, Value]:
     record = self.means.take()
     self._check_verdicts(record, done)
     if self._schedule.learning_rate:
       taken = optimizers.updates_taken(state.optimizer)
       record['learning_rate'] = self._schedule.learning_rate(max(taken - 1, 0))
-    if evaluate:
-      record |= self._measure(state, done, evaluate)
+    if evaluated:
+      record |= self._measure(state, done)
     self._metrics.write(done, record)
     return record
 
-  def record_start(self, state: TrainState, evaluate: Evaluate) -> None:
+  def record_start(self, state: TrainState) -> None:
     """Writes what is measured before the first step, if the stage measures anything."""
-    if measured := self._measure(state, 0, evaluate):
+    if measured := self._measure(state, 0):
       self._metrics.write(0, measured)
     self.means.restart_clock()
 
-  def _measure(self, state, done, evaluate) -> Mapping[str, float]:
-    measured = evaluate(state.slots)
+  def _measure(self, state, done) -> Mapping[str, float]:
+    try:
+      measured = self._evaluate(state.slots)
+    except Interrupted as stopped:
+      place = f'{self._stage}, step {done} of {self._schedule.steps}'
+      raise Interrupted(f'{place}, in its evaluation ({stopped})') from None
     for name, value in measured.items():
       if not isinstance(value, str | np.ndarray) and not math.isfinite(value):
         self._fail(done, f'the metric {name} is {value:g}; {divergence.DIVERGED}')
@@ -249,7 +272,8 @@ class _Recorder:
 class _Means:
   """Means of metrics since they were last taken, and the time per step.
 
-  `compiled_programs` counts the programs compiled so far. If it keeps growing, batches differ in
+  `model_bytes_read` counts what this process has read of pretrained models so far, and
+  `compiled_programs` the programs compiled so far. If it keeps growing, batches differ in
   shape, and every compilation takes time. `stage_programs` and `compile_seconds` count from the
   start of the loop.
   """
@@ -258,6 +282,7 @@ class _Means:
     self.pending: list[Mapping[str, jax.Array | float]] = list(pending)
     self.skipped_in_a_row = 0  # updates that were left out, up to the last one taken
     self._before = compilation.count_programs(), compilation.compile_seconds()
+    self._waited = time.monotonic()
     self.restart_clock()
 
   def restart_clock(self) -> None:
@@ -267,6 +292,16 @@ class _Means:
   def add(self, values: Mapping[str, jax.Array]) -> None:
     """Adds the metrics of a step, without waiting for the device."""
     self.pending.append(values)
+
+  def limit_work_ahead(self) -> None:
+    """Waits for the step before the last one, and where steps are long, for the last one too.
+
+    So one that asks to stop does not wait for many steps that are begun already.
+    """
+    jax.block_until_ready(self.pending[-2:-1])
+    if time.monotonic() - self._waited > LONG_STEP:
+      jax.block_until_ready(self.pending[-1:])
+    self._waited = time.monotonic()
 
   def fetch(self) -> list[dict[str, float]]:
     """The metrics added since they were last taken; waits for the device."""
@@ -299,6 +334,8 @@ class _Means:
     if 'tokens' in means:
       means['tokens_per_second'] = means.pop('tokens') / seconds
     programs, compiling = self._before
+    if read := model_files.bytes_read():
+      means['model_bytes_read'] = read
     return means | {
       'seconds_per_step': seconds,
       'compiled_programs': compilation.count_programs(),

@@ -32,6 +32,12 @@ def read_curve(folder: Path, steps: int = 1) -> list[dict]:
   return records
 
 
+def read_pending(folder: Path, step: int) -> list[dict[str, float]]:
+  """The metrics of each step after the last record, if training stopped after `step`."""
+  paused = json_lines.read_sealed(folder / PENDING) or {}
+  return paused['values'] if paused.get('step') == step else []
+
+
 def _read(folder, until=math.inf) -> list[dict]:
   """The records up to a step; those that the file lacks, or has otherwise, come from its copy."""
   shown, kept = (_by_step(folder / name, until) for name in (FILE, COPY))
@@ -59,10 +65,8 @@ class Metrics:
   def __init__(self, folder: Path, stage: str, step: int):
     # What is measured before the first step is measured again.
     records = _read(folder, until=step) if step else []
-    paused = json_lines.read_sealed(folder / PENDING) or {}
-    # Of each step after the last record, if training stopped after `step`.
-    self.pending: list[dict[str, float]] = paused['values'] if paused.get('step') == step else []
     last = records[-1]['step'] if records else 0
+    self.pending = read_pending(folder, step) if last < step else []
     if last + len(self.pending) < step:
       print(f'{folder / FILE}: the learning curve from step {last + 1} to {step} is lost.')
     json_lines.write(folder / COPY, records, sealed=True)

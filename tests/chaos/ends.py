@@ -12,9 +12,10 @@ from orbax.checkpoint import v1 as orbax
 
 from nlhf_jax.storage import json_lines
 
-# Times, the number of compiled programs, the version of the code, and checksums of these.
+# Times, numbers of compiled programs and of bytes read, the version of the code, and checksums.
 TIMES = ('seconds', 'compile_seconds', 'seconds_per_step', 'tokens_per_second')
-UNSTABLE = (*TIMES, 'compiled_programs', 'stage_programs', 'code', json_lines.CHECK)
+COUNTS = ('compiled_programs', 'stage_programs', 'model_bytes_read')
+UNSTABLE = (*TIMES, *COUNTS, 'code', json_lines.CHECK)
 # Files of a finished run that are compared; pages and figures are drawn from these.
 WHOLE = ('data.json', 'config.json', 'samples.jsonl', 'results.json')
 CURVES = 'metrics.jsonl'

@@ -1,5 +1,6 @@
 """Law: a run whose folder is lost resumes from its store, and ends with the same bits."""
 
+import math
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from nlhf_jax import main
 from nlhf_jax.errors import Interrupted, UserError
-from nlhf_jax.storage import store
+from nlhf_jax.storage import leases, store
 from tests.test_distributed import ROOT, TOY
 
 
@@ -20,9 +21,26 @@ from tests.test_distributed import ROOT, TOY
 def memory(monkeypatch):
   """The URL of an empty store in memory."""
   monkeypatch.setitem(store.EXTRAS, 'memory', None)
+  monkeypatch.setitem(leases.PLACES, 'memory', in_memory)
   fs = fsspec.filesystem('memory')
   fs.store.clear()
   return 'memory://bucket/run'
+
+
+def in_memory(url):
+  """The place of a lease in memory."""
+  fs, name = fsspec.core.url_to_fs(url)
+
+  def read():
+    return leases.Stored(fs.cat_file(name), fs.cat_file(name), 0.0) if fs.exists(name) else None
+
+  def replace(text, version):
+    if version != (read() and read().version):
+      raise leases.Refused
+    fs.pipe_file(name, text)
+    return text
+
+  return leases.Place(read, replace)
 
 
 def write(folder, files):
@@ -68,6 +86,57 @@ def test_only_changes_are_copied_notes_last(memory, tmp_path, monkeypatch):
   write(tmp_path / 'a', {'results.json': '{"new": 1}'})
   mirror.push()
   assert copied == ['results.json']
+
+
+def test_a_restart_copies_only_what_changed(memory, tmp_path, monkeypatch):
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', memory).push()
+  fs = fsspec.filesystem('memory')
+  fs.pipe_file('/bucket/run/stages/orphan', b'of a copy that was cut short')
+  fs.pipe_file('/bucket/run/stages/sft/checkpoints/4/a', b'half')
+  again, copied = opened(tmp_path / 'a', memory), []
+  put = again._fs.put_file
+  monkeypatch.setattr(
+    again._fs, 'put_file', lambda path, to: (copied.append(to.split('run/')[1]), put(path, to))
+  )
+  write(tmp_path / 'a', {'results.json': '{"new": 1}'})
+  again.push()
+  assert copied == ['results.json', 'stages/sft/checkpoints/4/a']
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b') == FILES | {'results.json': '{"new": 1}'}
+
+
+def test_a_copy_cut_short_is_completed(memory, tmp_path, monkeypatch):
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', memory).push()
+  write(tmp_path / 'a', {'results.json': '[1]', 'stages/sft/stage.json': '2'})
+  cut = opened(tmp_path / 'a', memory)
+  put = cut._fs.put_file
+
+  def fail(path, to):
+    if to.endswith('stage.json'):
+      raise OSError('network is gone')
+    put(path, to)
+
+  monkeypatch.setattr(cut._fs, 'put_file', fail)
+  with pytest.raises(UserError, match='network is gone'):
+    cut.push()
+  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'b', memory)
+  assert visible(tmp_path / 'b') == visible(tmp_path / 'a')
+
+
+def test_a_lost_lease_ends_the_copying(memory, tmp_path, monkeypatch):
+  def run():
+    with store.mirrored(memory, tmp_path / 'a', tmp_path / 'a' / 'stages'):
+      write(tmp_path / 'a', FILES)
+      held = in_memory(f'{memory}/{leases.NAME}')
+      held.replace(b'{"seconds": 60}', held.read().version)
+      monkeypatch.setattr(time, 'monotonic', lambda: math.inf)
+
+  with pytest.raises(UserError, match='another run has taken it over'):
+    run()
+  assert not fsspec.filesystem('memory').exists('/bucket/run/results.json')
 
 
 def test_deleted_checkpoints_leave_the_store(memory, tmp_path):

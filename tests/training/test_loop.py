@@ -1,6 +1,7 @@
 """Law: an interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -52,14 +53,18 @@ class Cut(Exception):
   """Stands for a power failure."""
 
 
-def run(folder, cut=None):
-  """Trains in `folder`; `cut(step)` is called when a batch is fetched."""
+def run(folder, cut=None, evaluated=lambda: None):
+  """Trains in `folder`; calls `cut(step)` at each batch, and `evaluated()` at each evaluation."""
   state, step = make_step()
 
   def fetch(number):
     if cut:
       cut(number)
     return Prompts(np.full((4, 1), number), np.ones((4, 1), bool))
+
+  def evaluate(params):
+    evaluated()
+    return {'largest': float(jnp.max(params['policy']['logits']))}
 
   return loop.train(
     state,
@@ -68,7 +73,7 @@ def run(folder, cut=None):
     jax.random.key(1),
     stage='toy',
     folder=folder,
-    evaluate=lambda params: {'largest': float(jnp.max(params['policy']['logits']))},
+    evaluate=evaluate,
     schedule=SCHEDULE,
   )
 
@@ -111,6 +116,23 @@ def test_signal_saves_a_checkpoint_and_names_the_step(number, uncut, tmp_path):
   chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
   assert resumed_at[0] == 7
   assert records(tmp_path) == uncut[1]  # no mean is split where it stopped
+
+
+@pytest.mark.parametrize('evaluation', [1, 3])  # of those after steps 4, 8 and 12
+def test_interrupted_evaluation_is_repeated_first(evaluation, uncut, tmp_path):
+  numbers = itertools.count()
+
+  def interrupt():
+    if next(numbers) == evaluation:
+      raise Interrupted('held-out prompts')
+
+  done = evaluation * EVERY
+  with pytest.raises(Interrupted, match=rf'toy, step {done} of 12, in its evaluation \(held-out'):
+    run(tmp_path, evaluated=interrupt)
+  resumed_at = []
+  chex.assert_trees_all_equal(run(tmp_path, resumed_at.append), uncut[0])
+  assert resumed_at[:1] == ([done] if done < STEPS else [])
+  assert records(tmp_path) == uncut[1]
 
 
 def test_interrupted_step_is_repeated_first(uncut, tmp_path):

@@ -299,10 +299,22 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
       f"{field}.async_judge=True: '{row.algorithm}' uses no judge; leave it at False."
     )
   if row.async_judge and jax.process_count() > 1:
-    raise UserError(f'{field}.async_judge=True works in one process only; leave it at False.')
+    check_judges_of_texts(config, judge, field)
   filters = make_filters(row, field, training.algorithm)
   voting = make_voting(row, field, training) if 'votes' in row else None
   return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge, filters, voting)
+
+
+def check_judges_of_texts(config: ConfigDict, judge: str, field: str) -> None:
+  """Refuses networks as judges in the background of several processes."""
+  known = find_judges(config)
+  for name in sorted(known.members({judge})):
+    if name in STAGES or (name in known.external and known.external[name].shapes):
+      raise UserError(
+        f"{field}.async_judge=True: the judge '{name}' is a network, which the devices of all "
+        'processes compute; with --cluster only judges of texts work in the background: leave it '
+        'at False.'
+      )
 
 
 def make_policy_judge(

@@ -12,7 +12,7 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Prompt
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import judge_metrics
-from nlhf_jax.experiments.language.tournament_stage import perfect_matrices
+from nlhf_jax.experiments.language.tournament_stage import make_interruptible, perfect_matrices
 from nlhf_jax.experiments.specs import LanguageExperiment, Stage, Training
 from nlhf_jax.experiments.stages import fit, make_batches
 from nlhf_jax.judges.kinds import Backbone, JudgeNetwork
@@ -89,7 +89,7 @@ def fit_judge(
   def evaluate(slots):
     if not len(held_out.payoff):
       return {}
-    judge = network.probability_judge(slots['policy'])
+    judge = make_interruptible(network.probability_judge(slots['policy']), 'held-out comparisons')
     label = f'{stage.name}: held-out comparisons'
     with progress(len(held_out.payoff), label, 'comparison', delay=5.0, leave=False) as bar:
       payoff = map_chunks(lambda chunk, _: judge(chunk), held_out, update=bar.update)

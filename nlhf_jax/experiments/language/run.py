@@ -31,7 +31,7 @@ from nlhf_jax.judges.unfinished import unfinished_costs, unfinished_loses
 from nlhf_jax.models import scoring
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
-from nlhf_jax.training import step_metrics
+from nlhf_jax.training import interrupts, step_metrics
 from nlhf_jax.training.divergence import require_verdicts
 from nlhf_jax.training.group_weights import Groups
 from nlhf_jax.training.loop import Evaluate, Steps
@@ -90,8 +90,12 @@ def fine_tune(experiment: LanguageExperiment) -> Params:
   def log_prob(params, demonstrations):
     return jnp.sum(score(params, demonstrations).left, axis=(1, 2))
 
+  def measure(params, chunk):
+    interrupts.check('held-out demonstrations')
+    return log_prob(params, chunk)
+
   def evaluate(params):
-    total = map_chunks(lambda chunk, _: log_prob(params['policy'], chunk), held_out).sum()
+    total = map_chunks(lambda chunk, _: measure(params['policy'], chunk), held_out).sum()
     return {'held_out_nats_per_token': float(-total / held_out.left.mask.sum())}
 
   training, stage = experiment.sft, experiment.stages['sft']
@@ -182,6 +186,7 @@ def make_evaluate(
     both = {'policy': slots['policy'], 'reference': reference}
 
     def compare(chunk, number):
+      interrupts.check('held-out prompts')
       left, right = rollout(both, chunk, jax.random.fold_in(key, number))
       log_ratio = jnp.sum(left.log_probs, axis=(1, 2)) - log_prob(
         reference, Comparison(chunk, left)

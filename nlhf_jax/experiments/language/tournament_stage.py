@@ -77,9 +77,10 @@ def make_samples(
     others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
   preferences = {
     name: tournament.compare_policies(
-      make_interruptible(judge, name), prompts, list(sides.values()), f'{stage.name}, {name} judge'
+      make_interruptible(judge, label), prompts, list(sides.values()), label
     )
     for name, judge in panel.items()
+    for label in [f'{stage.name}, {name} judge']
   }
   lines = tournament.make_records(tokenizer, prompts, sides, ratios, preferences)
   matrices, annotator = {}, experiment.corpus.annotator
@@ -121,7 +122,7 @@ def sample_best(
   rollout = make_rollout(experiment, [{'policy': 1.0}], count=2 * n, filters=experiment.filters)
   batch = max(experiment.tournament_batch // n, 1)  # as many responses at once as of other entries
   (drawn,) = respond(rollout, {'policy': params}, prompts, key, label, batch)
-  judge = make_interruptible(select, 'best of n')
+  judge = make_interruptible(select, label)
   sides, payoffs, random = [], [], np.random.default_rng(experiment.seed)
   for part in (slice(0, n), slice(n, 2 * n)):
     candidates = jax.tree.map(lambda leaf, part=part: leaf[:, part], drawn)
@@ -155,11 +156,11 @@ def make_log_prob(
   return log_prob
 
 
-def make_interruptible(judge: Judge, name: str) -> Judge:
-  """A judge that raises `Interrupted` before its next call, once the user asked to stop."""
+def make_interruptible(judge: Judge, place: str) -> Judge:
+  """A judge that raises `Interrupted`, naming the place, if it is time to stop before a call."""
 
   def payoff(comparison):
-    interrupts.check(f'the tournament, {name} judge')
+    interrupts.check(place)
     return judge(comparison)
 
   return payoff

@@ -135,7 +135,8 @@ def dialogue_rollout(
     turn = number_turn(state, turn, number, length)
     if number == dialogue.turns:
       break
-    responses = distributed.fetch(state.responses._replace(turn=turn))
+    so_far = state.responses._replace(log_probs=None, entropy=None, turn=turn)
+    responses = distributed.fetch(so_far)
     user_key = jax.random.fold_in(jax.random.fold_in(key, USER), number)
     replies = checked(dialogue, dialogue.user(read, responses, user_key))
     over |= replies.over

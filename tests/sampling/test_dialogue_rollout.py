@@ -34,6 +34,9 @@ def prompts_of(size, extra=0):
   return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
 
 
+PROMPTS = prompts_of(12)
+
+
 def chatty(prompts, responses, key):
   """Zero to three tokens, or the end, by the policy's own tokens and its number of turns."""
   del prompts, key
@@ -102,8 +105,14 @@ def test_log_probs_equal_teacher_forcing_across_turns(drafts, monkeypatch):
 
 
 def test_users_words_are_where_the_user_put_them():
-  prompts = prompts_of(12)
-  (responses,) = map(distributed.fetch, make([POLICY])(SLOTS, prompts, jax.random.key(2)))
+  keys = []
+
+  def user(prompts, responses, key):
+    keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+    return chatty(prompts, responses, key)
+
+  (responses,) = map(distributed.fetch, make([POLICY], user)(SLOTS, PROMPTS, jax.random.key(2)))
+  assert len({*keys}) == len(keys) == TURNS - 1
   for number in range(1, TURNS):
     later = responses.turn > number
     so_far = responses._replace(turn=np.where(later, 0, responses.turn))
@@ -143,31 +152,40 @@ def test_one_turn_is_the_rollout_and_a_silent_user_changes_no_token():
 
 
 def test_padding_of_prompts_changes_no_conversation():
-  tight, padded = (make([MIXTURE])(SLOTS, prompts_of(5, n), jax.random.key(4))[0] for n in (0, 3))
+  tight, padded = (make([POLICY])(SLOTS, prompts_of(12, n), jax.random.key(4))[0] for n in (0, 3))
   for leaf in ('tokens', 'mask', 'turn'):
     np.testing.assert_array_equal(getattr(padded, leaf), getattr(tight, leaf))
   np.testing.assert_allclose(padded.log_probs, tight.log_probs, atol=1e-5)
 
 
 def test_nothing_is_read_twice():
-  """Every token is read once by each slot that is in one mixture, the last ones not at all."""
+  """The prompt is read once, then every token of the conversation once, but the last never."""
   read = []
 
+  def talkative(prompts, responses, key):
+    shape = responses.tokens.shape[:2]
+    return Replies(np.full((*shape, REPLY), 5), np.full(shape, REPLY), np.zeros(shape, bool))
+
   def decode(params, tokens, cache):
-    read.append(('decode', tokens.shape[1]))
+    jax.debug.callback(lambda: read.append(('decode', tokens.shape[1])))
     return DECODER.decode(params, tokens, cache)
 
   def prefill(params, tokens, mask):
-    read.append(('prefill', tokens.shape[1]))
+    jax.debug.callback(lambda: read.append(('prefill', tokens.shape[1])))
     return DECODER.prefill(params, tokens, mask)
 
   counted = DECODER._replace(decode=decode, prefill=prefill)
-  make([POLICY], stop=99, decoder=counted)(SLOTS, prompts_of(3), jax.random.key(5))
-  # As traced: one prefill of the prompts, one program of decoding, and one of replies for a width.
-  assert [entry for entry in read if entry[0] == 'prefill'] == [('prefill', 5)]
-  assert {entry for entry in read if entry[0] == 'decode'} <= {('decode', n) for n in (1, 2, 3, 4)}
+  rollout = make([POLICY], talkative, decoder=counted, stop=99)
+  (responses,) = rollout(SLOTS, prompts_of(3), jax.random.key(5))
+  jax.block_until_ready(responses)
+  jax.effects_barrier()
+  size = TURNS * LENGTH + (TURNS - 1) * REPLY
+  assert responses.mask.sum() == 3 * size
+  assert [length for kind, length in read if kind == 'prefill'] == [5]
+  assert sum(length for kind, length in read if kind == 'decode') == size - 1
 
 
+@pytest.mark.slow
 def test_decoder_without_a_cache_converses_alike():
   embed = jax.random.normal(jax.random.key(0), (VOCABULARY, 8))
 
@@ -192,9 +210,9 @@ def test_decoder_without_a_cache_converses_alike():
 
 
 def test_long_reply_is_refused_with_its_length():
-  wordy = lambda *_: Replies(np.full((3, 1, 5), 4), np.full((3, 1), 5), np.zeros((3, 1), bool))
+  wordy = lambda *_: Replies(np.full((12, 1, 5), 4), np.full((12, 1), 5), np.zeros((12, 1), bool))
   with pytest.raises(UserError, match=r'reply has 5 tokens.*raise reply_length=3'):
-    make([POLICY], wordy)(SLOTS, prompts_of(3), jax.random.key(0))
+    make([POLICY], wordy)(SLOTS, PROMPTS, jax.random.key(0))
   with pytest.raises(UserError, match=r'dialogue\.turns=0 must be at least 1'):
     make([POLICY], turns=0)
 
@@ -227,14 +245,3 @@ def test_sampled_conversations_have_the_game_s_distribution_and_users_are_indepe
   pairs = np.bincount(8 * found[0] + found[1], minlength=64)
   both = count * np.outer(expected, expected).ravel()
   assert np.sum((pairs - both) ** 2 / both) < 140  # 63 degrees: 6.8 standard deviations
-
-
-def test_users_get_a_key_of_their_own_in_every_turn():
-  keys = []
-
-  def user(prompts, responses, key):
-    keys.append(np.asarray(jax.random.key_data(key)).tolist())
-    return chatty(prompts, responses, key)
-
-  make([POLICY], user)(SLOTS, prompts_of(6), jax.random.key(8))
-  assert len({tuple(key) for key in keys}) == len(keys) == 2

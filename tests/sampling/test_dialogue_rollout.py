@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nlhf_jax import distributed
+from nlhf_jax import distributed, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.games import dialogues
+from nlhf_jax.models import architectures, lora
 from nlhf_jax.models.decoder import decoder_from_apply
+from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.scoring import log_probs
+from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, make_dialogue_rollout
 from nlhf_jax.sampling.rollout import make_rollout
@@ -183,6 +186,27 @@ def test_nothing_is_read_twice():
   assert responses.mask.sum() == 3 * size
   assert [length for kind, length in read if kind == 'prefill'] == [5]
   assert sum(length for kind, length in read if kind == 'decode') == size - 1
+
+
+@pytest.mark.slow
+def test_slots_that_share_a_base_converse_as_whole_ones():
+  decoder = make_decoder(
+    architectures.small(
+      VOCABULARY, 8, layers=1, heads=2, key_heads=1, head_size=4, hidden=16, rotary_base=1e4
+    ),
+    lora=Lora(2, 4.0, lora.TARGETS),
+  )
+  adapters, base = trees.split(tiny.parameters(decoder, 0), lora.is_adapter)
+  other, _ = trees.split(tiny.parameters(decoder, 1), lora.is_adapter)
+  slots = {'policy': adapters, 'reference': other}
+  whole = {slot: trees.merge(base, own) for slot, own in slots.items()}
+  rollout, key = make([POLICY, MIXTURE], decoder=decoder, turns=2, count=2), jax.random.key(9)
+  shared, apart = rollout(slots | {'base': base}, PROMPTS, key), rollout(whole, PROMPTS, key)
+  for one, same in zip(shared, apart, strict=True):
+    for leaf in ('tokens', 'mask', 'turn'):
+      np.testing.assert_array_equal(getattr(one, leaf), getattr(same, leaf))
+    np.testing.assert_allclose(one.log_probs, same.log_probs, atol=1e-5)
+  assert (np.asarray(shared[0].turn) == 2).any()
 
 
 @pytest.mark.slow

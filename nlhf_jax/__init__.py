@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from nlhf_jax import algorithms, games, judges
-  from nlhf_jax.language_model import LanguageModel, from_pretrained, generate, load_run
+  from nlhf_jax.language_model import (
+    LanguageModel,
+    converse,
+    from_pretrained,
+    generate,
+    load_run,
+    user_from_model,
+  )
+  from nlhf_jax.sampling.dialogue_rollout import Dialogue
   from nlhf_jax.sampling.rollout import make_rollout
+  from nlhf_jax.sampling.users import user_from_function, user_from_table
   from nlhf_jax.train_step import make_train_step
 
 __version__ = '0.1.0'
 
 __all__ = [
+  'Dialogue',
   'LanguageModel',
   '__version__',
   'algorithms',
+  'converse',
   'from_pretrained',
   'games',
   'generate',
@@ -25,16 +36,24 @@ __all__ = [
   'load_run',
   'make_rollout',
   'make_train_step',
+  'user_from_function',
+  'user_from_model',
+  'user_from_table',
 ]
 
 # Exported function or class -> the module that defines it.
 _MODULES = {
+  'Dialogue': 'nlhf_jax.sampling.dialogue_rollout',
   'LanguageModel': 'nlhf_jax.language_model',
+  'converse': 'nlhf_jax.language_model',
   'from_pretrained': 'nlhf_jax.language_model',
   'generate': 'nlhf_jax.language_model',
   'load_run': 'nlhf_jax.language_model',
   'make_rollout': 'nlhf_jax.sampling.rollout',
   'make_train_step': 'nlhf_jax.train_step',
+  'user_from_function': 'nlhf_jax.sampling.users',
+  'user_from_model': 'nlhf_jax.language_model',
+  'user_from_table': 'nlhf_jax.sampling.users',
 }
 
 

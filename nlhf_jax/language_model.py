@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from nlhf_jax import trees
-from nlhf_jax.data import tokenizers
+from nlhf_jax import distributed, trees
+from nlhf_jax.data import dialogue_texts, tokenizers
+from nlhf_jax.data.dialogue_texts import Conversation
 from nlhf_jax.errors import UserError
-from nlhf_jax.evaluation.generation import LoadedModel, make_respond
+from nlhf_jax.evaluation.generation import (
+  GREEDY_BELOW,
+  LoadedModel,
+  encode_conversations,
+  make_respond,
+)
 from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
@@ -20,6 +26,9 @@ from nlhf_jax.models.blocks import REMAT, Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.sampling.dialogue_rollout import Dialogue, make_dialogue_rollout
+from nlhf_jax.sampling.token import Filters
+from nlhf_jax.sampling.users import FunctionUser, user_from_function, with_texts
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
@@ -116,6 +125,93 @@ def load_run(folder: str | Path, policy: str, stages: str | Path | None = None) 
   params = load_entry(experiment, policy)
   tokenizer = experiment.corpus.tokenizer
   return LanguageModel(model.decoder, params, tokenizer, model.sizes.max_positions, model.lora)
+
+
+def converse(
+  model: LanguageModel,
+  params: Params,
+  prompts: Sequence[Prompt],
+  dialogue: Dialogue,
+  *,
+  length: int = 128,
+  temperature: float = 1.0,
+  seed: int = 0,
+) -> list[Conversation]:
+  """A conversation after each prompt: messages {'role', 'content'}, the prompt first.
+
+  Args:
+    model: the decoder, the tokenizer, and the weights under adapters.
+    params: as of `generate`.
+    prompts: questions or conversations.
+    dialogue: the user, and the number of turns.
+    length: most tokens in a turn of the policy.
+    temperature: 0 chooses the most likely token.
+    seed: of the samples and of the user.
+
+  Raises:
+    UserError: if a prompt and its conversation are too long for the model.
+  """
+  tokenizer = model.tokenizer
+  dialogue = with_texts(dialogue, tokenizer)
+  rows = encode_conversations(tokenizer, prompts)
+  room = (model.max_positions or sys.maxsize) - dialogue.row_length(length)
+  if max(map(len, rows)) > room:
+    raise UserError(
+      f'a prompt of {max(map(len, rows))} tokens and a conversation of up to '
+      f'{dialogue.row_length(length)} are more than the {model.max_positions} positions of the '
+      'model; shorten one of them.'
+    )
+  greedy = temperature < GREEDY_BELOW
+  filters = Filters(top_k=1) if greedy else Filters(temperature=temperature)
+  rollout = make_dialogue_rollout(
+    model.decoder,
+    [{'policy': 1.0}],
+    dialogue=dialogue,
+    length=length,
+    stop=tokenizer.eos_token_id,
+    filters=filters,
+  )
+  padded = tokenizers.pad_prompts(tokenizer, rows, max(map(len, rows)))
+  slots = {'policy': trees.merge(model.params, params)}
+  (responses,) = rollout(slots, padded, jax.random.key(seed))
+  return dialogue_texts.messages(tokenizer, padded, distributed.fetch(responses))
+
+
+def user_from_model(
+  model: LanguageModel,
+  instruction: str,
+  *,
+  params: Params | None = None,
+  length: int = 64,
+  temperature: float = 1.0,
+) -> FunctionUser:
+  """A language model as the user: a policy that is frozen, or any other model.
+
+  It reads the instruction, and then the conversation with the roles exchanged, anew in every turn.
+
+  Args:
+    model: the decoder, the tokenizer, and the weights under adapters.
+    instruction: what it is told to do, such as to answer questions about its task.
+    params: as of `generate`; the model's own if None.
+    length: most tokens in a reply.
+    temperature: of its replies.
+  """
+  exchanged = {'user': 'assistant', 'assistant': 'user'}
+  weights = model.params if params is None else trees.merge(model.params, params)
+  loaded = LoadedModel(model.decoder, weights, model.tokenizer, model.max_positions or sys.maxsize)
+  respond = make_respond(loaded, length=length)
+
+  def reply(conversations, seeds):
+    told = [
+      [
+        {'role': 'user', 'content': instruction},
+        *({**message, 'role': exchanged[message['role']]} for message in conversation),
+      ]
+      for conversation in conversations
+    ]
+    return respond(told, temperature, seeds[0])
+
+  return user_from_function(reply)
 
 
 def generate(

@@ -8,6 +8,7 @@ head size. Lengths are in tokens, log-probabilities in nats, payoffs in win prob
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Params = Any  # a nested dict of arrays
@@ -25,13 +26,21 @@ class Responses(NamedTuple):
   """Responses padded on the right; the mask includes the end-of-sequence token.
 
   `log_probs` and `entropy` are those of the distribution that sampled each token (nats, zero at
-  padding); responses from data have neither.
+  padding); responses from data have neither. A row may be a conversation with a user, without
+  padding between its turns: then `turn` is the number, from 1, of the turn in which the policy
+  wrote a token, and 0 at the user's tokens and at padding. None: the policy wrote all of `mask`.
   """
 
   tokens: Int[Array, 'B K T']
   mask: Bool[Array, 'B K T']
   log_probs: Float[Array, 'B K T'] | None = None
   entropy: Float[Array, 'B K T'] | None = None
+  turn: Int[Array, 'B K T'] | None = None
+
+  @property
+  def own(self) -> Bool[Array | np.ndarray, 'B K T']:
+    """Which tokens the policy wrote."""
+    return self.mask if self.turn is None else self.turn > 0
 
 
 class Comparison(NamedTuple):
@@ -48,7 +57,10 @@ class Comparison(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """Per-token log-probabilities (nats, zero at padding) of both sides under one slot."""
+  """Per-token log-probabilities of both sides under one slot.
+
+  In nats; zero at padding, and at tokens that a user wrote.
+  """
 
   left: Float[Array, 'B K T']
   right: Float[Array, 'B J T'] | None = None

@@ -11,7 +11,12 @@ import optax
 from jaxtyping import Array
 
 from nlhf_jax import trees
-from nlhf_jax.algorithms.algorithm import Algorithm, needs_judge, training_data
+from nlhf_jax.algorithms.algorithm import (
+  Algorithm,
+  check_conversations,
+  needs_judge,
+  training_data,
+)
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.generation import encode_conversations, padded_length
@@ -19,7 +24,9 @@ from nlhf_jax.judges.function import FunctionJudge
 from nlhf_jax.judges.judge import Judge, judge_from_texts, probability, with_feedback
 from nlhf_jax.language_model import LanguageModel, Prompt
 from nlhf_jax.models import lora, scoring, sharding
+from nlhf_jax.sampling.dialogue_rollout import Dialogue, make_dialogue_rollout
 from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.sampling.users import with_texts
 from nlhf_jax.structs import Comparison, Prompts, Responses, TrainState
 from nlhf_jax.training import divergence, step_metrics
 from nlhf_jax.training.rollout_step import make_rollout_step
@@ -60,6 +67,7 @@ def make_train_step(
   *,
   response_length: int = 128,
   accumulate: int = 1,
+  dialogue: Dialogue | None = None,
 ) -> TrainStep:
   """A training step of the algorithm, which starts from the parameters of the model.
 
@@ -69,8 +77,9 @@ def make_train_step(
     judge: of `nlhf_jax.judges`, or a function from a `Comparison` to its payoff [B, K, J]; None for
       algorithms that learn from comparisons or demonstrations.
     optimizer: minimises the loss. `init` makes its state.
-    response_length: most tokens in a response.
+    response_length: most tokens in a response, or in a turn of a conversation.
     accumulate: number of equal parts, of which gradients are computed one after the other.
+    dialogue: a user, with whom the policy converses; a judge of texts compares whole conversations.
 
   Raises:
     UserError: if the algorithm needs a judge and has none, or does not go with the arguments.
@@ -86,13 +95,18 @@ def make_train_step(
     if algorithm.payoffs == ('reward',):
       raise UserError('this algorithm learns from rewards, and the judge gives probabilities.')
     judge = judge_from_texts(judge, model.tokenizer)
-  rollout = partial(
-    make_rollout, model.decoder, length=response_length, stop=model.tokenizer.eos_token_id
-  )
+  settings = dict(length=response_length, stop=model.tokenizer.eos_token_id)
+  if dialogue:
+    check_conversations(algorithm)
+    dialogue = with_texts(dialogue, model.tokenizer)
+    rollout = partial(make_dialogue_rollout, model.decoder, dialogue=dialogue, **settings)
+    encode = partial(encode_openings, dialogue)
+  else:
+    rollout = partial(make_rollout, model.decoder, **settings)
+    encode = ENCODERS[training_data(algorithm)]
   play = make_rollout_step(algorithm, rollout, judge and with_feedback(judge, probability))
   score, measure = scoring.make_score(model.decoder), step_metrics.make_rollout_metrics(algorithm)
   update = make_update(algorithm, score, optimizer, measure, accumulate)
-  encode = ENCODERS[training_data(algorithm)]
 
   def init(key):
     own, base = model.add_adapters(key), None
@@ -114,18 +128,27 @@ def make_train_step(
 
 
 def encode_prompts(
-  model: LanguageModel, prompts: Sequence[Prompt], response_length: int
+  model: LanguageModel, prompts: Sequence[Prompt], response_length: int, reserved: str = ''
 ) -> Prompts:
-  """Prompts [B, P] as tokens, with room for a response after each."""
+  """Prompts [B, P] as tokens, with room for a response after each; messages call it `reserved`."""
   rows = encode_conversations(model.tokenizer, prompts)
   longest = max(map(len, rows))
   if model.max_positions and longest + response_length > model.max_positions:
+    reserved = reserved or f'response_length={response_length}'
     raise UserError(
-      f'a prompt of {longest} tokens and response_length={response_length} are more than the '
+      f'a prompt of {longest} tokens and {reserved} are more than the '
       f'{model.max_positions} positions of the model; shorten one of them.'
     )
   room = (model.max_positions or sys.maxsize) - response_length
   return tokenizers.pad_prompts(model.tokenizer, rows, padded_length(longest, MIN_WIDTH, room))
+
+
+def encode_openings(
+  dialogue: Dialogue, model: LanguageModel, prompts: Sequence[Prompt], turn_length: int
+) -> Prompts:
+  """Prompts [B, P] as tokens, with room for a conversation after each."""
+  length = dialogue.row_length(turn_length)
+  return encode_prompts(model, prompts, length, f'a conversation of up to {length} tokens')
 
 
 def encode_responses(tokenizer: Any, texts: Sequence[str], length: int) -> Responses:

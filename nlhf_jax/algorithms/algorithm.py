@@ -26,6 +26,13 @@ LEFT = 'left'  # the left responses, compared all with all
 # vote; a `reward` is a difference r(y) - r(y').
 Payoff = Literal['probability', 'log_odds', 'reward']
 
+# Why algorithms lose their fixed point where a user replies at random. The payoff of a conversation
+# has a part that is the luck of the user; it cancels in the mean over the policy's own samples, but
+# only there, and only in what is linear in the payoff.
+SELECTS_LUCK = 'it chooses among conversations by payoff, and so by the luck of the user'
+BENDS_LUCK = 'its loss is not linear in the payoff, which the luck of the user spreads'
+FITS_LUCK = 'it fits samples that are not of the policy itself, and so the luck of the user in them'
+
 
 def always(update: Array | int) -> bool:
   """The policy takes every step."""
@@ -49,7 +56,9 @@ class Algorithm(NamedTuple):
   example depends on the rest of the batch, so that the batch cannot be split to save memory.
   `unpaired` algorithms learn from single responses that are good or bad, and from comparisons as
   pairs of them. Only `truncated` algorithms may learn from samples of top-k and top-p: what these
-  leave out is never sampled, so that the fixed point depends on the start.
+  leave out is never sampled, so that the fixed point depends on the start. `against_users` tells why
+  the fixed point is lost in conversations with a user who replies at random; it is empty where it
+  is not.
   """
 
   left: Side
@@ -62,6 +71,7 @@ class Algorithm(NamedTuple):
   per_example: bool = True
   unpaired: bool = False
   truncated: bool = False
+  against_users: str = ''
 
 
 def mixture(**weights: float) -> Mixture:
@@ -93,6 +103,22 @@ def samples_responses(algorithm: Algorithm) -> bool:
 def needs_judge(algorithm: Algorithm) -> bool:
   """Whether responses of both sides are sampled, so that a judge has to compare them."""
   return algorithm.left != DATA and algorithm.right not in (None, DATA)
+
+
+def check_conversations(algorithm: Algorithm) -> None:
+  """Refuses algorithms that are biased in conversations with a user who replies at random.
+
+  Raises:
+    UserError: with the reason.
+  """
+  reason = algorithm.against_users
+  if DATA in (algorithm.left, algorithm.right):
+    reason = FITS_LUCK
+  if reason:
+    raise UserError(
+      f'this algorithm does not learn from conversations: {reason}; choose a policy gradient such '
+      'as self_play, or a fit by squares to samples of the policy such as online_ipo.'
+    )
 
 
 def training_data(algorithm: Algorithm) -> str:

@@ -201,7 +201,7 @@ def pairwise_loss(
 def leads(scores, comparison, beta, value, anchors) -> Float[Array, 'B K J']:
   """beta (v(y) - v(y')) of every pair."""
   left, right = (
-    value(rho(scores, side, anchors), jnp.sum(getattr(comparison, side).mask, axis=-1))
+    value(rho(scores, side, anchors), jnp.sum(getattr(comparison, side).own, axis=-1))
     for side in ('left', 'right')
   )
   return beta * (left[:, :, None] - right[:, None, :])

@@ -82,6 +82,29 @@ def find_turn(tokenizer: Any) -> Turn:
   return Turn(before, lead, opening if closed in opening else f'\n{closed}\n\n', tail, closed)
 
 
+def find_reply(tokenizer: Any) -> tuple[str, str]:
+  """The text that a template writes around a user's reply to an answer.
+
+  The first begins after the stop token of the answer; the second asks for the next answer.
+
+  Raises:
+    Problem: if the template cannot be rendered, or leaves out the answer or the reply.
+  """
+  question, answer, reply = _random_word(), _random_word(), _random_word()
+  roles = 'user', 'assistant', 'user'
+  messages = [
+    {'role': role, 'content': text}
+    for role, text in zip(roles, (question, answer, reply), strict=True)
+  ]
+  with _time_limit(TIME_LIMIT):
+    written = _render(tokenizer, messages)
+  _, has_answer, rest = written.partition(answer)
+  before, has_reply, after = rest.partition(reply)
+  if not (has_answer and has_reply):
+    raise Problem('its chat template leaves messages out')
+  return before.removeprefix(make_codec(tokenizer).turn.tail), after
+
+
 def match_any(words: Iterable[str]) -> re.Pattern:
   """A pattern that matches any of the words, the longest that fits."""
   return re.compile('|'.join(map(re.escape, sorted(words, key=len, reverse=True))))

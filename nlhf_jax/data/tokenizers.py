@@ -268,10 +268,10 @@ def response_texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]
   """
   codec = make_codec(tokenizer)
   special = set(codec.ids.values())
-  rows = [[token for token in row if token not in special] for row in _rows(tokens, mask)]
+  rows = [[token for token in row if token not in special] for row in masked_rows(tokens, mask)]
   # Some decoders drop a space before the first word of a text, so the lead is decoded before it.
   (before,) = codec.encode([codec.insert_names(codec.turn.lead)])
-  start, *decoded = _decode(tokenizer, [before, *(before + row for row in rows)])
+  start, *decoded = decode_rows(tokenizer, [before, *(before + row for row in rows)])
   opening, tail = (codec.special.sub('', text) for text in (codec.turn.opening, codec.turn.tail))
   return [text.removeprefix(start).removeprefix(opening).removesuffix(tail) for text in decoded]
 
@@ -282,16 +282,19 @@ def prompt_texts(tokenizer, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
   The text of a conversation is what the template writes, turn by turn.
   """
   question = secrets.token_hex(8)  # a random word, which occurs in no text
-  sample, *written = _decode(tokenizer, [*prompt_ids(tokenizer, [question]), *_rows(tokens, mask)])
+  sample, *written = decode_rows(
+    tokenizer, [*prompt_ids(tokenizer, [question]), *masked_rows(tokens, mask)]
+  )
   before, _, after = sample.partition(question)
   return [text.removeprefix(before).removesuffix(after) for text in written]
 
 
-def _decode(tokenizer, rows) -> list[str]:
+def decode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
   """Texts with their special tokens; ids beyond the vocabulary are left out."""
   return tokenizer.backend_tokenizer.decode_batch(rows, skip_special_tokens=False)
 
 
-def _rows(tokens, mask) -> list[list[int]]:
+def masked_rows(tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+  """The ids of each row that the mask keeps; leading axes are flattened."""
   tokens, mask = (np.reshape(leaf, (-1, leaf.shape[-1])) for leaf in (tokens, mask))
   return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]

@@ -49,15 +49,23 @@ def best_prompter(game: PromptGame, payment: Float[Array, 'X']) -> Float[Array, 
   """rho exp(payment / tau_q) / Z: the prompter's optimum for what each prompt pays.
 
   Pay `exploitabilities`. Paid minus the policy's win rate, it flees to prompts where nothing can be
-  learned: ties, and prompts that no response is good for.
+  learned: ties, and prompts that no response is good for. NaN, where a judge has no verdict on a
+  prompt, is no signal: the prompt keeps its probability in the data.
   """
+  value = prompter_value(game, payment)
+  payment = jnp.where(jnp.isnan(payment), value, payment)
   return jax.nn.log_softmax(game.log_data + payment / game.prompter_tau)
 
 
 def prompter_value(game: PromptGame, payment: Float[Array, 'X']) -> Float[Array, '']:
-  """tau_q log sum_x rho exp(payment / tau_q): the payment of the best prompter, less its price."""
+  """tau_q log sum_x rho exp(payment / tau_q): the payment of the best prompter, less its price.
+
+  Over the prompts whose payment is a number.
+  """
   tau = game.prompter_tau
-  return tau * jax.nn.logsumexp(game.log_data + payment / tau)
+  unknown = jnp.isnan(payment)
+  log_data = jax.nn.log_softmax(jnp.where(unknown, -jnp.inf, game.log_data))
+  return tau * jax.nn.logsumexp(log_data + jnp.where(unknown, 0, payment) / tau)
 
 
 def prompter_objective(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax import distributed
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.judges.networks import PreferenceNetwork, RewardNetwork
 from nlhf_jax.structs import Comparison, Params
 
@@ -131,13 +131,19 @@ def bradley_terry_judge(rewards: Judge) -> Judge:
 def comparison_texts(
   comparison: Comparison, tokenizer: Any
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
-  """The texts of a comparison: B prompts, and for each its K left and J right responses."""
+  """The texts of a comparison: B prompts, and for each its K left and J right responses.
+
+  A conversation is one text, in which `User:` and `Assistant:` begin all turns but the first.
+  """
   prompts, left, right = comparison[:3]
 
   def decode(responses):
-    tokens, mask = distributed.fetch((responses.tokens, responses.mask))
-    texts = tokenizers.response_texts(tokenizer, tokens, mask)
-    return np.reshape(np.array(texts, dtype=object), tokens.shape[:2]).tolist()
+    responses = distributed.fetch(responses._replace(log_probs=None, entropy=None))
+    if responses.turn is None:
+      texts = tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
+    else:
+      texts = dialogue_texts.transcripts(tokenizer, responses)
+    return np.reshape(np.array(texts, dtype=object), responses.tokens.shape[:2]).tolist()
 
   prompt_texts = tokenizers.prompt_texts(
     tokenizer, *distributed.fetch((prompts.tokens, prompts.mask))

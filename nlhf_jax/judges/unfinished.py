@@ -10,8 +10,14 @@ PENALTY = 5.0  # in log-odds: equally good, the response that ended wins with pr
 
 
 def has_ended(responses: Responses, stop: int) -> Bool[Array, 'B K']:
-  """Whether each response ends with the stop token, rather than at the limit of its length."""
-  return jnp.any((responses.tokens == stop) & responses.mask, axis=-1)
+  """Whether each response ends with the stop token, rather than at the limit of its length.
+
+  A conversation has ended if each of the policy's turns has.
+  """
+  stops = (responses.tokens == stop) & responses.own
+  if responses.turn is None:
+    return jnp.any(stops, axis=-1)
+  return jnp.sum(stops, axis=-1) == jnp.max(responses.turn, axis=-1)
 
 
 def unfinished_loses(judge: Judge, stop: int) -> Judge:

@@ -16,7 +16,7 @@ MAX_LOGITS = 1 << 26  # in memory at once: 256 MiB
 def log_probs(
   decoder: Decoder, params: Params, prompts: Prompts, responses: Responses
 ) -> Float[Array, 'B K T']:
-  """log pi(y_t | x, y_<t) of each response token, in nats, zero at padding."""
+  """log pi(y_t | x, y_<t) of each token, in nats; zero where the policy did not write it."""
   count, length = responses.tokens.shape[1:]
 
   def rows(prompt, response):
@@ -27,7 +27,7 @@ def log_probs(
   hidden, _ = decoder.prefill(params, tokens, rows(prompts.mask, responses.mask))
   # The state at each token predicts the next one, so logits are needed at T of P + T columns.
   log_p = next_token_log_probs(decoder, params, hidden[:, -length - 1 : -1], tokens[:, -length:])
-  return jnp.where(responses.mask, log_p.reshape(responses.tokens.shape), 0.0)
+  return jnp.where(responses.own, log_p.reshape(responses.tokens.shape), 0.0)
 
 
 def next_token_log_probs(

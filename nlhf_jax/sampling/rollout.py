@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from nlhf_jax.models.decoder import Decoder
@@ -72,7 +71,10 @@ def split_mixtures(sampler: Sampler, responses: Responses) -> tuple[Responses, .
   """Responses [B, R, T] as one `Responses` [B, count, T] per mixture."""
 
   def split(leaf):
-    shape = (len(leaf), len(sampler.mixtures), sampler.count, sampler.length)
-    return jnp.moveaxis(leaf.reshape(shape), 1, 0)
+    return leaf.reshape(len(leaf), len(sampler.mixtures), sampler.count, sampler.length)
 
-  return tuple(Responses(*leaves) for leaves in zip(*jax.tree.map(split, responses), strict=True))
+  responses = jax.tree.map(split, responses)
+  return tuple(
+    jax.tree.map(lambda leaf, number=number: leaf[:, number], responses)
+    for number in range(len(sampler.mixtures))
+  )

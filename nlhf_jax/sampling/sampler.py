@@ -77,7 +77,8 @@ class SamplingState(NamedTuple):
   """The state of b prompts with R responses each; `lengths` counts the tokens sampled so far.
 
   `step` counts sampling steps, for random keys; `prompts` are the indices of the prompts in the
-  whole batch; `last` is the latest token of each row, which no cache holds yet.
+  whole batch; `last` is the latest token of each row, which no cache holds yet. `ends` is the
+  length at which the present turn of a conversation must end; None: the whole response.
   """
 
   step: Int[Array, '']
@@ -87,6 +88,7 @@ class SamplingState(NamedTuple):
   last: Int[Array, 'b R']
   caches: tuple[Cache, ...]
   responses: Responses
+  ends: Int[Array, 'b R'] | None = None
 
 
 def append_tokens(
@@ -97,11 +99,12 @@ def append_tokens(
   A row ends at its first stop token or at the maximum length; rows that have ended do not
   change.
   """
+  ends = sampler.length if state.ends is None else state.ends
   offsets = jnp.arange(sampled.token.shape[-1])
   columns = state.lengths[..., None] + offsets
   stops = sampled.token == sampler.stop
   mask = (jnp.cumsum(stops, axis=-1) - stops == 0) & (offsets < count[..., None])
-  mask &= ~state.done[..., None] & (columns < sampler.length)
+  mask &= ~state.done[..., None] & (columns < jnp.expand_dims(ends, -1))
   tokens = jnp.where(mask, sampled.token, sampler.stop).astype(state.last.dtype)
   new = Responses(tokens, mask, *(jnp.where(mask, x, 0) for x in sampled[1:]))
 
@@ -114,7 +117,7 @@ def append_tokens(
   latest = take_entry(tokens, jnp.maximum(appended - 1, 0))
   return state._replace(
     step=state.step + 1,
-    done=state.done | stopped | (lengths == sampler.length),
+    done=state.done | stopped | (lengths == ends),
     lengths=lengths,
     last=jnp.where(state.done, sampler.stop, latest),
     responses=responses,

@@ -49,14 +49,14 @@ def make_rollout_metrics(algorithm: Algorithm, stop: int | None = None) -> Measu
   def measure(comparison, scores):
     del scores
     left, right = comparison.left, comparison.right
-    tokens = jnp.sum(left.mask)
-    values = {'response_length': jnp.mean(jnp.sum(left.mask, axis=-1)), 'tokens': tokens}
+    tokens = jnp.sum(left.own)
+    values = {'response_length': jnp.mean(jnp.sum(left.own, axis=-1)), 'tokens': tokens}
     if stop is not None:
       values['unfinished'] = 1 - jnp.mean(has_ended(left, stop))
     if left.entropy is not None:
       values['entropy'] = jnp.sum(left.entropy) / tokens
     if right is not None and algorithm.right != LEFT:
-      values['tokens'] += jnp.sum(right.mask)
+      values['tokens'] += jnp.sum(right.own)
       if needs_judge(algorithm):
         values['payoff'] = jnp.nanmean(comparison.payoff)
     if needs_judge(algorithm):

@@ -72,6 +72,18 @@ def test_raw_win_rate_flees_where_nothing_is_learned(taus):
   close(np.exp(chosen_prompts.best_prompter(game, gains)), regret)
   close(chosen_prompts.prompter_value(game, gains), value)
   assert regret[2] < RHO[2] < raw[2]  # the prompt on which all responses tie
+  close(regret[2], RHO[2] * np.exp(-value / taus[1]), 2e-8)
+
+
+def test_prompt_without_a_verdict_keeps_its_share():
+  game = make(0.1)
+  payment = chosen_prompts.gains_over_reference(game).at[1].set(jnp.nan)
+  found = np.exp(chosen_prompts.best_prompter(game, payment))
+  known = np.array([0, 2, 3])
+  tilted = RHO[known] * np.exp(payment[known] / 0.1)
+  close(found[1], RHO[1])
+  close(found[known], (1 - RHO[1]) * tilted / tilted.sum())
+  assert np.isfinite(chosen_prompts.prompter_value(game, payment))
 
 
 # At the equilibria, paid without the policy's own KL.

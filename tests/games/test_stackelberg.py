@@ -75,6 +75,20 @@ def test_saddle_point_has_the_printed_digits(taus):
   close(game.leader_tau * kl(fed, pair.leader), loss)
 
 
+def test_which_side_wins_changes_nothing():
+  """P(y > y') and 1 - P(y' > y) are one game, of both players and of the losses of SRPO."""
+  game = make(0.1, 0.03)
+  win = CYCLE + 0.5
+  swapped = make(0.1, 0.03, (1 - win.T) - 0.5)
+  for found, other in zip(
+    stackelberg.commitment(game), stackelberg.commitment(swapped), strict=True
+  ):
+    np.testing.assert_allclose(found, other, atol=1e-14)
+  found, other = (stackelberg.srpo_residuals(it, some_pair()) for it in (game, swapped))
+  for one, same in zip(found, other, strict=True):
+    np.testing.assert_allclose(one, same, atol=1e-15)
+
+
 def test_follower_has_the_printed_digits():
   game = make()
   close(stackelberg.follower_values(game), (-0.13634003, -0.28276989, -0.14647046))

@@ -25,6 +25,7 @@ from nlhf_jax.models.blocks import FLOAT32
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import sampler
+from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, make_dialogue_rollout
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.checkpoints import Checkpoints
@@ -76,14 +77,31 @@ def learn(mesh, adapter=None):
     moved = jax.tree.leaves((state.params, state.optimizer))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in moved)
     params = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params['policy'])])
-    sampled = []
+    sampled, talks = [], []
     if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) in ((2, 2), (1, 8), (8, 1)):
       sampler.FIRST_ROOM = 2  # so that caches grow
       sampler.default_draft_length = lambda: 2
       rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
-    return {'sampled': sampled, 'params': params.tolist(), 'held': held}
+    if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) == (2, 2):
+      talks = converse(decoder, state.slots, comparison.prompts)
+    return {'sampled': sampled, 'talks': talks, 'params': params.tolist(), 'held': held}
+
+
+def converse(decoder, slots, prompts):
+  """Tokens and turns of conversations of two turns, with replies of up to two tokens."""
+
+  def user(prompts, responses, key):
+    del prompts, key
+    total = np.sum(responses.tokens * (responses.turn > 0), axis=-1)
+    return Replies(np.full((*total.shape, 2), 4), total % 3, total % 4 == 0)
+
+  mixtures = [*ALGORITHM.left, *ALGORITHM.right]
+  dialogue = Dialogue(user, turns=2, reply_length=2)
+  rollout = make_dialogue_rollout(decoder, mixtures, dialogue=dialogue, length=3, stop=1)
+  sides = jax.block_until_ready(rollout(slots, prompts, jax.random.key(0)))
+  return [np.asarray(leaf).tolist() for side in sides for leaf in (side.tokens, side.turn)]
 
 
 def reshard(folder):

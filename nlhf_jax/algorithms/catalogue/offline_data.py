@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, REFERENCE, Algorithm
+from nlhf_jax.algorithms.algorithm import DATA, LEFT, REFERENCE, SELECTS_LUCK, Algorithm
 from nlhf_jax.algorithms.losses import (
   anchored_down,
   anchored_zero,
@@ -205,6 +205,7 @@ def rso(beta: Positive, gamma: Positive, candidates: AtLeastOne, keep: AtLeastOn
     {'reference': frozen},
     rejection_sampling(beta, keep),
     payoffs=('log_odds',),
+    against_users=SELECTS_LUCK,
   )
 
 

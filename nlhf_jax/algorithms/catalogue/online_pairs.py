@@ -3,7 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, Algorithm, extragradient, mixture
+from nlhf_jax.algorithms.algorithm import (
+  BENDS_LUCK,
+  FITS_LUCK,
+  LEFT,
+  POLICY,
+  REFERENCE,
+  SELECTS_LUCK,
+  Algorithm,
+  extragradient,
+  mixture,
+)
 from nlhf_jax.algorithms.catalogue.offline_data import dpo, ipo
 from nlhf_jax.algorithms.losses import chi_squared, pairwise_loss, right_log_prob, weighted_sum
 from nlhf_jax.algorithms.references import frozen, newest
@@ -13,7 +23,7 @@ from nlhf_jax.ranges import AtLeastOne, Fraction, NonNegative, Positive
 
 def online_dpo(beta: Positive) -> Algorithm:
   """DPO on fresh pairs y, y' ~ pi, labelled by the judge (arXiv 2402.04792)."""
-  return dpo(beta)._replace(left=[POLICY], right=[POLICY])
+  return dpo(beta)._replace(left=[POLICY], right=[POLICY], against_users=BENDS_LUCK)
 
 
 def online_ipo(tau: Positive) -> Algorithm:
@@ -28,13 +38,14 @@ def chi_self_play(tau: Positive) -> Algorithm:
   2407.13399. The exponent is cut at 20.
   """
   loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), value=chi_squared(20.0), reference=1.0)
-  return online_ipo(tau)._replace(loss=loss)
+  return online_ipo(tau)._replace(loss=loss, against_users=BENDS_LUCK)
 
 
 def ipo_md(beta: Fraction, tau: Positive) -> Algorithm:
   """IPO on pairs from pi^(1-beta) mu^beta / Z: the fixed point of Nash-MD-PG (arXiv 2403.08635)."""
   sampler = mixture(policy=1.0 - beta, reference=beta)
-  return ipo(tau)._replace(left=[sampler], right=[sampler])
+  reason = FITS_LUCK if beta else ''
+  return ipo(tau)._replace(left=[sampler], right=[sampler], against_users=reason)
 
 
 def xpo(alpha: NonNegative, beta: Positive) -> Algorithm:
@@ -45,7 +56,8 @@ def xpo(alpha: NonNegative, beta: Positive) -> Algorithm:
   loss = weighted_sum(
     (alpha, right_log_prob), (1.0, pairwise_loss(jax.nn.softplus, beta=beta, reference=1.0))
   )
-  return dpo(beta)._replace(left=[POLICY], right=[REFERENCE], loss=loss)
+  algorithm = dpo(beta)._replace(left=[POLICY], right=[REFERENCE], loss=loss)
+  return algorithm._replace(against_users=FITS_LUCK)
 
 
 def egpo(tau: Positive, temperature: Positive) -> Algorithm:
@@ -58,7 +70,8 @@ def egpo(tau: Positive, temperature: Positive) -> Algorithm:
   loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
   references = {'reference': frozen, 'ahead': newest}
   broad, ahead = mixture(policy=1 / temperature), mixture(ahead=1.0)
-  return Algorithm([broad] * 2, [ahead], loss, references, pair_by_mean_payoff, extragradient)
+  algorithm = Algorithm([broad] * 2, [ahead], loss, references, pair_by_mean_payoff, extragradient)
+  return algorithm._replace(against_users=FITS_LUCK if temperature != 1 else '')
 
 
 def oelhf(tau: Positive, candidates: AtLeastOne) -> Algorithm:
@@ -70,4 +83,6 @@ def oelhf(tau: Positive, candidates: AtLeastOne) -> Algorithm:
   y' is not.
   """
   loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), reference=1.0)
-  return Algorithm([POLICY] * (2 + candidates), LEFT, loss, {'reference': frozen}, pair_with_best)
+  samples, references = [POLICY] * (2 + candidates), {'reference': frozen}
+  algorithm = Algorithm(samples, LEFT, loss, references, pair_with_best)
+  return algorithm._replace(against_users=SELECTS_LUCK)

@@ -1,6 +1,15 @@
 """Policy-gradient algorithms: REINFORCE on the payoff with KL penalties."""
 
-from nlhf_jax.algorithms.algorithm import LEFT, POLICY, REFERENCE, SNAPSHOT, Algorithm, mixture
+from nlhf_jax.algorithms.algorithm import (
+  BENDS_LUCK,
+  LEFT,
+  POLICY,
+  REFERENCE,
+  SELECTS_LUCK,
+  SNAPSHOT,
+  Algorithm,
+  mixture,
+)
 from nlhf_jax.algorithms.losses import clipped_policy_gradient, policy_gradient
 from nlhf_jax.algorithms.references import ema, frozen, history, snapshot
 from nlhf_jax.algorithms.selection import (
@@ -124,7 +133,11 @@ def standardised_self_play(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
   not GRPO's forward KL.
   """
   return self_play(tau)._replace(
-    left=[POLICY] * samples, right=LEFT, select=standardise(1e-4), payoffs=('probability', 'reward')
+    left=[POLICY] * samples,
+    right=LEFT,
+    select=standardise(1e-4),
+    payoffs=('probability', 'reward'),
+    against_users=BENDS_LUCK if samples > 2 else '',
   )
 
 
@@ -163,7 +176,10 @@ def nash_rejection(tau: Positive, responses: AtLeastOne, candidates: AtLeastOne)
   exploitability, where self-play turns around the equilibrium.
   """
   return self_play(tau)._replace(
-    left=[POLICY] * responses, right=[REFERENCE] * candidates, select=weigh_by_strength(tau)
+    left=[POLICY] * responses,
+    right=[REFERENCE] * candidates,
+    select=weigh_by_strength(tau),
+    against_users=SELECTS_LUCK,
   )
 
 

@@ -6,7 +6,15 @@ pi_t, the policy at the start of the round, is the slot `snapshot`.
 import jax
 import jax.numpy as jnp
 
-from nlhf_jax.algorithms.algorithm import DATA, LEFT, SNAPSHOT, Algorithm, mixture
+from nlhf_jax.algorithms.algorithm import (
+  BENDS_LUCK,
+  DATA,
+  LEFT,
+  SELECTS_LUCK,
+  SNAPSHOT,
+  Algorithm,
+  mixture,
+)
 from nlhf_jax.algorithms.losses import (
   forward_kl,
   pairwise_loss,
@@ -49,6 +57,7 @@ def sppo(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction)
     regression(eta, snapshot=1.0),
     {'snapshot': snapshot(every)},
     chain(subtract_constant(log_z - 0.5), best_and_worst),
+    against_users=SELECTS_LUCK,
   )
 
 
@@ -138,7 +147,8 @@ def dno(eta: Positive, every: AtLeastOne) -> Algorithm:
   of the sigmoid of that estimate is a little closer to 1/2 than the sigmoid of the true u.
   """
   loss = pairwise_loss(jax.nn.softplus, beta=eta, label=jax.nn.sigmoid, snapshot=1.0)
-  return rebel(1 / eta, every)._replace(loss=loss, payoffs=('probability',))
+  algorithm = rebel(1 / eta, every)._replace(loss=loss, payoffs=('probability',))
+  return algorithm._replace(against_users=BENDS_LUCK)
 
 
 def inpo(tau: NonNegative, eta: Positive, every: AtLeastOne) -> Algorithm:

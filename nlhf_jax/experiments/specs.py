@@ -354,9 +354,9 @@ class Learner(NamedTuple):
   stage: Stage
   batches: AtLeastOne
   ridge: Positive
-  enhancer: str = 'none'
-  candidates: AtLeastOne = 1
-  one_shot: bool = False
+  enhancer: str
+  candidates: AtLeastOne
+  one_shot: bool
 
   @property
   def round_length(self) -> int:

@@ -267,7 +267,12 @@ def test_learners_without_an_enhancer_keep_their_stages(toy, tmp_path):
     *('seed', 'tau', 'game', 'model', 'reference', 'batches', 'ridge', 'training', 'round')
   }
   assert 'enhancer' not in learner.stage.settings['training']
-  toy.votes.learners.online_ipo.enhancer = 'uncertain'
+  for name in ('enhancer', 'candidates', 'one_shot'):
+    del toy.votes.learners.online_ipo[name]  # a training alone will do
+  assert make_experiment(toy, 'token_game', tmp_path).learners['online_ipo'].stage.folder == (
+    learner.stage.folder
+  )
+  toy.votes.learners.online_ipo.update(enhancer='uncertain', candidates=2)
   other = make_experiment(toy, 'token_game', tmp_path).learners['online_ipo']
   assert other.stage.folder != learner.stage.folder
 

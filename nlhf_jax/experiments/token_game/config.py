@@ -37,6 +37,8 @@ from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import Positive, PositiveFraction
 from nlhf_jax.tasks.token_game.responses import make_token_game
 
+# The settings of a learner that say which pairs it votes on, and those of a training alone.
+PAIRS = {'enhancer': NONE, 'candidates': 1, 'one_shot': False}
 MOST_RESPONSES = 1_000  # to a prompt; payoffs and equilibria are dense
 
 
@@ -92,7 +94,8 @@ def check(config: ConfigDict) -> None:
     )
   check_table(responses, game.raters + game.prompts, 'config.game: raters, prompts')
   for label, row in config.votes.learners.items():
-    check_candidates(row.candidates, row.batch, f'config.votes.learners.{label}.candidates')
+    candidates = row.get('candidates', PAIRS['candidates'])
+    check_candidates(candidates, row.batch, f'config.votes.learners.{label}.candidates')
   check_model(config.model, game.symbols + 1)
   if not config.methods:
     raise UserError('config.methods is empty; name at least one algorithm.')
@@ -172,17 +175,22 @@ def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
   for label, section in config.votes.learners.items():
     field = f'config.votes.learners.{label}'
     training = make_self_play_training(config, section, field)
-    if section.enhancer not in ENHANCERS:
+    pairs = {name: section.get(name, default) for name, default in PAIRS.items()}
+    if pairs['enhancer'] not in ENHANCERS:
       raise UserError(
-        f"{field}.enhancer='{section.enhancer}' must be one of {', '.join(ENHANCERS)}."
+        f"{field}.enhancer='{pairs['enhancer']}' must be one of {', '.join(ENHANCERS)}."
       )
-    pairs = {name: section[name] for name in ('enhancer', 'candidates', 'one_shot')}
+    if pairs['enhancer'] != NONE and pairs['candidates'] < 2:
+      raise UserError(
+        f"{field}.candidates={pairs['candidates']}: '{pairs['enhancer']}' chooses among two or "
+        "more; raise it, or set enhancer='none'."
+      )
     own = {name: it for name, it in plain['votes']['learners'][label].items() if name not in pairs}
     stage_settings = shared | vote_settings | {'training': own}
     stage_settings['round'] = training.schedule.evaluate_every  # which determines the votes
-    if section.enhancer != NONE:  # without any, as before there were enhancers
-      stage_settings |= {name: section[name] for name in ('enhancer', 'candidates')}
-    if section.one_shot:
+    if pairs['enhancer'] != NONE:  # without any, as before there were enhancers
+      stage_settings |= {name: pairs[name] for name in ('enhancer', 'candidates')}
+    if pairs['one_shot']:
       stage_settings['one_shot'] = True
     stage = make_stage(f'{label}_by_votes', stage_settings, config.seed, folder)
     learners[label] = Learner(training, stage, **vote_settings, **pairs)

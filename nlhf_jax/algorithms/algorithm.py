@@ -56,9 +56,9 @@ class Algorithm(NamedTuple):
   example depends on the rest of the batch, so that the batch cannot be split to save memory.
   `unpaired` algorithms learn from single responses that are good or bad, and from comparisons as
   pairs of them. Only `truncated` algorithms may learn from samples of top-k and top-p: what these
-  leave out is never sampled, so that the fixed point depends on the start. `against_users` tells why
-  the fixed point is lost in conversations with a user who replies at random; it is empty where it
-  is not.
+  leave out is never sampled, so that the fixed point depends on the start. `against_users` tells
+  why the fixed point is lost in conversations with a user who replies at random; it is empty where
+  it is not.
   """
 
   left: Side

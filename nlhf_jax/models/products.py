@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 
-def matmul(x: Float[Array, '*N D'], w: Float[Array, 'D E'], dtype: Any = None) -> Array:
+def matmul(
+  x: Float[Array, '*N D'], w: Float[Array | np.ndarray, 'D E'], dtype: Any = None
+) -> Array:
   """x W, [*N, E], of this dtype, or else that of x; sums are in float32."""
   if x.dtype == jnp.float32:
     return x @ w

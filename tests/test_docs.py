@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -227,7 +228,8 @@ def test_loss_in_the_guide_to_algorithms_is_what_it_says(tmp_path):
   names = runpy.run_path(str(tmp_path / 'program.py'))
   log_probs = {'policy': (-1.0, -3.0), 'reference': (-2.0, -3.5)}  # log-ratios of 1 and 0.5
   scores = {
-    slot: Scores(*(np.full((1, 1, 1), value) for value in pair)) for slot, pair in log_probs.items()
+    slot: Scores(*(jnp.full((1, 1, 1), value) for value in pair))
+    for slot, pair in log_probs.items()
   }
   for payoff, loss in ((0.25, 0.5), (-0.25, 1.5)):
     comparison = Comparison(None, None, payoff=np.full((1, 1, 1), payoff))

@@ -217,11 +217,12 @@ def test_nothing_is_clipped_at_the_policy_that_sampled():
 
 @pytest.mark.parametrize('clip', [0.2, 1e9])
 @pytest.mark.parametrize(
-  'every', [1, 4, 16, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 8))]
+  'every', [1, 4, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 8, 16))]
 )
 def test_clipped_self_play_rests_at_the_regularised_nash(clip, every):
   algorithm = catalogue.clipped_self_play(TAU, clip, every)
-  find = exact.make_find_fixed_point(algorithm, natural(0.3), 4000)
+  # After sixteen steps a round is nearly a best reply, and the policy turns for a long time.
+  find = exact.make_find_fixed_point(algorithm, natural(0.3), 4_000 if every < 16 else 240_000)
   for (preference, mu), expected in zip(
     GAMES.values(), (NASH[0.1], (0.4302581344, 0.3546523917, 0.2150894739)), strict=True
   ):

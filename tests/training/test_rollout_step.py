@@ -90,7 +90,7 @@ def test_responses_are_in_the_order_of_mixtures():
   np.testing.assert_allclose(comparison.payoff, [payoff, payoff])
   for side in (comparison.left, comparison.right):
     shape = side.tokens.shape
-    assert all(leaf.shape == shape for leaf in side)
+    assert all(leaf.shape == shape for leaf in jax.tree.leaves(side))
     np.testing.assert_array_equal(side.log_probs, -side.tokens)
     np.testing.assert_array_equal(side.entropy, side.tokens)
 

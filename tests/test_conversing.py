@@ -59,6 +59,7 @@ def make(model, algorithm=None, dialogue=DIALOGUE, **settings):
   return nlhf.make_train_step(model, algorithm, judge, optimizer, **settings)
 
 
+@pytest.mark.slow
 def test_policy_learns_to_keep_the_conversation_up_and_resumes_exactly(bigrams):
   train = make(bigrams)
   state = train.init(jax.random.key(0))
@@ -116,6 +117,7 @@ def test_user_may_be_a_table(bigrams):
     nlhf.converse(bigrams, bigrams.params, PROMPTS, strict, length=1)
 
 
+@pytest.mark.slow
 def test_user_may_be_a_model(tmp_path):
   pretrained.save(tmp_path / 'model')
   model = nlhf.from_pretrained(tmp_path / 'model')

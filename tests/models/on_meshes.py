@@ -84,7 +84,8 @@ def learn(mesh, adapter=None):
       rollout = make_rollout(decoder, [*ALGORITHM.left, *ALGORITHM.right], length=5, stop=1)
       sides = jax.block_until_ready(rollout(state.slots, comparison.prompts, jax.random.key(0)))
       sampled = [np.asarray(side.tokens).tolist() for side in sides]
-    if mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) == (2, 2):
+    in_all = sys.argv[1] == 'all'
+    if in_all and (mesh is None or (mesh.shape['fsdp'], mesh.shape['tensor']) == (2, 2)):
       talks = converse(decoder, state.slots, comparison.prompts)
     return {'sampled': sampled, 'talks': talks, 'params': params.tolist(), 'held': held}
 

@@ -136,6 +136,7 @@ def test_users_words_are_where_the_user_put_them():
       assert responses.turn[n, 0, end + count] == number + 1
 
 
+@pytest.mark.slow
 def test_one_turn_is_the_rollout_and_a_silent_user_changes_no_token():
   # Without a stop token every turn is full, so that turns of four tokens are cuts of twelve.
   prompts, key = prompts_of(5), jax.random.key(3)

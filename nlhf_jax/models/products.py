@@ -25,7 +25,7 @@ def matmul(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _matmul(x, w, dtype):
-  return _dot(x, w, (x.ndim - 1, 0), dtype)
+  return multiply(x, w, (x.ndim - 1, 0), dtype)
 
 
 def _forward(x, w, dtype):
@@ -36,7 +36,7 @@ def _backward(dtype, stored, gradient):
   del dtype
   x, w = stored
   gradient = gradient.astype(x.dtype)
-  return _dot(gradient, w, (gradient.ndim - 1, 1), x.dtype), sum_over_rows(x, gradient)
+  return multiply(gradient, w, (gradient.ndim - 1, 1), x.dtype), sum_over_rows(x, gradient)
 
 
 _matmul.defvjp(_forward, _backward)
@@ -45,11 +45,11 @@ _matmul.defvjp(_forward, _backward)
 def sum_over_rows(x: Float[Array, '*N D'], y: Float[Array, '*N E']) -> Float[Array, 'D E']:
   """x^T y, summed over all rows."""
   x, y = (side.reshape(-1, side.shape[-1]) for side in (x, y))
-  return _dot(x, y, (0, 0), x.dtype)
+  return multiply(x, y, (0, 0), x.dtype)
 
 
-def _dot(x, y, axes, dtype):
-  """The product of x and y over one axis of each."""
+def multiply(x: Array, y: Array, axes: tuple[int, int], dtype: Any) -> Array:
+  """The product of matrices over one axis of each, of this dtype."""
   numbers = (((axes[0],), (axes[1],)), ((), ()))
   if x.dtype == jnp.float32:
     return lax.dot_general(x, y, numbers)

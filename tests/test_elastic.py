@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from nlhf_jax.distributed import RESUME_STATUS
-from nlhf_jax.models import sharding
 from tests.test_distributed import ROOT, TOY, lines, results, wait_for_training
 
 FLAGS = [*TOY.split(), '--config.sft.evaluate_every=10']
@@ -51,7 +50,6 @@ def uncut(tmp_path_factory):
     ((8, 1), (4, 1), 'stopped on 8 devices of 1 process, now 4 devices of 1 process'),
     ((1, 4), (1, 2), 'stopped on 4 devices of 4 processes, now 2 devices of 2 processes'),
     ((1, 2), (1, 1), 'stopped on 2 devices of 2 processes, now 1 device of 1 process'),
-    ((2, 1), (3, 1), 'sft: a batch of 8 is not split, because 3 devices'),
   ],
 )
 def test_a_stopped_run_goes_on_with_others(before, after, note, uncut, tmp_path):
@@ -71,11 +69,10 @@ def test_a_stopped_run_goes_on_with_others(before, after, note, uncut, tmp_path)
     assert values[1] == pytest.approx(values[0], abs=1e-4)
 
 
-@pytest.mark.parametrize(('shards', 'divides'), [(1, True), (4, True), (3, False), (16, False)])
-def test_a_batch_that_is_not_split_is_named_with_what_divides_it(shards, divides, monkeypatch):
-  monkeypatch.setattr(sharding, 'example_shards', lambda: shards)
-  text = sharding.describe_undivided(8)
-  assert (text is None) == divides
-  if text:
-    assert f'a batch of 8 is not split, because {shards} devices' in text
-    assert 'with one of 1, 2, 4, 8 it is' in text
+@pytest.mark.slow
+def test_devices_that_do_not_divide_a_batch_are_refused_with_those_that_do(tmp_path):
+  program = begin(tmp_path, 3)
+  printed, _ = program.communicate(timeout=200)
+  assert program.returncode == 2
+  assert 'config.sft.batch=8, in 1 parts, cannot be split over the 3 devices' in printed
+  assert 'it can over 1, 2, 4, 8: change their number, or the batch.' in printed

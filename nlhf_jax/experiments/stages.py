@@ -81,8 +81,6 @@ def fit(
     first, placed = placed, grain.MapDataset.range(1, training.steps + 1)
     placed = placed.map(lambda number: first[number])
   with work_on(stage, steps=training.steps), contextlib.closing(steps):
-    if undivided := sharding.describe_undivided(training.batch):
-      print(f'{stage.name}: {undivided}')
     state = loop.train(
       state,
       steps.step,

@@ -99,8 +99,11 @@ def check_mesh(trainings: Mapping[str, Training]) -> None:
   """Refuses batches that the current mesh cannot split."""
   parts = sharding.example_shards()
   for field, training in trainings.items():
-    if training.batch // training.accumulate % parts:
+    rows = training.batch // training.accumulate
+    if rows % parts:
+      divisors = ', '.join(str(count) for count in range(1, rows + 1) if rows % count == 0)
       raise UserError(
         f'config.{field}.batch={training.batch}, in {training.accumulate} parts, cannot be split '
-        f'over the {parts} devices that hold different examples (data x fsdp of config.mesh).'
+        f'over the {parts} devices that hold different examples (data x fsdp of config.mesh); it '
+        f'can over {divisors}: change their number, or the batch.'
       )

@@ -92,22 +92,6 @@ def example_shards() -> int:
   )
 
 
-def describe_undivided(count: int) -> str | None:
-  """Why a batch of `count` rows is not split over the devices, and what would split it.
-
-  None if it is split.
-  """
-  shards = example_shards()
-  if count % shards == 0:
-    return None
-  divisors = ', '.join(str(number) for number in range(1, count + 1) if count % number == 0)
-  return (
-    f'a batch of {count} is not split, because {shards} devices with examples of their own do not '
-    f'divide it, and each computes all of it; with one of {divisors} it is (config.mesh.tensor '
-    'lowers their number)'
-  )
-
-
 def shard_parameters(tree: Any) -> Any:
   """Shards parameters and optimiser states by the table, inside a jitted function."""
   if not has_mesh():

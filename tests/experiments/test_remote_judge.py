@@ -55,6 +55,7 @@ def in_page(path):
   return json.loads(path.read_text().split(start)[1].split('</script')[0])['results']
 
 
+@pytest.mark.slow
 def test_interrupted_run_with_a_remote_judge_resumes(toy, tmp_path, monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
   config = toy(importlib.import_module('nlhf_jax.configs.nash_md').get_config())

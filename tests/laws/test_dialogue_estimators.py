@@ -158,6 +158,7 @@ def batches(request):
 CASES = {'self_play': catalogue.self_play(TAU), 'nash_md_pg': catalogue.nash_md_pg(0.5, TAU)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_sampled_gradients_average_to_the_exact_one(name, batches):
   algorithm = CASES[name]

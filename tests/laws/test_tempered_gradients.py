@@ -107,6 +107,7 @@ def exact_gradient(opponent, temperature):
   return np.array(gradient(TABLES['policy']), float).ravel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['nash_md_pg', pytest.param('self_play', marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_tempered_objective(name):
   algorithm, opponent = ALGORITHMS[name]

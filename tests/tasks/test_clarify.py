@@ -53,6 +53,7 @@ def solve(game):
   return lax.fori_loop(0, 1500, step, game.log_reference)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('float64')
 def test_equilibrium_mixes_asking_and_not_asking():
   asked = []

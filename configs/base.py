@@ -162,7 +162,7 @@ def get_config(source='synthetic'):
             evaluate_every=judge_steps // 10,
           ),
           planes=4,  # rotation planes of a response's embedding
-          # Of the initial embeddings; smaller for a pretrained model, whose judge else begins sure.
+          # Of the initial embeddings; at 1 the judge of a pretrained model begins sure of itself.
           initial_scale=1.0,
         )
       ),

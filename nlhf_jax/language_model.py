@@ -13,9 +13,9 @@ from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.dialogue_texts import Conversation
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.generation import (
-  GREEDY_BELOW,
   LoadedModel,
   encode_conversations,
+  filters_at,
   make_respond,
 )
 from nlhf_jax.experiments.language.finished_run import load_entry
@@ -27,7 +27,6 @@ from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, make_dialogue_rollout
-from nlhf_jax.sampling.token import Filters
 from nlhf_jax.sampling.users import FunctionUser, user_from_function, with_texts
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
@@ -161,15 +160,13 @@ def converse(
       f'{dialogue.row_length(length)} are more than the {model.max_positions} positions of the '
       'model; shorten one of them.'
     )
-  greedy = temperature < GREEDY_BELOW
-  filters = Filters(top_k=1) if greedy else Filters(temperature=temperature)
   rollout = make_dialogue_rollout(
     model.decoder,
     [{'policy': 1.0}],
     dialogue=dialogue,
     length=length,
     stop=tokenizer.eos_token_id,
-    filters=filters,
+    filters=filters_at(temperature),
   )
   padded = tokenizers.pad_prompts(tokenizer, rows, max(map(len, rows)))
   slots = {'policy': trees.merge(model.params, params)}
@@ -191,7 +188,7 @@ def user_from_model(
 
   Args:
     model: the decoder, the tokenizer, and the weights under adapters.
-    instruction: what it is told to do, such as to answer questions about its task.
+    instruction: what it should do, such as answer questions about a task.
     params: as of `generate`; the model's own if None.
     length: most tokens in a reply.
     temperature: of its replies.
@@ -202,14 +199,14 @@ def user_from_model(
   respond = make_respond(loaded, length=length)
 
   def reply(conversations, seeds):
-    told = [
+    seen = [
       [
         {'role': 'user', 'content': instruction},
         *({**message, 'role': exchanged[message['role']]} for message in conversation),
       ]
       for conversation in conversations
     ]
-    return respond(told, temperature, seeds[0])
+    return respond(seen, temperature, seeds[0])
 
   return user_from_function(reply)
 

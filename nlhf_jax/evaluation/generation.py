@@ -32,6 +32,12 @@ class LoadedModel(NamedTuple):
   max_positions: int
 
 
+def filters_at(temperature: float, filters: Filters = UNFILTERED) -> Filters:
+  """The filters at a temperature; below `GREEDY_BELOW` only the most likely token is left."""
+  greedy = temperature < GREEDY_BELOW
+  return Filters(top_k=1) if greedy else filters._replace(temperature=temperature)
+
+
 def make_respond(
   model: LoadedModel, *, length: int, batch: int = 64, filters: Filters = UNFILTERED
 ) -> Respond:
@@ -59,8 +65,7 @@ def make_respond(
 
   @functools.cache  # so that each temperature is compiled once
   def rollout_at(temperature):
-    greedy = temperature < GREEDY_BELOW
-    chosen = Filters(top_k=1) if greedy else filters._replace(temperature=temperature)
+    chosen = filters_at(temperature, filters)
     return rollout.make_rollout(
       model.decoder, [{'policy': 1.0}], length=length, stop=tokenizer.eos_token_id, filters=chosen
     )

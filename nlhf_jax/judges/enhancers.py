@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.algorithms.selection import take_responses
+from nlhf_jax.errors import UserError
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.structs import Comparison
 
@@ -42,6 +43,21 @@ def uncertain(comparison: Comparison, judge: Judge, spread: Spread) -> Int[Array
 NONE = 'none'  # no choice: another response of the main agent, or of the opponent of its algorithm
 CHOICES = {choose.__name__: choose for choose in (best_of_n, uncertain)}
 ENHANCERS = (NONE, *CHOICES)
+
+
+def check_enhancer(name: str, candidates: int, field: str) -> None:
+  """Refuses an unknown enhancer of the section `field`, and one that has nothing to choose from.
+
+  Raises:
+    UserError: the message names the field.
+  """
+  if name not in ENHANCERS:
+    raise UserError(f"{field}.enhancer='{name}' must be one of {', '.join(ENHANCERS)}.")
+  if name != NONE and candidates < 2:
+    raise UserError(
+      f"{field}.candidates={candidates}: '{name}' chooses among two or more; raise it, or set "
+      "enhancer='none'."
+    )
 
 
 def choose_right(name: str, comparison: Comparison, judge: Judge, spread: Spread) -> Comparison:

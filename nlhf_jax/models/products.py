@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 def matmul(
   x: Float[Array, '*N D'], w: Float[Array | np.ndarray, 'D E'], dtype: Any = None
 ) -> Array:
-  """x W, [*N, E], of this dtype, or else that of x; sums are in float32."""
-  if x.dtype == jnp.float32:
+  """x W, [*N, E], of this dtype, or else that of x; sums of bfloat16 are in float32."""
+  if x.dtype.itemsize >= 4:
     return x @ w
   return _matmul(x, w, jnp.dtype(dtype or x.dtype))
 
@@ -51,7 +51,7 @@ def sum_over_rows(x: Float[Array, '*N D'], y: Float[Array, '*N E']) -> Float[Arr
 def multiply(x: Array, y: Array, axes: tuple[int, int], dtype: Any) -> Array:
   """The product of matrices over one axis of each, of this dtype."""
   numbers = (((axes[0],), (axes[1],)), ((), ()))
-  if x.dtype == jnp.float32:
+  if x.dtype.itemsize >= 4:
     return lax.dot_general(x, y, numbers)
 
   def in_float32(x, y):

@@ -1,10 +1,11 @@
 """A listed game of conversations: to answer a post that lacks a fact, or to ask for it first.
 
 The policy has two turns of one token. It answers without the fact, states one of F facts, or asks;
-whoever asks is told the fact, and then answers. A post hints at its fact more or less. Raters who
-like brevity want no question and no fact; raters who like facts want the right one, and mind wrong
-ones; bold raters want any fact, at once. Guessing beats asking, asking beats an answer without the
-fact, and that beats guessing where the post hints at little: no way to answer beats both others.
+the reply to a question is the fact, and then it answers. A post hints at its fact more or less.
+Raters who like brevity want no question and no fact; raters who like facts want the right one, and
+mind wrong ones; bold raters want any fact, at once. Guessing beats asking, asking beats an answer
+without the fact, and that beats guessing where the post hints at little: no way to answer beats
+both others.
 """
 
 from typing import NamedTuple

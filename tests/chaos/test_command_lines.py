@@ -33,9 +33,9 @@ def check(lines):
 
 
 def test_some_command_lines_give_sentences():
-  found = check(command_lines.generate(100, seed=0))
+  found = check(command_lines.generate(100, seed=2))
   assert found[True] > 70
-  assert found[False] > 0  # their share is tested on a thousand
+  assert found[False] > 3
 
 
 @pytest.mark.slow

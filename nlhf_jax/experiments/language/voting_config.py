@@ -9,7 +9,7 @@ from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Training, Voting
 from nlhf_jax.experiments.training_config import make_training
-from nlhf_jax.judges.enhancers import ENHANCERS, NONE
+from nlhf_jax.judges import enhancers
 
 ALGORITHM = 'preference_model'  # which fits the judges
 
@@ -89,13 +89,7 @@ def check_policy(row: ConfigDict, field: str, training: Training) -> None:
 
 def check_enhancer(section: ConfigDict, where: str) -> None:
   """Refuses enhancers that have nothing to choose from, or nothing to choose by."""
-  if section.enhancer not in ENHANCERS:
-    raise UserError(f"{where}.enhancer='{section.enhancer}' must be one of {', '.join(ENHANCERS)}.")
-  if section.enhancer != NONE and section.candidates < 2:
-    raise UserError(
-      f"{where}.candidates={section.candidates}: '{section.enhancer}' chooses among two or more; "
-      "raise it, or set enhancer='none'."
-    )
+  enhancers.check_enhancer(section.enhancer, section.candidates, where)
   if section.enhancer == 'uncertain' and section.ensemble < 2:
     raise UserError(
       f"{where}.ensemble={section.ensemble}: 'uncertain' needs the spread of two judges or more; "

@@ -31,7 +31,7 @@ from nlhf_jax.experiments.tabular.config import SOLVERS
 from nlhf_jax.experiments.token_game.active_learning import count_votes
 from nlhf_jax.experiments.training_config import make_training
 from nlhf_jax.games.game import make_game
-from nlhf_jax.judges.enhancers import ENHANCERS, NONE
+from nlhf_jax.judges.enhancers import NONE, check_enhancer
 from nlhf_jax.models import architectures
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.ranges import Positive, PositiveFraction
@@ -176,15 +176,7 @@ def make_learners(config: ConfigDict, folder: Path) -> dict[str, Learner]:
     field = f'config.votes.learners.{label}'
     training = make_self_play_training(config, section, field)
     pairs = {name: section.get(name, default) for name, default in PAIRS.items()}
-    if pairs['enhancer'] not in ENHANCERS:
-      raise UserError(
-        f"{field}.enhancer='{pairs['enhancer']}' must be one of {', '.join(ENHANCERS)}."
-      )
-    if pairs['enhancer'] != NONE and pairs['candidates'] < 2:
-      raise UserError(
-        f"{field}.candidates={pairs['candidates']}: '{pairs['enhancer']}' chooses among two or "
-        "more; raise it, or set enhancer='none'."
-      )
+    check_enhancer(pairs['enhancer'], pairs['candidates'], field)
     own = {name: it for name, it in plain['votes']['learners'][label].items() if name not in pairs}
     stage_settings = shared | vote_settings | {'training': own}
     stage_settings['round'] = training.schedule.evaluate_every  # which determines the votes

@@ -68,6 +68,7 @@ def policy(
     **arguments,
   )
   row.update(judge=judge, feedback=feedback, entries=entries, async_judge=async_judge)
+  row.sampler = 'built_in'  # or server: config.generation_server
   row.filters = dict(temperature=1.0, top_k=0, top_p=1.0)
   return row
 
@@ -182,6 +183,17 @@ def get_config(source='synthetic'):
         tolerated=0.2,  # share of unusable answers above which the run stops
         request='{}',  # fields that replace those of the template: {"max_tokens": 1}
         prices=dict(prompt=0.0, response=0.0),  # per million tokens, to report the cost
+      ),
+      # A vLLM or SGLang server, which samples for policies with sampler='server'.
+      generation_server=dict(
+        kind='vllm',  # or sglang
+        url='',
+        model='policy',
+        key='',  # environment variable that holds the key; empty for none
+        folder='',  # where weights are written for it
+        timeout=600.0,
+        retries=3,
+        tolerated_gap=0.1,  # nats a token between its log-probabilities and ours
       ),
       # Judges that are combined: standard deviations that `shrink` subtracts, and the step of the
       # weights of the groups in `maxmin`.

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import __version__, configs
 from nlhf_jax.errors import Interrupted, UserError, first_line
-from nlhf_jax.judges.keys import check_section
+from nlhf_jax.judges.keys import check_secrets
 from nlhf_jax.storage import disk
 from nlhf_jax.storage.texts import printable
 
@@ -78,8 +78,7 @@ def run_command(
       config = load_config(settings.config)
       for override in overrides:
         apply_override(override, config, settings.config)
-      if 'remote' in config:
-        check_section(config.remote.to_dict())
+      check_secrets(config.to_dict())
       if settings.print:
         return print_quietly(describe(config))
       logging.set_verbosity('fatal')  # Orbax logs the tracebacks of errors that it also raises

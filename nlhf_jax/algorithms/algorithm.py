@@ -100,6 +100,13 @@ def samples_responses(algorithm: Algorithm) -> bool:
   return algorithm.right not in (None, DATA)
 
 
+def sampled_mixtures(algorithm: Algorithm) -> list[Mixture]:
+  """The mixtures that responses are sampled from, of both sides."""
+  left = [] if algorithm.left == DATA else algorithm.left
+  right = [] if algorithm.right in (None, DATA, LEFT) else algorithm.right
+  return [*left, *right]
+
+
 def needs_judge(algorithm: Algorithm) -> bool:
   """Whether responses of both sides are sampled, so that a judge has to compare them."""
   return algorithm.left != DATA and algorithm.right not in (None, DATA)

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 
+import jax
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import Algorithm, samples_responses
+from nlhf_jax.algorithms.algorithm import Algorithm, sampled_mixtures, samples_responses
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.specs import Policy
 from nlhf_jax.sampling.token import UNFILTERED, Filters
+from nlhf_jax.training.generation_server import KINDS, ServerSettings
+
+SAMPLERS = ('built_in', 'server')
 
 
 def make_filters(row: ConfigDict, field: str, algorithm: Algorithm) -> Filters:
@@ -41,6 +45,52 @@ def make_filters(row: ConfigDict, field: str, algorithm: Algorithm) -> Filters:
       'and top_p at 1, and set the temperature instead.'
     )
   return filters
+
+
+def is_served(row: ConfigDict, field: str, algorithm: Algorithm) -> bool:
+  """Whether the generation server samples for a policy, from its section `row` of the config.
+
+  Raises:
+    UserError: if it cannot.
+  """
+  if row.sampler not in SAMPLERS:
+    raise UserError(f"{field}.sampler='{row.sampler}' must be one of {', '.join(SAMPLERS)}.")
+  if row.sampler == 'built_in':
+    return False
+  where = f"{field}.sampler='server'"
+  if not samples_responses(algorithm):
+    raise UserError(
+      f"{where}: '{row.algorithm}' trains on data, and samples nothing; leave it out."
+    )
+  mixed = [mixture for mixture in sampled_mixtures(algorithm) if len(mixture) > 1]
+  if mixed:
+    raise UserError(
+      f"{where}: '{row.algorithm}' samples a mixture of {' and '.join(mixed[0])} token by token, "
+      'and a server has one model; leave it at built_in, which samples mixtures exactly.'
+    )
+  if 'votes' in row or jax.process_count() > 1:
+    raise UserError(f'{where} works in one process, and without {field}.votes; use built_in.')
+  return True
+
+
+def make_server(config: ConfigDict) -> ServerSettings:
+  """The settings of the generation server.
+
+  Raises:
+    UserError: if one is missing or wrong.
+  """
+  settings = ServerSettings(**config.generation_server)
+  if settings.kind not in KINDS:
+    raise UserError(
+      f"config.generation_server.kind='{settings.kind}' must be one of {', '.join(KINDS)}."
+    )
+  for name in ('url', 'folder'):
+    if not getattr(settings, name):
+      raise UserError(
+        f'config.generation_server.{name} is empty: a policy is sampled by a generation server, '
+        'which needs its address (url) and a folder that it reads weights from.'
+      )
+  return settings
 
 
 def print_filtered(policies: Mapping[str, Policy]) -> None:

@@ -26,6 +26,7 @@ from nlhf_jax.models.lora import Lora
 from nlhf_jax.ranges import AtLeastOne, Count, Fraction, NonNegative, Range, Seed
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.tasks.summaries.corpus import SyntheticData
+from nlhf_jax.training.generation_server import ServerSettings
 from nlhf_jax.training.optimizers import make_optimizer
 
 
@@ -144,6 +145,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   for declaration in (Endpoint, make_remote_judge, RemoteSettings):
     yield Section(declaration, config.remote, 'config.remote')
   yield Section(Prices, config.remote.prices, 'config.remote.prices')
+  yield Section(ServerSettings, config.generation_server, 'config.generation_server')
   yield Section(CombinedSettings, config.combined, 'config.combined')
   yield Section(CurveSettings, config.curves, 'config.curves')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')

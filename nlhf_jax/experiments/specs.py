@@ -32,6 +32,7 @@ from nlhf_jax.sample_complexity.worlds import World
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
+from nlhf_jax.training.generation_server import ServerSettings
 from nlhf_jax.training.loop import Schedule
 
 # --- Stages and what they train ---
@@ -77,8 +78,9 @@ class Policy(NamedTuple):
 
   `judge` is a name, or None where the algorithm uses no judge; `feedback` turns its preference
   into the payoff. With `async_judge`, responses are judged during the update on the previous ones.
-  `filters` are those of all samples that it trains on. With `voting`, the judge is asked for votes
-  alone, and the policy learns from judges that are fitted to them.
+  `filters` are those of all samples that it trains on, which are sampled by the generation server
+  if `served`. With `voting`, the judge is asked for votes alone, and the policy learns from judges
+  that are fitted to them.
   """
 
   training: Training
@@ -88,6 +90,7 @@ class Policy(NamedTuple):
   async_judge: bool = False
   filters: Filters = UNFILTERED
   voting: Voting | None = None
+  served: bool = False
 
 
 def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:
@@ -179,6 +182,7 @@ class LanguageExperiment(NamedTuple):
   curve_prompts: int  # held-out prompts that learning curves are measured on
   held_apart: HeldApart | None
   unfinished_loses: bool  # whether a response that was cut loses to one that ended
+  generation_server: ServerSettings | None = None  # if a policy is sampled by it
 
   def may_abstain(self, judge: str) -> bool:
     """Whether a judge, or one that it is combined from, may have no verdict on a pair."""

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -12,6 +13,7 @@ import jax
 from nlhf_jax import compilation, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.policy_folder import write_policy
 from nlhf_jax.experiments.specs import LanguageExperiment, Policy, Stage, Training
 from nlhf_jax.judges.judge import Judge, with_feedback
 from nlhf_jax.models import scoring, sharding
@@ -27,9 +29,16 @@ from nlhf_jax.training import checkpoints, interrupts, loop, step_metrics
 from nlhf_jax.training.async_judge import make_async_judge
 from nlhf_jax.training.checkpoints import load_slots
 from nlhf_jax.training.divergence import require_verdicts
+from nlhf_jax.training.generation_server import connect
 from nlhf_jax.training.group_weights import Groups, make_group_steps
 from nlhf_jax.training.loop import Steps
-from nlhf_jax.training.rollout_step import RolloutStep, make_rollout_step, make_sample
+from nlhf_jax.training.rollout_step import (
+  MakeRollout,
+  RolloutStep,
+  make_rollout_step,
+  make_sample,
+)
+from nlhf_jax.training.served_rollout import Server, make_served_rollout
 from nlhf_jax.training.update import Score, Update, initial_state, make_update, moving_slots
 
 # --- Training and loading ---
@@ -156,9 +165,9 @@ def make_policy_steps(
   experiment: LanguageExperiment, policy: Policy, judge: Judge | Groups | None
 ) -> Steps:
   """The steps of a policy of the experiment; `judge` is None where the algorithm uses none."""
-  training, make = policy.training, partial(make_rollout, experiment, filters=policy.filters)
   if isinstance(judge, Groups):
     return make_group_policy_steps(experiment, policy, judge)
+  training, make = policy.training, make_policy_rollouts(experiment, policy)
   if judge and not experiment.may_abstain(policy.judge):
     judge = require_verdicts(judge)
   score = make_policy_score(experiment, policy)
@@ -187,9 +196,7 @@ def make_group_policy_steps(
   score = make_policy_score(experiment, policy)
   stop = experiment.corpus.tokenizer.eos_token_id
   return make_group_steps(
-    make_sample(
-      policy.training.algorithm, partial(make_rollout, experiment, filters=policy.filters)
-    ),
+    make_sample(policy.training.algorithm, make_policy_rollouts(experiment, policy)),
     groups,
     policy.feedback,
     make_policy_update(policy.training, score, stop=stop),
@@ -202,6 +209,32 @@ def make_policy_score(experiment: LanguageExperiment, policy: Policy) -> Score:
   All slots are scored at it, the reference among them: what is trained is the tempered policy.
   """
   return scoring.make_score(temper(experiment.model.decoder, policy.filters.temperature))
+
+
+def make_policy_rollouts(experiment: LanguageExperiment, policy: Policy) -> MakeRollout:
+  """A function mixtures -> rollout, which samples as the policy trains.
+
+  Raises:
+    UserError: if a generation server is to sample, and its key or a package is missing.
+  """
+  if not policy.served:
+    return partial(make_rollout, experiment, filters=policy.filters)
+  settings, model = experiment.generation_server, experiment.model
+  server = Server(
+    client=connect(settings),
+    folder=Path(settings.folder),
+    write=lambda params, folder: write_policy(experiment, params, folder, merged=False),
+    adapters=model.lora is not None,
+    tolerated_gap=settings.tolerated_gap,
+  )
+  return partial(
+    make_served_rollout,
+    server,
+    model.decoder,
+    length=experiment.response_length,
+    stop=experiment.corpus.tokenizer.eos_token_id,
+    filters=policy.filters,
+  )
 
 
 def make_rollout(

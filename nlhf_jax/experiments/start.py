@@ -15,7 +15,7 @@ from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.model_config import make_mesh
 from nlhf_jax.experiments.run_log import announced, timed_run
-from nlhf_jax.judges.keys import check_section
+from nlhf_jax.judges.keys import check_secrets
 from nlhf_jax.storage import disk, json_lines, store
 from nlhf_jax.storage.locks import lock_folder
 from nlhf_jax.training import interrupts
@@ -54,8 +54,7 @@ def start(
     UserError: if a setting or the data cannot be used, the config contains a secret, another run
       uses the work directory, or the disk refuses a file.
   """
-  if 'remote' in config:
-    check_section(config.remote.to_dict())
+  check_secrets(config.to_dict())
   distributed.check_alike(json_lines.json_digest(config.to_dict()), (workdir, stages))
   exact = config.experiment in EXACT
   with (

@@ -23,7 +23,7 @@ from nlhf_jax.judges import judge_prompts
 from nlhf_jax.judges.endpoint import Endpoint, Query, Receive, Request, Usable, make_query
 from nlhf_jax.judges.judge import TextPreference
 from nlhf_jax.judges.judge_prompts import Template
-from nlhf_jax.judges.keys import check_section
+from nlhf_jax.judges.keys import check_secrets
 from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind, Section, judge_by_texts
 from nlhf_jax.judges.response_body import Failure
 from nlhf_jax.judges.verdicts import Answer
@@ -319,7 +319,7 @@ def require_model(section: Section) -> None:
   for field in ('url', 'model'):
     if not section[field]:
       raise UserError(f'config.remote.{field} is empty; name the endpoint and its model.')
-  check_section(section)
+  check_secrets({'remote': section})
 
 
 def make_template(section: Section) -> Template:

@@ -12,6 +12,7 @@ from nlhf_jax.algorithms.algorithm import (
   LEFT,
   Algorithm,
   needs_judge,
+  sampled_mixtures,
   samples_responses,
 )
 from nlhf_jax.sampling.rollout import Rollout
@@ -60,8 +61,7 @@ def make_sample(algorithm: Algorithm, make_rollout: MakeRollout) -> RolloutStep:
   left, right = algorithm.left, algorithm.right
   if not samples_responses(algorithm):
     return lambda params, batch, key: batch
-  ours = [] if left == DATA else left
-  rollout = make_rollout([*ours, *([] if right == LEFT else right)])
+  rollout = make_rollout(sampled_mixtures(algorithm))
 
   def join(sides: Sequence[Responses]) -> Responses:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *sides)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.experiments.export_policy import convert_to_llama
+from nlhf_jax.experiments.policy_folder import convert_to_llama
 from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.storage import json_files

@@ -6,7 +6,7 @@ import pytest
 
 from nlhf_jax import compilation, main
 from nlhf_jax.errors import UserError
-from nlhf_jax.judges.keys import check_section, read_key, redact
+from nlhf_jax.judges.keys import check_secrets, read_key, redact
 from tests.judges.faults import Reply, completion, serve
 
 pytest.importorskip('openai', reason='the remote judge needs the extra remote')
@@ -91,12 +91,12 @@ def test_unset_variable_is_named_and_odd_names_are_not(monkeypatch):
   monkeypatch.setenv('lower_name', 'x' * 20)
   assert read_key('lower_name') == 'x' * 20
   section = {'key': 'lower_name', 'url': '', 'request': '{}'}
-  check_section(section)
+  check_secrets({'remote': section})
   with pytest.raises(UserError, match="key='SOME_KEY_2' is not an environment variable"):
     read_key('SOME_KEY_2')
   for odd in ('AKIAIOSFODNN7EXAMPLE', 'hunter2', 'AIzaSyA0a1B2', '$OPENAI_API_KEY', 'A B'):
     with pytest.raises(UserError) as raised:
-      check_section(section | {'key': odd})
+      check_secrets({'remote': section | {'key': odd}})
     assert odd not in str(raised.value)
 
 

@@ -31,7 +31,12 @@ from nlhf_jax.experiments.language.stage_settings import (
 from nlhf_jax.experiments.language.voting_config import make_voting
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
-from nlhf_jax.experiments.sampling_config import make_filters, print_filtered
+from nlhf_jax.experiments.sampling_config import (
+  is_served,
+  make_filters,
+  make_server,
+  print_filtered,
+)
 from nlhf_jax.experiments.specs import HeldApart, LanguageExperiment, Policy, Training
 from nlhf_jax.experiments.stage_config import make_stage, split_settings
 from nlhf_jax.experiments.training_config import check_mesh, make_training
@@ -95,6 +100,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   exploiter = make_exploiter(config)
   panel, sft, known = make_panel(config), trainings.pop('sft'), find_judges(config)
   check_best_of(config, policies)
+  served = any(policy.served for policy in policies.values())
   used = {*panel, *(policy.judge for policy in policies.values()), *selecting_judge(config)}
   used = known.members(used)
   judges = {stage: trainings[stage] for stage in stages_of_judges(used)}
@@ -139,6 +145,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
+    generation_server=make_server(config) if served else None,
   )
 
 
@@ -302,7 +309,16 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     check_judges_of_texts(config, judge, field)
   filters = make_filters(row, field, training.algorithm)
   voting = make_voting(row, field, training) if 'votes' in row else None
-  return Policy(training, judge, FEEDBACK[row.feedback], entries, row.async_judge, filters, voting)
+  return Policy(
+    training,
+    judge,
+    FEEDBACK[row.feedback],
+    entries,
+    row.async_judge,
+    filters,
+    voting,
+    served=is_served(row, field, training.algorithm),
+  )
 
 
 def check_judges_of_texts(config: ConfigDict, judge: str, field: str) -> None:

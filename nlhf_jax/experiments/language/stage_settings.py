@@ -53,6 +53,8 @@ def stage_settings(
     row = {field: value for field, value in plain['policies'][name].items() if field != 'entries'}
     if Filters(**row['filters']) == UNFILTERED:  # as before there were any
       del row['filters']
+    if row['sampler'] == 'built_in':  # as before there was another
+      del row['sampler']
     row['judge'] = judge_name(row['judge'])  # a function counts, not its location
     settings[name] = {**settings['sft']}
     for model in stages_of_judges(known.members({policy.judge})):

@@ -122,8 +122,17 @@ def parameter_sharding(path: str, leaf: Any) -> jax.sharding.Sharding:
 
 
 def put_parameters(tree: Any) -> Any:
-  """Shards parameters and optimiser states on the devices as the table says."""
-  return jax.jit(shard_parameters)(tree) if has_mesh() else tree
+  """Shards parameters and optimiser states on the devices as the table says.
+
+  The arrays are committed to their devices, as those are that an update returns: `jax.jit` compiles
+  a program twice if its first arguments are not.
+  """
+
+  def commit(leaf):
+    committed = getattr(leaf, 'committed', True)  # an array that is traced has no place yet
+    return leaf if committed else jax.device_put(leaf, leaf.sharding)
+
+  return jax.tree.map(commit, jax.jit(shard_parameters)(tree) if has_mesh() else tree)
 
 
 def local_rows(count: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 The slow tier has all ten, and adapters.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -68,3 +69,19 @@ def test_a_mesh_of_other_devices_is_refused():
   count = jax.device_count()
   with pytest.raises(UserError, match=f'fsdp=3 .* must be the {count} devices'):
     sharding.make_mesh(0, 3, 1)
+
+
+@pytest.mark.parametrize('meshed', [False, True])
+def test_first_arguments_are_committed_as_results_are(meshed):
+  """Otherwise the second step of every stage is compiled like the first."""
+  mesh = sharding.make_mesh(data=0, fsdp=1, tensor=1)
+  with sharding.use_mesh(mesh) if meshed else contextlib.nullcontext():
+    step = jax.jit(lambda state, batch: jax.tree.map(lambda leaf: leaf + batch.sum(), state))
+    batch = jax.device_put(np.ones(8), jax.devices()[0])  # committed, as rows of a mesh are
+    tree = {'embed': {'embedding': jax.numpy.ones((8, 2))}, 'step': jax.numpy.zeros(())}
+    state = sharding.put_parameters(tree)
+    step(step(state, batch), batch)
+    assert step._cache_size() == 1
+    if not meshed:
+      step(tree, batch)
+      assert step._cache_size() == 2  # what the law prevents

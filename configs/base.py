@@ -163,8 +163,8 @@ def get_config(source='synthetic'):
             evaluate_every=judge_steps // 10,
           ),
           planes=4,  # rotation planes of a response's embedding
-          # Of the initial embeddings; at 1 the judge of a pretrained model begins sure of itself.
-          initial_scale=1.0,
+          # Factor of the embeddings; 0.1 for a pretrained model, whose hidden states are larger.
+          scale=1.0,
         )
       ),
       # A published judge, by its folder or hub name.

@@ -46,7 +46,7 @@ def get_config(part=''):
   for judge in (config.general_preference_model, config.reward_model, config.preference_model):
     judge.update(steps=100, batch=8, evaluate_every=100)
     judge.optimizer.learning_rate = 3e-4
-  config.general_preference_model.initial_scale = 0.1
+  config.general_preference_model.scale = 0.1
   config.update(judges='gpm', held_apart='gpm', unfinished='loses')
   if part == 'judges':
     config.update(experiment='judges', judges='learned,reward,gpm', held_apart='')

@@ -30,7 +30,7 @@ def make_general_preference_network(
   *,
   planes: AtLeastOne,
   key: Array,
-  initial_scale: Positive = 1.0,
+  scale: Positive = 1.0,
 ) -> PreferenceNetwork:
   """A network that embeds each response as a point v in `planes` planes.
 
@@ -45,20 +45,20 @@ def make_general_preference_network(
     response_length: the maximal number of tokens of a response.
     planes: 1 or more.
     key: samples the initial points.
-    initial_scale: of the initial points, whose logits are of its square. The hidden states of a
-      pretrained model are larger than those of a new one, and a judge that begins sure of itself
-      has to unlearn that first.
+    scale: factor of the points, which a pretrained model needs to be small: its hidden states are
+      larger than those of a new one, and logits grow with the square of the points, so that the
+      judge would begin sure of itself, and each update would change its logits by several units.
   """
 
   def init(backbone):
     # At zero an area has no gradient.
-    points = initial_scale * jax.random.normal(key, (width, 2 * planes)) / width**0.5
+    points = jax.random.normal(key, (width, 2 * planes)) / width**0.5
     return add_readouts(backbone, width, 2 * planes) | {'verdict': points}
 
   @jax.jit
   def points(params, prompts, responses):
     rows = response_rows(prompts, responses, separator)
-    values = read_out(decoder, params, *rows, response_length)
+    values = scale * read_out(decoder, params, *rows, response_length)
     return values.reshape(*responses.tokens.shape[:2], 2, planes)
 
   def area(one, other):
@@ -74,7 +74,7 @@ def make_general_preference_network(
 
 
 def _make(backbone, section, key) -> JudgeNetwork:
-  settings = {name: section[name] for name in ('planes', 'initial_scale')}
+  settings = {name: section[name] for name in ('planes', 'scale')}
   network = make_general_preference_network(*backbone, **settings, key=key)
   judge = partial(judge_from_embeddings, network)
   left_first = lambda params: lambda comparison: jax.nn.sigmoid(network.logit(params, comparison))

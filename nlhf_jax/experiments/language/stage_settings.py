@@ -33,8 +33,8 @@ def stage_settings(
   no computation, such as which slots enter the tournament, are left out for a policy.
   """
   plain = json.loads(config.to_json_best_effort())
-  if plain['general_preference_model']['initial_scale'] == 1:  # as before there was any
-    del plain['general_preference_model']['initial_scale']
+  if plain['general_preference_model']['scale'] == 1:  # as before there was any
+    del plain['general_preference_model']['scale']
   shared = {name: plain[name] for name in ('seed', 'data', 'model')}
   path = shared['data'].pop('path', None)
   if path:  # the content counts, not the location

@@ -70,7 +70,7 @@ def get_config(part=''):
   if part == 'start':
     config.update(judges='lengths', held_apart='')
     config.policies = {'nash_md': policy('nash_md_pg', beta=0.125, tau=0.05, judge='lengths')}
-    config.tournament.prompts = 32
+    config.tournament.update(prompts=32, best_of=0)  # which would need a judge
     return config
   config.exploiter = base.exploiter(
     'best_response',

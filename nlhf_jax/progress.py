@@ -32,6 +32,11 @@ def is_on_terminal() -> bool:
   return sys.stderr.isatty()
 
 
+def terminal_width() -> int:
+  """Columns of the terminal; `WIDTH` where there is none, or it does not tell, as in containers."""
+  return shutil.get_terminal_size().columns or WIDTH
+
+
 def format_metrics(metrics: Mapping[str, float], width: int) -> str:
   """The most important metrics that fit into `width` columns, such as 'win rate 0.53, KL 1.2'."""
   line = ''
@@ -67,7 +72,7 @@ class Progress:
       mininterval=0.5,
       delay=delay,
       leave=self._leave,
-      ncols=shutil.get_terminal_size().columns - 1,
+      ncols=terminal_width() - 1,
       disable=hidden or self._plain,
     )
 

@@ -1,7 +1,9 @@
 """Logs: bars on terminals only, plain lines elsewhere, and what a log begins and ends with."""
 
 import contextlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from nlhf_jax import __version__, progress
 from nlhf_jax.experiments.start import start
+from nlhf_jax.reporting import formatting
 
 METRICS = {
   'loss': -0.01234,
@@ -74,6 +77,15 @@ def test_a_terminal_has_a_bar_that_fits(monkeypatch, capsys):
   assert '\r' in error
   assert '3/3' in error
   assert max(map(len, re.split(r'[\r\n]', error))) <= 80
+
+
+def test_a_terminal_that_does_not_tell_its_size_has_80_columns(monkeypatch, capsys):
+  monkeypatch.setattr(progress, 'is_on_terminal', lambda: True)
+  unknown = lambda *_: os.terminal_size((0, 0))  # as of `docker run -t` and `script`
+  monkeypatch.setattr(shutil, 'get_terminal_size', unknown)
+  show(3)
+  assert '3/3' in capsys.readouterr().err
+  assert 'wins' in formatting.format_text('a title', ['one'], ['wins'], [['0.5']])
 
 
 @pytest.mark.parametrize('width', [0, 8, 20, 40, 200])

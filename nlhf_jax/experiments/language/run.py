@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax import distributed
+from nlhf_jax import distributed, trees
 from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.batches import map_chunks, take
@@ -150,6 +150,16 @@ def make_judges(
   return judges, rewards
 
 
+def share_base(experiment: LanguageExperiment, slots: Mapping[str, Params]) -> dict[str, Params]:
+  """Slots with their own parameters alone, and a slot `base` for those that all share, if any.
+
+  A rollout then reads the weights under adapters once for all slots.
+  """
+  parts = {slot: trees.split(params, experiment.model.trains) for slot, params in slots.items()}
+  _, base = next(iter(parts.values()))
+  return {slot: own for slot, (own, _) in parts.items()} | ({'base': base} if base else {})
+
+
 def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Responses) -> str:
   """The first few prompts and responses, as one text."""
   tokenizer, first = experiment.corpus.tokenizer, slice(SAMPLES)
@@ -183,7 +193,7 @@ def make_evaluate(
     return jnp.sum(score(params, comparison).left, axis=(1, 2))
 
   def evaluate(slots):
-    both = {'policy': slots['policy'], 'reference': reference}
+    both = share_base(experiment, {'policy': slots['policy'], 'reference': reference})
 
     def compare(chunk, number):
       interrupts.check('held-out prompts')

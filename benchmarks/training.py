@@ -327,11 +327,8 @@ def table(found: dict) -> str:
 HEADS = ('              part', 'ms', 'spread', 'TRL, ms', 'times faster', 'of the floor')
 
 
-def measure(
-  model: str, batch: int, compute: str, device: str, ceiling: dict, python: Path | None
-) -> dict:
+def measure(settings: Settings, device: str, ceiling: dict, python: Path | None) -> dict:
   """All parts at one batch: seconds, spread, the peer's seconds and the floor."""
-  settings = Settings(MODELS[model], batch, compute=compute)
   given = json.dumps(settings._asdict())
   own = environments.run_json([sys.executable, __file__, '--only', given])
   peers = {}
@@ -372,7 +369,7 @@ def measure(
   }
 
 
-def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
+def main(model: str, batches: list[int], compute: str, runs: int, alone: bool) -> None:
   """Measures, prints and writes all batches."""
   python = None if alone else environments.make(PEERS, REQUIREMENTS)
   # Measured in a process of its own, which releases the device.
@@ -380,9 +377,8 @@ def main(model: str, batches: list[int], compute: str, alone: bool) -> None:
   ceiling, found = limits['ceilings'], limits | {'model': model, 'batches': {}}
   print(json.dumps(found, indent=2), flush=True)
   for batch in batches:
-    found['batches'][batch] = measure(
-      model, batch, compute, found['machine']['device'], ceiling, python
-    )
+    settings = Settings(MODELS[model], batch, compute=compute, runs=runs)
+    found['batches'][batch] = measure(settings, found['machine']['device'], ceiling, python)
   print(table(found))
   path = ROOT / 'benchmarks' / 'results' / f'training_{model}.json'
   path.write_text(json.dumps(found, indent=2) + '\n')
@@ -394,6 +390,7 @@ if __name__ == '__main__':
   parser.add_argument('--model', choices=MODELS, default='small')
   parser.add_argument('--batches', type=int, nargs='+', default=[8, 32])
   parser.add_argument('--compute', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--runs', type=int, default=5, help='steps that are timed')
   parser.add_argument('--alone', action='store_true', help='without TRL')
   parser.add_argument('--ceilings', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--only', help=argparse.SUPPRESS)  # the settings of one process
@@ -403,4 +400,4 @@ if __name__ == '__main__':
   elif flags.ceilings:
     print(json.dumps({'machine': environments.machine(), 'ceilings': ceilings(flags.compute)}))
   else:
-    main(flags.model, flags.batches, flags.compute, flags.alone)
+    main(flags.model, flags.batches, flags.compute, flags.runs, flags.alone)

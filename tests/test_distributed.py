@@ -118,6 +118,37 @@ def results(folder):
 
 
 @pytest.mark.slow
+def test_two_processes_compare_judges_as_one(tmp_path):
+  toy = f"""
+    --config=configs/preferences.py {SMALL} --config.judges=learned,lengths
+    --config.preference_model.evaluate_every=1 --config.sft.steps=2
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+  launch(1, tmp_path / 'run', '--config.sft.steps=2')
+  toy = f"""
+    --config=configs/evaluate.py:synthetic {SMALL} --config.judges=learned,lengths
+    --config.sft.steps=2 --config.tournament.length=8 --config.tournament.batch=8
+    --config.entries=mine={tmp_path}/run:dpo,theirs={tmp_path}/run/samples.jsonl
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  one, two = (lines(tmp_path / str(count), 'samples.jsonl') for count in (1, 2))
+  assert [line['responses'] for line in one] == [line['responses'] for line in two]
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+  # What is cached is not computed again, and is the same in both processes.
+  before = sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
+  assert len(before) == 3
+  launch(2, tmp_path / '2', toy=toy)
+  assert before == sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
+
+
+@pytest.mark.slow
 def test_two_stopped_processes_resume(tmp_path):
   run_one_and_two(tmp_path)
   program = begin(2, tmp_path / 'cut')

@@ -174,13 +174,19 @@ from nlhf_jax.errors import Interrupted, UserError
 distributed.join(sys.argv[1].partition('=')[2])
 mine = 0.5 if distributed.is_first() else 7.5
 found = [distributed.compute_on_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
+found.append(distributed.value_from_first(lambda: {'mine': [mine, None]}))
+bits = np.array([-0.0, mine], np.float32) if distributed.is_first() else np.empty(2, np.float32)
+found.append([str(it) for it in distributed.send_from_first(bits)])
+found.append(distributed.send_from_first(np.array(mine)).shape)
 for kind in (UserError, Interrupted):
   def fail():
     raise kind('no luck')
-  try:
-    distributed.compute_on_first(fail, (2,))
-  except Exception as error:
-    found.append(type(error).__name__)
+  for ask in (lambda: distributed.compute_on_first(fail, (2,)),
+              lambda: distributed.value_from_first(fail)):
+    try:
+      ask()
+    except Exception as error:
+      found.append(type(error).__name__)
 print(found, file=sys.stderr)
 """
 
@@ -212,7 +218,9 @@ def test_what_the_first_process_computes_reaches_all():
   for program in start_two([sys.executable, '-c', PROGRAM]):
     _, printed = program.communicate(timeout=300)
     assert program.returncode == 0, printed
-    assert printed.splitlines()[-1] == "[[0.5, nan], 'UserError', 'Interrupted']"
+    found = "[0.5, nan], {'mine': [0.5, None]}, ['-0.0', '0.5'], ()"
+    errors = "'UserError', 'UserError', 'Interrupted', 'Interrupted'"
+    assert printed.splitlines()[-1] == f'[{found}, {errors}]'
 
 
 STOPPING = """

@@ -57,7 +57,8 @@ def start(
   if 'remote' in config:
     check_section(config.remote.to_dict())
   digest = json_lines.json_digest(config.to_dict())
-  distributed.check_alike(digest, (workdir, stages), may_differ=bool(store_url))
+  with disk.writing(workdir, stages):
+    distributed.check_alike(digest, (workdir, stages), may_differ=bool(store_url))
   exact = config.experiment in EXACT
   with (
     disk.writing(workdir, stages),

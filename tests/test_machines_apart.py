@@ -47,6 +47,57 @@ def whole(tmp_path_factory):
   return folder
 
 
+STATE = """
+import contextlib, sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from nlhf_jax import distributed
+from nlhf_jax.models import sharding
+from nlhf_jax.storage import store
+from nlhf_jax.structs import TrainState
+from nlhf_jax.training.checkpoints import Checkpoints, load_slots
+
+root, cluster = Path(sys.argv[1]), sys.argv[2].partition('=')[2]
+distributed.join(cluster)
+workdir = root / f'machine{jax.process_index()}'
+distributed.check_alike('00', (workdir,), may_differ=True)
+with (
+  jax.set_mesh(sharding.make_mesh(1, 2, 1)),
+  store.mirrored(f'file://{root}/store', workdir, workdir / 'stages'),
+  contextlib.closing(Checkpoints(workdir / 'stages' / 'sft' / 'checkpoints')) as checkpoints,
+):
+  params = {'up': {'kernel': jnp.arange(8, dtype=jnp.bfloat16).reshape(4, 2) - 4}}
+  rest = (-jnp.zeros(3), jnp.array([True, False]), jnp.float32(0.1))
+  state = TrainState(jnp.int32(7), {'policy': params}, rest, {}, nonfinite=jnp.int32(0))
+  state = sharding.put_parameters(state)
+  none = jax.tree.map(jnp.zeros_like, state)
+  found = checkpoints.restore(none)
+  if int(found.step):
+    slots = load_slots(workdir / 'stages' / 'sft' / 'checkpoints', none.params)
+    pairs = zip(jax.tree.leaves((found, slots)), jax.tree.leaves((state, state.params)))
+    same = [
+      one.sharding == other.sharding
+      and distributed.fetch(one).tobytes() == distributed.fetch(other).tobytes()
+      for one, other in pairs
+    ]
+    print('restored', all(same), len(same), file=sys.stderr)
+  else:
+    checkpoints.save(state)
+"""
+
+
+@pytest.mark.slow
+def test_a_state_returns_to_lost_machines(tmp_path):
+  for _ in range(2):
+    programs = start_two([sys.executable, '-c', STATE, str(tmp_path)])
+    printed = [program.communicate(timeout=300)[1] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0], printed
+    assert not list((tmp_path / 'machine1').rglob('checkpoints/*'))
+    for number in range(2):
+      shutil.rmtree(tmp_path / f'machine{number}')
+  assert ['restored True 7' in text for text in printed] == [True, True], printed
+
+
 @pytest.mark.slow
 def test_two_machines_are_the_same_run_as_one_process(whole, tmp_path):
   finish(begin(tmp_path))

@@ -4,12 +4,13 @@
 #   launch/tpu_vm.sh run       installs the checkout on all workers, and starts or resumes the run
 #   launch/tpu_vm.sh stop      asks the run to save and end
 #   launch/tpu_vm.sh delete    gives the pod back, which ends its cost
-# Change three names: NAME, ZONE and WORKDIR. All workers must see WORKDIR: mount a shared file
-# system there, such as Filestore, before the first run.
+# Change three names: NAME, ZONE and STORE, the folder of a bucket that keeps the run, to which the
+# pod's service account may write. Each worker has a WORKDIR of its own, on its disk.
 set -euo pipefail
 NAME=${NAME:-nlhf}
 ZONE=${ZONE:-us-central2-b}
-WORKDIR=${WORKDIR:-/mnt/shared/nash_md}
+STORE=${STORE:-gs://my-bucket/nash_md}
+WORKDIR=${WORKDIR:-runs/nash_md}
 CONFIG=${CONFIG:-nash_md}
 TYPE=${TYPE:-v4-32}
 VERSION=${VERSION:-tpu-ubuntu2204-base}
@@ -32,9 +33,9 @@ run() {
   gcloud compute tpus tpu-vm scp "$archive" "$NAME:nlhf.tar.gz" --zone="$ZONE" --worker=all
   rm "$archive"
   on_all 'mkdir -p nlhf && tar xzf nlhf.tar.gz -C nlhf && cd nlhf && python3.11 -m venv .venv &&
-    .venv/bin/pip install --quiet -c launch/docker/constraints.txt ".[tpu]"'
+    .venv/bin/pip install --quiet -c launch/docker/constraints.txt ".[tpu,gcs]"'
   on_all "cd nlhf && source launch/env.sh && exec .venv/bin/python -m nlhf_jax.main --cluster=auto \
-    --config='$CONFIG' --workdir='$WORKDIR'"
+    --config='$CONFIG' --workdir='$WORKDIR' --store='$STORE'"
 }
 
 stop() { on_all 'pkill -TERM -f "[n]lhf_jax.main"'; }

@@ -1,13 +1,15 @@
 """Several processes that run the same program: which one writes, and what they agree on.
 
-All processes compute; only the first one writes files and prints. Decisions about what to compute
-next are exchanged here, so that all processes take the same one. A single process exchanges nothing
-and never waits.
+All processes compute; only the first one writes files and prints. What it reads from the files of
+the run, and decisions about what to compute next, are exchanged here, so that all processes go on
+from the same, whether or not they share a file system. A single process exchanges nothing and never
+waits.
 """
 
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import secrets
 import signal
@@ -42,6 +44,9 @@ _LOST_SIGNS = ('gloo', 'nccl', 'coordination service', 'coordination agent', 'ba
 # JAX's own name for the message that a process got SIGTERM, which has no public reader.
 _STOP_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
 
+# Of each process, the first one that works in the same folders; empty where all do in those of
+# process 0.
+_writers: list[int] = []
 _stop_questions = itertools.count(1)  # one count for the whole program
 _thread = threading.local()
 _before_abort = [NOT_STARTED]  # what to print if JAX aborts this process
@@ -170,30 +175,49 @@ def _broadcast(value: Any) -> np.ndarray:
   return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def check_alike(config_digest: str, folders: Sequence[Path]) -> None:
-  """Checks that all processes have the same config, and see the same files in these folders.
+def check_alike(config_digest: str, folders: Sequence[Path], may_differ: bool) -> None:
+  """Checks that all processes have the same config, and which of them see the same files.
 
   Args:
     config_digest: at most 8 bytes in hexadecimal digits.
     folders: are made if need be.
+    may_differ: whether each machine may have folders of its own.
 
   Raises:
-    UserError: in all processes, if one differs from the first.
+    UserError: in all processes, if one has another config than the first, or other files and
+      must not.
   """
+  _writers.clear()
   if jax.process_count() == 1:
     return
   require_same(config_digest, 'another config than', 'the same flags')
+  found = []
   for folder in folders:
-    mark = folder / f'.started-{int(_broadcast(np.uint32(secrets.randbits(32))))}'
-    if is_first():
-      folder.mkdir(parents=True, exist_ok=True)
-      mark.touch()
-    _wait_for_all('the mark')
-    seen = _gather(mark.exists())
-    if is_first():
-      mark.unlink()
-    remedy = 'the same --workdir and --stages, on a file system that all of them share'
-    _require(seen, f"other files in '{folder}' than", remedy)
+    found.append(_find_writers(folder))
+    remedy = (
+      'the same --workdir and --stages, on a file system that all of them share; or add --store, '
+      'with which each machine may have its own'
+    )
+    _require((found[-1] == 0) | may_differ, f"other files in '{folder}' than", remedy)
+  both = '--workdir and --stages on the same file system'
+  _require(np.all(np.equal(found, found[0]), axis=0), 'folders on other machines than', both)
+  if found[0].any():
+    _writers.extend(found[0].tolist())
+
+
+def _find_writers(folder: Path) -> np.ndarray:
+  """Of each process, the first one that sees the same files in this folder."""
+  name = f'.started-{int(_broadcast(np.uint32(secrets.randbits(32))))}'
+  folder.mkdir(parents=True, exist_ok=True)
+  mark = folder / f'{name}-{jax.process_index()}'
+  mark.touch()
+  _wait_for_all('the mark')
+  first = min(
+    number for number in range(jax.process_count()) if (folder / f'{name}-{number}').exists()
+  )
+  writers = _gather(np.uint32(first))
+  mark.unlink()
+  return writers
 
 
 def require_same(digest: str, difference: str, remedy: str) -> None:
@@ -218,6 +242,16 @@ def _require(alike: np.ndarray, difference: str, remedy: str) -> None:
 def is_first() -> bool:
   """Whether this process writes and prints."""
   return jax.process_index() == 0
+
+
+def has_own_folders() -> bool:
+  """Whether some processes of the run have other folders than the first one."""
+  return bool(_writers)
+
+
+def is_first_here() -> bool:
+  """Whether this process is the first one of those that see the same files."""
+  return jax.process_index() == (_writers[jax.process_index()] if _writers else 0)
 
 
 def broadcast_from_first(answer: bool) -> bool:
@@ -262,6 +296,38 @@ def compute_on_first(work: Callable[[], np.ndarray], shape: tuple[int, ...]) -> 
   return np.frombuffer(bits.tobytes()).reshape(shape)
 
 
+def value_from_first(work: Callable[[], Any]) -> Any:
+  """Runs `work` in the first process only, and returns its value in all.
+
+  Args:
+    work: computes a value that JSON can hold; such as what a file holds.
+
+  Raises:
+    UserError, Interrupted: in all processes, if `work` raises one.
+  """
+  if jax.process_count() == 1 or getattr(_thread, 'alone', False):
+    return work()
+  text = b''
+
+  def count():
+    nonlocal text
+    text = json.dumps(work()).encode()
+    return np.array(len(text))
+
+  size = int(compute_on_first(count, ()))
+  padded = np.zeros(1 << (size - 1).bit_length(), np.uint8)  # few lengths, which are compiled
+  padded[: len(text)] = np.frombuffer(text, np.uint8)
+  return json.loads(_broadcast(padded)[:size].tobytes())
+
+
+def send_from_first(value: np.ndarray) -> np.ndarray:
+  """The first process's array, of which the others know shape and type, with the same bits."""
+  if jax.process_count() == 1 or not value.size:
+    return value
+  bits = _broadcast(np.frombuffer(value.tobytes(), np.uint8))  # a sum would lose the sign of -0
+  return np.frombuffer(bits.tobytes(), value.dtype).reshape(value.shape)
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
   """Within this context, `compute_on_first` in this thread waits for no other process.
@@ -304,10 +370,11 @@ def first_process_only(place: str):
   """Yields whether this is the first process; at the end, waits until all processes are there.
 
   Args:
-    place: a name for this point, the same in all processes.
+    place: a name for this point, the same in all processes; or a path, of which only the name of
+      the file need be the same if machines have folders of their own.
   """
   yield is_first()
-  _wait_for_all(place)
+  _wait_for_all(Path(place).name if has_own_folders() else place)
 
 
 def fetch(tree: Any) -> Any:

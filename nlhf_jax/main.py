@@ -16,6 +16,8 @@ from nlhf_jax import command, configs
 from nlhf_jax.errors import UserError
 from nlhf_jax.progress import is_on_terminal
 
+# Kinds of experiments that several processes can run.
+IN_PROCESSES = ('language', 'judges', 'evaluate')
 # The flags of this command alone.
 FLAGS = {
   'tracker': 'where the learning curves are plotted, besides metrics.jsonl: none, tensorboard, '
@@ -47,7 +49,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f"config.experiment='{config.experiment}' needs {', '.join(missing)}, which "
       f'--config={settings.config} lacks; start from --config={example}.'
     )
-  if settings.cluster and config.experiment != 'language':
+  if settings.cluster and config.experiment not in IN_PROCESSES:
     raise UserError(
       f'--cluster: the experiment {config.experiment} runs in one process; leave --cluster out.'
     )

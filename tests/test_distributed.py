@@ -118,6 +118,37 @@ def results(folder):
 
 
 @pytest.mark.slow
+def test_two_processes_compare_judges_as_one(tmp_path):
+  toy = f"""
+    --config=configs/preferences.py {SMALL} --config.judges=learned,lengths
+    --config.preference_model.evaluate_every=1 --config.sft.steps=2
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+  launch(1, tmp_path / 'run', '--config.sft.steps=2')
+  toy = f"""
+    --config=configs/evaluate.py:synthetic {SMALL} --config.judges=learned,lengths
+    --config.sft.steps=2 --config.tournament.length=8 --config.tournament.batch=8
+    --config.entries=mine={tmp_path}/run:dpo,theirs={tmp_path}/run/samples.jsonl
+  """
+  for count in (1, 2):
+    launch(count, tmp_path / str(count), toy=toy)
+  one, two = (lines(tmp_path / str(count), 'samples.jsonl') for count in (1, 2))
+  assert [line['responses'] for line in one] == [line['responses'] for line in two]
+  assert results(tmp_path / '2') == pytest.approx(results(tmp_path / '1'), abs=1e-4, nan_ok=True)
+  # What is cached is not computed again, and is the same in both processes.
+  before = sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
+  assert len(before) == 3
+  launch(2, tmp_path / '2', toy=toy)
+  assert before == sorted(path.read_bytes() for path in (tmp_path / '2').glob('judgements/*'))
+
+
+@pytest.mark.slow
 def test_two_stopped_processes_resume(tmp_path):
   run_one_and_two(tmp_path)
   program = begin(2, tmp_path / 'cut')
@@ -143,13 +174,19 @@ from nlhf_jax.errors import Interrupted, UserError
 distributed.join(sys.argv[1].partition('=')[2])
 mine = 0.5 if distributed.is_first() else 7.5
 found = [distributed.compute_on_first(lambda: np.array([mine, np.nan]), (2,)).tolist()]
+found.append(distributed.value_from_first(lambda: {'mine': [mine, None]}))
+bits = np.array([-0.0, mine], np.float32) if distributed.is_first() else np.empty(2, np.float32)
+found.append([str(it) for it in distributed.send_from_first(bits)])
+found.append(distributed.send_from_first(np.array(mine)).shape)
 for kind in (UserError, Interrupted):
   def fail():
     raise kind('no luck')
-  try:
-    distributed.compute_on_first(fail, (2,))
-  except Exception as error:
-    found.append(type(error).__name__)
+  for ask in (lambda: distributed.compute_on_first(fail, (2,)),
+              lambda: distributed.value_from_first(fail)):
+    try:
+      ask()
+    except Exception as error:
+      found.append(type(error).__name__)
 print(found, file=sys.stderr)
 """
 
@@ -181,7 +218,9 @@ def test_what_the_first_process_computes_reaches_all():
   for program in start_two([sys.executable, '-c', PROGRAM]):
     _, printed = program.communicate(timeout=300)
     assert program.returncode == 0, printed
-    assert printed.splitlines()[-1] == "[[0.5, nan], 'UserError', 'Interrupted']"
+    found = "[0.5, nan], {'mine': [0.5, None]}, ['-0.0', '0.5'], ()"
+    errors = "'UserError', 'UserError', 'Interrupted', 'Interrupted'"
+    assert printed.splitlines()[-1] == f'[{found}, {errors}]'
 
 
 STOPPING = """

@@ -12,8 +12,11 @@ from nlhf_jax.data.data_folders import check_shards, find_files, split_parts
 from nlhf_jax.data.readers import SUFFIXES
 from nlhf_jax.data.table_rows import prepared_rows
 from nlhf_jax.errors import UserError, first_line
+from nlhf_jax.storage import store_inputs
 
 PREPARED = 'features.json'  # a file beside the array records of TensorFlow Datasets
+# Names of the files of a folder that are downloaded from a store.
+STORED = [f'*{kind}{packed}' for kind in SUFFIXES for packed in ('', '.gz')] + ['*.array_record*']
 
 
 class Source(NamedTuple):
@@ -29,8 +32,8 @@ def locate(name: str, split: str) -> Source:
 
   Args:
     name: a file, a folder (of files, or as `datasets` saved it, or as TensorFlow Datasets prepared
-      it), or `OWNER/NAME` on the Hugging Face hub, whose files are downloaded. No code of a dataset
-      is run.
+      it), either of them in a store (`gs://...`, `s3://...`), or `OWNER/NAME` on the Hugging Face
+      hub. What is in a store or on the hub is downloaded. No code of a dataset is run.
     split: which files of a folder: `train` selects `train.jsonl`, `train-00000-of-00002.parquet`,
       and all files below a folder `train`; `a/train` those that belong to both.
 
@@ -39,6 +42,8 @@ def locate(name: str, split: str) -> Source:
       several splits and none is named.
   """
   path = Path(name)
+  if store_inputs.is_url(name):
+    path = store_inputs.download(name, STORED, STORED, 'config.data.path')
   with readers.checked_path(path):
     folder = path.is_dir()
     if path.is_file() or (readers.file_kind(path) in SUFFIXES and not folder):

@@ -96,13 +96,15 @@ class Tokenised(NamedTuple):
 def write_once(folder: Path, write: Callable[[Path], None]) -> None:
   """Lets `write` fill a folder, unless it is complete; if it is killed, there is no folder.
 
-  Of several processes the first one writes; of several runs one writes and the others wait.
+  Of several processes the first one of each machine writes; of several runs one writes and the
+  others wait.
 
   Raises:
-    UserError: if `write` raises one, or files cannot be read or written.
+    UserError: if `write` raises one, files cannot be read or written, or machines with folders of
+      their own do not write the same.
   """
   problem = None
-  if distributed.is_first():
+  if distributed.is_first_here():
     try:
       with locks.wait_for_lock(folder.with_name(f'.{folder.name}.lock')):
         if folder.exists() and not is_complete(folder):
@@ -112,7 +114,10 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> None:
     except UserError as error:
       problem = error
   if distributed.any_process(problem is not None):
-    raise problem or UserError('the first process could not read the data.')
+    raise problem or UserError('another process could not read the data; its message says why.')
+  if distributed.has_own_folders():
+    digest = hashlib.sha256((folder / DIGESTS).read_bytes()).hexdigest()[:16]
+    distributed.require_same(digest, 'other data than', 'the same files on every machine')
 
 
 def _fill(folder, write) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import jax
 
-from nlhf_jax import compilation, trees
+from nlhf_jax import compilation, distributed, trees
 from nlhf_jax.data.batches import Examples, batches, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.policy_folder import write_policy
@@ -291,7 +291,9 @@ def is_done(stage: Stage) -> bool:
 def describe_loss(stage: Stage, training: Training) -> str | None:
   """What is wrong with the last checkpoint of a finished stage; None if nothing is."""
   folder = stage.folder / 'checkpoints'
-  damage = checkpoints.find_damage(folder, training.steps) if training.steps else None
+  damage = None
+  if training.steps:
+    damage = distributed.value_from_first(lambda: checkpoints.find_damage(folder, training.steps))
   return damage and f'the checkpoint of step {training.steps} in {folder} {damage};'
 
 

@@ -55,7 +55,9 @@ def start(
       uses the work directory, or the disk refuses a file.
   """
   check_secrets(config.to_dict())
-  distributed.check_alike(json_lines.json_digest(config.to_dict()), (workdir, stages))
+  digest = json_lines.json_digest(config.to_dict())
+  with disk.writing(workdir, stages):
+    distributed.check_alike(digest, (workdir, stages), may_differ=bool(store_url))
   exact = config.experiment in EXACT
   with (
     disk.writing(workdir, stages),

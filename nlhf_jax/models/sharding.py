@@ -9,11 +9,13 @@ of an array's axis is not used for it.
 import contextlib
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -39,7 +41,8 @@ def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding
   """A mesh over all devices; `data` = 0 takes those that the other axes leave.
 
   Raises:
-    UserError: if the axes do not multiply to the number of devices.
+    UserError: if the axes do not multiply to the number of devices, or the slices of a TPU cannot
+      share the examples equally.
   """
   count = jax.device_count()
   data = data or max(count // (fsdp * tensor), 1)
@@ -48,7 +51,46 @@ def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding
       f'config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must be the {count} devices there '
       'are; data=0 takes those that the other axes leave.'
     )
-  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  shape, types, slices = (data, fsdp, tensor), (AxisType.Auto,) * len(AXES), find_slices()
+  if len(slices) == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types)
+  return jax.sharding.Mesh(arrange_slices(shape, slices), AXES, axis_types=types)
+
+
+def find_slices() -> list[list[Any]]:
+  """The devices of each slice: TPUs with fast links to one another, slow ones to other slices."""
+  devices = jax.devices()
+  # Hosts with GPUs are slices to JAX, but parameters may well be split over their network.
+  if devices[0].platform != 'tpu':
+    return [devices]
+  slices: dict[int, list[Any]] = {}
+  for device in devices:
+    slices.setdefault(device.slice_index, []).append(device)
+  return list(slices.values())
+
+
+def arrange_slices(shape: tuple[int, int, int], slices: Sequence[Sequence[Any]]) -> np.ndarray:
+  """The devices in the shape of the mesh; of its axes, `data` alone goes across slices.
+
+  So what passes between slices is one sum of the gradients a step.
+
+  Args:
+    shape: of the mesh.
+    slices: the devices of each.
+
+  Raises:
+    UserError: if the number of slices does not divide the axis `data`.
+  """
+  (data, *rest), count = shape, len(slices)
+  if data % count:
+    raise UserError(
+      f'config.mesh.data={data} must be a multiple of the {count} slices that there are, since '
+      'between slices only examples are split; lower fsdp or tensor, or use other slices.'
+    )
+  devices = [device for part in slices for device in part]
+  return mesh_utils.create_hybrid_device_mesh(
+    (data // count, *rest), (count, 1, 1), devices, allow_split_physical_axes=True
+  )
 
 
 def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:

@@ -1,4 +1,4 @@
-"""Finds pretrained models: a folder in the Hugging Face layout, a GGUF file, or one on the hub."""
+"""Finds pretrained models: a folder in the Hugging Face layout, or a GGUF file; local or remote."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from nlhf_jax import distributed
 from nlhf_jax.errors import UserError, first_line
-from nlhf_jax.storage import gguf_files, json_lines, model_files
+from nlhf_jax.storage import gguf_files, json_lines, model_files, store_inputs
 
 # Weights are read from safetensors only. Nothing is unpickled, and no code of a model is run.
 TEXTS = ('*.json', '*.jinja', '*.txt')
@@ -20,7 +20,8 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
   """The folder of a model: `name` itself, or its copy in the local cache, downloaded if need be.
 
   Args:
-    name: a folder, a file that ends with `.gguf`, or `OWNER/MODEL`.
+    name: a folder, a file that ends with `.gguf`, either of them as `gs://...` or `s3://...`, or
+      `OWNER/MODEL`.
     files: patterns of the files to download.
     field: the field of the config that has the name, for messages.
 
@@ -28,6 +29,8 @@ def locate(name: str, files: Sequence[str] = WANTED, field: str = 'config.model.
     UserError: if there is no such folder or file, and the hub has no such model; or the file cannot
       be used.
   """
+  if store_inputs.is_url(name):
+    name = str(store_inputs.download(name, WANTED, files, field))
   if Path(name).is_dir():
     return Path(name)
   if name.endswith('.gguf'):

@@ -97,8 +97,7 @@ def read_valid(path: Path, is_valid: Callable[[Mapping], bool], problem: str) ->
     is_valid: whether a record can be used.
     problem: with the others, for the sentence: `2 of 5` is put before it.
   """
-  with distributed.first_process_only(str(path)):
-    records = read(path)
+  records = distributed.value_from_first(lambda: read(path))
   valid = [record for record in records if is_valid(record)]
   if len(valid) < len(records):
     replace_damaged(path, valid, f'{len(records) - len(valid)} of {len(records)} {problem}')
@@ -225,15 +224,19 @@ def read_json(path: Path) -> Any:
 def read_sealed(path: Path) -> dict | None:
   """The value that `write_sealed` wrote; None without a file.
 
-  A damaged file is set aside, which is printed, as if there were none. Every process gets the same
-  answer.
+  A damaged file is set aside, which is printed, as if there were none. Every process gets what the
+  first one reads.
   """
-  value = None
-  with contextlib.suppress(FileNotFoundError):
-    value = from_sealed_text(path.read_bytes())
-    if value is None:
-      set_aside(path, 'is made again')
-  return value if distributed.broadcast_from_first(value is not None) else None
+
+  def read_here():
+    value = None
+    with contextlib.suppress(FileNotFoundError):
+      value = from_sealed_text(path.read_bytes())
+      if value is None:
+        set_aside(path, 'is made again')
+    return value
+
+  return distributed.value_from_first(read_here)
 
 
 def set_aside(path: Path, consequence: str) -> None:

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nlhf_jax.storage import disk, json_lines
 from nlhf_jax.storage.leases import Lease
 
 EXTRAS = {'gs': 'gcs', 's3': 's3', 'file': None}  # scheme -> the extra that it needs
+FLAG = '--store'
 MARK = '.store.json'  # which copy the folder and the store agree on; written last
 HOLDER = '.holder'  # the name under which the folder holds leases
 NOT_COPIED = ('programs',)  # compiled programs are of one kind of machine
@@ -81,7 +83,7 @@ def take_lease(url: str, workdir: Path) -> Lease:
   Raises:
     UserError: if another run holds it, or the store cannot be used.
   """
-  _check_scheme(url)
+  _check_scheme(url, FLAG)
   name = workdir / HOLDER
   if not name.exists():
     with json_lines.replace_file(name) as draft:
@@ -89,8 +91,8 @@ def take_lease(url: str, workdir: Path) -> Lease:
   try:
     lease = Lease(url, f'{name.read_text()} on {socket.gethostname()}')
   except ImportError:
-    raise _missing_extra(url) from None
-  with _talking_to(url):
+    raise _missing_extra(url, FLAG) from None
+  with explained(url):
     lease.take()
   return lease
 
@@ -126,7 +128,8 @@ class Mirror:
     check: Callable[[], None] = lambda: None,
   ):
     self._folder, self._url, self._left_out = folder, url, (*NOT_COPIED, *left_out)
-    self._fs, self._root = _open(url)
+    self._fs, self._root = connect(url)
+    self._is_folder = url.startswith('file://')  # which shows what is written of a file by now
     self._check = check
     self._copied: dict[str, tuple[int, int]] = {}  # name -> size and time of change
     self._mark: dict[str, Any] = {}
@@ -141,7 +144,7 @@ class Mirror:
       UserError: if the store cannot be read, or has another state of the run than the folder.
     """
     path = self._folder / MARK
-    with _talking_to(self._url):
+    with explained(self._url):
       there = self._read_mark()
       self._mark = there
       here = json.loads(path.read_bytes()) if path.exists() else {}
@@ -163,7 +166,7 @@ class Mirror:
 
   def push(self) -> None:
     """Copies files that have changed; removes from the store what this run has deleted."""
-    with self._lock, _talking_to(self._url):
+    with self._lock, explained(self._url):
       self._check()
       if self._read_mark() != self._mark:
         raise UserError(
@@ -181,16 +184,33 @@ class Mirror:
         with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
           if (self._folder / name).stat():
             self._check()
-            self._fs.put_file(str(self._folder / name), f'{self._root}/{name}')
+            self._put(name)
             self._copied[name] = files[name]
       for name in gone:
         with contextlib.suppress(FileNotFoundError):
           self._fs.rm_file(f'{self._root}/{name}')
         del self._copied[name]
       self._check()
-      self._fs.pipe_file(f'{self._root}/{MARK}', json.dumps(mark).encode())
+      self._store_mark(mark)
       self._mark = mark
       self._write_mark(mark)
+
+  def _put(self, name: str) -> None:
+    """Copies a file to the store, where it is whole or as it was before."""
+    if self._is_folder:
+      with json_lines.replace_file(Path(self._root) / name) as draft:
+        shutil.copyfile(self._folder / name, draft)
+    else:
+      self._fs.put_file(str(self._folder / name), f'{self._root}/{name}')
+
+  def _store_mark(self, mark: Mapping[str, Any]) -> None:
+    """As `_put`, of the mark."""
+    text = json.dumps(mark).encode()
+    if self._is_folder:
+      with json_lines.replace_file(Path(self._root) / MARK) as draft:
+        draft.write_bytes(text)
+    else:
+      self._fs.pipe_file(f'{self._root}/{MARK}', text)
 
   def _stored(self) -> dict[str, int]:
     """The files of the store: name -> bytes."""
@@ -248,34 +268,43 @@ def _order(name: str) -> tuple[int, str]:
   return (2 if last == 'stage.json' else int(bool(re.match(r'manifest-\d+\.json$', last)))), name
 
 
-def _check_scheme(url: str) -> str:
+def connect(url: str, field: str = FLAG) -> tuple[Any, str]:
+  """The file system of a URL, as fsspec has it, and the path there.
+
+  Args:
+    url: of a file or folder.
+    field: the flag or the field of the config that has the URL, for messages.
+
+  Raises:
+    UserError: if the URL has an unknown scheme, or its package is not installed.
+  """
+  scheme = _check_scheme(url, field)
+  more = {'auto_mkdir': True} if scheme == 'file' else {}
+  try:
+    import fsspec  # late: runs without a store do not need it
+
+    return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
+  except ImportError:
+    raise _missing_extra(url, field) from None
+
+
+def _check_scheme(url: str, field: str) -> str:
   scheme = url.partition('://')[0]
   if '://' not in url or scheme not in EXTRAS:
-    raise UserError(f"--store='{url}' must start with gs://, s3:// or file://.")
+    raise UserError(f"{field}='{url}' must start with gs://, s3:// or file://.")
   return scheme
 
 
-def _open(url: str) -> tuple[Any, str]:
-  scheme = _check_scheme(url)
-  import fsspec  # late: runs without a store do not need it
-
-  more = {'auto_mkdir': True} if scheme == 'file' else {}
-  try:
-    return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
-  except ImportError:
-    raise _missing_extra(url) from None
-
-
-def _missing_extra(url: str) -> UserError:
-  extra = EXTRAS[_check_scheme(url)]
+def _missing_extra(url: str, field: str) -> UserError:
+  extra = EXTRAS[_check_scheme(url, field)] or 'gcs'  # each has fsspec itself
   return UserError(
-    f"--store='{url}' needs the packages of the extra {extra}; install them, as with "
+    f"{field}='{url}' needs the packages of the extra {extra}; install them, as with "
     f"pip install '.[{extra}]' in a checkout."
   )
 
 
 @contextlib.contextmanager
-def _talking_to(url: str) -> Iterator[None]:
+def explained(url: str) -> Iterator[None]:
   """Raises what a store refused as a `UserError`."""
   try:
     yield

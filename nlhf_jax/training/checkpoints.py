@@ -5,6 +5,7 @@ every file and comes after all of them have reached the disk. One that does not 
 manifest is set aside, and training resumes from the one before.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.storage import store
 from nlhf_jax.structs import Params, TrainState
+from nlhf_jax.training.first_process_checkpoints import FirstProcessCheckpoints
 
 KEPT = 2
 MANIFEST = 'manifest-{}.json'  # beside the folder of the step, which orbax alone writes to
@@ -40,7 +42,7 @@ class Checkpoints:
   def __init__(self, folder: Path):
     self._folder = folder.absolute()
     distributed.compute_on_first(lambda: set_damaged_aside(self._folder), ())
-    self._checkpointer = orbax.training.Checkpointer(self._folder, cleanup_tmp_directories=True)
+    self._files = _open(self._folder)
     self._thread = ThreadPoolExecutor(1, 'checkpoints')
     self._writing: Future | None = None
 
@@ -51,14 +53,13 @@ class Checkpoints:
     """
     self._wait()
     step = int(state.step)
-    latest = self._checkpointer.latest
-    if latest is None or latest.step != step:
-      saved = self._checkpointer.save_async(step, _saved_part(state))
-      self._writing = self._thread.submit(self._commit, step, saved)
+    if self._files.latest() != step:
+      self._files.save(step, _saved_part(state))
+      self._writing = self._thread.submit(self._commit, step)
 
-  def _commit(self, step: int, saved: Any) -> None:
+  def _commit(self, step: int) -> None:
     """Waits until orbax has finished a save; then writes its manifest, and removes older ones."""
-    saved.result()
+    self._files.wait()
     if distributed.is_first():
       write_manifest(self._folder, step)
       for old in saved_steps(self._folder)[KEPT:]:
@@ -77,19 +78,21 @@ class Checkpoints:
       UserError: if the saved state has other parameters.
     """
     self._wait()
-    latest = self._checkpointer.latest
+    latest = self._files.latest()
     if latest is None:
       return state
     try:
-      loaded = self._checkpointer.load(latest.step, _layout(_saved_part(state)))
+      loaded = self._files.load(latest, _layout(_saved_part(state)))
     except KeyError as error:  # orbax names neither what is missing nor what is there
-      raise _other_parameters(self._checkpointer.directory) from error
+      raise _other_parameters(self._folder) from error
     return loaded._replace(fixed=state.fixed, nonfinite=state.nonfinite)
 
   def describe_latest(self) -> str:
     """Where the latest checkpoint is, in words."""
-    latest = self._checkpointer.latest
-    return f'the checkpoint of step {latest.step} in {self._folder}' if latest else 'its beginning'
+    latest = self._files.latest()
+    return (
+      'its beginning' if latest is None else f'the checkpoint of step {latest} in {self._folder}'
+    )
 
   def close(self) -> None:
     """Waits for saves and releases the folder."""
@@ -97,7 +100,39 @@ class Checkpoints:
       self._wait()
     finally:
       self._thread.shutdown()
-      self._checkpointer.close()
+      self._files.close()
+
+
+class _SharedCheckpoints:
+  """The checkpoints in a folder that all processes share: each writes its parts of the arrays."""
+
+  def __init__(self, folder: Path):
+    self._checkpointer = orbax.training.Checkpointer(folder, cleanup_tmp_directories=True)
+    self._saved: Any = None
+
+  def latest(self) -> int | None:
+    latest = self._checkpointer.latest
+    return latest and latest.step
+
+  def save(self, step: int, tree: Any) -> None:
+    self._saved = self._checkpointer.save_async(step, tree)
+
+  def wait(self) -> None:
+    self._saved.result()
+
+  def load(self, step: int, layout: Any, partial: bool = False) -> Any:
+    context = orbax.Context()
+    context.pytree.loading.partial_load = partial
+    with context:
+      return self._checkpointer.load(step, layout)
+
+  def close(self) -> None:
+    self._checkpointer.close()
+
+
+def _open(folder: Path) -> _SharedCheckpoints | FirstProcessCheckpoints:
+  """The checkpoints in a folder, which differs between machines if they have their own."""
+  return (FirstProcessCheckpoints if distributed.has_own_folders() else _SharedCheckpoints)(folder)
 
 
 def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
@@ -108,13 +143,11 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
   Raises:
     UserError: if the checkpoint lacks some of the slots' parameters.
   """
-  context = orbax.Context()
-  context.pytree.loading.partial_load = True
-  with context, orbax.training.Checkpointer(folder.absolute()) as checkpointer:
-    latest = checkpointer.latest
+  with contextlib.closing(_open(folder.absolute())) as files:
+    latest = files.latest()
     if latest is None:
       return dict(slots)
-    loaded = checkpointer.load(latest.step, {'params': _layout(dict(slots))})['params']
+    loaded = files.load(latest, {'params': _layout(dict(slots))}, partial=True)['params']
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):
     raise _other_parameters(folder)
   return loaded

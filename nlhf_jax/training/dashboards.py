@@ -196,7 +196,8 @@ class SafeTracker:
 
 def read_settings(folder: Path) -> dict[str, Any]:
   """The settings that determine the stage of a folder; none, if they are not recorded."""
-  return (json_lines.read_sealed(folder / 'stage.json') or {}).get('settings', {})
+  with distributed.alone():  # the first process tracks, and the others do not read
+    return (json_lines.read_sealed(folder / 'stage.json') or {}).get('settings', {})
 
 
 def _indent(text: str) -> str:

@@ -39,7 +39,12 @@ def read_pending(folder: Path, step: int) -> list[dict[str, float]]:
 
 
 def _read(folder, until=math.inf) -> list[dict]:
-  """The records up to a step; those that the file lacks, or has otherwise, come from its copy."""
+  """The records up to a step, as the first process reads them."""
+  return distributed.value_from_first(lambda: _read_here(folder, until))
+
+
+def _read_here(folder, until) -> list[dict]:
+  """Records that the file lacks, or has otherwise, come from its copy."""
   shown, kept = (_by_step(folder / name, until) for name in (FILE, COPY))
   if len(kept) < len(shown):  # the copy is damaged, or not yet complete
     kept = shown | kept

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -85,3 +86,42 @@ def test_first_arguments_are_committed_as_results_are(meshed):
     if not meshed:
       step(tree, batch)
       assert step._cache_size() == 2  # what the law prevents
+
+
+@dataclass(frozen=True)
+class Chip:
+  """What JAX knows of a TPU."""
+
+  id: int
+  slice_index: int
+  process_index: int
+  coords: tuple[int, int, int]
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v5 lite'
+  core_on_chip: int = 0
+
+
+def two_slices():
+  """Two slices of 2 x 2 chips, with the devices of both mixed."""
+  places = [(x, y, 0) for y in range(2) for x in range(2)]
+  chips = [Chip(4 * s + n, s, s, place) for s in range(2) for n, place in enumerate(places)]
+  return chips[::2] + chips[1::2]
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)])
+def test_only_examples_are_split_between_slices(shape, monkeypatch):
+  monkeypatch.setattr(jax, 'devices', two_slices)
+  devices = sharding.arrange_slices(shape, sharding.find_slices())
+  assert devices.shape == shape
+  assert {chip.id for chip in devices.flat} == set(range(8))
+  for row in devices:  # all that hold parts of one set of parameters
+    assert len({chip.slice_index for chip in row.flat}) == 1
+  halves = np.split(devices, 2)
+  assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
+
+
+def test_slices_that_cannot_share_the_examples_are_refused(monkeypatch):
+  monkeypatch.setattr(jax, 'devices', two_slices)
+  monkeypatch.setattr(jax, 'device_count', lambda: 8)
+  with pytest.raises(UserError, match=r'config.mesh.data=1 must be a multiple of the 2 slices'):
+    sharding.make_mesh(0, 8, 1)

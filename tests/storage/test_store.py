@@ -126,6 +126,30 @@ def test_a_copy_cut_short_is_completed(memory, tmp_path, monkeypatch):
   assert visible(tmp_path / 'b') == visible(tmp_path / 'a')
 
 
+@pytest.mark.parametrize('name', ['results.json', store.MARK])
+def test_a_folder_as_a_store_never_has_half_a_file(name, tmp_path, monkeypatch):
+  url = f'file://{tmp_path / "store"}'
+  write(tmp_path / 'a', FILES)
+  opened(tmp_path / 'a', url).push()
+  before = (tmp_path / 'store' / name).read_bytes()
+  write(tmp_path / 'a', {'results.json': '[1, 2, 3]'})
+  mirror, replace = opened(tmp_path / 'a', url), os.replace
+
+  def fail(draft, path):
+    if path == tmp_path / 'store' / name:
+      raise OSError('killed here')
+    replace(draft, path)
+
+  monkeypatch.setattr(os, 'replace', fail)
+  with pytest.raises(UserError, match='killed here'):
+    mirror.push()
+  assert (tmp_path / 'store' / name).read_bytes() == before
+  monkeypatch.setattr(os, 'replace', replace)
+  opened(tmp_path / 'a', url).push()
+  opened(tmp_path / 'b', url)
+  assert visible(tmp_path / 'b') == FILES | {'results.json': '[1, 2, 3]'}
+
+
 def test_a_lost_lease_ends_the_copying(memory, tmp_path, monkeypatch):
   def run():
     with store.mirrored(memory, tmp_path / 'a', tmp_path / 'a' / 'stages'):

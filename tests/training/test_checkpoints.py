@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nlhf_jax import distributed
 from nlhf_jax.errors import UserError
 from nlhf_jax.structs import TrainState
 from nlhf_jax.training import checkpoints
@@ -133,3 +134,19 @@ def test_restored_state_may_be_donated(saved):
   state = restore(saved)
   double = jax.jit(lambda tree: jax.tree.map(lambda leaf: 2 * leaf, tree), donate_argnums=0)
   np.testing.assert_array_equal(double(state).step, 24)
+
+
+@pytest.mark.parametrize('apart', [(True, False), (False, True)])
+def test_machines_apart_write_the_same_checkpoints(apart, tmp_path, monkeypatch):
+  for step, own_folders in zip((4, 8), apart, strict=True):
+    monkeypatch.setattr(distributed, 'has_own_folders', lambda own=own_folders: own)
+    store = Checkpoints(tmp_path)
+    restored = store.restore(state_at(0))
+    chex.assert_trees_all_equal(restored, state_at(step - 4))
+    store.save(state_at(step))
+    store.close()
+    assert checkpoints.find_damage(tmp_path, step) is None
+    params = checkpoints.load_slots(tmp_path, state_at(0).params)
+    chex.assert_trees_all_equal(params, state_at(step).params)
+    with pytest.raises(UserError, match='this checkpoint has other parameters'):
+      checkpoints.load_slots(tmp_path, {'policy': {'w': jnp.ones(64), 'v': jnp.ones(2)}})

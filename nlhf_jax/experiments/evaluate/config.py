@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.data import examples
@@ -74,6 +75,11 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> EvaluateExpe
     raise UserError(
       f'{FIELD}: best_of selects responses to the prompts of a tournament, and there are none; '
       'name a file in config.prompts.path.'
+    )
+  if benchmarks and jax.process_count() > 1:
+    raise UserError(
+      f'config.{benchmarks[0].name}: with --cluster only the tournament is evaluated; leave the '
+      'benchmark out here, and run it in one process.'
     )
   check_generators(benchmarks, entries)
   judging = [benchmark.name for benchmark in benchmarks if benchmark.needs_judges]

@@ -118,7 +118,7 @@ def describe_training(
   return {
     'network': stage.replace('_', ' '),
     'parameters': sum(leaf.size for leaf in jax.tree.leaves(params)),
-    'seconds': json_lines.read_json(experiment.stages[stage].folder / 'stage.json')['seconds'],
+    'seconds': json_lines.read_sealed(experiment.stages[stage].folder / 'stage.json')['seconds'],
     'curve': curve(logged),
   }
 

@@ -197,7 +197,7 @@ def publish(
   if exploited:
     results['exploitability'] = tournament.exploitability(exploited)
   notes = {
-    name: json_lines.read_json(stage.folder / 'stage.json')
+    name: json_lines.read_sealed(stage.folder / 'stage.json')
     for name, stage in experiment.stages.items()
   }
   curves = [

@@ -42,10 +42,11 @@ def partitioned(lowered) -> tuple[jax.stages.Compiled, str]:
   try:
     with tempfile.TemporaryDirectory() as folder:
       compiled = lowered.compile({'xla_dump_to': folder, **dump})
-      texts = [path.read_text() for path in Path(folder).glob('*after*spmd-partitioning*.txt')]
+      # Texts are numbered; the one before the pass has a smaller number.
+      text = max(Path(folder).glob('*after*spmd-partitioning*.txt')).read_text()
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
-  return compiled, max(texts, key=len)
+  return compiled, text
 
 
 def instructions(text: str) -> list[Instruction]:

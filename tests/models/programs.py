@@ -20,6 +20,7 @@ from nlhf_jax.models.blocks import Numerics
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import layouts, sampler
 from nlhf_jax.sampling.decode import decode
+from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, make_dialogue_rollout
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.rollout import make_rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
@@ -169,34 +170,49 @@ def decoding(layout):
     slots = layouts.to_sampling(decoder, {'policy': placed}, mesh)
     with jax.set_mesh(mesh):
       settings = sampler.make_sampler(decoder, [{'policy': 1.0}], 62, 1, 1, sampler.Filters())
-      state = prefill(settings, slots, some_prompts(16), jax.random.key(0))
+      state = prefill(settings, slots, some_prompts(8), jax.random.key(0))
       slots = decoder.for_decoding(slots)
       lowered = decode.lower(
-        settings, slots, state, jax.random.key(0), batch=16, limit=62, compact_to=0
+        settings, slots, state, jax.random.key(0), batch=8, limit=62, compact_to=0
       )
       text = compiled_text.partitioned(lowered)[1]
   return moved(text, True)
 
 
+def reply(prompts, responses, key):
+  """A user who ends every fourth conversation; sees seven prompts and no padding."""
+  del key
+  assert len(prompts.tokens) == len(responses.tokens) == 7
+  total = np.sum(responses.tokens * (responses.turn > 0), axis=-1)
+  return Replies(np.full((*total.shape, 2), 4), total % 3, total % 4 == 0)
+
+
 def tokens():
-  """Responses to seven prompts on one device, and in every layout of a mesh."""
+  """Responses to seven prompts, and conversations, on one device and in layouts of a mesh."""
   decoder, params = small()
-  rollout = make_rollout(
-    decoder, [{'policy': 1.0}, {'policy': 0.5, 'other': 0.5}], length=5, stop=1
-  )
+  mixtures = [{'policy': 1.0}, {'policy': 0.5, 'other': 0.5}]
+  rollout = make_rollout(decoder, mixtures, length=5, stop=1)
   other = jax.tree.map(lambda leaf: leaf[..., ::-1], params)
+  dialogue = Dialogue(reply, turns=2, reply_length=2)
+  converse = make_dialogue_rollout(decoder, mixtures, dialogue=dialogue, length=3, stop=1)
   prompts = some_prompts(7)
+
+  def talk(slots):
+    sides = converse(slots, prompts, jax.random.key(3))
+    return [np.asarray(leaf).tolist() for side in sides for leaf in (side.tokens, side.turn)]
 
   def sample(slots):
     key = jax.random.key(3)
     return [np.asarray(leaf).tolist() for side in rollout(slots, prompts, key) for leaf in side[:2]]
 
-  results = {'alone': sample({'policy': params, 'other': other})}
+  slots = {'policy': params, 'other': other}
+  results = {'alone': sample(slots), 'talk': talk(slots)}
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
     slots = {'policy': sharding.put_parameters(params), 'other': sharding.put_parameters(other)}
     for layout in ('auto', *layouts.LAYOUTS):
       with layouts.use_layout(layout):
         results[layout] = sample(slots)
+    results['talk_on_mesh'] = talk(slots)
   return results
 
 
@@ -215,10 +231,13 @@ def rows():
     mask = np.ones((count, 1, 16), bool)
     return Prompts(*(leaf[:count] for leaf in prompts)), Responses(responses[:count], mask)
 
-  expected = jax.jit(score)(params, *given(127))
+  new, expected = jax.jit(decoder.init)(jax.random.key(0)), jax.jit(score)(params, *given(127))
   results = {}
   with jax.set_mesh(sharding.make_mesh(*FSDP)):
     placed = sharding.put_parameters(params)
+    init = jax.jit(lambda key: sharding.shard_parameters(decoder.init(key)))  # of a single row
+    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(), init(jax.random.key(0)), new)
+    results['init'] = float(max(jax.tree.leaves(errors)))
     for count in (127, 128):
       compiled = jax.jit(score).lower(placed, *given(count)).compile()
       results[count] = compiled.memory_analysis().temp_size_in_bytes

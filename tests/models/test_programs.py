@@ -23,7 +23,7 @@ from nlhf_jax.sampling import sampler
 from nlhf_jax.sampling.decode import decode
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.structs import Prompts
-from tests import compiled_text, conftest
+from tests import conftest
 
 ROOT = Path(__file__).parents[2]
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
@@ -107,6 +107,7 @@ def test_decoding_gathers_no_weights():
 def test_responses_are_those_of_one_device_in_every_layout():
   tokens = outcome('tokens')
   alone = tokens.pop('alone')
+  assert tokens.pop('talk') == tokens.pop('talk_on_mesh')
   assert set(tokens) == {'auto', 'replicated', 'tensor', 'gathered'}
   assert all(len(leaf) == 7 for leaf in alone)
   for layout, sampled in tokens.items():
@@ -118,6 +119,7 @@ def test_rows_that_do_not_divide_the_mesh_are_split():
   rows = outcome('rows')
   assert rows['127'] <= 1.05 * rows['128']
   assert rows['error'] < 1e-5
+  assert rows['init'] < 1e-6
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def test_programs_do_not_grow_with_depth():
 
 
 @pytest.mark.slow
-def test_decoding_copies_no_cache():
+def test_decoding_reuses_the_buffers_of_its_caches():
   decoder, length = some_decoder(2), 62
   params = jax.jit(decoder.init)(jax.random.key(0))
   settings = sampler.make_sampler(decoder, [{'policy': 1.0}], length, 1, 1, sampler.Filters())
@@ -165,12 +167,5 @@ def test_decoding_copies_no_cache():
   slots = decoder.for_decoding({'policy': params})
   run = partial(decode.lower, batch=16, limit=length, compact_to=0)
   compiled = run(settings, slots, state, jax.random.key(0)).compile()
-  caches = state.caches[0].keys + state.caches[0].values
-  held = sum(leaf.nbytes for leaf in caches)
+  held = sum(leaf.nbytes for leaf in state.caches[0].keys + state.caches[0].values)
   assert compiled.memory_analysis().alias_size_in_bytes >= held
-  copies = [
-    found.bytes
-    for found in compiled_text.instructions(compiled.as_text())
-    if found.in_loop and found.opcode == 'copy'
-  ]
-  assert max(copies, default=0) < min(leaf.nbytes for leaf in caches)

@@ -123,7 +123,8 @@ def get_config(source='synthetic'):
       experiment='language',
       seed=0,
       data=dict(source=source, **data[source]),
-      mesh=dict(data=0, fsdp=1, tensor=1),  # data=0: all remaining devices
+      # data=0: all remaining devices
+      mesh=dict(data=0, fsdp=1, tensor=1, sampling='auto'),
       model=dict(
         hf='',  # folder or hub name of a pretrained model, which determines sizes and tokenizer
         width=64,

@@ -7,10 +7,12 @@ through them one by one, is compiled with two and with three layers, and extrapo
 of which needs the same. The programs are compiled for CPUs, which compute in float32, so their
 temporary memory is halved for a model that computes in bfloat16. On CPUs attention stores its
 logits, which the kernels of accelerators do not, so the memory of long sequences is overestimated.
+On a mesh, a rollout is compiled in the layout in which it samples, and its copies are added.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +32,7 @@ from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.decoder import temper
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import formatting
-from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling import layouts, rollout
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training import step_metrics
 from nlhf_jax.training.rollout_step import make_rollout_step
@@ -86,7 +88,7 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
       print(f'{name}: compiling {len(model.sizes.layers)} layers ...', flush=True)
       fitted = policy.voting.ensemble if policy.voting else 0  # judges, while it trains
       beside = kept + fitted * bytes_per_device(own)
-      uses[name] = plan_policy(config, model, policy, beside)
+      uses[name] = plan_policy(config, model, policy, beside, memory * 1e9)
       kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()
     shape = 'one device' if mesh.empty else ', '.join(f'{k}={v}' for k, v in mesh.shape.items())
@@ -97,21 +99,44 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
   return uses
 
 
-def plan_policy(config: ConfigDict, model: Model, policy: Policy, kept: int) -> MemoryUse:
-  """The memory use of a policy, in addition to `kept` bytes of models trained before."""
+def plan_policy(
+  config: ConfigDict, model: Model, policy: Policy, kept: int, memory: float
+) -> MemoryUse:
+  """The memory use of a policy, in addition to `kept` bytes of models trained before.
+
+  On a mesh a rollout also needs the weights that it samples from, and for a moment another copy of
+  them, in its layout and in the type of the computation; `memory` is in bytes of a device.
+  """
   state = state_shapes(model, policy.training)
   slots = bytes_per_device(state.params) + bytes_per_device(state.fixed)
   depth, width = len(model.sizes.layers), jnp.dtype(model.numerics.compute).itemsize / 4
   update = width * measure_step(config, truncate_layers(model, depth), policy).update()
-  low, high = (
-    measure_step(config, truncate_layers(model, depth), policy).rollout() for depth in DEPTHS
-  )
+  slots_of = {**state.params, **state.fixed}
+  with sample_as_runs_do(model, slots_of, memory) as copies:
+    low, high = (
+      measure_step(config, truncate_layers(model, depth), policy).rollout() for depth in DEPTHS
+    )
   layer = (high - low) / (DEPTHS[1] - DEPTHS[0])
-  rollout = width * (low + max(layer, 0) * (depth - DEPTHS[0]))
+  rollout = width * (low + max(layer, 0) * (depth - DEPTHS[0])) + copies
   # Gradients have the type of the weights, not that of the computation.
   wider = max(jnp.dtype(model.numerics.weights).itemsize / 4 - width, 0)
   update += wider * bytes_per_device(state.params['policy'])
   return MemoryUse(slots, bytes_per_device(state.optimizer), kept, round(update), round(rollout))
+
+
+@contextlib.contextmanager
+def sample_as_runs_do(model: Model, slots: Mapping[str, Any], memory: float) -> Iterator[int]:
+  """A context with the mesh of the layout in which responses are sampled.
+
+  Yields the bytes that its weights take on each device, in the two copies of a rollout's start.
+  """
+  if not sharding.has_mesh():
+    yield 0
+    return
+  mesh = layouts.sampling_mesh(layouts.choose(model.decoder, slots, memory))
+  with jax.set_mesh(mesh):
+    lower = {slot: jax.eval_shape(model.decoder.cast, params) for slot, params in slots.items()}
+    yield 2 * bytes_per_device(lower)
 
 
 def truncate_layers(model: Model, depth: int) -> Model:
@@ -244,9 +269,9 @@ def print_table(uses: Mapping[str, MemoryUse], shape: str, memory: float) -> Non
 def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, devices: int) -> None:
   """Prints settings that would reduce the largest parts of a policy's memory use."""
   row, ways = config.policies[name], []
-  mesh = jax.tree.map(int, dict(config.mesh))
-  if mesh['fsdp'] * mesh['tensor'] < devices:
-    parts = devices // mesh['tensor']
+  axes = {axis: config.mesh[axis] for axis in sharding.AXES}
+  if axes['fsdp'] * axes['tensor'] < devices:
+    parts = devices // axes['tensor']
     ways.append(f'--config.mesh.fsdp={parts} --config.mesh.data=0 (all parameters are sharded)')
   if use.slots + use.optimizer > max(use.update, use.rollout) and not model.lora:
     ways.append(
@@ -254,11 +279,9 @@ def print_advice(config: ConfigDict, name: str, use: MemoryUse, model: Model, de
     )
     if config.model.weights == 'float32':
       ways.append('--config.model.weights=bfloat16')
-  if use.rollout > use.update and mesh['fsdp'] > 1:
-    ways.append(
-      f'--config.mesh.tensor={devices} --config.mesh.fsdp=1 --config.mesh.data=0 '
-      '(rollouts then need no gathered weights)'
-    )
+  whole = config.mesh.sampling != 'gathered'
+  if use.rollout > use.update and axes['fsdp'] > 1 and whole:
+    ways.append('--config.mesh.sampling=gathered (slower: weights are gathered for every token)')
   if use.update >= use.rollout:
     if config.model.compute == 'float32':
       ways.append('--config.model.compute=bfloat16')

@@ -1,7 +1,7 @@
 """Reads the model of an experiment, new or pretrained, and its mesh."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from nlhf_jax.models.blocks import REMAT, Numerics
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.sampling import layouts
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
@@ -82,19 +83,28 @@ def make_model_without_tokenizer(config: ConfigDict) -> Model:
   return make_model(config, 1, ['config.json'])
 
 
-def make_mesh(config: ConfigDict) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def make_mesh(config: ConfigDict) -> Iterator[None]:
   """A context with the mesh of the section `mesh`; a single device needs none.
 
   Raises:
-    UserError: if an axis has a wrong size, or the mesh does not fit the devices.
+    UserError: if an axis has a wrong size, the mesh does not fit the devices, or there is no such
+      layout for sampling.
   """
   for axis, least in (('data', 0), ('fsdp', 1), ('tensor', 1)):
     if config.mesh[axis] < least:
       raise UserError(f'config.mesh.{axis}={config.mesh[axis]} must be at least {least}.')
-  mesh = sharding.make_mesh(**config.mesh)
-  if mesh.size == 1:
-    return contextlib.nullcontext()
-  return jax.set_mesh(mesh)
+  layout = config.mesh.get('sampling', 'auto')  # runs of earlier versions have none
+  if layout not in ('auto', *layouts.LAYOUTS):
+    raise UserError(
+      f"config.mesh.sampling='{layout}' must be one of auto, {', '.join(layouts.LAYOUTS)}."
+    )
+  mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+  with (
+    contextlib.nullcontext() if mesh.size == 1 else jax.set_mesh(mesh),
+    layouts.use_layout(layout),
+  ):
+    yield
 
 
 def make_numerics(section: ConfigDict) -> Numerics:

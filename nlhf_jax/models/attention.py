@@ -211,13 +211,17 @@ def attend_splash(query, key, value, mask, *, scale, cap, interpret=False):
   `interpret` runs the kernel without a TPU, slowly.
   """
   splash = partial(_splash, window=mask.window, scale=scale, cap=cap, interpret=interpret)
-  if sharding.has_mesh():  # XLA cannot partition the kernel by itself
-    heads = sharding.spec((sharding.ROW_AXES, None, 'tensor', None), key.shape)
-    rows = sharding.spec((sharding.ROW_AXES, None), mask.real.shape)
-    splash = jax.shard_map(
-      splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )
-  return splash(query, key, value, mask.real)
+  if not sharding.has_mesh():
+    return splash(query, key, value, mask.real)
+  # XLA cannot partition the kernel by itself, and rows must divide the mesh.
+  count = len(query)
+  inputs = [sharding.pad_rows(x) for x in (query, key, value, mask.real)]
+  heads = sharding.spec((sharding.ROW_AXES, None, 'tensor', None), inputs[1].shape)
+  rows = sharding.spec((sharding.ROW_AXES, None), inputs[3].shape)
+  splash = jax.shard_map(
+    splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+  )
+  return splash(*inputs)[:count]
 
 
 def _splash(query, key, value, real, *, window, scale, cap, interpret):

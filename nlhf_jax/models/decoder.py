@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from nlhf_jax.models import sharding
+from nlhf_jax.models.head import Head
 from nlhf_jax.structs import Params
 
 
@@ -41,9 +42,9 @@ class Cache(NamedTuple):
   length: Int[Array, 'N']
 
 
-def unchanged(slots: Mapping[str, Params]) -> Mapping[str, Params]:
-  """The layout of parameters that have only one."""
-  return slots
+def unchanged(params: Params) -> Params:
+  """The parameters, or slots, of a decoder that has them in one layout and in one type."""
+  return params
 
 
 class Decoder(NamedTuple):
@@ -57,6 +58,8 @@ class Decoder(NamedTuple):
     states are meaningless.
   - `logits(params, hidden [..., D])` returns float32 logits [..., V].
   - `for_decoding(slots)` returns slot -> parameters in the layout that `decode` reads fastest.
+  - `cast(params)` returns them in the types that the functions compute in, where these are smaller.
+  - `head` is the layer that `logits` applies; None if it is another function.
   """
 
   init: Callable[[Array], Params]
@@ -64,6 +67,8 @@ class Decoder(NamedTuple):
   decode: Callable[[Params, Array, Cache], tuple[Array, Cache]]
   logits: Callable[[Params, Array], Array]
   for_decoding: Callable[[Mapping[str, Params]], Mapping[str, Params]] = unchanged
+  cast: Callable[[Params], Params] = unchanged
+  head: Head | None = None
 
 
 @functools.cache  # equal decoders share compiled programs
@@ -71,8 +76,10 @@ def temper(decoder: Decoder, temperature: float) -> Decoder:
   """The decoder whose next tokens have the distribution of `decoder` at a temperature."""
   if temperature == 1:
     return decoder
+  head = decoder.head
   return decoder._replace(
-    logits=lambda params, hidden: decoder.logits(params, hidden) / temperature
+    logits=lambda params, hidden: decoder.logits(params, hidden) / temperature,
+    head=head and head._replace(finish=lambda products: head.finish(products) / temperature),
   )
 
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from nlhf_jax.models import sharding
 from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.head import join_columns, pick_log_probs, sharded_log_probs, split_columns
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses, Scores
 
-MAX_LOGITS = 1 << 26  # in memory at once: 256 MiB
+MAX_LOGITS = 1 << 26  # in the memory of a device at once: 256 MiB
 
 
 def log_probs(
@@ -35,30 +37,27 @@ def next_token_log_probs(
 ) -> Float[Array, 'N T']:
   """log pi of the tokens, in nats, each from the hidden state that predicts it.
 
-  More than `MAX_LOGITS` logits are computed in chunks of columns, and recomputed in the backward
-  pass, so that [N, T, V] is never in memory.
+  If a device's rows have more than `MAX_LOGITS` logits, they are computed in chunks of columns, and
+  recomputed in the backward pass, so that [N, T, V] is never in memory.
   """
 
   def chunk_log_probs(hidden, tokens):
-    logits = decoder.logits(params, hidden)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return pick_log_probs(decoder.logits(params, hidden), tokens)
 
   rows, length = tokens.shape
   vocabulary = jax.eval_shape(decoder.logits, params, hidden).shape[-1]
-  at_once = max(MAX_LOGITS // (rows * vocabulary), 1)
+  shards = sharding.example_shards()
+  at_once = max(MAX_LOGITS // (-(-rows // shards) * vocabulary), 1)
   if length <= at_once:
     return chunk_log_probs(hidden, tokens)
-
-  def split(x):
-    padding = ((0, 0), (0, -length % at_once)) + ((0, 0),) * (x.ndim - 2)
-    chunks = jnp.pad(x, padding).reshape(rows, -1, at_once, *x.shape[2:])
-    return jnp.swapaxes(chunks, 0, 1)
-
+  if decoder.head and shards > 1:
+    kernel = decoder.head.kernel(params)
+    inputs = (sharding.pad_rows(x) for x in (hidden, tokens))
+    return sharded_log_probs(decoder.head, kernel, *inputs, at_once)[:rows]
   # Inside a loop, recomputation cannot be merged with the forward pass.
   one_chunk = jax.checkpoint(lambda chunk: chunk_log_probs(*chunk), prevent_cse=False)
-  log_p = lax.map(one_chunk, (split(hidden), split(tokens)))
-  return jnp.swapaxes(log_p, 0, 1).reshape(rows, -1)[:, :length]
+  chunks = split_columns(hidden, at_once), split_columns(tokens, at_once)
+  return join_columns(lax.map(one_chunk, chunks), length)
 
 
 def make_score(decoder: Decoder) -> Callable[[Params, Comparison], Scores]:

@@ -3,7 +3,8 @@
 The mesh has the axes `data` (own examples, all parameters), `fsdp` (own examples, a part of every
 parameter) and `tensor` (the same examples, a part of the heads and hidden units). `jax.set_mesh`
 sets the mesh; without one, the functions here change nothing. An axis that does not divide the size
-of an array's axis is not used for it.
+of a parameter's axis is not used for it. Rows that do not divide are split all the same: the
+compiler pads them.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils
@@ -95,7 +97,7 @@ def arrange_slices(shape: tuple[int, int, int], slices: Sequence[Sequence[Any]])
 
 def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
   """The axes, each None where its size on the current mesh does not divide that of the array."""
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = axis_sizes()
 
   def fits(axis, size):
     names = (axis,) if isinstance(axis, str) else axis or ()
@@ -125,13 +127,14 @@ def has_mesh() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+def axis_sizes() -> dict[str, int]:
+  """Axis of the current mesh -> the number of devices along it."""
+  return dict(jax.sharding.get_abstract_mesh().shape)
+
+
 def example_shards() -> int:
   """The number of parts that a batch is split into."""
-  return (
-    math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in ROW_AXES)
-    if has_mesh()
-    else 1
-  )
+  return math.prod(axis_sizes()[axis] for axis in ROW_AXES) if has_mesh() else 1
 
 
 def shard_parameters(tree: Any) -> Any:
@@ -148,7 +151,20 @@ def shard_parameters(tree: Any) -> Any:
 
 def shard_rows(x: Array, *rest: str | None) -> Array:
   """Splits the first axis over examples and the next over `rest`, inside a jitted function."""
-  return shard_axes(x, ROW_AXES, *rest, *(None,) * (x.ndim - 1 - len(rest)))
+  if not has_mesh():
+    return x
+  axes = spec((None, *rest, *(None,) * (x.ndim - 1 - len(rest))), x.shape)
+  return lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *axes[1:]))
+
+
+def pad_rows(x: Array) -> Array:
+  """The rows, and as many of zeros as the mesh needs to split them equally."""
+  return jnp.pad(x, ((0, -len(x) % example_shards()), *((0, 0),) * (x.ndim - 1)))
+
+
+def place_rows(x: Array) -> Array:
+  """Splits the first axis of a result over examples, if that divides it; in a jitted function."""
+  return shard_axes(x, ROW_AXES, *(None,) * (x.ndim - 1))
 
 
 def shard_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:

@@ -22,9 +22,11 @@ from nlhf_jax.models.attention import (
   attend_cached,
   attend_one_of,
   select,
+  soft_cap,
 )
 from nlhf_jax.models.blocks import FLOAT32, REMAT, Block, Ends, Numerics
 from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
+from nlhf_jax.models.head import Head
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.structs import Params
 
@@ -139,6 +141,25 @@ class Transformer(NamedTuple):
     """Next-token logits in float32."""
     return self._apply_ends(params, hidden, method='logits')
 
+  def cast(self, params: Params) -> Params:
+    """The parameters in the type of the computation, if it is smaller; norms compute in float32."""
+    compute = jnp.dtype(self.numerics.compute)
+
+    def cast(path, leaf):
+      norm = 'norm' in jax.tree_util.keystr(path)
+      return leaf if norm or leaf.dtype.itemsize <= compute.itemsize else leaf.astype(compute)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+  def head(self) -> Head:
+    """The layer that `logits` applies."""
+    if self.sizes.tied:
+      return Head('embed/embedding', True, jnp.float32, self._cap)
+    return Head('head/kernel', False, None, self._cap)
+
+  def _cap(self, logits):
+    return soft_cap(logits, self.sizes.logit_cap)
+
   def _apply_block(self, params, *inputs):
     return Block(self.sizes, self.numerics, self.lora).apply({'params': params}, *inputs)
 
@@ -191,4 +212,12 @@ def make_decoder(
   parameters without adapters: those of the base.
   """
   model = Transformer(sizes, numerics, lora)
-  return Decoder(model.init, model.prefill, model.decode, model.logits, layers.unstack_slots)
+  return Decoder(
+    model.init,
+    model.prefill,
+    model.decode,
+    model.logits,
+    layers.unstack_slots,
+    model.cast,
+    model.head(),
+  )

@@ -21,6 +21,7 @@ from nlhf_jax.models import sharding
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.ranges import AtLeastOne, Count
 from nlhf_jax.sampling.decode import decode, grow_caches
+from nlhf_jax.sampling.layouts import end_padding, sampling_layout, to_training
 from nlhf_jax.sampling.mixture_decoding import group_params, make_plan, member_rows, split_rows
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.rollout import Rollout, make_rollout, split_mixtures
@@ -124,19 +125,28 @@ def dialogue_rollout(
     prompts: [B, P].
     key: of the whole rollout.
   """
-  state = prefill(sampler, params, prompts, key)
+  given = prompts
+  with sampling_layout(sampler, params, given, key) as (params, prompts, key):
+    state = end_padding(prefill(sampler, params, prompts, key), len(given.tokens))
+    responses = _converse(sampler, dialogue, length, params, given, state, key)
+  return to_training(responses, len(given.tokens))
+
+
+def _converse(sampler, dialogue, length, params, prompts, state, key):
+  """Conversations on the prompts, which may be fewer than those of the state, from its caches."""
+  count, rows = len(prompts.tokens), len(state.prompts)
   ends = jnp.full_like(state.lengths, length)
   state = state._replace(ends=ends, done=state.done | (state.lengths == ends))
   params = sampler.decoder.for_decoding(params)
   limits, turn = cache_limits(sampler), jnp.zeros(state.responses.mask.shape, jnp.int32)
-  read, over = distributed.fetch(prompts), np.zeros(state.done.shape, bool)
+  read, over = distributed.fetch(prompts), np.zeros((count, sampler.rows), bool)
   for number in range(1, dialogue.turns + 1):
     state, limits = decode_turn(sampler, params, state, key, limits)
     turn = number_turn(state, turn, number, length)
     if number == dialogue.turns:
       break
     so_far = state.responses._replace(log_probs=None, entropy=None, turn=turn)
-    responses = distributed.fetch(so_far)
+    responses = jax.tree.map(lambda leaf: leaf[:count], distributed.fetch(so_far))
     user_key = jax.random.fold_in(jax.random.fold_in(key, USER), number)
     replies = checked(dialogue, dialogue.user(read, responses, user_key))
     over |= replies.over
@@ -149,9 +159,11 @@ def dialogue_rollout(
       limits = limits[1:]
       state = grow_caches(state, limits[0] - 1)
     width = padded_width(int(lengths.max()), dialogue.reply_length)
-    tokens = np.zeros((*lengths.shape, width), np.int32)
-    tokens[..., : replies.tokens.shape[-1]] = replies.tokens[..., :width]
-    placed = sharding.put_rows((tokens, lengths.astype(np.int32), over))
+    tokens = np.zeros((rows, sampler.rows, width), np.int32)
+    tokens[:count, :, : replies.tokens.shape[-1]] = replies.tokens[..., :width]
+    unused = ((0, rows - count), (0, 0))  # prompts that are done
+    lengths = np.pad(lengths.astype(np.int32), unused)
+    placed = sharding.put_rows((tokens, lengths, np.pad(over, unused, constant_values=True)))
     state = begin_turn(sampler, params, state, *placed, key, length=length)
   return split_mixtures(sampler, state.responses._replace(turn=turn))
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling.decode import decode_and_compact, grow_caches, scatter_back
+from nlhf_jax.sampling.layouts import end_padding, is_traced, sampling_layout, to_training
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.sampler import Sampler, cache_limits, make_sampler
 from nlhf_jax.sampling.token import UNFILTERED, Filters
@@ -50,9 +51,16 @@ def rollout(
   sampler: Sampler, params: Mapping[str, Params], prompts: Prompts, key: Array
 ) -> tuple[Responses, ...]:
   """Samples responses to the prompts, one `Responses` [B, count, length] per mixture."""
-  leaves = jax.tree.leaves((params, prompts, key))
-  on_host = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-  state, finished = prefill(sampler, params, prompts, key), None
+  count = len(prompts.tokens)
+  with sampling_layout(sampler, params, prompts, key) as (params, prompts, key):
+    responses = _sample(sampler, params, prompts, key, count)
+  return to_training(responses, count)
+
+
+def _sample(sampler, params, prompts, key, count):
+  """Responses to the prompts; those to all but the first `count` are empty."""
+  on_host = not is_traced((params, prompts, key))
+  state, finished = end_padding(prefill(sampler, params, prompts, key), count), None
   params = sampler.decoder.for_decoding(params)
   limits = cache_limits(sampler)
   for limit in limits:

@@ -75,7 +75,7 @@ class Checkpoints:
     """The latest saved state, sharded as `state` is; `state` itself if nothing is saved.
 
     Raises:
-      UserError: if the saved state has other parameters.
+      UserError: if the saved state has other parameters, or another state of the optimiser.
     """
     self._wait()
     latest = self._files.latest()
@@ -83,7 +83,7 @@ class Checkpoints:
       return state
     try:
       loaded = self._files.load(latest, _layout(_saved_part(state)))
-    except KeyError as error:  # orbax names neither what is missing nor what is there
+    except (KeyError, ValueError) as error:  # orbax names neither what is missing nor what is there
       raise _other_parameters(self._folder) from error
     return loaded._replace(fixed=state.fixed, nonfinite=state.nonfinite)
 
@@ -155,8 +155,9 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
 
 def _other_parameters(folder: Any) -> UserError:
   return UserError(
-    f'{folder}: this checkpoint has other parameters than the model, as those of an earlier '
-    'version of nlhf_jax have; delete the folder of the stage, or use another --stages.'
+    f'{folder}: this checkpoint has other parameters than the model, or another state of the '
+    'optimiser, as those of an earlier version of nlhf_jax have; delete the folder of the stage, '
+    'or use another --stages.'
   )
 
 

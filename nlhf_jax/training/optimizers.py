@@ -105,8 +105,37 @@ def clip_by_layer_rms() -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
 
 
+EPSILON = 1e-8  # of Adam
+
+
+class SecondMoment(NamedTuple):
+  """The state of Adam without momentum: number of updates, and mean squared gradients."""
+
+  count: Int[Array, '']
+  nu: Params
+
+
+def adam(b1: float, b2: float) -> optax.GradientTransformation:
+  """`optax.scale_by_adam`; without momentum, the first moment is the gradient and is not stored."""
+  if b1:
+    return optax.scale_by_adam(b1=b1, b2=b2)
+
+  def init(params):
+    return SecondMoment(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(updates, state, params=None):
+    del params
+    nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+    count = optax.safe_increment(state.count)
+    corrected = optax.tree.bias_correction(nu, b2, count)
+    scaled = jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + EPSILON), updates, corrected)
+    return scaled, SecondMoment(count, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
 SCALES = {
-  'adamw': lambda b1, b2: optax.scale_by_adam(b1=b1, b2=b2),
+  'adamw': adam,
   'adafactor': adafactor,
   'rmsprop': lambda b1, b2: optax.scale_by_rms(decay=b2, eps_in_sqrt=False),
 }

@@ -133,12 +133,13 @@ def accumulate_gradient(
 
   def add(total, part):
     addend, scores = one_part(part)
-    return jax.tree.map(jnp.add, total, addend), scores
+    # Each device carries its own part of the gradient only.
+    return sharding.shard_parameters(jax.tree.map(jnp.add, total, addend)), scores
 
   parts = jax.tree.map(split, (comparison, weight))
   shapes, _ = jax.eval_shape(one_part, jax.tree.map(lambda leaf: leaf[0], parts))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  (loss, gradient), scores = lax.scan(add, zeros, parts)
+  (loss, gradient), scores = lax.scan(add, sharding.shard_parameters(zeros), parts)
   return (loss, jax.tree.map(merge, scores)), gradient
 
 

@@ -11,6 +11,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nlhf_jax.algorithms import catalogue
@@ -181,6 +182,23 @@ def test_logs_are_means_over_their_interval(uncut):
   assert [record['step'] for record in log] == list(range(0, STEPS + 1, 2))
   assert ['largest' in record for record in log] == [record['step'] % EVERY == 0 for record in log]
   assert all(np.isfinite(list(record.values())[2:]).all() for record in log)
+
+
+def test_checkpoints_with_a_first_moment_are_refused_or_read(tmp_path):
+  def state(optimizer):
+    params = {'layer': jnp.ones(2)}
+    return TrainState(jnp.int32(1), {'policy': params}, optimizer.init(params), {})
+
+  with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as kept:
+    kept.save(state(optax.scale_by_adam(b1=0.0)))
+  new = state(optimizers.adam(0.0, 0.999))
+  with (
+    contextlib.closing(checkpoints.Checkpoints(tmp_path)) as kept,
+    pytest.raises(UserError, match='or another state of the optimiser'),
+  ):
+    kept.restore(new)
+  slots = checkpoints.load_slots(tmp_path, new.params)  # of a finished stage
+  np.testing.assert_array_equal(slots['policy']['layer'], np.ones(2))
 
 
 def test_checkpoints_of_another_layout_are_named(tmp_path):

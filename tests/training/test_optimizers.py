@@ -36,6 +36,20 @@ def path(optimizer, params, gradients):
   return visited
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_adam_without_momentum_stores_no_first_moment(dtype):
+  params = jnp.linspace(-1, 1, 24, dtype=dtype).reshape(4, 6)
+  plain, stored = optimizers.adam(0.0, 0.98), optax.scale_by_adam(b1=0.0, b2=0.98)
+  one, other = plain.init(params), stored.init(params)
+  sizes = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in (one, other)]
+  assert sizes == [24 + 1, 2 * 24 + 1]
+  for gradient in some_gradients((4, 6)):
+    ours, one = jax.jit(plain.update)(gradient.astype(dtype), one)
+    theirs, other = jax.jit(stored.update)(gradient.astype(dtype), other)
+    np.testing.assert_array_equal(ours, theirs)
+  assert isinstance(optimizers.adam(0.9, 0.98).init(params), optax.ScaleByAdamState)
+
+
 def some_gradients(shape, steps=STEPS):
   random = np.random.default_rng(0)
   return [jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(steps)]

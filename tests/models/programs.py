@@ -1,0 +1,287 @@
+"""A program for eight simulated devices: what compiled programs move, and what they compute.
+
+Prints one line of JSON for each of its parts, which its arguments name.
+"""
+
+import json
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from nlhf_jax.algorithms import catalogue
+from nlhf_jax.models import architectures, head, scoring, sharding
+from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.transformer import make_decoder
+from nlhf_jax.sampling import layouts, sampler
+from nlhf_jax.sampling.decode import decode
+from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, make_dialogue_rollout
+from nlhf_jax.sampling.prefill import prefill
+from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.structs import Comparison, Prompts, Responses
+from nlhf_jax.training.update import initial_state, make_update
+from tests import compiled_text
+
+VOCABULARY, WIDTH = 512, 32
+FSDP = (1, 8, 1)
+
+
+def small(compute=jnp.float32, **changes):
+  """A decoder of two layers and its parameters, which bfloat16 represents exactly."""
+  sizes = architectures.small(
+    VOCABULARY, WIDTH, layers=2, heads=8, key_heads=8, head_size=8, hidden=64, rotary_base=1e4
+  )
+  decoder = make_decoder(sizes._replace(**changes), Numerics(compute))
+  random = np.random.default_rng(0)
+
+  def fill(leaf):
+    values = jnp.asarray(random.normal(size=leaf.shape, scale=0.2), jnp.bfloat16)
+    return np.asarray(values.astype(jnp.float32))
+
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  return decoder, jax.tree.map(fill, shapes)
+
+
+def some_prompts(rows, length=6):
+  tokens = np.random.default_rng(1).integers(2, VOCABULARY, (rows, length)).astype(np.int32)
+  return Prompts(tokens, np.arange(length) >= np.arange(rows)[:, None] % 3)
+
+
+def moved(text, in_loop):
+  """Opcode, bytes and shapes of what a program moves."""
+  return [
+    (found.opcode, found.bytes, compiled_text.shapes(found))
+    for found in compiled_text.collectives(text, in_loop)
+  ]
+
+
+def relative(one, other):
+  one, other = (np.asarray(x, np.float64) for x in (one, other))
+  return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+# --- Log-probabilities in chunks ---
+
+
+def head_gradients(mesh, compute, columns, **changes):
+  """What chunked log-probabilities move on a mesh, and how far gradients are from one device's."""
+  decoder, params = small(compute, **changes)
+  random = np.random.default_rng(2)
+  shape, vocabulary = (16, 32), decoder.head.kernel(params).shape[int(not decoder.head.transposed)]
+  hidden = np.asarray(jnp.asarray(random.normal(size=(*shape, WIDTH)), jnp.bfloat16))
+  tokens = random.integers(vocabulary, size=shape)
+  weight = np.sign(random.normal(size=shape))  # exact in bfloat16
+
+  def loss(params, hidden, decoder):
+    hidden = sharding.shard_rows(hidden)
+    log_p = scoring.next_token_log_probs(decoder, params, hidden, sharding.shard_rows(tokens))
+    return jnp.sum(weight.astype(np.float32) * log_p)
+
+  kernel = decoder.head.kernel
+  exact, _ = small(jnp.float32, **changes)
+  expected = jax.jit(jax.grad(partial(loss, decoder=exact), (0, 1)))(
+    params, hidden.astype(np.float32)
+  )
+  rows = shape[0] // (mesh[0] * mesh[1])
+  scoring.MAX_LOGITS = columns * rows * vocabulary
+  with jax.set_mesh(sharding.make_mesh(*mesh)):
+    inputs = sharding.put_parameters(params), sharding.put_rows(hidden.astype(compute))
+    results = {}
+    for name, own in (('own', decoder), ('plain', decoder._replace(head=None))):
+      differentiate = jax.jit(jax.grad(partial(loss, decoder=own), (0, 1)))
+      compiled, text = compiled_text.partitioned(differentiate.lower(*inputs))
+      results[name] = moved(text, True)
+      if name == 'own':
+        gradient = compiled(*inputs)
+        results['outside'] = moved(text, False)
+  results['head'] = relative(kernel(gradient[0]), kernel(expected[0]))
+  results['hidden'] = relative(gradient[1], expected[1])
+  return results
+
+
+def replicated_head():
+  """The control: a head that is whole on every device is reduced in every chunk."""
+  decoder, params = small()
+  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+
+    @partial(
+      jax.shard_map, in_specs=(PartitionSpec(), PartitionSpec('fsdp')), out_specs=PartitionSpec()
+    )
+    def total(kernel, hidden):
+      chunks = head.split_columns(hidden, 4)
+      return lax.psum(jnp.sum(lax.map(lambda x: jnp.tanh(x @ kernel.T), chunks)), 'fsdp')
+
+    hidden = jnp.ones((16, 32, WIDTH))
+    lowered = jax.jit(jax.grad(total)).lower(decoder.head.kernel(params), hidden)
+    return moved(compiled_text.partitioned(lowered)[1], True)
+
+
+def heads():
+  """Heads that are tied or not, on meshes; `columns` has a chunk for each of 32 columns."""
+  return {
+    'tied': head_gradients((2, 2, 2), jnp.float32, 4, logit_cap=30.0),
+    'untied': head_gradients(FSDP, jnp.bfloat16, 4, tied=False),
+    'columns': head_gradients((8, 1, 1), jnp.bfloat16, 1, vocabulary=4_096),
+    'replicated': replicated_head(),
+    'bytes': VOCABULARY * WIDTH // 8 * 2,
+  }
+
+
+# --- Weights that are sampled from ---
+
+
+def casts():
+  """What moves when weights are cast before they move, and in one program."""
+  decoder, params = small(jnp.bfloat16)
+  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+    placed = sharding.put_parameters(params)
+    low = layouts._lower(decoder.cast, placed)
+    mesh = layouts.sampling_mesh('replicated')
+    with jax.set_mesh(mesh):
+      own = compiled_text.partitioned(jax.jit(sharding.shard_parameters).lower(low))[1]
+      unpinned = jax.jit(lambda params: sharding.shard_parameters(decoder.cast(params)))
+      control = compiled_text.partitioned(unpinned.lower(placed))[1]
+    there = layouts.to_sampling(decoder, {'policy': placed, 'reference': placed}, mesh)
+  split = [
+    leaf for leaf in jax.tree.leaves(placed) if leaf.addressable_shards[0].data.size < leaf.size
+  ]
+  leaves = jax.tree.leaves(there['policy'])
+  return {
+    'own': moved(own, None),
+    'control': moved(control, None),
+    'parameters': sum(leaf.size for leaf in split),
+    'shared': all(map(lambda a, b: a is b, leaves, jax.tree.leaves(there['reference']))),
+    'whole': all(leaf.sharding.is_fully_replicated for leaf in leaves),
+    'types': sorted({str(leaf.dtype) for leaf in leaves}),
+  }
+
+
+def decoding(layout):
+  """What one decoding program moves per token; caches have room for 61 tokens."""
+  decoder, params = small(jnp.bfloat16)
+  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+    placed = sharding.put_parameters(params)
+    mesh = layouts.sampling_mesh(layout)
+    slots = layouts.to_sampling(decoder, {'policy': placed}, mesh)
+    with jax.set_mesh(mesh):
+      settings = sampler.make_sampler(decoder, [{'policy': 1.0}], 62, 1, 1, sampler.Filters())
+      state = prefill(settings, slots, some_prompts(8), jax.random.key(0))
+      slots = decoder.for_decoding(slots)
+      lowered = decode.lower(
+        settings, slots, state, jax.random.key(0), batch=8, limit=62, compact_to=0
+      )
+      text = compiled_text.partitioned(lowered)[1]
+  return moved(text, True)
+
+
+def reply(prompts, responses, key):
+  """A user who ends every fourth conversation; sees seven prompts and no padding."""
+  del key
+  assert len(prompts.tokens) == len(responses.tokens) == 7
+  total = np.sum(responses.tokens * (responses.turn > 0), axis=-1)
+  return Replies(np.full((*total.shape, 2), 4), total % 3, total % 4 == 0)
+
+
+def tokens():
+  """Responses to seven prompts, and conversations, on one device and in layouts of a mesh."""
+  decoder, params = small()
+  mixtures = [{'policy': 1.0}, {'policy': 0.5, 'other': 0.5}]
+  rollout = make_rollout(decoder, mixtures, length=5, stop=1)
+  other = jax.tree.map(lambda leaf: leaf[..., ::-1], params)
+  dialogue = Dialogue(reply, turns=2, reply_length=2)
+  converse = make_dialogue_rollout(decoder, mixtures, dialogue=dialogue, length=3, stop=1)
+  prompts = some_prompts(7)
+
+  def talk(slots):
+    sides = converse(slots, prompts, jax.random.key(3))
+    return [np.asarray(leaf).tolist() for side in sides for leaf in (side.tokens, side.turn)]
+
+  def sample(slots):
+    key = jax.random.key(3)
+    return [np.asarray(leaf).tolist() for side in rollout(slots, prompts, key) for leaf in side[:2]]
+
+  slots = {'policy': params, 'other': other}
+  results = {'alone': sample(slots), 'talk': talk(slots)}
+  with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+    slots = {'policy': sharding.put_parameters(params), 'other': sharding.put_parameters(other)}
+    for layout in ('auto', *layouts.LAYOUTS):
+      with layouts.use_layout(layout):
+        results[layout] = sample(slots)
+    results['talk_on_mesh'] = talk(slots)
+  return results
+
+
+# --- Rows and parts ---
+
+
+def rows():
+  """Memory and values of the scores of rows that do, and do not, divide the mesh."""
+  decoder, params = small()
+  random = np.random.default_rng(4)
+  responses = random.integers(VOCABULARY, size=(128, 1, 16))
+  prompts = some_prompts(128)
+  score = partial(scoring.log_probs, decoder)
+
+  def given(count):
+    mask = np.ones((count, 1, 16), bool)
+    return Prompts(*(leaf[:count] for leaf in prompts)), Responses(responses[:count], mask)
+
+  new, expected = jax.jit(decoder.init)(jax.random.key(0)), jax.jit(score)(params, *given(127))
+  results = {}
+  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+    placed = sharding.put_parameters(params)
+    init = jax.jit(lambda key: sharding.shard_parameters(decoder.init(key)))  # of a single row
+    errors = jax.tree.map(lambda a, b: np.abs(a - b).max(), init(jax.random.key(0)), new)
+    results['init'] = float(max(jax.tree.leaves(errors)))
+    for count in (127, 128):
+      compiled = jax.jit(score).lower(placed, *given(count)).compile()
+      results[count] = compiled.memory_analysis().temp_size_in_bytes
+      if count == 127:
+        results['error'] = relative(compiled(placed, *given(count)), expected)
+  return results
+
+
+def accumulation():
+  """What the loop over parts of a batch carries, and how far parameters are from one device's."""
+  decoder, params = small()
+  algorithm, optimizer = catalogue.sft(), optax.sgd(0.1)
+  random = np.random.default_rng(5)
+  responses = Responses(
+    random.integers(VOCABULARY, size=(32, 1, 4)).astype(np.int32), np.ones((32, 1, 4), bool)
+  )
+  comparison = Comparison(some_prompts(32), responses)
+  update = make_update(algorithm, scoring.make_score(decoder), optimizer, lambda *_: {}, 2)
+  state = initial_state(algorithm, params, optimizer)
+  alone, _ = update(state, comparison, jax.random.key(0))
+  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+    state = sharding.put_parameters(initial_state(algorithm, params, optimizer))
+    placed = sharding.put_rows(comparison)
+    lowered = jax.jit(update).lower(state, placed, jax.random.key(0))
+    compiled, text = compiled_text.partitioned(lowered)
+    split, _ = compiled(state, placed, jax.random.key(0))
+  carried = [
+    compiled_text.shapes(found)
+    for found in compiled_text.instructions(text)
+    if found.opcode == 'while'
+  ]
+  errors = jax.tree.map(relative, split.params['policy'], alone.params['policy'])
+  return {'carried': carried, 'error': max(jax.tree.leaves(errors))}
+
+
+PARTS = {
+  'heads': heads,
+  'casts': casts,
+  'decoding': lambda: {layout: decoding(layout) for layout in layouts.LAYOUTS},
+  'tokens': tokens,
+  'rows': rows,
+  'accumulation': accumulation,
+}
+
+if __name__ == '__main__':
+  for name in sys.argv[1:] or PARTS:
+    print(json.dumps({name: PARTS[name]()}), flush=True)

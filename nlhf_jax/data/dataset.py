@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from nlhf_jax.data import examples, sources, token_store, tokenizers
+from nlhf_jax.data.chat_templates import SPACED
 from nlhf_jax.data.examples import Entry, ExampleSource
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
@@ -183,6 +184,7 @@ def tokenise(
   vocabulary: int,
   pretrained: str,
   refuse: Refuse,
+  template: str = SPACED,
 ) -> tuple[Any, Tokenised]:
   """The tokenizer and the tokenised examples, read from `folder` if they are stored there.
 
@@ -196,6 +198,7 @@ def tokenise(
     vocabulary: maximum number of tokens of a tokenizer trained here.
     pretrained: model whose tokenizer is loaded instead, if any.
     refuse: as in `token_store.write`.
+    template: the chat template of a tokenizer trained here.
   """
   tokenizer = tokenizers.load(pretrained) if pretrained else None
   settings = {'vocabulary': vocabulary} if tokenizer is None else tokenizers.settings(tokenizer)
@@ -206,13 +209,13 @@ def tokenise(
   def write(draft):
     used = tokenizer
     if used is None:
-      used = tokenizers.train(texts(), vocabulary)
+      used = tokenizers.train(texts(), vocabulary, template)
       (draft / file).write_text(tokenizers.to_text(used))
     token_store.write(draft, entries(), used, refuse)
 
   token_store.write_once(store, write)
   if tokenizer is None:
-    tokenizer = tokenizers.restore((store / file).read_text())
+    tokenizer = tokenizers.restore((store / file).read_text(), template)
   return tokenizer, token_store.read(store)
 
 

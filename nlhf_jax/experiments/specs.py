@@ -29,6 +29,7 @@ from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Positive, Seed
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.worlds import World
+from nlhf_jax.sampling.dialogue_rollout import Dialogue
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
@@ -179,6 +180,7 @@ class LanguageExperiment(NamedTuple):
   curve_prompts: int  # held-out prompts that learning curves are measured on
   held_apart: HeldApart | None
   unfinished_loses: bool  # whether a response that was cut loses to one that ended
+  dialogue: Dialogue | None  # with whom the policies converse; None: they write one response
 
   def may_abstain(self, judge: str) -> bool:
     """Whether a judge, or one that it is combined from, may have no verdict on a pair."""

@@ -1,4 +1,4 @@
-"""Users of conversations: Python functions of texts, tables of texts, and the users of games."""
+"""Users of conversations: Python functions of texts, tables, recorded texts, users of games."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from nlhf_jax.structs import Prompts, Responses
 
 NO_USERS = {
   'remote': 'a remote model is no user here; ask it in a function, and give user_from_function',
-  'data': 'replies from data answer what the policy did not say; give a function or a table',
+  'data': 'replies from data answer what the policy did not say; give a function or a table, or '
+  'user_from_recorded if they may',
 }
 
 
@@ -82,6 +83,38 @@ def user_from_table(table: Mapping[str, Mapping[str, float] | None]) -> Function
     ]
 
   return FunctionUser(lambda conversations, seeds: list(map(draw, conversations, seeds)))
+
+
+def user_from_recorded(recorded: Mapping[str, Sequence[Sequence[str]]]) -> FunctionUser:
+  """A user that goes on as recorded, whatever the policy writes: prompt -> lists of messages.
+
+  A list has the user's messages after the prompt, such as the second question of MT-Bench. Where a
+  prompt has several, each conversation follows one by chance. It ends where its list does, and
+  after the first turn where a prompt has none.
+
+  Raises:
+    UserError: from the user, if the tokenizer changes the text of a message.
+  """
+
+  def go_on(conversation, seed):
+    replied = [message['content'].strip() for message in conversation[2::2]]
+    lists = recorded.get(conversation[0]['content'], ())
+    if replied and not any(_begins(one, replied) for one in lists):
+      raise UserError(
+        f"the user's recorded message '{replied[-1]:.80}' is another text once it is tokenised; "
+        'choose another model.'
+      )
+    # Of a list that is over, no further message is left.
+    left = [one[len(replied) :] for one in lists if _begins(one, replied)]
+    chosen = left[np.random.default_rng(seed).integers(len(left))] if left else ()
+    return chosen[0] if chosen else None
+
+  return FunctionUser(lambda conversations, seeds: list(map(go_on, conversations, seeds)))
+
+
+def _begins(texts: Sequence[str], replied: Sequence[str]) -> bool:
+  """Whether the first of the texts are these, but for white space around them."""
+  return [text.strip() for text in texts[: len(replied)]] == list(replied)
 
 
 def with_texts(dialogue: Dialogue, tokenizer: Any) -> Dialogue:

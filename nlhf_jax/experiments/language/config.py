@@ -13,6 +13,12 @@ from nlhf_jax.data.dataset import Corpus, parse_part
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
 from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
+from nlhf_jax.experiments.dialogue_config import (
+  check_conversing,
+  check_dialogue,
+  make_dialogue,
+  print_trained_judges,
+)
 from nlhf_jax.experiments.judge_config import (
   RESERVED,
   find_judges,
@@ -56,6 +62,7 @@ def check(config: ConfigDict) -> None:
     UserError: if one is wrong.
   """
   sections.check(sections.language_sections(config))
+  check_dialogue(config)
   check_heads(config.model)
   check_language(config)
   check_before_data(config)
@@ -108,6 +115,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   corpus = make_corpus(config, folder)
   print_clamped(config, corpus)
   print_filtered(policies)
+  print_trained_judges(config, judges)
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
@@ -139,6 +147,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
+    dialogue=make_dialogue(config, corpus),
   )
 
 
@@ -211,7 +220,7 @@ def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:
     raise UserError(
       f"config.held_apart='{config.held_apart}' must be empty or one of {', '.join(STAGES)}."
     )
-  if config.data.source == 'synthetic':
+  if find_oracle(config):
     raise UserError(
       f"config.held_apart='{config.held_apart}': the embedded task has its oracle for this; leave "
       'it empty.'
@@ -279,6 +288,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
   training = make_training(row, field)
+  check_conversing(config, row, field, training.algorithm)
   judge = make_policy_judge(row, field, training, config)
   averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
@@ -386,6 +396,7 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   if not config.exploiter:
     return None
   training = make_training(config.exploiter, 'config.exploiter')
+  check_conversing(config, config.exploiter, 'config.exploiter', training.algorithm)
   if not needs_judge(training.algorithm) or 'reference' not in training.algorithm.references:
     raise UserError(
       f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "

@@ -9,8 +9,9 @@ import numpy as np
 
 from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import training_data
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.experiments.dialogue_config import freeze_user
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
@@ -52,6 +53,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
   with recorded_usage(workdir, external) as accounts:
     reference = fine_tune(experiment)
+    experiment = freeze_user(experiment, reference)
     judges, rewards = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
     select = judges[experiment.best_of_judge] if experiment.best_of else None
@@ -154,7 +156,7 @@ def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Re
   """The first few prompts and responses, as one text."""
   tokenizer, first = experiment.corpus.tokenizer, slice(SAMPLES)
   asked = tokenizers.prompt_texts(tokenizer, prompts.tokens[first], prompts.mask[first])
-  given = tokenizers.response_texts(tokenizer, responses.tokens[first], responses.mask[first])
+  given = dialogue_texts.response_texts(tokenizer, take(responses, first))
   pairs = zip(asked, given, strict=True)
   return '\n\n'.join(f'prompt: {prompt}\nresponse: {response}' for prompt, response in pairs)
 
@@ -202,7 +204,7 @@ def make_evaluate(
       },
       'kl_to_reference': float(log_ratio.mean()),
       'samples': show_samples(experiment, prompts, left),
-      'response_lengths': left.mask.sum(axis=-1).ravel(),
+      'response_lengths': left.own.sum(axis=-1).ravel(),
     }
 
   return evaluate

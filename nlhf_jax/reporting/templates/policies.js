@@ -148,6 +148,7 @@ function policyTable() {
         fixed(best.kl_bound, 2), el('br'), `selected by ${best.judge}`] : '';
     }],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
+    [results.turns, 'Turns', 'per conversation', number(results.turns || {}, 2)],
     [results.unfinished, 'Unfinished', 'share cut',
       number(results.unfinished || {}, 2)],
     [evenly, `At equal length`, `beats ${policies[0]}`,

@@ -152,6 +152,8 @@ def test_user_may_be_a_model(tmp_path):
     ('reference', r"user='reference': a user is a function of \(conversations, seeds\)"),
     (nlhf.user_from_function(lambda texts, seeds: ['a']), 'for each of 64 conversations, not 1'),
     (nlhf.user_from_function(lambda texts, seeds: [3] * len(texts)), 'conversations, not 3'),
+    (nlhf.user_from_function(lambda texts, seeds: None), 'conversations, not None'),
+    (nlhf.user_from_function(lambda texts, seeds: 'yes'), "conversations, not 'yes'"),
     (nlhf.user_from_function(lambda texts, seeds: ['a' * 9] * len(texts)), 'raise reply_length=4'),
   ],
 )

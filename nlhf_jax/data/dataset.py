@@ -173,7 +173,7 @@ def _texts(entries: Callable[[], Iterator[Entry]], refuse: Refuse) -> Iterator[s
       refuse(file, number, example, 'correct it')
     elif isinstance(example.prompt, str):
       texts = (example.prompt, example.left, example.right, example.demonstration)
-      yield ' '.join(filter(None, texts))
+      yield ' '.join(filter(None, (*texts, *example.replies)))
 
 
 def tokenise(

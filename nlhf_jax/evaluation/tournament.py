@@ -104,8 +104,7 @@ def make_records(
   ]
   for row, record in enumerate(records if conversations else []):
     record['dialogues'] = {name: column[row] for name, column in conversations.items()}
-    turns = {name: 1 + len(texts) // 2 for name, texts in record['dialogues'].items()}
-    record['turns'] = turns
+    record['turns'] = {name: 1 + len(turns) // 2 for name, turns in record['dialogues'].items()}
   return records
 
 

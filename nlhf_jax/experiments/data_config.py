@@ -49,6 +49,16 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   return make(section(**settings), config.seed, config.model.hf, folder)
 
 
+def print_clamped(config: ConfigDict, corpus: Corpus) -> None:
+  """Prints that there are fewer held-out prompts than the config wants, if so."""
+  held_out = len(corpus.held_out.prompts.tokens)
+  if config.tournament.prompts > held_out:
+    print(
+      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
+      'out, and the tournament has these.'
+    )
+
+
 def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algorithm]) -> None:
   """Checks that every algorithm has data to train and to test on.
 

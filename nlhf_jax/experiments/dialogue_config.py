@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import Algorithm, check_conversations
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.dataset import Corpus
-from nlhf_jax.data.dialogue_texts import Conversation
+from nlhf_jax.data.dialogue_texts import Conversation, reply_ids
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.token_store import encode_prompts
 from nlhf_jax.errors import Interrupted, UserError, first_line
 from nlhf_jax.evaluation.generation import LoadedModel
 from nlhf_jax.evaluation.model_user import make_model_user
-from nlhf_jax.experiments.specs import LanguageExperiment
+from nlhf_jax.experiments.specs import LanguageExperiment, Refinement
 from nlhf_jax.judges.own_function import (
   WRITTEN,
   describe_error,
@@ -77,7 +77,7 @@ def make_dialogue(config: ConfigDict, corpus: Corpus) -> Dialogue | None:
   user: FunctionUser | SftUser
   if written == SFT:
     user = SftUser(section.instruction)
-    check_template(corpus.tokenizer)
+    check_sft_user(corpus.tokenizer, section.reply_length)
   elif written == DATA:
     user = user_from_recorded(recorded_replies(corpus))
   elif written.endswith('.json'):
@@ -136,13 +136,50 @@ def check_conversing(config: ConfigDict, row: ConfigDict, field: str, algorithm:
     )
 
 
+def make_refinement(config: ConfigDict, tokenizer: Any, positions: int) -> Refinement | None:
+  """How entries of the tournament refine their responses; None if they do not.
+
+  Args:
+    config: of the experiment.
+    tokenizer: writes the instruction.
+    positions: of the model, into which a prompt, its response and the refined one must fit.
+
+  Raises:
+    UserError: if they do not, or responses are conversations.
+  """
+  if 'refinement' not in config or not config.refinement.rounds:
+    return None
+  if conversing(config):
+    raise UserError(
+      f'config.refinement.rounds={config.refinement.rounds}: single responses are refined, and '
+      f'config.dialogue.turns={config.dialogue.turns} makes conversations; leave the rounds '
+      'at 0, or the turns at 1.'
+    )
+  settings, data = config.refinement.to_dict(), config.data
+  try:
+    (asked,) = reply_ids(tokenizer, [settings['instruction']], [True])
+  except Problem as problem:
+    raise UserError(
+      f'config.refinement.rounds={config.refinement.rounds}: {problem}; set it to 0, or choose '
+      'another model.'
+    ) from None
+  needed = data.prompt_length + 2 * data.response_length + len(asked)
+  if needed > positions:
+    raise UserError(
+      'config.refinement.instruction: a prompt, a response, the instruction and another response '
+      f'have up to {needed} tokens, more than the {positions} positions of the model; lower '
+      'config.data.prompt_length or response_length.'
+    )
+  return Refinement(**settings, file=f'refined-{json_lines.json_digest(settings)}.json')
+
+
 def print_trained_judges(config: ConfigDict, stages: Iterable[str]) -> None:
   """Says so if judges of conversations are trained on the single responses of a file."""
-  stages = ', '.join(stages)
-  if stages and conversing(config) and 'path' in config.data:
+  names = ', '.join(stages)
+  if names and conversing(config) and 'path' in config.data:
     print(
-      f'config.dialogue: {stages} learn from comparisons of single responses, and then judge whole '
-      'conversations.'
+      f'config.dialogue: judges that learn from comparisons of single responses ({names}) judge '
+      'whole conversations.'
     )
 
 
@@ -174,15 +211,27 @@ def freeze_user(experiment: LanguageExperiment, reference: Params) -> LanguageEx
     return experiment
   tokenizer = experiment.corpus.tokenizer
   loaded = LoadedModel(model.decoder, reference, tokenizer, model.sizes.max_positions)
-  user = make_model_user(loaded, dialogue.user.instruction, length=experiment.response_length)
+  length = dialogue.reply_length - template_length(tokenizer)
+  user = cut_replies(
+    make_model_user(loaded, dialogue.user.instruction, length=length), tokenizer, dialogue
+  )
   return experiment._replace(dialogue=with_texts(dialogue._replace(user=user), tokenizer))
 
 
 # --- Users ---
 
 
-def check_template(tokenizer: Any) -> None:
-  """Raises `UserError` if the model cannot read a conversation, which its user has to."""
+def template_length(tokenizer: Any) -> int:
+  """The number of tokens that the template writes around a reply."""
+  return len(reply_ids(tokenizer, [''], [True])[0])
+
+
+def check_sft_user(tokenizer: Any, reply_length: int) -> None:
+  """Refuses the SFT policy as a user if it cannot read a conversation, or has no room to reply.
+
+  Raises:
+    UserError: names the setting to change.
+  """
   turns = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
   try:
     tokenizers.prompt_ids(tokenizer, [[*turns, turns[0]]])
@@ -191,6 +240,31 @@ def check_template(tokenizer: Any) -> None:
       f"config.dialogue.user='{SFT}': {problem}; name a model whose chat template accepts one in "
       'config.model.hf, or use another user.'
     ) from None
+  around = template_length(tokenizer)
+  if reply_length <= around:
+    raise UserError(
+      f'config.dialogue.reply_length={reply_length} leaves no room for a reply: the chat template '
+      f'writes {around} tokens around it; raise it.'
+    )
+
+
+def cut_replies(user: FunctionUser, tokenizer: Any, dialogue: Dialogue) -> FunctionUser:
+  """The user, whose replies end where `dialogue.reply_length` ends.
+
+  A text of a model may have more tokens than were sampled, such as for half of a character.
+  """
+
+  def too_long(texts):
+    rows = reply_ids(tokenizer, texts, [True] * len(texts))
+    return [len(row) > dialogue.reply_length for row in rows]
+
+  def reply(conversations, seeds):
+    texts = list(user.function(conversations, seeds))
+    while any(long := too_long(texts)):
+      texts = [text[:-1] if cut else text for text, cut in zip(texts, long, strict=True)]
+    return texts
+
+  return user_from_function(reply)
 
 
 def with_place(function: Callable, what: str) -> Callable:
@@ -250,7 +324,10 @@ def read_table(path: str) -> dict[str, Any]:
     )
     if replies is not None and not (numbers and replies):
       raise UserError(f'the entry {text!r:.80} must be an object, reply -> probability, or null.')
-  return table
+  return {
+    text: replies and {reply: float(chance) for reply, chance in replies.items()}
+    for text, replies in table.items()
+  }
 
 
 def recorded_replies(corpus: Corpus) -> dict[str, list[Sequence[str]]]:

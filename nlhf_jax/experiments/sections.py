@@ -79,6 +79,12 @@ class DialogueSettings(NamedTuple):
   reply_length: AtLeastOne
 
 
+class RefinementSettings(NamedTuple):
+  """How often a response is refined at inference."""
+
+  rounds: Count
+
+
 class CurveSettings(NamedTuple):
   """The number of held-out prompts that learning curves are measured on."""
 
@@ -156,6 +162,7 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   yield Section(Prices, config.remote.prices, 'config.remote.prices')
   yield Section(CombinedSettings, config.combined, 'config.combined')
   yield Section(CurveSettings, config.curves, 'config.curves')
+  yield Section(RefinementSettings, config.get('refinement', {}), 'config.refinement')
   yield Section(DialogueSettings, config.get('dialogue', {}), 'config.dialogue')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')
   yield Section(Filters, config.tournament.filters, 'config.tournament.filters')

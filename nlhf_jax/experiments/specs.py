@@ -153,6 +153,17 @@ class HeldApart(NamedTuple):
   comparisons: Examples
 
 
+class Refinement(NamedTuple):
+  """How often entries improve their own responses at inference, and what asks them to.
+
+  `file` has the outcome, in the folder of the tournament.
+  """
+
+  rounds: int
+  instruction: str
+  file: str
+
+
 class LanguageExperiment(NamedTuple):
   """Trains language models: SFT, judges, policies, then a tournament, then exploiters."""
 
@@ -180,6 +191,7 @@ class LanguageExperiment(NamedTuple):
   curve_prompts: int  # held-out prompts that learning curves are measured on
   held_apart: HeldApart | None
   unfinished_loses: bool  # whether a response that was cut loses to one that ended
+  refinement: Refinement | None
   dialogue: Dialogue | None  # with whom the policies converse; None: they write one response
 
   def may_abstain(self, judge: str) -> bool:

@@ -1,6 +1,6 @@
 """Users of conversations: Python functions of texts, tables, recorded texts, users of games."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from nlhf_jax.data.dialogue_texts import Conversation
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, User
+from nlhf_jax.storage.texts import clean_text
 from nlhf_jax.structs import Prompts, Responses
 
 NO_USERS = {
@@ -144,16 +145,18 @@ def user_from_texts(user: FunctionUser, tokenizer: Any) -> User:
   def reply(prompts: Prompts, responses: Responses, key: Array) -> Replies:
     conversations = dialogue_texts.messages(tokenizer, prompts, responses)
     seeds = np.asarray(jax.random.bits(key, (len(conversations),))).tolist()
-    texts = list(user.function(conversations, seeds))
+    returned = user.function(conversations, seeds)
+    many = isinstance(returned, Iterable) and not isinstance(returned, str)
+    texts = list(returned) if many else []
     wrong = [text for text in texts if not isinstance(text, str | None)]
     if wrong or len(texts) != len(conversations):
-      found = f'{wrong[0]!r:.80}' if wrong else f'{len(texts)} replies'
+      found = f'{len(texts)} replies' if many and not wrong else f'{[*wrong, returned][0]!r:.80}'
       raise UserError(
         f"the user '{user.name}' must return a text or None for each of {len(conversations)} "
         f'conversations, not {found}.'
       )
     cut = dialogue_texts.was_cut(tokenizer, responses)
-    rows = dialogue_texts.reply_ids(tokenizer, [text or '' for text in texts], cut)
+    rows = dialogue_texts.reply_ids(tokenizer, [clean_text(text or '') for text in texts], cut)
     over = np.array([text is None for text in texts])
     lengths = np.array([len(row) for row in rows])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)

@@ -6,12 +6,17 @@ import json
 import pytest
 
 from nlhf_jax.configs import base
+from nlhf_jax.data import tokenizers
+from nlhf_jax.data.chat_templates import SPACED_TURNS
+from nlhf_jax.data.dialogue_texts import reply_ids
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import dialogue_config
 from nlhf_jax.experiments.language.config import check, make_exploiter, make_policies
 from nlhf_jax.experiments.language.stage_settings import stage_settings
 from nlhf_jax.experiments.model_config import check_fit
 from nlhf_jax.models import architectures
+from nlhf_jax.sampling.dialogue_rollout import Dialogue
+from nlhf_jax.sampling.users import user_from_function
 
 FUNCTION = """
 def ask(conversations, seeds):
@@ -132,7 +137,7 @@ def test_function_is_found_by_its_source_and_its_errors_name_it(config, tmp_path
       dialogue_config.user_settings(config)
   what = f"config.dialogue.user='{path}:fail'"
   reply = dialogue_config.with_place(dialogue_config.find_function(f'{path}:fail', what), what)
-  with pytest.raises(UserError, match="fail' failed on 1 conversations, .* 'hm': IndexError"):
+  with pytest.raises(UserError, match=r"fail' failed on 1 conversations, .* 'hm': IndexError"):
     reply([[{'role': 'assistant', 'content': 'hm'}]], [0])
 
 
@@ -145,3 +150,18 @@ def test_conversations_must_fit_into_the_model(config):
   message = 'two conversations of 20 exceed the 73 positions of the model; .* config.dialogue.turns'
   with pytest.raises(UserError, match=message):
     check_fit(config, sizes._replace(max_positions=73), 512)
+
+
+def test_replies_of_a_model_end_at_their_length():
+  tokenizer = tokenizers.train(['one two'], 300, SPACED_TURNS)
+  user = user_from_function(lambda conversations, seeds: ['one two one', '\ufffd' * 9])
+  dialogue = Dialogue(None, 2, 4)
+  assert dialogue_config.template_length(tokenizer) == 3
+  cut = dialogue_config.cut_replies(user, tokenizer, dialogue).function([], [])
+  assert cut[0] == 'one two'
+  assert all(len(row) <= 4 for row in reply_ids(tokenizer, cut, [True, True]))
+  dialogue_config.check_sft_user(tokenizer, 4)
+  with pytest.raises(UserError, match=r'config.dialogue.reply_length=3 leaves no room'):
+    dialogue_config.check_sft_user(tokenizer, 3)
+  with pytest.raises(UserError, match=r"config.dialogue.user='sft': there is no chat template"):
+    dialogue_config.check_sft_user(tokenizers.train(['one two'], 300), 9)

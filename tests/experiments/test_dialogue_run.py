@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.experiments.language import run as language
@@ -48,7 +49,6 @@ def test_user_from_data_replies_as_recorded(recorded, tmp_path, capsys):
   for question, tokens, length in zip(asked, replies.tokens, replies.lengths, strict=True):
     number = re.fullmatch(r'question (\d+)\?', question)[1]
     assert tokenizer.decode(tokens[0, : length[0]]).strip() == f'why {number}?<sep>'
-  recorded.data.schema = 'hh_transcripts'
   assert 'learn from comparisons' not in capsys.readouterr().out
 
 
@@ -63,9 +63,27 @@ def test_run_with_recorded_replies_ends_with_its_page(recorded, tmp_path):
 
 
 @pytest.mark.slow
+def test_sft_policy_may_be_the_user(config_named, tmp_path):
+  config = config_named('clarify')
+  config.dialogue.update(user='sft', reply_length=6)
+  config.exploiter = ConfigDict()
+  for name in [name for name in config.policies if name != 'self_play_oracle']:
+    del config.policies[name]
+  experiment = make_experiment(config, 'clarify', tmp_path / 'stages')
+  results = language.run(experiment, tmp_path / 'run')
+  assert set(results['turns'].values()) == {2.0}
+  replies = [
+    line['dialogues'][name][1]
+    for line in json_lines.read(tmp_path / 'run' / 'samples.jsonl')
+    for name in results['policies']
+  ]
+  assert len(set(replies)) > 1
+
+
+@pytest.mark.slow
 def test_clarify_runs_to_a_page_of_conversations(config_named, tmp_path):
   config = config_named('clarify')
-  config.sft.update(steps=60, batch=32)
+  config.sft.update(steps=200, batch=32, evaluate_every=200)
   for name in ('online_ipo', 'best_response', 'self_play_oracle'):
     del config.policies[name]
   config.exploiter.exploited = 'nash_md'

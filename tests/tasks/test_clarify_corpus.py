@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ def test_raters_of_texts_are_those_of_the_game():
   task = clarify.make_clarify_task(CHANCES)
   turns, tokens = zip(*conversations(task), strict=True)
   texts = list(map(clarify_corpus.transcript, turns))
-  indices = np.asarray(clarify.conversation_indices(task, jnp.array(tokens)))
+  indices = [(first * len(DAYS) + told) * task.vocabulary + last for first, told, last in tokens]
   left, right = zip(*itertools.product(texts, texts), strict=True)
   for post, text in enumerate(POSTS):
     found = clarify_corpus.preference([text] * len(left), left, right) - 0.5
@@ -54,9 +53,9 @@ def test_raters_mind_other_texts_most(text):
 
 def test_user_tells_days_by_their_chances():
   asked = [{'role': 'user', 'content': POSTS[1]}, {'role': 'assistant', 'content': f' {ASK}'}]
-  told = clarify_corpus.tell([asked] * 2000, range(2000))
-  share = told.count(TOLD.format(DAYS[2])) / 2000
-  assert abs(share - 0.85) < 5 * np.sqrt(0.85 * 0.15 / 2000)
+  told = clarify_corpus.tell([asked] * 400, range(400))
+  share = told.count(TOLD.format(DAYS[2])) / 400
+  assert abs(share - 0.85) < 5 * np.sqrt(0.85 * 0.15 / 400)
   assert clarify_corpus.tell([[asked[0], {'content': WITHOUT}]], [0]) == [None]
 
 

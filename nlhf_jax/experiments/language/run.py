@@ -15,6 +15,7 @@ from nlhf_jax.experiments.dialogue_config import freeze_user
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
+from nlhf_jax.experiments.language.refinement_stage import print_refinement, refine
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.language.voting_rounds import count_votes, make_voting_steps
 from nlhf_jax.experiments.specs import LanguageExperiment
@@ -72,13 +73,16 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
     samples = run_tournament(experiment, entries, panel, select)
+    refined = refine(experiment, entries, panel) if experiment.refinement else None
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   votes = {
     name: count_votes(experiment.stages[name], policy.voting)
     for name, policy in experiment.policies.items()
     if policy.voting
   }
-  results = publish(experiment, workdir, samples, exploited, accounts, votes)
+  results = publish(experiment, workdir, samples, exploited, accounts, votes, refined)
+  if refined:
+    print_refinement(refined)
   print_usage(accounts)
   return results
 

@@ -173,6 +173,7 @@ def publish(
   exploited: Sequence[Mapping],
   accounts: Mapping[str, Mapping],
   votes: Mapping[str, Mapping],
+  refined: Mapping[str, Mapping] | None = None,
 ) -> dict:
   """Writes results, samples, metrics and the report, and prints the tables.
 
@@ -183,10 +184,13 @@ def publish(
     exploited: records of the exploiters.
     accounts: usage of the external judges.
     votes: of the policies whose judge is learned in rounds.
+    refined: win rates of refined responses, of `refinement_stage`.
   """
   results = tournament.summarise(lines)
   if votes:
     results['votes'] = votes
+  if refined:
+    results['refinement'] = refined
   if experiment.best_of:
     name = f'best_of_{experiment.best_of}'
     kl = results['kl_to_reference'][name]

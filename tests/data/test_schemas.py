@@ -387,6 +387,14 @@ def test_alpaca_evals_file_keeps_graded_preferences(shared):
     assert record.preference == pytest.approx(expected[record.prompt], abs=1e-12)
 
 
+def test_mt_benchs_questions_have_a_second_turn(shared):
+  path = shared / 'data' / 'mt_bench' / 'question.jsonl.gz'
+  records = list(examples.read_examples(str(path), 'mt_bench', '', skip_bad=False))
+  assert len({record.prompt for record in records}) == 80
+  assert all(len(record.replies) == 1 for record in records)
+  assert records[0].replies[0].startswith('Rewrite your previous response.')
+
+
 def test_all_of_llmbar_is_read(shared):
   path = shared / 'data' / 'llmbar' / 'Natural.json.gz'
   records = list(examples.read_examples(str(path), 'llmbar', '', skip_bad=False))

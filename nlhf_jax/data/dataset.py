@@ -55,7 +55,8 @@ class Corpus(NamedTuple):
 
   `account` counts the rows that were read, cut, and dropped, by reason. `entries()` reads the rows
   again, as texts. An embedded task also has an `oracle`, the preference that its comparisons were
-  sampled from, and an `annotator` of responses.
+  sampled from, and an `annotator` of responses, or a function `measure`: records of the tournament
+  -> name -> policy -> number.
   """
 
   tokenizer: Any
@@ -65,6 +66,7 @@ class Corpus(NamedTuple):
   entries: Callable[[], Iterator[Entry]]
   oracle: Oracle | None = None
   annotator: Annotator | None = None
+  measure: Callable[[Sequence[Mapping]], dict[str, dict[str, float]]] | None = None
 
   def read_comparisons(self, split: Split) -> list[Example]:
     """The comparisons of a split as texts, in its order."""

@@ -133,6 +133,32 @@ def preference(
   return 0.5 + np.einsum('no,op,np->n', ours, PREFERENCES, theirs)
 
 
+def measure(records: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+  """What policies do on posts with a hint and without one, by the records of a tournament.
+
+  Returns:
+    name -> policy -> number: the share that asks and then answers, and the exploitability, which is
+    P - 1/2 of the best of all conversations that see whether there is a hint.
+  """
+  found: dict[str, dict[str, float]] = {}
+  for kind, hinted in (('with a hint', True), ('without a hint', False)):
+    group = [record for record in records if record['prompt'].endswith(DAYS) == hinted]
+    for policy in group[0]['responses'] if group else ():
+      outcomes = [outcome_of(it['prompt'], it['responses'][policy]) for it in group]
+      mean = np.mean(outcomes, axis=0)
+      found.setdefault(f'asks {kind}', {})[policy] = float(mean[3:6].sum())
+      gap = exploitability(mean, day_chances(group[0]['prompt']))
+      found.setdefault(f'exploitability {kind}', {})[policy] = gap
+  return found
+
+
+def exploitability(outcomes: Float[np.ndarray, '7'], chances: Float[np.ndarray, '4']) -> float:
+  """The largest payoff of a conversation against one with these chances of outcomes."""
+  gains = PREFERENCES @ outcomes
+  stated = chances * gains[1] + (1 - chances) * gains[2]
+  return float(max(gains[0], stated.max(), gains[3:6].max()))
+
+
 # --- Examples ---
 
 
@@ -251,6 +277,7 @@ def make_clarify_corpus(data: ClarifyData, seed: int, pretrained: str, folder: P
     train=compared.train._replace(demonstrations=shown.train.demonstrations),
     held_out=compared.held_out._replace(demonstrations=shown.held_out.demonstrations),
     oracle=preference,
+    measure=measure,
   )
 
 

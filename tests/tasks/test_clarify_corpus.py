@@ -59,6 +59,19 @@ def test_user_tells_days_by_their_chances():
   assert clarify_corpus.tell([[asked[0], {'content': WITHOUT}]], [0]) == [None]
 
 
+def test_exploitability_is_that_of_the_cycle():
+  talk = {'asks': clarify_corpus.transcript((ASK, TOLD.format(DAYS[2]), ANSWERS[2]))}
+  texts = talk | {'without': WITHOUT, 'guesses': ANSWERS[2], 'mumbles': 'it is'}
+  records = [{'prompt': post, 'responses': texts} for post in POSTS]
+  found = clarify_corpus.measure(records)
+  assert found['asks without a hint'] == {'asks': 1, 'without': 0, 'guesses': 0, 'mumbles': 0}
+  # Guessing beats asking, asking an answer without the day, and that a guess.
+  expected = {'asks': 5 / 24, 'without': 1 / 6, 'guesses': 1 / 12, 'mumbles': 1 / 2}
+  assert found['exploitability without a hint'] == pytest.approx(expected)
+  # A likely day is best stated, and no conversation beats that.
+  assert found['exploitability with a hint']['guesses'] == pytest.approx(0, abs=1e-12)
+
+
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   data = clarify_corpus.ClarifyData(40, 10, 32, 8, 512)

@@ -191,6 +191,8 @@ def publish(
     results['votes'] = votes
   if refined:
     results['refinement'] = refined
+  if experiment.corpus.measure:
+    results['measures'] = experiment.corpus.measure(lines)
   if experiment.best_of:
     name = f'best_of_{experiment.best_of}'
     kl = results['kl_to_reference'][name]
@@ -292,6 +294,8 @@ def print_policies(results: Mapping) -> None:
     styles['best counter wins'] = {name: row['win_rate'] for name, row in task['counter'].items()}
     title = 'Shares of the styles, and win rate of the best counter-style:'
     _print_columns(title, results['policies'], styles)
+  if 'measures' in results:
+    _print_columns('Measures of the task:', results['policies'], results['measures'])
 
 
 def _print_columns(title, entries, columns) -> None:

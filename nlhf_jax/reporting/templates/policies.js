@@ -174,6 +174,8 @@ function policyTable() {
     }],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
     [results.turns, 'Turns', 'per conversation', number(results.turns || {}, 2)],
+    ...Object.entries(results.measures || {}).map(([name, record]) =>
+      [record, name[0].toUpperCase() + name.slice(1), '', number(record, 3)]),
     [results.unfinished, 'Unfinished', 'share cut',
       number(results.unfinished || {}, 2)],
     [evenly, `At equal length`, `beats ${policies[0]}`,

@@ -209,6 +209,17 @@ def get_config(source='synthetic'):
       # How responses that the limit cut are judged: as they are, or loses: against one that ended
       # (by rewards: they have 5 less).
       unfinished='judged',
+      # Conversations with a user, whose turns have at most config.data.response_length tokens.
+      dialogue=dict(
+        turns=1,  # of the policy, at most; 1: a single response, and no user
+        # The user: FILE.py:function or module:function; a table FILE.json; data, for the messages
+        # that the data recorded; or sft, the SFT policy, which reads the instruction.
+        user='',
+        instruction='Reply to the last message as the person who asked the first question.',
+        reply_length=32,  # most tokens of a reply, those of the chat template included
+      ),
+      # At inference each entry improves its response so often, asked by the instruction; 0: never.
+      refinement=dict(rounds=0, instruction='Improve the previous answer.'),
       curves=dict(prompts=256),  # held-out prompts that learning curves are measured on
       policies=ConfigDict(sort_keys=False),
       exploiter=ConfigDict(sort_keys=False),

@@ -14,6 +14,7 @@ from nlhf_jax.configs import base
 def get_config(source='file'):
   config = base.get_config(source)  # the data that learned judges are trained on
   config.experiment = 'evaluate'
+  del config.dialogue, config.refinement  # no policy is trained
   if source == 'file':
     config.judges = ''  # some of learned, reward, gpm, lengths, pairrm, remote; empty: none
   # The policies: WHAT or NAME=WHAT, separated by commas. WHAT is a model's folder or hub name,

@@ -13,6 +13,7 @@ from nlhf_jax.configs import base
 def get_config(source='synthetic'):
   config = base.get_config(source)
   config.experiment = 'judges'
+  del config.dialogue, config.refinement  # no policy is trained
   config.judges = 'learned,reward,gpm'
   config.sizes = ConfigDict(
     {'as set': {}}

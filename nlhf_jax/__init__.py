@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   )
   from nlhf_jax.sampling.dialogue_rollout import Dialogue
   from nlhf_jax.sampling.rollout import make_rollout
-  from nlhf_jax.sampling.users import user_from_function, user_from_table
+  from nlhf_jax.sampling.users import user_from_function, user_from_recorded, user_from_table
   from nlhf_jax.train_step import make_train_step
 
 __version__ = '0.1.0'
@@ -38,6 +38,7 @@ __all__ = [
   'make_train_step',
   'user_from_function',
   'user_from_model',
+  'user_from_recorded',
   'user_from_table',
 ]
 
@@ -53,6 +54,7 @@ _MODULES = {
   'make_train_step': 'nlhf_jax.train_step',
   'user_from_function': 'nlhf_jax.sampling.users',
   'user_from_model': 'nlhf_jax.language_model',
+  'user_from_recorded': 'nlhf_jax.sampling.users',
   'user_from_table': 'nlhf_jax.sampling.users',
 }
 

@@ -18,6 +18,7 @@ from nlhf_jax.evaluation.generation import (
   filters_at,
   make_respond,
 )
+from nlhf_jax.evaluation.model_user import make_model_user
 from nlhf_jax.experiments.language.finished_run import load_entry
 from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
@@ -27,7 +28,7 @@ from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, make_dialogue_rollout
-from nlhf_jax.sampling.users import FunctionUser, user_from_function, with_texts
+from nlhf_jax.sampling.users import FunctionUser, with_texts
 from nlhf_jax.storage import hub
 from nlhf_jax.structs import Params
 
@@ -193,22 +194,9 @@ def user_from_model(
     length: most tokens in a reply.
     temperature: of its replies.
   """
-  exchanged = {'user': 'assistant', 'assistant': 'user'}
   weights = model.params if params is None else trees.merge(model.params, params)
   loaded = LoadedModel(model.decoder, weights, model.tokenizer, model.max_positions or sys.maxsize)
-  respond = make_respond(loaded, length=length)
-
-  def reply(conversations, seeds):
-    seen = [
-      [
-        {'role': 'user', 'content': instruction},
-        *({**message, 'role': exchanged[message['role']]} for message in conversation),
-      ]
-      for conversation in conversations
-    ]
-    return respond(seen, temperature, seeds[0])
-
-  return user_from_function(reply)
+  return make_model_user(loaded, instruction, length=length, temperature=temperature)
 
 
 def generate(

@@ -79,7 +79,7 @@ def toy():
       votes.update(total=16, rounds=min(votes.rounds, 2), ensemble=2)
       votes.training.update(steps=2, batch=4, evaluate_every=2)
     config.tournament.prompts = 8
-    if config.data.source == 'synthetic':
+    if 'posts' in config.data:
       config.data.update(posts=32, held_out=8)
     else:
       config.data.update(prompt_length=16, response_length=14)

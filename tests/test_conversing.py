@@ -117,6 +117,19 @@ def test_user_may_be_a_table(bigrams):
     nlhf.converse(bigrams, bigrams.params, PROMPTS, strict, length=1)
 
 
+def test_user_may_go_on_as_recorded(bigrams):
+  recorded = {'one': [('two', 'one'), ('one',)]}
+  dialogue = nlhf.Dialogue(nlhf.user_from_recorded(recorded), turns=3, reply_length=4)
+  found = nlhf.converse(bigrams, bigrams.params, PROMPTS, dialogue, length=2)
+  lists = [tuple(message['content'] for message in one[2::2]) for one in found]
+  assert set(lists[1::2]) == {()}  # nothing is recorded after the prompt `two`
+  assert set(lists[::2]) == set(recorded['one'])
+  user = nlhf.user_from_recorded({'one': [('Two',)]})
+  talk = [{'role': 'x', 'content': text} for text in ('one', 'two', 'two', 'two')]
+  with pytest.raises(UserError, match="recorded message 'two' is another text"):
+    user.function([talk], [0])
+
+
 @pytest.mark.slow
 def test_user_may_be_a_model(tmp_path):
   pretrained.save(tmp_path / 'model')
@@ -139,6 +152,8 @@ def test_user_may_be_a_model(tmp_path):
     ('reference', r"user='reference': a user is a function of \(conversations, seeds\)"),
     (nlhf.user_from_function(lambda texts, seeds: ['a']), 'for each of 64 conversations, not 1'),
     (nlhf.user_from_function(lambda texts, seeds: [3] * len(texts)), 'conversations, not 3'),
+    (nlhf.user_from_function(lambda texts, seeds: None), 'conversations, not None'),
+    (nlhf.user_from_function(lambda texts, seeds: 'yes'), "conversations, not 'yes'"),
     (nlhf.user_from_function(lambda texts, seeds: ['a' * 9] * len(texts)), 'raise reply_length=4'),
   ],
 )

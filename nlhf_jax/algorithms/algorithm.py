@@ -112,7 +112,7 @@ def needs_judge(algorithm: Algorithm) -> bool:
   return algorithm.left != DATA and algorithm.right not in (None, DATA)
 
 
-def check_conversations(algorithm: Algorithm) -> None:
+def check_conversations(algorithm: Algorithm, name: str = 'this algorithm') -> None:
   """Refuses algorithms that are biased in conversations with a user who replies at random.
 
   Raises:
@@ -123,8 +123,8 @@ def check_conversations(algorithm: Algorithm) -> None:
     reason = FITS_LUCK
   if reason:
     raise UserError(
-      f'this algorithm does not learn from conversations: {reason}; choose a policy gradient such '
-      'as self_play, or a fit by squares to samples of the policy such as online_ipo.'
+      f'{name} does not learn from conversations: {reason}; choose a policy gradient such as '
+      'self_play, or a fit by squares to samples of the policy such as online_ipo.'
     )
 
 

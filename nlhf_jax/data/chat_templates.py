@@ -27,6 +27,8 @@ SPACED = (
   "{{ ' ' + message.content + (sep_token if message.role == 'user' else eos_token) }}"
   '{% endfor %}'
 )
+# The same for conversations, which other tokenizers that are trained here do not take.
+SPACED_TURNS = '{# of conversations #}' + SPACED
 PLAIN = (
   '{% for message in messages %}'
   "{{ message.content + ('' if message.role == 'user' else eos_token) }}"

@@ -68,6 +68,25 @@ def read_responses(given: Any, fields: Mapping[str, Any]) -> tuple[Prompt, list[
   return (whole if len(whole) > len(messages(prompt)) else prompt), texts
 
 
+def read_opening(field: str, value: Any) -> tuple[Prompt, str | None, tuple[str, ...]]:
+  """The opening of a conversation: the first question, its answer, and what the user wrote later.
+
+  Args:
+    field: of the row.
+    value: its messages; an optional system message, then user and assistant in turn.
+  """
+  found = _messages(field, value, 'user')
+  system = found[: found[0].role == 'system']
+  turns = found[len(system) :]
+  if [turn.role for turn in turns] != (['user', 'assistant'] * len(turns))[: len(turns)] or (
+    not turns
+  ):
+    raise Problem(f"field '{field}' is not user and assistant in turn, from a user on")
+  prompt = (*system, turns[0]) if system else turns[0].content
+  answer = turns[1].content if len(turns) > 1 else None
+  return prompt, answer, tuple(turn.content for turn in turns[2::2])
+
+
 def _messages(field: str, value: Any, role: str) -> tuple[Message, ...]:
   """The messages of a field; text is one message of the given role."""
   if isinstance(value, str):

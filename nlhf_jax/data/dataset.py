@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from nlhf_jax.data import examples, sources, token_store, tokenizers
+from nlhf_jax.data.chat_templates import SPACED
 from nlhf_jax.data.examples import Entry, ExampleSource
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.schemas import Example
@@ -54,7 +55,8 @@ class Corpus(NamedTuple):
 
   `account` counts the rows that were read, cut, and dropped, by reason. `entries()` reads the rows
   again, as texts. An embedded task also has an `oracle`, the preference that its comparisons were
-  sampled from, and an `annotator` of responses.
+  sampled from, and an `annotator` of responses, or a function `measure`: records of the tournament
+  -> name -> policy -> number.
   """
 
   tokenizer: Any
@@ -64,6 +66,7 @@ class Corpus(NamedTuple):
   entries: Callable[[], Iterator[Entry]]
   oracle: Oracle | None = None
   annotator: Annotator | None = None
+  measure: Callable[[Sequence[Mapping]], dict[str, dict[str, float]]] | None = None
 
   def read_comparisons(self, split: Split) -> list[Example]:
     """The comparisons of a split as texts, in its order."""
@@ -172,7 +175,7 @@ def _texts(entries: Callable[[], Iterator[Entry]], refuse: Refuse) -> Iterator[s
       refuse(file, number, example, 'correct it')
     elif isinstance(example.prompt, str):
       texts = (example.prompt, example.left, example.right, example.demonstration)
-      yield ' '.join(filter(None, texts))
+      yield ' '.join(filter(None, (*texts, *example.replies)))
 
 
 def tokenise(
@@ -183,6 +186,7 @@ def tokenise(
   vocabulary: int,
   pretrained: str,
   refuse: Refuse,
+  template: str = SPACED,
 ) -> tuple[Any, Tokenised]:
   """The tokenizer and the tokenised examples, read from `folder` if they are stored there.
 
@@ -196,6 +200,7 @@ def tokenise(
     vocabulary: maximum number of tokens of a tokenizer trained here.
     pretrained: model whose tokenizer is loaded instead, if any.
     refuse: as in `token_store.write`.
+    template: the chat template of a tokenizer trained here.
   """
   tokenizer = tokenizers.load(pretrained) if pretrained else None
   settings = {'vocabulary': vocabulary} if tokenizer is None else tokenizers.settings(tokenizer)
@@ -206,13 +211,13 @@ def tokenise(
   def write(draft):
     used = tokenizer
     if used is None:
-      used = tokenizers.train(texts(), vocabulary)
+      used = tokenizers.train(texts(), vocabulary, template)
       (draft / file).write_text(tokenizers.to_text(used))
     token_store.write(draft, entries(), used, refuse)
 
   token_store.write_once(store, write)
   if tokenizer is None:
-    tokenizer = tokenizers.restore((store / file).read_text())
+    tokenizer = tokenizers.restore((store / file).read_text(), template)
   return tokenizer, token_store.read(store)
 
 

@@ -39,6 +39,22 @@ def reply_ids(tokenizer: Any, texts: Sequence[str], cut: Sequence[bool]) -> list
   ]
 
 
+def conversation_ids(tokenizer: Any, turns: Sequence[Sequence[str]]) -> list[list[int]]:
+  """Token ids of conversations after their prompts, as they are sampled.
+
+  Args:
+    tokenizer: of `tokenizers`.
+    turns: of each conversation: the policy's, the user's, the policy's and so on.
+  """
+  own = iter(tokenizers.response_ids(tokenizer, [text for one in turns for text in one[::2]]))
+  replies = [text for one in turns for text in one[1::2]]
+  others = iter(reply_ids(tokenizer, replies, [False] * len(replies)) if replies else [])
+  return [
+    [token for place in range(len(one)) for token in next(others if place % 2 else own)]
+    for one in turns
+  ]
+
+
 def was_cut(tokenizer: Any, responses: Responses) -> list[bool]:
   """Whether the latest turn of each of the B K conversations was cut at its limit."""
   tokens, turn = np.asarray(responses.tokens), np.asarray(responses.turn)
@@ -84,6 +100,13 @@ def messages(tokenizer: Any, prompts: Prompts, responses: Responses) -> list[lis
     ]
     for row, texts in enumerate(turn_texts(tokenizer, responses))
   ]
+
+
+def response_texts(tokenizer: Any, responses: Responses) -> list[str]:
+  """The text of each of the B K responses; of a conversation its transcript."""
+  if responses.turn is None:
+    return tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
+  return transcripts(tokenizer, responses)
 
 
 def transcripts(tokenizer: Any, responses: Responses) -> list[str]:

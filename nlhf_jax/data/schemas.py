@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from nlhf_jax.data.conversations import Prompt, read_prompt, read_responses
+from nlhf_jax.data.conversations import Prompt, read_opening, read_prompt, read_responses
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.data.row_fields import (
   check_text,
@@ -26,15 +26,18 @@ class Example(NamedTuple):
   `preference` is that of left over right, in [0, 1]: 1 or 0 for a plain choice, 1/2 for a tie, else
   the probability or the share of votes as it is in the row. It is the mean of `votes` votes, where
   that number is known. An unpaired response is a left one without a right one; its preference is 1
-  if it is good, and 0 if it is bad.
+  if it is good, and 0 if it is bad. A left or right side that is a conversation has its turns: the
+  policy's, the user's, the policy's and so on; only judges learn from it. `replies` are what the
+  user wrote in later turns of a conversation that the prompt opens, whatever was answered.
   """
 
   prompt: Prompt
-  left: str | None = None
-  right: str | None = None
+  left: str | tuple[str, ...] | None = None
+  right: str | tuple[str, ...] | None = None
   preference: float = 1.0
   votes: int | None = None
   demonstration: str | None = None
+  replies: tuple[str, ...] = ()
 
 
 Schema = Callable[[Mapping], Example]
@@ -108,6 +111,19 @@ def prompts(row: Mapping) -> Example:
   """`{"prompt"}` alone, as in `comparisons`; responses in the row are not read."""
   require_fields(row, 'prompt')
   return Example(read_prompt(row['prompt']))
+
+
+@reads('messages')
+def dialogues(row: Mapping) -> Example:
+  """`{"messages"}`: the opening of a conversation, for policies that converse.
+
+  The first question is the prompt, with a system message before it, and its answer, if there is
+  one, a demonstration. Later messages of the user are what `config.dialogue.user=data` replies;
+  later answers are not read.
+  """
+  require_fields(row, 'messages')
+  prompt, answer, replies = read_opening('messages', row['messages'])
+  return Example(prompt, demonstration=answer, replies=replies)
 
 
 @reads('prompt', 'completion', 'label')
@@ -209,17 +225,27 @@ def hh(row: Mapping) -> Example:
   the same in both fields.
   """
   require_fields(row, 'chosen', 'rejected')
-  conversations = {}
-  for field in ('chosen', 'rejected'):
-    start, *parts = _SPEAKER.split(check_text(f"field '{field}'", row[field]))
-    if start.strip() or not parts:
-      raise Problem(f"field '{field}' does not begin with '\\n\\nHuman:'")
-    roles = ({'Human': 'user', 'Assistant': 'assistant'}[name] for name in parts[::2])
-    turns = zip(roles, parts[1::2], strict=True)
-    conversations[field] = [{'role': role, 'content': text.strip()} for role, text in turns]
+  conversations = {field: _split_transcript(row, field) for field in ('chosen', 'rejected')}
   if len(conversations['chosen']) < 2:
     raise Problem("field 'chosen' is not a question and an answer")
   return comparisons(conversations)
+
+
+@reads('chosen')
+def hh_dialogues(row: Mapping) -> Example:
+  """Like `hh`, but the opening of `chosen` alone, as in `dialogues`: for policies that converse."""
+  require_fields(row, 'chosen')
+  return dialogues({'messages': _split_transcript(row, 'chosen')})
+
+
+def _split_transcript(row: Mapping, field: str) -> list[dict[str, str]]:
+  """The messages of a transcript."""
+  start, *parts = _SPEAKER.split(check_text(f"field '{field}'", row[field]))
+  if start.strip() or not parts:
+    raise Problem(f"field '{field}' does not begin with '\\n\\nHuman:'")
+  roles = ({'Human': 'user', 'Assistant': 'assistant'}[name] for name in parts[::2])
+  turns = zip(roles, parts[1::2], strict=True)
+  return [{'role': role, 'content': text.strip()} for role, text in turns]
 
 
 @reads('chosen', 'rejected')
@@ -237,6 +263,22 @@ def hh_transcripts(row: Mapping) -> Example:
     raise Problem("field 'rejected' has other messages than the prompt before its last")
   sides = (check_text(f"the answer in '{field}'", part[2].strip()) for field, part in parts.items())
   return _make_comparison(f'{prompts.pop()}\n\nAssistant:', *sides, 1.0)
+
+
+@reads('turns', 'prompt')
+def mt_bench(row: Mapping) -> Example:
+  """MT-Bench's questions (arXiv 2306.05685): `{"turns": [first, second]}`.
+
+  On the hub the field is called `"prompt"`. The first question is the prompt; the others are what
+  `config.dialogue.user=data` replies.
+  """
+  field = 'turns' if 'turns' in row else 'prompt'
+  require_fields(row, field)
+  questions = row[field]
+  if not isinstance(questions, list) or not questions:
+    raise Problem(f"field '{field}' is not a list of questions")
+  first, *others = (check_text(f"a question of field '{field}'", text) for text in questions)
+  return Example(first, replies=tuple(others))
 
 
 @reads('chosen', 'rejected', 'score_chosen', 'score_rejected')

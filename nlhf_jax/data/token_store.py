@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nlhf_jax import distributed
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.chat_templates import make_codec
 from nlhf_jax.data.conversations import Prompt, messages
 from nlhf_jax.data.examples import Entry
@@ -217,7 +217,8 @@ def _spelled_parts(tokenizer: Any, example: Example) -> set[str]:
   """Special tokens that an example spells or, without any, the template's text after a prompt."""
   codec = make_codec(tokenizer)
   prompt = '\n'.join(message.content for message in messages(example.prompt))
-  texts = filter(None, [prompt, *(getattr(example, field) for field in TEXTS)])
+  fields = filter(None, (getattr(example, field) for field in TEXTS))
+  texts = [prompt, *('\n'.join([field] if isinstance(field, str) else field) for field in fields)]
   lead = codec.turn.lead.strip()
   found = {token for text in texts for token in codec.special.findall(text)}
   return found or ({lead} if len(lead) > 3 and lead in prompt else set())
@@ -226,7 +227,8 @@ def _spelled_parts(tokenizer: Any, example: Example) -> set[str]:
 def _write_records(table, responses, tokenizer, tokenised) -> None:
   """Writes the responses of a chunk, and its rows of the table."""
   texts = [getattr(example, field) for *_, example, _ in tokenised for field in TEXTS]
-  ids = iter(tokenizers.response_ids(tokenizer, [text for text in texts if text is not None]))
+  turns = [(text,) if isinstance(text, str) else text for text in texts if text is not None]
+  ids = iter(dialogue_texts.conversation_ids(tokenizer, turns))
   rows = iter([-1 if text is None else responses.add(next(ids)) for text in texts])
   records = [
     (file, number, prompt, next(rows), next(rows), next(rows), example.preference)
@@ -260,7 +262,7 @@ class _KnownPrompts:
     """The row of each prompt, or why the tokenizer cannot encode it."""
     keys = [_digest(prompt) for prompt in prompts]
     new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
-    for key, ids in zip(new, _prompt_ids(self._tokenizer, list(new.values())), strict=True):
+    for key, ids in zip(new, encode_prompts(self._tokenizer, list(new.values())), strict=True):
       self._known[key] = ids if isinstance(ids, Problem) else self._rows.add(ids)
     return [self._known[key] for key in keys]
 
@@ -290,7 +292,7 @@ def _digest(prompt: Prompt) -> bytes:
   return hashlib.blake2b(json.dumps(messages(prompt)).encode(), digest_size=16).digest()
 
 
-def _prompt_ids(tokenizer, prompts) -> list[list[int] | Problem]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int] | Problem]:
   """Token ids of each prompt, or why the tokenizer cannot encode it."""
   written = [
     prompt if isinstance(prompt, str) else [message._asdict() for message in prompt]
@@ -301,7 +303,7 @@ def _prompt_ids(tokenizer, prompts) -> list[list[int] | Problem]:
   except Problem as problem:
     if len(prompts) == 1:
       return [problem]
-    return [ids for prompt in prompts for ids in _prompt_ids(tokenizer, [prompt])]
+    return [ids for prompt in prompts for ids in encode_prompts(tokenizer, [prompt])]
 
 
 def read(folder: Path) -> Tokenised:

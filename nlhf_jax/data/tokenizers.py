@@ -51,7 +51,7 @@ PAD, STOP, SEPARATOR = '<pad>', '<eos>', '<sep>'
 DATE = datetime.date(2024, 7, 26)
 
 
-def train(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+def train(texts: Iterable[str], size: int, template: str = SPACED) -> PreTrainedTokenizerFast:
   """A byte-level BPE tokenizer of at most `size` tokens, which encodes any text without loss."""
   model = tokenizers.Tokenizer(models.BPE())
   model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,12 +63,12 @@ def train(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     show_progress=False,
   )
   model.train_from_iterator((f' {text}' for text in texts), trainer)
-  return _wrap(model)
+  return _wrap(model, template)
 
 
-def restore(text: str) -> PreTrainedTokenizerFast:
+def restore(text: str, template: str = SPACED) -> PreTrainedTokenizerFast:
   """A tokenizer of `train`, from what `to_text` returned."""
-  return _wrap(tokenizers.Tokenizer.from_str(text))
+  return _wrap(tokenizers.Tokenizer.from_str(text), template)
 
 
 def to_text(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -82,13 +82,13 @@ def settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
   return own | {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
-def _wrap(model) -> PreTrainedTokenizerFast:
+def _wrap(model, template) -> PreTrainedTokenizerFast:
   return PreTrainedTokenizerFast(
     tokenizer_object=model,
     pad_token=PAD,
     eos_token=STOP,
     sep_token=SEPARATOR,
-    chat_template=SPACED,
+    chat_template=template,
   )
 
 

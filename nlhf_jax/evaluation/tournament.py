@@ -10,10 +10,11 @@ from itertools import combinations, compress
 import numpy as np
 from scipy import special
 
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.batches import map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import equal_length, intervals, ranking
+from nlhf_jax.judges.unfinished import has_ended
 from nlhf_jax.progress import progress
 from nlhf_jax.structs import Comparison, Prompts, Responses
 
@@ -23,6 +24,7 @@ MEANS = {
   'length': 'tokens',
   'unfinished': 'cut',
   'characters': 'characters',
+  'turns': 'turns',
 }
 MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
 # Fields of `tabulate` that assume a number of prompts fixed in advance.
@@ -69,6 +71,9 @@ def make_records(
 ) -> list[dict]:
   """One record per prompt.
 
+  Of conversations it also has the number of the policy's `turns`, and the texts of all turns as
+  `dialogues`: the policy's, the user's, the policy's and so on.
+
   Args:
     tokenizer: decodes the tokens.
     prompts: [n, P].
@@ -77,13 +82,16 @@ def make_records(
       the sampling temperature and without top-k and top-p, [n], nats. Its mean estimates the KL.
     preferences: judge -> result of `compare_policies`, with policies in the order of `sides`.
   """
-  texts = {name: tokenizers.response_texts(tokenizer, *side[:2]) for name, side in sides.items()}
-  lengths = {name: side.mask.sum(axis=(1, 2)) for name, side in sides.items()}
-  cut = {
-    name: ~np.any((side.tokens == tokenizer.eos_token_id) & side.mask, axis=(1, 2))
+  texts = {name: dialogue_texts.response_texts(tokenizer, side) for name, side in sides.items()}
+  lengths = {name: side.own.sum(axis=(1, 2)) for name, side in sides.items()}
+  stop = tokenizer.eos_token_id
+  cut = {name: ~np.asarray(has_ended(side, stop))[:, 0] for name, side in sides.items()}
+  conversations = {
+    name: dialogue_texts.turn_texts(tokenizer, side)
     for name, side in sides.items()
+    if side.turn is not None
   }
-  return [
+  records = [
     {
       'prompt': prompt,
       'responses': {name: column[row] for name, column in texts.items()},
@@ -94,6 +102,10 @@ def make_records(
     }
     for row, prompt in enumerate(tokenizers.prompt_texts(tokenizer, *prompts))
   ]
+  for row, record in enumerate(records if conversations else []):
+    record['dialogues'] = {name: column[row] for name, column in conversations.items()}
+    record['turns'] = {name: 1 + len(turns) // 2 for name, turns in record['dialogues'].items()}
+  return records
 
 
 def drop_unjudged_prompts(records: Sequence[dict], tables: Sequence[np.ndarray]) -> list[dict]:
@@ -137,7 +149,8 @@ def summarise(records: Sequence[Mapping]) -> dict:
     `cycles[judge]`, see `ranking.cycles`; `equal_length[judge]`, by policy, its win rate against
     the first at equal length; `by_judge`, of several judges, see `compare_judges`; and, if the
     records have them, the means by policy of `kl_to_reference` (nats per response), `length`
-    (tokens), `unfinished` (share of responses that were cut) and `characters`.
+    (tokens that the policy wrote), `unfinished` (share of responses that were cut), `characters`
+    and `turns` (of the policy in a conversation).
   """
   policies = list(records[0]['responses'])
   tables, rankings, unique, cycles = {}, {}, {}, {}

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import Algorithm, training_data
 from nlhf_jax.data.dataset import Corpus, FileData, Oracle, make_file_corpus
 from nlhf_jax.errors import UserError
+from nlhf_jax.tasks import clarify_corpus
+from nlhf_jax.tasks.clarify_corpus import ClarifyData, make_clarify_corpus
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
 
@@ -18,12 +20,14 @@ NOUNS = {'unpaired': 'comparisons or unpaired responses'}
 SOURCES = {
   'synthetic': (SyntheticData, make_synthetic_corpus),
   'file': (FileData, make_file_corpus),
+  'clarify': (ClarifyData, make_clarify_corpus),
 }
+ORACLES = {'synthetic': generator.preference, 'clarify': clarify_corpus.preference}
 
 
 def find_oracle(config: ConfigDict) -> Oracle | None:
   """The preference that the data were sampled from, or None where it is unknown."""
-  return generator.preference if config.data.source == 'synthetic' else None
+  return ORACLES.get(config.data.source)
 
 
 def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
@@ -37,12 +41,22 @@ def make_corpus(config: ConfigDict, folder: Path) -> Corpus:
   if source not in SOURCES or ('path' in settings) != (source == 'file'):
     raise UserError(
       f"config.data.source='{source}' does not fit the other fields of config.data; choose the "
-      f'source with the file, as --config=configs/nash_md.py:{" or :".join(SOURCES)}.'
+      'source with the file, as --config=configs/nash_md.py:synthetic or :file.'
     )
   if source == 'file' and not settings['path']:
     raise UserError('config.data.path is empty; pass --config.data.path=FILE.jsonl.')
   section, make = SOURCES[source]
   return make(section(**settings), config.seed, config.model.hf, folder)
+
+
+def print_clamped(config: ConfigDict, corpus: Corpus) -> None:
+  """Prints that there are fewer held-out prompts than the config wants, if so."""
+  held_out = len(corpus.held_out.prompts.tokens)
+  if config.tournament.prompts > held_out:
+    print(
+      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
+      'out, and the tournament has these.'
+    )
 
 
 def check_enough(config: ConfigDict, corpus: Corpus, learners: Mapping[str, Algorithm]) -> None:

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.dialogue_config import conversation_length
 
 FLOAT = 4  # bytes
 EXAMPLE = 200  # bytes of an example that are in memory while it is tokenised
@@ -65,7 +66,7 @@ def check_language(config: ConfigDict) -> None:
   if 'posts' in data:
     needed = EXAMPLE * (data.posts + data.held_out)
     require(needed, host, 'the embedded task', 'config.data.posts and held_out')
-  lengths = data.prompt_length + data.response_length
+  lengths = data.prompt_length + conversation_length(config)
   trained = [('config.sft', config.sft.batch), ('config.tournament', config.tournament.batch)]
   trained += [(f'config.policies.{name}', row.batch) for name, row in config.policies.items()]
   for field, batch in trained:

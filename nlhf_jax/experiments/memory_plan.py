@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax import trees
 from nlhf_jax.algorithms.algorithm import DATA
+from nlhf_jax.experiments.dialogue_config import conversation_length
 from nlhf_jax.experiments.judge_config import external_shapes, find_judges, selecting_judge
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.stage_settings import stages_of_judges
@@ -196,8 +197,10 @@ def measure_step(config: ConfigDict, model: Model, policy: Policy) -> Measured:
   state, key = state_shapes(model, training), jax.eval_shape(lambda: jax.random.key(0))
 
   def make_rollout(mixtures, **changes):
+    # A conversation needs what one response of its length does.
+    length = conversation_length(config)
     return rollout.make_rollout(
-      decoder, mixtures, length=config.data.response_length, stop=0, filters=filters, **changes
+      decoder, mixtures, length=length, stop=0, filters=filters, **changes
     )
 
   def feedback(comparison, key):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from nlhf_jax import trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import judge_config
+from nlhf_jax.experiments.dialogue_config import conversation_length, conversing
 from nlhf_jax.experiments.specs import Model, ModelSource
 from nlhf_jax.judges.registry import TRAINED
 from nlhf_jax.models import architectures, lora, sharding, weights
@@ -185,14 +186,19 @@ def check_fit(config: ConfigDict, sizes: Architecture, vocabulary: int) -> None:
     )
   data = config.data
   judges = judge_config.used_judges(config)
-  longest, what = data.prompt_length + data.response_length, 'a response'
+  length = conversation_length(config)
+  one, two = ('a response', 'two responses')
+  remedy = 'lower prompt_length or response_length'
+  if conversing(config):
+    one, two = ('a conversation', 'two conversations')
+    remedy += ', or config.dialogue.turns'
+  longest, what = data.prompt_length + length, one
   if 'learned' in judges:  # which reads both responses, each with a token that marks its end
-    longest, what = data.prompt_length + 2 * (data.response_length + 1), 'two responses'
+    longest, what = data.prompt_length + 2 * (length + 1), two
   elif judges.intersection(TRAINED):
     longest += 1
   if longest > sizes.max_positions:
     raise UserError(
       f'config.data: a prompt of {data.prompt_length} tokens and {what} of '
-      f'{data.response_length} exceed the {sizes.max_positions} positions of the model; '
-      'lower prompt_length or response_length.'
+      f'{length} exceed the {sizes.max_positions} positions of the model; {remedy}.'
     )

@@ -25,6 +25,7 @@ from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.ranges import AtLeastOne, Count, Fraction, NonNegative, Range, Seed
 from nlhf_jax.sampling.token import Filters
+from nlhf_jax.tasks.clarify_corpus import ClarifyData
 from nlhf_jax.tasks.summaries.corpus import SyntheticData
 from nlhf_jax.training.generation_server import ServerSettings
 from nlhf_jax.training.optimizers import make_optimizer
@@ -70,6 +71,19 @@ class TournamentSettings(NamedTuple):
   prompts: AtLeastOne
   batch: AtLeastOne
   best_of: Count
+
+
+class DialogueSettings(NamedTuple):
+  """The turns of a policy, and the tokens of a user's reply."""
+
+  turns: AtLeastOne
+  reply_length: AtLeastOne
+
+
+class RefinementSettings(NamedTuple):
+  """How often a response is refined at inference."""
+
+  rounds: Count
 
 
 class CurveSettings(NamedTuple):
@@ -126,8 +140,10 @@ def check(sections: Iterable[Section]) -> None:
 def language_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config that trains language models, or judges."""
   yield Section(GeneralSettings, config, 'config')
-  from_file = 'path' in config.data  # the name of the source is checked later
-  yield Section(FileData if from_file else SyntheticData, config.data, 'config.data')
+  # The name of the source is checked later.
+  known = {'clarify': ClarifyData, 'synthetic': SyntheticData}
+  declared = FileData if 'path' in config.data else known.get(config.data.source, SyntheticData)
+  yield Section(declared, config.data, 'config.data')
   yield Section(sharding.make_mesh, config.mesh, 'config.mesh')
   yield Section(architectures.small, config.model, 'config.model')
   for name, sizes in config.get('sizes', {}).items():
@@ -148,6 +164,8 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
   yield Section(ServerSettings, config.generation_server, 'config.generation_server')
   yield Section(CombinedSettings, config.combined, 'config.combined')
   yield Section(CurveSettings, config.curves, 'config.curves')
+  yield Section(RefinementSettings, config.get('refinement', {}), 'config.refinement')
+  yield Section(DialogueSettings, config.get('dialogue', {}), 'config.dialogue')
   yield Section(TournamentSettings, config.tournament, 'config.tournament')
   yield Section(Filters, config.tournament.filters, 'config.tournament.filters')
 

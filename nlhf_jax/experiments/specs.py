@@ -29,6 +29,7 @@ from nlhf_jax.ranges import AtLeastOne, AtLeastTwo, Positive, Seed
 from nlhf_jax.sample_complexity.links import Link
 from nlhf_jax.sample_complexity.setting import Setting
 from nlhf_jax.sample_complexity.worlds import World
+from nlhf_jax.sampling.dialogue_rollout import Dialogue
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
@@ -155,6 +156,17 @@ class HeldApart(NamedTuple):
   comparisons: Examples
 
 
+class Refinement(NamedTuple):
+  """How often entries improve their own responses at inference, and what asks them to.
+
+  `file` has the outcome, in the folder of the tournament.
+  """
+
+  rounds: int
+  instruction: str
+  file: str
+
+
 class LanguageExperiment(NamedTuple):
   """Trains language models: SFT, judges, policies, then a tournament, then exploiters."""
 
@@ -182,7 +194,9 @@ class LanguageExperiment(NamedTuple):
   curve_prompts: int  # held-out prompts that learning curves are measured on
   held_apart: HeldApart | None
   unfinished_loses: bool  # whether a response that was cut loses to one that ended
-  generation_server: ServerSettings | None = None  # if a policy is sampled by it
+  refinement: Refinement | None
+  dialogue: Dialogue | None  # with whom the policies converse; None: they write one response
+  generation_server: ServerSettings | None  # None: no policy is sampled by one
 
   def may_abstain(self, judge: str) -> bool:
     """Whether a judge, or one that it is combined from, may have no verdict on a pair."""

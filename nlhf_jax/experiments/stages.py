@@ -20,6 +20,7 @@ from nlhf_jax.models import scoring, sharding
 from nlhf_jax.models.decoder import temper
 from nlhf_jax.progress import progress
 from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling.dialogue_rollout import make_dialogue_rollout
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines, store
@@ -243,8 +244,14 @@ def make_rollout(
   count: int = 1,
   filters: Filters = UNFILTERED,
 ) -> Rollout:
-  """A rollout of the experiment's decoder, up to its response length or stop token."""
-  return rollout.make_rollout(
+  """A rollout of the experiment's decoder, up to its response length or stop token.
+
+  In an experiment with a dialogue it samples conversations, of turns of that length.
+  """
+  make = rollout.make_rollout
+  if experiment.dialogue:
+    make = partial(make_dialogue_rollout, dialogue=experiment.dialogue)
+  return make(
     experiment.model.decoder,
     mixtures,
     length=experiment.response_length,

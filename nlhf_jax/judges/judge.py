@@ -139,10 +139,7 @@ def comparison_texts(
 
   def decode(responses):
     responses = distributed.fetch(responses._replace(log_probs=None, entropy=None))
-    if responses.turn is None:
-      texts = tokenizers.response_texts(tokenizer, responses.tokens, responses.mask)
-    else:
-      texts = dialogue_texts.transcripts(tokenizer, responses)
+    texts = dialogue_texts.response_texts(tokenizer, responses)
     return np.reshape(np.array(texts, dtype=object), responses.tokens.shape[:2]).tolist()
 
   prompt_texts = tokenizers.prompt_texts(

@@ -57,32 +57,42 @@ def load_function(written: str) -> OwnFunction:
   Raises:
     UserError: if there is none, or it cannot be used.
   """
+  what = f"the judge '{written}'"
+  function = find_function(written, what)
+  rewards = _gives_rewards(function, written)
+  name = written.rpartition(':')[2]
+  return OwnFunction(written, name, function, rewards, source_settings(function, what))
+
+
+def find_function(written: str, what: str) -> Callable:
+  """The function that is written FILE.py:function or module:function; `what` is its use.
+
+  Raises:
+    UserError: if there is none.
+  """
   place, _, name = written.rpartition(':')
   if not place or not name.isidentifier():
-    raise UserError(f"the judge '{written}' must be written {WRITTEN}.")
-  function = getattr(_load_module(place, written), name, None)
+    raise UserError(f'{what} must be written {WRITTEN}.')
+  function = getattr(_load_module(place, what), name, None)
   if not callable(function):
-    raise UserError(f"the judge '{written}': '{place}' has no function '{name}'.")
-  rewards = _gives_rewards(function, written)
-  return OwnFunction(written, name, function, rewards, _settings(function, written))
+    raise UserError(f"{what}: '{place}' has no function '{name}'.")
+  return function
 
 
-def _load_module(place: str, written: str) -> types.ModuleType:
+def _load_module(place: str, what: str) -> types.ModuleType:
   path, in_file = Path(place), place.endswith('.py')
   if not in_file and not all(part.isidentifier() for part in place.split('.')):
-    raise UserError(f"the judge '{written}' must be written {WRITTEN}.")
+    raise UserError(f'{what} must be written {WRITTEN}.')
   try:
     text = path.read_bytes() if in_file else b''
   except OSError as error:
     reason = error.strerror
-    raise UserError(f"the judge '{written}': '{place}' cannot be read ({reason}).") from None
+    raise UserError(f"{what}: '{place}' cannot be read ({reason}).") from None
   try:
     _add_to_path(path.parent if in_file else Path())
     return _run_file(path.absolute(), text) if in_file else importlib.import_module(place)
   except (Exception, SystemExit) as error:
-    raise UserError(
-      f"the judge '{written}': '{place}' cannot be imported ({_describe(error)})."
-    ) from None
+    raise UserError(f"{what}: '{place}' cannot be imported ({describe_error(error)}).") from None
 
 
 def _add_to_path(folder: Path) -> None:
@@ -119,16 +129,21 @@ def _gives_rewards(function: Callable, written: str) -> bool:
   return len(needed) == 2
 
 
-def _settings(function: Callable, written: str) -> dict[str, Any]:
+def source_settings(function: Callable, what: str) -> dict[str, Any]:
+  """What stages know a function by: its source text and its version.
+
+  Raises:
+    UserError: if it has neither.
+  """
   version = getattr(function, 'version', None)
   if not isinstance(version, str | int | float | None):
-    raise UserError(f"the judge '{written}': its `version` must be a text or a number.")
+    raise UserError(f'{what}: its `version` must be a text or a number.')
   try:
     return {'source': inspect.getsource(function), 'version': version}
   except (OSError, TypeError):
     if version is None:
       raise UserError(
-        f"the judge '{written}' has no source text to tell it by; give it an attribute `version`."
+        f'{what} has no source text to tell it by; give it an attribute `version`.'
       ) from None
     return {'source': None, 'version': version}
 
@@ -149,7 +164,7 @@ def _call(function: OwnFunction, rows: Sequence[Row]) -> np.ndarray:
       for row in rows:
         _call(function, [row])
     raise UserError(
-      f"the judge '{function.name}' failed on {_describe_row(rows[0])}: {_describe(error)}."
+      f"the judge '{function.name}' failed on {_describe_row(rows[0])}: {describe_error(error)}."
     ) from None
   place = lambda index: _describe_row(rows[index])
   return check_values(function.name, returned, len(rows), place, function.rewards)
@@ -162,7 +177,7 @@ def _describe_row(row: Row) -> str:
   return f'the prompt {prompt} and the response{"s" * (len(row) > 2)} {" and ".join(responses)}'
 
 
-def _describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
   """The kind of an error, the first line of its message, and where it was raised."""
   text = next(iter(str(error).splitlines()), '').rstrip('.')
   frames = traceback.extract_tb(error.__traceback__)

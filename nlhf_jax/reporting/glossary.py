@@ -10,6 +10,7 @@ GLOSSARY = {
   'kl to reference': 'How far the policy moved from the SFT model, nats per response, estimated '
   'from samples.',
   'length': 'Mean length of a response.',
+  'turns': 'Mean number of turns that the policy writes in a conversation.',
   'unfinished': 'Share of responses that the length limit cut.',
   'at equal length': 'Win rate against the first policy, corrected for the lengths of responses.',
   'quality': 'Share of the facts of the post that a summary covers, less its errors.',

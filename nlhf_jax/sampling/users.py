@@ -1,6 +1,6 @@
-"""Users of conversations: Python functions of texts, tables of texts, and the users of games."""
+"""Users of conversations: Python functions of texts, tables, recorded texts, users of games."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +12,13 @@ from nlhf_jax.data.dialogue_texts import Conversation
 from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, User
+from nlhf_jax.storage.texts import clean_text
 from nlhf_jax.structs import Prompts, Responses
 
 NO_USERS = {
   'remote': 'a remote model is no user here; ask it in a function, and give user_from_function',
-  'data': 'replies from data answer what the policy did not say; give a function or a table',
+  'data': 'replies from data answer what the policy did not say; give a function or a table, or '
+  'user_from_recorded if they may',
 }
 
 
@@ -84,6 +86,38 @@ def user_from_table(table: Mapping[str, Mapping[str, float] | None]) -> Function
   return FunctionUser(lambda conversations, seeds: list(map(draw, conversations, seeds)))
 
 
+def user_from_recorded(recorded: Mapping[str, Sequence[Sequence[str]]]) -> FunctionUser:
+  """A user that goes on as recorded, whatever the policy writes: prompt -> lists of messages.
+
+  A list has the user's messages after the prompt, such as the second question of MT-Bench. Where a
+  prompt has several, each conversation follows one by chance. It ends where its list does, and
+  after the first turn where a prompt has none.
+
+  Raises:
+    UserError: from the user, if the tokenizer changes the text of a message.
+  """
+
+  def go_on(conversation, seed):
+    replied = [message['content'].strip() for message in conversation[2::2]]
+    lists = recorded.get(conversation[0]['content'], ())
+    if replied and not any(_begins(one, replied) for one in lists):
+      raise UserError(
+        f"the user's recorded message '{replied[-1]:.80}' is another text once it is tokenised; "
+        'choose another model.'
+      )
+    # Of a list that is over, no further message is left.
+    left = [one[len(replied) :] for one in lists if _begins(one, replied)]
+    chosen = left[np.random.default_rng(seed).integers(len(left))] if left else ()
+    return chosen[0] if chosen else None
+
+  return FunctionUser(lambda conversations, seeds: list(map(go_on, conversations, seeds)))
+
+
+def _begins(texts: Sequence[str], replied: Sequence[str]) -> bool:
+  """Whether the first of the texts are these, but for white space around them."""
+  return [text.strip() for text in texts[: len(replied)]] == list(replied)
+
+
 def with_texts(dialogue: Dialogue, tokenizer: Any) -> Dialogue:
   """The dialogue, with a user of texts as one of token arrays.
 
@@ -111,16 +145,18 @@ def user_from_texts(user: FunctionUser, tokenizer: Any) -> User:
   def reply(prompts: Prompts, responses: Responses, key: Array) -> Replies:
     conversations = dialogue_texts.messages(tokenizer, prompts, responses)
     seeds = np.asarray(jax.random.bits(key, (len(conversations),))).tolist()
-    texts = list(user.function(conversations, seeds))
+    returned = user.function(conversations, seeds)
+    many = isinstance(returned, Iterable) and not isinstance(returned, str)
+    texts = list(returned) if many else []
     wrong = [text for text in texts if not isinstance(text, str | None)]
     if wrong or len(texts) != len(conversations):
-      found = f'{wrong[0]!r:.80}' if wrong else f'{len(texts)} replies'
+      found = f'{len(texts)} replies' if many and not wrong else f'{[*wrong, returned][0]!r:.80}'
       raise UserError(
         f"the user '{user.name}' must return a text or None for each of {len(conversations)} "
         f'conversations, not {found}.'
       )
     cut = dialogue_texts.was_cut(tokenizer, responses)
-    rows = dialogue_texts.reply_ids(tokenizer, [text or '' for text in texts], cut)
+    rows = dialogue_texts.reply_ids(tokenizer, [clean_text(text or '') for text in texts], cut)
     over = np.array([text is None for text in texts])
     lengths = np.array([len(row) for row in rows])
     tokens = np.zeros((len(rows), lengths.max()), np.int32)

@@ -170,6 +170,24 @@ READ = [
     {'prompt': 'a title', 'messages': talk('Hello?', 'Yes?', 'Say hi.', 'Hi!')},
     Example(TURNS, demonstration='Hi!'),
   ),
+  (
+    'dialogues',
+    {'messages': talk('a', 'b', 'c', 'd', 'e')},
+    Example('a', demonstration='b', replies=('c', 'e')),
+  ),
+  ('dialogues', {'messages': talk('a')}, Example('a')),
+  ('dialogues', {'messages': [SYSTEM, *talk('a', 'b')]}, Example(BRIEFLY, demonstration='b')),
+  (
+    'hh_dialogues',
+    {'chosen': transcript('Hello?', 'Yes?', 'Say hi.', 'Hi!'), 'rejected': None},
+    Example('Hello?', demonstration='Yes?', replies=('Say hi.',)),
+  ),
+  (
+    'mt_bench',
+    {'question_id': 81, 'category': 'writing', 'turns': ['Write.', 'Shorter.']},
+    Example('Write.', replies=('Shorter.',)),
+  ),
+  ('mt_bench', {'prompt': ['Write.'], 'prompt_id': 1}, Example('Write.')),
   ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': True}, Example('a', 'b')),
   ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 0}, Example('a', 'b', None, 0.0)),
   (
@@ -295,6 +313,13 @@ REFUSED = [
   ('demonstrations', {'messages': talk('a', 'b', 'c')}, 'not user and assistant in turn'),
   ('demonstrations', {'messages': talk('a')}, "field 'prompt' is missing; it has ['messages']"),
   ('demonstrations', {'messages': [SYSTEM, *talk('a', '')]}, "of field 'messages' is empty"),
+  ('dialogues', {'messages': talk('a', 'b')[1:]}, 'not user and assistant in turn, from a user'),
+  ('dialogues', {'messages': [SYSTEM]}, 'not user and assistant in turn, from a user'),
+  ('dialogues', {'messages': []}, "field 'messages' is empty"),
+  ('hh_dialogues', {'chosen': 'Hello?'}, "field 'chosen' does not begin with"),
+  ('mt_bench', {'turns': 'Write.'}, "field 'turns' is not a list of questions"),
+  ('mt_bench', {'turns': ['Write.', '']}, "a question of field 'turns' is empty"),
+  ('mt_bench', {'question_id': 81}, "field 'prompt' is missing"),
   ('unpaired', {'prompt': 'a', 'completion': 'b'}, "field 'label' is missing"),
   ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 'true'}, "neither true nor false: 'tr"),
   ('unpaired', {'prompt': 'a', 'completion': 'b', 'label': 0.5}, 'neither true nor false: 0.5'),
@@ -360,6 +385,14 @@ def test_alpaca_evals_file_keeps_graded_preferences(shared):
   assert len(records) > 0.99 * len(rows)
   for record in records:
     assert record.preference == pytest.approx(expected[record.prompt], abs=1e-12)
+
+
+def test_mt_benchs_questions_have_a_second_turn(shared):
+  path = shared / 'data' / 'mt_bench' / 'question.jsonl.gz'
+  records = list(examples.read_examples(str(path), 'mt_bench', '', skip_bad=False))
+  assert len({record.prompt for record in records}) == 80
+  assert all(len(record.replies) == 1 for record in records)
+  assert records[0].replies[0].startswith('Rewrite your previous response.')
 
 
 def test_all_of_llmbar_is_read(shared):

@@ -9,10 +9,15 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import LEFT, needs_judge
 from nlhf_jax.algorithms.selection import unchanged
-from nlhf_jax.data.dataset import Corpus, parse_part
+from nlhf_jax.data.dataset import parse_part
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import sections
-from nlhf_jax.experiments.data_config import check_enough, find_oracle, make_corpus
+from nlhf_jax.experiments import dialogue_config, sections
+from nlhf_jax.experiments.data_config import (
+  check_enough,
+  find_oracle,
+  make_corpus,
+  print_clamped,
+)
 from nlhf_jax.experiments.judge_config import (
   RESERVED,
   find_judges,
@@ -61,6 +66,7 @@ def check(config: ConfigDict) -> None:
     UserError: if one is wrong.
   """
   sections.check(sections.language_sections(config))
+  dialogue_config.check_dialogue(config)
   check_heads(config.model)
   check_language(config)
   check_before_data(config)
@@ -114,13 +120,16 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   corpus = make_corpus(config, folder)
   print_clamped(config, corpus)
   print_filtered(policies)
+  dialogue_config.print_trained_judges(config, judges)
   check_enough(config, corpus, {field: training.algorithm for field, training in trained.items()})
   settings = stage_settings(config, policies, panel)
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
+  model = make_model(config, len(corpus.tokenizer))
+  positions = model.sizes.max_positions
   return LanguageExperiment(
     name=name,
     corpus=corpus,
-    model=make_model(config, len(corpus.tokenizer)),
+    model=model,
     response_length=config.data.response_length,
     seed=config.seed,
     stages={name: make_stage(name, it, config.seed, folder) for name, it in settings.items()},
@@ -146,6 +155,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
     generation_server=make_server(config) if served else None,
+    refinement=dialogue_config.make_refinement(config, corpus.tokenizer, positions),
+    dialogue=dialogue_config.make_dialogue(config, corpus),
   )
 
 
@@ -194,16 +205,6 @@ def check_best_of(config: ConfigDict, policies: Mapping[str, Policy]) -> None:
     raise UserError(f"{field}: a policy is named '{name}', as its entry is; rename the policy.")
 
 
-def print_clamped(config: ConfigDict, corpus: Corpus) -> None:
-  """Prints that there are fewer held-out prompts than the config wants, if so."""
-  held_out = len(corpus.held_out.prompts.tokens)
-  if config.tournament.prompts > held_out:
-    print(
-      f'config.tournament.prompts={config.tournament.prompts}: only {held_out} prompts are held '
-      'out, and the tournament has these.'
-    )
-
-
 def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:
   """The config with half of the prompts, and with the others for a judge that is held apart.
 
@@ -218,7 +219,7 @@ def halve(config: ConfigDict) -> tuple[ConfigDict, ConfigDict | None]:
     raise UserError(
       f"config.held_apart='{config.held_apart}' must be empty or one of {', '.join(STAGES)}."
     )
-  if config.data.source == 'synthetic':
+  if find_oracle(config):
     raise UserError(
       f"config.held_apart='{config.held_apart}': the embedded task has its oracle for this; leave "
       'it empty.'
@@ -286,6 +287,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
   if row.algorithm in LEARNED[1:]:
     raise UserError(f"{field}.algorithm: '{row.algorithm}' trains a judge, not a policy.")
   training = make_training(row, field)
+  dialogue_config.check_conversing(config, row, field, training.algorithm)
   judge = make_policy_judge(row, field, training, config)
   averages = [slot for slot, rule in training.algorithm.references.items() if rule.kind == 'ema']
   if averages and config.model.weights == 'bfloat16' and not config.model.lora.rank:
@@ -402,6 +404,7 @@ def make_exploiter(config: ConfigDict) -> Training | None:
   if not config.exploiter:
     return None
   training = make_training(config.exploiter, 'config.exploiter')
+  dialogue_config.check_conversing(config, config.exploiter, 'config.exploiter', training.algorithm)
   if not needs_judge(training.algorithm) or 'reference' not in training.algorithm.references:
     raise UserError(
       f"config.exploiter.algorithm: '{config.exploiter.algorithm}' does not play against its "

@@ -9,11 +9,13 @@ import numpy as np
 
 from nlhf_jax import distributed, trees
 from nlhf_jax.algorithms.algorithm import training_data
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
+from nlhf_jax.experiments.dialogue_config import freeze_user
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
+from nlhf_jax.experiments.language.refinement_stage import print_refinement, refine
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.language.voting_rounds import count_votes, make_voting_steps
 from nlhf_jax.experiments.specs import LanguageExperiment
@@ -52,6 +54,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')
   with recorded_usage(workdir, external) as accounts:
     reference = fine_tune(experiment)
+    experiment = freeze_user(experiment, reference)
     judges, rewards = make_judges(experiment, reference, external)
     panel = {name: judges[name] for name in experiment.panel}
     select = judges[experiment.best_of_judge] if experiment.best_of else None
@@ -70,13 +73,16 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
     samples = run_tournament(experiment, entries, panel, select)
+    refined = refine(experiment, entries, panel) if experiment.refinement else None
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   votes = {
     name: count_votes(experiment.stages[name], policy.voting)
     for name, policy in experiment.policies.items()
     if policy.voting
   }
-  results = publish(experiment, workdir, samples, exploited, accounts, votes)
+  results = publish(experiment, workdir, samples, exploited, accounts, votes, refined)
+  if refined:
+    print_refinement(refined)
   print_usage(accounts)
   return results
 
@@ -164,7 +170,7 @@ def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Re
   """The first few prompts and responses, as one text."""
   tokenizer, first = experiment.corpus.tokenizer, slice(SAMPLES)
   asked = tokenizers.prompt_texts(tokenizer, prompts.tokens[first], prompts.mask[first])
-  given = tokenizers.response_texts(tokenizer, responses.tokens[first], responses.mask[first])
+  given = dialogue_texts.response_texts(tokenizer, take(responses, first))
   pairs = zip(asked, given, strict=True)
   return '\n\n'.join(f'prompt: {prompt}\nresponse: {response}' for prompt, response in pairs)
 
@@ -212,7 +218,7 @@ def make_evaluate(
       },
       'kl_to_reference': float(log_ratio.mean()),
       'samples': show_samples(experiment, prompts, left),
-      'response_lengths': left.mask.sum(axis=-1).ravel(),
+      'response_lengths': left.own.sum(axis=-1).ravel(),
     }
 
   return evaluate

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.data import sources
 from nlhf_jax.errors import UserError
+from nlhf_jax.experiments.dialogue_config import conversing, user_settings
 from nlhf_jax.experiments.judge_config import (
   find_judges,
   judge_name,
@@ -44,6 +45,7 @@ def stage_settings(
   settings = {'sft': shared | {'sft': plain['sft']}}
   used = {*panel, *(policy.judge for policy in policies.values()), *selecting_judge(config)}
   known = find_judges(config)
+  dialogue = {'dialogue': user_settings(config)} if conversing(config) else {}
   for model in stages_of_judges(known.members(used)):
     settings[model] = settings['sft'] | {model: plain[model]}
   if config.held_apart:
@@ -64,6 +66,7 @@ def stage_settings(
       settings[name] |= judge_settings(config, [policy.judge], trained_settings(settings))
     if policy.judge:
       settings[name] |= {'unfinished': config.unfinished}
+    settings[name] |= dialogue
   compared = panel_settings(config, panel, settings)
   compared |= {name: settings[name] for name in policies}
   tournament = plain['tournament']
@@ -77,6 +80,7 @@ def stage_settings(
     'tournament': tournament,
     'entered': entered,
     'unfinished': config.unfinished,
+    **dialogue,
   }
   return settings
 
@@ -106,8 +110,10 @@ def exploiter_settings(
   plain = json.loads(config.exploiter.to_json_best_effort())
   exploited = exploited_entries(plain.pop('exploited'), policies)
   trained_by = panel_settings(config, panel, settings)
+  dialogue = {'dialogue': user_settings(config)} if conversing(config) else {}
   return {
     (judge, entry): {
+      **dialogue,
       'exploiter': plain,
       'unfinished': config.unfinished,
       'judge': judge,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nlhf_jax.data import tokenizers
+from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.evaluation import tournament
 from nlhf_jax.evaluation.best_of_responses import describe_selection, kl_of_win_rate
@@ -66,7 +66,7 @@ def make_samples(
     side, other = (jax.tree.map(lambda leaf, k=k: leaf[:, k : k + 1], pair) for k in (0, 1))
     own, reference = (log_prob(slot, prompts, side) for slot in (params, entries['sft']))
     sides[name] = side
-    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
+    others[name] = dialogue_texts.response_texts(tokenizer, other)
     ratios[name] = (own - reference).sum(axis=(1, 2))
   among = []
   if select:
@@ -74,7 +74,7 @@ def make_samples(
     key = jax.random.fold_in(stage.key, len(entries))
     best = sample_best(experiment, entries['sft'], select, prompts, key)
     (sides[name], other), ratios[name], among = best
-    others[name] = tokenizers.response_texts(tokenizer, other.tokens, other.mask)
+    others[name] = dialogue_texts.response_texts(tokenizer, other)
   preferences = {
     name: tournament.compare_policies(
       make_interruptible(judge, label), prompts, list(sides.values()), label
@@ -134,7 +134,7 @@ def sample_best(
     chosen = jax.tree.map(lambda leaf, rows=rows: np.take_along_axis(leaf, rows, 1), candidates)
     sides.append(chosen)
     payoffs.append(payoff)
-  texts = tokenizers.response_texts(experiment.corpus.tokenizer, drawn.tokens, drawn.mask)
+  texts = dialogue_texts.response_texts(experiment.corpus.tokenizer, drawn)
   texts = np.reshape(np.array(texts, object), drawn.tokens.shape[:2])[:, :n].tolist()
   kl = [kl_of_win_rate(*row, random) for row in zip(np.nan_to_num(payoffs[0]), texts, strict=True)]
   return BestResponses(tuple(sides), np.array(kl), payoffs)
@@ -173,6 +173,7 @@ def publish(
   exploited: Sequence[Mapping],
   accounts: Mapping[str, Mapping],
   votes: Mapping[str, Mapping],
+  refined: Mapping[str, Mapping] | None = None,
 ) -> dict:
   """Writes results, samples, metrics and the report, and prints the tables.
 
@@ -183,10 +184,15 @@ def publish(
     exploited: records of the exploiters.
     accounts: usage of the external judges.
     votes: of the policies whose judge is learned in rounds.
+    refined: win rates of refined responses, of `refinement_stage`.
   """
   results = tournament.summarise(lines)
   if votes:
     results['votes'] = votes
+  if refined:
+    results['refinement'] = refined
+  if experiment.corpus.measure:
+    results['measures'] = experiment.corpus.measure(lines)
   if experiment.best_of:
     name = f'best_of_{experiment.best_of}'
     kl = results['kl_to_reference'][name]
@@ -251,7 +257,7 @@ def print_results(
       title = f'\nPerfect summaries, {name} judge ({cyclic}), row over column:'
       print(formatting.format_text(title, task['styles'], task['styles'], cells))
   print_tables(results)
-  if not task:
+  if not experiment.corpus.oracle:
     print('No oracle is known for this data: a policy may exploit the errors of its judge.')
   if 'exploitability' in results:
     print_exploiters(results['exploitability'])
@@ -275,6 +281,7 @@ def print_policies(results: Mapping) -> None:
   """Prints KL and lengths of the entries; on the embedded task also their quality and styles."""
   columns = {'KL to sft, nats': results['kl_to_reference'], 'tokens': results['length']}
   columns |= {'unfinished': results['unfinished']}
+  columns |= {'turns': results['turns']} if 'turns' in results else {}
   task = results.get('task')
   if task:
     columns['quality'] = task['quality']
@@ -287,6 +294,8 @@ def print_policies(results: Mapping) -> None:
     styles['best counter wins'] = {name: row['win_rate'] for name, row in task['counter'].items()}
     title = 'Shares of the styles, and win rate of the best counter-style:'
     _print_columns(title, results['policies'], styles)
+  if 'measures' in results:
+    _print_columns('Measures of the task:', results['policies'], results['measures'])
 
 
 def _print_columns(title, entries, columns) -> None:

@@ -88,6 +88,31 @@ function exploiters() {
           })))))));
 }
 
+// The win rate of refined responses against the first one, by judge and round.
+function refinements() {
+  const found = results.refinement;
+  if (!isRecord(found)) return;
+  const names = Object.keys(found);
+  const columns = ordered(found[names[0]]).flatMap(
+    (judge) => found[names[0]][judge].map((_, round) => [judge, round]));
+  section('refinement', 'Refinement', 'Refinement at inference',
+    'Each policy was asked to improve its own response, again and again. How often the response of ' +
+    'a round beats the first one, with 95\u00a0% intervals. On a cycle of preferences one round ' +
+    'wins and the next may lose: more rounds are not always better.',
+    el('div', {class: 'scroll heat', role: 'group', 'aria-label': 'Refinement'},
+      el('table', null,
+        el('thead', null, el('tr', null, el('td', {class: 'corner'}, 'Beats its first response'),
+          columns.map(([judge, round]) => el('th', {scope: 'col'}, `round ${round + 1}`, el('br'),
+            title(judge))))),
+        el('tbody', null, names.map((name) => el('tr', null,
+          el('th', {scope: 'row'}, code(name)),
+          columns.map(([judge, round]) => {
+            const {win_rate: p, low, high} = found[name][judge][round];
+            return cell('td', p, el('b', null, tenth(p)),
+              el('small', null, `${tenth(low)}\u2009\u2013\u2009${tenth(high)}`));
+          })))))));
+}
+
 // Under every judge, or group of raters, the win rate against the first policy.
 function byJudge() {
   const found = Object.entries(results.by_judge || {});
@@ -148,6 +173,9 @@ function policyTable() {
         fixed(best.kl_bound, 2), el('br'), `selected by ${best.judge}`] : '';
     }],
     [results.length, 'Length', 'tokens per response', number(results.length || {}, 1)],
+    [results.turns, 'Turns', 'per conversation', number(results.turns || {}, 2)],
+    ...Object.entries(results.measures || {}).map(([name, record]) =>
+      [record, name[0].toUpperCase() + name.slice(1), '', number(record, 3)]),
     [results.unfinished, 'Unfinished', 'share cut',
       number(results.unfinished || {}, 2)],
     [evenly, `At equal length`, `beats ${policies[0]}`,

@@ -44,25 +44,37 @@ function compared(text, base) {
 }
 const shown = (x) => isNumber(x) ? brief(x) : x === null ? 'n/a' : String(x);
 
+// A conversation turn by turn, each compared with the same turn of another one, if there is one.
+function dialogue(policy, turns, query, base) {
+  return el('ol', {class: 'dialogue', 'aria-label': `Conversation of ${policy}`},
+    turns.map((text, n) => el('li', {class: n % 2 ? 'reply' : null},
+      el('p', {class: 'tag'}, n % 2 ? 'User' : policy),
+      el('p', {class: 'text'}, text === '' ? el('span', {class: 'quiet'}, 'Empty turn')
+        : base ? compared(text, String(base[n] || '')) : marked(text, query)))));
+}
+
 function card(sample, i, query, base) {
   const policy = policies[i];
   const response = (sample.responses || {})[policy];
   const verdicts = sample.preferences || {};
   const named = ordered(verdicts);
   const liked = named.filter((judge) => winner(verdicts[judge]) === i);
+  const turns = (sample.dialogues || {})[policy];
   const extras = Object.entries(sample).filter(([key, x]) =>
-    !['prompt', 'responses', 'preferences'].includes(key) && isRecord(x) && policy in x &&
-    !isRecord(x[policy]));
+    !['prompt', 'responses', 'preferences', 'dialogues'].includes(key) && isRecord(x) &&
+    policy in x && !isRecord(x[policy]));
   const others = policies.map((_, j) => j).filter((j) => j !== i);
   return el('article', {class: `card${liked.includes(named[0]) ? ' preferred' : ''}`,
     'aria-label': `Response of ${policy}`},
   el('header', null, el('h3', null, code(policy)), liked.length > 0 && policies.length > 1 &&
     el('span', {class: 'preferred-by'},
       `Preferred by ${liked.map(inSentence).join(' and ')}`) || null),
-  el('p', {class: 'text'}, response ? base !== null && base !== policy
-    ? compared(String(response), String((sample.responses || {})[base] || ''))
-    : marked(String(response), query)
-    : el('span', {class: 'quiet'}, response === '' ? 'Empty response' : 'No response')),
+  turns && turns.length > 1 ? dialogue(policy, turns, query,
+    base !== null && base !== policy ? (sample.dialogues || {})[base] || [] : null)
+    : el('p', {class: 'text'}, response ? base !== null && base !== policy
+      ? compared(String(response), String((sample.responses || {})[base] || ''))
+      : marked(String(response), query)
+      : el('span', {class: 'quiet'}, response === '' ? 'Empty response' : 'No response')),
   extras.map(([key, x]) => el('p', {class: 'tag'}, `${words(key)}: ${shown(x[policy])}`)),
   named.length > 0 && others.length > 0 && el('table', null,
     el('thead', null, el('tr', null, el('th', {scope: 'col'}, 'Beats, %'),
@@ -149,8 +161,11 @@ function browser() {
     ? `The first ${count(samples.length)} of ${count(samplesTotal)} prompts`
     : `${count(samples.length)} prompt${samples.length === 1 ? '' : 's'}`;
   section('responses', 'Responses', 'Prompts and responses',
-    `${extent}, one response per policy. A judge prefers a response if it beats the responses ` +
-    'of all other policies.',
+    samples[0].dialogues
+      ? `${extent}, one conversation per policy, each with its own replies of the user. A judge ` +
+        'prefers a conversation if it beats those of all other policies.'
+      : `${extent}, one response per policy. A judge prefers a response if it beats the responses ` +
+        'of all other policies.',
     el('div', {onkeydown: press},
       el('div', {class: 'tools'}, search, filters.length > 1 && select || null,
         policies.length > 1 && against || null,

@@ -136,8 +136,8 @@ def check_conversing(config: ConfigDict, row: ConfigDict, field: str, algorithm:
     )
   if row.get('sampler') == 'server':
     raise UserError(
-      f"{field}.sampler='server' samples single responses; leave config.dialogue.turns at 1, or the "
-      'sampler built_in.'
+      f"{field}.sampler='server' samples single responses; leave config.dialogue.turns at 1, or "
+      'the sampler built_in.'
     )
 
 

@@ -25,7 +25,7 @@ def count_programs() -> int:
 
 def compile_seconds() -> float:
   """Seconds that this process has spent so far on compiling programs, or reading compiled ones."""
-  return sum(_durations)
+  return sum(_durations, 0.0)
 
 
 def keep_programs(folder: Path) -> None:

@@ -32,7 +32,7 @@ from nlhf_jax.sampling.users import (
   with_texts,
 )
 from nlhf_jax.storage import json_lines
-from nlhf_jax.storage.texts import printable
+from nlhf_jax.storage.texts import clean_text, printable
 from nlhf_jax.structs import Params
 
 DATA, SFT = 'data', 'sft'
@@ -264,7 +264,7 @@ def cut_replies(user: FunctionUser, tokenizer: Any, dialogue: Dialogue) -> Funct
     return [len(row) > dialogue.reply_length for row in rows]
 
   def reply(conversations, seeds):
-    texts = list(user.function(conversations, seeds))
+    texts = list(map(clean_text, user.function(conversations, seeds)))
     while any(long := too_long(texts)):
       texts = [text[:-1] if cut else text for text, cut in zip(texts, long, strict=True)]
     return texts

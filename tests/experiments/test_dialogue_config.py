@@ -154,7 +154,7 @@ def test_conversations_must_fit_into_the_model(config):
 
 def test_replies_of_a_model_end_at_their_length():
   tokenizer = tokenizers.train(['one two'], 300, SPACED_TURNS)
-  user = user_from_function(lambda conversations, seeds: ['one two one', '\ufffd' * 9])
+  user = user_from_function(lambda conversations, seeds: ['one two one', 'a\0' * 9])
   dialogue = Dialogue(None, 2, 4)
   assert dialogue_config.template_length(tokenizer) == 3
   cut = dialogue_config.cut_replies(user, tokenizer, dialogue).function([], [])

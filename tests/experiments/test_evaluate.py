@@ -9,7 +9,7 @@ import pytest
 
 from nlhf_jax.data import tokenizers
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments import export_policy
+from nlhf_jax.experiments import data_config, export_policy
 from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.experiments.language.config import make_experiment as make_language_experiment
@@ -79,7 +79,9 @@ def test_second_run_judges_nothing(config_of, tmp_path, monkeypatch):
   path, _ = write_styles(tmp_path, 12)
   config = config_of('synthetic', entries=path, judges='')
   before = run(config, tmp_path / 'run')
-  monkeypatch.setattr(generator, 'preference', lambda *texts: pytest.fail('computed again'))
+  monkeypatch.setitem(
+    data_config.ORACLES, 'synthetic', lambda *texts: pytest.fail('computed again')
+  )
   assert run(config, tmp_path / 'run') == before
   config.tournament.early_stopping = 0.2  # other settings of the tournament need no new judgements
   assert run(config, tmp_path / 'run')['early_stopping']['level'] == 0.2
@@ -89,7 +91,7 @@ def test_early_stopping_ends_a_clear_tournament(config_of, tmp_path, monkeypatch
   rows = [{'prompt': f'p{n}', 'responses': {'good': 'good', 'bad': 'bad'}} for n in range(200)]
   json_lines.write(tmp_path / 'two.jsonl', rows)
   clear = lambda prompts, left, right: np.where([text == 'good' for text in left], 0.9, 0.1)
-  monkeypatch.setattr(generator, 'preference', clear)
+  monkeypatch.setitem(data_config.ORACLES, 'synthetic', clear)
   config = config_of('synthetic', entries=str(tmp_path / 'two.jsonl'), judges='')
   config.tournament.early_stopping = 0.05
   results = run(config, tmp_path / 'run')
@@ -99,7 +101,7 @@ def test_early_stopping_ends_a_clear_tournament(config_of, tmp_path, monkeypatch
   table = results['tables']['oracle']
   assert 0.5 < table['low'][0][1] < 0.9 < table['high'][0][1]
   even = lambda prompts, left, right: np.full(len(left), 0.5)
-  monkeypatch.setattr(generator, 'preference', even)
+  monkeypatch.setitem(data_config.ORACLES, 'synthetic', even)
   results = run(config, tmp_path / 'other')
   assert not results['early_stopping']['all']
   assert results['comparisons'] == 200

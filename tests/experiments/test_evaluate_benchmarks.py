@@ -11,10 +11,10 @@ import pytest
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.evaluation.benchmarks import alpaca_eval, annotation_files, mt_bench_scores
 from nlhf_jax.evaluation.benchmarks.benchmark_registry import BENCHMARKS, make_benchmarks
+from nlhf_jax.experiments import data_config
 from nlhf_jax.experiments.evaluate import cached_responses
 from nlhf_jax.experiments.evaluate.config import make_experiment
 from nlhf_jax.storage import json_files, json_lines
-from nlhf_jax.tasks.summaries import generator
 from tests.experiments import evaluations, pretrained
 from tests.experiments.evaluations import run
 from tests.judges import faults
@@ -47,7 +47,7 @@ def test_alpaca_eval_writes_files_and_leaderboards(config_of, tmp_path, monkeypa
   longer = lambda prompts, left, right: np.array(
     [0.8 if len(a) > len(b) else 0.3 for a, b in zip(left, right, strict=True)]
   )
-  monkeypatch.setattr(generator, 'preference', longer)
+  monkeypatch.setitem(data_config.ORACLES, 'synthetic', longer)
   config = config_of('synthetic', judges='')
   config.entries = f'{tmp_path}/mine.json,{tmp_path}/old.json'
   config.alpaca_eval.update(

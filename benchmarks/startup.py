@@ -100,7 +100,7 @@ def main(config: str) -> None:
           if not stage.name.startswith('data-'):
             shutil.rmtree(stage)
     found[name] = dict(zip(('first', 'second'), seconds, strict=True))
-    print(f'{name}: {seconds[0]:.1f} s, then {seconds[1]:.1f} s')
+    print(f'{name}: {seconds[0]:.1f} s, then {seconds[1]:.1f} s', flush=True)
   print(f'{found["programs"]} programs, {found["peak memory"] / 1e9:.2f} GB')
   name = 'startup_smollm2' if 'smollm2' in config else 'startup'
   path = ROOT / 'benchmarks' / 'results' / f'{name}.json'

@@ -32,11 +32,6 @@ def is_on_terminal() -> bool:
   return sys.stderr.isatty()
 
 
-def terminal_width() -> int:
-  """Columns of the terminal; `WIDTH` where there is none, or it does not tell, as in containers."""
-  return shutil.get_terminal_size().columns or WIDTH
-
-
 def format_metrics(metrics: Mapping[str, float], width: int) -> str:
   """The most important metrics that fit into `width` columns, such as 'win rate 0.53, KL 1.2'."""
   line = ''
@@ -64,6 +59,7 @@ class Progress:
     # The variable is set in all processes but the first.
     hidden = show['hidden'] or bool(os.environ.get('TQDM_DISABLE'))
     self._plain = not hidden and not is_on_terminal()
+    room = shutil.get_terminal_size()
     self._bar = tqdm(
       total=total,
       initial=done,
@@ -72,7 +68,8 @@ class Progress:
       mininterval=0.5,
       delay=delay,
       leave=self._leave,
-      ncols=terminal_width() - 1,
+      ncols=room.columns - 1,
+      nrows=room.lines,  # else no bar is shown on a terminal that does not tell its size
       disable=hidden or self._plain,
     )
 

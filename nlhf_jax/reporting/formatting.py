@@ -1,10 +1,10 @@
 """Tables for the terminal."""
 
 import itertools
+import shutil
 import textwrap
 from collections.abc import Sequence
 
-from nlhf_jax import progress
 from nlhf_jax.storage.texts import printable
 
 
@@ -18,7 +18,7 @@ def format_text(
   """
   title, rows, columns = printable(title), [*map(printable, rows)], [*map(printable, columns)]
   cells = [[*map(printable, row)] for row in cells]
-  room = progress.terminal_width()
+  room = shutil.get_terminal_size().columns
   widths = [2 + max(map(len, column)) for column in zip(columns, *cells, strict=True)]
   head = 2 + max(map(len, rows))
   starts = [*_first_columns(widths, room - head), len(columns)]

@@ -218,7 +218,7 @@ def get_config(source='synthetic'):
         instruction='Reply to the last message as the person who asked the first question.',
         reply_length=32,  # most tokens of a reply, those of the chat template included
       ),
-      # At inference each entry improves its response so often, asked by the instruction; 0: never.
+      # Rounds in which each entry revises its response at inference, by the instruction; 0: none.
       refinement=dict(rounds=0, instruction='Improve the previous answer.'),
       curves=dict(prompts=256),  # held-out prompts that learning curves are measured on
       policies=ConfigDict(sort_keys=False),

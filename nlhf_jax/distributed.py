@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 
 from nlhf_jax.errors import Interrupted, UserError, first_line
 
+PART = 1 << 26  # bytes of an array that are sent at once, of which devices hold a few copies
 START_SECONDS = 60  # within which all processes must have started
 HEARTBEAT_SECONDS = 10  # without a sign of life, after which a process counts as lost
 RESUME_STATUS = 75  # exit status that means: start all again, and they resume (EX_TEMPFAIL)
@@ -324,8 +325,9 @@ def send_from_first(value: np.ndarray) -> np.ndarray:
   """The first process's array, of which the others know shape and type, with the same bits."""
   if jax.process_count() == 1 or not value.size:
     return value
-  bits = _broadcast(np.frombuffer(value.tobytes(), np.uint8))  # a sum would lose the sign of -0
-  return np.frombuffer(bits.tobytes(), value.dtype).reshape(value.shape)
+  bits = np.frombuffer(value.tobytes(), np.uint8)  # a sum would lose the sign of -0
+  parts = [_broadcast(bits[start : start + PART]) for start in range(0, bits.size, PART)]
+  return np.frombuffer(np.concatenate(parts).tobytes(), value.dtype).reshape(value.shape)
 
 
 @contextlib.contextmanager

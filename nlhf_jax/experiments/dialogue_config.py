@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import Algorithm, check_conversations
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.dataset import Corpus
@@ -65,7 +66,7 @@ def conversation_length(config: ConfigDict) -> int:
 # --- The dialogue of an experiment ---
 
 
-def make_dialogue(config: ConfigDict, corpus: Corpus) -> Dialogue | None:
+def make_dialogue(config: ConfigDict, corpus: Corpus, positions: int) -> Dialogue | None:
   """The dialogue of a config; None if its policies write one response.
 
   Raises:
@@ -78,13 +79,14 @@ def make_dialogue(config: ConfigDict, corpus: Corpus) -> Dialogue | None:
   if written == SFT:
     user = SftUser(section.instruction)
     check_sft_user(corpus.tokenizer, section.reply_length)
+    check_room(config, corpus.tokenizer, positions)
   elif written == DATA:
     user = user_from_recorded(recorded_replies(corpus))
   elif written.endswith('.json'):
     user = make_table_user(written)
   else:
     what = f"config.dialogue.user='{written}'"
-    user = user_from_function(with_place(find_function(written, what), what))
+    user = user_from_function(on_first(with_place(find_function(written, what), what)))
   dialogue = Dialogue(user, section.turns, section.reply_length)
   return dialogue if written == SFT else with_texts(dialogue, corpus.tokenizer)
 
@@ -96,6 +98,11 @@ def check_dialogue(config: ConfigDict) -> None:
     UserError: names the field.
   """
   if 'dialogue' not in config:
+    if config.data.source == 'clarify' and config.experiment == 'judges':
+      raise UserError(
+        "config.data.source='clarify': its comparisons are of conversations, which this experiment "
+        'does not read; use --config=clarify.'
+      )
     return
   turns, user = config.dialogue.turns, config.dialogue.user.strip()
   if user and turns == 1:
@@ -253,6 +260,23 @@ def check_sft_user(tokenizer: Any, reply_length: int) -> None:
     )
 
 
+def check_room(config: ConfigDict, tokenizer: Any, positions: int) -> None:
+  """Refuses an SFT policy as a user that would lose the beginning of what it reads.
+
+  Raises:
+    UserError: if the instruction and a conversation do not fit into the model.
+  """
+  instruction = [{'role': 'user', 'content': config.dialogue.instruction}]
+  (read,) = tokenizers.prompt_ids(tokenizer, [instruction])
+  needed = len(read) + config.data.prompt_length + conversation_length(config)
+  if needed > positions:
+    raise UserError(
+      f"config.dialogue.user='{SFT}': its instruction and a conversation have up to {needed} "
+      f'tokens, more than the {positions} positions of the model; shorten the instruction, or '
+      'lower config.data.prompt_length or config.dialogue.turns.'
+    )
+
+
 def cut_replies(user: FunctionUser, tokenizer: Any, dialogue: Dialogue) -> FunctionUser:
   """The user, whose replies end where `dialogue.reply_length` ends.
 
@@ -270,6 +294,20 @@ def cut_replies(user: FunctionUser, tokenizer: Any, dialogue: Dialogue) -> Funct
     return texts
 
   return user_from_function(reply)
+
+
+def on_first(function: Callable) -> Callable:
+  """A user's function, which of several processes the first one calls: replies may differ."""
+
+  def reply(conversations: Sequence[Conversation], seeds: Sequence[int]) -> Any:
+    def called():
+      found = function(conversations, seeds)
+      return list(found) if isinstance(found, Iterable) and not isinstance(found, str) else found
+
+    return distributed.value_from_first(called)
+
+  reply.__qualname__ = getattr(function, '__qualname__', repr(function))
+  return reply
 
 
 def with_place(function: Callable, what: str) -> Callable:

@@ -1,13 +1,14 @@
 """Reads how the samples that a policy trains on are drawn, and prints where training then ends."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms.algorithm import Algorithm, sampled_mixtures, samples_responses
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.specs import Policy
+from nlhf_jax.experiments.specs import Model, Policy
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.training.generation_server import KINDS, ServerSettings
 
@@ -73,8 +74,8 @@ def is_served(row: ConfigDict, field: str, algorithm: Algorithm) -> bool:
   return True
 
 
-def make_server(config: ConfigDict) -> ServerSettings:
-  """The settings of the generation server.
+def make_server(config: ConfigDict, model: Model) -> ServerSettings:
+  """The settings of the generation server, which samples with this model.
 
   Raises:
     UserError: if one is missing or wrong.
@@ -90,6 +91,16 @@ def make_server(config: ConfigDict) -> ServerSettings:
         f'config.generation_server.{name} is empty: a policy is sampled by a generation server, '
         'which needs its address (url) and a folder that it reads weights from.'
       )
+  if model.lora and not model.source:
+    raise UserError(
+      f'config.model.lora.rank={model.lora.rank}: a generation server loads adapters of a '
+      'pretrained model only; name one in config.model.hf, or set the rank to 0.'
+    )
+  if model.source and Path(settings.folder).resolve() == model.source.folder.resolve():
+    raise UserError(
+      f"config.generation_server.folder='{settings.folder}' is the folder of config.model.hf, and "
+      'its weights would be replaced by those that are trained; give another folder.'
+    )
   return settings
 
 

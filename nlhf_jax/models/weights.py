@@ -229,6 +229,11 @@ def save(folder: Path, family: str, params: Params, dtype: Any, most: int = SHAR
   if groups[1:]:
     index = {'metadata': {'total_size': total}, 'weight_map': where}
     json_lines.write_json(folder / INDEX, index)
+  if distributed.is_first():  # weights that were there before, which other programs would read
+    kept = {*where.values(), *([INDEX] if groups[1:] else [])}
+    for old in [folder / INDEX, *folder.glob('model*.safetensors')]:
+      if old.name not in kept:
+        old.unlink(missing_ok=True)
 
 
 def save_adapter(folder: Path, family: str, params: Params, lora: Lora, base: str) -> None:

@@ -242,11 +242,13 @@ def read_sealed(path: Path) -> dict | None:
 def set_aside(path: Path, consequence: str) -> None:
   """Renames a damaged file or folder to NAME.damaged, and prints it.
 
+  Of the processes that see it, the first one does it.
+
   Args:
     path: of the file or folder.
     consequence: what happens to its content, for the sentence.
   """
-  if distributed.is_first():
+  if distributed.is_first_here():
     aside = _aside(path)
     with disk.writing(path):
       os.replace(path, aside)

@@ -141,13 +141,16 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
   The rest of the checkpoint is not read. Whether it is whole is for the caller to check.
 
   Raises:
-    UserError: if the checkpoint lacks some of the slots' parameters.
+    UserError: if the checkpoint lacks some of the slots' parameters, or has others.
   """
   with contextlib.closing(_open(folder.absolute())) as files:
     latest = files.latest()
     if latest is None:
       return dict(slots)
-    loaded = files.load(latest, {'params': _layout(dict(slots))}, partial=True)['params']
+    try:
+      loaded = files.load(latest, {'params': _layout(dict(slots))}, partial=True)['params']
+    except (KeyError, ValueError) as error:  # as of a parameter of another shape
+      raise _other_parameters(folder) from error
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):
     raise _other_parameters(folder)
   return loaded

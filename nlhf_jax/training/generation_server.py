@@ -90,7 +90,7 @@ def connect(settings: ServerSettings) -> Client:
   check_url(settings.url, 'the generation server')
   secret = read_key(settings.key, 'the generation server')
   transport = openai.OpenAI(
-    base_url=settings.url,
+    base_url=settings.url.rstrip('/').removesuffix('/v1'),
     api_key=secret or 'none',
     timeout=settings.timeout,
     max_retries=settings.retries,
@@ -155,6 +155,8 @@ def _vllm(post: Callable, settings: ServerSettings):
         top_k=filters.top_k or -1,
         top_p=filters.top_p,
         stop_token_ids=[sampling.stop],
+        ignore_eos=True,  # no other token ends a response
+        **_PLAIN,
         logprobs=1,
         return_token_ids=True,
         add_special_tokens=False,
@@ -181,8 +183,9 @@ def _sglang(post: Callable, settings: ServerSettings):
       served['lora_path'] = weights.name
     else:
       answer = post('/update_weights_from_disk', {'model_path': str(weights.folder)})
-      if not answer.get('success', True):
-        text = printable(str(answer.get('message')))[:MAX_SENTENCE]
+      if not (isinstance(answer, dict) and answer.get('success', True)):
+        found = answer.get('message') if isinstance(answer, dict) else answer
+        text = printable(str(found))[:MAX_SENTENCE]
         raise UserError(
           f'the generation server at {settings.url} could not load {weights.folder}: {text}.'
         )
@@ -199,6 +202,7 @@ def _sglang(post: Callable, settings: ServerSettings):
           top_k=filters.top_k or -1,
           top_p=filters.top_p,
           stop_token_ids=[sampling.stop],
+          **_PLAIN,
         ),
         return_logprob=True,
         **served,
@@ -216,12 +220,15 @@ def _sglang(post: Callable, settings: ServerSettings):
   return load, complete
 
 
+# Otherwise a server takes what `generation_config.json` of the model says.
+_PLAIN = dict(min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
 KINDS = ('vllm', 'sglang')
 _KINDS = dict(zip(KINDS, (_vllm, _sglang), strict=True))
 _HELP = {
   'vllm': (
     'start it with VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER or, for adapters, with '
-    'VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora'
+    'VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora; and with --served-model-name NAME, '
+    'which is config.generation_server.model'
   ),
   'sglang': (
     'start it with python -m sglang.launch_server --model-path FOLDER or, for adapters, with '

@@ -5,6 +5,7 @@ a folder and loaded, and the server's log-probabilities are compared with those 
 Losses score responses with the weights here; the server's differ from them by its rounding.
 """
 
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from nlhf_jax.models import scoring
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
+from nlhf_jax.storage import disk
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 from nlhf_jax.training.generation_server import Client, Completion, Sampling, Weights
 
@@ -77,7 +79,7 @@ def make_served_rollout(
   Raises:
     UserError: by the rollout, if the server fails, or its weights are not those that it was given.
   """
-  slots = [next(iter(mixture)) for mixture in mixtures]
+  members = [next(iter(mixture.items())) for mixture in mixtures]
   sampling = Sampling(length, stop, filters)
   publisher = _Publisher(server, decoder, sampling)
 
@@ -85,16 +87,18 @@ def make_served_rollout(
     del key
     rows = _token_ids(prompts)
     sampled: dict[int, Responses] = {}
-    for slot in dict.fromkeys(slots):
+    for slot, weight in dict.fromkeys(members):
       publisher.publish(params, slot, prompts)
-      places = [place for place, other in enumerate(slots) if other == slot]
+      places = [place for place, other in enumerate(members) if other == (slot, weight)]
       asked = [row for row in rows for _ in range(count * len(places))]
-      answers = server.client.complete(asked, sampling)
+      # Logits times a weight are those at a temperature of its inverse.
+      tempered = filters._replace(temperature=filters.temperature / weight)
+      answers = server.client.complete(asked, sampling._replace(filters=tempered))
       both = _pad(answers, len(rows), length, stop)
       for number, place in enumerate(places):
         own = slice(number * count, (number + 1) * count)
         sampled[place] = Responses(both.tokens[:, own], both.mask[:, own])
-    return tuple(sampled[place] for place in range(len(slots)))
+    return tuple(sampled[place] for place in range(len(members)))
 
   return rollout
 
@@ -109,7 +113,8 @@ class _Publisher:
       length=min(PROBE_LENGTH, sampling.length), filters=UNFILTERED._replace(temperature=0.0)
     )
     self._digest: np.ndarray | None = None  # of the weights that are served
-    self._versions = 0
+    # A server keeps the names of adapters, and caches by name, beyond the run that loaded them.
+    self._run, self._versions = secrets.token_hex(4), 0
     self._prompts: Prompts | None = None  # the same for all probes
     self._last: _Probe | None = None
 
@@ -120,13 +125,14 @@ class _Publisher:
       return
     server, whole = self._server, trees.slot_params(params, slot)
     self._versions += 1
-    name = f'version-{self._versions}'
+    name = f'{self._run}-{self._versions}'
     folder = server.folder / name if server.adapters else server.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    server.write(whole, folder)
+    with disk.writing(server.folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      server.write(whole, folder)
     server.client.load(Weights(folder.resolve(), server.adapters, name))
     if server.adapters:
-      shutil.rmtree(server.folder / f'version-{self._versions - 1}', ignore_errors=True)
+      shutil.rmtree(server.folder / f'{self._run}-{self._versions - 1}', ignore_errors=True)
     if self._prompts is None:
       self._prompts = Prompts(*(np.asarray(leaf)[:PROBES] for leaf in prompts))
     self._check(self._probe(whole))
@@ -147,7 +153,7 @@ class _Publisher:
     if self._last and is_stale(self._last, now):
       raise UserError(
         'the generation server still answers with the weights from before the last update: its '
-        f'log-probabilities have not changed at all, those of the new weights in {server.folder} '
+        f'log-probabilities have hardly changed, those of the new weights in {server.folder} '
         'have; make sure that it serves that folder.'
       )
     if not gap <= server.tolerated_gap:
@@ -162,9 +168,13 @@ class _Publisher:
 
 
 def is_stale(before: _Probe, now: _Probe) -> bool:
-  """Whether a server answers exactly as before, although the weights have moved."""
-  same = before.completions == now.completions
-  return same and float(np.max(np.abs(now.ours - before.ours), initial=0.0)) > MOVED
+  """Whether a server answers as before, up to its rounding, although the weights have moved."""
+  tokens = [[answer.tokens for answer in probe.completions] for probe in (before, now)]
+  if tokens[0] != tokens[1] or before.ours.shape != now.ours.shape:
+    return False
+  ours = float(np.max(np.abs(now.ours - before.ours), initial=0.0))
+  theirs = float(np.max(np.abs(now.theirs - before.theirs), initial=0.0))
+  return ours > MOVED and theirs < ours / 10
 
 
 @jax.jit
@@ -173,8 +183,10 @@ def fingerprint(params: Params) -> UInt32[Array, 'L']:
 
   def one(leaf):
     bits = lax.bitcast_convert_type(leaf, f'uint{8 * leaf.dtype.itemsize}').ravel()
+    bits = bits.astype(jnp.uint32)
     place = lax.iota(jnp.uint32, bits.size)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+    # The shift lets signs, whose bit is the highest, change lower bits too: they do not cancel.
+    return jnp.sum((bits ^ (bits >> 15)) * (2 * place + 1), dtype=jnp.uint32)
 
   return jnp.stack([one(leaf) for leaf in jax.tree.leaves(params)])
 

@@ -77,6 +77,8 @@ def vllm(model: Model, path: str, body: dict) -> object:
   if path == '/reset_prefix_cache':
     return {}
   if path == '/v1/load_lora_adapter':
+    if body['lora_name'] in model.adapters:
+      return 400, f"The lora adapter '{body['lora_name']}' has already been loaded."
     model.load(body['lora_name'], Path(body['lora_path']))
     return 'Success: it is loaded.'
   if path == '/v1/unload_lora_adapter':

@@ -133,8 +133,27 @@ def test_fingerprints_differ_where_a_leaf_does():
   assert np.array_equal(same, served_rollout.fingerprint(jax.tree.map(lambda leaf: leaf * 1, tree)))
   swapped = tree | {'a': tree['a'][::-1]}  # the same numbers, in other places
   moved = tree | {'b': tree['b'].at[2].set(1.01)}
-  for other in (swapped, moved):
+  flipped = tree | {'a': tree['a'].at[0].multiply(-1)}  # the signs of two numbers, and of 0
+  for other in (swapped, moved, flipped):
     assert (np.asarray(served_rollout.fingerprint(other)) != np.asarray(same)).sum() == 1
+
+
+def test_the_weight_of_a_slot_is_a_temperature(monkeypatch):
+  """As in EGPO and tempered SPPO, which sample a mixture of one slot with another weight than 1."""
+  monkeypatch.setattr(served_rollout._Publisher, 'publish', lambda *given: None)
+  asked = []
+
+  def complete(prompts, sampling):
+    asked.append((len(prompts), sampling.filters.temperature))
+    return [Completion([2], [-0.5])] * len(prompts)
+
+  client = served_rollout.Client(lambda weights: None, complete)
+  server = served_rollout.Server(client, Path(), lambda *given: None, False, 0.1)
+  mixtures = [{'policy': 0.5}, {'policy': 1.0}, {'policy': 0.5}]
+  rollout = served_rollout.make_served_rollout(server, None, mixtures, length=4, stop=2)
+  prompts = Prompts(np.ones((3, 2), np.int32), np.ones((3, 2), bool))
+  assert len(rollout({}, prompts, jax.random.key(0))) == 3
+  assert asked == [(6, 2.0), (3, 1.0)]
 
 
 # --- A whole model: what is sampled, and with which weights ---
@@ -193,7 +212,7 @@ def test_the_server_samples_from_the_weights_that_it_is_given(of_adapters, kind,
     changed = {'policy': moved(params['policy'], 0.3)}
     rollout(changed, prompts, jax.random.key(3))
     assert model.loads == 2
-    assert [path.name for path in (folder / kind).iterdir()] == ['version-2']
+    assert [path.name[-2:] for path in (folder / kind).iterdir()] == ['-2']
     model.frozen = True
     with pytest.raises(UserError, match='still answers with the weights from before'):
       rollout({'policy': moved(params['policy'], -0.3)}, prompts, jax.random.key(4))

@@ -154,9 +154,9 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     curve_prompts=config.curves.prompts,
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
-    generation_server=make_server(config) if served else None,
+    generation_server=make_server(config, model) if served else None,
     refinement=dialogue_config.make_refinement(config, corpus.tokenizer, positions),
-    dialogue=dialogue_config.make_dialogue(config, corpus),
+    dialogue=dialogue_config.make_dialogue(config, corpus, positions),
   )
 
 

@@ -35,6 +35,7 @@ from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 from nlhf_jax.training import interrupts, step_metrics
 from nlhf_jax.training.divergence import require_verdicts
+from nlhf_jax.training.generation_server import connect
 from nlhf_jax.training.group_weights import Groups
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
@@ -49,6 +50,8 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     Interrupted: if the user asked to stop; running again resumes.
   """
   external = {name: make() for name, make in experiment.external.items()}  # fails early
+  if experiment.generation_server:
+    connect(experiment.generation_server)  # as early; nothing is sent
   json_lines.write_json(workdir / 'data.json', experiment.corpus.account)
   if distributed.is_first():
     experiment.corpus.tokenizer.save_pretrained(workdir / 'tokenizer')

@@ -82,11 +82,13 @@ def test_a_terminal_that_does_not_tell_its_size_has_a_bar(monkeypatch):
   """As of `docker run -t` and `script`: 0 columns and 0 lines."""
   reading, terminal = pty.openpty()
   with os.fdopen(terminal, 'w') as file:
-    monkeypatch.setattr(sys, 'stderr', file)
-    show(3)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+      patched.setenv('COLUMNS', '80')
+      patched.setattr(sys, 'stderr', file)
+      show(3)
     file.flush()
-    assert b'3/3' in os.read(reading, 1 << 12)
+    written = os.read(reading, 1 << 12)
+    assert b'3/3' in written, written
   os.close(reading)
 
 

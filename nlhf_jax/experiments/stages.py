@@ -59,6 +59,7 @@ def fit(
   examples: grain.MapDataset,
   evaluate: loop.Evaluate,
   trains: Callable[[str], bool] = train_all,
+  known: Mapping[str, float] | None = None,
 ) -> dict[str, Params]:
   """Trains a stage, or loads it if it is done; returns slot -> parameters.
 
@@ -70,6 +71,7 @@ def fit(
     examples: batches.
     evaluate: slots -> metrics.
     trains: path of a parameter -> whether it is trained; all slots share those that are not.
+    known: metrics before the first step, where they need no measurement.
 
   Raises:
     Interrupted: if the user asked to stop; a checkpoint is saved first.
@@ -100,6 +102,7 @@ def fit(
       folder=stage.folder,
       evaluate=lambda slots: evaluate(merge_base(slots)),
       schedule=training.schedule,
+      known=known,
     )
   return merge_base(state.slots)
 
@@ -138,6 +141,16 @@ def load(
 def merge_base(slots: Mapping[str, Params]) -> dict[str, Params]:
   """Slot -> all of its parameters, those of the shared base included."""
   return {slot: trees.slot_params(slots, slot) for slot in slots if slot != 'base'}
+
+
+def share_base(experiment: LanguageExperiment, slots: Mapping[str, Params]) -> dict[str, Params]:
+  """Slots with their own parameters alone, and a slot `base` for those that all share, if any.
+
+  A rollout then reads the weights under adapters once for all slots.
+  """
+  parts = {slot: trees.split(params, experiment.model.trains) for slot, params in slots.items()}
+  _, base = next(iter(parts.values()))
+  return {slot: own for slot, (own, _) in parts.items()} | ({'base': base} if base else {})
 
 
 def make_batches(examples: Examples, training: Training, seed: int) -> grain.MapDataset:

@@ -82,11 +82,13 @@ def train(
   folder: Path,
   evaluate: Evaluate,
   schedule: Schedule,
+  known: Mapping[str, float] | None = None,
 ) -> TrainState:
   """Trains until all steps are done, from the checkpoint in `folder` if there is one.
 
   Step n uses `batches[n]` and `fold_in(key, n)`, so a resumed run equals an uninterrupted one bit
-  for bit. `evaluate(slots)` is added to the metrics.
+  for bit. `evaluate(slots)` is added to the metrics; before the first step it is not called where
+  metrics are `known`.
 
   Raises:
     Interrupted: on Ctrl-C or SIGTERM, or if a step or `evaluate` raises it; a checkpoint is saved
@@ -107,7 +109,7 @@ def train(
     recorder = _Recorder(stage, schedule, checkpoints, metrics, batches, evaluate)
     with contextlib.closing(metrics), progress(steps, stage, 'step', done=first) as bar:
       if schedule.measure_start and not first:
-        recorder.record_start(state)
+        recorder.record_start(state, known)
       elif metrics.pending:  # if it was stopped in an evaluation, that is made now
         recorder.finish_step(state, first)
       for number in range(first, steps):
@@ -186,10 +188,10 @@ class _Recorder:
     self._metrics.write(done, record)
     return record
 
-  def record_start(self, state: TrainState) -> None:
-    """Writes what is measured before the first step, if the stage measures anything."""
-    if measured := self._measure(state, 0):
-      self._metrics.write(0, measured)
+  def record_start(self, state: TrainState, known: Mapping[str, float] | None) -> None:
+    """Writes what is known or measured before the first step, if the stage measures anything."""
+    if measured := self._measure(state, 0) if known is None else known:
+      self._metrics.write(0, dict(measured))
     self.means.restart_clock()
 
   def _measure(self, state, done) -> Mapping[str, float]:

@@ -21,6 +21,7 @@ from nlhf_jax.structs import Prompts
 from nlhf_jax.training import served_rollout
 from nlhf_jax.training.generation_server import Completion, Sampling, ServerSettings, connect
 from tests.experiments import pretrained
+from tests.laws import tiny
 from tests.training import generation_servers
 
 SAMPLING = Sampling(length=4, stop=2, filters=UNFILTERED._replace(temperature=0.7, top_k=5))
@@ -150,7 +151,7 @@ def test_the_weight_of_a_slot_is_a_temperature(monkeypatch):
   client = served_rollout.Client(lambda weights: None, complete)
   server = served_rollout.Server(client, Path(), lambda *given: None, False, 0.1)
   mixtures = [{'policy': 0.5}, {'policy': 1.0}, {'policy': 0.5}]
-  rollout = served_rollout.make_served_rollout(server, None, mixtures, length=4, stop=2)
+  rollout = served_rollout.make_served_rollout(server, tiny.decoder(3), mixtures, length=4, stop=2)
   prompts = Prompts(np.ones((3, 2), np.int32), np.ones((3, 2), bool))
   assert len(rollout({}, prompts, jax.random.key(0))) == 3
   assert asked == [(6, 2.0), (3, 1.0)]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nlhf_jax import distributed, trees
+from nlhf_jax import distributed
 from nlhf_jax.algorithms.algorithm import training_data
 from nlhf_jax.data import dialogue_texts, tokenizers
 from nlhf_jax.data.batches import map_chunks, take
@@ -24,6 +24,7 @@ from nlhf_jax.experiments.stages import (
   make_batches,
   make_policy_steps,
   make_rollout,
+  share_base,
 )
 from nlhf_jax.judges.combined import MAXMIN, combine_judges
 from nlhf_jax.judges.judge import Judge, bradley_terry_judge, judge_from_texts
@@ -40,6 +41,7 @@ from nlhf_jax.training.group_weights import Groups
 from nlhf_jax.training.loop import Evaluate, Steps
 from nlhf_jax.training.update import make_update
 
+WIN_RATE = 'win_rate_against_reference_by_'  # and the name of the judge: a metric
 SAMPLES = 4  # responses of each evaluation that a tracker shows
 
 
@@ -62,6 +64,9 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
     panel = {name: judges[name] for name in experiment.panel}
     select = judges[experiment.best_of_judge] if experiment.best_of else None
     evaluate = make_evaluate(experiment, reference, panel)
+    # A policy starts as the reference, so that a sample of responses would show its noise alone.
+    known = {f'{WIN_RATE}{name}': 0.5 for name in curve_judges(experiment)}
+    known['kl_to_reference'] = 0.0
     entries = {'sft': reference}
     for name, policy in experiment.policies.items():
       learns_rewards = 'reward' in policy.training.algorithm.payoffs and policy.judge in rewards
@@ -73,7 +78,7 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       data = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
       examples = make_batches(data, policy.training, experiment.seed)
       stage, trains = experiment.stages[name], experiment.model.trains
-      slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains)
+      slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains, known)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
     samples = run_tournament(experiment, entries, panel, select)
     refined = refine(experiment, entries, panel) if experiment.refinement else None
@@ -159,16 +164,6 @@ def make_judges(
   return judges, rewards
 
 
-def share_base(experiment: LanguageExperiment, slots: Mapping[str, Params]) -> dict[str, Params]:
-  """Slots with their own parameters alone, and a slot `base` for those that all share, if any.
-
-  A rollout then reads the weights under adapters once for all slots.
-  """
-  parts = {slot: trees.split(params, experiment.model.trains) for slot, params in slots.items()}
-  _, base = next(iter(parts.values()))
-  return {slot: own for slot, (own, _) in parts.items()} | ({'base': base} if base else {})
-
-
 def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Responses) -> str:
   """The first few prompts and responses, as one text."""
   tokenizer, first = experiment.corpus.tokenizer, slice(SAMPLES)
@@ -178,19 +173,28 @@ def show_samples(experiment: LanguageExperiment, prompts: Prompts, responses: Re
   return '\n\n'.join(f'prompt: {prompt}\nresponse: {response}' for prompt, response in pairs)
 
 
+def curve_judges(experiment: LanguageExperiment) -> list[str]:
+  """The judges that measure learning curves: the last one of the tournament.
+
+  If it is held apart, the other trained judges too: where they part from it, a policy exploits
+  their errors.
+  """
+  last = experiment.panel[-1]
+  return [
+    name for name in experiment.panel if name == last or (experiment.held_apart and name in STAGES)
+  ]
+
+
 def make_evaluate(
   experiment: LanguageExperiment, reference: Params, panel: Mapping[str, Judge]
 ) -> Evaluate:
   """Slots -> win rate against the SFT policy and KL from it, on a fixed set of held-out prompts.
 
-  The last judge of `panel` measures the win rate, and the metric is named after it. If it is held
-  apart, so do the other trained judges: where they part from it, a policy exploits their errors.
+  The metric of the win rate is named after its judge, one of `curve_judges`.
   """
-  last = list(panel)[-1]
   measured = {
-    name: judge if experiment.may_abstain(name) else require_verdicts(judge)
-    for name, judge in panel.items()
-    if name == last or (experiment.held_apart and name in STAGES)
+    name: panel[name] if experiment.may_abstain(name) else require_verdicts(panel[name])
+    for name in curve_judges(experiment)
   }
   score = scoring.make_score(experiment.model.decoder)
   rollout = make_rollout(experiment, [{'policy': 1.0}, {'reference': 1.0}])
@@ -215,10 +219,7 @@ def make_evaluate(
 
     payoffs, log_ratio, left = map_chunks(compare, prompts, experiment.tournament_batch)
     return {
-      **{
-        f'win_rate_against_reference_by_{name}': float(np.nanmean(payoff)) + 0.5
-        for name, payoff in payoffs.items()
-      },
+      **{f'{WIN_RATE}{name}': float(np.nanmean(payoff)) + 0.5 for name, payoff in payoffs.items()},
       'kl_to_reference': float(log_ratio.mean()),
       'samples': show_samples(experiment, prompts, left),
       'response_lengths': left.own.sum(axis=-1).ravel(),

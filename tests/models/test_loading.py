@@ -68,7 +68,9 @@ def test_loading_holds_one_tensor_and_one_file(tmp_path):
   run('write')
   files = list(tmp_path.glob('*.safetensors'))
   assert len(files) > 4
-  beside, held, largest = map(int, re.findall(r'-?\d+', run('read')))
+  # The least of three: on a busy machine, memory that is free already is returned late.
+  read = [tuple(map(int, re.findall(r'-?\d+', run('read')))) for _ in range(3)]
+  beside, held, largest = min(read)
   assert held > 2 * (largest + shard)
   assert beside < largest + max(file.stat().st_size for file in files)
 

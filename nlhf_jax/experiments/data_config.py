@@ -9,7 +9,6 @@ from nlhf_jax.algorithms.algorithm import Algorithm, training_data
 from nlhf_jax.data.dataset import Corpus, FileData, Oracle, make_file_corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.tasks import clarify_corpus
-from nlhf_jax.tasks.clarify_corpus import ClarifyData, make_clarify_corpus
 from nlhf_jax.tasks.summaries import generator
 from nlhf_jax.tasks.summaries.corpus import SyntheticData, make_synthetic_corpus
 
@@ -20,7 +19,7 @@ NOUNS = {'unpaired': 'comparisons or unpaired responses'}
 SOURCES = {
   'synthetic': (SyntheticData, make_synthetic_corpus),
   'file': (FileData, make_file_corpus),
-  'clarify': (ClarifyData, make_clarify_corpus),
+  'clarify': (SyntheticData, clarify_corpus.make_clarify_corpus),
 }
 ORACLES = {'synthetic': generator.preference, 'clarify': clarify_corpus.preference}
 

@@ -25,7 +25,6 @@ from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.ranges import AtLeastOne, Count, Fraction, NonNegative, Range, Seed
 from nlhf_jax.sampling.token import Filters
-from nlhf_jax.tasks.clarify_corpus import ClarifyData
 from nlhf_jax.tasks.summaries.corpus import SyntheticData
 from nlhf_jax.training.generation_server import ServerSettings
 from nlhf_jax.training.optimizers import make_optimizer
@@ -140,10 +139,8 @@ def check(sections: Iterable[Section]) -> None:
 def language_sections(config: ConfigDict) -> Iterator[Section]:
   """The sections of a config that trains language models, or judges."""
   yield Section(GeneralSettings, config, 'config')
-  # The name of the source is checked later.
-  known = {'clarify': ClarifyData, 'synthetic': SyntheticData}
-  declared = FileData if 'path' in config.data else known.get(config.data.source, SyntheticData)
-  yield Section(declared, config.data, 'config.data')
+  from_file = 'path' in config.data  # the name of the source is checked later
+  yield Section(FileData if from_file else SyntheticData, config.data, 'config.data')
   yield Section(sharding.make_mesh, config.mesh, 'config.mesh')
   yield Section(architectures.small, config.model, 'config.model')
   for name, sizes in config.get('sizes', {}).items():

@@ -9,7 +9,6 @@ the game of that module, for the policies that write what it has tokens for.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,12 +16,12 @@ from jaxtyping import Float
 from nlhf_jax.data import dataset
 from nlhf_jax.data.chat_templates import SPACED_TURNS
 from nlhf_jax.data.conversations import Message
-from nlhf_jax.data.dataset import Corpus, VocabularySize
+from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.data.schemas import Example
 from nlhf_jax.errors import UserError
 from nlhf_jax.games import matrices
-from nlhf_jax.ranges import AtLeastOne
 from nlhf_jax.tasks.clarify import OUTCOMES, SCORES
+from nlhf_jax.tasks.summaries.corpus import SyntheticData
 
 DAYS = ('monday', 'tuesday', 'wednesday', 'thursday')
 WITHOUT, STATED, ASK, TOLD = 'it has moved .', 'it is on {} .', 'which day ?', 'on {}'
@@ -50,24 +49,6 @@ PREFERENCES = matrices.population(RATERS)
 # Shares of demonstrations that leave the day out, state one by its chance, and ask; and of sides of
 # the comparisons, which also state a day at random.
 DEMONSTRATED, COMPARED = (0.4, 0.3, 0.3), (0.3, 0.35, 0.35)
-
-
-class ClarifyData(NamedTuple):
-  """The section `data` of a config whose source is `clarify`.
-
-  Attributes:
-    posts: number of posts to train on.
-    held_out: number of other posts, for testing.
-    prompt_length: most tokens in a post, or a post with the question and the day that was told.
-    response_length: most tokens in a turn of the policy.
-    vocabulary: most tokens in the vocabulary of a tokenizer trained here.
-  """
-
-  posts: AtLeastOne
-  held_out: AtLeastOne
-  prompt_length: AtLeastOne
-  response_length: AtLeastOne
-  vocabulary: VocabularySize
 
 
 # --- Posts, the user, and the raters ---
@@ -222,7 +203,7 @@ def transcript(turns: Sequence[str]) -> str:
 # --- The corpus ---
 
 
-def make_clarify_corpus(data: ClarifyData, seed: int, pretrained: str, folder: Path) -> Corpus:
+def make_clarify_corpus(data: SyntheticData, seed: int, pretrained: str, folder: Path) -> Corpus:
   """The task as a corpus, with its oracle.
 
   Comparisons are of whole conversations, for judges; prompts are posts alone.

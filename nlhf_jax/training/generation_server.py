@@ -222,8 +222,8 @@ def _sglang(post: Callable, settings: ServerSettings):
 
 # Otherwise a server takes what `generation_config.json` of the model says.
 _PLAIN = dict(min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
-KINDS = ('vllm', 'sglang')
-_KINDS = dict(zip(KINDS, (_vllm, _sglang), strict=True))
+_KINDS = {'vllm': _vllm, 'sglang': _sglang}
+KINDS = tuple(_KINDS)
 _HELP = {
   'vllm': (
     'start it with VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER or, for adapters, with '

@@ -11,6 +11,7 @@ from nlhf_jax.errors import UserError
 from nlhf_jax.structs import Prompts, Responses
 from nlhf_jax.tasks import clarify, clarify_corpus
 from nlhf_jax.tasks.clarify_corpus import ASK, DAYS, STATED, TOLD, WITHOUT
+from nlhf_jax.tasks.summaries.corpus import SyntheticData
 
 POSTS = [
   next(post for post in clarify_corpus.posts(0) if post.endswith(end)) for end in ('day', DAYS[2])
@@ -74,7 +75,7 @@ def test_exploitability_is_that_of_the_cycle():
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
-  data = clarify_corpus.ClarifyData(40, 10, 32, 8, 512)
+  data = SyntheticData(40, 10, 32, 8, 512)
   return clarify_corpus.make_clarify_corpus(data, 0, '', tmp_path_factory.mktemp('data'))
 
 
@@ -118,9 +119,7 @@ def test_comparisons_are_of_conversations_as_they_are_sampled(corpus):
 
 
 def test_too_many_posts_and_short_lengths_are_refused(tmp_path):
-  make = lambda *data: clarify_corpus.make_clarify_corpus(
-    clarify_corpus.ClarifyData(*data), 0, '', tmp_path
-  )
+  make = lambda *data: clarify_corpus.make_clarify_corpus(SyntheticData(*data), 0, '', tmp_path)
   with pytest.raises(UserError, match='has only 14000 posts'):
     make(14000, 10, 32, 8, 512)
   with pytest.raises(UserError, match=r'config.data.prompt_length=16 is too short; .* up to 2'):

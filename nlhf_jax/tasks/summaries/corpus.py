@@ -18,13 +18,13 @@ ANNOTATOR = Annotator(
 
 
 class SyntheticData(NamedTuple):
-  """The section `data` of a config whose source is `synthetic`.
+  """The section `data` of a config whose source is an embedded task.
 
   Attributes:
     posts: number of posts to train on.
     held_out: number of other posts, for testing.
     prompt_length: most tokens in a post.
-    response_length: most tokens in a summary.
+    response_length: most tokens in a response, or in a turn of a conversation.
     vocabulary: most tokens in the vocabulary of a tokenizer trained here.
   """
 

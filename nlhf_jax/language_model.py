@@ -24,7 +24,7 @@ from nlhf_jax.experiments.language.run_folder import open_run
 from nlhf_jax.experiments.model_config import DTYPES
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.blocks import REMAT, Numerics
-from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.decoder import Decoder, parameter_shapes
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, make_dialogue_rollout
@@ -57,7 +57,7 @@ class LanguageModel(NamedTuple):
     """
     if self.lora is None or any(map(lora.is_adapter, trees.flatten(self.params))):
       return self.params
-    new = lora.initialise(jax.eval_shape(self.decoder.init, key), key)
+    new = lora.initialise(parameter_shapes(self.decoder), key)
     return trees.merge(self.params, new)
 
 
@@ -101,8 +101,7 @@ def from_pretrained(
     )
   adapters = Lora(lora_rank, lora_alpha, lora.TARGETS) if lora_rank else None
   decoder = make_decoder(sizes, Numerics(DTYPES[dtype], DTYPES[dtype], remat), adapters)
-  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
-  _, base = trees.split(shapes, lora.is_adapter)
+  _, base = trees.split(parameter_shapes(decoder), lora.is_adapter)
   params = weights.load(folder, family, base, sharding.parameter_sharding)
   return LanguageModel(decoder, params, tokenizer, sizes.max_positions, adapters)
 

@@ -30,7 +30,7 @@ from nlhf_jax.experiments.model_config import make_mesh, make_model_without_toke
 from nlhf_jax.experiments.specs import Model, Policy, Training
 from nlhf_jax.judges.registry import EXTERNAL
 from nlhf_jax.models import scoring, sharding
-from nlhf_jax.models.decoder import temper
+from nlhf_jax.models.decoder import parameter_shapes, temper
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.reporting import formatting
 from nlhf_jax.sampling import layouts, rollout
@@ -161,7 +161,7 @@ def shard_parameters(tree: Any) -> Any:
 
 def split_shapes(model: Model) -> tuple[Any, Any]:
   """The shapes of the trained parameters, and of those that all slots share."""
-  return trees.split(jax.eval_shape(model.decoder.init, jax.random.key(0)), model.trains)
+  return trees.split(parameter_shapes(model.decoder), model.trains)
 
 
 def state_shapes(model: Model, training: Training) -> Any:

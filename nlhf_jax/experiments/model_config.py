@@ -18,7 +18,7 @@ from nlhf_jax.judges.registry import TRAINED
 from nlhf_jax.models import architectures, lora, sharding, weights
 from nlhf_jax.models.architectures import Architecture
 from nlhf_jax.models.blocks import REMAT, Numerics
-from nlhf_jax.models.decoder import Decoder
+from nlhf_jax.models.decoder import Decoder, parameter_shapes
 from nlhf_jax.models.lora import Lora
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import layouts
@@ -159,8 +159,7 @@ def make_loader(decoder: Decoder, source: ModelSource) -> Callable[[Array], Para
   """A function key -> pretrained weights, with new adapters where the decoder has some."""
 
   def begin(key):
-    shapes = jax.eval_shape(decoder.init, key)
-    adapters, base = trees.split(shapes, lora.is_adapter)
+    adapters, base = trees.split(parameter_shapes(decoder), lora.is_adapter)
     base = weights.load(source.folder, source.family, base, sharding.parameter_sharding)
     return trees.merge(base, lora.initialise(adapters, key)) if adapters else base
 

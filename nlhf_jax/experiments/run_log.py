@@ -19,6 +19,7 @@ from nlhf_jax.experiments.specs import (
   Stage,
   TokenGameExperiment,
 )
+from nlhf_jax.models.decoder import parameter_shapes
 from nlhf_jax.reporting import formatting
 from nlhf_jax.storage import json_lines
 
@@ -68,7 +69,7 @@ def find_networks(experiment: Any) -> Iterator[tuple]:
 
 def count_parameters(decoder, trains) -> tuple[int, int]:
   """The numbers of parameters that are trained, and that are fixed."""
-  shapes = jax.eval_shape(decoder.init, jax.random.key(0))
+  shapes = parameter_shapes(decoder)
   return tuple(
     sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(part))
     for part in trees.split(shapes, trains)

@@ -226,7 +226,8 @@ class Ends(nn.Module):
   def logits(self, hidden):
     """Next-token logits in float32."""
     if self.sizes.tied:
-      logits = matmul(hidden, self.embed.embedding.astype(hidden.dtype).T, jnp.float32)
+      table = self.embed.embedding.astype(hidden.dtype)
+      logits = matmul(hidden, table, jnp.float32, transposed=True)
     else:
       logits = self.head(hidden)
     logits = logits.astype(jnp.float32)

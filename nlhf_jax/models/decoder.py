@@ -60,6 +60,7 @@ class Decoder(NamedTuple):
   - `for_decoding(slots)` returns slot -> parameters in the layout that `decode` reads fastest.
   - `cast(params)` returns them in the types that the functions compute in, where these are smaller.
   - `head` is the layer that `logits` applies; None if it is another function.
+  - `shapes()` returns the shapes and types of what `init` returns; None if only `init` knows them.
   """
 
   init: Callable[[Array], Params]
@@ -69,6 +70,12 @@ class Decoder(NamedTuple):
   for_decoding: Callable[[Mapping[str, Params]], Mapping[str, Params]] = unchanged
   cast: Callable[[Params], Params] = unchanged
   head: Head | None = None
+  shapes: Callable[[], Params] | None = None
+
+
+def parameter_shapes(decoder: Decoder) -> Params:
+  """The shapes and types of the decoder's parameters; none is computed."""
+  return decoder.shapes() if decoder.shapes else jax.eval_shape(decoder.init, jax.random.key(0))
 
 
 @functools.cache  # equal decoders share compiled programs

@@ -130,7 +130,7 @@ def _backward(head, size, part, kernel, hidden, tokens, gradient):
 
 
 def _multiply(head, hidden, kernel):
-  products = matmul(hidden, kernel.T if head.transposed else kernel, head.product)
+  products = matmul(hidden, kernel, head.product, head.transposed)
   return products.astype(jnp.float32)
 
 

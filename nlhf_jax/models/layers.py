@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nlhf_jax import trees
@@ -54,13 +55,16 @@ def unstack(params: Params) -> dict:
 def unstack_slots(slots: Mapping[str, Params]) -> dict[str, dict]:
   """Slot -> its parameters with numbered layers; arrays that slots share are taken apart once.
 
-  Each layer is a call of one small program: a program that takes all layers apart has hundreds of
-  results, and compiles for as long as a decoding program.
+  In the memory of one CPU, layers are views: nothing is copied. Elsewhere each layer is a call of
+  one small program: a program that takes all layers apart has hundreds of results, and compiles for
+  as long as a decoding program.
   """
   rows, numbered = {}, {}  # id of a stacked array -> its part in each layer; slot -> path -> leaf
   for slot, params in slots.items():
     stacked, rest = map(trees.flatten, split(params))
     new = {path: leaf for path, leaf in stacked.items() if id(leaf) not in rows}
+    rows |= {id(leaf): _view_layers(leaf) for leaf in new.values() if _on_one_cpu(leaf)}
+    new = {path: leaf for path, leaf in new.items() if id(leaf) not in rows}
     if new:
       taken = [_take_layer(new, number) for number in range(len(next(iter(new.values()))))]
       rows |= {id(leaf): [layer[path] for layer in taken] for path, leaf in new.items()}
@@ -72,10 +76,44 @@ def unstack_slots(slots: Mapping[str, Params]) -> dict[str, dict]:
   return {slot: trees.unflatten(leaves) for slot, leaves in numbered.items()}
 
 
+def _on_one_cpu(leaf: Any) -> bool:
+  if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    return False
+  return [device.platform for device in leaf.devices()] == ['cpu']
+
+
+def _view_layers(leaf: jax.Array) -> list[jax.Array]:
+  """Its part in each layer, in the memory of the whole; JAX does not donate an array with views."""
+  (device,) = leaf.devices()
+  return [jax.device_put(row, device) for row in np.asarray(leaf)]
+
+
 @jax.jit
 def _take_layer(stacked, number):
   take = lambda leaf: lax.dynamic_index_in_dim(leaf, number, keepdims=False)
   return sharding.shard_parameters(jax.tree.map(take, stacked))
+
+
+def to_bits(params: Params) -> Params:
+  """The parameters with bfloat16 as the uint16 of the same bits, on CPUs; no gradient passes.
+
+  XLA on CPUs has no slices of bfloat16: it converts all layers to float32 before a scan over them,
+  which takes twice the memory of the weights. Of uint16, each layer is sliced as it is.
+  """
+  if jax.default_backend() != 'cpu':
+    return params
+  return _reinterpret(params, jnp.bfloat16, jnp.uint16)
+
+
+def from_bits(params: Params) -> Params:
+  """What `to_bits` was given, or a layer of it."""
+  return _reinterpret(params, jnp.uint16, jnp.bfloat16)
+
+
+def _reinterpret(params: Params, one: Any, other: Any) -> Params:
+  return jax.tree.map(
+    lambda leaf: lax.bitcast_convert_type(leaf, other) if leaf.dtype == one else leaf, params
+  )
 
 
 def _rows(leaf: Any) -> Iterator[Any]:

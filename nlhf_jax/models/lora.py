@@ -84,8 +84,8 @@ def _low_rank_forward(x, a, b):
 
 def _low_rank_backward(stored, gradient):
   x, low, a, b = stored
-  of_low = matmul(gradient, b.T)
-  return matmul(of_low, a.T), sum_over_rows(x, of_low), sum_over_rows(low, gradient)
+  of_low = matmul(gradient, b, transposed=True)
+  return matmul(of_low, a, transposed=True), sum_over_rows(x, of_low), sum_over_rows(low, gradient)
 
 
 _low_rank.defvjp(_low_rank_forward, _low_rank_backward)

@@ -15,28 +15,35 @@ from jaxtyping import Array, Float
 
 
 def matmul(
-  x: Float[Array, '*N D'], w: Float[Array | np.ndarray, 'D E'], dtype: Any = None
+  x: Float[Array, '*N D'],
+  w: Float[Array | np.ndarray, '...'],
+  dtype: Any = None,
+  transposed: bool = False,
 ) -> Array:
-  """x W, [*N, E], of this dtype, or else that of x; sums of bfloat16 are in float32."""
+  """x W, [*N, E], of this dtype, or else that of x; sums of bfloat16 are in float32.
+
+  `w` is W [D, E] or, if `transposed`, W^T: XLA on CPUs would convert `w.T` to float32.
+  """
   if x.dtype.itemsize >= 4:
-    return x @ w
-  return _matmul(x, w, jnp.dtype(dtype or x.dtype))
+    return x @ (w.T if transposed else w)
+  return _matmul(x, w, jnp.dtype(dtype or x.dtype), int(transposed))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x, w, dtype):
-  return multiply(x, w, (x.ndim - 1, 0), dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, w, dtype, axis):
+  return multiply(x, w, (x.ndim - 1, axis), dtype)
 
 
-def _forward(x, w, dtype):
-  return _matmul(x, w, dtype), (x, w)
+def _forward(x, w, dtype, axis):
+  return _matmul(x, w, dtype, axis), (x, w)
 
 
-def _backward(dtype, stored, gradient):
+def _backward(dtype, axis, stored, gradient):
   del dtype
   x, w = stored
   gradient = gradient.astype(x.dtype)
-  return multiply(gradient, w, (gradient.ndim - 1, 1), x.dtype), sum_over_rows(x, gradient)
+  sides = (gradient, x) if axis else (x, gradient)
+  return multiply(gradient, w, (gradient.ndim - 1, 1 - axis), x.dtype), sum_over_rows(*sides)
 
 
 _matmul.defvjp(_forward, _backward)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from nlhf_jax import masks
+from nlhf_jax import masks, trees
 from nlhf_jax.errors import UserError
 from nlhf_jax.models import layers
 from nlhf_jax.models.architectures import Architecture
@@ -27,7 +27,7 @@ from nlhf_jax.models.attention import (
 from nlhf_jax.models.blocks import FLOAT32, REMAT, Block, Ends, Numerics
 from nlhf_jax.models.decoder import Cache, Decoder, PrefillCache, append_to_cache
 from nlhf_jax.models.head import Head
-from nlhf_jax.models.lora import Lora
+from nlhf_jax.models.lora import Lora, is_adapter
 from nlhf_jax.structs import Params
 
 UNROLLED = 4  # up to this number of layers, unrolled programs are as small and a little faster
@@ -62,6 +62,14 @@ class Transformer(NamedTuple):
       attention['query']['kernel'] = attention['query']['kernel'].at[:, : sizes.head_size].set(same)
     return layers.stack(params)
 
+  def shapes(self) -> Params:
+    """The shapes and types of what `init` returns; one layer is traced, and all have its shapes."""
+    first = self._replace(sizes=self.sizes._replace(layers=self.sizes.layers[:1]))
+    stacked, rest = layers.split(jax.eval_shape(first.init, jax.random.key(0)))
+    count = len(self.sizes.layers)
+    repeat = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
+    return trees.merge(jax.tree.map(repeat, stacked), rest)
+
   def prefill(self, params: Params, tokens: Array, mask: Array) -> tuple[Array, PrefillCache]:
     """Hidden states of whole sequences, and their cache."""
     sizes, length, positions = self.sizes, mask.shape[1], masks.positions(mask)
@@ -73,19 +81,24 @@ class Transformer(NamedTuple):
     cos_sin = [self._cos_sin(rotary, positions) for rotary in rotaries]
 
     def run_layer(x, layer):
-      params, window, rotary = layer
+      fixed, moving, window, rotary = layer
+      params = trees.merge(layers.from_bits(fixed), moving)
 
       def attend_layer(query, key, value, **settings):
         attended = attend_one_of(query, key, value, by_window, window, **settings)
         # No loss differentiates the cache, and no gradient of zeros is stored for it.
-        return attended, tuple(lax.stop_gradient(jnp.swapaxes(x, 1, 2)) for x in (key, value))
+        stored = tuple(lax.stop_gradient(jnp.swapaxes(x, 1, 2)) for x in (key, value))
+        return attended, layers.to_bits(stored)
 
       return self._apply_block(params, x, select(cos_sin, rotary), attend_layer)
 
     stacked, ends = layers.split(params)
+    # No gradient passes bits, and none is wanted of weights under adapters.
+    fixed, moving = trees.split(stacked, lambda path: self.lora and not is_adapter(path))
     x = self._apply_ends(ends, tokens, positions, method='begin')
-    x, stored = _scan(run_layer, x, (stacked, window_numbers, rotary_numbers), self.numerics.remat)
-    keys, values = map(jnp.unstack, stored)
+    by_layer = (layers.to_bits(fixed), moving, window_numbers, rotary_numbers)
+    x, stored = _scan(run_layer, x, by_layer, self.numerics.remat)
+    keys, values = map(jnp.unstack, layers.from_bits(stored))
     return self._apply_ends(ends, x, method='finish'), PrefillCache(keys, values, mask)
 
   def decode(self, params: Params, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -195,7 +208,7 @@ def _window_mask(causal, mask, positions, window):
 
 def _scan(run_layer, x, stacked, remat):
   """The output of the last layer, and what all layers store, [L, ...]."""
-  count = len(stacked[1])
+  count = len(stacked[-1])
   if remat in REMAT:
     # Inside a loop, recomputation cannot be merged with the forward pass.
     run_layer = jax.checkpoint(run_layer, policy=REMAT[remat], prevent_cse=False)
@@ -220,4 +233,5 @@ def make_decoder(
     layers.unstack_slots,
     model.cast,
     model.head(),
+    model.shapes,
   )

@@ -11,9 +11,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,9 +116,8 @@ class Slice:
 class Tensors:
   """The tensors of a GGUF file, with the methods of `safetensors.safe_open`'s result."""
 
-  def __init__(self, path: Path):
-    self._path, reader = path, _open(path)
-    metadata = Metadata(path, reader)
+  def __init__(self, metadata: 'Metadata', tensors: Sequence[Any]):
+    self._path = metadata.path
     self._architecture = metadata.architecture
     self._heads = {
       'attn_q': metadata.get('attention.head_count'),
@@ -126,7 +125,7 @@ class Tensors:
     }
     self._tensors = {
       _rename(tensor.name, TENSORS[self._architecture]): tensor
-      for tensor in reader.tensors
+      for tensor in tensors
       if tensor.name != gguf_config.ROPE_FACTORS  # a setting: `gguf_config` reads it
     }
 
@@ -141,10 +140,9 @@ class Tensors:
     return Slice(self._path, tensor, self._architecture, heads)
 
 
-@functools.lru_cache(maxsize=1)
 def read_tensors(path: Path) -> Tensors:
   """The tensors of the file at the end of a link that `unpack` made."""
-  return Tensors(path)
+  return _read(path.readlink()).tensors
 
 
 class Metadata:
@@ -187,6 +185,13 @@ class Metadata:
     return {key.removeprefix(prefix): self.value(key) for key in keys}
 
 
+class Unpacked(NamedTuple):
+  """What is read of a GGUF file, once in a process."""
+
+  folder: tempfile.TemporaryDirectory
+  tensors: Tensors
+
+
 def unpack(path: Path) -> Path:
   """The folder of a GGUF file: config, tokenizer, and a link to the file.
 
@@ -195,21 +200,26 @@ def unpack(path: Path) -> Path:
   Raises:
     UserError: if the file or its metadata cannot be used, or the package gguf is missing.
   """
-  path, status = path.absolute(), path.stat()
-  return Path(_unpack(path, status.st_mtime_ns, status.st_size).name)
+  return Path(_read(path.absolute()).folder.name)
+
+
+def _read(path: Path) -> Unpacked:
+  status = path.stat()
+  return _unpack(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache
-def _unpack(path: Path, time: int, size: int) -> tempfile.TemporaryDirectory:
+def _unpack(path: Path, time: int, size: int) -> Unpacked:
   del time, size  # a file that was replaced is read again
-  metadata = Metadata(path, _open(path))
+  reader = _open(path)
+  metadata = Metadata(path, reader)
   files = {'config.json': gguf_config.make_config(metadata)} | gguf_tokenizer.make_files(metadata)
   folder = tempfile.TemporaryDirectory(prefix='nlhf-gguf-')
   for name, content in files.items():
     text = content if isinstance(content, str) else json.dumps(content, indent=2)
     Path(folder.name, name).write_text(text, encoding='utf-8')
   os.symlink(path, Path(folder.name, NAME))
-  return folder
+  return Unpacked(folder, Tensors(metadata, reader.tensors))
 
 
 def _open(path: Path) -> Any:
@@ -219,8 +229,20 @@ def _open(path: Path) -> Any:
     raise UserError(
       f"{path}: GGUF files need the package gguf; install it with pip install 'nlhf-jax[gguf]'."
     ) from None
+
+  class Reader(GGUFReader):
+    """Reads metadata from a plain view of the file: slices of a memmap cost three times as much."""
+
+    @property
+    def data(self):
+      return self._data
+
+    @data.setter
+    def data(self, mapped):
+      self._data = mapped.view(np.ndarray)
+
   try:
-    return GGUFReader(path)
+    return Reader(path)
   except Exception as error:  # a broken file raises anything
     raise UserError(
       f'{path}: no GGUF file, or cut short ({first_line(error)}); download it again.'

@@ -103,3 +103,16 @@ def test_stacking_and_numbering_are_inverse():
   )
   assert layers.unstack(numbered) == numbered
   jax.tree.map(np.testing.assert_array_equal, layers.stack(numbered), params)
+
+
+def test_layers_are_views_on_a_cpu():
+  stacked = {'attentions': {'query': {'kernel': jnp.arange(4 * 32 * 8.0).reshape(4, 32, 8) + 1}}}
+  kernel = stacked['attentions']['query']['kernel']
+  numbered = layers.unstack_slots({'policy': stacked, 'reference': stacked})
+  for number in range(4):
+    row = numbered['reference'][f'attentions_{number}']['query']['kernel']
+    np.testing.assert_array_equal(row, kernel[number])
+    assert row.unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer() + number * row.nbytes
+  # A program may not write over what views read.
+  jax.jit(lambda x: -x, donate_argnums=0)(kernel).block_until_ready()
+  assert float(row[0, 0]) == 3 * 32 * 8 + 1

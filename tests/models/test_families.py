@@ -11,7 +11,7 @@ import transformers
 
 from nlhf_jax.models import architectures, weights
 from nlhf_jax.models.blocks import FLOAT32, Numerics
-from nlhf_jax.models.decoder import grow_cache, make_cache
+from nlhf_jax.models.decoder import grow_cache, make_cache, parameter_shapes
 from nlhf_jax.models.transformer import make_decoder
 from tests.models import families
 
@@ -69,6 +69,13 @@ def test_logits_agree_with_transformers(saved):
   expected = theirs(model, tokens, mask)
   assert np.abs(expected[mask]).max() > 1
   np.testing.assert_allclose(ours(decoder, params, tokens, mask)[mask], expected[mask], atol=1e-4)
+
+
+def test_shapes_are_those_of_new_parameters(saved):
+  _, folder = saved
+  _, sizes = architectures.read_architecture(folder)
+  decoder = make_decoder(sizes)
+  assert parameter_shapes(decoder) == jax.eval_shape(decoder.init, jax.random.key(0))
 
 
 def decode_in_steps(decoder, params, tokens, mask, step):

@@ -1,5 +1,6 @@
 """Temporary memory of compiled programs, as the compiler reports it."""
 
+import re
 from functools import partial
 
 import chex
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nlhf_jax import trees
 from nlhf_jax.models import architectures, scoring
 from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.decoder import parameter_shapes
+from nlhf_jax.models.lora import Lora, is_adapter
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.structs import Prompts, Responses
 
@@ -77,6 +81,32 @@ def test_chunks_have_at_least_one_column(monkeypatch):
   monkeypatch.setattr(scoring, 'MAX_LOGITS', 1)
   chunked = jax.jit(partial(scoring.log_probs, decoder))(params, *given)
   np.testing.assert_allclose(chunked, expected, atol=1e-5)
+
+
+def test_weights_under_adapters_are_never_converted_whole():
+  """XLA on CPUs would slice bfloat16 in float32: twice the memory of all layers."""
+  sizes = architectures.small(
+    4_096, width=32, layers=8, heads=2, key_heads=1, head_size=16, hidden=256, rotary_base=1e4
+  )
+  decoder = make_decoder(
+    sizes, Numerics(jnp.bfloat16, jnp.bfloat16, 'layers'), Lora(2, 4.0, ('query',))
+  )
+  params = parameter_shapes(decoder)
+  own, base = trees.split(params, is_adapter)
+  tokens = jnp.zeros((2, 4), jnp.int32)
+
+  def total(own, base):
+    params = trees.merge(own, base)
+    hidden, _ = decoder.prefill(params, tokens, jnp.ones_like(tokens, bool))
+    return jnp.sum(decoder.logits(params, hidden))
+
+  compiled = jax.jit(jax.value_and_grad(total)).lower(own, base).compile()
+  text = compiled.as_text()
+  for shape in ('8,32,256', '8,256,32'):
+    assert f'bf16[{shape}]' in text
+    assert not re.search(rf'= f32\[{shape}\]\S* convert', text)
+  # Less than the layers, and than the table in float32, of which it needs a row for each token.
+  assert temporary_bytes(compiled) < 2 * 8 * 3 * 32 * 256
 
 
 def test_remat_keeps_the_gradient_in_less_memory():

@@ -105,12 +105,12 @@ def judge_both_orders(
 
 def judge_from_network(network: PreferenceNetwork, params: Params) -> Judge:
   """P(y > y'|x) - 1/2 by a network whose logit depends on the order."""
-  return antisymmetric(lambda comparison: jax.nn.sigmoid(network.logit(params, comparison)) - 0.5)
+  return antisymmetric(lambda comparison: _sigmoid_lead(network.logit(params, comparison)))
 
 
 def judge_from_embeddings(network: PreferenceNetwork, params: Params) -> Judge:
   """P(y > y'|x) - 1/2 by a network whose logit is antisymmetric: one order is enough."""
-  return lambda comparison: jnp.tanh(network.logit(params, comparison) / 2) / 2
+  return lambda comparison: _tanh_lead(network.logit(params, comparison))
 
 
 def judge_from_rewards(network: RewardNetwork, params: Params) -> Judge:
@@ -125,7 +125,12 @@ def judge_from_rewards(network: RewardNetwork, params: Params) -> Judge:
 
 def bradley_terry_judge(rewards: Judge) -> Judge:
   """P(y > y'|x) - 1/2 = 1/(1 + exp(r' - r)) - 1/2 from a judge that returns reward differences."""
-  return lambda comparison: jnp.tanh(rewards(comparison) / 2) / 2
+  return lambda comparison: _tanh_lead(rewards(comparison))
+
+
+# P - 1/2 from log-odds, in one program. The second is odd to the last bit.
+_sigmoid_lead = jax.jit(lambda logit: jax.nn.sigmoid(logit) - 0.5)
+_tanh_lead = jax.jit(lambda logit: jnp.tanh(logit / 2) / 2)
 
 
 def comparison_texts(

@@ -1,10 +1,13 @@
 """Responses that the limit of tokens cut, and judges under which they lose."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from nlhf_jax.judges.judge import Judge
-from nlhf_jax.structs import Comparison, Responses
+from nlhf_jax.structs import Responses
 
 PENALTY = 5.0  # in log-odds: equally good, the response that ended wins with probability .993
 
@@ -31,11 +34,7 @@ def unfinished_loses(judge: Judge, stop: int) -> Judge:
     stop: the token that ends a response.
   """
 
-  def payoff(comparison):
-    lead = _ended_lead(comparison, stop)
-    return jnp.where(lead == 0, judge(comparison), lead / 2)
-
-  return payoff
+  return lambda comparison: _overrule(judge(comparison), comparison.left, comparison.right, stop)
 
 
 def unfinished_costs(judge: Judge, stop: int) -> Judge:
@@ -45,10 +44,23 @@ def unfinished_costs(judge: Judge, stop: int) -> Judge:
     judge: returns r - r', [B, K, J].
     stop: the token that ends a response.
   """
-  return lambda comparison: judge(comparison) + PENALTY * _ended_lead(comparison, stop)
+  return lambda comparison: _charge(judge(comparison), comparison.left, comparison.right, stop)
 
 
-def _ended_lead(comparison: Comparison, stop: int) -> Float[Array, 'B K J']:
+# Each is one program: one by one, their operations would compile as long as that of a small judge.
+
+
+@partial(jax.jit, static_argnames='stop')
+def _overrule(payoff, left, right, stop):
+  lead = _ended_lead(left, right, stop)
+  return jnp.where(lead == 0, payoff, lead / 2)
+
+
+@partial(jax.jit, static_argnames='stop')
+def _charge(payoff, left, right, stop):
+  return payoff + PENALTY * _ended_lead(left, right, stop)
+
+
+def _ended_lead(left: Responses, right: Responses, stop: int) -> Float[Array, 'B K J']:
   """1 if only the left response ended, -1 if only the right one did, else 0."""
-  left, right = (has_ended(side, stop) for side in (comparison.left, comparison.right))
-  return 1.0 * left[:, :, None] - right[:, None, :]
+  return 1.0 * has_ended(left, stop)[:, :, None] - has_ended(right, stop)[:, None, :]

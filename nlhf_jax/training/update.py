@@ -41,12 +41,17 @@ def initial_state(
   """
   moving = moving_slots(algorithm)
   fixed = {slot: params for slot in algorithm.references if slot not in moving}
-  slots = {slot: jax.tree.map(jnp.copy, params) for slot in moving}
+  slots = {slot: _copy(params) for slot in moving}
   if base:
     fixed['base'] = base
   # Two arrays, since an update donates both.
   step, nonfinite = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
   return TrainState(step, slots, optimizer.init(slots['policy']), fixed, nonfinite=nonfinite)
+
+
+_copy = jax.jit(
+  lambda params: jax.tree.map(jnp.copy, params)
+)  # one program, not one for each shape
 
 
 def moving_slots(algorithm: Algorithm) -> list[str]:

@@ -5,8 +5,8 @@ python benchmarks/startup.py --config=configs/smollm2.py:start # after `make rea
 
 Neither has a trained stage; the second one finds the programs that the first one compiled and the
 data that it tokenised, as every start of `make run` after the first does. The short run takes two
-steps of every stage and a tournament on 64 prompts. Also the programs that the first short run
-compiles, and its peak memory. Writes benchmarks/results/startup.json or startup_smollm2.json.
+steps of every stage and a tournament on 64 prompts, in batches as large as those of training. Also
+the programs that the first short run compiles, and its peak memory. Writes benchmarks/results/startup.json or startup_smollm2.json.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def main(config: str) -> None:
   rows = [name for name in ('sft', 'preference_model') if loaded[name].steps]
   rows += [f'policies.{name}' for name in loaded.policies]
   short = [f'--config.{row}.{field}=2' for row in rows for field in ('steps', 'evaluate_every')]
-  short.append('--config.tournament.prompts=64')
+  batch = max(policy.batch for policy in loaded.policies.values())
+  short += ['--config.tournament.prompts=64', f'--config.tournament.batch={batch}']
   found = {'machine': environments.machine(), 'config': config}
   for name, settings, until in (
     ('first step', [], r': .* [1-9]\d*/\d+ \['),

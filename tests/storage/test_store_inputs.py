@@ -154,7 +154,7 @@ def test_a_bucket_that_is_not_there_is_a_sentence(bucket, request, cache):
 def test_a_missing_extra_is_a_sentence(url, extra, monkeypatch):
   for name in ('gcsfs', 's3fs'):
     monkeypatch.setitem(sys.modules, name, None)
-  for name in ('gs', 's3'):  # where fsspec keeps what it has imported
-    monkeypatch.delitem(fsspec.registry._registry, name, raising=False)
+  for name in ('gs', 's3'):  # what fsspec has imported before
+    monkeypatch.delitem(sys.modules['fsspec.registry']._registry, name, raising=False)
   with pytest.raises(UserError, match=f"config.model.hf='{url}' needs .* of the extra {extra}"):
     hub.locate(url)

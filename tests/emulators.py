@@ -118,7 +118,7 @@ def wait_for_checkpoint(url: str, programs: Sequence[subprocess.Popen]) -> None:
   import fsspec
 
   fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-  deadline = time.monotonic() + 300
+  deadline = time.monotonic() + 900
   while not any('checkpoints/manifest-' in name for name in fs.find(root)):
     assert all(program.poll() is None for program in programs)
     assert time.monotonic() < deadline

@@ -78,7 +78,7 @@ def test_loading_holds_one_tensor_and_one_file(tmp_path):
 @pytest.mark.slow
 def test_four_processes_read_their_shares_and_hash_once(tmp_path):
   folder = tmp_path / 'model'
-  size = write_model(folder, width=256, layers=4, vocabulary=4096)
+  size = write_model(folder, width=256, layers=4, vocabulary=8192)
   assert len(list(folder.glob('*.safetensors'))) == 4
   time.sleep(2.5)  # digests of young files are not kept
   first, second = (read_model(4, folder) for _ in range(2))

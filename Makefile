@@ -33,7 +33,7 @@ test: lint $(VENV)/installed-test
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 # All other tests: at full size, and exhaustive ones.
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-emulators
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/installed-test
@@ -71,4 +71,8 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test,docs]
+	touch $@
+
+$(VENV)/installed-emulators: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[emulators]
 	touch $@

@@ -17,6 +17,8 @@ from filelock import FileLock
 from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
+from tests import emulators
+
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
@@ -54,6 +56,30 @@ def shared() -> Path:
   if not folder.is_dir():
     pytest.skip(f'no real data at {folder}; set NLHF_SHARED to the folder that holds it')
   return folder
+
+
+@pytest.fixture(scope='session')
+def google_emulator():
+  with emulators.run_google() as environment:
+    yield environment
+
+
+@pytest.fixture(scope='session')
+def amazon_emulator():
+  with emulators.run_amazon() as environment:
+    yield environment
+
+
+@pytest.fixture
+def gs_bucket(google_emulator, monkeypatch) -> str:
+  """The URL of an empty bucket in an emulator of Google Cloud Storage."""
+  return emulators.make_google_bucket(google_emulator, monkeypatch)
+
+
+@pytest.fixture
+def s3_bucket(amazon_emulator, monkeypatch) -> str:
+  """The URL of an empty bucket in an emulator of Amazon's S3."""
+  return emulators.make_amazon_bucket(amazon_emulator, monkeypatch)
 
 
 @pytest.fixture

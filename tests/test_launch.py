@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -30,6 +31,26 @@ done
 exit "$worst"
 """
 SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*"\n'
+
+
+CHECKERS = {
+  'shellcheck': ['shellcheck', '-x', *LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'],
+  'yamllint': ['yamllint', '--strict', LAUNCH / 'gke'],
+  'hadolint': ['hadolint', LAUNCH / 'docker' / 'Dockerfile'],
+  'kubernetes': ['kubernetes-validate', '--strict', *(LAUNCH / 'gke').glob('*.yaml')],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CHECKERS)
+def test_checkers_find_nothing(name):
+  program, *arguments = CHECKERS[name]
+  path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
+  found = shutil.which(program, path=path)
+  if not found:
+    pytest.skip(f"{program} is missing; pip install '.[emulators]' has it")
+  done = subprocess.run([found, *arguments], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
 
 
 def find_containers(value):

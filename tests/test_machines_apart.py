@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.emulators import wait_for_checkpoint
 from tests.test_distributed import ROOT, TOY, start_two
 
 COMMAND = [
@@ -16,10 +16,10 @@ COMMAND = [
 ]
 
 
-def begin(folder):
+def begin(folder, url):
   """Starts two processes as on two machines: each has folders of its own, and both one store."""
   machines = [f'--workdir={folder / name}' for name in ('first', 'second')]
-  return start_two([*COMMAND, f'--store=file://{folder / "store"}', machines[0]], machines[1])
+  return start_two([*COMMAND, f'--store={url}/store', machines[0]], machines[1])
 
 
 def finish(programs):
@@ -100,7 +100,7 @@ def test_a_state_returns_to_lost_machines(tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_are_the_same_run_as_one_process(whole, tmp_path):
-  finish(begin(tmp_path))
+  finish(begin(tmp_path, f'file://{tmp_path}'))
   assert same(tmp_path / 'first', whole)
   # The first machine alone has the files of the run.
   assert not list((tmp_path / 'second').rglob('checkpoints/*'))
@@ -108,17 +108,15 @@ def test_two_machines_are_the_same_run_as_one_process(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_lost_machines_resumes_from_its_store(whole, tmp_path):
-  programs = begin(tmp_path)
-  deadline = time.monotonic() + 300
-  while not list((tmp_path / 'store').glob('stages/sft-*/checkpoints/manifest-*.json')):
-    assert all(program.poll() is None for program in programs)
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+@pytest.mark.parametrize('place', ['disk', 'gs_bucket', 's3_bucket'])
+def test_a_run_of_two_lost_machines_resumes_from_its_store(place, whole, request, tmp_path):
+  url = f'file://{tmp_path}' if place == 'disk' else request.getfixturevalue(place)
+  programs = begin(tmp_path, url)
+  wait_for_checkpoint(f'{url}/store', programs)
   for program in programs:
     program.kill()
     program.communicate()
   for name in ('first', 'second'):
     shutil.rmtree(tmp_path / name)
-  finish(begin(tmp_path))
+  finish(begin(tmp_path, url))
   assert same(tmp_path / 'first', whole)

@@ -21,6 +21,7 @@ from nlhf_jax.errors import UserError, first_line
 
 NAME = '.lease.json'
 SECONDS = 60.0  # after which a lease that is not renewed may be taken over
+PATIENCE = 20.0  # seconds for which a request is tried; the lease must outlast two of them
 SKEW = 60.0  # by which the clocks of this machine and of the store may differ
 
 
@@ -180,22 +181,27 @@ def _parse(stored: Stored | None) -> dict[str, Any]:
 def _on_google(url: str) -> Place:
   from google.api_core import exceptions
   from google.cloud import storage
+  from google.cloud.storage.retry import DEFAULT_RETRY
 
   bucket, _, name = url.partition('://')[2].partition('/')
   objects = storage.Client().bucket(bucket)
+  tried = {'timeout': PATIENCE / 2, 'retry': DEFAULT_RETRY.with_timeout(PATIENCE)}
 
   def read():
-    while blob := objects.get_blob(name):
+    while blob := objects.get_blob(name, **tried):
       with contextlib.suppress(exceptions.NotFound):  # it was replaced since
-        return Stored(blob.download_as_bytes(), blob.generation, blob.updated.timestamp())
+        text = blob.download_as_bytes(**tried)
+        return Stored(text, blob.generation, blob.updated.timestamp())
     return None
 
   def replace(text, version):
     blob = objects.blob(name)
     try:
-      blob.upload_from_string(text, if_generation_match=version or 0)
+      blob.upload_from_string(text, if_generation_match=version or 0, **tried)
     except exceptions.PreconditionFailed:
       raise Refused from None
+    except exceptions.NotFound:
+      raise FileNotFoundError(f'the bucket {bucket}') from None
     return blob.generation
 
   return Place(read, replace)
@@ -203,19 +209,23 @@ def _on_google(url: str) -> Place:
 
 def _on_amazon(url: str) -> Place:
   import boto3
+  from botocore.config import Config
   from botocore.exceptions import ClientError
 
   bucket, _, name = url.partition('://')[2].partition('/')
-  client, at = boto3.client('s3'), {'Bucket': bucket, 'Key': name}
+  wait, attempts = PATIENCE / 4, {'total_max_attempts': 3}
+  config = Config(connect_timeout=wait, read_timeout=wait, retries=attempts)
+  client, at = boto3.client('s3', config=config), {'Bucket': bucket, 'Key': name}
 
-  def status(error):
-    return error.response['ResponseMetadata']['HTTPStatusCode']
+  def is_one_of(error, *statuses):
+    there = error.response['Error']['Code'] != 'NoSuchBucket'
+    return there and error.response['ResponseMetadata']['HTTPStatusCode'] in statuses
 
   def read():
     try:
       answer = client.get_object(**at)
     except ClientError as error:
-      if status(error) == 404:
+      if is_one_of(error, 404):
         return None
       raise
     return Stored(answer['Body'].read(), answer['ETag'], answer['LastModified'].timestamp())
@@ -225,7 +235,7 @@ def _on_amazon(url: str) -> Place:
     try:
       return client.put_object(**at, Body=text, **condition)['ETag']
     except ClientError as error:
-      if status(error) in (404, 409, 412):
+      if is_one_of(error, 404, 409, 412):
         raise Refused from None
       raise
 

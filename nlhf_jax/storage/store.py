@@ -3,6 +3,10 @@
 The run itself works on local folders; finished files are copied after each checkpoint, at the end
 of each stage and when the run ends. What says that others are complete is copied last, so that the
 copy can be resumed from whenever it is cut short.
+
+Orbax does not write checkpoints to `gs://` itself, although that takes half the processor time: it
+would write without the lease, the digests of a checkpoint would have to be read back, and it
+refuses `s3://`. `launch/README.md` has the measurement.
 """
 
 import contextlib
@@ -89,11 +93,11 @@ def take_lease(url: str, workdir: Path) -> Lease:
     with json_lines.replace_file(name) as draft:
       draft.write_text(secrets.token_hex(8))
   try:
-    lease = Lease(url, f'{name.read_text()} on {socket.gethostname()}')
+    with explained(url):
+      lease = Lease(url, f'{name.read_text()} on {socket.gethostname()}')
+      lease.take()
   except ImportError:
     raise _missing_extra(url, FLAG) from None
-  with explained(url):
-    lease.take()
   return lease
 
 
@@ -283,7 +287,11 @@ def connect(url: str, field: str = FLAG) -> tuple[Any, str]:
   try:
     import fsspec  # late: runs without a store do not need it
 
-    return fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **more)
+    with explained(url):
+      fs, root = fsspec.core.url_to_fs(
+        url, use_listings_cache=False, skip_instance_cache=True, **more
+      )
+    return fs, root.rstrip('/')  # in a store, names with two slashes are others
   except ImportError:
     raise _missing_extra(url, field) from None
 
@@ -305,15 +313,18 @@ def _missing_extra(url: str, field: str) -> UserError:
 
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-  """Raises what a store refused as a `UserError`."""
+  """Raises what a store refused as a `UserError`; of a package that is missing, `ImportError`."""
   try:
     yield
-  except UserError:
+  except (UserError, ImportError):
     raise
   except Exception as error:  # each store has its own kinds
     if isinstance(error, OSError) and error.errno in disk.FAILED:
       raise  # of the local disk
+    reason = first_line(error)
+    if isinstance(error, FileNotFoundError):  # of which some stores give the path alone
+      reason = f'not found: {reason}'
     raise UserError(
-      f"the store '{url}' cannot be used ({first_line(error)}); check its name, your rights and "
+      f"the store '{url}' cannot be used ({reason}); check its name, your rights and "
       'the network, and run the same command again: what was saved is safe.'
     ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_distributed import start_processes
+from tests.models.reading import read_model, write_model
 
 PROGRAM = """
 import sys
@@ -75,58 +75,15 @@ def test_loading_holds_one_tensor_and_one_file(tmp_path):
   assert beside < largest + max(file.stat().st_size for file in files)
 
 
-READING = """
-import sys
-from pathlib import Path
-
-import jax
-
-from nlhf_jax import distributed
-from nlhf_jax.models import architectures, sharding, weights
-from nlhf_jax.models.transformer import make_decoder
-from nlhf_jax.storage import hub, model_files
-
-folder = Path(sys.argv[1])
-distributed.join(sys.argv[2].partition('=')[2])
-model_files.keep_digests(folder.parent)
-digest = hub.fingerprint(str(folder))
-hashed = model_files.bytes_read()
-family, sizes = architectures.read_architecture(folder)
-shapes = jax.eval_shape(make_decoder(sizes).init, jax.random.key(0))
-with jax.set_mesh(sharding.make_mesh(0, jax.process_count(), 1)):
-  params = weights.load(folder, family, shapes, sharding.parameter_sharding)
-shards = [shard for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
-share = sum(shard.data.nbytes for shard in shards)
-print(digest, hashed, model_files.bytes_read() - hashed, share, file=sys.stderr)
-"""
-LAYERS, WIDTH = 4, 256
-
-
-def start_reading(count, folder):
-  """Fingerprint, bytes hashed, bytes of weights read, and bytes held, of each process."""
-  programs = start_processes(count, [sys.executable, '-c', READING, str(folder)])
-  printed = [program.communicate(timeout=300)[1] for program in programs]
-  assert not any(program.returncode for program in programs), printed
-  return [(words[0], *map(int, words[1:])) for words in (it.split()[-4:] for it in printed)]
-
-
 @pytest.mark.slow
 def test_four_processes_read_their_shares_and_hash_once(tmp_path):
   folder = tmp_path / 'model'
-  folder.mkdir()
-  (folder / 'config.json').write_text(
-    f'{{"model_type": "llama", "vocab_size": 4096, "hidden_size": {WIDTH}, "intermediate_size": '
-    f'{4 * WIDTH}, "num_hidden_layers": {LAYERS}, "num_attention_heads": 4, "rms_norm_eps": 1e-5, '
-    '"max_position_embeddings": 64, "tie_word_embeddings": true}'
-  )
-  command = [sys.executable, '-c', PROGRAM, str(folder), 'write', str(6 * 10**6)]
-  subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
-  assert len(list(folder.glob('*.safetensors'))) >= 4
+  size = write_model(folder, width=256, layers=4, vocabulary=8192)
+  assert len(list(folder.glob('*.safetensors'))) == 4
   time.sleep(2.5)  # digests of young files are not kept
-  size = sum(path.stat().st_size for path in folder.iterdir())
-  first, second = (start_reading(4, folder) for _ in range(2))
-  assert [row[1] for row in first] == [size, 0, 0, 0]
-  assert [row[1] for row in second] == [0, 0, 0, 0]
-  assert len({row[0] for row in first + second}) == 1
-  for _, _, read, share in first + second:
-    assert read <= 1.2 * share < 0.4 * size
+  first, second = (read_model(4, folder) for _ in range(2))
+  assert [row.hashed for row in first] == [size, 0, 0, 0]
+  assert [row.hashed for row in second] == [0, 0, 0, 0]
+  assert len({row.fingerprint for row in first + second}) == 1
+  for row in first + second:
+    assert row.weights <= 1.2 * row.share < 0.4 * size

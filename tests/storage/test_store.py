@@ -1,6 +1,5 @@
 """Law: a run whose folder is lost resumes from its store, and ends with the same bits."""
 
-import math
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 from nlhf_jax import main
 from nlhf_jax.errors import Interrupted, UserError
 from nlhf_jax.storage import leases, store
+from tests import emulators
 from tests.test_distributed import ROOT, TOY
 
 
@@ -24,7 +24,16 @@ def memory(monkeypatch):
   monkeypatch.setitem(leases.PLACES, 'memory', in_memory)
   fs = fsspec.filesystem('memory')
   fs.store.clear()
-  return 'memory://bucket/run'
+  return 'memory://bucket'
+
+
+BUCKETS = [pytest.param(name, marks=pytest.mark.slow) for name in ('gs_bucket', 's3_bucket')]
+
+
+@pytest.fixture(params=['memory', *BUCKETS])
+def url(request):
+  """The URL of an empty folder of each kind of store."""
+  return f'{request.getfixturevalue(request.param)}/run'
 
 
 def in_memory(url):
@@ -58,6 +67,8 @@ def visible(folder):
 
 
 FILES = {'results.json': '{}', 'stages/sft/stage.json': '1', 'stages/sft/checkpoints/4/a': 'x'}
+# Names and contents that a store may take for something else.
+ODD = {'policies/1 #2%3F+é.jsonl': 'é', 'empty.jsonl': ''}
 
 
 def opened(folder, url):
@@ -66,16 +77,16 @@ def opened(folder, url):
   return mirror
 
 
-def test_a_lost_folder_comes_back(memory, tmp_path):
-  write(tmp_path / 'a', FILES | {'programs/big': 'not copied', '.lock': ''})
-  opened(tmp_path / 'a', memory).push()
-  opened(tmp_path / 'b', memory)
-  assert visible(tmp_path / 'b') == FILES
+def test_a_lost_folder_comes_back(url, tmp_path):
+  write(tmp_path / 'a', FILES | ODD | {'programs/big': 'not copied', '.lock': ''})
+  opened(tmp_path / 'a', url).push()
+  opened(tmp_path / 'b', f'{url}/')
+  assert visible(tmp_path / 'b') == FILES | ODD
 
 
-def test_only_changes_are_copied_notes_last(memory, tmp_path, monkeypatch):
+def test_only_changes_are_copied_notes_last(url, tmp_path, monkeypatch):
   write(tmp_path / 'a', FILES)
-  mirror, copied = opened(tmp_path / 'a', memory), []
+  mirror, copied = opened(tmp_path / 'a', url), []
   put = mirror._fs.put_file
   monkeypatch.setattr(
     mirror._fs, 'put_file', lambda path, to: (copied.append(to.split('run/')[1]), put(path, to))
@@ -88,13 +99,13 @@ def test_only_changes_are_copied_notes_last(memory, tmp_path, monkeypatch):
   assert copied == ['results.json']
 
 
-def test_a_restart_copies_only_what_changed(memory, tmp_path, monkeypatch):
+def test_a_restart_copies_only_what_changed(url, tmp_path, monkeypatch):
   write(tmp_path / 'a', FILES)
-  opened(tmp_path / 'a', memory).push()
-  fs = fsspec.filesystem('memory')
-  fs.pipe_file('/bucket/run/stages/orphan', b'of a copy that was cut short')
-  fs.pipe_file('/bucket/run/stages/sft/checkpoints/4/a', b'half')
-  again, copied = opened(tmp_path / 'a', memory), []
+  opened(tmp_path / 'a', url).push()
+  fs, root = store.connect(url)
+  fs.pipe_file(f'{root}/stages/orphan', b'of a copy that was cut short')
+  fs.pipe_file(f'{root}/stages/sft/checkpoints/4/a', b'half')
+  again, copied = opened(tmp_path / 'a', url), []
   put = again._fs.put_file
   monkeypatch.setattr(
     again._fs, 'put_file', lambda path, to: (copied.append(to.split('run/')[1]), put(path, to))
@@ -102,15 +113,15 @@ def test_a_restart_copies_only_what_changed(memory, tmp_path, monkeypatch):
   write(tmp_path / 'a', {'results.json': '{"new": 1}'})
   again.push()
   assert copied == ['results.json', 'stages/sft/checkpoints/4/a']
-  opened(tmp_path / 'b', memory)
+  opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b') == FILES | {'results.json': '{"new": 1}'}
 
 
-def test_a_copy_cut_short_is_completed(memory, tmp_path, monkeypatch):
+def test_a_copy_cut_short_is_completed(url, tmp_path, monkeypatch):
   write(tmp_path / 'a', FILES)
-  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'a', url).push()
   write(tmp_path / 'a', {'results.json': '[1]', 'stages/sft/stage.json': '2'})
-  cut = opened(tmp_path / 'a', memory)
+  cut = opened(tmp_path / 'a', url)
   put = cut._fs.put_file
 
   def fail(path, to):
@@ -121,8 +132,8 @@ def test_a_copy_cut_short_is_completed(memory, tmp_path, monkeypatch):
   monkeypatch.setattr(cut._fs, 'put_file', fail)
   with pytest.raises(UserError, match='network is gone'):
     cut.push()
-  opened(tmp_path / 'a', memory).push()
-  opened(tmp_path / 'b', memory)
+  opened(tmp_path / 'a', url).push()
+  opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b') == visible(tmp_path / 'a')
 
 
@@ -150,52 +161,61 @@ def test_a_folder_as_a_store_never_has_half_a_file(name, tmp_path, monkeypatch):
   assert visible(tmp_path / 'b') == FILES | {'results.json': '[1, 2, 3]'}
 
 
-def test_a_lost_lease_ends_the_copying(memory, tmp_path, monkeypatch):
+def test_a_lost_lease_ends_the_copying(url, tmp_path, monkeypatch):
+  held = []
+
+  def lease(*given):
+    held.append(leases.Lease(*given))
+    return held[0]
+
+  monkeypatch.setattr(store, 'Lease', lease)
+
   def run():
-    with store.mirrored(memory, tmp_path / 'a', tmp_path / 'a' / 'stages'):
+    with store.mirrored(url, tmp_path / 'a', tmp_path / 'a' / 'stages'):
       write(tmp_path / 'a', FILES)
-      held = in_memory(f'{memory}/{leases.NAME}')
-      held.replace(b'{"seconds": 60}', held.read().version)
-      monkeypatch.setattr(time, 'monotonic', lambda: math.inf)
+      place = leases.PLACES[url.partition('://')[0]](f'{url}/{leases.NAME}')
+      place.replace(b'{"seconds": 60}', place.read().version)
+      held[0]._until = 0.0  # as after a pause
 
   with pytest.raises(UserError, match='another run has taken it over'):
     run()
-  assert not fsspec.filesystem('memory').exists('/bucket/run/results.json')
+  fs, root = store.connect(url)
+  assert not fs.exists(f'{root}/results.json')
 
 
-def test_deleted_checkpoints_leave_the_store(memory, tmp_path):
+def test_deleted_checkpoints_leave_the_store(url, tmp_path):
   write(tmp_path / 'a', FILES)
-  mirror = opened(tmp_path / 'a', memory)
+  mirror = opened(tmp_path / 'a', url)
   mirror.push()
   shutil.rmtree(tmp_path / 'a/stages/sft/checkpoints')
   mirror.push()
-  opened(tmp_path / 'b', memory)
+  opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b').keys() == {'results.json', 'stages/sft/stage.json'}
 
 
-def test_the_same_machine_keeps_its_newer_files(memory, tmp_path):
+def test_the_same_machine_keeps_its_newer_files(url, tmp_path):
   write(tmp_path / 'a', FILES)
-  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'a', url).push()
   write(tmp_path / 'a', {'results.json': 'newer'})
-  opened(tmp_path / 'a', memory).push()
-  opened(tmp_path / 'b', memory)
+  opened(tmp_path / 'a', url).push()
+  opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b')['results.json'] == 'newer'
 
 
-def test_a_folder_of_another_state_is_refused(memory, tmp_path):
+def test_a_folder_of_another_state_is_refused(url, tmp_path):
   write(tmp_path / 'a', FILES)
-  opened(tmp_path / 'a', memory).push()
+  opened(tmp_path / 'a', url).push()
   write(tmp_path / 'b', {'results.json': 'of another run'})
   with pytest.raises(UserError, match='different states'):
-    opened(tmp_path / 'b', memory)
+    opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b') == {'results.json': 'of another run'}
 
 
-def test_a_second_writer_is_noticed(memory, tmp_path):
+def test_a_second_writer_is_noticed(url, tmp_path):
   write(tmp_path / 'a', FILES)
-  first = opened(tmp_path / 'a', memory)
+  first = opened(tmp_path / 'a', url)
   first.push()
-  second = opened(tmp_path / 'b', memory)
+  second = opened(tmp_path / 'b', url)
   write(tmp_path / 'b', {'more.json': '1'})
   second.push()
   write(tmp_path / 'a', {'more.json': '2'})
@@ -203,10 +223,10 @@ def test_a_second_writer_is_noticed(memory, tmp_path):
     first.push()
 
 
-def test_a_fetch_cut_short_is_done_again(memory, tmp_path, monkeypatch):
+def test_a_fetch_cut_short_is_done_again(url, tmp_path, monkeypatch):
   write(tmp_path / 'a', FILES)
-  opened(tmp_path / 'a', memory).push()
-  cut = store.Mirror(tmp_path / 'b', memory)
+  opened(tmp_path / 'a', url).push()
+  cut = store.Mirror(tmp_path / 'b', url)
 
   def fail(remote, name):
     write(tmp_path / 'b', {'results.json': '{}'})
@@ -215,22 +235,22 @@ def test_a_fetch_cut_short_is_done_again(memory, tmp_path, monkeypatch):
   monkeypatch.setattr(cut, '_get', fail)
   with pytest.raises(UserError, match='network is gone'):
     cut.fetch()
-  opened(tmp_path / 'b', memory)
+  opened(tmp_path / 'b', url)
   assert visible(tmp_path / 'b') == FILES
 
 
 @pytest.mark.parametrize(('error', 'copied'), [(Interrupted, True), (UserError, False)])
-def test_a_stop_is_copied_and_an_error_is_not(error, copied, memory, tmp_path):
+def test_a_stop_is_copied_and_an_error_is_not(error, copied, url, tmp_path):
 
   def run():
-    with store.mirrored(memory, tmp_path / 'a', tmp_path / 'stages'):
+    with store.mirrored(url, tmp_path / 'a', tmp_path / 'stages'):
       write(tmp_path / 'a', {'results.json': '{}'})
       write(tmp_path / 'stages', {'sft/stage.json': '1'})
       raise error('why')
 
   with pytest.raises(error):
     run()
-  with store.mirrored(memory, tmp_path / 'b', tmp_path / 'more'):
+  with store.mirrored(url, tmp_path / 'b', tmp_path / 'more'):
     assert (visible(tmp_path / 'b') == {'results.json': '{}'}) == copied
     assert (visible(tmp_path / 'more') == {'sft/stage.json': '1'}) == copied
 
@@ -250,24 +270,104 @@ def test_urls_that_are_no_stores_are_refused(flags, expected, tmp_path, capsys, 
   assert expected in capsys.readouterr().err
 
 
-RUN = [sys.executable, '-m', 'nlhf_jax.main', *TOY.split()]
+def refusal(url, tmp_path, capsys):
+  """The sentence with which a run with this store ends."""
+  flags = [f'--workdir={tmp_path / "run"}', f'--store={url}']
+  assert main.main(['main', '--config=tabular', *flags]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  return line
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_store(tmp_path):
-  command = [*RUN, '--config.sft.evaluate_every=5']
-  subprocess.run([*command, f'--workdir={tmp_path / "whole"}'], cwd=ROOT, check=True)
-  stored = [*command, f'--workdir={tmp_path / "run"}', f'--store=file://{tmp_path / "store"}']
-  program = subprocess.Popen(stored, cwd=ROOT)
-  deadline = time.monotonic() + 300
-  while not list((tmp_path / 'store').glob('stages/sft-*/checkpoints/manifest-*.json')):
-    assert program.poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  os.kill(program.pid, signal.SIGKILL)
-  program.wait()
+@pytest.mark.parametrize(
+  ('bucket', 'reason'),
+  [('gs_bucket', 'not found: the bucket bucket-'), ('s3_bucket', 'bucket does not exist')],
+)
+def test_a_bucket_that_is_not_there_is_a_sentence(bucket, reason, request, tmp_path, capsys):
+  url = f'{request.getfixturevalue(bucket)}-missing/run'
+  sentence = refusal(url, tmp_path, capsys)
+  assert sentence.startswith(f"error: the store '{url}' cannot be used (")
+  assert reason in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('bucket', 'variable'),
+  [('gs_bucket', 'STORAGE_EMULATOR_HOST'), ('s3_bucket', 'AWS_ENDPOINT_URL')],
+)
+def test_a_store_that_does_not_answer_is_a_sentence(
+  bucket, variable, request, tmp_path, capsys, monkeypatch
+):
+  url = f'{request.getfixturevalue(bucket)}/run'
+  monkeypatch.setenv(variable, f'http://127.0.0.1:{emulators.free_port()}')
+  began = time.monotonic()
+  sentence = refusal(url, tmp_path, capsys)
+  assert sentence.startswith(f"error: the store '{url}' cannot be used (")
+  assert time.monotonic() - began < 2 * leases.PATIENCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('bucket', 'without', 'reason'),
+  [
+    ('gs_bucket', ['STORAGE_EMULATOR_HOST'], 'was not found'),
+    ('s3_bucket', ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'], 'Unable to locate credentials'),
+  ],
+)
+def test_missing_credentials_are_a_sentence(
+  bucket, without, reason, request, tmp_path, capsys, monkeypatch
+):
+  url = f'{request.getfixturevalue(bucket)}/run'
+  for name in without:
+    monkeypatch.delenv(name)
+  monkeypatch.setenv('AWS_EC2_METADATA_DISABLED', 'true')
+  places = 'GOOGLE_APPLICATION_CREDENTIALS', 'AWS_SHARED_CREDENTIALS_FILE', 'AWS_CONFIG_FILE'
+  for name in places:
+    monkeypatch.setenv(name, str(tmp_path / 'none'))
+  sentence = refusal(url, tmp_path, capsys)
+  assert sentence.startswith(f"error: the store '{url}' cannot be used (")
+  assert reason in sentence
+
+
+@pytest.mark.parametrize(('url', 'extra'), [('gs://b/run', 'gcs'), ('s3://b/run', 's3')])
+def test_a_missing_extra_is_a_sentence(url, extra, tmp_path, monkeypatch, capsys):
+  for name in ('google.cloud', 'gcsfs', 'boto3', 's3fs'):
+    monkeypatch.setitem(sys.modules, name, None)
+  expected = f"error: --store='{url}' needs the packages of the extra {extra}; install them"
+  assert refusal(url, tmp_path, capsys).startswith(expected)
+
+
+RUN = [sys.executable, '-m', 'nlhf_jax.main', *TOY.split(), '--config.sft.evaluate_every=5']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The work directory of a run that is not stopped."""
+  folder = tmp_path_factory.mktemp('whole')
+  subprocess.run([*RUN, f'--workdir={folder}'], cwd=ROOT, check=True)
+  return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('place', 'kill'),
+  [
+    ('disk', signal.SIGKILL),
+    ('gs_bucket', signal.SIGKILL),
+    ('gs_bucket', signal.SIGTERM),
+    ('s3_bucket', signal.SIGKILL),
+    ('s3_bucket', signal.SIGTERM),
+  ],
+)
+def test_a_stopped_run_resumes_from_its_store(place, kill, whole, request, tmp_path):
+  url = f'file://{tmp_path}' if place == 'disk' else request.getfixturevalue(place)
+  command = [*RUN, f'--workdir={tmp_path / "run"}', f'--store={url}/store']
+  program = subprocess.Popen(command, cwd=ROOT)
+  emulators.wait_for_checkpoint(f'{url}/store', [program])
+  program.send_signal(kill)
+  assert program.wait() == (130 if kill == signal.SIGTERM else -kill)
   shutil.rmtree(tmp_path / 'run')
-  done = subprocess.run(stored, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+  done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
   assert 'sft: resuming in' in done.stdout
   for name in ('results.json', 'samples.jsonl'):
-    assert (tmp_path / 'run' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+    assert (tmp_path / 'run' / name).read_bytes() == (whole / name).read_bytes()

@@ -167,22 +167,32 @@ def make_refinement(config: ConfigDict, tokenizer: Any, positions: int) -> Refin
       f'config.dialogue.turns={config.dialogue.turns} makes conversations; leave the rounds '
       'at 0, or the turns at 1.'
     )
-  settings, data = config.refinement.to_dict(), config.data
+  settings, field = config.refinement.to_dict(), 'config.refinement.instruction'
+  check_instruction(config, tokenizer, positions, settings['instruction'], field)
+  return Refinement(**settings, file=f'refined-{json_lines.json_digest(settings)}.json')
+
+
+def check_instruction(
+  config: ConfigDict, tokenizer: Any, positions: int, instruction: str, field: str
+) -> None:
+  """Refuses an instruction to answer a response that the template cannot write, or without room.
+
+  Raises:
+    UserError: names the `field` of the instruction.
+  """
   try:
-    (asked,) = reply_ids(tokenizer, [settings['instruction']], [True])
+    (asked,) = reply_ids(tokenizer, [instruction], [True])
   except Problem as problem:
     raise UserError(
-      f'config.refinement.rounds={config.refinement.rounds}: {problem}; set it to 0, or choose '
-      'another model.'
+      f'{field}: {problem}; ask for no second response, or choose another model.'
     ) from None
-  needed = data.prompt_length + 2 * data.response_length + len(asked)
+  needed = config.data.prompt_length + 2 * config.data.response_length + len(asked)
   if needed > positions:
     raise UserError(
-      'config.refinement.instruction: a prompt, a response, the instruction and another response '
-      f'have up to {needed} tokens, more than the {positions} positions of the model; lower '
-      'config.data.prompt_length or response_length.'
+      f'{field}: a prompt, a response, the instruction and another response have up to {needed} '
+      f'tokens, more than the {positions} positions of the model; lower config.data.prompt_length '
+      'or response_length.'
     )
-  return Refinement(**settings, file=f'refined-{json_lines.json_digest(settings)}.json')
 
 
 def print_trained_judges(config: ConfigDict, stages: Iterable[str]) -> None:

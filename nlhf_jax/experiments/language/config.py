@@ -26,6 +26,7 @@ from nlhf_jax.experiments.judge_config import (
   selecting_judge,
   split_judges,
 )
+from nlhf_jax.experiments.language.opponent_config import check_opponents, make_opponent
 from nlhf_jax.experiments.language.policy_judge import (
   FEEDBACK,
   JUDGES,
@@ -129,6 +130,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
   model = make_model(config, len(corpus.tokenizer))
   positions = model.sizes.max_positions
+  check_opponents(config, policies, corpus, positions)
   return LanguageExperiment(
     name=name,
     corpus=corpus,
@@ -317,6 +319,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     filters,
     voting,
     served=is_served(row, field, training.algorithm),
+    opponent=make_opponent(row, field, config),
   )
 
 

@@ -1,12 +1,13 @@
 """Refinement at inference: each entry of the tournament improves its own response, n times.
 
-y_1 ~ pi(.|x) and y_{i+1} ~ pi(.|x, y_i, instruction): the follower of commit and answer, as the
-same network with an instruction. Every judge compares each y_{i+1} with y_1. On a cycle of
-preferences refinement rotates: a second round may lose what the first won (arXiv 2512.16626).
+y_1 ~ pi(.|x) and y_{i+1} ~ omega(.|x, y_i, instruction): the follower of commit and answer. It is
+the opponent that was trained beside the policy, or else the policy itself. Every judge compares
+each y_{i+1} with y_1. On a cycle of preferences refinement rotates: a second round may lose what
+the first won (arXiv 2512.16626).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,20 +28,32 @@ from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 ROUNDS = 1 << 30  # folded into the tournament's key, as numbers of entries are; these are smaller
 
 
+class Refiner(NamedTuple):
+  """What answers a response: its parameters, and the instruction that asks it to."""
+
+  params: Params
+  instruction: str
+
+
 def refine(
-  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment,
+  entries: Mapping[str, Params],
+  panel: Mapping[str, Judge],
+  refiners: Mapping[str, Refiner],
 ) -> dict[str, dict[str, list]]:
   """Entry -> judge -> its win rate against the first response, after each round.
 
-  They are stored beside the tournament, and measured once.
+  Entries that have none of the `refiners` refine their own responses. The win rates are stored
+  beside the tournament, and measured once.
   """
   stage = experiment.stages['tournament']
   path = stage.folder / experiment.refinement.file
   if json_lines.read_sealed(path) is None:
-    found = {
-      name: measure_rounds(experiment, name, params, panel, jax.random.fold_in(stage.key, number))
-      for number, (name, params) in enumerate(entries.items(), start=ROUNDS)
-    }
+    found = {}
+    for number, (name, params) in enumerate(entries.items(), start=ROUNDS):
+      key = jax.random.fold_in(stage.key, number)
+      refiner = refiners.get(name, Refiner(params, experiment.refinement.instruction))
+      found[name] = measure_rounds(experiment, name, (params, refiner), panel, key)
     json_lines.write_sealed(path, found)
   return json_lines.read_sealed(path)
 
@@ -48,25 +61,29 @@ def refine(
 def measure_rounds(
   experiment: LanguageExperiment,
   name: str,
-  params: Params,
+  pair: tuple[Params, Refiner],
   panel: Mapping[str, Judge],
   key: jax.Array,
 ) -> dict[str, list]:
-  """Judge -> `win_rate`, and its 95 % interval `low` and `high`, of each round of one entry."""
-  tokenizer, settings = experiment.corpus.tokenizer, experiment.refinement
+  """Judge -> `win_rate`, and its 95 % interval `low` and `high`, of each round of one entry.
+
+  `pair` has the entry, and what refines its responses.
+  """
+  tokenizer, (leader, refiner) = experiment.corpus.tokenizer, pair
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   rollout = make_rollout(experiment, [{'policy': 1.0}], filters=experiment.filters)
   label, found = f'refinement, {name}', {judge: [] for judge in panel}
 
-  def sample(asked, number):
+  def sample(params, asked, number):
     round_key = jax.random.fold_in(key, number)
     batch = experiment.tournament_batch
     (side,) = respond(rollout, {'policy': params}, asked, round_key, label, batch)
     return side
 
-  first = latest = sample(prompts, 0)
-  for number in range(1, settings.rounds + 1):
-    latest = sample(ask_again(tokenizer, prompts, latest, settings.instruction), number)
+  first = latest = sample(leader, prompts, 0)
+  for number in range(1, experiment.refinement.rounds + 1):
+    asked = ask_again(tokenizer, prompts, latest, refiner.instruction)
+    latest = sample(refiner.params, asked, number)
     for judge, payoff in panel.items():
       wins = judge_rounds(make_interruptible(payoff, label), prompts, latest, first)
       if not len(wins):

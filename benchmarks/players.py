@@ -25,7 +25,8 @@ from nlhf_jax.experiments.start import start  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
 SEEDS, TAU, ROUNDS, POOL = (0, 1, 2), 0.06, 3, 64
-PROMPTER_TAUS = {'prompted': 0.05, 'from_data': 1e6}
+AGAIN = '{prompt}'  # the instruction: the follower reads the post again, after the summary of it
+PROMPTER_RATES = {'prompted': 0.05, 'from_data': 1e-9}
 
 
 def make_policy():
@@ -37,12 +38,15 @@ def make_config(seed: int, toy: bool):
   """All policies, each of 300 updates."""
   policies = {'self_play': make_policy()}
   for name, reward in (('leader', 'regularised'), ('leader_payoff', 'payoff')):
-    policies[name] = base.with_opponent(make_policy(), reads='response', tau=TAU, reward=reward)
-  for name, tau in PROMPTER_TAUS.items():
+    policies[name] = base.with_opponent(
+      make_policy(), reads='response', tau=TAU, reward=reward, instruction=AGAIN
+    )
+  for name, rate in PROMPTER_RATES.items():
     row = base.with_opponent(make_policy(), reads='prompt', tau=TAU)
-    policies[name] = base.with_prompter(row, pool=POOL, tau=tau)
+    policies[name] = base.with_prompter(row, pool=POOL, tau=0.05, learning_rate=rate)
   config = base.trains(**policies)()
-  config.judges, config.seed, config.refinement.rounds = 'lengths', seed, ROUNDS
+  config.judges, config.seed = 'lengths', seed
+  config.refinement.update(rounds=ROUNDS, instruction=AGAIN)
   if toy:
     config.data.update(posts=128, held_out=16)
     for row in (config.sft, *config.policies.values()):

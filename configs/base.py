@@ -86,6 +86,7 @@ def with_opponent(
 
   It `reads` the prompt alone or the policy's response, which the instruction asks it to answer; its
   KL costs `tau`. The policy's `reward` is regularised, with the opponent's KL, or payoff, without.
+  In the instruction, {prompt} stands for the text of the prompt.
   """
   row.opponent = ConfigDict(
     dict(

@@ -76,24 +76,35 @@ def make_player_steps(update: Update, players: Mapping[str, Player], play: Play)
       )
       own, values = player.update(own, comparisons[name], key)
       moved[name] = {'params': own.params['policy'], 'optimizer': own.optimizer}
-      failed = own.nonfinite != state.nonfinite
-      step = jnp.where(failed, state.step - 1, state.step)
-      state = state._replace(step=step, nonfinite=state.nonfinite | own.nonfinite)
-      metrics = join_metrics(metrics, values, name)
+      step, nonfinite, joined = join(state.step, state.nonfinite, own.nonfinite, metrics, values)
+      state = state._replace(step=step, nonfinite=nonfinite)
+      metrics = {**metrics, **joined, f'payoff_of_{name}': values['payoff']}
     return state._replace(in_flight=moved), metrics
 
   return Steps(step, begin)
 
 
-def join_metrics(
-  metrics: Mapping[str, Array], values: Mapping[str, Array], name: str
-) -> dict[str, Array]:
-  """The metrics of a step, with those of one more player."""
+@jax.jit
+def join(
+  step: Array,
+  nonfinite: Array,
+  failed: Array,
+  metrics: Mapping[str, Array],
+  values: Mapping[str, Array],
+) -> tuple[Array, Array, dict[str, Array]]:
+  """The step and the bits of a state after one more player has moved, and joint metrics.
+
+  Args:
+    step: number of updates of the players before.
+    nonfinite: the bits of these.
+    failed: the bits after the update of this player; if they are new, the step does not count.
+    metrics: of the players before.
+    values: of this player.
+  """
   joined = {
     'loss': metrics['loss'] + values['loss'],
     'gradient_norm': jnp.hypot(metrics['gradient_norm'], values['gradient_norm']),
-    f'payoff_of_{name}': values['payoff'],
   }
   if 'skipped_updates' in values:
     joined['skipped_updates'] = jnp.maximum(metrics['skipped_updates'], values['skipped_updates'])
-  return {**metrics, **joined}
+  return jnp.where(failed != nonfinite, step - 1, step), nonfinite | failed, joined

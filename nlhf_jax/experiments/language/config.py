@@ -43,6 +43,7 @@ from nlhf_jax.experiments.language.stage_settings import (
 from nlhf_jax.experiments.language.voting_config import make_voting
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
+from nlhf_jax.experiments.refinement_config import make_refinement
 from nlhf_jax.experiments.sampling_config import (
   is_served,
   make_filters,
@@ -160,7 +161,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
     generation_server=make_server(config, model) if served else None,
-    refinement=dialogue_config.make_refinement(config, corpus.tokenizer, positions),
+    refinement=make_refinement(config, corpus.tokenizer, positions),
     dialogue=dialogue_config.make_dialogue(config, corpus, positions),
   )
 

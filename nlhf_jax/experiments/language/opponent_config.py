@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.dialogue_config import check_instruction, conversing
+from nlhf_jax.experiments.dialogue_config import conversing
+from nlhf_jax.experiments.refinement_config import check_instruction
 from nlhf_jax.experiments.specs import Opponent, Policy, Prompter
 from nlhf_jax.training.opponent_play import Prices
 from nlhf_jax.training.optimizers import make_optimizer

@@ -17,6 +17,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.tournament import t_interval
 from nlhf_jax.experiments.language.tournament_stage import make_interruptible
+from nlhf_jax.experiments.refinement_config import PROMPT
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond
 from nlhf_jax.judges.judge import Judge
@@ -25,6 +26,7 @@ from nlhf_jax.reporting import formatting
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 
+WIDTHS = 32  # of replies that have the prompt, in tokens: multiples of this
 ROUNDS = 1 << 30  # folded into the tournament's key, as numbers of entries are; these are smaller
 
 
@@ -106,18 +108,27 @@ def judge_rounds(judge: Judge, prompts: Prompts, latest: Responses, first: Respo
 def ask_again(tokenizer: Any, prompts: Prompts, side: Responses, instruction: str) -> Prompts:
   """Each prompt, its response, and the instruction as the user's next message, as one prompt.
 
-  All rounds have the same width.
+  In the instruction, `{prompt}` stands for the text of the prompt. All rounds have the same width;
+  with such an instruction, one of few.
   """
-  cut, ended = dialogue_texts.reply_ids(tokenizer, [instruction] * 2, [True, False])
-  ended_turns = np.asarray(has_ended(side, tokenizer.eos_token_id))[:, 0]
-  replies = [ended if end else cut for end in ended_turns]
+  ended = np.asarray(has_ended(side, tokenizer.eos_token_id))[:, 0]
+  texts, width = [instruction] * len(ended), 0
+  if PROMPT in instruction:
+    asked_texts = tokenizers.prompt_texts(tokenizer, *prompts)
+    texts = [instruction.replace(PROMPT, text) for text in asked_texts]
+  else:
+    width = max(map(len, dialogue_texts.reply_ids(tokenizer, texts[:1] * 2, [True, False])))
+  replies = dialogue_texts.reply_ids(tokenizer, texts, (~ended).tolist())
   asked, responses = tokenizers.masked_rows(*prompts), tokenizers.masked_rows(*side[:2])
   rows = [
     [*prompt, *response, *reply]
     for prompt, response, reply in zip(asked, responses, replies, strict=True)
   ]
-  width = prompts.tokens.shape[1] + side.tokens.shape[2] + max(len(cut), len(ended))
-  return tokenizers.pad_prompts(tokenizer, rows, width)
+  # Each width is compiled on its own.
+  width = width or -(-max(map(len, replies)) // WIDTHS) * WIDTHS
+  return tokenizers.pad_prompts(
+    tokenizer, rows, prompts.tokens.shape[1] + side.tokens.shape[2] + width
+  )
 
 
 def print_refinement(found: Mapping) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nlhf_jax.data import tokenizers
-from nlhf_jax.data.batches import Examples
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.opponent_config import check_opponents
@@ -73,23 +72,18 @@ def test_follower_needs_an_instruction_and_prompter_an_opponent(config_named):
 
 
 def test_pool_and_instruction_must_fit(config_named):
-  class Corpus:
-    tokenizer = tokenizers.train(['one two'], 300)
-
-    class train:
-      prompts = Examples(np.ones((7, 2), int), (1, 1), None)
-
+  tokenizer = tokenizers.train(['one two'], 300)
   config = config_named('chosen_prompts')
   policies = language_config.make_policies(config)
   with pytest.raises(UserError, match=r'prompter.pool=8 is more than the 7 training prompts'):
-    check_opponents(config, policies, Corpus, 100)
+    check_opponents(config, policies, tokenizer, 7, 100)
   config = config_named('commit_and_answer')
   policies = language_config.make_policies(config)
-  check_opponents(config, policies, Corpus, 100)
+  check_opponents(config, policies, tokenizer, 7, 100)
   with pytest.raises(
     UserError, match=r'leader.opponent.instruction: .* more than the 50 positions'
   ):
-    check_opponents(config, policies, Corpus, 50)
+    check_opponents(config, policies, tokenizer, 7, 50)
 
 
 def test_worst_prompt_is_measured_on_the_other_half():

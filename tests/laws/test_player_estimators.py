@@ -27,7 +27,7 @@ from tests.laws import tiny
 
 pytestmark = pytest.mark.slow
 
-BATCHES, ROWS = 64, 256
+BATCHES, ROWS = 64, 1024
 SCORE = scoring.make_score(toy.DECODER)
 SLOTS = {
   'policy': toy.PARAMS['policy'],
@@ -93,9 +93,9 @@ def test_leader_is_paid_with_the_kl_of_its_follower():
   exact = leader_gradient()
   gradients = toy.sampled_gradients(toy.SELF_PLAY, played(toy.TAU)['policy'])
   toy.assert_unbiased(gradients, exact, 0.05)
-  # A planted error: the log-ratio is left out.
-  without = toy.sampled_gradients(toy.SELF_PLAY, played(0.0)['policy'])
-  scores, _ = toy.errors(without, exact)
+  # A planted error: the log-ratio has the wrong sign.
+  wrong = toy.sampled_gradients(toy.SELF_PLAY, played(-toy.TAU)['policy'])
+  scores, _ = toy.errors(wrong, exact)
   assert abs(scores).max() > toy.THRESHOLD
 
 
@@ -115,4 +115,4 @@ def test_follower_learns_from_what_it_reads():
   slots = {'policy': SLOTS['opponent'], 'reference': SLOTS['reference']}
   one = lambda batch: ravel_pytree(toy.update_gradient(toy.SELF_PLAY, SCORE, slots, batch))[0]
   found = tiny.jit(lambda batches: lax.map(one, batches))(played(toy.TAU)['opponent'])
-  toy.assert_unbiased(np.array(found, float), exact, 0.05)
+  toy.assert_unbiased(np.array(found, float), exact, 0.08)

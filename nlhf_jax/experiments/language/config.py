@@ -131,7 +131,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
   model = make_model(config, len(corpus.tokenizer))
   positions = model.sizes.max_positions
-  check_opponents(config, policies, corpus, positions)
+  prompts = len(corpus.train.prompts.lengths)
+  check_opponents(config, policies, corpus.tokenizer, prompts, positions)
   return LanguageExperiment(
     name=name,
     corpus=corpus,

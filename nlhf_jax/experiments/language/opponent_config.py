@@ -8,7 +8,6 @@ import optax
 from ml_collections import ConfigDict
 
 from nlhf_jax.algorithms import catalogue
-from nlhf_jax.data.dataset import Corpus
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.dialogue_config import conversing
 from nlhf_jax.experiments.refinement_config import check_instruction
@@ -108,25 +107,29 @@ def make_player_optimizer(row: ConfigDict, section: ConfigDict) -> optax.Gradien
 
 
 def check_opponents(
-  config: ConfigDict, policies: Mapping[str, Policy], corpus: Corpus, positions: int
+  config: ConfigDict,
+  policies: Mapping[str, Policy],
+  tokenizer: Any,
+  available: int,
+  positions: int,
 ) -> None:
   """Refuses instructions without room in the model, and pools of more prompts than there are.
 
   Args:
     config: of the experiment.
     policies: by name; those without an opponent are passed over.
-    corpus: with the tokenizer and the training prompts.
+    tokenizer: writes the instructions.
+    available: number of training prompts.
     positions: of the model.
 
   Raises:
     UserError: names the field.
   """
-  available = len(corpus.train.prompts.lengths)
   for name, policy in policies.items():
-    opponent: Any = policy.opponent
+    opponent = policy.opponent
     if opponent and opponent.instruction:
       where = f'config.policies.{name}.opponent.instruction'
-      check_instruction(config, corpus.tokenizer, positions, opponent.instruction, where)
+      check_instruction(config, tokenizer, positions, opponent.instruction, where)
     if opponent and opponent.prompter and opponent.prompter.pool > available:
       raise UserError(
         f'config.policies.{name}.prompter.pool={opponent.prompter.pool} is more than the '

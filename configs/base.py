@@ -73,6 +73,44 @@ def policy(
   return row
 
 
+def with_opponent(
+  row,
+  *,
+  reads,
+  tau,
+  reward='regularised',
+  learning_rate=2e-3,
+  instruction='Improve the previous answer.',
+):
+  """The policy of self-play, against an opponent that is trained beside it.
+
+  It `reads` the prompt alone or the policy's response, which the instruction asks it to answer; its
+  KL costs `tau`. The policy's `reward` is regularised, with the opponent's KL, or payoff, without.
+  In the instruction, {prompt} stands for the text of the prompt.
+  """
+  row.opponent = ConfigDict(
+    dict(
+      reads=reads,  # prompt or response
+      tau=tau,
+      reward=reward,
+      learning_rate=learning_rate,  # time scale; all else is as in the optimizer of the policy
+      instruction=instruction,
+    ),
+    sort_keys=False,
+  )
+  return row
+
+
+def with_prompter(row, *, pool, tau, learning_rate=0.05):
+  """A policy with an opponent that reads prompts, which a prompter chooses among the first `pool`.
+
+  Leaving the prompts of the data costs the prompter `tau` a nat.
+  """
+  settings = dict(kind='pool', pool=pool, tau=tau, learning_rate=learning_rate)
+  row.prompter = ConfigDict(settings, sort_keys=False)
+  return row
+
+
 def exploiter(algorithm, *, exploited='', **settings):
   """Exploiters of the entries that `exploited` names, separated by commas; of all without any."""
   row = training(algorithm, **settings)

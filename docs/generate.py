@@ -23,7 +23,16 @@ DESCRIPTIONS = tomllib.loads((Path(__file__).parent / 'descriptions.toml').read_
 POLICY = 'config.policies.NAME'
 TRAININGS = ('sft', 'preference_model', 'reward_model', 'general_preference_model')
 # Configs of experiments with settings of their own, shown as they are.
-OTHERS = ('evaluate', 'preferences', 'tabular', 'token_game', 'iterated', 'sample_complexity')
+OTHERS = (
+  'evaluate',
+  'preferences',
+  'tabular',
+  'token_game',
+  'iterated',
+  'commit_and_answer',
+  'chosen_prompts',
+  'sample_complexity',
+)
 # The modules that users import, page by page; the pages of `ROOMS` have every module of a folder.
 LIBRARY = ('language_model', 'train_step', 'judges.function', 'games', 'structs', 'errors')
 # Weights in the search: a setting comes before guides that name it, and the API last.

@@ -71,8 +71,9 @@ class TrainState(NamedTuple):
 
   `fixed` has the slots that are not trained; they are neither copied nor saved. One of them may be
   `base`: leaves that all slots share, such as pretrained weights under adapters. `in_flight` is
-  what steps hand on beside it: the comparison that an asynchronous judge is judging, or the log
-  weights of groups of raters by name; None without either. `nonfinite` is 0 until an
+  what steps hand on beside it: the comparison that an asynchronous judge is judging, the log
+  weights of groups of raters by name, or the parameters and optimisers of further players by name;
+  None without any. `nonfinite` is 0 until an
   update computes a number that is not finite; from then on updates change nothing
   (`training.divergence`).
   """
@@ -81,7 +82,7 @@ class TrainState(NamedTuple):
   params: Mapping[str, Params]
   optimizer: Any
   fixed: Mapping[str, Params]
-  in_flight: Comparison | Mapping[str, Array] | None = None
+  in_flight: Comparison | Mapping[str, Any] | None = None
   nonfinite: Int[Array, ''] | int | None = 0
 
   @property

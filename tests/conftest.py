@@ -104,6 +104,9 @@ def toy():
     for votes in (row.votes for row in config.policies.values() if 'votes' in row):
       votes.update(total=16, rounds=min(votes.rounds, 2), ensemble=2)
       votes.training.update(steps=2, batch=4, evaluate_every=2)
+    for row in config.policies.values():
+      if 'prompter' in row:
+        row.prompter.pool = 8
     config.tournament.prompts = 8
     if 'posts' in config.data:
       config.data.update(posts=32, held_out=8)

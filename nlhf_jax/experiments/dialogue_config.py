@@ -17,7 +17,7 @@ from nlhf_jax.data.token_store import encode_prompts
 from nlhf_jax.errors import Interrupted, UserError, first_line
 from nlhf_jax.evaluation.generation import LoadedModel
 from nlhf_jax.evaluation.model_user import make_model_user
-from nlhf_jax.experiments.specs import LanguageExperiment, Refinement
+from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.judges.own_function import (
   WRITTEN,
   describe_error,
@@ -146,43 +146,6 @@ def check_conversing(config: ConfigDict, row: ConfigDict, field: str, algorithm:
       f"{field}.sampler='server' samples single responses; leave config.dialogue.turns at 1, or "
       'the sampler built_in.'
     )
-
-
-def make_refinement(config: ConfigDict, tokenizer: Any, positions: int) -> Refinement | None:
-  """How entries of the tournament refine their responses; None if they do not.
-
-  Args:
-    config: of the experiment.
-    tokenizer: writes the instruction.
-    positions: of the model, into which a prompt, its response and the refined one must fit.
-
-  Raises:
-    UserError: if they do not, or responses are conversations.
-  """
-  if 'refinement' not in config or not config.refinement.rounds:
-    return None
-  if conversing(config):
-    raise UserError(
-      f'config.refinement.rounds={config.refinement.rounds}: single responses are refined, and '
-      f'config.dialogue.turns={config.dialogue.turns} makes conversations; leave the rounds '
-      'at 0, or the turns at 1.'
-    )
-  settings, data = config.refinement.to_dict(), config.data
-  try:
-    (asked,) = reply_ids(tokenizer, [settings['instruction']], [True])
-  except Problem as problem:
-    raise UserError(
-      f'config.refinement.rounds={config.refinement.rounds}: {problem}; set it to 0, or choose '
-      'another model.'
-    ) from None
-  needed = data.prompt_length + 2 * data.response_length + len(asked)
-  if needed > positions:
-    raise UserError(
-      'config.refinement.instruction: a prompt, a response, the instruction and another response '
-      f'have up to {needed} tokens, more than the {positions} positions of the model; lower '
-      'config.data.prompt_length or response_length.'
-    )
-  return Refinement(**settings, file=f'refined-{json_lines.json_digest(settings)}.json')
 
 
 def print_trained_judges(config: ConfigDict, stages: Iterable[str]) -> None:

@@ -89,6 +89,9 @@ def start(config: ConfigDict, devices: int, memory: float) -> dict[str, MemoryUs
       print(f'{name}: compiling {len(model.sizes.layers)} layers ...', flush=True)
       fitted = policy.voting.ensemble if policy.voting else 0  # judges, while it trains
       beside = kept + fitted * bytes_per_device(own)
+      if policy.opponent:
+        shapes = jax.eval_shape(policy.opponent.optimizer.init, own)
+        beside += bytes_per_device(own) + bytes_per_device(shapes)
       uses[name] = plan_policy(config, model, policy, beside, memory * 1e9)
       kept += bytes_per_device(own) * len(policy.entries)
     mesh = jax.sharding.get_mesh()

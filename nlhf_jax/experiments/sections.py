@@ -23,7 +23,16 @@ from nlhf_jax.judges.gpm import make_general_preference_network
 from nlhf_jax.judges.remote import make_remote_judge
 from nlhf_jax.models import architectures, sharding
 from nlhf_jax.models.lora import Lora
-from nlhf_jax.ranges import AtLeastOne, Count, Fraction, NonNegative, Range, Seed
+from nlhf_jax.ranges import (
+  AtLeastOne,
+  AtLeastTwo,
+  Count,
+  Fraction,
+  NonNegative,
+  Positive,
+  Range,
+  Seed,
+)
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.tasks.summaries.corpus import SyntheticData
 from nlhf_jax.training.generation_server import ServerSettings
@@ -62,6 +71,21 @@ class VotingSettings(NamedTuple):
   total: AtLeastOne
   candidates: AtLeastOne
   ensemble: AtLeastOne
+
+
+class OpponentSettings(NamedTuple):
+  """The price of the KL of a policy's opponent, in win probability per nat, and its step."""
+
+  tau: NonNegative
+  learning_rate: Positive
+
+
+class PrompterSettings(NamedTuple):
+  """The number of prompts to choose from, the price of the prompter's KL, and its step."""
+
+  pool: AtLeastTwo
+  tau: Positive
+  learning_rate: Positive
 
 
 class TournamentSettings(NamedTuple):
@@ -152,6 +176,8 @@ def language_sections(config: ConfigDict) -> Iterator[Section]:
       field = f'config.policies.{name}.votes'
       yield Section(VotingSettings, row.votes, field)
       yield from training_sections(row.votes.training, f'{field}.training')
+    for part, declaration in (('opponent', OpponentSettings), ('prompter', PrompterSettings)):
+      yield Section(declaration, row.get(part, {}), f'config.policies.{name}.{part}')
   gpm = 'general_preference_model'
   yield Section(make_general_preference_network, config[gpm], f'config.{gpm}')
   yield Section(PairRMSettings, config.pairrm, 'config.pairrm')

@@ -35,6 +35,7 @@ from nlhf_jax.structs import Params
 from nlhf_jax.tasks.token_game.responses import TokenGame
 from nlhf_jax.training.generation_server import ServerSettings
 from nlhf_jax.training.loop import Schedule
+from nlhf_jax.training.opponent_play import Prices
 
 # --- Stages and what they train ---
 
@@ -74,6 +75,27 @@ class Voting(NamedTuple):
   trainings: Sequence[Training]
 
 
+class Prompter(NamedTuple):
+  """A distribution over the first `pool` training prompts, trained beside a policy."""
+
+  algorithm: Algorithm
+  optimizer: optax.GradientTransformation
+  pool: int
+
+
+class Opponent(NamedTuple):
+  """A second language model, which a policy plays against and which is trained beside it.
+
+  With an `instruction` it reads the policy's response and answers it; without, the prompt alone.
+  """
+
+  algorithm: Algorithm
+  optimizer: optax.GradientTransformation
+  prices: Prices
+  instruction: str
+  prompter: Prompter | None
+
+
 class Policy(NamedTuple):
   """The training of a policy, and which of its slots enter the tournament.
 
@@ -81,7 +103,7 @@ class Policy(NamedTuple):
   into the payoff. With `async_judge`, responses are judged during the update on the previous ones.
   `filters` are those of all samples that it trains on, which are sampled by the generation server
   if `served`. With `voting`, the judge is asked for votes alone, and the policy learns from judges
-  that are fitted to them.
+  that are fitted to them. With an `opponent`, the policy plays against that one.
   """
 
   training: Training
@@ -92,6 +114,7 @@ class Policy(NamedTuple):
   filters: Filters = UNFILTERED
   voting: Voting | None = None
   served: bool = False
+  opponent: Opponent | None = None
 
 
 def entry_slots(policies: Mapping[str, Policy]) -> dict[str, tuple[str, str]]:

@@ -143,12 +143,22 @@ def load_slots(folder: Path, slots: Mapping[str, Params]) -> dict[str, Params]:
   Raises:
     UserError: if the checkpoint lacks some of the slots' parameters, or has others.
   """
+  return _load_part(folder, {'params': dict(slots)})['params']
+
+
+def load_player(folder: Path, name: str, params: Params) -> Params:
+  """The parameters of a player beside the policy, from the latest checkpoint, as `load_slots`."""
+  loaded = _load_part(folder, {'in_flight': {name: {'params': params}}})
+  return loaded['in_flight'][name]['params']
+
+
+def _load_part(folder, tree):
   with contextlib.closing(_open(folder.absolute())) as files:
     latest = files.latest()
     if latest is None:
-      return dict(slots)
+      return tree
     try:
-      loaded = files.load(latest, {'params': _layout(dict(slots))}, partial=True)['params']
+      loaded = files.load(latest, _layout(tree), partial=True)
     except (KeyError, ValueError) as error:  # as of a parameter of another shape
       raise _other_parameters(folder) from error
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(loaded)):

@@ -155,7 +155,8 @@ def _bad_rows(batch: Any) -> str:
 def _find_in_state(state: TrainState) -> str | None:
   """The first array of a state that is not finite, in words; None if all are finite."""
   trees = {"the optimiser's state": state.optimizer, "the slot 'policy'": state.params['policy']}
-  trees |= {f"the slot '{slot}'": tree for slot, tree in state.slots.items()}
+  beside = state.in_flight if isinstance(state.in_flight, Mapping) else {}
+  trees |= {f"the slot '{slot}'": tree for slot, tree in {**state.slots, **beside}.items()}
   for place, tree in trees.items():
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       if has_nonfinite([leaf]):

@@ -8,8 +8,8 @@ import pytest
 from nlhf_jax.data import tokenizers
 from nlhf_jax.data.chat_templates import SPACED_TURNS
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.dialogue_config import make_refinement
 from nlhf_jax.experiments.language.refinement_stage import ask_again, judge_rounds
+from nlhf_jax.experiments.refinement_config import make_refinement
 from nlhf_jax.structs import Prompts, Responses
 
 
@@ -78,3 +78,21 @@ def test_run_reports_win_rates_of_every_round(toy_run, tmp_path):
   assert 'refinement' in (folder / 'run' / 'report.html').read_text()
   stored = json.loads((folder / 'run' / 'results.json').read_text())
   assert stored['refinement'] == found
+
+
+def test_instruction_may_repeat_the_prompt():
+  tokenizer = tokenizers.train(['one two better please'], 300, SPACED_TURNS)
+  questions, answers = ['one', 'two two'], ['two', 'one one']
+  prompts = tokenizers.pad_prompts(tokenizer, tokenizers.prompt_ids(tokenizer, questions), 6)
+  side = tokenizers.pad_responses(tokenizer, tokenizers.response_ids(tokenizer, answers), 4)
+  asked = ask_again(tokenizer, prompts, side, 'better {prompt}')
+  talks = [
+    [
+      {'role': 'user', 'content': question},
+      {'role': 'assistant', 'content': answer},
+      {'role': 'user', 'content': f'better {question}'},
+    ]
+    for question, answer in zip(questions, answers, strict=True)
+  ]
+  assert tokenizers.masked_rows(*asked) == tokenizers.prompt_ids(tokenizer, talks)
+  assert asked.tokens.shape == (2, 6 + 4 + 32)

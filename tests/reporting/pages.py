@@ -62,9 +62,24 @@ def summarised(policies: tuple[str, ...] = POLICIES) -> dict:
   return tournament.summarise(tournament_lines(policies))
 
 
+def trained_beside(policies: tuple[str, ...]) -> dict:
+  """What is measured of policies with a follower or a prompter."""
+  rates = {'win_rate': 0.6, 'low': 0.5, 'high': 0.7}
+  worst = {'mean': 0.6, 'low': 0.55, 'high': 0.65, 'worst': 0.41, 'prompt': NASTY}
+  judges = ('oracle', 'learned')
+  chosen = {'prompt': f'{NASTY} What now?', 'probability': 0.3, 'data': 0.1}
+  return {
+    'refinement': {name: {judge: [rates, rates] for judge in judges} for name in policies},
+    'worst_prompts': {
+      'win_rates': {name: dict.fromkeys(judges, worst) for name in policies[1:]},
+      'chosen': {policies[1]: {'kl': 0.02, 'prompts': [chosen] * 3}},
+    },
+  }
+
+
 def write_language(path: Path, policies: tuple[str, ...] = POLICIES) -> None:
   lines = tournament_lines(policies)
-  results = summarised(policies)
+  results = summarised(policies) | trained_beside(policies)
   facts = {'name': 'language', 'stages': {'sft': {'steps': 20, 'seconds': 1.5}}, **results}
   example = ('A post about boats.', {'report': 'Boats are fast.', 'list': 'Boats, fast.'})
   tournament_page.write(path, facts, curves(), lines, example)

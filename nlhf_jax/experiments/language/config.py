@@ -26,6 +26,7 @@ from nlhf_jax.experiments.judge_config import (
   selecting_judge,
   split_judges,
 )
+from nlhf_jax.experiments.language.opponent_config import check_opponents, make_opponent
 from nlhf_jax.experiments.language.policy_judge import (
   FEEDBACK,
   JUDGES,
@@ -42,6 +43,7 @@ from nlhf_jax.experiments.language.stage_settings import (
 from nlhf_jax.experiments.language.voting_config import make_voting
 from nlhf_jax.experiments.memory_limits import check_language
 from nlhf_jax.experiments.model_config import check_before_data, make_model
+from nlhf_jax.experiments.refinement_config import make_refinement
 from nlhf_jax.experiments.sampling_config import (
   is_served,
   make_filters,
@@ -129,6 +131,8 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
   measurement, _ = split_settings(exploiter_measurement(config, panel, settings))
   model = make_model(config, len(corpus.tokenizer))
   positions = model.sizes.max_positions
+  prompts = len(corpus.train.prompts.lengths)
+  check_opponents(config, policies, corpus.tokenizer, prompts, positions)
   return LanguageExperiment(
     name=name,
     corpus=corpus,
@@ -158,7 +162,7 @@ def make_experiment(config: ConfigDict, name: str, folder: Path) -> LanguageExpe
     held_apart=other_half and make_held_apart(other_half, judges, folder),
     unfinished_loses=config.unfinished == 'loses',
     generation_server=make_server(config, model) if served else None,
-    refinement=dialogue_config.make_refinement(config, corpus.tokenizer, positions),
+    refinement=make_refinement(config, corpus.tokenizer, positions),
     dialogue=dialogue_config.make_dialogue(config, corpus, positions),
   )
 
@@ -317,6 +321,7 @@ def make_policy(row: ConfigDict, name: str, config: ConfigDict) -> Policy:
     filters,
     voting,
     served=is_served(row, field, training.algorithm),
+    opponent=make_opponent(row, field, config),
   )
 
 

@@ -1,12 +1,13 @@
 """Refinement at inference: each entry of the tournament improves its own response, n times.
 
-y_1 ~ pi(.|x) and y_{i+1} ~ pi(.|x, y_i, instruction): the follower of commit and answer, as the
-same network with an instruction. Every judge compares each y_{i+1} with y_1. On a cycle of
-preferences refinement rotates: a second round may lose what the first won (arXiv 2512.16626).
+y_1 ~ pi(.|x) and y_{i+1} ~ omega(.|x, y_i, instruction): the follower of commit and answer. It is
+the opponent that was trained beside the policy, or else the policy itself. Every judge compares
+each y_{i+1} with y_1. On a cycle of preferences refinement rotates: a second round may lose what
+the first won (arXiv 2512.16626).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.tournament import t_interval
 from nlhf_jax.experiments.language.tournament_stage import make_interruptible
+from nlhf_jax.experiments.refinement_config import PROMPT
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond
 from nlhf_jax.judges.judge import Judge
@@ -24,23 +26,36 @@ from nlhf_jax.reporting import formatting
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 
+WIDTHS = 32  # of replies that have the prompt, in tokens: multiples of this
 ROUNDS = 1 << 30  # folded into the tournament's key, as numbers of entries are; these are smaller
 
 
+class Refiner(NamedTuple):
+  """What answers a response: its parameters, and the instruction that asks it to."""
+
+  params: Params
+  instruction: str
+
+
 def refine(
-  experiment: LanguageExperiment, entries: Mapping[str, Params], panel: Mapping[str, Judge]
+  experiment: LanguageExperiment,
+  entries: Mapping[str, Params],
+  panel: Mapping[str, Judge],
+  refiners: Mapping[str, Refiner],
 ) -> dict[str, dict[str, list]]:
   """Entry -> judge -> its win rate against the first response, after each round.
 
-  They are stored beside the tournament, and measured once.
+  Entries that have none of the `refiners` refine their own responses. The win rates are stored
+  beside the tournament, and measured once.
   """
   stage = experiment.stages['tournament']
   path = stage.folder / experiment.refinement.file
   if json_lines.read_sealed(path) is None:
-    found = {
-      name: measure_rounds(experiment, name, params, panel, jax.random.fold_in(stage.key, number))
-      for number, (name, params) in enumerate(entries.items(), start=ROUNDS)
-    }
+    found = {}
+    for number, (name, params) in enumerate(entries.items(), start=ROUNDS):
+      key = jax.random.fold_in(stage.key, number)
+      refiner = refiners.get(name, Refiner(params, experiment.refinement.instruction))
+      found[name] = measure_rounds(experiment, name, (params, refiner), panel, key)
     json_lines.write_sealed(path, found)
   return json_lines.read_sealed(path)
 
@@ -48,25 +63,29 @@ def refine(
 def measure_rounds(
   experiment: LanguageExperiment,
   name: str,
-  params: Params,
+  pair: tuple[Params, Refiner],
   panel: Mapping[str, Judge],
   key: jax.Array,
 ) -> dict[str, list]:
-  """Judge -> `win_rate`, and its 95 % interval `low` and `high`, of each round of one entry."""
-  tokenizer, settings = experiment.corpus.tokenizer, experiment.refinement
+  """Judge -> `win_rate`, and its 95 % interval `low` and `high`, of each round of one entry.
+
+  `pair` has the entry, and what refines its responses.
+  """
+  tokenizer, (leader, refiner) = experiment.corpus.tokenizer, pair
   prompts = take(experiment.corpus.held_out.prompts, slice(experiment.tournament_prompts))
   rollout = make_rollout(experiment, [{'policy': 1.0}], filters=experiment.filters)
   label, found = f'refinement, {name}', {judge: [] for judge in panel}
 
-  def sample(asked, number):
+  def sample(params, asked, number):
     round_key = jax.random.fold_in(key, number)
     batch = experiment.tournament_batch
     (side,) = respond(rollout, {'policy': params}, asked, round_key, label, batch)
     return side
 
-  first = latest = sample(prompts, 0)
-  for number in range(1, settings.rounds + 1):
-    latest = sample(ask_again(tokenizer, prompts, latest, settings.instruction), number)
+  first = latest = sample(leader, prompts, 0)
+  for number in range(1, experiment.refinement.rounds + 1):
+    asked = ask_again(tokenizer, prompts, latest, refiner.instruction)
+    latest = sample(refiner.params, asked, number)
     for judge, payoff in panel.items():
       wins = judge_rounds(make_interruptible(payoff, label), prompts, latest, first)
       if not len(wins):
@@ -89,18 +108,27 @@ def judge_rounds(judge: Judge, prompts: Prompts, latest: Responses, first: Respo
 def ask_again(tokenizer: Any, prompts: Prompts, side: Responses, instruction: str) -> Prompts:
   """Each prompt, its response, and the instruction as the user's next message, as one prompt.
 
-  All rounds have the same width.
+  In the instruction, `{prompt}` stands for the text of the prompt. All rounds have the same width;
+  with such an instruction, one of few.
   """
-  cut, ended = dialogue_texts.reply_ids(tokenizer, [instruction] * 2, [True, False])
-  ended_turns = np.asarray(has_ended(side, tokenizer.eos_token_id))[:, 0]
-  replies = [ended if end else cut for end in ended_turns]
+  ended = np.asarray(has_ended(side, tokenizer.eos_token_id))[:, 0]
+  texts, width = [instruction] * len(ended), 0
+  if PROMPT in instruction:
+    asked_texts = tokenizers.prompt_texts(tokenizer, *prompts)
+    texts = [instruction.replace(PROMPT, text) for text in asked_texts]
+  else:
+    width = max(map(len, dialogue_texts.reply_ids(tokenizer, texts[:1] * 2, [True, False])))
+  replies = dialogue_texts.reply_ids(tokenizer, texts, (~ended).tolist())
   asked, responses = tokenizers.masked_rows(*prompts), tokenizers.masked_rows(*side[:2])
   rows = [
     [*prompt, *response, *reply]
     for prompt, response, reply in zip(asked, responses, replies, strict=True)
   ]
-  width = prompts.tokens.shape[1] + side.tokens.shape[2] + max(len(cut), len(ended))
-  return tokenizers.pad_prompts(tokenizer, rows, width)
+  # Each width is compiled on its own.
+  width = width or -(-max(map(len, replies)) // WIDTHS) * WIDTHS
+  return tokenizers.pad_prompts(
+    tokenizer, rows, prompts.tokens.shape[1] + side.tokens.shape[2] + width
+  )
 
 
 def print_refinement(found: Mapping) -> None:

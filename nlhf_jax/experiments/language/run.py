@@ -15,9 +15,11 @@ from nlhf_jax.experiments.dialogue_config import freeze_user
 from nlhf_jax.experiments.external_judges import print_usage, recorded_usage
 from nlhf_jax.experiments.language.exploiter_stage import exploit
 from nlhf_jax.experiments.language.judge_stage import make_judge_network, train_judge
+from nlhf_jax.experiments.language.opponent_steps import load_refiners, make_opponent_steps
 from nlhf_jax.experiments.language.refinement_stage import print_refinement, refine
 from nlhf_jax.experiments.language.tournament_stage import publish, run_tournament
 from nlhf_jax.experiments.language.voting_rounds import count_votes, make_voting_steps
+from nlhf_jax.experiments.language.worst_prompts import find_worst_prompts, print_worst_prompts
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import (
   fit,
@@ -73,6 +75,8 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       judge = (rewards if learns_rewards else judges).get(policy.judge)
       if policy.voting:
         steps = make_voting_steps(experiment, name, judges[policy.judge], reference)
+      elif policy.opponent:
+        steps = make_opponent_steps(experiment, policy, judge)
       else:
         steps = make_policy_steps(experiment, policy, judge)
       data = getattr(experiment.corpus.train, training_data(policy.training.algorithm))
@@ -81,16 +85,22 @@ def run(experiment: LanguageExperiment, workdir: Path) -> dict:
       slots = fit(stage, policy.training, reference, steps, examples, evaluate, trains, known)
       entries |= {entry: slots[slot] for entry, slot in policy.entries.items()}
     samples = run_tournament(experiment, entries, panel, select)
-    refined = refine(experiment, entries, panel) if experiment.refinement else None
+    more = {'worst_prompts': find_worst_prompts(experiment, entries, panel)}
+    if experiment.refinement:
+      refiners = load_refiners(experiment, reference)
+      more['refinement'] = refine(experiment, entries, panel, refiners)
     exploited = exploit(experiment, entries, panel) if experiment.exploiter else []
   votes = {
     name: count_votes(experiment.stages[name], policy.voting)
     for name, policy in experiment.policies.items()
     if policy.voting
   }
-  results = publish(experiment, workdir, samples, exploited, accounts, votes, refined)
-  if refined:
-    print_refinement(refined)
+  more = {name: found for name, found in {'votes': votes, **more}.items() if found}
+  results = publish(experiment, workdir, samples, exploited, accounts, more)
+  if 'refinement' in more:
+    print_refinement(more['refinement'])
+  if 'worst_prompts' in more:
+    print_worst_prompts(more['worst_prompts'])
   print_usage(accounts)
   return results
 

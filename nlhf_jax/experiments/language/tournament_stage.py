@@ -172,8 +172,7 @@ def publish(
   lines: Sequence[Mapping],
   exploited: Sequence[Mapping],
   accounts: Mapping[str, Mapping],
-  votes: Mapping[str, Mapping],
-  refined: Mapping[str, Mapping] | None = None,
+  more: Mapping[str, Mapping],
 ) -> dict:
   """Writes results, samples, metrics and the report, and prints the tables.
 
@@ -183,14 +182,9 @@ def publish(
     lines: records of the tournament.
     exploited: records of the exploiters.
     accounts: usage of the external judges.
-    votes: of the policies whose judge is learned in rounds.
-    refined: win rates of refined responses, of `refinement_stage`.
+    more: what else was measured, by its name in the results.
   """
-  results = tournament.summarise(lines)
-  if votes:
-    results['votes'] = votes
-  if refined:
-    results['refinement'] = refined
+  results = {**tournament.summarise(lines), **more}
   if experiment.corpus.measure:
     results['measures'] = experiment.corpus.measure(lines)
   if experiment.best_of:

@@ -113,6 +113,37 @@ function refinements() {
           })))))));
 }
 
+// The mean and the worst win rate over the prompts of a prompter, and which prompts it chose.
+function worstPrompts() {
+  const found = results.worst_prompts;
+  if (!isRecord(found)) return;
+  const names = Object.keys(found.win_rates);
+  const judges = ordered(found.win_rates[names[0]]);
+  section('worst-prompts', 'Worst prompt', 'Win rates on the worst prompt',
+    `How often each policy beats ${policies[0]} on the prompts that a prompter chooses from: in ` +
+    'the mean, with 95\u00a0% intervals, and on the prompt where it wins least often. That prompt ' +
+    'is found with one half of the responses and measured with the other.',
+    el('div', {class: 'scroll heat', role: 'group', 'aria-label': 'Win rates on the worst prompt'},
+      el('table', null,
+        el('thead', null, el('tr', null, el('td', {class: 'corner'}, `Beats ${policies[0]}`),
+          judges.flatMap((judge) => ['mean', 'worst prompt'].map((part) =>
+            el('th', {scope: 'col'}, part, el('br'), title(judge)))))),
+        el('tbody', null, names.map((name) => el('tr', null,
+          el('th', {scope: 'row'}, code(name)),
+          judges.flatMap((judge) => {
+            const {mean, low, high, worst, prompt} = found.win_rates[name][judge];
+            return [
+              cell('td', mean, el('b', null, tenth(mean)),
+                el('small', null, `${tenth(low)}\u2009\u2013\u2009${tenth(high)}`)),
+              cell('td', worst, el('b', {title: prompt}, tenth(worst)))];
+          })))))),
+    Object.entries(found.chosen).map(([name, chosen]) => el('details', null,
+      el('summary', null, 'Prompts that the prompter of ', code(name), ' chooses most often; it is ',
+        `${fixed(chosen.kl, 3)} nats from the data`),
+      el('ol', null, chosen.prompts.map((row) => el('li', null,
+        `${fixed(row.probability / row.data, 1)} times as often as in the data: ${row.prompt}`))))));
+}
+
 // Under every judge, or group of raters, the win rate against the first policy.
 function byJudge() {
   const found = Object.entries(results.by_judge || {});

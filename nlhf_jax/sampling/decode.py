@@ -1,8 +1,8 @@
 """The decoding loop: one compiled program for each batch size and cache size.
 
 The loop returns to the host when its caches are full, to grow them, and when at most a quarter of
-its prompts have an unfinished response, to compact the batch to those. On a mesh, and inside
-another compiled program, caches grow but batches are not compacted.
+its prompts have an unfinished response, to compact the batch to those. Inside another compiled
+program, caches grow but batches are not compacted. `sharded_decoding` has the loop of a mesh.
 """
 
 from collections.abc import Mapping
@@ -75,9 +75,7 @@ def decode(
   def unfinished(state):
     return jnp.sum(~jnp.all(state.done, axis=1))
 
-  def full(state):
-    exceeds = state.lengths + plan.draft_length > limit
-    return jnp.any(~state.done & exceeds) & (limit < sampler.length)
+  full = partial(is_full, sampler, plan, limit=limit)
 
   def proceed(state):
     slowest = jnp.min(jnp.where(state.done, sampler.length, state.lengths))
@@ -87,6 +85,14 @@ def decode(
 
   state = lax.while_loop(proceed, step, state)
   return state, sharding.shard_axes(unfinished(state)), sharding.shard_axes(full(state))
+
+
+def is_full(
+  sampler: Sampler, plan: DecodePlan, state: SamplingState, limit: int
+) -> Bool[Array, '']:
+  """Whether the caches, with room up to this response length, have none for the next tokens."""
+  exceeds = state.lengths + plan.draft_length > limit
+  return jnp.any(~state.done & exceeds) & (limit < sampler.length)
 
 
 def next_tokens(
@@ -166,7 +172,7 @@ def compacted_size(sampler: Sampler, size: int) -> int:
   """The batch size that `size` prompts are compacted to; 0 if they are not compacted."""
   smaller = size // GROWTH
   worthwhile = smaller >= sampler.min_batch and sampler.length > sampler.first_room
-  return smaller if worthwhile and not sharding.has_mesh() else 0
+  return smaller if worthwhile else 0
 
 
 @partial(jax.jit, static_argnames='size')

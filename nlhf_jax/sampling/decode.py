@@ -1,8 +1,9 @@
 """The decoding loop: one compiled program for each batch size and cache size.
 
 The loop returns to the host when its caches are full, to grow them, and when at most a quarter of
-its prompts have an unfinished response, to compact the batch to those. Inside another compiled
-program, caches grow but batches are not compacted. `sharded_decoding` has the loop of a mesh.
+its prompts have an unfinished response, to compact the batch to those. On a mesh, and inside
+another compiled program, caches grow but batches are not compacted; `sharded_decoding` has a loop
+for meshes.
 """
 
 from collections.abc import Mapping
@@ -172,7 +173,7 @@ def compacted_size(sampler: Sampler, size: int) -> int:
   """The batch size that `size` prompts are compacted to; 0 if they are not compacted."""
   smaller = size // GROWTH
   worthwhile = smaller >= sampler.min_batch and sampler.length > sampler.first_room
-  return smaller if worthwhile else 0
+  return smaller if worthwhile and not sharding.has_mesh() else 0
 
 
 @partial(jax.jit, static_argnames='size')

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
@@ -102,7 +103,9 @@ def refill(
   total = len(prompts.tokens)
   with sampling_layout(sampler, params, prompts, key) as (params, prompts, key):
     decoding = sampler.decoder.for_decoding(params)
-    responses, _ = run_queues(sampler, params, decoding, prompts, key, numbers, batch=batch)
+    responses, _ = run_queues(
+      sampler, params, decoding, prompts, key, np.array(numbers), batch=batch
+    )
     responses = split_mixtures(sampler, responses)
   return to_training(responses, total)
 
@@ -114,7 +117,7 @@ def run_queues(
   decoding: Mapping[str, Params],
   prompts: Prompts,
   key: Array,
-  numbers: tuple[int, int],
+  numbers: Int[Array | np.ndarray, '2'],
   *,
   batch: int,
 ) -> tuple[Responses, Int[Array, 'B']]:
@@ -133,7 +136,7 @@ def run_queues(
   slots = -(-batch // shards)
   fresh = max(slots // REFILL, 1)
   length = -(-max(total, slots * shards) // (shards * fresh)) * fresh  # of the queue of a shard
-  sizes = batch_sizes(sampler, slots * shards, shards, 1)
+  sizes = batch_sizes(sampler, slots * shards, shards)
   # Rows are at different places, so that no caches would be full at the same time.
   with_all_room = sampler._replace(first_room=sampler.length)
 
@@ -207,10 +210,10 @@ def _run_queue(
 
   def refill_slots(carry):
     state, start, found = carry
-    state = lax.while_loop(lambda state: unfinished(state, 1) > slots - fresh, step, state)
-    free = jnp.argsort(~jnp.all(state.done, axis=1), stable=True)[None, :fresh]
+    state = lax.while_loop(lambda state: unfinished(state) > slots - fresh, step, state)
+    free = jnp.argsort(~jnp.all(state.done, axis=1), stable=True)[:fresh]
     found = write(found, state)
-    return put_prompts(state, free, prefill_at(start), slots), start + fresh, found
+    return put_prompts(state, free, prefill_at(start)), start + fresh, found
 
   state = jax.tree.map(empty(slots), shapes)
   nowhere = jnp.full_like(state.prompts, length * shards)  # what is written there is dropped
@@ -218,5 +221,5 @@ def _run_queue(
   found = jax.tree.map(empty(length), (shapes.responses, shapes.step))
   carry = state, jnp.int32(0), found
   state, _, found = lax.while_loop(lambda carry: carry[1] < needed, refill_slots, carry)
-  proceed = lambda until, state: unfinished(state, 1) > until
-  return write(found, shrink(step, proceed, state, sizes, 1, keep_caches=False))
+  proceed = lambda until, state: unfinished(state) > until
+  return write(found, shrink(step, proceed, state, sizes, keep_caches=False))

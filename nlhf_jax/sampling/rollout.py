@@ -10,13 +10,12 @@ from functools import partial
 import jax
 from jaxtyping import Array
 
-from nlhf_jax.models import sharding
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling.decode import decode_and_compact, grow_caches, scatter_back
 from nlhf_jax.sampling.layouts import end_padding, is_traced, sampling_layout, to_training
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.sampler import Sampler, cache_limits, make_sampler
-from nlhf_jax.sampling.sharded_decoding import decode_shards
+from nlhf_jax.sampling.sharded_decoding import decode_shards, shrinks
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
@@ -68,7 +67,7 @@ def _sample(sampler, params, prompts, key, count):
   for limit in limits:
     if limit != limits[0]:
       state = grow_caches(state, limit - 1)
-    if on_host and sharding.has_mesh():
+    if on_host and shrinks():
       state, unfinished = decode_shards(sampler, params, state, key, limit=limit)
     else:
       state, finished, unfinished = decode_and_compact(

@@ -6,12 +6,12 @@ is communicated and no shard waits for another. Where the loop communicates over
 shards take as many steps as the slowest: a permutation, even within shards, is one operation of all
 devices on some backends, which would wait for shards that have left the loop.
 
-All sizes are loops of one program.
+All sizes are loops of one program. In the layout `gathered`, which splits the rows of a shard over
+devices that share weights, the loop is that of `decode`, and batches do not shrink.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling.decode import is_full, next_tokens
 from nlhf_jax.sampling.mixture_decoding import DecodePlan, group_params, make_plan
-from nlhf_jax.sampling.sampler import Sampler, SamplingState, append_tokens
+from nlhf_jax.sampling.sampler import Sampler, SamplingState, append_tokens, map_prompts
 from nlhf_jax.structs import Params
 
 SHARD = 'data'  # the axis of the mesh whose parts do not wait for one another
@@ -50,8 +50,8 @@ def decode_shards(
   Returns:
     The state, whose `step` is that of each prompt, and the number of unfinished prompts.
   """
-  shards, parts, tensor = (sharding.axis_sizes()[axis] for axis in sharding.AXES)
-  sizes = batch_sizes(sampler, len(state.prompts), shards, parts)
+  axes = sharding.axis_sizes()
+  sizes = batch_sizes(sampler, len(state.prompts), axes[SHARD])
   plan, rows = make_plan(sampler, 'base' in params), PartitionSpec(SHARD)
 
   @partial(
@@ -66,15 +66,15 @@ def decode_shards(
     step = make_step(sampler, plan, params, locate)
 
     def proceed(until, state):
-      running, full = unfinished(state, parts) > until, is_full(sampler, plan, state, limit)
-      if parts * tensor > 1:
+      running, full = unfinished(state) > until, is_full(sampler, plan, state, limit)
+      if axes['tensor'] > 1:
         running, full = (lax.pmax(x, SHARD) for x in (running, full))
       return running & ~full
 
-    return shrink(step, proceed, state, sizes, parts, limit < sampler.length)
+    return shrink(step, proceed, state, sizes, limit < sampler.length)
 
   state = run(params, state._replace(step=jnp.broadcast_to(state.step, state.prompts.shape)), key)
-  return state, sharding.shard_axes(jnp.sum(~jnp.all(state.done, axis=1)))
+  return state, sharding.shard_axes(unfinished(state))
 
 
 def make_step(
@@ -102,9 +102,14 @@ def make_step(
   return step
 
 
-def batch_sizes(sampler: Sampler, count: int, shards: int, parts: int) -> tuple[int, ...]:
-  """Prompts in the batches of a part of a shard, from all that it has to the fewest."""
-  sizes, least = [count // (shards * parts)], max(sampler.min_batch // (shards * parts), LEAST)
+def shrinks() -> bool:
+  """Whether the current mesh has shards whose rows lie on one device, or on all of the shard."""
+  return sharding.has_mesh() and sharding.axis_sizes()['fsdp'] == 1
+
+
+def batch_sizes(sampler: Sampler, count: int, shards: int) -> tuple[int, ...]:
+  """Prompts in the batches of a shard, from all that it has to the fewest."""
+  sizes, least = [count // shards], max(sampler.min_batch // shards, LEAST)
   # Short responses end before another loop is worth its compilation.
   while sampler.length > sampler.first_room and sizes[-1] // 2 >= least:
     sizes.append(sizes[-1] // 2)
@@ -132,10 +137,9 @@ def uniform_numbers(
   return ((drawn[..., 0] ^ drawn[..., 1]) >> 9).astype(jnp.float32) * jnp.float32(2**-23)
 
 
-def unfinished(state: SamplingState, parts: int) -> Int[Array, '']:
-  """Unfinished prompts in that part of the state that has the most."""
-  running = ~jnp.all(state.done, axis=1)
-  return jnp.max(jnp.sum(running.reshape(parts, -1), axis=1))
+def unfinished(state: SamplingState) -> Int[Array, '']:
+  """The number of unfinished prompts."""
+  return jnp.sum(~jnp.all(state.done, axis=1))
 
 
 def shrink(
@@ -143,52 +147,28 @@ def shrink(
   proceed: Callable[[int, SamplingState], Array],
   state: SamplingState,
   sizes: Sequence[int],
-  parts: int,
   keep_caches: bool,
 ) -> SamplingState:
-  """Takes steps while `proceed(fewest unfinished prompts, state)`, in ever smaller batches.
-
-  Batches of a part have its own prompts only, so that none moves to another device.
-  """
+  """Takes steps while `proceed(fewest unfinished prompts, state)`, in ever smaller batches."""
   size, *smaller = sizes
   state = lax.while_loop(partial(proceed, smaller[0] if smaller else 0), step, state)
   if not smaller:
     return state
-  done = jnp.all(state.done, axis=1).reshape(parts, size)
-  chosen = jnp.argsort(done, axis=1, stable=True)[:, : smaller[0]]
-  inner = take_prompts(state, chosen, size)
-  inner = shrink(step, proceed, inner, smaller, parts, keep_caches)
+  chosen = jnp.argsort(jnp.all(state.done, axis=1), stable=True)[: smaller[0]]
+  taken = map_prompts(state, size, lambda leaf: leaf[chosen])
+  inner = shrink(step, proceed, taken, smaller, keep_caches)
   if keep_caches:
-    return put_prompts(state, chosen, inner, size)
-  merged = put_prompts(state._replace(caches=()), chosen, inner._replace(caches=()), size)
+    return put_prompts(state, chosen, inner)
+  merged = put_prompts(state._replace(caches=()), chosen, inner._replace(caches=()))
   return merged._replace(caches=state.caches)
 
 
-def take_prompts(tree: Any, chosen: Int[Array, 'parts n'], size: int) -> Any:
-  """The rows of the chosen prompts of each part, of `size` that each has."""
+def put_prompts(state: SamplingState, chosen: Int[Array, 'n'], new: SamplingState) -> SamplingState:
+  """The state with the rows of `new` at the chosen prompts."""
 
-  def take(leaf):
-    return _join_parts(jax.vmap(lambda x, at: x[at])(_split_parts(leaf, chosen, size), chosen))
+  def put(leaf, own):
+    by_prompt = leaf.reshape(len(state.prompts), -1, *leaf.shape[1:])
+    own = own.reshape(len(chosen), -1, *own.shape[1:])
+    return by_prompt.at[chosen].set(own).reshape(leaf.shape)
 
-  return jax.tree.map(take, tree)
-
-
-def put_prompts(tree: Any, chosen: Int[Array, 'parts n'], new: Any, size: int) -> Any:
-  """The tree with the rows of `new` at the chosen prompts of each part."""
-
-  def put(leaf, new):
-    new = _split_parts(new, chosen, chosen.shape[1])
-    leaf = _split_parts(leaf, chosen, size)
-    return _join_parts(jax.vmap(lambda x, at, rows: x.at[at].set(rows))(leaf, chosen, new))
-
-  return jax.tree.map(put, tree, new)
-
-
-def _split_parts(leaf: Array, chosen: Array, size: int) -> Array:
-  """[parts x size x n, ...] -> [parts, size, n, ...], n rows for each prompt."""
-  return leaf.reshape(len(chosen), size, -1, *leaf.shape[1:])
-
-
-def _join_parts(leaf: Array) -> Array:
-  """[parts, size, n, ...] -> [parts x size x n, ...]."""
-  return leaf.reshape(-1, *leaf.shape[3:])
+  return jax.tree.map(put, state, new)

@@ -62,7 +62,7 @@ def refilled_row_steps(lengths, batch):
   """The row-steps of each shard of the current mesh, which refills its slots."""
   settings = make_sampler(COUNTDOWN, [{'policy': 1.0}], LENGTH, 0, 1, UNFILTERED)
   prompts = jax.tree.map(sharding.put_rows, prompts_of(lengths))
-  numbers, slots = (0, len(lengths)), {'policy': {}}
+  numbers, slots = np.array([0, len(lengths)]), {'policy': {}}
   responses, steps = run_queues(
     settings, slots, slots, prompts, jax.random.key(0), numbers, batch=batch
   )

@@ -26,18 +26,17 @@ def test_numbers_are_those_of_the_whole_batch():
 
 
 @pytest.mark.parametrize(
-  ('length', 'count', 'shards', 'parts', 'expected'),
+  ('length', 'count', 'split', 'expected'),
   [
-    (512, 128, 8, 1, (16, 8, 4, 2)),
-    (512, 128, 2, 1, (64, 32, 16, 8, 4)),
-    (512, 128, 2, 4, (16, 8, 4, 2)),
-    (512, 24, 8, 1, (3,)),
-    (sampler.FIRST_ROOM, 128, 8, 1, (16,)),
+    (512, 128, 8, (16, 8, 4, 2)),
+    (512, 128, 2, (64, 32, 16, 8, 4)),
+    (512, 24, 8, (3,)),
+    (sampler.FIRST_ROOM, 128, 8, (16,)),
   ],
 )
-def test_batches_are_halved(length, count, shards, parts, expected):
-  settings = sampler.make_sampler(None, [{'policy': 1.0}], length, 0, 1, UNFILTERED)
-  assert sharded_decoding.batch_sizes(settings, count, shards, parts) == expected
+def test_batches_are_halved(length, count, split, expected):
+  settings = sampler.make_sampler(shards.COUNTDOWN, [{'policy': 1.0}], length, 0, 1, UNFILTERED)
+  assert sharded_decoding.batch_sizes(settings, count, split) == expected
 
 
 def test_row_steps_and_tokens_of_a_shard(monkeypatch):

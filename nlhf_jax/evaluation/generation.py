@@ -12,6 +12,7 @@ from nlhf_jax.data.readers import Problem
 from nlhf_jax.errors import UserError
 from nlhf_jax.models.decoder import Decoder
 from nlhf_jax.sampling import rollout
+from nlhf_jax.sampling.refill import chunk_sampler
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Params
 
@@ -76,13 +77,10 @@ def make_respond(
     rows = truncate_rows(encode_conversations(tokenizer, texts), room)
     width = padded_length(max(map(len, rows)), MIN_PADDED_LENGTH, room)
     prompts = tokenizers.pad_prompts(tokenizer, rows, width)
-    sample, key = rollout_at(temperature), jax.random.key(seed)
-
-    def sample_chunk(chunk, number):
-      return sample({'policy': model.params}, chunk, jax.random.fold_in(key, number))[0]
-
+    sampled, key = {'policy': model.params}, jax.random.key(seed)
+    sample, size = chunk_sampler(rollout_at(temperature), sampled, key, len(rows), batch)
     try:
-      responses = map_chunks(sample_chunk, prompts, batch)
+      (responses,) = map_chunks(sample, prompts, size)
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise

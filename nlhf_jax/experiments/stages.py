@@ -21,6 +21,7 @@ from nlhf_jax.models.decoder import temper
 from nlhf_jax.progress import progress
 from nlhf_jax.sampling import rollout
 from nlhf_jax.sampling.dialogue_rollout import make_dialogue_rollout
+from nlhf_jax.sampling.refill import chunk_sampler
 from nlhf_jax.sampling.rollout import Rollout
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.storage import json_lines, store
@@ -282,21 +283,22 @@ def respond(
   label: str,
   batch: int,
 ) -> tuple[Responses, ...]:
-  """Responses to any number of prompts, `batch` prompts at a time.
+  """Responses to any number of prompts, `batch` of which are decoded at a time.
 
   Raises:
-    Interrupted: between batches, if the user asked to stop.
+    Interrupted: between chunks of them, if the user asked to stop.
   """
   count = len(prompts.tokens)
+  sample, size = chunk_sampler(rollout, params, key, count, batch)
   with progress(count, label, 'prompt') as bar:
 
     def one_chunk(chunk, number):
       interrupts.check(label)
-      responses = rollout(params, chunk, jax.random.fold_in(key, number))
+      responses = sample(chunk, number)
       bar.update(min(len(chunk.tokens), count - bar.done))
       return responses
 
-    return map_chunks(one_chunk, prompts, batch)
+    return map_chunks(one_chunk, prompts, size)
 
 
 # --- The folder of a stage ---

@@ -218,8 +218,13 @@ def attend_splash(query, key, value, mask, *, scale, cap, interpret=False):
   inputs = [sharding.pad_rows(x) for x in (query, key, value, mask.real)]
   heads = sharding.spec((sharding.ROW_AXES, None, 'tensor', None), inputs[1].shape)
   rows = sharding.spec((sharding.ROW_AXES, None), inputs[3].shape)
+  axes = set(jax.sharding.get_abstract_mesh().auto_axes)
   splash = jax.shard_map(
-    splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    splash,
+    in_specs=(heads, heads, heads, rows),
+    out_specs=heads,
+    axis_names=axes,
+    check_vma=False,
   )
   return splash(*inputs)[:count]
 

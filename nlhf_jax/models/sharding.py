@@ -103,9 +103,19 @@ def spec(axes: tuple, shape: tuple[int, ...]) -> PartitionSpec:
     names = (axis,) if isinstance(axis, str) else axis or ()
     return size % math.prod(sizes[name] for name in names) == 0
 
+  axes = map(automatic, axes)
   return PartitionSpec(
     *(axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True))
   )
+
+
+def automatic(axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+  """The axes that no enclosing `shard_map` has split already, which leaves them to the compiler."""
+  manual = jax.sharding.get_abstract_mesh().manual_axes
+  if not manual or axes is None:
+    return axes
+  names = (axes,) if isinstance(axes, str) else axes
+  return tuple(name for name in names if name not in manual) or None
 
 
 def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -134,7 +144,7 @@ def axis_sizes() -> dict[str, int]:
 
 def example_shards() -> int:
   """The number of parts that a batch is split into."""
-  return math.prod(axis_sizes()[axis] for axis in ROW_AXES) if has_mesh() else 1
+  return math.prod(axis_sizes()[axis] for axis in automatic(ROW_AXES) or ()) if has_mesh() else 1
 
 
 def shard_parameters(tree: Any) -> Any:
@@ -154,7 +164,7 @@ def shard_rows(x: Array, *rest: str | None) -> Array:
   if not has_mesh():
     return x
   axes = spec((None, *rest, *(None,) * (x.ndim - 1 - len(rest))), x.shape)
-  return lax.with_sharding_constraint(x, PartitionSpec(ROW_AXES, *axes[1:]))
+  return lax.with_sharding_constraint(x, PartitionSpec(automatic(ROW_AXES), *axes[1:]))
 
 
 def pad_rows(x: Array) -> Array:

@@ -2,7 +2,8 @@
 
 The loop returns to the host when its caches are full, to grow them, and when at most a quarter of
 its prompts have an unfinished response, to compact the batch to those. On a mesh, and inside
-another compiled program, caches grow but batches are not compacted.
+another compiled program, caches grow but batches are not compacted; `sharded_decoding` has a loop
+for meshes.
 """
 
 from collections.abc import Mapping
@@ -75,9 +76,7 @@ def decode(
   def unfinished(state):
     return jnp.sum(~jnp.all(state.done, axis=1))
 
-  def full(state):
-    exceeds = state.lengths + plan.draft_length > limit
-    return jnp.any(~state.done & exceeds) & (limit < sampler.length)
+  full = partial(is_full, sampler, plan, limit=limit)
 
   def proceed(state):
     slowest = jnp.min(jnp.where(state.done, sampler.length, state.lengths))
@@ -87,6 +86,14 @@ def decode(
 
   state = lax.while_loop(proceed, step, state)
   return state, sharding.shard_axes(unfinished(state)), sharding.shard_axes(full(state))
+
+
+def is_full(
+  sampler: Sampler, plan: DecodePlan, state: SamplingState, limit: int
+) -> Bool[Array, '']:
+  """Whether the caches, with room up to this response length, have none for the next tokens."""
+  exceeds = state.lengths + plan.draft_length > limit
+  return jnp.any(~state.done & exceeds) & (limit < sampler.length)
 
 
 def next_tokens(

@@ -128,14 +128,19 @@ def sampling_layout(
   if not _is_laid_out((slots, prompts, key)):
     yield slots, prompts, key
     return
-  used = {'base', *(slot for members in sampler.mixtures for slot, _ in members)}
-  slots = {slot: params for slot, params in slots.items() if slot in used}
+  slots = used_slots(sampler, slots)
   layout = choose(sampler.decoder, slots, device_memory())
   announce(layout, whole_bytes(sampler.decoder, slots))
   mesh = sampling_mesh(layout)
   slots = to_sampling(sampler.decoder, slots, mesh)
   with jax.set_mesh(mesh):
     yield slots, *_place(prompts, key)
+
+
+def used_slots(sampler: Sampler, slots: Mapping[str, Params]) -> dict[str, Params]:
+  """The slots that are sampled from, and the base that they may share."""
+  used = {'base', *(slot for members in sampler.mixtures for slot, _ in members)}
+  return {slot: params for slot, params in slots.items() if slot in used}
 
 
 def _is_laid_out(tree: Any) -> bool:

@@ -27,6 +27,17 @@ def prefill(
   sampler: Sampler, params: Mapping[str, Params], prompts: Prompts, key: Array
 ) -> SamplingState:
   """The state after the prompts and the first token of every response."""
+  uniform = jax.random.uniform(jax.random.fold_in(key, 0), (len(prompts.tokens), sampler.rows))
+  return begin(sampler, params, prompts, uniform)
+
+
+def begin(
+  sampler: Sampler,
+  params: Mapping[str, Params],
+  prompts: Prompts,
+  uniform: Float[Array, 'B R'],
+) -> SamplingState:
+  """`prefill` with these numbers in [0, 1) for the first tokens."""
   plan = make_plan(sampler, 'base' in params)
   logits, prefilled = _prefill_slots(sampler, plan, params, prompts)
   caches = tuple(
@@ -35,7 +46,6 @@ def prefill(
   state = _initial_state(sampler, prompts, caches)
   mixed = [sum(weight * logits[slot] for slot, weight in members) for members in sampler.mixtures]
   mixed = jnp.repeat(jnp.stack(mixed, axis=1), sampler.count, axis=1)
-  uniform = jax.random.uniform(jax.random.fold_in(key, 0), state.last.shape)
   sampled = sample_token(uniform, mixed, sampler.filters)
   sampled = jax.tree.map(lambda x: x[..., None], sampled)
   return append_tokens(sampler, state, sampled, jnp.ones_like(state.lengths))

@@ -15,6 +15,7 @@ from nlhf_jax.sampling.decode import decode_and_compact, grow_caches, scatter_ba
 from nlhf_jax.sampling.layouts import end_padding, is_traced, sampling_layout, to_training
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.sampler import Sampler, cache_limits, make_sampler
+from nlhf_jax.sampling.sharded_decoding import decode_shards, shrinks
 from nlhf_jax.sampling.token import UNFILTERED, Filters
 from nlhf_jax.structs import Mixture, Params, Prompts, Responses
 
@@ -66,9 +67,12 @@ def _sample(sampler, params, prompts, key, count):
   for limit in limits:
     if limit != limits[0]:
       state = grow_caches(state, limit - 1)
-    state, finished, unfinished = decode_and_compact(
-      sampler, params, state, finished, key, limit, on_host
-    )
+    if on_host and shrinks():
+      state, unfinished = decode_shards(sampler, params, state, key, limit=limit)
+    else:
+      state, finished, unfinished = decode_and_compact(
+        sampler, params, state, finished, key, limit, on_host
+      )
     if on_host and limit != sampler.length and int(unfinished) == 0:
       break
   return split_mixtures(sampler, scatter_back(finished, state))

@@ -76,12 +76,13 @@ def cache_limits(sampler: Sampler) -> list[int]:
 class SamplingState(NamedTuple):
   """The state of b prompts with R responses each; `lengths` counts the tokens sampled so far.
 
-  `step` counts sampling steps, for random keys; `prompts` are the indices of the prompts in the
-  whole batch; `last` is the latest token of each row, which no cache holds yet. `ends` is the
-  length at which the present turn of a conversation must end; None: the whole response.
+  `step` counts sampling steps, for random keys, of all prompts or of each one; `prompts` are the
+  indices of the prompts in the whole batch; `last` is the latest token of each row, which no cache
+  holds yet. `ends` is the length at which the present turn of a conversation must end; None: the
+  whole response.
   """
 
-  step: Int[Array, '']
+  step: Int[Array, ''] | Int[Array, 'b']
   prompts: Int[Array, 'b']
   done: Bool[Array, 'b R']
   lengths: Int[Array, 'b R']

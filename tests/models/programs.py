@@ -23,6 +23,7 @@ from nlhf_jax.sampling.decode import decode
 from nlhf_jax.sampling.dialogue_rollout import Dialogue, Replies, make_dialogue_rollout
 from nlhf_jax.sampling.prefill import prefill
 from nlhf_jax.sampling.rollout import make_rollout
+from nlhf_jax.sampling.sharded_decoding import decode_shards
 from nlhf_jax.structs import Comparison, Prompts, Responses
 from nlhf_jax.training.update import initial_state, make_update
 from tests import compiled_text
@@ -161,8 +162,11 @@ def casts():
   }
 
 
-def decoding(layout):
-  """What one decoding program moves per token; caches have room for 61 tokens."""
+def decoding(layout, shards=True):
+  """What one decoding program moves per token; caches have room for 61 tokens.
+
+  The loop is that of each shard, or one of all, as `gathered` has it.
+  """
   decoder, params = small(jnp.bfloat16)
   with jax.set_mesh(sharding.make_mesh(*FSDP)):
     placed = sharding.put_parameters(params)
@@ -170,13 +174,40 @@ def decoding(layout):
     slots = layouts.to_sampling(decoder, {'policy': placed}, mesh)
     with jax.set_mesh(mesh):
       settings = sampler.make_sampler(decoder, [{'policy': 1.0}], 62, 1, 1, sampler.Filters())
-      state = prefill(settings, slots, some_prompts(8), jax.random.key(0))
-      slots = decoder.for_decoding(slots)
-      lowered = decode.lower(
-        settings, slots, state, jax.random.key(0), batch=8, limit=62, compact_to=0
-      )
-      text = compiled_text.partitioned(lowered)[1]
-  return moved(text, True)
+      settings = settings._replace(first_room=61)  # so that batches shrink
+      prompts, key = layouts._place(some_prompts(32), jax.random.key(0))
+      state, slots = prefill(settings, slots, prompts, key), decoder.for_decoding(slots)
+      if shards and layout != 'gathered':
+        lowered = decode_shards.lower(settings, slots, state, key, limit=62)
+      else:
+        lowered = decode.lower(settings, slots, state, key, batch=32, limit=62, compact_to=0)
+      return moved(compiled_text.partitioned(lowered)[1], True)
+
+
+def uneven_tokens():
+  """Responses that end at different times, of one device and of shards with batches that shrink."""
+  sampler.FIRST_ROOM, sampler.MIN_BATCH = 4, 6
+  decoder, params = small()
+  stopping = decoder._replace(
+    logits=lambda params, hidden: decoder.logits(params, hidden).at[..., 1].add(4.0)
+  )
+  other = jax.tree.map(lambda leaf: leaf[..., ::-1], params)
+  prompts, mixtures = some_prompts(23), [{'policy': 1.0}, {'policy': 0.5, 'other': 0.5}]
+
+  def sample(drafts):
+    sampler.default_draft_length = lambda: drafts
+    rollout = make_rollout(stopping, mixtures, length=20, stop=1)
+    place = sharding.put_parameters
+    sides = rollout({'policy': place(params), 'other': place(other)}, prompts, jax.random.key(3))
+    return [np.asarray(leaf).tolist() for side in jax.block_until_ready(sides) for leaf in side[:2]]
+
+  results = {'alone': sample(1), 'alone_drafted': sample(3)}
+  with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+    with layouts.use_layout('tensor'):
+      results['tensor'] = sample(1)
+    with layouts.use_layout('replicated'):
+      results['replicated_drafted'] = sample(3)
+  return results
 
 
 def reply(prompts, responses, key):
@@ -276,8 +307,12 @@ def accumulation():
 PARTS = {
   'heads': heads,
   'casts': casts,
-  'decoding': lambda: {layout: decoding(layout) for layout in layouts.LAYOUTS},
+  'decoding': lambda: (
+    {layout: decoding(layout) for layout in layouts.LAYOUTS}
+    | {'together': decoding('replicated', shards=False)}
+  ),
   'tokens': tokens,
+  'uneven_tokens': uneven_tokens,
   'rows': rows,
   'accumulation': accumulation,
 }

@@ -77,6 +77,11 @@ def test_splash_attention_on_a_mesh_is_the_same():
   axes = (jax.sharding.AxisType.Auto,) * 3
   with jax.set_mesh(jax.make_mesh((1, 1, 1), ('data', 'fsdp', 'tensor'), axis_types=axes)):
     np.testing.assert_allclose(attend(*arrays(128)), alone, atol=1e-6)
+    rows = jax.sharding.PartitionSpec('data')
+    shard = jax.shard_map(
+      attend, in_specs=rows, out_specs=rows, axis_names={'data'}, check_vma=False
+    )
+    np.testing.assert_allclose(jax.jit(shard)(*arrays(128)), alone, atol=1e-6)
 
 
 def gradient_of(attend):

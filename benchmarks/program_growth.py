@@ -41,7 +41,7 @@ def make_config(axis: str, value: int):
   """The config with one size changed."""
   config = command.load_config('nash_md')
   settings = SIZES | BASE | {axis: value}
-  config.model.update({name: settings[name] for name in SIZES})
+  config.model.update({name: settings[name] for name in SIZES}, remat='layers')
   config.data.update({name: settings[name] for name in BASE if name != 'batch'})
   config.mesh.update(data=1, fsdp=settings.get('devices', 1))
   config.policies.self_play.update(batch=settings['batch'], judge='lengths')

@@ -25,7 +25,7 @@ from nlhf_jax.training.rollout_step import make_sample
 from nlhf_jax.training.update import initial_state, make_update
 
 
-class Sampling(NamedTuple):
+class SampleSettings(NamedTuple):
   """What is sampled: `count` responses to each of `batch` prompts from every mixture."""
 
   mixtures: list[Mixture]
@@ -60,7 +60,7 @@ def plan_step(
   )
   rollout = 0
   if sampled_mixtures(algorithm) and not policy.served:
-    sampling = Sampling(sampled_mixtures(algorithm), 1, training.batch, policy.filters)
+    sampling = SampleSettings(sampled_mixtures(algorithm), 1, training.batch, policy.filters)
     slots = lambda model: state_shapes(model, training).slots
     rollout = _plan_rollout(config, model, slots, sampling, memory, notes)
   if needs_judge(algorithm):
@@ -75,7 +75,7 @@ def plan_best_of(config: ConfigDict, model: Model, memory: float) -> tuple[int, 
   section, notes = config.tournament, []
   count = section.best_of
   batch = min(max(section.batch // count, 1), section.prompts)
-  sampling = Sampling([{'policy': 1.0}], 2 * count, batch, Filters(**section.filters))
+  sampling = SampleSettings([{'policy': 1.0}], 2 * count, batch, Filters(**section.filters))
 
   def slots(model):
     own, base = program_memory.split_shapes(model)

@@ -61,18 +61,22 @@ def needs(config, *more):
 
 @pytest.mark.slow
 def test_persistent_memory_is_exact_and_excess_gets_advice(config):
-  (slots, optimizer, kept, update, rollout, peak), message = needs(
-    config, '--devices=4', '--config.mesh.fsdp=4', '--config.mesh.data=1', '--memory=0.0001'
-  )
+  mesh = ['--devices=4', '--config.mesh.fsdp=4', '--config.mesh.data=1']
+  (slots, optimizer, kept, update, rollout, peak), _ = needs(config, *mesh)
   layer = 4 * 64 * 64 + 3 * 64 * 128
   a_slot = 4 * (512 * 64 + 6 * layer) / 4 / 1e6  # megabytes in float32, a quarter on each device
   assert slots == pytest.approx(2 * a_slot, abs=0.02)  # policy and reference
   assert optimizer == pytest.approx(a_slot, abs=0.02)  # b1=0 stores no first moment
   assert kept == pytest.approx(a_slot, abs=0.02)  # the judge
   assert peak == pytest.approx(slots + optimizer + kept + max(update, rollout), abs=0.05)
+  memory = f'--memory={0.95e-3 * peak}'
+  _, message = needs(config, *mesh, memory)
   assert 'fsdp=4' in message
   assert 'does NOT fit' in message
-  assert '--config.model.compute=bfloat16' in message
+  (advice,) = re.findall(r'with:\n  (.*)$', message, re.MULTILINE)
+  assert '--config.model.compute=bfloat16' in advice
+  _, message = needs(config, *mesh, memory, *advice.split())
+  assert 'does NOT fit' not in message
 
 
 @pytest.mark.slow

@@ -259,15 +259,19 @@ def _sampling_peak(model, make_slots, make_sampler, prompts, layer_copies) -> in
       found.append(_compile_decode(short, slots, sampler, first))
     held, allocated = (_extrapolate(pair, depth) for pair in zip(*found, strict=True))
   sampler = make_sampler(own)
-  old = sum(sharded_bytes((cache.keys, cache.values)) for cache in state.caches)
-  if len(cache_limits(sampler)) == 1:
-    old = 0
-  else:  # the last caches before the largest ones
-    old = old * (cache_limits(sampler)[-2] - 1) // (cache_limits(sampler)[0] - 1)
+  old = _bytes_before_growth(state, cache_limits(sampler))
   size = compacted_size(sampler, len(prompts.tokens))
   compacted = held * size // len(prompts.tokens)
   decoding = layer_copies + share * (held + max(allocated, old, compacted))
   return round(max(share * reading, decoding))
+
+
+def _bytes_before_growth(state: SamplingState, limits: list[int]) -> int:
+  """Bytes of the last state before the largest one, which is a copy of it; 0 if none grows."""
+  if len(limits) == 1:
+    return 0
+  caches = sum(sharded_bytes((cache.keys, cache.values)) for cache in state.caches)
+  return sharded_bytes(state) + caches * (limits[-2] - limits[0]) // (limits[0] - 1)
 
 
 def _pad_shape(leaf):

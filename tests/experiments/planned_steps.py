@@ -93,7 +93,6 @@ def measure_sampling(sample):
   finally:
     rollout.prefill, decoding.decode, rollout.grow_caches = prefill, decode, grow
     layouts.to_sampling = move
-  print(peaks, file=sys.stderr)
   return max(peaks)
 
 

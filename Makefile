@@ -48,6 +48,7 @@ docs: $(VENV)/installed
 
 # On an idle machine; a GPU has a line of its own in benchmarks/README.md.
 bench: $(VENV)/installed
+	$(BIN)/python benchmarks/growth.py --programs --seconds
 	for name in training optimisations growth startup quality tabular; do \
 	  $(BIN)/python benchmarks/$$name.py || exit 1; \
 	done

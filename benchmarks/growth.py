@@ -5,7 +5,8 @@ python benchmarks/growth.py
 One size is changed at a time, from the small model of `training.py` at a batch of 8; every point is
 measured in a process of its own. Slopes are between the two largest points: 1 is linear, 2
 quadratic. Devices are simulated on this machine, so that the best result is a constant time. Writes
-benchmarks/results/growth.json and growth.png.
+benchmarks/results/growth.json and growth.png. With `--programs`, programs are compiled and not run:
+see `program_growth.py`.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 import environments
 import jax
 import matplotlib.pyplot as plt
+import program_growth
 from matplotlib import ticker
 from tqdm import tqdm
 from training import MODELS, Settings, ours
@@ -114,7 +116,9 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  if '--only' in sys.argv:
+  if '--programs' in sys.argv:
+    program_growth.main('--seconds' in sys.argv)
+  elif '--only' in sys.argv:
     jax.set_mesh(sharding.make_mesh(0, 1, 1)) if jax.device_count() > 1 else None
     print(json.dumps(ours(Settings(**json.loads(sys.argv[-1])), PARTS)))
   else:

@@ -1,8 +1,9 @@
 """Plans memory: `nlhf plan --config=nash_md --devices=8 --memory=80`.
 
-Prints the memory that each policy of a config needs on every device of a mesh, and what to change
-where it does not fit. Nothing is allocated: the devices are simulated, and only `config.json` of a
-pretrained model is read. `python -m nlhf_jax.plan` does the same.
+Prints the memory that each policy of a config needs on every device of a mesh, and with which
+settings it fits where it does not. Nothing is allocated, and only `config.json` of a pretrained
+model is read. The devices are simulated; with `--topology=v5e:8x8` the programs are compiled for
+TPUs, which need not be there. `python -m nlhf_jax.plan` does the same.
 """
 
 import importlib
@@ -17,7 +18,8 @@ from nlhf_jax.errors import UserError
 
 FLAGS = {
   'devices': 'number of devices; default 8',
-  'memory': 'memory of each device in gigabytes (10^9 bytes); default 80',
+  'memory': 'memory of each device in gigabytes (10^9 bytes); default 80, or that of the topology',
+  'topology': 'TPUs to compile for, such as v5e:8x8, instead of --devices; needs nlhf-jax[tpu]',
 }
 
 
@@ -45,9 +47,19 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
     raise UserError(
       f'--devices must be at least 1 and --memory above 0, not {devices} and {memory:g}.'
     )
+  if settings.topology and settings.devices:
+    raise UserError(
+      f'--topology={settings.topology} determines how many devices there are; leave --devices out.'
+    )
   # Imported late, so that a mistake in the flags does not wait for JAX.
-  experiment = importlib.import_module('nlhf_jax.experiments.memory_plan')
-  experiment.start(config, devices, memory)
+  load = lambda name: importlib.import_module(f'nlhf_jax.experiments.{name}')
+  plan, found = load('memory_plan'), ()
+  if settings.topology:
+    found = load('topology').find_devices(settings.topology)
+    devices = len(found)
+    if not settings.memory:
+      memory = load('topology').device_memory(found[0]) / 1e9
+  plan.start(config, plan.Machine(found, devices, 1e9 * memory))
 
 
 if __name__ == '__main__':

@@ -79,6 +79,10 @@ def check_language(config: ConfigDict) -> None:
       field = f'config.policies.{name}.votes'
       require(FLOAT * row.votes.total * lengths, host, 'the votes', f'{field}.total')
       check_candidates(row.votes.candidates, row.batch * lengths, f'{field}.candidates')
+  best = config.tournament.best_of
+  if best:
+    prompts = min(max(config.tournament.batch // best, 1), config.tournament.prompts)
+    check_candidates(best, prompts * lengths, 'config.tournament.best_of')
   if config.model.hf:
     return
   if 'vocabulary' in data:

@@ -135,7 +135,7 @@ def attend_cached(
 
 def platform() -> str:
   """`tpu`, `cuda` (NVIDIA, Ampere or newer), or the name of any other device of JAX."""
-  device = jax.devices()[0]
+  device = sharding.devices()[0]
   if 'cuda' in device.client.platform_version and float(device.compute_capability) >= 8:
     return 'cuda'
   return device.platform

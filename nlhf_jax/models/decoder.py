@@ -75,7 +75,9 @@ class Decoder(NamedTuple):
 
 def parameter_shapes(decoder: Decoder) -> Params:
   """The shapes and types of the decoder's parameters; none is computed."""
-  return decoder.shapes() if decoder.shapes else jax.eval_shape(decoder.init, jax.random.key(0))
+  # The key is made in the trace: plans have no devices for it.
+  make = lambda: decoder.init(jax.random.key(0))
+  return decoder.shapes() if decoder.shapes else jax.eval_shape(make)
 
 
 @functools.cache  # equal decoders share compiled programs

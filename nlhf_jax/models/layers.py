@@ -100,7 +100,7 @@ def to_bits(params: Params) -> Params:
   XLA on CPUs has no slices of bfloat16: it converts all layers to float32 before a scan over them,
   which takes twice the memory of the weights. Of uint16, each layer is sliced as it is.
   """
-  if jax.default_backend() != 'cpu':
+  if sharding.devices()[0].platform != 'cpu':
     return params
   return _reinterpret(params, jnp.bfloat16, jnp.uint16)
 

@@ -10,7 +10,8 @@ compiler pads them.
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -39,6 +40,24 @@ PARAMETER_AXES = (
 )
 
 
+_absent: ContextVar[Sequence[Any]] = ContextVar('absent devices', default=())
+
+
+@contextlib.contextmanager
+def use_devices(absent: Sequence[Any]) -> Iterator[None]:
+  """A context in which programs are compiled for these devices, which need not be there."""
+  token = _absent.set(absent)
+  try:
+    yield
+  finally:
+    _absent.reset(token)
+
+
+def devices() -> Sequence[Any]:
+  """The devices that programs are compiled for: those of JAX, unless `use_devices` names others."""
+  return _absent.get() or jax.devices()
+
+
 def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding.Mesh:
   """A mesh over all devices; `data` = 0 takes those that the other axes leave.
 
@@ -46,7 +65,7 @@ def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding
     UserError: if the axes do not multiply to the number of devices, or the slices of a TPU cannot
       share the examples equally.
   """
-  count = jax.device_count()
+  count = len(devices())
   data = data or max(count // (fsdp * tensor), 1)
   if data * fsdp * tensor != count:
     raise UserError(
@@ -55,19 +74,20 @@ def make_mesh(data: Count, fsdp: AtLeastOne, tensor: AtLeastOne) -> jax.sharding
     )
   shape, types, slices = (data, fsdp, tensor), (AxisType.Auto,) * len(AXES), find_slices()
   if len(slices) == 1:
-    return jax.make_mesh(shape, AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=slices[0])
   return jax.sharding.Mesh(arrange_slices(shape, slices), AXES, axis_types=types)
 
 
 def find_slices() -> list[list[Any]]:
   """The devices of each slice: TPUs with fast links to one another, slow ones to other slices."""
-  devices = jax.devices()
+  found = list(devices())
   # Hosts with GPUs are slices to JAX, but parameters may well be split over their network.
-  if devices[0].platform != 'tpu':
-    return [devices]
+  if found[0].platform != 'tpu':
+    return [found]
   slices: dict[int, list[Any]] = {}
-  for device in devices:
-    slices.setdefault(device.slice_index, []).append(device)
+  for device in found:
+    # Devices that are absent have no number of a slice: they are one.
+    slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
   return list(slices.values())
 
 
@@ -185,7 +205,7 @@ def shard_axes(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
 def parameter_sharding(path: str, leaf: Any) -> jax.sharding.Sharding:
   """The sharding of a parameter that is loaded from a file."""
   if not has_mesh():
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.SingleDeviceSharding(devices()[0])
   return NamedSharding(jax.sharding.get_mesh(), parameter_spec(path, leaf.shape))
 
 

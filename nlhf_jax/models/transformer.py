@@ -65,7 +65,7 @@ class Transformer(NamedTuple):
   def shapes(self) -> Params:
     """The shapes and types of what `init` returns; one layer is traced, and all have its shapes."""
     first = self._replace(sizes=self.sizes._replace(layers=self.sizes.layers[:1]))
-    stacked, rest = layers.split(jax.eval_shape(first.init, jax.random.key(0)))
+    stacked, rest = layers.split(jax.eval_shape(lambda: first.init(jax.random.key(0))))
     count = len(self.sizes.layers)
     repeat = lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
     return trees.merge(jax.tree.map(repeat, stacked), rest)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from nlhf_jax.models import sharding
 from nlhf_jax.models.decoder import Cache, Decoder
 from nlhf_jax.sampling.token import Filters, SampledToken, take_entry
 from nlhf_jax.structs import Mixture, Responses
@@ -58,7 +59,7 @@ def make_sampler(
 
 def default_draft_length() -> int:
   """Tokens drafted at once: 1 on a CPU, where checking a token costs as much as decoding it."""
-  return 1 if jax.default_backend() == 'cpu' else DRAFT_LENGTH
+  return 1 if sharding.devices()[0].platform == 'cpu' else DRAFT_LENGTH
 
 
 def cache_limits(sampler: Sampler) -> list[int]:

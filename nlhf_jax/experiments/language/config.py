@@ -65,7 +65,18 @@ LEARNED = ('sft', *BY_STAGE)
 
 
 def check(config: ConfigDict) -> None:
-  """Checks numbers and the model's sizes before any work is done.
+  """Checks numbers, and that sizes fit into this machine, before any work is done.
+
+  Raises:
+    UserError: if one is wrong.
+  """
+  check_settings(config)
+  check_language(config)
+  check_before_data(config)
+
+
+def check_settings(config: ConfigDict) -> None:
+  """Checks numbers, for whatever machine.
 
   Raises:
     UserError: if one is wrong.
@@ -73,8 +84,6 @@ def check(config: ConfigDict) -> None:
   sections.check(sections.language_sections(config))
   dialogue_config.check_dialogue(config)
   check_heads(config.model)
-  check_language(config)
-  check_before_data(config)
 
 
 def check_heads(model: ConfigDict) -> None:

@@ -6,7 +6,8 @@ python benchmarks/startup.py --config=configs/smollm2.py:start # after `make rea
 Neither has a trained stage; the second one finds the programs that the first one compiled and the
 data that it tokenised, as every start of `make run` after the first does. The short run takes two
 steps of every stage and a tournament on 64 prompts, in batches as large as those of training. Also
-the programs that the first short run compiles, and its peak memory. Writes benchmarks/results/startup.json or startup_smollm2.json.
+the programs that the first short run compiles, and its peak memory. Writes
+benchmarks/results/startup.json or startup_smollm2.json.
 """
 
 import argparse

@@ -114,5 +114,11 @@ def test_follower_learns_from_what_it_reads():
   exact = np.array(ravel_pytree(objective(SLOTS['opponent']))[0], float)
   slots = {'policy': SLOTS['opponent'], 'reference': SLOTS['reference']}
   one = lambda batch: ravel_pytree(toy.update_gradient(toy.SELF_PLAY, SCORE, slots, batch))[0]
-  found = tiny.jit(lambda batches: lax.map(one, batches))(played(toy.TAU)['opponent'])
-  toy.assert_unbiased(np.array(found, float), exact, 0.08)
+  gradients = tiny.jit(lambda batches: lax.map(one, batches))
+  batches = played(toy.TAU)['opponent']
+  toy.assert_unbiased(np.array(gradients(batches), float), exact, 0.08)
+  # A planted error: it is scored as if it had read the prompt alone.
+  prompts = Prompts(*(jnp.tile(leaf, (BATCHES, ROWS // 2, 1)) for leaf in toy.PROMPTS))
+  blind = np.array(gradients(batches._replace(prompts=prompts)), float)
+  scores, _ = toy.errors(blind, exact)
+  assert abs(scores).max() > toy.THRESHOLD

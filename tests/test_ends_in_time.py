@@ -11,6 +11,7 @@ import time
 import pytest
 
 from nlhf_jax.distributed import LOST, RESUME_STATUS
+from tests.chaos.small_disk import can_mount, small_disk
 from tests.test_distributed import LIMIT, SMALL, start_two
 
 STEP = 3  # seconds, most of which the judge sleeps
@@ -19,7 +20,7 @@ STOPPED = STEP + 5  # seconds from a signal to the end
 JUDGE = f"""
 import sys, time
 
-def reward(prompts, responses):
+def by_length(prompts, responses):
   print('judging', file=sys.stderr, flush=True)
   time.sleep({STEP})
   return [len(response) for response in responses]
@@ -43,7 +44,7 @@ def wait_for_line(program, line):
 @pytest.mark.parametrize('number', [0, 1])
 def test_long_steps_are_saved_and_both_end(number, tmp_path):
   (tmp_path / 'judge.py').write_text(JUDGE)
-  judge = f'--config.policies.self_play.judge={tmp_path / "judge.py"}:reward'
+  judge = f'--config.policies.self_play.judge={tmp_path / "judge.py"}:by_length'
   program = [sys.executable, '-m', 'nlhf_jax.main', *TRAINING.split(), judge]
   programs = start_two([*program, f'--workdir={tmp_path / "run"}'])
   for _ in range(3):  # the first step compiles
@@ -63,13 +64,13 @@ import os, signal, sys, time
 from nlhf_jax import command, distributed
 from nlhf_jax.errors import UserError
 
-_, how, state, cluster = sys.argv
+_, how, state, disk, cluster = sys.argv
 
 def lose(*_):
   if how == 'error':
     raise UserError('no luck')
-  with open('/dev/full', 'w') as file:
-    file.write('x')
+  with open(f'{disk}/file', 'wb') as file:
+    file.write(bytes(1 << 20))
 
 def work(config, settings):
   signal.signal(signal.SIGUSR1, lose)
@@ -83,6 +84,15 @@ def work(config, settings):
 arguments = ['main', '--config=tabular', cluster]
 sys.exit(command.run_command(arguments, '', {}, work))
 """
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A disk with room for 64 KiB."""
+  with small_disk(tmp_path / 'disk', 1 << 16):
+    yield tmp_path / 'disk'
+
+
 # How a process ends: the signal that it gets, and what it prints last.
 ENDS = {
   'killed': (signal.SIGKILL, None),
@@ -94,11 +104,11 @@ WORK = [*((how, 'idle') for how in ENDS), ('full', 'together')]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has a device that is full')
+@pytest.mark.skipif(not can_mount(), reason='only root can mount a small disk')
 @pytest.mark.parametrize('number', [0, 1])
 @pytest.mark.parametrize(('how', 'state'), WORK)
-def test_a_loss_ends_the_other_whatever_it_does(how, state, number):
-  programs = start_two([sys.executable, '-c', LOSING, how, state])
+def test_a_loss_ends_the_other_whatever_it_does(how, state, number, disk):
+  programs = start_two([sys.executable, '-c', LOSING, how, state, str(disk)])
   for program in programs:
     wait_for_line(program, 'at work')
   time.sleep(0.5)  # both wait

@@ -1,5 +1,6 @@
 """The benchmark of training at toy size, in bfloat16 as on a GPU."""
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_slope_is_the_exponent_of_a_power(training):
   assert changed.model['hidden_size'] == 64
   assert math.isclose(changed.model['intermediate_size'], 688 / 4, rel_tol=0.05)
   assert growth.settings_at('response_length', 32).response_length == 32
+
+
+def test_tables_of_memory_are_those_of_the_results(training):
+  import memory
+
+  found = json.loads(memory.RESULTS.read_text())
+  assert {case.split(' on ')[0] for case in found} == set(memory.SIZES)
+  assert memory.table(found) in (BENCHMARKS.parent / 'docs' / 'results.md').read_text()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 COLLECTIVES = {
   'all-gather',
@@ -36,9 +37,10 @@ class Instruction(NamedTuple):
 def partitioned(lowered) -> tuple[jax.stages.Compiled, str]:
   """The compiled program, and its text right after it is divided among the devices."""
   dump = {'xla_dump_hlo_as_text': True, 'xla_dump_hlo_pass_re': 'spmd-partitioning'}
-  # A program from the cache would dump nothing.
+  # A program from the cache would dump nothing. JAX looks at the setting once, until it is reset.
   before = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
   try:
     with tempfile.TemporaryDirectory() as folder:
       compiled = lowered.compile({'xla_dump_to': folder, **dump})
@@ -46,6 +48,7 @@ def partitioned(lowered) -> tuple[jax.stages.Compiled, str]:
       text = max(Path(folder).glob('*after*spmd-partitioning*.txt')).read_text()
   finally:
     jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
   return compiled, text
 
 

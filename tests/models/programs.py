@@ -174,13 +174,14 @@ def decoding(layout, shards=True):
     slots = layouts.to_sampling(decoder, {'policy': placed}, mesh)
     with jax.set_mesh(mesh):
       settings = sampler.make_sampler(decoder, [{'policy': 1.0}], 62, 1, 1, sampler.Filters())
-      settings = settings._replace(first_room=61)  # so that batches shrink
-      prompts, key = layouts._place(some_prompts(32), jax.random.key(0))
+      settings = settings._replace(first_room=61, min_batch=4)  # so that batches shrink
+      rows = 32 if layout == 'replicated' else 8  # four for each shard, or all for the only one
+      prompts, key = layouts._place(some_prompts(rows), jax.random.key(0))
       state, slots = prefill(settings, slots, prompts, key), decoder.for_decoding(slots)
       if shards and layout != 'gathered':
         lowered = decode_shards.lower(settings, slots, state, key, limit=62)
       else:
-        lowered = decode.lower(settings, slots, state, key, batch=32, limit=62, compact_to=0)
+        lowered = decode.lower(settings, slots, state, key, batch=rows, limit=62, compact_to=0)
       return moved(compiled_text.partitioned(lowered)[1], True)
 
 

@@ -74,9 +74,11 @@ def plot(axes: dict, path: Path) -> None:
   figure, panels = plt.subplots(2, 3, figsize=(10, 5.5), layout='constrained')
   for panel, (axis, points) in zip(panels.flat, axes.items(), strict=True):
     for name, label in LABELS.items():
-      panel.loglog(points, [1e-6 * point[name] for point in points.values()], 'o-', label=label)
+      panel.loglog(
+        list(points), [1e-6 * point[name] for point in points.values()], 'o-', label=label
+      )
     if all('seconds' in point for point in points.values()):
-      panel.loglog(points, [point['seconds'] for point in points.values()], 'o:', label='s')
+      panel.loglog(list(points), [point['seconds'] for point in points.values()], 'o:', label='s')
     panel.set_xticks(list(points), list(points))
     panel.xaxis.set_minor_locator(ticker.NullLocator())
     panel.set_xlabel(axis.replace('_', ' '))

@@ -95,6 +95,15 @@ def test_tables_of_memory_are_those_of_the_results(training):
   assert memory.table(found) in (BENCHMARKS.parent / 'docs' / 'results.md').read_text()
 
 
+def test_programs_do_not_grow_with_layers_or_devices(training):
+  import program_growth
+
+  axes = json.loads((program_growth.RESULTS / 'program_growth.json').read_text())['axes']
+  assert axes['layers']['8']['text'] <= 1.02 * axes['layers']['4']['text']
+  assert axes['layers']['32']['text'] <= 1.02 * axes['layers']['8']['text']
+  assert axes['devices']['8']['update'] < axes['devices']['1']['update'] / 2
+
+
 @pytest.mark.slow
 def test_drafts_have_the_distribution_of_plain_decoding(training):
   import kernels

@@ -8,7 +8,8 @@ prompts that a prompter chooses, and `from_data` on the same pool of prompts, al
 learn from the oracle, which measures them too. Runs are kept in FOLDER, and resume there; with
 `toy` each takes a minute, and nothing is written. Otherwise benchmarks/results/players.json gets
 the win rates over SFT of the policies alone, those of each round of refinement over the first
-response, and the mean and the worst win rate over the prompts of the pool.
+response, and the mean and the worst win rate over the prompts of the pool. It has not been run in
+full yet.
 """
 
 import json

@@ -3,6 +3,8 @@
 nlhf run --config=commit_and_answer
 nlhf run --config=commit_and_answer:file --config.model.hf=MODEL --config.data.path=FILE
 
+A pretrained model needs other learning rates: see docs/guides/commit_and_answer.md.
+
 Beside it self-play, which does not expect an answer. Both are then refined: the leader by its
 follower, self-play by itself.
 """

@@ -43,7 +43,7 @@ def run(config: ConfigDict, settings: flags.FlagValues) -> None:
       f"--devices is a whole number and --memory a number of gigabytes, not '{settings.devices}' "
       f"and '{settings.memory}'."
     ) from None
-  if devices < 1 or memory <= 0:
+  if devices < 1 or not 0 < memory < float('inf'):
     raise UserError(
       f'--devices must be at least 1 and --memory above 0, not {devices} and {memory:g}.'
     )

@@ -76,7 +76,7 @@ def possible_changes(config: ConfigDict, name: str, use: Any, devices: int) -> I
     if rows % (2 * shards) == 0:
       yield {f'{field}.accumulate': 2 * row.accumulate}
   else:
-    if fsdp > 1 and config.mesh.get('sampling', 'auto') != 'gathered':
+    if fsdp > 1 and 'sampling' in config.mesh and config.mesh.sampling != 'gathered':
       yield {'mesh.sampling': 'gathered'}
     if row.batch % (2 * shards * row.accumulate) == 0:
       yield {f'{field}.batch': row.batch // 2}

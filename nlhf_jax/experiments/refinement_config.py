@@ -12,6 +12,7 @@ from nlhf_jax.experiments.specs import Refinement
 from nlhf_jax.storage import json_lines
 
 PROMPT = '{prompt}'  # in an instruction: the text of the prompt
+WIDTHS = 32  # of replies that have the prompt, in tokens: multiples of this
 
 
 def make_refinement(config: ConfigDict, tokenizer: Any, positions: int) -> Refinement | None:
@@ -52,8 +53,10 @@ def check_instruction(
     raise UserError(
       f'{field}: {problem}; ask for no second response, or choose another model.'
     ) from None
-  prompts = 1 + instruction.count(PROMPT)
-  needed = prompts * config.data.prompt_length + 2 * config.data.response_length + len(asked)
+  reply = len(asked) + instruction.count(PROMPT) * config.data.prompt_length
+  if PROMPT in instruction:
+    reply += -reply % WIDTHS
+  needed = config.data.prompt_length + 2 * config.data.response_length + reply
   if needed > positions:
     raise UserError(
       f'{field}: a prompt, a response, the instruction and another response have up to {needed} '

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from nlhf_jax.algorithms.algorithm import DATA, needs_judge, sampled_mixtures
+from nlhf_jax.algorithms.algorithm import DATA, POLICY, needs_judge, sampled_mixtures
 from nlhf_jax.experiments import program_memory
 from nlhf_jax.experiments.dialogue_config import conversation_length
 from nlhf_jax.experiments.judge_config import find_judges
@@ -21,6 +21,7 @@ from nlhf_jax.sampling.sampler import make_sampler
 from nlhf_jax.sampling.token import Filters
 from nlhf_jax.structs import Comparison, Mixture, Prompts, Responses
 from nlhf_jax.training import step_metrics
+from nlhf_jax.training.opponent_play import OPPONENT
 from nlhf_jax.training.rollout_step import make_sample
 from nlhf_jax.training.update import initial_state, make_update
 
@@ -60,9 +61,21 @@ def plan_step(
   )
   rollout = 0
   if sampled_mixtures(algorithm) and not policy.served:
-    sampling = SampleSettings(sampled_mixtures(algorithm), 1, training.batch, policy.filters)
-    slots = lambda model: state_shapes(model, training).slots
+    mixtures = [POLICY, OPPONENT] if policy.opponent else sampled_mixtures(algorithm)
+    sampling = SampleSettings(mixtures, 1, training.batch, policy.filters)
+
+    def slots(model):
+      found = state_shapes(model, training).slots
+      if policy.opponent:
+        found |= {'opponent': shard_parameters(program_memory.split_shapes(model)[0])}
+      return found
+
     rollout = _plan_rollout(config, model, slots, sampling, memory, notes)
+  if policy.opponent:
+    notes.append(
+      'what an opponent reads beyond the prompt, its update, and the pass of the reference over '
+      'its responses are not planned.'
+    )
   if needs_judge(algorithm):
     pairs = comparison.payoff.shape
     judging = partial(_plan_judging, config, model, policy.judge, pairs)

@@ -93,8 +93,8 @@ class Transformer(NamedTuple):
       return self._apply_block(params, x, select(cos_sin, rotary), attend_layer)
 
     stacked, ends = layers.split(params)
-    # No gradient passes bits, and none is wanted of weights under adapters.
     fixed, moving = trees.split(stacked, lambda path: self.lora and not is_adapter(path))
+    fixed = lax.stop_gradient(fixed)  # on every platform, since bits have no gradient
     x = self._apply_ends(ends, tokens, positions, method='begin')
     by_layer = (layers.to_bits(fixed), moving, window_numbers, rotary_numbers)
     x, stored = _scan(run_layer, x, by_layer, self.numerics.remat)
@@ -221,7 +221,8 @@ def make_decoder(
 ) -> Decoder:
   """A `Decoder` of the given sizes; `heads` must be a multiple of `key_heads`.
 
-  With `lora`, `init` adds adapters, whose output is zero at the start. The decoder also takes
+  With `lora`, `init` adds adapters, whose output is zero at the start, and no gradient reaches the
+  layers under them. The decoder also takes
   parameters without adapters: those of the base.
   """
   model = Transformer(sizes, numerics, lora)

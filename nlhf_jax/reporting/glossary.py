@@ -39,7 +39,11 @@ GLOSSARY = {
   'comparisons that were held out.',
   'weakest edge of cycle': 'The least probability along the cycle of styles; above 1/2 the judge '
   'has learned the cycle.',
-  'payoff': 'Mean of P(response beats opponent) - 1/2 or, with rewards, of their difference.',
+  'payoff': 'Mean of P(response beats opponent) - 1/2 or, with rewards, of their difference; '
+  "against a trained opponent, with that one's KL if its reward is regularised.",
+  'payoff of opponent': 'Mean of P(its response beats that of the policy) - 1/2.',
+  'payoff of prompter': "Estimate, from below, of the policy's regularised exploitability on the "
+  'prompts that are chosen.',
   'entropy': 'Of sampled tokens, nats per token.',
   'response length': 'Mean number of tokens of a response.',
   'missing verdicts': 'Share of pairs on which the judge gave no verdict.',

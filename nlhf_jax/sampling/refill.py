@@ -2,7 +2,8 @@
 
 A shard has a queue of prompts and a fixed number of slots, which take the next prompts as responses
 end. Once the queue is empty, its batch shrinks as in `sharded_decoding`. Each prompt has the random
-numbers, and so the response, that it has when prompts are sampled a batch after another.
+numbers that it has when prompts are sampled a batch after another, and so the same response but for
+rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence

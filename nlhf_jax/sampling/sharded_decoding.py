@@ -2,9 +2,9 @@
 
 Under `jax.shard_map` over the axis `data`, a shard runs until its own responses are done, and
 halves its batch whenever half of the prompts in it are. Where every device has all weights, nothing
-is communicated and no shard waits for another. Where the loop communicates over other axes, all
-shards take as many steps as the slowest: a permutation, even within shards, is one operation of all
-devices on some backends, which would wait for shards that have left the loop.
+is communicated and no shard waits for another. Where the loop communicates over another axis,
+XLA may compile that communication to one operation that all devices of the mesh must reach. All
+shards then take as many steps as the slowest, so that none has left the loop while another waits.
 
 All sizes are loops of one program. In the layout `gathered`, which splits the rows of a shard over
 devices that share weights, the loop is that of `decode`, and batches do not shrink.

@@ -21,7 +21,7 @@ from nlhf_jax.errors import UserError, first_line
 
 NAME = '.lease.json'
 SECONDS = 60.0  # after which a lease that is not renewed may be taken over
-PATIENCE = 20.0  # seconds for which a request is tried; the lease must outlast two of them
+PATIENCE = 20.0  # seconds for which a request is tried, about; half as much again at worst
 SKEW = 60.0  # by which the clocks of this machine and of the store may differ
 
 

@@ -312,7 +312,7 @@ def _missing_extra(url: str, field: str) -> UserError:
 
 
 @contextlib.contextmanager
-def explained(url: str) -> Iterator[None]:
+def explained(url: str, field: str = 'the store') -> Iterator[None]:
   """Raises what a store refused as a `UserError`; of a package that is missing, `ImportError`."""
   try:
     yield
@@ -325,6 +325,6 @@ def explained(url: str) -> Iterator[None]:
     if isinstance(error, FileNotFoundError):  # of which some stores give the path alone
       reason = f'not found: {reason}'
     raise UserError(
-      f"the store '{url}' cannot be used ({reason}); check its name, your rights and "
+      f"{field} '{url}' cannot be used ({reason}); check its name, your rights and "
       'the network, and run the same command again: what was saved is safe.'
     ) from None

@@ -45,7 +45,7 @@ def download(url: str, wanted: Sequence[str], files: Sequence[str], field: str) 
       or a download is cut short or damaged.
   """
   fs, root = store.connect(url, field)
-  with store.explained(url):
+  with store.explained(url, field):
     found = {
       os.path.relpath(path, root): info
       for path, info in fs.find(root, detail=True).items()

@@ -21,7 +21,8 @@ from nlhf_jax.structs import Comparison, TrainState
 
 # In the order in which an update computes them; one bit each.
 QUANTITIES = ('data', 'judge', 'loss', 'gradient', 'metrics', 'optimizer', 'parameters')
-ABSTAINING = ('payoff',)  # metrics that are NaN where a judge gives no verdict at all
+# Metrics that are NaN where a judge gives no verdict at all.
+ABSTAINING = ('payoff', 'payoff_of_opponent', 'payoff_of_prompter')
 
 
 # --- On the device ---
@@ -156,7 +157,8 @@ def _find_in_state(state: TrainState) -> str | None:
   """The first array of a state that is not finite, in words; None if all are finite."""
   trees = {"the optimiser's state": state.optimizer, "the slot 'policy'": state.params['policy']}
   beside = state.in_flight if isinstance(state.in_flight, Mapping) else {}
-  trees |= {f"the slot '{slot}'": tree for slot, tree in {**state.slots, **beside}.items()}
+  trees |= {f"the slot '{slot}'": tree for slot, tree in state.slots.items()}
+  trees |= {f"what is trained beside it, '{name}',": tree for name, tree in beside.items()}
   for place, tree in trees.items():
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       if has_nonfinite([leaf]):

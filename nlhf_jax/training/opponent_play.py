@@ -83,7 +83,8 @@ def make_log_ratio(score: Score) -> LogRatio:
   @jax.jit
   def of_reference(params, prompts, responses):
     ratio = responses.log_probs - score(params, Comparison(prompts, responses)).left
-    return jnp.sum(ratio, axis=-1)[..., None]
+    ratio = jnp.sum(ratio, axis=-1)[..., None]
+    return jnp.where(jnp.isnan(ratio), jnp.inf, ratio)  # NaN would be a verdict that is missing
 
   def log_ratio(slots, prompts, responses):
     return of_reference(trees.slot_params(slots, 'reference'), prompts, responses)
@@ -116,9 +117,10 @@ def make_opponent_play(
       chosen, prompts = choose(prompter, batch, jax.random.fold_in(key, CHOOSING))
     asked, first, second = sample(slots, prompts, key)
     payoff = feedback(Comparison(prompts, second, first), jax.random.fold_in(key, 1))
-    ratio = log_ratio(slots, asked, second)
+    ratio = log_ratio(slots, asked, second) if prices.in_reward or choose else 0.0
+    paid = prices.in_reward * ratio if prices.in_reward else 0.0
     played = {
-      'policy': Comparison(prompts, first, second, prices.in_reward * ratio - payoff),
+      'policy': Comparison(prompts, first, second, paid - payoff),
       'opponent': Comparison(asked, second, None, payoff),
     }
     if chosen is not None:

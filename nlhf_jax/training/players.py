@@ -17,7 +17,7 @@ from jaxtyping import Array
 from nlhf_jax.models import sharding
 from nlhf_jax.structs import Comparison, Params, TrainState
 from nlhf_jax.training.loop import Steps
-from nlhf_jax.training.update import Update
+from nlhf_jax.training.update import Update, copy_params
 
 # (slot -> parameters, batch, key) -> player -> the comparison that it learns from.
 Play = Callable[[Mapping[str, Params], Any, Array], Mapping[str, Comparison]]
@@ -41,8 +41,9 @@ def make_player_steps(update: Update, players: Mapping[str, Player], play: Play)
 
   `begin` adds the players to the state, by name: the `params` and the `optimizer` of each. Metrics
   are those of the policy and, of each player, `payoff_of_PLAYER`; `loss` is the sum over all, and
-  `gradient_norm` the norm of the gradients of all. If a number of one is not finite, none of them
-  moves any more.
+  `gradient_norm` the norm of the gradients of all. If a number of one is not finite, no player
+  moves in later steps; those before it in the same step have moved, and the stage resumes from the
+  last checkpoint.
 
   Args:
     update: of the policy.
@@ -55,7 +56,7 @@ def make_player_steps(update: Update, players: Mapping[str, Player], play: Play)
     first = {}
     for name, player in players.items():
       start = state.params['policy'] if player.start is None else player.start
-      params = jax.tree.map(jnp.copy, start)
+      params = copy_params(start)
       own = {'params': params, 'optimizer': player.optimizer.init(params)}
       first[name] = sharding.put_parameters(own)
     return state._replace(in_flight=first)

@@ -41,7 +41,7 @@ def initial_state(
   """
   moving = moving_slots(algorithm)
   fixed = {slot: params for slot in algorithm.references if slot not in moving}
-  slots = {slot: _copy(params) for slot in moving}
+  slots = {slot: copy_params(params) for slot in moving}
   if base:
     fixed['base'] = base
   # Two arrays, since an update donates both.
@@ -49,9 +49,8 @@ def initial_state(
   return TrainState(step, slots, optimizer.init(slots['policy']), fixed, nonfinite=nonfinite)
 
 
-_copy = jax.jit(
-  lambda params: jax.tree.map(jnp.copy, params)
-)  # one program, not one for each shape
+# One program, not one for each shape.
+copy_params = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
 def moving_slots(algorithm: Algorithm) -> list[str]:

@@ -72,11 +72,9 @@ def make_opponent_steps(experiment: LanguageExperiment, policy: Policy, judge: J
 
 
 def measure_payoff(comparison, scores) -> dict[str, jax.Array]:
-  """The mean payoff of a player over the pairs that have one; 0 without any."""
+  """The mean payoff of a player over the pairs that have one; NaN without any."""
   del scores
-  known = ~jnp.isnan(comparison.payoff)
-  total = jnp.sum(jnp.where(known, comparison.payoff, 0.0))
-  return {'payoff': total / jnp.maximum(jnp.sum(known), 1)}
+  return {'payoff': jnp.nanmean(comparison.payoff)}
 
 
 def read_pool(experiment: LanguageExperiment, count: int) -> Prompts:

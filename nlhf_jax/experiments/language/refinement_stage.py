@@ -17,7 +17,7 @@ from nlhf_jax.data.batches import map_chunks, take
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation.tournament import t_interval
 from nlhf_jax.experiments.language.tournament_stage import make_interruptible
-from nlhf_jax.experiments.refinement_config import PROMPT
+from nlhf_jax.experiments.refinement_config import PROMPT, WIDTHS
 from nlhf_jax.experiments.specs import LanguageExperiment
 from nlhf_jax.experiments.stages import make_rollout, respond
 from nlhf_jax.judges.judge import Judge
@@ -26,7 +26,6 @@ from nlhf_jax.reporting import formatting
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
 
-WIDTHS = 32  # of replies that have the prompt, in tokens: multiples of this
 ROUNDS = 1 << 30  # folded into the tournament's key, as numbers of entries are; these are smaller
 
 

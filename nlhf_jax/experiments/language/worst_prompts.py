@@ -1,8 +1,8 @@
 """Win rates on the prompt that a policy serves worst, and what a prompter chose.
 
-Measured on the pool of the prompter, where there is one. The worst of many noisy means is too low,
-so it is looked for in one half of the responses and measured on the other half, both ways: the mean
-of the two is too high at most.
+Measured on the pool of the prompter, where there is one. The least of many noisy means is below
+the true least. So the prompt is looked for in one half of the responses and measured on the other
+half, both ways; the mean of both is, on average, not below the true least.
 """
 
 from collections.abc import Mapping
@@ -153,6 +153,6 @@ def print_worst_prompts(found: Mapping) -> None:
   for name, chosen in found['chosen'].items():
     top = chosen['prompts'][0]
     print(
-      f"  The prompter of '{name}' is {chosen['kl']:.3f} nats from the data, and chooses one "
-      f'prompt {top["probability"] / top["data"]:.1f} times as often as these.'
+      f"  The prompter of '{name}' is {chosen['kl']:.3f} nats from the data: it chooses one "
+      f'prompt {top["probability"] / top["data"]:.1f} times as often as the data have it.'
     )

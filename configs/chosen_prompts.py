@@ -3,7 +3,8 @@
 nlhf run --config=chosen_prompts
 nlhf run --config=chosen_prompts:file --config.data.path=FILE
 
-Beside it the same policy with a prompter that stands still: all prompts are equally probable.
+For comparison, the same policy with a prompter that does not learn: all prompts are equally
+probable.
 """
 
 from nlhf_jax.configs import base

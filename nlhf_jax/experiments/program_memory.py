@@ -213,11 +213,11 @@ def measure_rollout(
     prompts: shapes.
     memory: bytes of a device, by which the layout is chosen.
   """
-  slots, used = make_slots(model), used_slots(make_sampler(model))
+  slots = make_slots(model)
   if not sharding.has_mesh():
     parts = layer_bytes(slots)
     return _sampling_peak(model, make_slots, make_sampler, prompts, parts)
-  slots = {slot: params for slot, params in slots.items() if slot in used}
+  slots = layouts.used_slots(make_sampler(model), slots)
   mesh = layouts.sampling_mesh(layouts.choose(model.decoder, slots, memory))
   low = {slot: jax.eval_shape(model.decoder.cast, params) for slot, params in slots.items()}
   moving = parameter_bytes(low)
@@ -230,13 +230,9 @@ def measure_rollout(
 
 def is_extrapolated(model: Model, sampler: Sampler) -> bool:
   """Whether decoding is compiled with fewer layers than the model has."""
-  depth, slots = len(model.sizes.layers), len(used_slots(sampler) - {'base'})
-  return depth * slots > COMPILED_LAYERS and depth > DEPTHS[1]
-
-
-def used_slots(sampler: Sampler) -> set[str]:
-  """The slots that a sampler reads."""
-  return {'base', *(slot for members in sampler.mixtures for slot, _ in members)}
+  depth = len(model.sizes.layers)
+  slots = {slot for members in sampler.mixtures for slot, _ in members}
+  return depth * len(slots) > COMPILED_LAYERS and depth > DEPTHS[1]
 
 
 def layer_bytes(slots: Mapping[str, Any]) -> int:
@@ -318,8 +314,7 @@ def _compile_decode(model, slots, sampler, state) -> tuple[int, int]:
 
 def _sampled(model, slots, sampler):
   """The shapes of the slots that a sampler reads, as they lie while it samples."""
-  used = used_slots(sampler)
-  slots = {slot: params for slot, params in slots.items() if slot in used}
+  slots = layouts.used_slots(sampler, slots)
   if not sharding.has_mesh():
     return slots
   return {

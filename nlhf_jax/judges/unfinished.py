@@ -47,7 +47,7 @@ def unfinished_costs(judge: Judge, stop: int) -> Judge:
   return lambda comparison: _charge(judge(comparison), comparison.left, comparison.right, stop)
 
 
-# Each is one program: one by one, their operations would compile as long as that of a small judge.
+# Each is one program; one by one, every operation would be compiled for every shape.
 
 
 @partial(jax.jit, static_argnames='stop')

@@ -56,9 +56,8 @@ def unstack_slots(slots: Mapping[str, Params]) -> dict[str, dict]:
   """Slot -> its parameters with numbered layers; arrays that slots share are taken apart once.
 
   In the memory of one CPU, layers are views where they are aligned; an update then cannot reuse
-  the memory of an array that has views. Elsewhere each layer is a call of
-  one small program: a program that takes all layers apart has hundreds of results, and compiles for
-  as long as a decoding program.
+  the memory of an array that has views. Elsewhere each layer is a call of one small program: one
+  that takes all layers apart has hundreds of results, and compiles for as long as decoding does.
   """
   rows, numbered = {}, {}  # id of a stacked array -> its part in each layer; slot -> path -> leaf
   for slot, params in slots.items():

@@ -73,9 +73,6 @@ def decode(
     sampled, count, caches = next_tokens(sampler, plan, own, state, uniform)
     return append_tokens(sampler, state, sampled, count)._replace(caches=caches)
 
-  def unfinished(state):
-    return jnp.sum(~jnp.all(state.done, axis=1))
-
   full = partial(is_full, sampler, plan, limit=limit)
 
   def proceed(state):
@@ -86,6 +83,11 @@ def decode(
 
   state = lax.while_loop(proceed, step, state)
   return state, sharding.shard_axes(unfinished(state)), sharding.shard_axes(full(state))
+
+
+def unfinished(state: SamplingState) -> Int[Array, '']:
+  """The number of prompts with an unfinished response."""
+  return jnp.sum(~jnp.all(state.done, axis=1))
 
 
 def is_full(

@@ -1,9 +1,9 @@
 """Sampling responses to more prompts than are decoded at once, on a mesh.
 
-A shard has a queue of prompts and a fixed number of slots, which take the next prompts as responses
-end. Once the queue is empty, its batch shrinks as in `sharded_decoding`. Each prompt has the random
-numbers that it has when prompts are sampled a batch after another, and so the same response but for
-rounding.
+A shard has a queue of prompts and a batch of fixed size, whose places take the next prompts as
+responses end. Once the queue is empty, its batch shrinks as in `sharded_decoding`. Each prompt has
+the random numbers that it has when prompts are sampled a batch after another, and so the same
+response but for rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from nlhf_jax.models import sharding
 from nlhf_jax.sampling import rollout as rollouts
+from nlhf_jax.sampling.decode import unfinished
 from nlhf_jax.sampling.layouts import (
   choose,
   device_memory,
@@ -35,13 +36,12 @@ from nlhf_jax.sampling.sharded_decoding import (
   make_step,
   put_prompts,
   shrink,
-  unfinished,
   uniform_numbers,
 )
 from nlhf_jax.structs import Params, Prompts, Responses
 
 QUEUE = 4  # batches of prompts in a queue
-REFILL = 4  # a shard refills its slots once a fourth of them are free, by one prefill
+REFILL = 4  # a shard refills its batch once a fourth of its places are free, by one prefill
 
 
 def chunk_sampler(
@@ -99,7 +99,7 @@ def refill(
     key: batch number n is sampled with `fold_in(key, n)`.
     numbers: that of the first batch; and of prompts that responses are needed to. Responses to the
       others mean nothing.
-    batch: number of prompts, and of slots on the whole mesh.
+    batch: number of prompts, and of those that the whole mesh decodes at once.
   """
   total = len(prompts.tokens)
   with sampling_layout(sampler, params, prompts, key) as (params, prompts, key):
@@ -134,11 +134,11 @@ def run_queues(
     batch: number of prompts.
   """
   shards, total = sharding.axis_sizes()[SHARD], len(prompts.tokens)
-  slots = -(-batch // shards)
-  fresh = max(slots // REFILL, 1)
-  length = -(-max(total, slots * shards) // (shards * fresh)) * fresh  # of the queue of a shard
-  sizes = batch_sizes(sampler, slots * shards, shards)
-  # Rows are at different places, so that no caches would be full at the same time.
+  places = -(-batch // shards)
+  fresh = max(places // REFILL, 1)
+  length = -(-max(total, places * shards) // (shards * fresh)) * fresh  # of the queue of a shard
+  sizes = batch_sizes(sampler, places * shards, shards)
+  # Rows have different lengths, so that no caches would be full at the same time.
   with_all_room = sampler._replace(first_room=sampler.length)
 
   def run(params, decoding, prompts, key, numbers):
@@ -193,12 +193,12 @@ def _run_queue(
 
   Args:
     step: samples the next tokens.
-    prefill_at: place in the queue -> the state of the prompts from there on, a fixed number.
-    sizes: of batches, from all slots to the fewest.
-    queues: prompts in each, and their number; prompt n is at place `n // number` of its own.
+    prefill_at: position in the queue -> the state of the prompts from there on, a fixed number.
+    sizes: of batches, from all places to the fewest.
+    queues: prompts in each, and their number; prompt n is at position `n // number` of its own.
     needed: prompts of this queue that responses are needed to; they are the first.
   """
-  (length, shards), slots = queues, sizes[0]
+  (length, shards), places = queues, sizes[0]
   shapes = jax.eval_shape(prefill_at, 0)
   fresh = len(shapes.prompts)
 
@@ -209,18 +209,18 @@ def _run_queue(
     put = lambda whole, own: whole.at[state.prompts // shards].set(own, mode='drop')
     return jax.tree.map(put, found, (state.responses, state.step))
 
-  def refill_slots(carry):
+  def refill_places(carry):
     state, start, found = carry
-    state = lax.while_loop(lambda state: unfinished(state) > slots - fresh, step, state)
+    state = lax.while_loop(lambda state: unfinished(state) > places - fresh, step, state)
     free = jnp.argsort(~jnp.all(state.done, axis=1), stable=True)[:fresh]
     found = write(found, state)
     return put_prompts(state, free, prefill_at(start)), start + fresh, found
 
-  state = jax.tree.map(empty(slots), shapes)
+  state = jax.tree.map(empty(places), shapes)
   nowhere = jnp.full_like(state.prompts, length * shards)  # what is written there is dropped
   state = state._replace(prompts=nowhere, done=jnp.ones_like(state.done))
   found = jax.tree.map(empty(length), (shapes.responses, shapes.step))
   carry = state, jnp.int32(0), found
-  state, _, found = lax.while_loop(lambda carry: carry[1] < needed, refill_slots, carry)
+  state, _, found = lax.while_loop(lambda carry: carry[1] < needed, refill_places, carry)
   proceed = lambda until, state: unfinished(state) > until
   return write(found, shrink(step, proceed, state, sizes, keep_caches=False))

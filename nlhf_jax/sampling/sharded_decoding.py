@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.models import sharding
-from nlhf_jax.sampling.decode import is_full, next_tokens
+from nlhf_jax.sampling.decode import is_full, next_tokens, unfinished
 from nlhf_jax.sampling.mixture_decoding import DecodePlan, group_params, make_plan
 from nlhf_jax.sampling.sampler import Sampler, SamplingState, append_tokens, map_prompts
 from nlhf_jax.structs import Params
@@ -135,11 +135,6 @@ def uniform_numbers(
   drawn = jax.vmap(words)(keys, prompts, steps)
   # The exponent and sign take 9 bits of a float.
   return ((drawn[..., 0] ^ drawn[..., 1]) >> 9).astype(jnp.float32) * jnp.float32(2**-23)
-
-
-def unfinished(state: SamplingState) -> Int[Array, '']:
-  """The number of unfinished prompts."""
-  return jnp.sum(~jnp.all(state.done, axis=1))
 
 
 def shrink(

@@ -108,9 +108,9 @@ def test_two_machines_are_the_same_run_as_one_process(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('place', ['disk', 'gs_bucket', 's3_bucket'])
+@pytest.mark.parametrize('place', ['gs_bucket', 's3_bucket'])
 def test_a_run_of_two_lost_machines_resumes_from_its_store(place, whole, request, tmp_path):
-  url = f'file://{tmp_path}' if place == 'disk' else request.getfixturevalue(place)
+  url = request.getfixturevalue(place)
   programs = begin(tmp_path, url)
   wait_for_checkpoint(f'{url}/store', programs)
   for program in programs:

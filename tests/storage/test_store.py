@@ -353,10 +353,8 @@ def whole(tmp_path_factory):
   ('place', 'kill'),
   [
     ('disk', signal.SIGKILL),
-    ('gs_bucket', signal.SIGKILL),
     ('gs_bucket', signal.SIGTERM),
     ('s3_bucket', signal.SIGKILL),
-    ('s3_bucket', signal.SIGTERM),
   ],
 )
 def test_a_stopped_run_resumes_from_its_store(place, kill, whole, request, tmp_path):

@@ -60,10 +60,6 @@ FACTS = {
   ),
 }
 
-# With several threads, XLA's CPU backend now and then waits for ever in a vectorised loop of linear
-# solves (jaxlib 0.10, two cores).
-ONE_THREAD = {'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false'}
-
 
 class ThisPython(AsyncKernelManager):
   """Kernels run on the interpreter of the tests, whatever kernels are installed."""
@@ -85,7 +81,7 @@ def execute(notebook, **variables):
     kernel_manager_class=ThisPython,
     resources={'metadata': {'path': str(ROOT / 'colabs')}},
   )
-  client.execute(env=os.environ | OPTIMISED | ONE_THREAD | {'PYTHONPATH': str(ROOT)} | variables)
+  client.execute(env=os.environ | OPTIMISED | {'PYTHONPATH': str(ROOT)} | variables)
   return ''.join(output.get('text', '') for cell in code(notebook) for output in cell.outputs)
 
 

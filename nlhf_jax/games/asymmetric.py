@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from nlhf_jax.games.exact import cap_change
 from nlhf_jax.games.game import kl
+from nlhf_jax.linear_algebra import solve
 
 
 class AsymmetricGame(NamedTuple):
@@ -66,9 +67,9 @@ def newton_step(game: AsymmetricGame, pair: Pair) -> Pair:
   # Each player's logits may shift by a constant, chosen so that the step keeps the sums at 1.
   ones = jnp.concatenate([jnp.ones_like(x), jnp.zeros_like(y)])
   shifts = jnp.stack([ones, 1 - ones], axis=1)
-  solved = jnp.linalg.solve(matrix, jnp.column_stack([residual, shifts]))
+  solved = solve(matrix, jnp.column_stack([residual, shifts]))
   mass = shifts * jnp.concatenate([x, y])[:, None]
-  amounts = jnp.linalg.solve(mass.T @ solved[:, 1:], mass.T @ solved[:, 0])
+  amounts = solve(mass.T @ solved[:, 1:], mass.T @ solved[:, 0])
   change = solved[:, 0] - solved[:, 1:] @ amounts
   change = cap_change(jnp.concatenate([pair.left, pair.right]), change)
   left, right = change[: len(x)], change[len(x) :]

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from nlhf_jax.games.game import Game, exploitability, gains, kl, log_best_response
+from nlhf_jax.linear_algebra import solve
 
 HALVINGS = 30  # step sizes that the shared policy's line search tries
 
@@ -121,7 +122,7 @@ def solve_shared_policy(
     pi, _, steps = carry
     slope, curvature = jax.grad(objective)(pi), jax.hessian(objective)(pi)
     system = jnp.block([[curvature, ones], [ones.T, jnp.zeros((1, 1))]])
-    change = jnp.linalg.solve(system, jnp.append(-slope, 0.0))[:count]
+    change = solve(system, jnp.append(-slope, 0.0))[:count]
     largest = jnp.minimum(1, 0.99 * jnp.min(jnp.where(change < 0, -pi / change, jnp.inf)))
     tried = pi + (largest * 0.5 ** jnp.arange(HALVINGS))[:, None] * change
     values = jax.vmap(objective)(tried)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.exact import cap_change
 from nlhf_jax.games.game import Game, check_payoff, check_reference, kl
+from nlhf_jax.linear_algebra import solve
 from nlhf_jax.ranges import NonNegative
 
 DialoguePolicy = tuple[Float[Array, '_ _'], ...]
@@ -280,7 +281,7 @@ def dialogue_newton_step(game: DialogueGame, log_pi: DialoguePolicy) -> Dialogue
     return ravel_pytree(dialogue_best_response(game, normalise(logits)))[0]
 
   matrix = jnp.eye(len(flat)) - jax.jacobian(reply)(flat)
-  change = jnp.linalg.solve(matrix, reply(flat) - flat)
+  change = solve(matrix, reply(flat) - flat)
   return normalise(flat + cap_change(flat, change))
 
 

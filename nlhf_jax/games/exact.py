@@ -19,6 +19,7 @@ from scipy import optimize, special
 from nlhf_jax.errors import UserError
 from nlhf_jax.games.game import Game, check_payoff, exploitability, log_best_response
 from nlhf_jax.games.solvers import Solver, State, memoryless, pull_to_reference
+from nlhf_jax.linear_algebra import least_squares, solve
 from nlhf_jax.ranges import POSITIVE, POSITIVE_FRACTION, AtLeastOne
 
 # Probabilities below e^-20 hardly change any payoff, so their logits may move freely.
@@ -67,7 +68,7 @@ def newton_step(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, 'K']:
   pi = jnp.exp(log_pi)
   residual = log_best_response(game, log_pi) - log_pi
   matrix = jnp.eye(len(pi)) - game.payoff * (pi / game.tau)
-  change, shift = jnp.linalg.solve(matrix, jnp.stack([residual, jnp.ones_like(pi)], axis=1)).T
+  change, shift = solve(matrix, jnp.stack([residual, jnp.ones_like(pi)], axis=1)).T
   change = change - (pi @ change) / (pi @ shift) * shift
   return jax.nn.log_softmax(log_pi + cap_change(log_pi, change))
 
@@ -121,7 +122,7 @@ def equilibrium(game: Game, tolerance: ArrayLike = 1e-12, limit: ArrayLike = 600
     return log_best_response(game, log_pi) - log_pi
 
   def invert(linear, right):
-    return jnp.linalg.solve(jax.jacobian(linear)(right), right)
+    return solve(jax.jacobian(linear)(right), right)
 
   # The root is known already; custom_root adds its derivative.
   log_pi = lax.custom_root(residual, state.log_pi, lambda _, found: found, invert)
@@ -154,7 +155,7 @@ def anderson(
     moves = moves.at[slot].set(state.log_pi - before)
     changes = changes.at[slot].set(residual - residual_before)
     weight = jnp.exp(state.log_pi / 2)
-    mix = jnp.linalg.lstsq((changes * weight).T, weight * residual)[0]
+    mix = least_squares((changes * weight).T, weight * residual)
     log_pi = jax.nn.log_softmax(state.log_pi + mixing * residual - mix @ (moves + mixing * changes))
     return State(state.count + 1, log_pi, (state.log_pi, residual, moves, changes))
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from nlhf_jax.games.exact import equilibrium
 from nlhf_jax.games.game import Game, exploitability, gains
+from nlhf_jax.linear_algebra import solve
 
 
 class RlhfComparison(NamedTuple):
@@ -40,7 +41,7 @@ def bradley_terry_reward(
     slope = (weight * (payoff + 0.5 - predicted)).sum(axis=1)
     pairs = weight * predicted * (1 - predicted)
     curvature = jnp.diag(pairs.sum(axis=1)) - pairs
-    change = jnp.linalg.solve(curvature[1:, 1:], slope[1:])
+    change = solve(curvature[1:, 1:], slope[1:])
     change = change * jnp.minimum(1, 2 / jnp.max(abs(change), initial=0))
     return reward.at[1:].add(change)
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax.games.game import Game
+from nlhf_jax.linear_algebra import spectral_norm
 
 
 def sigma(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
@@ -18,7 +19,7 @@ def sigma(game: Game, log_pi: Float[Array, 'K']) -> Float[Array, '']:
   root = jnp.exp(log_pi / 2)
   tangent = jnp.eye(len(root)) - jnp.outer(root, root)
   rotation = tangent @ (root[:, None] * game.payoff * root) @ tangent
-  return jnp.linalg.norm(rotation, 2) / game.tau
+  return spectral_norm(rotation) / game.tau
 
 
 class StableSteps(NamedTuple):

@@ -4,7 +4,6 @@ Features phi(x, a, b) are [X, K, K, F] and antisymmetric in a and b, which makes
 a row of a regression, and the sum of their outer products over all votes its information matrix.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -12,6 +11,7 @@ from jax.scipy.special import expit, logit
 from jaxtyping import Array, Float
 from scipy import stats
 
+from nlhf_jax import linear_algebra
 from nlhf_jax.sample_complexity.classes import Counts, PreferenceClass
 from nlhf_jax.sample_complexity.setting import mirror
 from nlhf_jax.sample_complexity.unstructured import noise_bound
@@ -35,7 +35,7 @@ def linear(features: Features, ridge: float = 1.0, size: float = 1.0) -> Prefere
 
   def estimate(wins):
     matrix = information_matrix(features, wins + mirror(wins), ridge)
-    theta = jnp.linalg.solve(matrix, weighted_features(features, (wins - mirror(wins)) / 2))
+    theta = linear_algebra.solve(matrix, weighted_features(features, (wins - mirror(wins)) / 2))
     return 0.5 + features @ theta
 
   def moved(estimate, change):
@@ -65,7 +65,9 @@ def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
     def one(_, theta):
       p = expit(features @ theta)
       slope = weighted_features(features, wins - counts * p) - ridge * theta
-      change = jnp.linalg.solve(information_matrix(features, counts * p * (1 - p), ridge), slope)
+      change = linear_algebra.solve(
+        information_matrix(features, counts * p * (1 - p), ridge), slope
+      )
       return theta + change * jnp.minimum(1, 2 / jnp.max(abs(features @ change)))
 
     return lax.fori_loop(0, NEWTON_STEPS, one, jnp.zeros(features.shape[-1], wins.dtype))
@@ -84,8 +86,8 @@ def logistic(features: Features, ridge: float = 1e-6) -> PreferenceClass:
 
   def radius(estimate, counts, delta):
     fisher = information_matrix(features, counts * slope(estimate), ridge)
-    spread = jnp.linalg.solve(fisher, information_matrix(features, counts, ridge))
-    largest = jnp.linalg.norm(jnp.linalg.eigvals(spread), jnp.inf)
+    spread = linear_algebra.solve(fisher, information_matrix(features, counts, ridge))
+    largest = jnp.max(abs(linear_algebra.eigenvalues(spread)))
     return largest * stats.chi2.ppf(1 - delta, features.shape[-1])
 
   return make_ellipsoid_class(features, ridge, estimate, slope, moved, difference, radius)
@@ -106,10 +108,10 @@ def make_ellipsoid_class(
     radius: see `PreferenceClass`.
   """
   flat = features.reshape(-1, features.shape[-1])
-  inverse = jnp.linalg.pinv(flat)
+  inverse = linear_algebra.pseudo_inverse(flat)
 
   def norms(counts, gradients):
-    return inverse_norms(information_matrix(features, counts, ridge), gradients)
+    return linear_algebra.inverse_norms(information_matrix(features, counts, ridge), gradients)
 
   def error(estimate, counts, member):
     change = inverse @ difference(estimate, member).ravel()
@@ -139,26 +141,17 @@ def make_ellipsoid_class(
 
   def worst(estimate, counts, weights, budget):
     gradient = weighted_features(features, weights * slope(estimate))
-    direction = jnp.linalg.solve(information_matrix(features, counts, ridge), gradient)
+    direction = linear_algebra.solve(information_matrix(features, counts, ridge), gradient)
     squared = gradient @ direction
     step = jnp.sqrt(budget / jnp.where(squared > 0, squared, 1))
     return moved(estimate, -step * direction)
 
   def potential(counts):
-    empty = jnp.linalg.slogdet(information_matrix(features, 0 * counts, ridge))[1]
-    return 2 * (jnp.linalg.slogdet(information_matrix(features, counts, ridge))[1] - empty)
+    empty = linear_algebra.log_determinant(information_matrix(features, 0 * counts, ridge))
+    full = linear_algebra.log_determinant(information_matrix(features, counts, ridge))
+    return 2 * (full - empty)
 
   return PreferenceClass(estimate, error, width, bonus, widest, worst, radius, potential)
-
-
-def inverse_norms(
-  matrix: Float[Array, 'F F'], gradients: Float[Array, '*B F']
-) -> Float[Array, '*B']:
-  """The norm of each gradient in the inverse of a positive definite matrix."""
-  factor = jnp.linalg.cholesky(matrix)
-  rows = gradients.reshape(-1, gradients.shape[-1]).T
-  solved = jax.scipy.linalg.solve_triangular(factor, rows, lower=True)
-  return jnp.sqrt((solved**2).sum(axis=0)).reshape(gradients.shape[:-1])
 
 
 def information_matrix(features: Features, counts: Counts, ridge: float) -> Float[Array, 'F F']:

@@ -119,6 +119,13 @@ def swap_sides(comparisons: grain.MapDataset) -> grain.MapDataset:
   return comparisons.random_map(swap)
 
 
+def chunk_size(examples: Tree) -> int:
+  """`CHUNK_ROWS`, or fewer rows that hold at most `CHUNK_NUMBERS` numbers; at least 1."""
+  leaves = jax.tree.leaves(examples)
+  numbers = sum(leaf.size for leaf in leaves)
+  return max(min(CHUNK_ROWS, CHUNK_NUMBERS * len(leaves[0]) // numbers), 1)
+
+
 def map_chunks(
   function: Callable,
   examples: Tree,
@@ -128,16 +135,12 @@ def map_chunks(
 ) -> Any:
   """Applies `function(rows of examples, number of the chunk)` to `size` rows at a time.
 
-  The default size is `CHUNK_ROWS`, or fewer so that a chunk holds at most `CHUNK_NUMBERS` numbers.
-  The last chunk is filled up with the first rows, so that all calls have the same shapes, and their
-  results are dropped. `update(count)` is called when so many more rows are done. Returns the
-  results, concatenated as NumPy arrays.
+  The default size is `chunk_size`. The last chunk is filled up with the first rows, so that all
+  calls have the same shapes, and their results are dropped. `update(count)` is called when so many
+  more rows are done. Returns the results, concatenated as NumPy arrays.
   """
-  leaves = jax.tree.leaves(examples)
-  count = len(leaves[0])
-  if size is None:
-    size = max(min(CHUNK_ROWS, CHUNK_NUMBERS * count // sum(leaf.size for leaf in leaves)), 1)
-  size = min(size, count)
+  count = len(jax.tree.leaves(examples)[0])
+  size = min(size or chunk_size(examples), count)
   results = []
   for number, start in enumerate(range(0, count, size)):
     rows = take(examples, np.arange(start, start + size) % count)

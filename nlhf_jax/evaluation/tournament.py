@@ -5,13 +5,14 @@ figure of the results is a mean over records, so it can be recomputed from `samp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, compress
+from itertools import combinations_with_replacement, compress
 
+import jax
 import numpy as np
 from scipy import special
 
 from nlhf_jax.data import dialogue_texts, tokenizers
-from nlhf_jax.data.batches import map_chunks
+from nlhf_jax.data.batches import chunk_size, map_chunks
 from nlhf_jax.errors import UserError
 from nlhf_jax.evaluation import equal_length, intervals, ranking
 from nlhf_jax.judges.unfinished import has_ended
@@ -26,6 +27,7 @@ MEANS = {
   'characters': 'characters',
   'turns': 'turns',
 }
+TOGETHER = 8  # policies
 MAX_WITH_INTERVALS = 6  # policies; larger tables have no room for intervals
 # Fields of `tabulate` that assume a number of prompts fixed in advance.
 FIXED_SAMPLE_INTERVALS = (
@@ -44,22 +46,40 @@ def compare_policies(
 ) -> np.ndarray:
   """P(policy i beats policy j) on each prompt, [n, M, M].
 
+  A judge compares up to `TOGETHER` policies at once with as many, so that one that reads each
+  response by itself does not read it again for every opponent.
+
   Args:
     judge: returns payoffs P - 1/2.
     prompts: n of them.
     sides: of each policy, one response per prompt.
     label: of a progress bar; None shows none.
   """
-  table = np.full((len(prompts.tokens), len(sides), len(sides)), 0.5)
-  pairs = list(combinations(range(len(sides)), 2))
-  with progress(len(pairs), label or '', 'pair', hidden=label is None) as bar:
-    for j, i in pairs:
-      matches = Comparison(prompts, sides[i], sides[j])
-      payoff = map_chunks(lambda chunk, _: judge(chunk), matches)[:, 0, 0]
-      table[:, i, j] += payoff
-      table[:, j, i] -= payoff
-      bar.update()
-  return table
+  count = len(sides)
+  payoff = np.zeros((len(prompts.tokens), count, count))
+  groups = [slice(start, start + TOGETHER) for start in range(0, count, TOGETHER)]
+  blocks = list(combinations_with_replacement(groups, 2))
+  with progress(len(blocks) * len(payoff), label or '', 'prompt', hidden=label is None) as bar:
+    for rows, columns in blocks:
+      left = join_responses(sides[rows])
+      right = None if rows == columns else join_responses(sides[columns])
+      # As many pairs at a time as of two policies, which a judge of pairs has to hold at once.
+      at_once = chunk_size((prompts, sides[0], sides[0])) // min(count, TOGETHER) ** 2
+      devices = jax.device_count()
+      payoff[:, rows, columns] = map_chunks(
+        lambda chunk, _: judge(chunk if chunk.right else chunk._replace(right=chunk.left)),
+        Comparison(prompts, left, right),
+        devices * max(1, at_once // devices),
+        update=bar.update,
+      )
+  above = np.triu(payoff, 1)
+  return 0.5 + above - above.swapaxes(1, 2)
+
+
+def join_responses(sides: Sequence[Responses]) -> Responses:
+  """The responses of all policies to each prompt: [n, 1, T] of each to [n, M, T]."""
+  bare = [side._replace(log_probs=None, entropy=None) for side in sides]
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *bare)
 
 
 def make_records(

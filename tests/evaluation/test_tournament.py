@@ -48,6 +48,27 @@ def test_preferences_are_the_judges_payoffs(prompts, sides):
         assert table[row, i, j] == pytest.approx(0.5 + payoff)
 
 
+def test_a_judge_of_single_responses_reads_each_at_most_twice_for_eleven_policies():
+  random, count = np.random.default_rng(1), 8
+  prompts = Prompts(np.zeros((count, 3), int), np.ones((count, 3), bool))
+  sides = [
+    Responses(random.integers(0, 50, (count, 1, 4)), np.ones((count, 1, 4), bool))
+    for _ in range(11)
+  ]
+  read = []
+
+  def counting(comparison):
+    itself = comparison.right is comparison.left
+    read.extend([comparison.left.tokens.size, 0 if itself else comparison.right.tokens.size])
+    return judge(comparison)
+
+  table = tournament.compare_policies(counting, prompts, sides)
+  assert sum(read) == 2 * sum(side.tokens.size for side in sides)
+  sums = np.stack([side.tokens[:, 0].sum(axis=-1) for side in sides], axis=1)
+  expected = 0.5 + np.tanh((sums[:, :, None] - sums[:, None]) / 50) / 2
+  np.testing.assert_allclose(table, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize('count', [2, 3, 50])
 def test_interval_equals_scipys(count):
   values = np.random.default_rng(1).uniform(0.4, 0.6, (count, 2, 2))

@@ -17,6 +17,7 @@ from nlhf_jax.experiments.stages import make_rollout, respond, work_on
 from nlhf_jax.judges.judge import Judge
 from nlhf_jax.models import scoring
 from nlhf_jax.models.decoder import Decoder, temper
+from nlhf_jax.progress import progress
 from nlhf_jax.reporting import formatting, tournament_page
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Params, Prompts, Responses
@@ -124,11 +125,15 @@ def sample_best(
   (drawn,) = respond(rollout, {'policy': params}, prompts, key, label, batch)
   judge = make_interruptible(select, label)
   sides, payoffs, random = [], [], np.random.default_rng(experiment.seed)
-  for part in (slice(0, n), slice(n, 2 * n)):
+  for number, part in enumerate((slice(0, n), slice(n, 2 * n)), 1):
     candidates = jax.tree.map(lambda leaf, part=part: leaf[:, part], drawn)
-    payoff = map_chunks(
-      lambda chunk, _: judge(Comparison(*chunk, chunk[1])), (prompts, candidates), batch
-    )
+    with progress(len(prompts.tokens), f'{label}, selection {number} of 2', 'prompt') as bar:
+      payoff = map_chunks(
+        lambda chunk, _: judge(Comparison(*chunk, chunk[1])),
+        (prompts, candidates),
+        batch,
+        update=bar.update,
+      )
     best = np.where(np.isnan(payoff), -np.inf, payoff).mean(axis=2).argmax(axis=1)
     rows = best[:, None, None]
     chosen = jax.tree.map(lambda leaf, rows=rows: np.take_along_axis(leaf, rows, 1), candidates)

@@ -190,7 +190,7 @@ def shown(value: object) -> str:
 
 
 def algorithms_page() -> str:
-  """The catalogue: what each algorithm does, with its citation, record, config and tests."""
+  """The catalogue: what each algorithm does and when to use it; citation, record, config, tests."""
   printed = {block.split('(')[0]: block for block in blocks()}
   trained, tested = configs_by_algorithm(), tests_by_algorithm()
   parts, group = [DESCRIPTIONS['intro']['algorithms']], None
@@ -199,6 +199,7 @@ def algorithms_page() -> str:
       group = make.__module__
       parts.append(DESCRIPTIONS['algorithm_groups'][group.rpartition('.')[2]])
     parts.append(f'### {name}\n\n{prose(inspect.getdoc(make))}\n')
+    parts.append(f'**Use when** {DESCRIPTIONS["use_when"][name]}.\n')
     allowed = ranges.declared(make)
     arguments = [
       f'`{argument}` {allowed[argument].text}' if argument in allowed else f'`{argument}`'
@@ -220,7 +221,7 @@ def prose(text: str) -> str:
   parts = re.split(r'(`[^`]*`)', text)
   parts[::2] = [re.sub(r'([*_<\[\]])', r'\\\1', part) for part in parts[::2]]
   link = r'[arXiv \1](https://arxiv.org/abs/\1)'
-  return re.sub(r'arXiv (\d{4}\.\d{4,5})', link, ''.join(parts))
+  return re.sub(r'(?:\barXiv\s)?\b(\d{4}\.\d{5})\b', link, ''.join(parts))
 
 
 def listed(names: list[str]) -> str:

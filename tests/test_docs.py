@@ -2,11 +2,11 @@
 
 import ast
 import functools
+import inspect
 import json
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +17,13 @@ import pytest
 
 import nlhf_jax
 from docs import generate
-from nlhf_jax import command, configs, main, plan
+from nlhf_jax import command, configs
 from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.schemas import SCHEMAS
 from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Scores
+from tests import documented_commands
 from tests.experiments import pretrained
 
 ROOT = Path(__file__).parents[1]
@@ -68,14 +69,6 @@ def without_code(path):
   return re.sub(r'^```.*?^```', '', path.read_text(), flags=re.S | re.M)
 
 
-def commands(path):
-  """The command lines of this package on a page, without comments."""
-  lines = ''.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
-  found = [shlex.split(line, comments=True) for line in lines]
-  starts = {('nlhf', 'run'), ('nlhf', 'plan'), ('nlhf', 'export')}
-  return [words for words in found if tuple(words[:2]) in starts]
-
-
 @pytest.mark.parametrize('page', PAGES, ids=name)
 def test_relative_links_lead_to_files(page):
   for target in re.findall(r'\]\(([^)#\s]+)', without_code(page)):
@@ -92,23 +85,6 @@ def test_anchors_in_links_are_headings():
         headings = re.findall(r'^#+ (.*)$', without_code(file), re.M)
         found = {re.sub(r'[^\w-]', '', heading.lower().replace(' ', '-')) for heading in headings}
         assert anchor in found, f'{name(page)}: {target}#{anchor}'
-
-
-@pytest.mark.parametrize('page', PAGES, ids=name)
-def test_commands_name_configs_and_fields_that_exist(page):
-  for words in commands(page):
-    flags = dict(word.partition('=')[::2] for word in words[2:])
-    if words[1] == 'export':
-      places = flags.keys() - {'--run', '--policy', '--yes'}
-      assert places in ({'--to'}, {'--push'}), words
-      continue
-    known = {f'--{flag}' for flag in command.FLAGS | command.SWITCHES | main.FLAGS | plan.FLAGS}
-    config = command.load_config(flags['--config'])
-    for word in words[2:]:
-      if word.startswith('--config.'):
-        command.apply_override(re.sub(r'\$\w', '1', word), config, flags['--config'])
-      else:
-        assert word.partition('=')[0] in known, word
 
 
 @functools.cache
@@ -181,6 +157,16 @@ def test_every_algorithm_is_in_the_catalogue_with_its_configs():
   assert language <= {config for names in trained.values() for config in names}
   assert all(f'`{config}`' in page for config in language)
   assert all(generate.tests_by_algorithm().values())
+
+
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_every_algorithm_has_equation_source_and_use(name):
+  text, uses = inspect.getdoc(ALGORITHMS[name]), generate.DESCRIPTIONS['use_when']
+  assert re.search(r'\w\(|~ |log |max ', text), text
+  assert re.search(r'\b\d{4}\.\d{5}\b|\([A-Z]\. [A-Z]\w+, "', text), text
+  assert uses.keys() == ALGORITHMS.keys()
+  bare = re.sub(r'\[arXiv (\S+)\]\(https://arxiv\.org/abs/\1\)', '', generate.prose(text))
+  assert not re.search(r'\b\d{4}\.\d{4}|arXiv', bare), bare
 
 
 def test_every_setting_is_described_once():
@@ -270,8 +256,9 @@ def test_commands_of_the_readme_and_programs_run(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
-  for words in commands(README):
-    run('-m', 'nlhf_jax', *toy_command(words)[1:])
+  for words in documented_commands.commands(README.read_text()):
+    if words[0] == 'nlhf' and len(words) > 2:
+      run('-m', 'nlhf_jax', *toy_command(words)[1:])
   assert (tmp_path / 'runs' / 'nash_md' / 'report.html').exists()
   assert (tmp_path / 'NEW_DIR' / 'adapter_model.safetensors').exists()
   (program,) = blocks(README, 'python')

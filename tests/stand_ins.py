@@ -15,6 +15,7 @@ COMPARISONS = [
   {'prompt': prompt, 'chosen': f'{number} it is', 'rejected': 'no'}
   for number, prompt in enumerate(PROMPTS)
 ]
+QUESTIONS = [{'prompt': prompt} for prompt in PROMPTS]
 OUTPUTS = [{'instruction': prompt, 'output': 'yes', 'generator': 'theirs'} for prompt in PROMPTS]
 CHATS = [
   [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': 'yes'}]
@@ -26,7 +27,8 @@ LINES = {
     {'prompt': row['prompt'], 'left': row['chosen'], 'right': row['rejected'], 'preference': 0.75}
     for row in COMPARISONS
   ],
-  **dict.fromkeys(('PROMPTS.jsonl', 'prompts.jsonl'), [{'prompt': prompt} for prompt in PROMPTS]),
+  'PROMPTS.jsonl': QUESTIONS,
+  'prompts.jsonl': QUESTIONS,
   'CHATS.jsonl': [{'messages': chat} for chat in CHATS],
   'DIALOGUES.jsonl': [{'messages': [*chat, *chat]} for chat in CHATS],
   'THUMBS.jsonl': [

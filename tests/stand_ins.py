@@ -1,5 +1,6 @@
 """Small files in the place of those that commands of the documentation name."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def write(folder: Path) -> None:
     json_files.write_lines(folder / name, rows)
   for name, content in DOCUMENTS.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    json_lines.write_json(folder / name, content)
+    (folder / name).write_text(json.dumps(content))
   test_judge_prompts.prompts(folder)
   for name in ('judges.py', 'FILE.py'):
     (folder / name).write_text(JUDGES)

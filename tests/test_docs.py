@@ -92,7 +92,7 @@ def config_fields():
   """The fields and sections of all shipped configs, with one policy called NAME."""
   shipped = [command.load_config(config) for config in configs.names()]
   flat = {f'config.{field}' for config in shipped for field, _ in generate.flatten(config)}
-  flat |= generate.base_fields().keys() | {'config.exploiter.steps', 'config.exploiter.exploited'}
+  flat |= generate.base_fields().keys()
   return flat | {part.rpartition('.')[0] for part in flat}
 
 

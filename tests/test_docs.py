@@ -9,6 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from nlhf_jax.data.schemas import SCHEMAS
 from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Scores
-from tests import documented_commands
+from tests import described_runs, documented_commands
 from tests.experiments import pretrained
+from tests.reporting.pages import PAGES as PAGES_OF_RUNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -138,12 +140,12 @@ def prose(page):
   return re.sub(r'`[^`]*`', 'name', text).replace('*', '')
 
 
-def test_readme_is_easy_to_read():
+def test_readme_is_easy_to_read(record_property):
   textstat = pytest.importorskip('textstat', reason='needs the extra [test]')
   text = prose(README)
   assert len(text.split()) > 300
   grade = textstat.flesch_kincaid_grade(text)
-  print(f'README: Flesch-Kincaid grade {grade:.1f} of at most {MAX_GRADE}')
+  record_property('Flesch-Kincaid grade of the README', f'{grade:.1f} of at most {MAX_GRADE}')
   assert grade <= MAX_GRADE
 
 
@@ -178,13 +180,29 @@ def test_every_setting_is_described_once():
     assert f'`{shown}`' in page or f'`{field}`' in page, field
 
 
-def test_every_metric_of_a_run_is_described(toy_run):
-  records = json_lines.read(toy_run.folder / 'run' / 'metrics.jsonl')
-  logged = {re.sub(r'_by_\w+$', '_by_JUDGE', name) for record in records for name in record}
-  results = json_lines.read_json(toy_run.folder / 'run' / 'results.json')
-  described = {name for table in generate.DESCRIPTIONS['metrics'].values() for name in table}
-  described |= {name.partition('.')[0] for name in described}
-  assert logged | results.keys() <= described
+def test_all_that_a_run_writes_is_described(toy_run):
+  """Tests of other kinds of runs compare what they wrote, too."""
+  assert described_runs.undescribed(toy_run.folder / 'run', 'language') == set()
+
+
+@pytest.mark.parametrize('kind', sorted(configs.EXAMPLES.keys() - {'language'}))
+def test_every_number_of_a_report_is_described(kind, tmp_path):
+  results = PAGES_OF_RUNS[kind](tmp_path / 'report.html')
+  assert list(described_runs.undescribed_results(results)) == []
+
+
+def test_a_number_without_description_is_noticed():
+  found = described_runs.undescribed_results({'tables': {'learned': {'win_rate': [1], 'new': 2}}})
+  assert list(found) == ['tables.learned.new']
+  assert described_runs.undescribed_metrics([{'loss': 1, 'new': 2}]) == {'new'}
+
+
+def test_start_lists_every_extra_once():
+  setup = ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  rows = re.findall(r'^\| (`\[.*?) \|', (ROOT / 'docs' / 'index.md').read_text(), re.M)
+  listed = [name for row in rows for name in re.findall(r'\[(\w+)\]', row)]
+  assert sorted(listed) == sorted(setup['options.extras_require'])
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,7 @@ CHATS = [
   for prompt in PROMPTS
 ]
 LINES = {
-  **dict.fromkeys(('FILE.jsonl', 'PAIRS.jsonl', 'FILE/pairs.jsonl'), COMPARISONS),
-  'pairs.jsonl': [
-    {'prompt': row['prompt'], 'left': row['chosen'], 'right': row['rejected'], 'preference': 0.75}
-    for row in COMPARISONS
-  ],
+  **dict.fromkeys(('FILE.jsonl', 'PAIRS.jsonl', 'pairs.jsonl', 'FILE/pairs.jsonl'), COMPARISONS),
   'PROMPTS.jsonl': QUESTIONS,
   'prompts.jsonl': QUESTIONS,
   'CHATS.jsonl': [{'messages': chat} for chat in CHATS],

@@ -207,7 +207,9 @@ def algorithms_page() -> str:
       group = make.__module__
       parts.append(DESCRIPTIONS['algorithm_groups'][group.rpartition('.')[2]])
     parts.append(f'### {name}\n\n{prose(inspect.getdoc(make))}\n')
-    parts.append(f'**Use when** {DESCRIPTIONS["use_when"][name]}.\n')
+    # Not in the search: 58 such lines would come before the answers to newcomers' questions.
+    use = DESCRIPTIONS['use_when'][name]
+    parts.append(f'**Use when** {use}.\n{{ data-search-exclude }}\n')
     allowed = ranges.declared(make)
     arguments = [
       f'`{argument}` {allowed[argument].text}' if argument in allowed else f'`{argument}`'

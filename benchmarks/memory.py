@@ -4,7 +4,7 @@ python benchmarks/memory.py            # plans all, in five minutes on two cores
 python benchmarks/memory.py --table    # prints the table of the results as they are
 
 Devices have 80 GB and are simulated; no weights are needed, only the sizes of Llama 3. With
-`--topology=v5e:16x16` the size 8b is planned by the compiler for TPUs instead, of `nlhf-jax[tpu]`.
+`--topology=v5e:16x16` the size 8b is planned by the compiler for TPUs instead (extra `[tpu]`).
 Writes benchmarks/results/memory.json; cases that are there already are not planned again.
 """
 

@@ -21,7 +21,7 @@ from nlhf_jax.experiments import sections
 ROOT = Path(__file__).parents[1]
 DESCRIPTIONS = tomllib.loads((Path(__file__).parent / 'descriptions.toml').read_text())
 POLICY = 'config.policies.NAME'
-TRAININGS = ('sft', 'preference_model', 'reward_model', 'general_preference_model')
+TRAININGS = ('sft', 'preference_model', 'reward_model', 'general_preference_model', 'exploiter')
 # Configs of experiments with settings of their own, shown as they are.
 OTHERS = (
   'evaluate',
@@ -71,9 +71,16 @@ def pages() -> dict[str, str]:
 
 
 def example_config(source: str) -> ConfigDict:
-  """The settings of configs/base.py for a source of data, with one policy called NAME."""
+  """The settings of configs/base.py for a source of data, with an exploiter, and a policy NAME.
+
+  The policy has all sections that only some policies have.
+  """
   base = load_config(str(configs.FOLDER / 'base.py') + f':{source}')
   base.policies.NAME = load_config('nash_md').policies.nash_md
+  prompted = load_config('chosen_prompts').policies.prompted
+  base.policies.NAME.update(opponent=prompted.opponent, prompter=prompted.prompter)
+  base.policies.NAME.votes = load_config('iterated').policies.iterated_best_of_n.votes
+  base.exploiter = load_config('comparison').exploiter
   return base
 
 
@@ -90,7 +97,8 @@ def flatten(section: ConfigDict, prefix: str = '') -> Iterator[tuple[str, object
   for name, value in section.items():
     if not isinstance(value, ConfigDict):
       yield prefix + name, value
-    elif name != 'arguments':  # those of the algorithm, which its own page has
+    # Arguments of an algorithm are on its own page; votes train judges, as all trainings do.
+    elif name not in ('arguments', 'training'):
       yield from flatten(value, f'{prefix}{name}.')
 
 
@@ -136,18 +144,18 @@ def settings_page() -> str:
 
 
 def trainings_part(fields: Mapping[str, object], allowed: Mapping[str, str]) -> str:
-  """The settings that every training has, with its defaults for SFT, judges and policies."""
+  """The settings that every training has, with the values of each kind."""
   names = [field.removeprefix('config.sft.') for field in fields if field.startswith('config.sft.')]
   rows = []
   for name in names:
     defaults = [
       shown(fields[f'config.{part}.{name}'])
-      for part in ('sft', 'preference_model', 'policies.NAME')
+      for part in ('sft', 'preference_model', 'policies.NAME', 'exploiter')
     ]
     text = DESCRIPTIONS['settings'][f'TRAINING.{name}']
     about = meaning(fields[f'config.sft.{name}'], allowed.get(f'config.sft.{name}'), text)
     rows.append(line([entry(name, about), *defaults]))
-  head = ['field', 'sft', 'judges', 'policies']
+  head = ['field', 'sft', 'judges', 'policies', 'exploiter']
   table = [line(head), line(['---'] * len(head)), *rows]
   return '\n'.join([DESCRIPTIONS['intro']['trainings'], *table, ''])
 
@@ -190,7 +198,7 @@ def shown(value: object) -> str:
 
 
 def algorithms_page() -> str:
-  """The catalogue: what each algorithm does, with its citation, record, config and tests."""
+  """The catalogue: what each algorithm does and when to use it; citation, record, config, tests."""
   printed = {block.split('(')[0]: block for block in blocks()}
   trained, tested = configs_by_algorithm(), tests_by_algorithm()
   parts, group = [DESCRIPTIONS['intro']['algorithms']], None
@@ -199,6 +207,9 @@ def algorithms_page() -> str:
       group = make.__module__
       parts.append(DESCRIPTIONS['algorithm_groups'][group.rpartition('.')[2]])
     parts.append(f'### {name}\n\n{prose(inspect.getdoc(make))}\n')
+    # Not in the search: 58 such lines would come before the answers to newcomers' questions.
+    use = DESCRIPTIONS['use_when'][name]
+    parts.append(f'**Use when** {use}.\n{{ data-search-exclude }}\n')
     allowed = ranges.declared(make)
     arguments = [
       f'`{argument}` {allowed[argument].text}' if argument in allowed else f'`{argument}`'
@@ -220,7 +231,7 @@ def prose(text: str) -> str:
   parts = re.split(r'(`[^`]*`)', text)
   parts[::2] = [re.sub(r'([*_<\[\]])', r'\\\1', part) for part in parts[::2]]
   link = r'[arXiv \1](https://arxiv.org/abs/\1)'
-  return re.sub(r'arXiv (\d{4}\.\d{4,5})', link, ''.join(parts))
+  return re.sub(r'(?:\barXiv\s)?\b(\d{4}\.\d{5})\b', link, ''.join(parts))
 
 
 def listed(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from nlhf_jax.errors import UserError
 FLAGS = {
   'devices': 'number of devices; default 8',
   'memory': 'memory of each device in gigabytes (10^9 bytes); default 80, or that of the topology',
-  'topology': 'TPUs to compile for, such as v5e:8x8, instead of --devices; needs nlhf-jax[tpu]',
+  'topology': 'TPUs to compile for, such as v5e:8x8, instead of --devices; needs the extra [tpu]',
 }
 
 

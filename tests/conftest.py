@@ -49,6 +49,13 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_terminal_summary(terminalreporter):
+  """Prints what tests that passed recorded with `record_property`, on whichever worker."""
+  for report in terminalreporter.getreports('passed'):
+    for name, value in report.user_properties:
+      terminalreporter.write_line(f'{name}: {value}')
+
+
 @pytest.fixture(scope='session')
 def shared() -> Path:
   """The folder of real data, which is not part of the project."""

@@ -19,6 +19,7 @@ from nlhf_jax.experiments.language import run as language
 from nlhf_jax.experiments.language.config import make_experiment
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import styles
+from tests import described_runs
 
 CONFIGS = sorted(
   path.stem
@@ -111,6 +112,7 @@ def test_every_config_runs_to_its_report(name, config_named, common, toy_run, tm
   workdir = toy_run.folder / 'run' if name == 'nash_md' else tmp_path
   if name != 'nash_md':
     run(config, name, workdir, common)
+  assert described_runs.undescribed(workdir, 'language') == set()
   results = json.loads((workdir / 'results.json').read_text())
   names = [
     policy if slot.strip() == 'policy' else f'{policy}_{slot.strip()}'

@@ -2,13 +2,14 @@
 
 import ast
 import functools
+import inspect
 import json
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,13 +18,15 @@ import pytest
 
 import nlhf_jax
 from docs import generate
-from nlhf_jax import command, configs, main, plan
+from nlhf_jax import command, configs
 from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.data.schemas import SCHEMAS
 from nlhf_jax.judges.registry import NAMES
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison, Scores
+from tests import described_runs, documented_commands
 from tests.experiments import pretrained
+from tests.reporting.pages import PAGES as PAGES_OF_RUNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / 'README.md'
@@ -68,14 +71,6 @@ def without_code(path):
   return re.sub(r'^```.*?^```', '', path.read_text(), flags=re.S | re.M)
 
 
-def commands(path):
-  """The command lines of this package on a page, without comments."""
-  lines = ''.join(blocks(path, 'sh')).replace('\\\n', ' ').splitlines()
-  found = [shlex.split(line, comments=True) for line in lines]
-  starts = {('nlhf', 'run'), ('nlhf', 'plan'), ('nlhf', 'export')}
-  return [words for words in found if tuple(words[:2]) in starts]
-
-
 @pytest.mark.parametrize('page', PAGES, ids=name)
 def test_relative_links_lead_to_files(page):
   for target in re.findall(r'\]\(([^)#\s]+)', without_code(page)):
@@ -94,29 +89,12 @@ def test_anchors_in_links_are_headings():
         assert anchor in found, f'{name(page)}: {target}#{anchor}'
 
 
-@pytest.mark.parametrize('page', PAGES, ids=name)
-def test_commands_name_configs_and_fields_that_exist(page):
-  for words in commands(page):
-    flags = dict(word.partition('=')[::2] for word in words[2:])
-    if words[1] == 'export':
-      places = flags.keys() - {'--run', '--policy', '--yes'}
-      assert places in ({'--to'}, {'--push'}), words
-      continue
-    known = {f'--{flag}' for flag in command.FLAGS | command.SWITCHES | main.FLAGS | plan.FLAGS}
-    config = command.load_config(flags['--config'])
-    for word in words[2:]:
-      if word.startswith('--config.'):
-        command.apply_override(re.sub(r'\$\w', '1', word), config, flags['--config'])
-      else:
-        assert word.partition('=')[0] in known, word
-
-
 @functools.cache
 def config_fields():
   """The fields and sections of all shipped configs, with one policy called NAME."""
   shipped = [command.load_config(config) for config in configs.names()]
   flat = {f'config.{field}' for config in shipped for field, _ in generate.flatten(config)}
-  flat |= generate.base_fields().keys() | {'config.exploiter.steps', 'config.exploiter.exploited'}
+  flat |= generate.base_fields().keys()
   return flat | {part.rpartition('.')[0] for part in flat}
 
 
@@ -162,12 +140,12 @@ def prose(page):
   return re.sub(r'`[^`]*`', 'name', text).replace('*', '')
 
 
-def test_readme_is_easy_to_read():
+def test_readme_is_easy_to_read(record_property):
   textstat = pytest.importorskip('textstat', reason='needs the extra [test]')
   text = prose(README)
   assert len(text.split()) > 300
   grade = textstat.flesch_kincaid_grade(text)
-  print(f'README: Flesch-Kincaid grade {grade:.1f} of at most {MAX_GRADE}')
+  record_property('Flesch-Kincaid grade of the README', f'{grade:.1f} of at most {MAX_GRADE}')
   assert grade <= MAX_GRADE
 
 
@@ -183,6 +161,16 @@ def test_every_algorithm_is_in_the_catalogue_with_its_configs():
   assert all(generate.tests_by_algorithm().values())
 
 
+@pytest.mark.parametrize('name', ALGORITHMS)
+def test_every_algorithm_has_equation_source_and_use(name):
+  text, uses = inspect.getdoc(ALGORITHMS[name]), generate.DESCRIPTIONS['use_when']
+  assert re.search(r'\w\(|~ |log |max ', text), text
+  assert re.search(r'\b\d{4}\.\d{5}\b|\([A-Z]\. [A-Z]\w+, "', text), text
+  assert uses.keys() == ALGORITHMS.keys()
+  bare = re.sub(r'\[arXiv (\S+)\]\(https://arxiv\.org/abs/\1\)', '', generate.prose(text))
+  assert not re.search(r'\b\d{4}\.\d{4}|arXiv', bare), bare
+
+
 def test_every_setting_is_described_once():
   fields = {generate.described(field) for field in generate.base_fields()}
   assert fields == generate.DESCRIPTIONS['settings'].keys()
@@ -192,13 +180,29 @@ def test_every_setting_is_described_once():
     assert f'`{shown}`' in page or f'`{field}`' in page, field
 
 
-def test_every_metric_of_a_run_is_described(toy_run):
-  records = json_lines.read(toy_run.folder / 'run' / 'metrics.jsonl')
-  logged = {re.sub(r'_by_\w+$', '_by_JUDGE', name) for record in records for name in record}
-  results = json_lines.read_json(toy_run.folder / 'run' / 'results.json')
-  described = {name for table in generate.DESCRIPTIONS['metrics'].values() for name in table}
-  described |= {name.partition('.')[0] for name in described}
-  assert logged | results.keys() <= described
+def test_all_that_a_run_writes_is_described(toy_run):
+  """Tests of other kinds of runs compare what they wrote, too."""
+  assert described_runs.undescribed(toy_run.folder / 'run', 'language') == set()
+
+
+@pytest.mark.parametrize('kind', sorted(configs.EXAMPLES.keys() - {'language'}))
+def test_every_number_of_a_report_is_described(kind, tmp_path):
+  results = PAGES_OF_RUNS[kind](tmp_path / 'report.html')
+  assert list(described_runs.undescribed_results(results)) == []
+
+
+def test_a_number_without_description_is_noticed():
+  found = described_runs.undescribed_results({'tables': {'learned': {'win_rate': [1], 'new': 2}}})
+  assert list(found) == ['tables.learned.new']
+  assert described_runs.undescribed_metrics([{'loss': 1, 'new': 2}]) == {'new'}
+
+
+def test_start_lists_every_extra_once():
+  setup = ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  rows = re.findall(r'^\| (`\[.*?) \|', (ROOT / 'docs' / 'index.md').read_text(), re.M)
+  listed = [name for row in rows for name in re.findall(r'\[(\w+)\]', row)]
+  assert sorted(listed) == sorted(setup['options.extras_require'])
 
 
 @pytest.mark.parametrize(
@@ -270,8 +274,9 @@ def test_commands_of_the_readme_and_programs_run(tmp_path):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
-  for words in commands(README):
-    run('-m', 'nlhf_jax', *toy_command(words)[1:])
+  for words in documented_commands.commands(README.read_text()):
+    if words[0] == 'nlhf' and len(words) > 2:
+      run('-m', 'nlhf_jax', *toy_command(words)[1:])
   assert (tmp_path / 'runs' / 'nash_md' / 'report.html').exists()
   assert (tmp_path / 'NEW_DIR' / 'adapter_model.safetensors').exists()
   (program,) = blocks(README, 'python')

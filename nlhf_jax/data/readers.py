@@ -110,6 +110,6 @@ def import_extra(module: str, extra: str) -> Any:
     return import_module(module)
   except ImportError:
     raise UserError(
-      f"config.data.path: this kind of data needs the package '{module}'; install it, as "
-      f"`pip install 'nlhf-jax[{extra}]'`."
+      f"config.data.path: this kind of data needs the package '{module}'; run "
+      f"pip install '.[{extra}]' in a checkout."
     ) from None

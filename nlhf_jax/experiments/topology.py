@@ -23,7 +23,8 @@ def find_devices(name: str) -> list[Any]:
   """
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
-      "--topology needs the compiler for TPUs, which is not installed: pip install 'nlhf-jax[tpu]'."
+      '--topology needs the compiler for TPUs, which is not installed; run '
+      "pip install '.[tpu]' in a checkout."
     )
   jax.config.update('jax_platforms', 'cpu')  # the compiler is there, but no TPU
   for variable, value in ALONE.items():

@@ -265,5 +265,5 @@ def _openai():
     return importlib.import_module('openai')
   except ImportError:
     raise UserError(
-      "a remote judge needs the package openai; install it with pip install 'nlhf-jax[remote]'."
+      "a remote judge needs the package openai; run pip install '.[remote]' in a checkout."
     ) from None

@@ -1,5 +1,8 @@
 """What the names on pages mean; pages show the meaning of a name that is pointed at."""
 
+import re
+from collections.abc import Iterable
+
 # Name in lower case, as a page shows it -> its meaning in one or two sentences.
 GLOSSARY = {
   # Tournaments
@@ -25,6 +28,10 @@ GLOSSARY = {
   'skipped updates': 'Updates left out because a number was not finite.',
   'tokens per second': 'Response tokens sampled or read in a second.',
   'seconds per step': 'Seconds an update takes, without evaluation and checkpoints.',
+  'model bytes read': 'Bytes of the files of a pretrained model that the first process has read.',
+  'learning rate': 'Learning rate of the last update.',
+  'stage programs': 'Programs compiled in this stage since it was last started.',
+  'compile seconds': 'Seconds it took to compile them, or to read those of an earlier run.',
   'compiled programs': 'Programs compiled so far. If it keeps growing, batches differ in shape.',
   'nats per token': 'Negative log-likelihood of the demonstrations.',
   'held out nats per token': 'Negative log-likelihood of demonstrations that were held out.',
@@ -44,6 +51,10 @@ GLOSSARY = {
   'payoff of opponent': 'Mean of P(its response beats that of the policy) - 1/2.',
   'payoff of prompter': "Estimate, from below, of the policy's regularised exploitability on the "
   'prompts that are chosen.',
+  'payoff of group': 'Mean payoff under the judge of this group, against the fixed opponent.',
+  'weight of group': 'Weight of this group of raters in maxmin(...), before the update.',
+  'win rate against reference by judge': 'Win rate over the SFT policy on held-out prompts, under '
+  'this judge.',
   'entropy': 'Of sampled tokens, nats per token.',
   'response length': 'Mean number of tokens of a response.',
   'missing verdicts': 'Share of pairs on which the judge gave no verdict.',
@@ -83,3 +94,20 @@ GLOSSARY = {
   'solved at step': 'First evaluation after which the gap stays below the target.',
   'tabular gap': 'Exploitability that the solver of the same game reaches without a network.',
 }
+
+
+def add_metrics(metrics: Iterable[str]) -> dict[str, str]:
+  """The glossary with the metrics of a page, as the page shows them in lower case."""
+  found = {metric.replace('_', ' ').lower(): explain(metric) for metric in metrics}
+  return GLOSSARY | {name: meaning for name, meaning in found.items() if meaning}
+
+
+def explain(metric: str) -> str | None:
+  """The meaning of a metric, if there is one.
+
+  `X_by_JUDGE` has the meaning of `x by judge`, and `X_of_GROUP` that of `x of group`, unless it has
+  one of its own.
+  """
+  name = metric.replace('_', ' ').lower()
+  general = (name, re.sub(' by .*', ' by judge', name), re.sub(' of .*', ' of group', name))
+  return next((GLOSSARY[one] for one in general if one in GLOSSARY), None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nlhf_jax.reporting import layout, provenance
+from nlhf_jax.reporting import glossary, layout, provenance
 from nlhf_jax.storage import json_lines
 
 MAX_SAMPLE_BYTES = 5_000_000  # of samples on a page; browsers search that many at each keystroke
@@ -40,7 +40,9 @@ def render(
   stages = results.get('stages', {})
   seconds = {name: row['seconds'] for name, row in stages.items() if 'seconds' in row}
   made = provenance.describe(workdir, seconds)
-  return layout.render('tournament.html', content=json_lines.to_json(content), made=made)
+  meanings = glossary.add_metrics(curve['metric'] for curve in content['curves'])
+  content = json_lines.to_json(content)
+  return layout.render('tournament.html', content=content, made=made, glossary=meanings)
 
 
 def write(

@@ -227,7 +227,7 @@ def _open(path: Path) -> Any:
     from gguf import GGUFReader
   except ImportError:
     raise UserError(
-      f"{path}: GGUF files need the package gguf; install it with pip install 'nlhf-jax[gguf]'."
+      f"{path}: GGUF files need the package gguf; run pip install '.[gguf]' in a checkout."
     ) from None
 
   class Reader(GGUFReader):

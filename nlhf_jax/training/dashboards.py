@@ -150,7 +150,7 @@ def chosen(name: str) -> Iterator[None]:
     except ImportError as error:
       raise UserError(
         f'--tracker={name}: its package cannot be imported ({first_line(error)}); install it with '
-        f"pip install 'nlhf-jax[{name}]', or choose --tracker=tensorboard."
+        f"pip install '.[{name}]' in a checkout, or choose --tracker=tensorboard."
       ) from None
   token = _chosen.set(name)
   try:

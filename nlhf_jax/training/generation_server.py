@@ -270,5 +270,5 @@ def _openai():
     return importlib.import_module('openai')
   except ImportError:
     raise UserError(
-      "a generation server needs the package openai; run pip install 'nlhf-jax[remote]'."
+      "a generation server needs the package openai; run pip install '.[remote]' in a checkout."
     ) from None

@@ -234,9 +234,7 @@ def test_the_error_names_a_missing_package(tmp_path, monkeypatch, kind, module, 
   path = tmp_path / f'mine{kind}'
   path.write_bytes(b'')
   monkeypatch.setitem(sys.modules, module, None)
-  with pytest.raises(
-    UserError, match=rf"needs the package '{module}'; install .*nlhf-jax\[{extra}"
-  ):
+  with pytest.raises(UserError, match=rf"needs the package '{module}'; run .*'\.\[{extra}"):
     read(path)
 
 

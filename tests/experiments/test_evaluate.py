@@ -19,6 +19,7 @@ from nlhf_jax.judges.kinds import ExternalJudge, ExternalKind
 from nlhf_jax.storage import json_lines
 from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.summaries import generator, styles
+from tests import described_runs
 from tests.experiments import evaluations, pretrained
 from tests.experiments.evaluations import run
 
@@ -49,6 +50,7 @@ def write_styles(folder, count):
 def test_cycle_of_three_styles_is_found(config_of, tmp_path, capsys):
   path, posts = write_styles(tmp_path, 40)
   results = run(config_of('synthetic', entries=path, judges=''), tmp_path / 'run')
+  assert described_runs.undescribed(tmp_path / 'run', 'evaluate') == set()
   table = results['tables']['oracle']
   assert results['policies'] == POLICIES
   # Two of three raters prefer report over list, list over question, question over report.

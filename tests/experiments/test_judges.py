@@ -16,6 +16,7 @@ from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.language.judge_stage import make_judge_network
 from nlhf_jax.storage import json_lines
 from nlhf_jax.tasks.summaries import generator
+from tests import described_runs
 from tests.judges import faults, published
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ def test_judges_of_two_sizes_and_baselines_are_compared(config_of, tmp_path, cap
   config.sizes = {'small': {}, 'wide': {'width': 24}}
   run = lambda: judges.run(make_experiment(config, 'p', tmp_path / 'stages'), tmp_path)
   results = run()
+  assert described_runs.undescribed(tmp_path, 'judges') == set()
   kinds = ('preference model', 'reward model', 'general preference model')
   labels = [f'{kind}, {size}' for size in ('small', 'wide') for kind in kinds]
   assert list(results['judges']) == labels

@@ -243,7 +243,7 @@ def test_no_advice_without_settings_that_fit(capsys):
     (['--config=configs/nash_md.py', '--devices=many'], '--devices is a whole number'),
     (['--config=configs/nash_md.py', '--memory=0'], '--memory above 0'),
     (['--config=configs/nash_md.py', '--topology=v5e:2x2', '--devices=4'], 'leave --devices out'),
-    (['--config=configs/nash_md.py', '--topology=v5e:2x2'], "pip install 'nlhf-jax[tpu]'"),
+    (['--config=configs/nash_md.py', '--topology=v5e:2x2'], "pip install '.[tpu]'"),
   ],
 )
 def test_user_errors_print_one_line(arguments, message, monkeypatch, capsys):

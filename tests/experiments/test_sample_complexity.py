@@ -11,6 +11,7 @@ from nlhf_jax import command, main
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments.sample_complexity.config import make_experiment
 from nlhf_jax.sample_complexity.protocols import STRATEGIES
+from tests import described_runs
 
 CONFIG = 'configs/sample_complexity.py'
 
@@ -32,6 +33,7 @@ def test_a_small_run_writes_its_report(tmp_path, capsys):
   overrides = [f'--config.{text}' for text in small]
   assert main.main(['main', f'--config={CONFIG}', f'--workdir={tmp_path}', *overrides]) == 0
   results = json.loads((tmp_path / 'results.json').read_text(), parse_constant=pytest.fail)
+  assert described_runs.undescribed(tmp_path, 'sample_complexity') == set()
   rates = results['rates']['curves']['τ = 0.1']
   assert rates['mean'][1] < rates['mean'][0] / 30
   assert rates['identity_error'] < 1e-15

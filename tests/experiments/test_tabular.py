@@ -11,6 +11,7 @@ from nlhf_jax import command, main
 from nlhf_jax.experiments.tabular import run as tabular
 from nlhf_jax.experiments.tabular.config import make_experiment
 from nlhf_jax.games import matrices
+from tests import described_runs
 
 CONFIG = '--config=configs/tabular.py'
 SIGNATURE = b'\x89PNG'
@@ -38,6 +39,7 @@ def solved(tmp_path):
 
 def test_the_default_game_is_solved_by_every_solver(solved, tmp_path, capsys):
   results = solved(CONFIG)
+  assert described_runs.undescribed(tmp_path, 'tabular') == set()
   np.testing.assert_allclose(
     results['equilibrium'][0], [0.60304022, 0.17380593, 0.22315385], atol=6e-9
   )

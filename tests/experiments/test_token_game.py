@@ -33,6 +33,7 @@ from nlhf_jax.structs import Comparison
 from nlhf_jax.tasks.token_game import responses
 from nlhf_jax.training import interrupts
 from nlhf_jax.training.rollout_step import make_sample
+from tests import described_runs
 
 CONFIG = 'configs/token_game.py'
 
@@ -159,6 +160,7 @@ def test_running_again_changes_nothing(toy, tmp_path, capsys):
     return run(make_experiment(toy, 'token_game', tmp_path / 'stages'), tmp_path)
 
   results = once()
+  assert described_runs.undescribed(tmp_path, 'token_game') == set()
   for row in results['methods'].values():
     assert row['at'] == [0, 2]
     assert row['gap'][0] == results['reference']['gap'] != row['gap'][1] > 0

@@ -274,7 +274,7 @@ def test_invalid_settings_are_refused_first(settings, sentence, tmp_path, monkey
 
 def test_missing_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'openai', None)
-  with pytest.raises(UserError, match=r"pip install 'nlhf-jax\[remote\]'"):
+  with pytest.raises(UserError, match=r"pip install '\.\[remote\]'"):
     make_query(Endpoint('http://127.0.0.1:9/v1', 'm', '', tmp_path / 'answers.sqlite'), Counter())
 
 

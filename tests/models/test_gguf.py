@@ -159,7 +159,7 @@ def test_broken_files_and_a_missing_package_are_named(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='there is no such file'):
     hub.locate(str(tmp_path / 'none.gguf'))
   monkeypatch.setitem(sys.modules, 'gguf', None)
-  with pytest.raises(UserError, match=r"pip install 'nlhf-jax\[gguf\]'"):
+  with pytest.raises(UserError, match=r"pip install '\.\[gguf\]'"):
     hub.locate(str(path))
 
 

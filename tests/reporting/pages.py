@@ -94,15 +94,17 @@ def write_run(folder: Path, kind: str, results: dict, lines: list[dict]) -> None
   (folder / 'samples.jsonl').write_text('\n'.join(map(json.dumps, lines)))
 
 
-def write_evaluate(path: Path) -> None:
+def write_evaluate(path: Path) -> dict:
   lines = tournament_lines()
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   counts = {'about': 'm at a server', 'counts': {'requests': 12}}
   facts = {'benchmarks': [table], 'external_judges': {'remote': counts}}
-  tournament_page.write(path, {'name': 'evaluate', **summarised(), **facts}, [], lines)
+  results = {'name': 'evaluate', **summarised(), **facts}
+  tournament_page.write(path, results, [], lines)
+  return results
 
 
-def write_judges(path: Path) -> None:
+def write_judges(path: Path) -> dict:
   row = {'accuracy': 0.7, 'accuracy_interval': [0.6, 0.8], 'log_loss': 0.6, 'brier': 0.2}
   row |= dict.fromkeys(('calibration_error', 'consistency', 'first_place', 'longer'), 0.25)
   row |= {'longer_votes': 0.5, 'comparisons': 100, 'unusable': 2}
@@ -123,9 +125,10 @@ def write_judges(path: Path) -> None:
   }
   example = ('A post.', {'report': 'One.', 'list': 'Two.'})
   judge_page.write(path, results, judge_page.draw(results), example)
+  return results
 
 
-def write_tabular(path: Path, names: tuple[str, ...] = ('rock', NASTY, 'scissors')) -> None:
+def write_tabular(path: Path, names: tuple[str, ...] = ('rock', NASTY, 'scissors')) -> dict:
   payoff = np.array([[0, -0.3, 0.4], [0.3, 0, -0.2], [-0.4, 0.2, 0]])
   third = [[1 / 3] * 3]
   columns = ('gap', 'average_gap', 'distance', 'gap_tau', 'average_gap_tau', 'kl')
@@ -156,9 +159,10 @@ def write_tabular(path: Path, names: tuple[str, ...] = ('rock', NASTY, 'scissors
     'gap_tau': game_plots.convergence(gap, 'To the equilibrium', 'duality gap'),
   }
   game_page.write(path, results, figures)
+  return results
 
 
-def write_sample_complexity(path: Path) -> None:
+def write_sample_complexity(path: Path) -> dict:
   row = {'at': [100, 1000], 'mean': [0.1, 0.01], 'half': [0.01, 0.001], 'slopes': [-1.0]}
   left = {'version space': {'at': [100, 1000], 'left': [1e-3, 1e-4]}}
   panel = {'plug in': row, 'bonus': row}
@@ -178,9 +182,10 @@ def write_sample_complexity(path: Path) -> None:
     for name in ('rates', 'offline_1', 'online_1', 'rewards')
   }
   sample_complexity_page.write(path, results, figures)
+  return results
 
 
-def write_token_game(path: Path) -> None:
+def write_token_game(path: Path) -> dict:
   styles = {'a': [0.4], 'b': [0.3], 'c': [0.3]}
   gaps = [0.2, 0.1, 0.05, 0.02, 0.005]
   course = {name: gaps for name in ('gap', 'worst_gap', 'kl', 'kl_to_reference')} | {
@@ -204,6 +209,7 @@ def write_token_game(path: Path) -> None:
   scores = np.array([[0, 0.2, 0.1, -0.2], [0, 0, 0.3, -0.1], [0, 0, 0, 0.2], [0] * 4])
   payoff = scores - scores.T
   token_game_page.write(path, results, token_game_page.draw(results, payoff), payoff)
+  return results
 
 
 def write_comparison(path: Path) -> None:
@@ -214,7 +220,8 @@ def write_comparison(path: Path) -> None:
   comparison_page.write(path, *map(comparison_page.read_run, runs))
 
 
-PAGES: dict[str, Callable[[Path], None]] = {
+# Kind -> what writes the page and, of those of a single run, returns its results.
+PAGES: dict[str, Callable[[Path], dict | None]] = {
   'language': write_language,
   'evaluate': write_evaluate,
   'judges': write_judges,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from docs import generate
 from nlhf_jax import compare
-from nlhf_jax.reporting import comparison_page, layout, provenance, svg
+from nlhf_jax.reporting import comparison_page, glossary, layout, provenance, svg
 from nlhf_jax.reporting.game_plots import COLOURS, CURVE
 from tests.reporting.pages import NASTY, PAGES, POLICIES, write_run
 
@@ -76,6 +77,21 @@ def test_matrix_is_sorted_by_lottery(pages):
   assert data['names'] == [NASTY, 'scissors', 'rock']
   assert data['shares'] == [0.5, 0.3, 0.2]
   assert np.array(data['win_rate'])[0, 1] == pytest.approx(0.3)
+
+
+def test_every_curve_has_a_tooltip(pages):
+  """Tests of runs compare their metrics with those that docs/descriptions.toml describes."""
+  tables = generate.DESCRIPTIONS['metrics']
+  described = {
+    name for title, rows in tables.items() if title.startswith('Learning curves') for name in rows
+  }
+  curves = described - {'stage', 'step'}
+  assert [name for name in curves if not glossary.explain(name)] == []
+  assert glossary.explain('payoff_of_opponent') != glossary.explain('payoff_of_old')
+  assert glossary.explain('no_such_metric_by_learned') is None
+  page = pages['language'].read_text(encoding='utf-8')
+  meaning = glossary.explain('win_rate_against_reference_by_learned')
+  assert f'"win rate against reference by learned":"{meaning}"' in page.replace('": "', '":"')
 
 
 def test_sort_by_share_breaks_ties_by_win_rate():

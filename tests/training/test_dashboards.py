@@ -86,7 +86,7 @@ def test_a_tracker_that_fails_loses_nothing(place, tmp_path, monkeypatch, capsys
 
 def test_a_missing_package_is_one_sentence(monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  sentence = r"^--tracker=wandb: its package .*; install it with pip install 'nlhf-jax\[wandb\]',"
+  sentence = r"^--tracker=wandb: its package .*; install it with pip install '\.\[wandb\]' in a "
   with pytest.raises(UserError, match=sentence), dashboards.chosen('wandb'):
     pass
 

@@ -28,14 +28,15 @@ from nlhf_jax.ranges import AtLeastOne, BelowHalf, NonNegative, Positive
 
 
 def sft() -> Algorithm:
-  """Supervised fine-tuning: max E log pi(y|x) over demonstrations."""
+  """Supervised fine-tuning: max E log pi(y|x) over demonstrations (arXiv 2203.02155)."""
   return Algorithm(DATA, None, likelihood, {})
 
 
 def preference_model() -> Algorithm:
   """Learns P(y > y'|x) from votes (arXiv 2312.00886, appendix G.1).
 
-  The slot `policy` holds the preference network.
+  The loss is -v log P - (1 - v) log(1 - P), for a share v of the votes. The slot `policy` holds the
+  preference network.
   """
   return Algorithm(DATA, DATA, cross_entropy, {})
 
@@ -43,7 +44,8 @@ def preference_model() -> Algorithm:
 def reward_model() -> Algorithm:
   """Learns a Bradley-Terry reward, -log sigmoid(r(y_w) - r(y_l)): DPO without a reference.
 
-  The slot `policy` holds the reward network, whose score of a response is r(x, y).
+  The slot `policy` holds the reward network, whose score of a response is r(x, y)
+  (arXiv 2203.02155, eq. 1).
   """
   return Algorithm(DATA, DATA, pairwise_loss(jax.nn.softplus), {})
 
@@ -82,7 +84,10 @@ def ipo(tau: Positive) -> Algorithm:
 
 
 def ipo_per_token(tau: Positive) -> Algorithm:
-  """IPO with every rho divided by the length of its response, as in its authors' experiments."""
+  """(rho(y_w) / |y_w| - rho(y_l) / |y_l| - 1 / (2 tau))^2: IPO on means over tokens.
+
+  A variant of IPO (arXiv 2310.12036), as in its authors' experiments.
+  """
   loss = pairwise_loss(jnp.square, margin=1 / (2 * tau), value=per_token, reference=1.0)
   return ipo(tau)._replace(loss=loss)
 
@@ -212,6 +217,6 @@ def rso(beta: Positive, gamma: Positive, candidates: AtLeastOne, keep: AtLeastOn
 def rso_hinge(
   beta: Positive, gamma: Positive, candidates: AtLeastOne, keep: AtLeastOne
 ) -> Algorithm:
-  """RSO with max(0, 1 - gamma (rho(y_w) - rho(y_l))), the paper's hinge-norm."""
+  """RSO with max(0, 1 - gamma (rho(y_w) - rho(y_l))), its hinge-norm (arXiv 2309.06657)."""
   loss = pairwise_loss(jax.nn.relu, beta=gamma, margin=1.0, reference=1.0)
   return rso(beta, gamma, candidates, keep)._replace(loss=loss)

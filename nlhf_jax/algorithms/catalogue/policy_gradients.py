@@ -36,12 +36,18 @@ def nash_md_pg(beta: Fraction, tau: NonNegative) -> Algorithm:
 
 
 def self_play(tau: NonNegative) -> Algorithm:
-  """Self-play, y' ~ pi: Nash-MD-PG at beta = 0; its fixed point is the regularised Nash policy."""
+  """Self-play, y' ~ pi: Nash-MD-PG at beta = 0 (arXiv 2312.00886, section 7).
+
+  Its fixed point is the regularised Nash policy.
+  """
   return nash_md_pg(beta=0.0, tau=tau)
 
 
 def best_response(tau: NonNegative) -> Algorithm:
-  """Best response to y' ~ mu: Nash-MD-PG at beta = 1; converges to mu exp(P(y > mu) / tau) / Z."""
+  """Best response to y' ~ mu: Nash-MD-PG at beta = 1 (arXiv 2312.00886, section 7).
+
+  It converges to mu exp(P(y > mu) / tau) / Z.
+  """
   return nash_md_pg(beta=1.0, tau=tau)
 
 
@@ -66,8 +72,9 @@ def nash_ema_pg(rate: Fraction, tau: NonNegative) -> Algorithm:
 def spo(tau: NonNegative, queue: AtLeastOne, every: AtLeastOne) -> Algorithm:
   """SPO: the reward of y is its win rate against a queue of recent samples (arXiv 2401.04056).
 
-  The queue has one sample from the policy at the end of each of the last `queue` rounds. tau = 0
-  in the paper; then the average iterate converges, and the last one cycles.
+  The payoff is the mean of P(y > y_j) - 1/2 over the queue, which has one sample from the policy at
+  the end of each of the last `queue` rounds. tau = 0 in the paper; then the average iterate
+  converges, and the last one cycles.
   """
   past = history(queue, every)
   return Algorithm(
@@ -108,7 +115,9 @@ def nash_md_group(
 ) -> Algorithm:
   """Nash-MD-PG with the mean payoff of K responses against J opponents; unbiased for every K, J.
 
-  The variance is that of K and of J samples; more opponents help more than more responses.
+  The payoff of y_k is the mean of P(y_k > y'_j) - 1/2 over j: a variant of Nash-MD-PG
+  (arXiv 2312.00886). The variance is that of K and of J samples; more opponents help more than more
+  responses.
   """
   return nash_md_pg(beta, tau)._replace(
     left=[POLICY] * responses, right=[mixture(policy=1.0 - beta, reference=beta)] * opponents
@@ -118,8 +127,9 @@ def nash_md_group(
 def self_play_group(tau: NonNegative, samples: AtLeastTwo) -> Algorithm:
   """Self-play of K samples of the policy, all against all; its fixed point is self-play's.
 
-  The opponents are the baseline; a leave-one-out baseline on top of them would divide tau by
-  K / (K - 1).
+  The payoff of y_k is the mean of P(y_k > y_j) - 1/2 over j != k: a variant of self-play
+  (arXiv 2312.00886). The opponents are the baseline; a leave-one-out baseline on top of them would
+  divide tau by K / (K - 1).
   """
   return self_play(tau)._replace(left=[POLICY] * samples, right=LEFT, select=leave_out_self)
 

@@ -49,7 +49,6 @@ def sppo(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction)
   """SPPO: (rho_t(y) - eta (P^(y > pi_t) - log_z))^2, best and worst of K ~ pi_t (2405.00675).
 
   P^ is the mean over all K samples, including y. `log_z`, in units of eta, is 1/2 in the paper.
-  (arXiv 2405.00675.)
   """
   return Algorithm(
     [SNAPSHOT] * samples,
@@ -62,7 +61,10 @@ def sppo(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction)
 
 
 def sppo_estimated(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:
-  """SPPO with log Z estimated on the K samples instead of a constant."""
+  """SPPO with log Z = log mean exp(eta P^) over the K samples, instead of a constant.
+
+  A variant of SPPO (arXiv 2405.00675), which is exact at every eta as K grows.
+  """
   select = chain(subtract_log_partition(eta), best_and_worst)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
@@ -72,9 +74,10 @@ def sppo_tempered(
 ) -> Algorithm:
   """SPPO on samples of tempered tokens, pi_t^(1 / T), whose fit is scored at temperature 1.
 
-  What SPPO's released code does at T = .7, and with `filters.top_p` at .9. For responses of one
-  token the *tempered* policy ends at the lottery, and pi, which is its power T, does not. With
-  top-k or top-p that is the lottery of the responses that they leave in, which depend on the start.
+  A variant of SPPO (arXiv 2405.00675): what its released code does at T = .7, and with
+  `filters.top_p` at .9. For responses of one token the *tempered* policy ends at the lottery, and
+  pi, which is its power T, does not. With top-k or top-p that is the lottery of the responses that
+  they leave in, which depend on the start.
   """
   sampler = mixture(snapshot=1 / temperature)
   algorithm = sppo(eta, samples, every, log_z)
@@ -84,14 +87,14 @@ def sppo_tempered(
 def sppo_pair(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:
   """SPPO with P(y_w > y_l) as P^ of the winner, and 1 - P(y_w > y_l) as that of the loser.
 
-  It is `sppo_single` of the released code without its factor 1/2.
+  A variant of SPPO (arXiv 2405.00675): `sppo_single` of its released code without the factor 1/2.
   """
   select = chain(best_against_worst, split_pairs)
   return sppo(eta, samples, every, log_z=0.5)._replace(select=select)
 
 
 def sppo_gated(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fraction) -> Algorithm:
-  """SPPO with the semantic gate of S-SPPO: payoffs times 1 - similarity (arXiv 2606.01561).
+  """SPPO with the gate of S-SPPO: payoffs (P(y > y') - 1/2) (1 - similarity) (arXiv 2606.01561).
 
   Win rates of two responses come nearer to 1/2 the more alike they are. The paper's embedding is
   not published: here similarity is the cosine between the counts of tokens. The gate is symmetric,
@@ -105,7 +108,8 @@ def sppo_gated(eta: Positive, samples: AtLeastTwo, every: AtLeastOne, log_z: Fra
 def gpo(eta: Positive, samples: AtLeastTwo, every: AtLeastOne) -> Algorithm:
   """GPO: SPPO on log-odds in place of probabilities (arXiv 2410.02197).
 
-  The paper's scores are a tenth of the log-odds, so its eta is ten times this one.
+  The loss is (rho_t(y) - eta s(y))^2, with the mean s(y) of log-odds over pi_t. The paper's scores
+  are a tenth of the log-odds, so its eta is ten times this one.
   """
   select = chain(payoff_to_log_odds, best_and_worst)
   algorithm = sppo(eta, samples, every, log_z=0.5)
@@ -166,6 +170,7 @@ def inpo(tau: NonNegative, eta: Positive, every: AtLeastOne) -> Algorithm:
 def comal(tau: NonNegative, eta: Positive, every: AtLeastOne, reset: AtLeastOne) -> Algorithm:
   """COMAL: INPO around a magnet that becomes the policy every `reset` updates (arXiv 2410.23223).
 
+  The loss is (h_t(y_w) - h_t(y_l) - 1 / (2 eta))^2, as INPO's, with the magnet in the place of mu.
   Its limit is the Nash equilibrium of the unregularised game, if the rounds between two resets
   nearly solve the regularised one.
   """

@@ -1,6 +1,6 @@
 """The lm-evaluation-harness as a benchmark: scores on its tasks, and the alignment tax.
 
-The harness is an extra of this package (`pip install 'nlhf-jax[harness]'`), imported when it is
+The harness is an extra of this package (`pip install '.[harness]'`), imported when it is
 used: importing it loads PyTorch, if there is one, which takes seconds.
 """
 
@@ -61,8 +61,8 @@ def find_tasks(tasks: Sequence[str], trust: bool) -> tuple[Any, Sequence[Any]]:
     from nlhf_jax.evaluation.benchmarks import lm_tasks
   except ImportError as error:
     raise UserError(
-      f'config.harness.tasks needs the lm-evaluation-harness ({error}); pip install '
-      "'nlhf-jax[harness]'."
+      f'config.harness.tasks needs the lm-evaluation-harness ({error}); run '
+      "pip install '.[harness]' in a checkout."
     ) from None
   return lm_tasks.find_tasks(tasks, trust)
 

@@ -2,7 +2,7 @@
 
 The harness requests log-likelihoods and generations from a model (https://github.com/EleutherAI/
 lm-evaluation-harness) and does everything else itself. It is an extra of this package:
-`pip install nlhf-jax[harness]`. Text is tokenised as by the harness's Hugging Face backend: special
+`pip install .[harness]`. Text is tokenised as by the harness's Hugging Face backend: special
 tokens in the output of a chat template are recognised.
 
 Not supported: several processes. The host searches for stop sequences after every `CHUNK` tokens,

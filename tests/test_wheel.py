@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,20 @@ SOURCES = ('LICENSE', 'README.md', 'configs', 'nlhf_jax', 'pyproject.toml', 'set
 
 
 ADDRESS = 'https://host.example/owner/name'
+# The flags with which a run of `nash_md` is short.
+TOY = tuple(
+  f'--config.{field}={value}'
+  for field, value in {
+    **{'model.width': 16, 'model.layers': 1, 'model.hidden': 16, 'model.head_size': 8},
+    **{'model.heads': 2, 'model.key_heads': 1, 'data.posts': 32, 'data.held_out': 8},
+    **{
+      f'{stage}.{field}': value
+      for stage in ('sft', 'preference_model', 'policies.self_play', 'policies.nash_md')
+      for field, value in {'steps': 2, 'batch': 4}.items()
+    },
+    'tournament.prompts': 8,
+  }.items()
+)
 
 
 def pip(*arguments, **variables):
@@ -117,6 +132,28 @@ def test_the_wheel_has_types_and_pages(installed):
   shipped = {path.relative_to(package) for path in package.rglob('*') if path.is_file()}
   assert Path('py.typed') in shipped
   assert {path for path in files if '__pycache__' not in path.parts} <= shipped
+
+
+@pytest.mark.slow
+def test_two_commands_lead_from_a_wheel_to_a_report(wheel, tmp_path):
+  environment, folder = tmp_path / 'environment', tmp_path / 'empty'
+  folder.mkdir()
+  subprocess.run([sys.executable, '-m', 'venv', '--without-pip', environment], check=True)
+  python = environment / 'bin' / 'python'
+  pip('--python', python, 'install', '--no-index', '--no-deps', wheel)
+  # Other packages are those of the tests, for there may be no network. They suffice, or pip fails.
+  (site,) = environment.glob('lib/python*/site-packages')
+  (site / 'others.pth').write_text(sysconfig.get_paths()['purelib'])
+  pip('--python', python, 'install', '--no-index', wheel)
+  run = [environment / 'bin' / 'nlhf', 'run', '--config=nash_md', *TOY]
+  others = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  options = {'cwd': folder, 'env': others, 'capture_output': True, 'text': True}
+  ended = subprocess.run(run, **options, check=False)
+  assert ended.returncode == 0, ended.stderr
+  assert 'Win rate of row over column, oracle judge' in ended.stdout
+  page = (folder / 'runs' / 'nash_md' / 'report.html').read_text()
+  assert f'<code>nlhf run --config=nash_md {" ".join(TOY)}</code>' in page
+  assert '<dt>Commit</dt>' not in page  # which a checkout has
 
 
 def read_links(description):

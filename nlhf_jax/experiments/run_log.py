@@ -91,6 +91,14 @@ def find_stages(experiment: Any) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+  """Records the seconds that the block took as `seconds[name]`."""
+  began = time.monotonic()
+  yield
+  seconds[name] = time.monotonic() - began
+
+
+@contextlib.contextmanager
 def timed_run(experiment: Any) -> Iterator[None]:
   """Prints the seconds and compiled programs of each stage, and of the block, after the block."""
   programs, compiling = compilation.count_programs(), compilation.compile_seconds()

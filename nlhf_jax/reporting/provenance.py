@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 import nlhf_jax
-from nlhf_jax import configs
+from nlhf_jax import compilation, configs
 from nlhf_jax.storage import json_lines
 
 
@@ -42,7 +42,7 @@ def describe(workdir: Path, seconds: Mapping[str, float]) -> Made:
     'Device': f'{len(devices)} \u00d7 {devices[0].device_kind} ({devices[0].platform})',
     'Software': f'Python {platform.python_version()}, JAX {jax.__version__}',
     'Seed': str(config['seed']) if 'seed' in config else '',
-    'Programs compiled': _programs(workdir),
+    'Programs compiled': f'{compilation.count_programs():,}, by the process that wrote this page',
   }
   return Made({name: fact for name, fact in facts.items() if fact}, source, changed, seconds)
 
@@ -139,10 +139,3 @@ def _commit() -> str:
     return read('rev-parse', '--short=12', 'HEAD') + (', with changes' if changed else '')
   except (OSError, subprocess.SubprocessError):
     return ''
-
-
-def _programs(workdir: Path) -> str:
-  """The number of programs compiled, if the learning curves of the run count them."""
-  path = workdir / 'metrics.jsonl'
-  counts = [row['compiled_programs'] for row in json_lines.read(path) if 'compiled_programs' in row]
-  return f'{max(counts):,}' if counts else ''

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,9 @@ def test_cycle_of_three_styles_is_found(config_of, tmp_path, capsys):
   assert [row['instruction'] for row in outputs] == posts
   page = (tmp_path / 'run' / 'report.html').read_text()
   assert posts[0] in page
+  made = page[page.index('<footer id="made"') :]
+  stages = re.findall(r'<code>(\w+)</code></th><td class="number">\d+\.\d</td>', made)
+  assert stages == ['judges', 'responses', 'tournament']
   printed = capsys.readouterr().out
   assert 'a cycle: reporter > lister > asker > reporter' in printed
 

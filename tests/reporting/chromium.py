@@ -76,8 +76,8 @@ class Browser:
       self.messages.append(message['params']['entry']['text'])
     return message
 
-  def open(self, path: Path, width: int = 1400, dark: bool = False) -> None:
-    """Shows a file at a width in CSS pixels, in the light or dark scheme."""
+  def open(self, page: Path | str, width: int = 1400, dark: bool = False) -> None:
+    """Shows a file, or the page at a URL, at a width in CSS pixels, in the light or dark scheme."""
     self.call(
       'Emulation.setDeviceMetricsOverride',
       width=width,
@@ -88,7 +88,7 @@ class Browser:
     scheme = {'name': 'prefers-color-scheme', 'value': 'dark' if dark else 'light'}
     self.call('Emulation.setEmulatedMedia', features=[scheme])
     before = self._loaded
-    self.call('Page.navigate', url=path.absolute().as_uri())
+    self.call('Page.navigate', url=page if isinstance(page, str) else page.absolute().as_uri())
     while self._loaded == before:
       self._receive()
 

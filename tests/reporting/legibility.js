@@ -3,6 +3,7 @@
   for (const box of document.querySelectorAll('details')) box.open = true;
   for (const bar of document.querySelectorAll('nav')) bar.style.position = 'static';
   window.scrollTo(0, 0);
+  for (const running of document.getAnimations()) running.finish();  // Colours fade in.
 
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = (colour) => {
@@ -53,7 +54,8 @@
     const element = node.parentElement;
     if (!text || element.closest('script, style, noscript, option, .screen-reader, #tip')) continue;
     const style = getComputedStyle(element);
-    if (style.visibility === 'hidden' || element.closest('[disabled]')) continue;
+    if (!element.checkVisibility({checkVisibilityCSS: true, checkOpacity: true})) continue;
+    if (element.closest('[disabled]')) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     const group = element.closest('svg text') || node;

@@ -1,17 +1,20 @@
 """Every page: one template, one style sheet, no address, and nothing unescaped."""
 
+import importlib
 import json
 import re
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import nlhf_jax
 from docs import generate
-from nlhf_jax import compare
+from nlhf_jax import compare, compilation, configs
 from nlhf_jax.reporting import comparison_page, glossary, layout, provenance, svg
 from nlhf_jax.reporting.game_plots import COLOURS, CURVE
 from tests.reporting.pages import NASTY, PAGES, POLICIES, write_run
@@ -127,16 +130,47 @@ def test_provenance_names_what_differs(tmp_path, monkeypatch):
 
   config = tabular.get_config().to_dict() | {'only': 'newton'}
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  (tmp_path / 'metrics.jsonl').write_text('{"compiled_programs": 3}\n{"compiled_programs": 8}\n')
   monkeypatch.setattr('sys.argv', ['nlhf', 'run', '--config=tabular', '--config.only=new ton'])
+  monkeypatch.setattr(compilation, 'count_programs', lambda: 1234)
   made = provenance.describe(tmp_path, {'newton': 1.5})
   assert made.defaults == 'tabular'
   assert made.settings == [('only', '""', '"newton"')]
   assert made.facts['Command'] == "nlhf run --config=tabular '--config.only=new ton'"
-  assert made.facts['Programs compiled'] == '8'
+  assert made.facts['Programs compiled'] == '1,234, by the process that wrote this page'
   assert {'Version', 'Device'} <= made.facts.keys()
   monkeypatch.setattr('sys.argv', ['pytest'])
   assert 'Command' not in provenance.describe(tmp_path / 'none', {}).facts
+
+
+@pytest.mark.parametrize('kind', configs.EXAMPLES)
+def test_every_page_says_how_it_was_made(kind, tmp_path, monkeypatch):
+  example = configs.EXAMPLES[kind]
+  config = importlib.import_module(f'nlhf_jax.configs.{example}').get_config().to_dict()
+  field = 'seed' if 'seed' in config else 'tau'  # nothing in `tabular` is random
+  (tmp_path / 'config.json').write_text(json.dumps(config | {field: 70}))
+  line = ['run', f'--config={example}', f'--config.{field}=70']
+  monkeypatch.setattr('sys.argv', ['nlhf', *line])
+  monkeypatch.setattr(compilation, 'count_programs', lambda: 42)
+  PAGES[kind](tmp_path / 'report.html')
+  page = (tmp_path / 'report.html').read_text()
+  made = page[page.index('<footer id="made"') : page.index('</footer>')]
+  facts = dict(re.findall('<dt>(.*?)</dt><dd>(?:<code>)?(.*?)(?:</code>)?</dd>', made))
+  assert facts.pop('Command') == f'nlhf {" ".join(line)}'
+  assert facts.pop('Version') == f'nlhf_jax {nlhf_jax.__version__}'
+  (device,) = jax.devices()
+  assert facts.pop('Device') == f'1 \u00d7 {device.device_kind} ({device.platform})'
+  assert facts.pop('Software').endswith(f'JAX {jax.__version__}')
+  assert field != 'seed' or facts.pop('Seed') == '70'
+  assert facts.pop('Programs compiled').startswith('42, ')
+  if (Path(__file__).parents[2] / '.git').exists():
+    assert re.match(r'[0-9a-f]{12}(, with changes)?$', facts.pop('Commit'))
+  assert facts == {}
+  cells = re.findall('<tr><th scope="row"><code>(.*?)</code></th>(.*?)</tr>', made)
+  changed = [(name, row) for name, row in cells if name.startswith('config.')]
+  assert changed == [(f'config.{field}', f'<td>{config[field]}</td><td>70</td>')]
+  seconds = [row for name, row in cells if not name.startswith('config.')]
+  assert seconds
+  assert all(re.fullmatch(r'<td class="number">\d+\.\d</td>', row) for row in seconds)
 
 
 # --- Comparison of two runs

@@ -28,6 +28,7 @@ from nlhf_jax.experiments.language.judge_stage import (
 from nlhf_jax.experiments.language.run import fine_tune
 from nlhf_jax.experiments.language.task_example import task_example
 from nlhf_jax.experiments.language.tournament_stage import print_tables
+from nlhf_jax.experiments.run_log import timed
 from nlhf_jax.experiments.specs import BestOf, EvaluateExperiment
 from nlhf_jax.judges.judge import CombineOrders, TextPreference, mean_of_orders
 from nlhf_jax.judges.kinds import ExternalJudge
@@ -65,9 +66,9 @@ def run(experiment: EvaluateExperiment, workdir: Path) -> dict:
   for benchmark in experiment.benchmarks:
     benchmark.prepare()
   with recorded_usage(workdir, merge_remote(external, chat)) as accounts:
-    results, lines = evaluate(experiment, external, chat, workdir)
+    results, lines, seconds = evaluate(experiment, external, chat, workdir)
   results['external_judges'] = accounts
-  publish(experiment, workdir, results, lines)
+  publish(experiment, workdir, results, lines, seconds)
   if 'best_of' in results:
     print_best_of(results['best_of'], experiment.judges)
   print_usage(accounts)
@@ -91,11 +92,13 @@ def evaluate(
   external: Mapping[str, ExternalJudge],
   chat: ChatClient | None,
   workdir: Path,
-) -> tuple[dict, list[dict]]:
-  """The results, and one record per prompt of the tournament."""
+) -> tuple[dict, list[dict], dict[str, float]]:
+  """The results, one record per prompt of the tournament, and the seconds of each stage."""
+  seconds: dict[str, float] = {}
   combine = {name: judge.combine for name, judge in external.items()}
   preferences = {name: judge.preference for name, judge in external.items()}
-  pairwise = make_pairwise(experiment, preferences, combine, workdir)
+  with timed(seconds, 'judges'):
+    pairwise = make_pairwise(experiment, preferences, combine, workdir)
   judges = Judges(
     {name: pairwise[name] for name in experiment.panel},
     combine,
@@ -106,18 +109,19 @@ def evaluate(
     name: make_compare(pairwise[name], judges.combine.get(name, mean_of_orders))
     for name in experiment.selectors
   }
-  policies, selections = collect_responses(experiment, selectors, workdir)
+  with timed(seconds, 'responses'):
+    policies, selections = collect_responses(experiment, selectors, workdir)
   results, lines = {'policies': list(policies)}, []
   if experiment.prompts:
-    results, lines = compete(experiment, judges, policies)
+    with timed(seconds, 'tournament'):
+      results, lines = compete(experiment, judges, policies)
   if selections:
     results['best_of'] = describe_best_of(experiment.entries, selections)
-  found = [
-    table._asdict()
-    for benchmark in experiment.benchmarks
-    for table in benchmark.run(policies, judges, workdir)
-  ]
-  return {'name': experiment.name, **results, 'benchmarks': found}, lines
+  found = []
+  for benchmark in experiment.benchmarks:
+    with timed(seconds, benchmark.name):
+      found += [table._asdict() for table in benchmark.run(policies, judges, workdir)]
+  return {'name': experiment.name, **results, 'benchmarks': found}, lines, seconds
 
 
 def make_compare(judge: CachedJudge, combine: CombineOrders) -> Compare:
@@ -344,13 +348,18 @@ def apply_early_stopping(
 
 
 def publish(
-  experiment: EvaluateExperiment, workdir: Path, results: Mapping, lines: Sequence[Mapping]
+  experiment: EvaluateExperiment,
+  workdir: Path,
+  results: Mapping,
+  lines: Sequence[Mapping],
+  seconds: Mapping[str, float],
 ) -> None:
-  """Writes results, samples and the report, and prints the tables."""
+  """Writes results, samples and the report, and prints the tables; `seconds` are by stage."""
   json_lines.write(workdir / 'samples.jsonl', lines)
   json_lines.write_json(workdir / 'results.json', results)
   example = task_example(experiment.trained.corpus) if experiment.trained else None
-  tournament_page.write(workdir / 'report.html', results, [], lines, example)
+  page = {**results, 'stages': {stage: {'seconds': took} for stage, took in seconds.items()}}
+  tournament_page.write(workdir / 'report.html', page, [], lines, example)
   if lines:
     print_tables(results)
   for judge, row in results.get('order_consistency', {}).items():

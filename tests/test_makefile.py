@@ -1,0 +1,36 @@
+"""The commands of the Makefile, and the log that a run leaves in a file."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_wheel import TOY
+
+pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make')
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 300  # of a log
+
+
+def test_make_test_runs_linters_and_quick_tests():
+  shown = subprocess.check_output(['make', '-n', 'test'], cwd=ROOT, text=True)
+  *_, check, form, layers, tests = (line.partition('/bin/')[2] for line in shown.splitlines())
+  assert (check, form) == ('ruff check .', 'ruff format --check .')
+  assert layers.startswith('lint-imports')
+  assert tests.strip() == "python -m pytest -m 'not slow'"
+
+
+@pytest.mark.slow
+def test_the_log_of_make_run_is_short_and_plain(tmp_path):
+  flags = shlex.join([*TOY, f'--workdir={tmp_path}/run'])
+  program = ['make', 'run', f'BIN={Path(sys.executable).parent}', f'ARGS={flags}']
+  installed = ['-o', '.venv/installed']  # by who runs the tests
+  with (tmp_path / 'log').open('wb') as log:
+    subprocess.run([*program, *installed], cwd=ROOT, stdout=log, stderr=log, check=True)
+  text = (tmp_path / 'log').read_bytes()
+  assert b'\r' not in text
+  assert 30 < text.count(b'\n') < MAX_LINES
+  assert (tmp_path / 'run' / 'report.html').exists()

@@ -99,9 +99,9 @@ def write_evaluate(path: Path) -> dict:
   table = {'title': 'MT-Bench', 'note': 'Of 10.', 'columns': ['average'], 'rows': [['one', 7.5]]}
   counts = {'about': 'm at a server', 'counts': {'requests': 12}}
   facts = {'benchmarks': [table], 'external_judges': {'remote': counts}}
-  facts['stages'] = {'responses': {'seconds': 2.5}, 'tournament': {'seconds': 0.5}}
   results = {'name': 'evaluate', **summarised(), **facts}
-  tournament_page.write(path, results, [], lines)
+  stages = {'responses': {'seconds': 2.5}, 'tournament': {'seconds': 0.5}}
+  tournament_page.write(path, {**results, 'stages': stages}, [], lines)
   return results
 
 

@@ -42,7 +42,7 @@ def chi_self_play(tau: Positive) -> Algorithm:
 
 
 def ipo_md(beta: Fraction, tau: Positive) -> Algorithm:
-  """IPO on pairs from pi^(1-beta) mu^beta / Z: the fixed point of Nash-MD-PG (arXiv 2403.08635)."""
+  """IPO on y, y' ~ pi^(1-beta) mu^beta / Z: the fixed point of Nash-MD-PG (arXiv 2403.08635)."""
   sampler = mixture(policy=1.0 - beta, reference=beta)
   reason = FITS_LUCK if beta else ''
   return ipo(tau)._replace(left=[sampler], right=[sampler], against_users=reason)

@@ -74,10 +74,10 @@ def sppo_tempered(
 ) -> Algorithm:
   """SPPO on samples of tempered tokens, pi_t^(1 / T), whose fit is scored at temperature 1.
 
-  A variant of SPPO (arXiv 2405.00675): what its released code does at T = .7, and with
-  `filters.top_p` at .9. For responses of one token the *tempered* policy ends at the lottery, and
-  pi, which is its power T, does not. With top-k or top-p that is the lottery of the responses that
-  they leave in, which depend on the start.
+  The loss is (rho_t(y) - eta (P^(y > pi_t) - log_z))^2, a variant of SPPO (arXiv 2405.00675): what
+  its released code does at T = .7, and with `filters.top_p` at .9. For responses of one token the
+  *tempered* policy ends at the lottery, and pi, which is its power T, does not. With top-k or top-p
+  that is the lottery of the responses that they leave in, which depend on the start.
   """
   sampler = mixture(snapshot=1 / temperature)
   algorithm = sppo(eta, samples, every, log_z)

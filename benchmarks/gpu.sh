@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
 device=$("$python" -c 'import jax; print(jax.default_backend())')
 echo "device: $device"
-"$python" benchmarks/kernels.py --compute bfloat16
+"$python" benchmarks/attention_kernels.py --compute bfloat16
 if [[ $device == cpu ]]; then
   "$python" benchmarks/training.py --model small --batches 2 --compute bfloat16 --alone
 else

@@ -106,8 +106,8 @@ def test_programs_do_not_grow_with_layers_or_devices(training):
 
 @pytest.mark.slow
 def test_drafts_have_the_distribution_of_plain_decoding(training):
-  import kernels
+  import attention_kernels
 
-  found = kernels.check_drafts('float32')
+  found = attention_kernels.check_drafts('float32')
   assert found['passed']
   assert found['responses'] > 50

@@ -155,11 +155,11 @@ def clipped_self_play(tau: NonNegative, clip: Positive, every: AtLeastOne) -> Al
   """Self-play of pi_t with clipped ratios r = pi / pi_t to it (PPO, arXiv 1707.06347, eq. 7).
 
   It maximises min(r A, clip(r, 1 - `clip`, 1 + `clip`) A), with A = P(y > y') - 1/2 less
-  tau log(pi / mu). `every` updates follow from samples of one policy pi_t, both sides. Its fixed point is
-  self-play's for every `clip`, since nothing is clipped at pi_t; the path to it is biased: of a
-  response whose ratio has left 1 +- `clip` the gradient vanishes. Many updates a round approach
-  undamped best replies, which need not converge; `mpo` and `nash_prox` penalise the distance to
-  pi_t instead.
+  tau log(pi / mu). `every` updates follow from samples of one policy pi_t, both sides. Its fixed
+  point is self-play's for every `clip`, since nothing is clipped at pi_t; the path to it is biased:
+  of a response whose ratio has left 1 +- `clip` the gradient vanishes. Many updates a round
+  approach undamped best replies, which need not converge; `mpo` and `nash_prox` penalise the
+  distance to pi_t instead.
   """
   return Algorithm(
     [SNAPSHOT],
@@ -200,8 +200,8 @@ def best_of_k(tau: NonNegative, k: AtLeastOne) -> Algorithm:
 
   The payoff of y_i is its chance to be chosen, exp r(y_i) / sum_j exp r(y_j), less 1 / (k + 1).
   Each of k + 1 samples of the policy is in turn the single opponent. Needs a judge of choices among
-  k + 1, for which a reward model stands, by Plackett and Luce's softmax; pairwise preferences do not
-  determine such choices. At its symmetric equilibrium k samples win against any opponent with
+  k + 1, for which a reward model stands, by Plackett and Luce's softmax; pairwise preferences do
+  not determine such choices. At its symmetric equilibrium k samples win against any opponent with
   probability k / (k + 1).
   """
   return self_play(tau)._replace(

@@ -1,9 +1,9 @@
 """Checks on an accelerator: attention kernels against their definition, drafts against none.
 
-python benchmarks/kernels.py [--compute bfloat16]
+python benchmarks/attention_kernels.py [--compute bfloat16]
 
-Writes benchmarks/results/kernels.json; the status is 1 if a check fails. On a CPU, which has one
-kernel of attention only, drafts alone are checked and nothing is written.
+Writes benchmarks/results/attention_kernels.json; the status is 1 if a check fails. On a CPU, which
+has one kernel of attention only, drafts alone are checked and nothing is written.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def main() -> int:
   text = json.dumps(found, indent=2)
   print(text)
   if shapes:
-    (RESULTS / 'kernels.json').write_text(text + '\n')
+    (RESULTS / 'attention_kernels.json').write_text(text + '\n')
   return int(not all(check['passed'] for check in (*found['attention'], found['drafts'])))
 
 

@@ -190,7 +190,7 @@ function policyTable() {
     ];
   };
   const number = (record, digits) => (p) => fixed(record[p], digits);
-  const judge = judges.includes('held_apart') ? 'held_apart' : judges[0];
+  const judge = judges[0];
   const equal = has(results.equal_length) ? 'Win rates at equal length are fitted to those of ' +
     `${inSentence(judge)}.` : '';
   const evenly = Object.fromEntries(Object.entries((results.equal_length || {})[judge] || {})

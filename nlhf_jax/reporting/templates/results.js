@@ -16,8 +16,10 @@ const TITLES = {
 const title = (judge) => TITLES[judge] || judge;
 const inSentence = (judge) => judge === 'pairrm' ? TITLES[judge]
   : TITLES[judge] ? `the ${TITLES[judge].toLowerCase()}` : judge;
-const ordered = (record) => Object.keys(record || {}).sort(
-  (a, b) => (b === 'oracle') - (a === 'oracle') || (b === 'learned') - (a === 'learned'));
+// First the judges that no policy learned from: sentences speak of the first one.
+const FIRST = ['oracle', 'held_apart', 'learned'];
+const position = (judge) => FIRST.includes(judge) ? FIRST.indexOf(judge) : FIRST.length;
+const ordered = (record) => Object.keys(record || {}).sort((a, b) => position(a) - position(b));
 const judges = ordered(results.tables);
 const level = results.early_stopping ? results.early_stopping.level : 0.05;
 const sure = `${Math.round(100 - 100 * level)}\u00a0%`;

@@ -31,7 +31,7 @@ function reading() {
     text.push('The learned judge gives ',
       joined(against('learned').map((o) => [`${whole(o.value)} against `, code(o.name)])), '. ');
   }
-  if (!hasOracle) {
+  if (!hasOracle && judge !== 'held_apart') {
     text.push('There is no oracle for these data. Under the judge that a policy was trained on, ' +
       'these numbers show how well it was optimised, not that its responses are better. ');
   }

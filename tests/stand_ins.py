@@ -54,16 +54,16 @@ DOCUMENTS = {
   ],
 }
 JUDGES = """
-def reward(prompts, responses):
+def conciseness(prompts, responses):
   return [float(len(response)) for response in responses]
 
 
 def young(prompts, responses):
-  return reward(prompts, responses)
+  return conciseness(prompts, responses)
 
 
 def old(prompts, responses):
-  return [-number for number in reward(prompts, responses)]
+  return [-number for number in conciseness(prompts, responses)]
 """
 
 

@@ -13,20 +13,9 @@ from nlhf_jax import command, ranges
 from nlhf_jax.algorithms.catalogue import ALGORITHMS
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
-from nlhf_jax.experiments.evaluate.config import evaluate_sections
-from nlhf_jax.experiments.sample_complexity.config import sample_complexity_sections
-from nlhf_jax.experiments.tabular.config import tabular_sections
-from nlhf_jax.experiments.token_game.config import token_game_sections
+from tests.documented_commands import SECTIONS
 
 FOLDER = Path(__file__).parents[2] / 'configs'
-SECTIONS = {
-  'language': sections.language_sections,
-  'judges': sections.language_sections,
-  'evaluate': evaluate_sections,
-  'tabular': tabular_sections,
-  'sample_complexity': sample_complexity_sections,
-  'token_game': token_game_sections,
-}
 VALUES = (-1, 0, math.nan, math.inf)
 
 

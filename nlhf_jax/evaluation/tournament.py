@@ -59,17 +59,17 @@ def compare_policies(
   payoff = np.zeros((len(prompts.tokens), count, count))
   groups = [slice(start, start + TOGETHER) for start in range(0, count, TOGETHER)]
   blocks = list(combinations_with_replacement(groups, 2))
+  # As many pairs at a time as of two policies, which a judge of pairs has to hold at once.
+  at_once = chunk_size((prompts, sides[0], sides[0])) // min(count, TOGETHER) ** 2
+  size = jax.device_count() * max(1, at_once // jax.device_count())
   with progress(len(blocks) * len(payoff), label or '', 'prompt', hidden=label is None) as bar:
     for rows, columns in blocks:
       left = join_responses(sides[rows])
       right = None if rows == columns else join_responses(sides[columns])
-      # As many pairs at a time as of two policies, which a judge of pairs has to hold at once.
-      at_once = chunk_size((prompts, sides[0], sides[0])) // min(count, TOGETHER) ** 2
-      devices = jax.device_count()
       payoff[:, rows, columns] = map_chunks(
         lambda chunk, _: judge(chunk if chunk.right else chunk._replace(right=chunk.left)),
         Comparison(prompts, left, right),
-        devices * max(1, at_once // devices),
+        size,
         update=bar.update,
       )
   above = np.triu(payoff, 1)

@@ -330,7 +330,9 @@ HEADS = ('              part', 'ms', 'spread', 'TRL, ms', 'times faster', 'of th
 def measure(settings: Settings, device: str, ceiling: dict, python: Path | None) -> dict:
   """All parts at one batch: seconds, spread, the peer's seconds and the floor."""
   given = json.dumps(settings._asdict())
-  own = environments.run_json([sys.executable, __file__, '--only', given])
+  program = [sys.executable, __file__, '--only', given]
+  own = environments.run_json(program)
+  step = environments.run_json([*program, '--parts', 'step'])
   peers = {}
   for what in ('nash_md', 'reward') if python else ():
     script = ROOT / 'benchmarks' / 'training_peers.py'
@@ -365,7 +367,8 @@ def measure(settings: Settings, device: str, ceiling: dict, python: Path | None)
   peaks = {what: peer['peak'] for what, peer in peers.items()}
   return case | {
     'compiling': {'seconds': own['compiling'], 'spread': 0.0},
-    'memory': {'programs': own['programs'], 'ours': own['peak'], **peaks},
+    # A process that trains, and does nothing else, as the peer's.
+    'memory': {'programs': own['programs'], 'ours': step['peak'], **peaks},
   }
 
 
@@ -394,9 +397,10 @@ if __name__ == '__main__':
   parser.add_argument('--alone', action='store_true', help='without TRL')
   parser.add_argument('--ceilings', action='store_true', help=argparse.SUPPRESS)
   parser.add_argument('--only', help=argparse.SUPPRESS)  # the settings of one process
+  parser.add_argument('--parts', nargs='*', default=(), help=argparse.SUPPRESS)  # and what it runs
   flags = parser.parse_args()
   if flags.only:
-    print(json.dumps(ours(Settings(**json.loads(flags.only)))))
+    print(json.dumps(ours(Settings(**json.loads(flags.only)), flags.parts)))
   elif flags.ceilings:
     print(json.dumps({'machine': environments.machine(), 'ceilings': ceilings(flags.compute)}))
   else:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from nlhf_jax import __version__, compilation, trees
+from nlhf_jax.experiments.game_specs import TokenGameExperiment
 from nlhf_jax.experiments.specs import (
   EvaluateExperiment,
   JudgeExperiment,
   LanguageExperiment,
   Model,
   Stage,
-  TokenGameExperiment,
 )
 from nlhf_jax.models.decoder import parameter_shapes
 from nlhf_jax.reporting import formatting

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.game_specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.experiments.memory_limits import check_table
 from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
-from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.ranges import Finite
 from nlhf_jax.sample_complexity import links, protocols, worlds
 from nlhf_jax.sample_complexity.links import Link

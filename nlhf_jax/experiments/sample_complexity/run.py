@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from nlhf_jax.experiments.specs import Measurement, SampleComplexityExperiment
+from nlhf_jax.experiments.game_specs import Measurement, SampleComplexityExperiment
 from nlhf_jax.progress import progress
 from nlhf_jax.reporting import formatting, game_plots, sample_complexity_page
 from nlhf_jax.sample_complexity import protocols, rates, votes

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.game_specs import SolverRun, TabularExperiment
 from nlhf_jax.experiments.memory_limits import check_table, count_sequences
 from nlhf_jax.experiments.sections import Section, call_by_name, factories, parse_numbers
-from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
 from nlhf_jax.games import exact, files, matrices, solvers
 from nlhf_jax.games.game import make_game
 from nlhf_jax.games.solvers import Solver

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from nlhf_jax.experiments.specs import SolverRun, TabularExperiment
+from nlhf_jax.experiments.game_specs import SolverRun, TabularExperiment
 from nlhf_jax.games import choice, exact, rlhf, spectrum
 from nlhf_jax.games.game import Game, duality_gap, kl
 from nlhf_jax.games.solve import log_spaced_updates, solve

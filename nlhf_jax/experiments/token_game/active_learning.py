@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from nlhf_jax.algorithms.algorithm import LEFT, POLICY, Algorithm
 from nlhf_jax.errors import UserError
-from nlhf_jax.experiments.specs import Learner
+from nlhf_jax.experiments.game_specs import Learner
 from nlhf_jax.experiments.stages import make_policy_update
 from nlhf_jax.judges.enhancers import NONE, choose_right
 from nlhf_jax.judges.judge import vote

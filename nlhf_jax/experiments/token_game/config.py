@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from nlhf_jax.algorithms.algorithm import needs_judge
 from nlhf_jax.errors import UserError
 from nlhf_jax.experiments import sections
+from nlhf_jax.experiments.game_specs import Learner, Method, SolverRun, TokenGameExperiment
 from nlhf_jax.experiments.language import config as language_config
 from nlhf_jax.experiments.memory_limits import (
   check_candidates,
@@ -18,14 +19,7 @@ from nlhf_jax.experiments.memory_limits import (
   count_sequences,
 )
 from nlhf_jax.experiments.sections import GeneralSettings, Section, call_by_name, training_sections
-from nlhf_jax.experiments.specs import (
-  Learner,
-  Method,
-  SolverRun,
-  Stage,
-  TokenGameExperiment,
-  Training,
-)
+from nlhf_jax.experiments.specs import Stage, Training
 from nlhf_jax.experiments.stage_config import key_from_name, make_stage
 from nlhf_jax.experiments.tabular.config import SOLVERS
 from nlhf_jax.experiments.token_game.active_learning import count_votes

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nlhf_jax.data.batches import take
-from nlhf_jax.experiments.specs import Learner, Method, Stage, TokenGameExperiment, Training
+from nlhf_jax.experiments.game_specs import Learner, Method, TokenGameExperiment
+from nlhf_jax.experiments.specs import Stage, Training
 from nlhf_jax.experiments.stages import fit, make_policy_update
 from nlhf_jax.experiments.token_game.active_learning import (
   count_judged_pairs,

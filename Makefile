@@ -41,10 +41,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-# The documentation, as a site in .cache/site; a warning is an error.
+# The documentation, as a site in .cache/site; a warning is an error. Opened as files, it has no search.
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[docs]
 	$(BIN)/python -m mkdocs build --strict
+	@echo 'Read it at http://localhost:8000 after: $(BIN)/python -m http.server --directory .cache/site'
 
 # On an idle machine; a GPU has a line of its own in benchmarks/README.md.
 bench: $(VENV)/installed

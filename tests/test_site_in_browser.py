@@ -1,9 +1,6 @@
 """The documentation's site as a reader sees it, served over localhost; skipped without Chromium."""
 
-import functools
 import json
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -43,21 +40,11 @@ SEARCH = """(async (question) => {
 })"""
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-  def log_message(self, *details):
-    """Nothing is logged."""
-
-
 @pytest.fixture(scope='module')
 def address(site):
   """The address of the served site."""
-  server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=site))
-  thread = threading.Thread(target=server.serve_forever)
-  thread.start()
-  yield f'http://127.0.0.1:{server.server_port}/'
-  server.shutdown()
-  thread.join()
-  server.server_close()
+  with chromium.serve(site) as address:
+    yield address
 
 
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])

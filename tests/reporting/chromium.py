@@ -1,12 +1,16 @@
 """Chromium without a window, driven through pipes by the DevTools protocol."""
 
 import base64
+import contextlib
+import functools
 import itertools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,25 @@ PROGRAM = next(
   filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None
 )
 MISSING = 'no Chromium; apt-get install chromium'
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+  def log_message(self, *details):
+    """Nothing is logged."""
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+  """The address at which this machine serves the folder."""
+  handler = functools.partial(_Quiet, directory=folder)
+  with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+      yield f'http://127.0.0.1:{server.server_port}/'
+    finally:
+      server.shutdown()
+      thread.join()
 
 
 class Browser:

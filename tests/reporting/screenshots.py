@@ -1,7 +1,7 @@
 """Takes the pictures of the documentation: `python -m tests.reporting.screenshots FOLDER`.
 
-FOLDER holds a finished run of each kind, in a folder of that name, and may hold the built site in
-`site`. Each page is taken at 1400 and 390 pixels, light and dark.
+FOLDER holds finished runs, each in a folder named after its kind, and the built site in `site`.
+What it does not hold keeps its pictures. Each page is taken at 1400 and 390 pixels, light and dark.
 """
 
 import base64
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.reporting.chromium import Browser
+from tests.reporting.chromium import Browser, serve
 
 KINDS = ('language', 'evaluate', 'judges', 'token_game', 'tabular', 'sample_complexity')
 IMAGES = Path(__file__).parents[2] / 'docs' / 'images'
@@ -19,9 +19,15 @@ SCALES = {1400: 0.6, 390: 1.0}
 
 def main(folder: Path) -> None:
   """Writes the pictures to docs/images."""
-  pages = {f'report_{kind}': folder / kind / 'report.html' for kind in KINDS}
+  reports = {f'report_{kind}': folder / kind / 'report.html' for kind in KINDS}
+  take({name: page for name, page in reports.items() if page.exists()})
   if (folder / 'site').exists():
-    pages['docs'] = folder / 'site' / 'index.html'
+    with serve(folder / 'site') as address:  # opened as files, the site has no search
+      take({'docs': address})
+
+
+def take(pages: dict[str, Path | str]) -> None:
+  """Writes the pictures of these pages, by the name of the picture."""
   for dark in (False, True):
     # A profile of its own: the site remembers the first scheme it was seen in.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:

@@ -8,8 +8,7 @@ prompts that a prompter chooses, and `from_data` on the same pool of prompts, al
 learn from the oracle, which measures them too. Runs are kept in FOLDER, and resume there; with
 `toy` each takes a minute, and nothing is written. Otherwise benchmarks/results/players.json gets
 the win rates over SFT of the policies alone, those of each round of refinement over the first
-response, and the mean and the worst win rate over the prompts of the pool. It has not been run in
-full yet.
+response, and the mean and the worst win rate over the prompts of the pool.
 """
 
 import json
@@ -25,18 +24,18 @@ from configs import base  # noqa: E402
 from nlhf_jax.experiments.start import start  # noqa: E402
 
 RESULTS = ROOT / 'benchmarks' / 'results'
-SEEDS, TAU, ROUNDS, POOL = (0, 1, 2), 0.06, 3, 64
+SEEDS, STEPS, TAU, ROUNDS, POOL = (0, 1, 2), 100, 0.06, 3, 64
 AGAIN = '{prompt}'  # the instruction: the follower reads the post again, after the summary of it
 PROMPTER_RATES = {'prompted': 0.05, 'from_data': 1e-9}
 
 
 def make_policy():
   """Self-play under the oracle, which a section of an opponent changes."""
-  return base.policy('self_play', tau=TAU, judge='oracle')
+  return base.policy('self_play', tau=TAU, judge='oracle', steps=STEPS)
 
 
 def make_config(seed: int, toy: bool):
-  """All policies, each of 300 updates."""
+  """All policies, each of `STEPS` updates."""
   policies = {'self_play': make_policy()}
   for name, reward in (('leader', 'regularised'), ('leader_payoff', 'payoff')):
     policies[name] = base.with_opponent(

@@ -32,9 +32,11 @@ real: .cache/smollm2/model.gguf .cache/smollm2/comparisons.jsonl
 test: lint $(VENV)/installed-test
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
-# All other tests: at full size, and exhaustive ones.
+# All other tests: at full size, and exhaustive ones. Those of seconds come last, with the machine to themselves.
+TIMED := tests/test_ends_in_time.py
 test-slow: $(VENV)/installed-emulators
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --ignore=$(TIMED) $(ARGS)
+	$(BIN)/python -m pytest -n0 -m slow $(TIMED)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.documented_commands import SECTIONS
 from tests.reporting.chromium import Browser, serve
 
-KINDS = ('language', 'evaluate', 'judges', 'token_game', 'tabular', 'sample_complexity')
 IMAGES = Path(__file__).parents[2] / 'docs' / 'images'
 HEIGHTS = {1400: 1100, 390: 1000}
 SCALES = {1400: 0.6, 390: 1.0}
@@ -19,7 +19,7 @@ SCALES = {1400: 0.6, 390: 1.0}
 
 def main(folder: Path) -> None:
   """Writes the pictures to docs/images."""
-  reports = {f'report_{kind}': folder / kind / 'report.html' for kind in KINDS}
+  reports = {f'report_{kind}': folder / kind / 'report.html' for kind in SECTIONS}
   take({name: page for name, page in reports.items() if page.exists()})
   if (folder / 'site').exists():
     with serve(folder / 'site') as address:  # opened as files, the site has no search

@@ -7,6 +7,7 @@ file runs on one worker, so that its fixtures are made once.
 import importlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,9 @@ os.environ['XLA_FLAGS'] = f'{FLAGS} {os.environ.get("XLA_FLAGS", "")}'
 # For programs at full size: what they compile runs for longer than it takes to optimise it.
 OPTIMISED = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
 
+# With the hook, Python compiles whatever modules import, libraries too: it has to be kept.
+sys.dont_write_bytecode = False
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()
 
 # The files that take longest, longest first: a worker that begins one of them late ends late.
@@ -37,7 +41,12 @@ LONGEST = (
   'test_token_game_solved',
   'test_configs',
   'test_distributed',
+  'test_memory_plan',
   'test_interruption',
+  'test_chaos',
+  'test_elastic',
+  'test_machines_apart',
+  'test_store',
   'test_mesh',
   'test_estimators',
 )
@@ -54,6 +63,14 @@ def pytest_terminal_summary(terminalreporter):
   for report in terminalreporter.getreports('passed'):
     for name, value in report.user_properties:
       terminalreporter.write_line(f'{name}: {value}')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def environment_of_commands():
+  """Commands that tests start have no PyTorch, as those of users; importing it takes seconds."""
+  os.environ['PYTHONPATH'] = os.pathsep.join(
+    [str(ROOT / 'tests' / 'as_users'), *filter(None, [os.environ.get('PYTHONPATH')])]
+  )
 
 
 @pytest.fixture(scope='session')

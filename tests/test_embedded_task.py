@@ -40,6 +40,7 @@ def run(workdir):
   return results
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_nash_md_beats_sft_with_low_exploitability(tmp_path):
   """One test, not six: each would run the whole pipeline."""

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 MINUTES = 30  # for a machine that runs other tests beside it
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_all_methods_but_best_response_solve_the_game(tmp_path):
   arguments = [sys.executable, '-m', 'nlhf_jax.main', '--config=configs/token_game.py']

@@ -30,6 +30,7 @@ def uncut(tmp_path_factory):
     yield runs.run_uncut(tmp_path_factory.mktemp('uncut'), KINDS)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='processor time is read from /proc')
 @pytest.mark.parametrize(('part', 'number'), SAMPLE)

@@ -114,7 +114,7 @@ def test_published_judge_is_counted_from_its_config(config, tmp_path):
   ('depth', 'meshes'),
   [
     (16, ['8,1,1,replicated', '2,2,2,tensor']),
-    (32, ['1,8,1,gathered', '1,1,8,gathered']),
+    pytest.param(32, ['1,8,1,gathered', '1,1,8,gathered'], marks=pytest.mark.full),
   ],
 )
 def test_plans_are_what_steps_need(depth, meshes):

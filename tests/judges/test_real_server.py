@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -93,7 +94,12 @@ def served(tmp_path_factory):
   command = [str(Path(sys.executable).with_name('transformers')), 'serve', str(folder)]
   options = ['--host=127.0.0.1', f'--port={port}', '--device=cpu', '--dtype=float32']
   log = (folder / 'log').open('w')
-  process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
+  process = subprocess.Popen(
+    [*command, *options],
+    stdout=log,
+    stderr=log,
+    env=os.environ | {'PYTHONPATH': ''},  # this program needs PyTorch
+  )
   try:
     wait_for(port, process, folder / 'log')
     yield f'http://127.0.0.1:{port}/v1', str(folder), *model, process

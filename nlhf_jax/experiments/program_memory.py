@@ -218,7 +218,8 @@ def measure_rollout(
     parts = layer_bytes(slots)
     return _sampling_peak(model, make_slots, make_sampler, prompts, parts)
   slots = layouts.used_slots(make_sampler(model), slots)
-  mesh = layouts.sampling_mesh(layouts.choose(model.decoder, slots, memory))
+  layout = layouts.choose(model.decoder, slots, memory)
+  mesh = layouts.sampling_mesh(layout, model.decoder)
   low = {slot: jax.eval_shape(model.decoder.cast, params) for slot, params in slots.items()}
   moving = parameter_bytes(low)
   with jax.set_mesh(mesh):

@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x, cos_sin, attend):
-    sizes = self.sizes
+    sizes, x = self.sizes, sharding.shard_rows(x)  # all tokens
 
     def heads(count, name):
       y = Linear(count * sizes.head_size, sizes.input_bias, self.numerics, self.lora, name=name)(x)
@@ -119,10 +119,14 @@ class Attention(nn.Module):
       key = Norm(sizes, self.numerics, name='key_norm')(key)
     if cos_sin is not None:
       query, key = rotate(query, cos_sin), rotate(key, cos_sin)
+    copies = sharding.copies_of_key_heads(sizes.heads, sizes.key_heads)
+    if copies > 1:
+      key, value = (jnp.repeat(x, copies, axis=2) for x in (key, value))
     query, key, value = (sharding.shard_rows(x, None, 'tensor') for x in (query, key, value))
     scale = sizes.attention_scale or sizes.head_size**-0.5
     attended, stored = attend(query, key, value, scale=scale, cap=sizes.attention_cap)
     attended = attended.reshape(*x.shape[:2], sizes.heads * sizes.head_size)
+    attended = sharding.shard_rows(attended, None, 'tensor')
     out = Linear(sizes.width, sizes.output_bias, self.numerics, self.lora, name='out')
     return out(attended), stored
 
@@ -143,16 +147,16 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    sizes = self.sizes
+    sizes, x = self.sizes, sharding.shard_rows(x)  # all tokens
 
     def linear(width, name):
       return Linear(width, sizes.hidden_bias, self.numerics, self.lora, name=name)
 
+    def units(name):
+      return sharding.shard_rows(linear(sizes.hidden, name)(x), None, 'tensor')
+
     activate = ACTIVATIONS[sizes.activation]
-    if sizes.gated:
-      hidden = activate(linear(sizes.hidden, 'gate')(x)) * linear(sizes.hidden, 'up')(x)
-    else:
-      hidden = activate(linear(sizes.hidden, 'up')(x))
+    hidden = activate(units('gate')) * units('up') if sizes.gated else activate(units('up'))
     return linear(sizes.width, 'down')(hidden)
 
 
@@ -181,7 +185,7 @@ class Block(nn.Module):
     feed_forward = FeedForward(sizes, numerics, self.lora, name=f'feed_forwards{suffix}')
     out = feed_forward(norm('feed_forward', x))
     x = x + (norm('feed_forward_post', out) if sizes.post_norms else out)
-    return sharding.shard_rows(x), stored
+    return sharding.shard_rows(x, 'tensor'), stored  # between layers, by tokens
 
 
 class Ends(nn.Module):
@@ -221,7 +225,7 @@ class Ends(nn.Module):
 
   def finish(self, x):
     """The hidden states, from the output of the last layer."""
-    return self.final_norm(x)
+    return sharding.shard_rows(self.final_norm(x))
 
   def logits(self, hidden):
     """Next-token logits in float32."""

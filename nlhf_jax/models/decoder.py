@@ -61,6 +61,7 @@ class Decoder(NamedTuple):
   - `cast(params)` returns them in the types that the functions compute in, where these are smaller.
   - `head` is the layer that `logits` applies; None if it is another function.
   - `shapes()` returns the shapes and types of what `init` returns; None if only `init` knows them.
+  - `heads` is the number of its query heads, which devices can share; None if it has none.
   """
 
   init: Callable[[Array], Params]
@@ -71,6 +72,7 @@ class Decoder(NamedTuple):
   cast: Callable[[Params], Params] = unchanged
   head: Head | None = None
   shapes: Callable[[], Params] | None = None
+  heads: int | None = None
 
 
 def parameter_shapes(decoder: Decoder) -> Params:

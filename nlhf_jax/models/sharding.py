@@ -162,6 +162,17 @@ def axis_sizes() -> dict[str, int]:
   return dict(jax.sharding.get_abstract_mesh().shape)
 
 
+def copies_of_key_heads(heads: int, key_heads: int) -> int:
+  """How often each key head is repeated, so that `tensor` splits heads and caches; 1 for no need.
+
+  A device then has the key head of its own query heads, not all of them. Where the axis does not
+  divide the heads, nothing is repeated, and all devices along it have all keys.
+  """
+  parts = axis_sizes().get('tensor', 1)
+  copies = parts // math.gcd(parts, key_heads)
+  return copies if heads % (key_heads * copies) == 0 else 1
+
+
 def example_shards() -> int:
   """The number of parts that a batch is split into."""
   return math.prod(axis_sizes()[axis] for axis in automatic(ROW_AXES) or ()) if has_mesh() else 1

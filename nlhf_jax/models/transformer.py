@@ -235,4 +235,5 @@ def make_decoder(
     model.cast,
     model.head(),
     model.shapes,
+    sizes.heads,
   )

@@ -4,7 +4,8 @@ Every token that is sampled reads all weights, so weights that training splits w
 every token. Therefore each rollout moves them once, in the type that they are computed in:
 
 - `replicated`: every device has all weights, and rows of its own; nothing is communicated.
-- `tensor`: the devices that split parameters in training split heads and hidden units instead.
+- `tensor`: the devices that split parameters in training split heads and hidden units instead, or
+  as many of them as divide the heads; the others have rows of their own.
 - `gathered`: as in training. Only this takes no more memory than the parts of each device.
 
 A layout is another mesh of the same devices, so that the table of `models.sharding` applies to it.
@@ -12,6 +13,7 @@ A layout is another mesh of the same devices, so that the table of `models.shard
 
 import contextlib
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -55,9 +57,8 @@ def choose(decoder: Decoder, slots: Mapping[str, Params], memory: int | float) -
   """
   if _wanted.get() != 'auto':
     return _wanted.get()
-  mesh = sharding.axis_sizes()
   size = whole_bytes(decoder, slots)
-  for layout, parts in (('replicated', 1), ('tensor', mesh['fsdp'] * mesh['tensor'])):
+  for layout, parts in (('replicated', 1), ('tensor', sharing_devices(decoder))):
     if distributed.broadcast_from_first(size / parts <= SHARE * memory):
       return layout
   return 'gathered'
@@ -80,14 +81,20 @@ def device_memory() -> int:
   return stats.get('bytes_limit', host // jax.local_device_count())
 
 
-def sampling_mesh(layout: str) -> jax.sharding.Mesh:
+def sharing_devices(decoder: Decoder) -> int:
+  """The number of devices of the current mesh that share the weights in the layout `tensor`."""
+  mesh = sharding.axis_sizes()
+  parts = mesh['fsdp'] * mesh['tensor']
+  return math.gcd(parts, decoder.heads) if decoder.heads else parts
+
+
+def sampling_mesh(layout: str, decoder: Decoder) -> jax.sharding.Mesh:
   """The devices of the current mesh, along the axes that this layout splits."""
-  mesh = jax.sharding.get_mesh()
-  data, fsdp, tensor = (mesh.shape[axis] for axis in sharding.AXES)
+  mesh, sharing = jax.sharding.get_mesh(), sharing_devices(decoder)
   sizes = {
     'replicated': (mesh.size, 1, 1),
-    'tensor': (data, 1, fsdp * tensor),
-    'gathered': (data, fsdp, tensor),
+    'tensor': (mesh.size // sharing, 1, sharing),
+    'gathered': tuple(mesh.shape[axis] for axis in sharding.AXES),
   }[layout]
   return jax.sharding.Mesh(mesh.devices.reshape(sizes), mesh.axis_names, mesh.axis_types)
 
@@ -131,7 +138,7 @@ def sampling_layout(
   slots = used_slots(sampler, slots)
   layout = choose(sampler.decoder, slots, device_memory())
   announce(layout, whole_bytes(sampler.decoder, slots))
-  mesh = sampling_mesh(layout)
+  mesh = sampling_mesh(layout, sampler.decoder)
   slots = to_sampling(sampler.decoder, slots, mesh)
   with jax.set_mesh(mesh):
     yield slots, *_place(prompts, key)

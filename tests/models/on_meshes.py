@@ -63,7 +63,7 @@ def learn(mesh, adapter=None):
     optimizer = optax.adam(1e-2, eps=1e-2)  # the default makes rounding errors into updates
     state = sharding.put_parameters(initial_state(ALGORITHM, own, optimizer, base))
     random = np.random.default_rng(0)
-    tokens = random.integers(2, 16, (8, 15)).astype(np.int32)
+    tokens = random.integers(2, 16, (8, 21)).astype(np.int32)  # 16 of them in each sequence
     sides = [
       Responses(side[:, None], side[:, None] > 3) for side in (tokens[:, :5], tokens[:, 5:10])
     ]

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from nlhf_jax.algorithms import catalogue
 from nlhf_jax.models import architectures, head, scoring, sharding
 from nlhf_jax.models.blocks import Numerics
+from nlhf_jax.models.decoder import make_cache
 from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import layouts, sampler
 from nlhf_jax.sampling.decode import decode
@@ -30,14 +31,15 @@ from tests import compiled_text
 
 VOCABULARY, WIDTH = 512, 32
 FSDP = (1, 8, 1)
+MESHES = ((8, 1, 1), FSDP, (1, 1, 8), (2, 2, 2))
 
 
-def small(compute=jnp.float32, **changes):
+def small(compute=jnp.float32, remat='nothing', **changes):
   """A decoder of two layers and its parameters, which bfloat16 represents exactly."""
   sizes = architectures.small(
     VOCABULARY, WIDTH, layers=2, heads=8, key_heads=8, head_size=8, hidden=64, rotary_base=1e4
   )
-  decoder = make_decoder(sizes._replace(**changes), Numerics(compute))
+  decoder = make_decoder(sizes._replace(**changes), Numerics(compute, remat=remat))
   random = np.random.default_rng(0)
 
   def fill(leaf):
@@ -142,7 +144,7 @@ def casts():
   with jax.set_mesh(sharding.make_mesh(*FSDP)):
     placed = sharding.put_parameters(params)
     low = layouts._lower(decoder.cast, placed)
-    mesh = layouts.sampling_mesh('replicated')
+    mesh = layouts.sampling_mesh('replicated', decoder)
     with jax.set_mesh(mesh):
       own = compiled_text.partitioned(jax.jit(sharding.shard_parameters).lower(low))[1]
       unpinned = jax.jit(lambda params: sharding.shard_parameters(decoder.cast(params)))
@@ -162,15 +164,15 @@ def casts():
   }
 
 
-def decoding(layout, shards=True):
+def decoding(layout, shards=True, mesh=FSDP, **changes):
   """What one decoding program moves per token; caches have room for 61 tokens.
 
   The loop is that of each shard, or one of all, as `gathered` has it.
   """
-  decoder, params = small(jnp.bfloat16)
-  with jax.set_mesh(sharding.make_mesh(*FSDP)):
+  decoder, params = small(jnp.bfloat16, **changes)
+  with jax.set_mesh(sharding.make_mesh(*mesh)):
     placed = sharding.put_parameters(params)
-    mesh = layouts.sampling_mesh(layout)
+    mesh = layouts.sampling_mesh(layout, decoder)
     slots = layouts.to_sampling(decoder, {'policy': placed}, mesh)
     with jax.set_mesh(mesh):
       settings = sampler.make_sampler(decoder, [{'policy': 1.0}], 62, 1, 1, sampler.Filters())
@@ -248,6 +250,64 @@ def tokens():
   return results
 
 
+# --- Layers ---
+
+
+def few_key_heads(copied):
+  """Key heads of a device's caches of each layer, and how far its gradient is from one device's.
+
+  Eight devices share two key heads, with copies of them or, as the control, without.
+  """
+  if not copied:
+    sharding.copies_of_key_heads = lambda *_: 1
+  decoder, params = small(key_heads=2)
+  prompts = some_prompts(8)
+
+  def loss(params):
+    hidden, _ = decoder.prefill(params, *prompts)
+    return jnp.sum(jnp.sin(hidden))
+
+  alone = jax.grad(loss)(params)
+  with jax.set_mesh(sharding.make_mesh(1, 1, 8)):
+    placed = sharding.put_parameters(params)
+    gradient = jax.jit(jax.grad(loss))(placed)
+    _, prompt_cache = jax.jit(decoder.prefill)(placed, *prompts)
+    cache = jax.jit(partial(make_cache, rows=8, room=4))(prompt_cache)
+  buffers = [*prompt_cache.keys, *prompt_cache.values, *cache.keys, *cache.values]
+  heads = {leaf.addressable_shards[0].data.shape[1] for leaf in buffers}
+  errors = jax.tree.map(relative, gradient, alone)
+  return {'heads': sorted(heads), 'error': max(jax.tree.leaves(errors))}
+
+
+def carried_layers(mesh, length=16, split=True):
+  """What the loops over layers carry for the gradient, and how far that is from one device's.
+
+  `split=False` is the control: a gradient that may lie anywhere.
+  """
+  decoder, params = small(remat='layers')
+  prompts = some_prompts(8, length)
+
+  def loss(params):
+    hidden, _ = decoder.prefill(params, *prompts)
+    return jnp.sum(jnp.sin(hidden))
+
+  alone = jax.grad(loss)(params)
+  with jax.set_mesh(sharding.make_mesh(*mesh)):
+    placed = sharding.put_parameters(params)
+    shard = sharding.shard_parameters if split else lambda tree: tree
+    differentiate = jax.jit(lambda params: shard(jax.grad(loss)(params)))
+    compiled, text = compiled_text.partitioned(differentiate.lower(placed))
+    errors = jax.tree.map(relative, compiled(placed), alone)
+  carried = [
+    shape
+    for found in compiled_text.instructions(text)
+    if found.opcode == 'while'
+    for _, shape in compiled_text.shapes(found)
+  ]
+  gathered = [shape for _, _, kinds in moved(text, True) for _, shape in kinds]
+  return {'carried': carried, 'moved': gathered, 'error': max(jax.tree.leaves(errors))}
+
+
 # --- Rows and parts ---
 
 
@@ -311,9 +371,17 @@ PARTS = {
   'decoding': lambda: (
     {layout: decoding(layout) for layout in layouts.LAYOUTS}
     | {'together': decoding('replicated', shards=False)}
+    | {'few keys': decoding('tensor', mesh=(1, 1, 8), key_heads=2, tied=False)}
+    | {'few keys, shards': decoding('tensor', mesh=(2, 2, 2), key_heads=2)}
   ),
   'tokens': tokens,
   'uneven_tokens': uneven_tokens,
+  'copied': lambda: few_key_heads(True),
+  'not_copied': lambda: few_key_heads(False),
+  'carried': lambda: (
+    {json.dumps(mesh): carried_layers(mesh) for mesh in MESHES}
+    | {'odd': carried_layers((1, 1, 8), length=15), 'whole': carried_layers(FSDP, split=False)}
+  ),
   'rows': rows,
   'accumulation': accumulation,
 }

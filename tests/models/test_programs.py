@@ -98,10 +98,11 @@ def test_decoding_gathers_no_weights():
 
   assert decoding['replicated'] == []  # so that no shard waits for another
   assert decoding['together'] != []  # the control: whether all are done
-  assert largest(gathers('tensor')) < smallest
   assert largest(gathers('gathered')) >= smallest  # the control
-  places = {axis for moved in decoding['tensor'] for _, shape in moved[2] for axis in shape}
-  assert 61 not in places  # the caches stay where they are
+  for layout in ('tensor', 'few keys', 'few keys, shards'):
+    assert largest(gathers(layout)) < smallest, layout
+    places = {axis for moved in decoding[layout] for _, shape in moved[2] for axis in shape}
+    assert 61 not in places, layout  # the caches stay where they are
 
 
 @pytest.mark.slow
@@ -141,6 +142,34 @@ def test_accumulation_carries_the_part_of_a_device():
   carried = [shape for kinds in found['carried'] for _, shape in kinds]
   assert [512, 4] in carried
   assert [512, 32] not in carried
+
+
+@pytest.mark.slow
+def test_devices_have_the_keys_of_their_own_queries():
+  copied, control = outcome('copied'), outcome('not_copied')
+  assert copied['heads'] == [1]
+  assert control['heads'] == [2]
+  assert max(copied['error'], control['error']) < 1e-5
+
+
+@pytest.mark.slow
+def test_loops_over_layers_carry_the_part_of_a_device():
+  """Its rows and tokens of what goes between layers, and its part of each gradient."""
+  found = outcome('carried')
+  assert all(case['error'] < 1e-5 for case in found.values())
+  odd, whole = (found.pop(name)['carried'] for name in ('odd', 'whole'))
+  kernel = [2, 32, 64]  # of two layers
+  for mesh, case in found.items():
+    data, fsdp, tensor = json.loads(mesh)
+    rows = 8 // (data * fsdp)
+    assert [2, rows, 16 // tensor, 32] in case['carried'], mesh
+    kernels = [np.prod(shape) for shape in case['carried'] if shape[0:1] == [2] and len(shape) == 3]
+    assert max(kernels) <= np.prod(kernel) / (fsdp * tensor), mesh
+    if fsdp == data == 1:  # activations move, but no kernel
+      assert {tuple(shape) for shape in case['moved']} == {(8, 16, 32), (32,)}
+  # The controls: a number of tokens that does not divide, and gradients that may lie anywhere.
+  assert [2, 8, 15, 32] in odd
+  assert kernel in whole
 
 
 # --- One device ---

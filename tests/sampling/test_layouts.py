@@ -13,7 +13,7 @@ from nlhf_jax.models.transformer import make_decoder
 from nlhf_jax.sampling import layouts
 
 SIZES = architectures.small(
-  64, width=16, layers=1, heads=2, key_heads=1, head_size=8, hidden=32, rotary_base=1e4
+  64, width=16, layers=1, heads=4, key_heads=1, head_size=8, hidden=32, rotary_base=1e4
 )
 
 
@@ -42,6 +42,17 @@ def test_the_first_layout_that_fits_is_chosen(decoder_and_slots):
     with layouts.use_layout('gathered'):
       assert layouts.choose(*decoder_and_slots, 1e12) == 'gathered'
   assert chosen == ['replicated', 'tensor', 'gathered']
+
+
+def test_as_many_devices_share_weights_as_divide_the_heads(decoder_and_slots):
+  decoder, slots = decoder_and_slots
+  whole = layouts.whole_bytes(decoder, slots)
+  with jax.sharding.use_abstract_mesh(AbstractMesh((1, 8, 2), sharding.AXES)):
+    assert layouts.sharing_devices(decoder) == 4
+    assert layouts.sharing_devices(decoder._replace(heads=9)) == 1
+    assert layouts.sharing_devices(decoder._replace(heads=None)) == 16
+    assert layouts.choose(decoder, slots, whole) == 'tensor'
+    assert layouts.choose(decoder, slots, 0.9 * whole) == 'gathered'  # a quarter is too much
 
 
 def test_an_unknown_layout_is_refused(config_named):

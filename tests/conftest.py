@@ -30,7 +30,7 @@ os.environ['XLA_FLAGS'] = f'{FLAGS} {os.environ.get("XLA_FLAGS", "")}'
 # For programs at full size: what they compile runs for longer than it takes to optimise it.
 OPTIMISED = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
 
-# With the hook, Python compiles whatever modules import, libraries too: it has to be kept.
+# The hook makes Python look for compiled files of its own, for libraries as well: they are kept.
 sys.dont_write_bytecode = False
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 install_import_hook('nlhf_jax', 'beartype.beartype').__enter__()

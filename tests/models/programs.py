@@ -253,6 +253,12 @@ def tokens():
 # --- Layers ---
 
 
+def loss_of_hidden(decoder, params, prompts):
+  """Some function of all hidden states."""
+  hidden, _ = decoder.prefill(params, *prompts)
+  return jnp.sum(jnp.sin(hidden))
+
+
 def few_key_heads(copied):
   """Key heads of a device's caches of each layer, and how far its gradient is from one device's.
 
@@ -261,16 +267,11 @@ def few_key_heads(copied):
   if not copied:
     sharding.copies_of_key_heads = lambda *_: 1
   decoder, params = small(key_heads=2)
-  prompts = some_prompts(8)
-
-  def loss(params):
-    hidden, _ = decoder.prefill(params, *prompts)
-    return jnp.sum(jnp.sin(hidden))
-
-  alone = jax.grad(loss)(params)
+  prompts, loss = some_prompts(8), partial(loss_of_hidden, decoder)
+  alone = jax.grad(loss)(params, prompts)
   with jax.set_mesh(sharding.make_mesh(1, 1, 8)):
     placed = sharding.put_parameters(params)
-    gradient = jax.jit(jax.grad(loss))(placed)
+    gradient = jax.jit(jax.grad(loss))(placed, prompts)
     _, prompt_cache = jax.jit(decoder.prefill)(placed, *prompts)
     cache = jax.jit(partial(make_cache, rows=8, room=4))(prompt_cache)
   buffers = [*prompt_cache.keys, *prompt_cache.values, *cache.keys, *cache.values]
@@ -285,19 +286,14 @@ def carried_layers(mesh, length=16, split=True):
   `split=False` is the control: a gradient that may lie anywhere.
   """
   decoder, params = small(remat='layers')
-  prompts = some_prompts(8, length)
-
-  def loss(params):
-    hidden, _ = decoder.prefill(params, *prompts)
-    return jnp.sum(jnp.sin(hidden))
-
-  alone = jax.grad(loss)(params)
+  prompts, loss = some_prompts(8, length), partial(loss_of_hidden, decoder)
+  alone = jax.grad(loss)(params, prompts)
   with jax.set_mesh(sharding.make_mesh(*mesh)):
     placed = sharding.put_parameters(params)
     shard = sharding.shard_parameters if split else lambda tree: tree
-    differentiate = jax.jit(lambda params: shard(jax.grad(loss)(params)))
-    compiled, text = compiled_text.partitioned(differentiate.lower(placed))
-    errors = jax.tree.map(relative, compiled(placed), alone)
+    differentiate = jax.jit(lambda *inputs: shard(jax.grad(loss)(*inputs)))
+    compiled, text = compiled_text.partitioned(differentiate.lower(placed, prompts))
+    errors = jax.tree.map(relative, compiled(placed, prompts), alone)
   carried = [
     shape
     for found in compiled_text.instructions(text)
